@@ -1,0 +1,163 @@
+"""The model family as values: every published layout, and the miniatures, one literal each.
+
+Sources: the published ``config.json`` of each model; ComfyUI ``comfy/supported_models.py`` for the depths of
+SSD-1B, Vega and KOALA. Parameter counts are contracts, checked on meta tensors by the tests.
+"""
+
+from dataclasses import dataclass, field, replace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """One resolution of the UNet. Length = resnets, value = transformer depth behind that resnet.
+
+    ``up`` is in execution order and has one entry more than ``down``: the skip of the level's entry.
+    """
+
+    channels: int
+    down: tuple[int, ...]
+    up: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.up) != len(self.down) + 1:
+            raise ValueError(f"up must have {len(self.down) + 1} entries (down + 1), got {self.up}")
+        for name, depths in (("down", self.down), ("up", self.up)):
+            if (0 in depths) and any(depths):
+                raise ValueError(f"{name} mixes resnets with and without a transformer: {depths}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UNetLayout:
+    """A UNet of SDXL's kind.
+
+    Attributes:
+        levels: finest first.
+        mid: transformer depth of the middle block; 0 = one resnet only (SSD-1B), None = no middle block.
+        head_dim: channels per attention head (diffusers' ``attention_head_dim`` is, in spite of its name,
+            the number of heads).
+        cross_attention_dim: width of the text embeddings.
+        pooled_dim: width of the pooled text embedding.
+        time_ids_dim: width of the sinusoidal embedding of each of the six micro-conditioning numbers.
+        norm_groups: groups of every GroupNorm.
+        guidance_embed_dim: width of the embedded guidance scale in LCM-distilled UNets, None elsewhere.
+    """
+
+    levels: tuple[Level, ...]
+    mid: int | None
+    head_dim: int = 64
+    cross_attention_dim: int = 2048
+    pooled_dim: int = 1280
+    time_ids_dim: int = 256
+    norm_groups: int = 32
+    guidance_embed_dim: int | None = None
+    in_channels: int = 4
+    out_channels: int = 4
+
+    @property
+    def transformer_blocks(self) -> int:
+        """Number of transformer blocks in the whole UNet (70 in SDXL, 34 in SSD-1B)."""
+        return sum(sum(level.down) + sum(level.up) for level in self.levels) + (self.mid or 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VAELayout:
+    """An AutoencoderKL: ``len(channels) - 1`` halvings, so SDXL's four levels give a factor of 8."""
+
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 4
+    norm_groups: int = 32
+    scaling_factor: float = 0.13025
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent cell, along each axis."""
+        return 2 ** (len(self.channels) - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextLayout:
+    """A CLIP text encoder; ``projection_dim`` None = hidden states only (SDXL's first encoder)."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    intermediate_size: int
+    activation: str
+    projection_dim: int | None
+    vocab_size: int = 49408
+    max_length: int = 77
+    bos_token_id: int = 49406
+    eos_token_id: int = 49407
+    pad_token_id: int = 49407
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLayout:
+    """Everything that decides the shapes of a text-to-image model."""
+
+    name: str
+    unet: UNetLayout
+    vae: VAELayout = field(default_factory=VAELayout)
+    text_encoder: TextLayout
+    text_encoder_2: TextLayout
+    size: int = 1024
+    """Side in pixels of the square picture the model was trained for."""
+
+
+CLIP_L = TextLayout(
+    hidden_size=768, layers=12, heads=12, intermediate_size=3072, activation="quick_gelu", projection_dim=None
+)
+# The second tokenizer pads with "!" (id 0), the first with its end token.
+CLIP_BIGG = TextLayout(
+    hidden_size=1280, layers=32, heads=20, intermediate_size=5120, activation="gelu", projection_dim=1280,
+    pad_token_id=0,
+)  # fmt: skip
+
+SDXL = UNetLayout(mid=10, levels=(
+    Level(channels=320,  down=(0, 0),   up=(0, 0, 0)),
+    Level(channels=640,  down=(2, 2),   up=(2, 2, 2)),
+    Level(channels=1280, down=(10, 10), up=(10, 10, 10))))  # fmt: skip
+
+SSD_1B = UNetLayout(mid=0, levels=(
+    Level(channels=320,  down=(0, 0), up=(0, 0, 0)),
+    Level(channels=640,  down=(2, 2), up=(2, 1, 1)),
+    Level(channels=1280, down=(4, 4), up=(4, 4, 10))))  # fmt: skip
+
+VEGA = UNetLayout(mid=0, levels=(
+    Level(channels=320,  down=(0, 0), up=(0, 0, 0)),
+    Level(channels=640,  down=(1, 1), up=(1, 1, 1)),
+    Level(channels=1280, down=(2, 2), up=(2, 2, 2))))  # fmt: skip
+
+KOALA_1B = UNetLayout(mid=6, levels=(
+    Level(channels=320,  down=(0,), up=(0, 0)),
+    Level(channels=640,  down=(2,), up=(2, 2)),
+    Level(channels=1280, down=(6,), up=(6, 6))))  # fmt: skip
+
+KOALA_700M = UNetLayout(mid=None, levels=(
+    Level(channels=320,  down=(0,), up=(0, 0)),
+    Level(channels=640,  down=(2,), up=(2, 2)),
+    Level(channels=1280, down=(5,), up=(5, 5))))  # fmt: skip
+
+UNETS: dict[str, UNetLayout] = {
+    "sdxl": SDXL,
+    "ssd-1b": SSD_1B,
+    "vega": VEGA,
+    "koala-1b": KOALA_1B,
+    "koala-700m": KOALA_700M,
+}
+
+
+def _narrowed(layout: UNetLayout, channels: tuple[int, int, int], **widths: int) -> UNetLayout:
+    """Keep the topology of ``layout`` (every resnet, every depth) at other widths."""
+    levels = tuple(replace(level, channels=c) for level, c in zip(layout.levels, channels, strict=True))
+    return replace(layout, levels=levels, **widths)
+
+
+# The miniatures of Tabletop: the published topologies, narrow enough for two cores (docs/log has the figures).
+SDXL_MINI = _narrowed(
+    SDXL, (24, 48, 96), head_dim=24, cross_attention_dim=160, pooled_dim=96, time_ids_dim=32, norm_groups=8
+)
+SSD_1B_MINI = _narrowed(
+    SSD_1B, (24, 48, 96), head_dim=24, cross_attention_dim=160, pooled_dim=96, time_ids_dim=32, norm_groups=8
+)

@@ -1,0 +1,33 @@
+"""Shapes that cross a public boundary, with their axes, value space and range.
+
+Axis legend: ``batch`` pictures; ``tokens`` = 77 x the number of prompt chunks; ``height`` and ``width``
+in pixels for pictures, in latent cells (an eighth) for latents.
+
+The shapes are checked at run time in the tests only (``--jaxtyping-packages``).
+"""
+
+from typing import TypeAlias
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Latents: TypeAlias = Float[Tensor, "batch 4 height width"]
+"""Scaled latents (VAE latents x scaling factor, about unit variance), noisy ones as ``x0 + sigma * noise``."""
+
+Pixels: TypeAlias = Float[Tensor, "batch 3 height width"]
+"""RGB in [-1, 1]."""
+
+TokenIds: TypeAlias = Int[Tensor, "batch tokens"]
+"""Tokenizer ids, each chunk of 77 with its own begin and end token."""
+
+PromptEmbeds: TypeAlias = Float[Tensor, "batch tokens channels"]
+"""Penultimate hidden states of both text encoders, concatenated over channels (2048 in SDXL)."""
+
+PooledEmbeds: TypeAlias = Float[Tensor, "batch pooled"]
+"""Projected end-of-text state of the second text encoder (1280 in SDXL)."""
+
+TimeIds: TypeAlias = Float[Tensor, "batch 6"]
+"""Micro-conditioning in pixels: original height, width; crop top, left; target height, width."""
+
+Timesteps: TypeAlias = Float[Tensor, "batch"]
+"""Diffusion time in [0, 999]; fractions are allowed."""
