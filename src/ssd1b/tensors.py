@@ -1,7 +1,7 @@
 """Shapes that cross a public boundary, with their axes, value space and range.
 
-Axis legend: ``batch`` pictures; ``tokens`` = 77 x the number of prompt chunks; ``height`` and ``width``
-in pixels for pictures, in latent cells (an eighth) for latents.
+Axis legend: ``batch`` pictures; ``tokens`` = 77 x the number of prompt chunks; ``height`` and ``width`` in pixels;
+``cells_high`` and ``cells_wide`` in latent cells, an eighth of that.
 
 The shapes are checked at run time in the tests only (``--jaxtyping-packages``).
 """
@@ -11,7 +11,7 @@ from typing import TypeAlias
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Latents: TypeAlias = Float[Tensor, "batch 4 height width"]
+Latents: TypeAlias = Float[Tensor, "batch 4 cells_high cells_wide"]
 """Scaled latents (VAE latents x scaling factor, about unit variance), noisy ones as ``x0 + sigma * noise``."""
 
 Pixels: TypeAlias = Float[Tensor, "batch 3 height width"]

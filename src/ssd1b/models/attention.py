@@ -1,0 +1,100 @@
+"""The transformer half of the UNet: self-attention over cells, cross-attention to the text, feed-forward."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head attention (Vaswani et al. 2017); keys and values come from ``context`` where one is given."""
+
+    def __init__(
+        self, channels: int, *, head_dim: int, context_channels: int | None = None, qkv_bias: bool = False
+    ) -> None:
+        super().__init__()
+        context_channels = channels if context_channels is None else context_channels
+        self.head_dim = head_dim
+        self.to_q = nn.Linear(channels, channels, bias=qkv_bias)
+        self.to_k = nn.Linear(context_channels, channels, bias=qkv_bias)
+        self.to_v = nn.Linear(context_channels, channels, bias=qkv_bias)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """``x`` ``[B, N, C]``, ``context`` ``[B, T, D]`` -> ``[B, N, C]``."""
+        context = x if context is None else context
+        q, k, v = (
+            tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, heads, N or T, head_dim]
+            for tokens in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out[0](attended.transpose(1, 2).flatten(2))
+
+
+class GEGLU(nn.Module):
+    """Gated linear unit with GELU (Shazeer 2020, 2002.05202)."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(channels, 2 * out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, N, C] -> [B, N, out_channels]``."""
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """GEGLU of four times the width, then back."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        # Index 1 is diffusers' dropout: kept as a placeholder so that the published key is net.2.
+        self.net = nn.ModuleList(
+            [GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, N, C] -> [B, N, C]``."""
+        return self.net[2](self.net[0](x))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention and feed-forward, each normalised before and added to its input."""
+
+    def __init__(self, channels: int, *, head_dim: int, context_channels: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn1 = Attention(channels, head_dim=head_dim)
+        self.norm2 = nn.LayerNorm(channels)
+        self.attn2 = Attention(channels, head_dim=head_dim, context_channels=context_channels)
+        self.norm3 = nn.LayerNorm(channels)
+        self.ff = FeedForward(channels)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """``x`` ``[B, N, C]``, ``context`` ``[B, T, D]`` -> ``[B, N, C]``."""
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """A feature map as a sequence of cells through ``depth`` transformer blocks, added to its input."""
+
+    def __init__(
+        self, channels: int, depth: int, *, head_dim: int, context_channels: int, groups: int
+    ) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels)
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(channels, head_dim=head_dim, context_channels=context_channels)
+            for _ in range(depth)
+        )
+        self.proj_out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """``x`` ``[B, C, H, W]``, ``context`` ``[B, T, D]`` -> ``[B, C, H, W]``."""
+        height, width = x.shape[-2:]
+        tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))  # [B, H*W, C]
+        for block in self.transformer_blocks:
+            tokens = block(tokens, context)
+        return x + self.proj_out(tokens).transpose(1, 2).unflatten(2, (height, width))

@@ -1,0 +1,108 @@
+"""The convolutional half of the UNet and the VAE: residual blocks, resampling, the embedding of numbers.
+
+Attribute names are diffusers', so that published checkpoints load unmapped.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def sinusoidal_embedding(values: Tensor, channels: int) -> Tensor:
+    """Embed each number as cosines, then sines, of geometrically spaced frequencies.
+
+    Ho et al. 2020 (2006.11239) after Vaswani et al. 2017, in the order cosine-sine that SDXL was trained with.
+    Always computed in float32: at timestep 999 bfloat16 keeps only multiples of 4.
+
+    Args:
+        values: any shape ``[...]``.
+        channels: even width of the embedding.
+
+    Returns:
+        ``[..., channels]``, float32.
+    """
+    half = channels // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=values.device) * (-math.log(10000.0) / half)
+    angles = values.float()[..., None] * exponent.exp()
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """Two-layer perceptron over an embedded number or vector, ``[B, in] -> [B, out]``."""
+
+    def __init__(self, in_channels: int, out_channels: int, guidance_dim: int | None = None) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_channels, out_channels)
+        if guidance_dim is not None:
+            self.cond_proj = nn.Linear(guidance_dim, in_channels, bias=False)
+        self.linear_2 = nn.Linear(out_channels, out_channels)
+
+    def forward(self, x: Tensor, guidance: Tensor | None = None) -> Tensor:
+        """Embed ``x``; ``guidance`` is LCM's embedded guidance scale (2310.04378, section 4.3)."""
+        if guidance is not None:
+            x = x + self.cond_proj(guidance)
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class ResnetBlock(nn.Module):
+    """Residual block: norm, SiLU, convolution, twice; the time embedding is added between the two.
+
+    ``[B, in, H, W] -> [B, out, H, W]``. The VAE's blocks have no time embedding (``time_channels=None``).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        groups: int,
+        eps: float,
+        time_channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        if time_channels is not None:
+            self.time_emb_proj = nn.Linear(time_channels, out_channels)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """Apply the block; ``embedding`` is ``[B, time_channels]``."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        if embedding is not None:
+            h = h + self.time_emb_proj(F.silu(embedding))[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Downsample(nn.Module):
+    """Halve height and width by a strided convolution.
+
+    The UNet pads one cell on each side; the VAE's encoder (``asymmetric``) only at the right and the bottom.
+    """
+
+    def __init__(self, channels: int, *, asymmetric: bool = False) -> None:
+        super().__init__()
+        self.asymmetric = asymmetric
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if asymmetric else 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W] -> [B, C, H/2, W/2]``, odd sides rounded up (down if asymmetric)."""
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)
+
+
+class Upsample(nn.Module):
+    """Double height and width by repetition, then convolve."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """``[B, C, H, W] -> [B, C, *size]``; ``size`` (default twice) meets a skip of odd side."""
+        size = size or (2 * x.shape[-2], 2 * x.shape[-1])
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))

@@ -1,0 +1,168 @@
+"""One UNet for the whole family: SDXL, SSD-1B, Vega, KOALA and the miniatures differ in their layout only.
+
+Podell et al. 2023 (2307.01952) for SDXL; Gupta et al. 2024 (2401.02677) for SSD-1B and Vega.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssd1b.layouts import UNetLayout
+from ssd1b.models.attention import SpatialTransformer
+from ssd1b.models.layers import Downsample, ResnetBlock, TimestepEmbedding, Upsample, sinusoidal_embedding
+from ssd1b.tensors import Latents, PooledEmbeds, PromptEmbeds, TimeIds, Timesteps
+
+RESNET_EPS = 1e-5
+
+
+class UNet(nn.Module):
+    """Predict the noise (or the velocity) in noisy latents, given text and micro-conditioning.
+
+    State-dict keys and shapes are those of diffusers' ``UNet2DConditionModel``.
+    """
+
+    def __init__(self, layout: UNetLayout) -> None:
+        super().__init__()
+        self.layout = layout
+        width = layout.levels[0].channels
+        embedding = 4 * width
+        self.conv_in = nn.Conv2d(layout.in_channels, width, 3, padding=1)
+        self.time_embedding = TimestepEmbedding(width, embedding, layout.guidance_embed_dim)
+        self.add_embedding = TimestepEmbedding(6 * layout.time_ids_dim + layout.pooled_dim, embedding)
+
+        down, up, skips = [], [], [width]  # skips: channels of each feature map that the way up meets again
+        for index, level in enumerate(layout.levels):
+            last = index == len(layout.levels) - 1
+            inputs = [skips[-1], *[level.channels] * (len(level.down) - 1)]
+            down.append(
+                Block(
+                    layout, level.channels, inputs, level.down, None if last else Downsample(level.channels)
+                )
+            )
+            skips += [level.channels] * (len(level.down) + (not last))
+
+        channels = layout.levels[-1].channels
+        mid = None if layout.mid is None else MidBlock(layout, channels, layout.mid)
+        for index, level in enumerate(reversed(layout.levels)):
+            last = index == len(layout.levels) - 1
+            inputs = [c + skips.pop() for c in (channels, *[level.channels] * (len(level.up) - 1))]
+            up.append(
+                Block(layout, level.channels, inputs, level.up, None if last else Upsample(level.channels))
+            )
+            channels = level.channels
+        assert not skips, "every skip must be met on the way up"
+
+        self.down_blocks = nn.ModuleList(down)
+        self.mid_block = mid
+        self.up_blocks = nn.ModuleList(up)
+        self.conv_norm_out = nn.GroupNorm(layout.norm_groups, width, eps=RESNET_EPS)
+        self.conv_out = nn.Conv2d(width, layout.out_channels, 3, padding=1)
+
+    def forward(
+        self,
+        latents: Latents,
+        timesteps: Timesteps,
+        prompt_embeds: PromptEmbeds,
+        pooled_prompt_embeds: PooledEmbeds,
+        time_ids: TimeIds,
+        guidance_embeds: Tensor | None = None,
+    ) -> Latents:
+        """Run the network once.
+
+        Args:
+            latents: noisy latents at unit variance, ``x / sqrt(sigma^2 + 1)``.
+            timesteps: one diffusion time a picture, in [0, 999].
+            prompt_embeds: penultimate hidden states of both text encoders.
+            pooled_prompt_embeds: projected end-of-text state of the second text encoder.
+            time_ids: original size, crop, target size in pixels; required, never defaulted.
+            guidance_embeds: ``[B, guidance_embed_dim]``, LCM-distilled layouts only.
+
+        Returns:
+            The prediction, shaped as ``latents``.
+        """
+        dtype = self.conv_in.weight.dtype
+        time = sinusoidal_embedding(timesteps, self.conv_in.out_channels).to(dtype)
+        sizes = sinusoidal_embedding(time_ids, self.layout.time_ids_dim).flatten(1).to(dtype)
+        embedding = self.time_embedding(time, guidance_embeds)
+        embedding = embedding + self.add_embedding(torch.cat([pooled_prompt_embeds, sizes], dim=-1))
+
+        x = self.conv_in(latents)
+        skips = [x]
+        for block in self.down_blocks:
+            for resnet, attention in block.layers():
+                x = resnet(x, embedding)
+                x = x if attention is None else attention(x, prompt_embeds)
+                skips.append(x)
+            for downsample in block.downsamplers or ():
+                x = downsample(x)
+                skips.append(x)
+
+        if self.mid_block is not None:
+            x = self.mid_block(x, embedding, prompt_embeds)
+
+        for block in self.up_blocks:
+            for resnet, attention in block.layers():
+                x = resnet(torch.cat([x, skips.pop()], dim=1), embedding)
+                x = x if attention is None else attention(x, prompt_embeds)
+            for upsample in block.upsamplers or ():
+                x = upsample(x, skips[-1].shape[-2:])
+
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Block(nn.Module):
+    """One level on the way down or up: resnets, a transformer behind each (depth 0 = none), a resampler."""
+
+    def __init__(
+        self,
+        layout: UNetLayout,
+        channels: int,
+        inputs: list[int],
+        depths: tuple[int, ...],
+        resample: Downsample | Upsample | None,
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(_resnet(layout, c, channels) for c in inputs)
+        self.attentions = nn.ModuleList(_transformer(layout, channels, d) for d in depths if d) or None
+        self.downsamplers = nn.ModuleList([resample]) if isinstance(resample, Downsample) else None
+        self.upsamplers = nn.ModuleList([resample]) if isinstance(resample, Upsample) else None
+
+    def layers(self) -> Iterator[tuple[nn.Module, nn.Module | None]]:
+        """Each resnet with the transformer that follows it, if any."""
+        attentions = self.attentions or [None] * len(self.resnets)
+        return zip(self.resnets, attentions, strict=True)
+
+
+class MidBlock(nn.Module):
+    """The coarsest point: resnet, transformer, resnet in SDXL; a single resnet (``depth`` 0) in SSD-1B."""
+
+    def __init__(self, layout: UNetLayout, channels: int, depth: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(_resnet(layout, channels, channels) for _ in range(2 if depth else 1))
+        self.attentions = nn.ModuleList([_transformer(layout, channels, depth)]) if depth else None
+
+    def forward(self, x: Tensor, embedding: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """``[B, C, H, W] -> [B, C, H, W]``."""
+        x = self.resnets[0](x, embedding)
+        if self.attentions is not None:
+            x = self.resnets[1](self.attentions[0](x, prompt_embeds), embedding)
+        return x
+
+
+def _resnet(layout: UNetLayout, in_channels: int, out_channels: int) -> ResnetBlock:
+    time_channels = 4 * layout.levels[0].channels
+    return ResnetBlock(
+        in_channels, out_channels, groups=layout.norm_groups, eps=RESNET_EPS, time_channels=time_channels
+    )
+
+
+def _transformer(layout: UNetLayout, channels: int, depth: int) -> SpatialTransformer:
+    return SpatialTransformer(
+        channels,
+        depth,
+        head_dim=layout.head_dim,
+        context_channels=layout.cross_attention_dim,
+        groups=layout.norm_groups,
+    )

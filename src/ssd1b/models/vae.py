@@ -1,0 +1,230 @@
+"""The autoencoder between pixels and latents, SDXL's AutoencoderKL (Rombach et al. 2022, 2112.10752).
+
+State-dict keys and shapes are those of diffusers' ``AutoencoderKL``.
+"""
+
+import itertools
+import warnings
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssd1b.layouts import VAELayout
+from ssd1b.models.attention import Attention
+from ssd1b.models.layers import Downsample, ResnetBlock, Upsample
+from ssd1b.tensors import Latents, Pixels
+
+EPS = 1e-6
+
+
+class LatentDistribution(NamedTuple):
+    """What the encoder says of a picture: a diagonal Gaussian over scaled latents."""
+
+    mean: Latents
+    std: Latents
+
+
+class UndecodableLatents(ArithmeticError):
+    """The decoder gave NaN or infinity even in float32: the latents themselves are broken."""
+
+
+class VAE(nn.Module):
+    """Encode pictures to latents an eighth as wide and high, and back."""
+
+    def __init__(self, layout: VAELayout) -> None:
+        super().__init__()
+        self.layout = layout
+        self.encoder = Encoder(layout)
+        self.decoder = Decoder(layout)
+        self.quant_conv = nn.Conv2d(2 * layout.latent_channels, 2 * layout.latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(layout.latent_channels, layout.latent_channels, 1)
+
+    def encode(self, pixels: Pixels) -> LatentDistribution:
+        """Encode pictures whose sides are multiples of 8; both results are scaled latents."""
+        mean, log_variance = self.quant_conv(self.encoder(pixels)).chunk(2, dim=1)
+        scale = self.layout.scaling_factor
+        return LatentDistribution(mean * scale, (0.5 * log_variance.clamp(-30.0, 20.0)).exp() * scale)
+
+    def decode(self, latents: Latents, *, tile: int | None = None) -> Pixels:
+        """Decode scaled latents; never returns NaN.
+
+        SDXL's decoder overflows in float16 on some pictures, and a NaN cast to bytes is a black picture that
+        nothing reports. So the result is checked; on failure it is decoded again in float32, with a warning.
+
+        Args:
+            latents: scaled latents, any float type; computed in the decoder's own.
+            tile: side in latent cells of the tiles to decode one after the other, for pictures whose feature
+                maps do not fit in memory; None decodes in one go.
+
+        Raises:
+            UndecodableLatents: NaN or infinity even in float32.
+        """
+        pixels = self._decode(latents, tile)
+        if pixels.isfinite().all():
+            return pixels
+        dtype = self.post_quant_conv.weight.dtype
+        if dtype != torch.float32 and latents.isfinite().all():
+            warnings.warn(
+                f"the VAE overflowed in {dtype}; decoding again in float32", RuntimeWarning, stacklevel=2
+            )
+            try:
+                pixels = self.float()._decode(latents, tile)
+            finally:
+                self.to(dtype)
+        if not pixels.isfinite().all():
+            raise UndecodableLatents("the latents decode to NaN or infinity even in float32")
+        return pixels
+
+    def _decode(self, latents: Latents, tile: int | None) -> Pixels:
+        latents = latents.to(self.post_quant_conv.weight.dtype) / self.layout.scaling_factor
+        if tile is None or max(latents.shape[-2:]) <= tile:
+            return self.decoder(self.post_quant_conv(latents))
+        return self._decode_tiles(latents, tile)
+
+    def _decode_tiles(self, latents: Tensor, tile: int) -> Pixels:
+        """Decode overlapping tiles and cross-fade them linearly over a quarter of their side."""
+        factor = self.layout.factor
+        height, width = latents.shape[-2:]
+        pixels = latents.new_zeros(latents.shape[0], 3, height * factor, width * factor)
+        weights = latents.new_zeros(1, 1, height * factor, width * factor)
+        for top, left in itertools.product(_tile_starts(height, tile), _tile_starts(width, tile)):
+            part = latents[..., top : top + tile, left : left + tile]
+            decoded = self.decoder(self.post_quant_conv(part))
+            fade = _fade(decoded.shape[-2], tile * factor // 4)[:, None] * _fade(
+                decoded.shape[-1], tile * factor // 4
+            )
+            fade = fade.to(decoded)
+            window = (
+                ...,
+                slice(top * factor, (top + tile) * factor),
+                slice(left * factor, (left + tile) * factor),
+            )
+            pixels[window] += decoded * fade
+            weights[window] += fade
+        return pixels / weights
+
+
+def _tile_starts(length: int, tile: int) -> list[int]:
+    """First cells of the fewest tiles that overlap by at least a quarter and end with the picture."""
+    stride = tile - tile // 4
+    return [*range(0, max(length - tile, 0), stride), max(length - tile, 0)]
+
+
+def _fade(length: int, ramp: int) -> Tensor:
+    """A weight per pixel that rises from the edges over ``ramp`` pixels and never reaches zero."""
+    distance = torch.arange(1, length + 1, dtype=torch.float32)
+    return torch.minimum(distance, distance.flip(0)).clamp(max=ramp + 1) / (ramp + 1)
+
+
+class Encoder(nn.Module):
+    """Pixels ``[B, 3, H, W]`` to the parameters of a Gaussian ``[B, 2 * latent_channels, H/8, W/8]``."""
+
+    def __init__(self, layout: VAELayout) -> None:
+        super().__init__()
+        groups, channels = layout.norm_groups, layout.channels
+        self.conv_in = nn.Conv2d(3, channels[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            Stage(
+                before,
+                after,
+                layout.layers_per_block,
+                groups,
+                None if last else Downsample(after, asymmetric=True),
+            )
+            for before, after, last in _transitions(channels)
+        )
+        self.mid_block = MidBlock(channels[-1], groups)
+        self.conv_norm_out = nn.GroupNorm(groups, channels[-1], eps=EPS)
+        self.conv_out = nn.Conv2d(channels[-1], 2 * layout.latent_channels, 3, padding=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode."""
+        x = self.conv_in(pixels)
+        for stage in self.down_blocks:
+            x = stage(x)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nn.Module):
+    """Latents ``[B, latent_channels, h, w]`` to pixels ``[B, 3, 8h, 8w]``."""
+
+    def __init__(self, layout: VAELayout) -> None:
+        super().__init__()
+        groups, channels = layout.norm_groups, layout.channels[::-1]
+        self.conv_in = nn.Conv2d(layout.latent_channels, channels[0], 3, padding=1)
+        self.mid_block = MidBlock(channels[0], groups)
+        self.up_blocks = nn.ModuleList(
+            Stage(before, after, layout.layers_per_block + 1, groups, None if last else Upsample(after))
+            for before, after, last in _transitions(channels)
+        )
+        self.conv_norm_out = nn.GroupNorm(groups, channels[-1], eps=EPS)
+        self.conv_out = nn.Conv2d(channels[-1], 3, 3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Decode."""
+        x = self.mid_block(self.conv_in(latents))
+        for stage in self.up_blocks:
+            x = stage(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+def _transitions(channels: tuple[int, ...]) -> list[tuple[int, int, bool]]:
+    """(channels before, channels after, whether it is the last) of each stage."""
+    pairs = itertools.pairwise((channels[0], *channels))
+    return [(before, after, index == len(channels) - 1) for index, (before, after) in enumerate(pairs)]
+
+
+class Stage(nn.Module):
+    """The residual blocks of one resolution, then a change of resolution unless it is the last."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        layers: int,
+        groups: int,
+        resample: Downsample | Upsample | None,
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock(in_channels if i == 0 else out_channels, out_channels, groups=groups, eps=EPS)
+            for i in range(layers)
+        )
+        self.downsamplers = nn.ModuleList([resample]) if isinstance(resample, Downsample) else None
+        self.upsamplers = nn.ModuleList([resample]) if isinstance(resample, Upsample) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the stage."""
+        for module in (*self.resnets, *(self.downsamplers or ()), *(self.upsamplers or ())):
+            x = module(x)
+        return x
+
+
+class MidBlock(nn.Module):
+    """The coarsest point: residual block, attention over all cells with a single head, residual block."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock(channels, channels, groups=groups, eps=EPS) for _ in range(2)
+        )
+        self.attentions = nn.ModuleList([CellAttention(channels, groups)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W] -> [B, C, H, W]``."""
+        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+
+
+class CellAttention(Attention):
+    """Single-head self-attention over the cells of a feature map, added to its input."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__(channels, head_dim=channels, qkv_bias=True)
+        self.group_norm = nn.GroupNorm(groups, channels, eps=EPS)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """``[B, C, H, W] -> [B, C, H, W]``."""
+        tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # [B, H*W, C]
+        return x + super().forward(tokens).transpose(1, 2).unflatten(2, x.shape[-2:])
