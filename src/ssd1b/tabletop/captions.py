@@ -1,0 +1,118 @@
+"""Says what a scene shows, exactly: a small grammar, every sentence of which is true of its picture.
+
+Each choice in the grammar is one draw in [0, 1), and 0 is always the canonical choice, so the complete
+canonical caption is the sentence in which every draw is 0.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+
+from ssd1b.tabletop.degradations import DEGRADATIONS
+from ssd1b.tabletop.scenes import COLORS, MATERIALS, SIZES, Scene, Solid
+from ssd1b.tabletop.shapes import SHAPES
+
+Draw: TypeAlias = Callable[[], float]
+T = TypeVar("T")
+
+CANONICAL = 0.5
+"""The share of captions that are canonical and complete."""
+
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "small": ("small", "tiny", "little"),
+    "large": ("large", "big"),
+    "rubber": ("rubber", "matte"),
+    "metal": ("metal", "metallic", "shiny"),
+    "gray": ("gray", "grey"),
+    "sphere": ("sphere", "ball"),
+    "torus": ("torus", "donut"),
+    "blurry": ("blurry", "out of focus"),
+    "monochrome": ("monochrome", "grayscale"),
+    "low quality": ("low quality", "pixelated"),
+    "noisy": ("noisy", "grainy"),
+}
+"""Words for an attribute's value, the canonical one first; a value not listed is its only word."""
+
+RELATIONS: dict[str, tuple[str, ...]] = {
+    "left": ("to the left of", "left of"),
+    "right": ("to the right of", "right of"),
+}
+_PLACES = ("on {} background", "against {} background", "on {} table")
+_OPENINGS = ("{}", "a picture of {}")
+_REMARKS = ("{sentence}, {remark}", "{remark}, {sentence}")
+
+# Of the captions that are not canonical, the share that leaves a thing unsaid.
+_OMIT_ATTRIBUTE = 0.1
+_OMIT_RELATION = 0.2
+
+
+def full_caption(scene: Scene) -> str:
+    """The canonical caption, which says everything: the same for every scene with these attributes."""
+    return _sentence(scene, lambda: 0.0)
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A true caption: half of the time the canonical one, else in other words, which may say less."""
+    if rng.random() < CANONICAL:
+        return full_caption(scene)
+    return _sentence(scene, rng.random)
+
+
+def _sentence(scene: Scene, draw: Draw) -> str:
+    sentence = _pick(_OPENINGS, draw).format(_arrangement(scene.solids, draw))
+    if _kept(_OMIT_ATTRIBUTE, draw):
+        place = _pick(_PLACES, draw)
+        sentence += " " + place.format(_with_article(_word(scene.background, draw)))
+    if scene.degradation is None:
+        return sentence
+    return _pick(_REMARKS, draw).format(sentence=sentence, remark=_word(scene.degradation, draw))
+
+
+def _arrangement(solids: tuple[Solid, ...], draw: Draw) -> str:
+    if len(solids) == 1:
+        return _noun(solids[0], draw)
+    first, second = solids if draw() < 0.5 else reversed(solids)
+    relation = "and"
+    if _kept(_OMIT_RELATION, draw):
+        relation = _pick(RELATIONS["left" if first.x < second.x else "right"], draw)
+    return f"{_noun(first, draw)} {relation} {_noun(second, draw)}"
+
+
+def _noun(solid: Solid, draw: Draw) -> str:
+    size = [_word(solid.size, draw)] if _kept(_OMIT_ATTRIBUTE, draw) else []
+    color, shape = _word(solid.color, draw), _word(solid.shape, draw)
+    words = [*size, color, shape]
+    if _kept(_OMIT_ATTRIBUTE, draw):
+        made_of = [*size, color, shape, "made of", solid.material]
+        words = _pick(([*size, color, _word(solid.material, draw), shape], made_of), draw)
+    return _with_article(" ".join(words))
+
+
+def _word(value: str, draw: Draw) -> str:
+    return _pick(SYNONYMS.get(value, (value,)), draw)
+
+
+def _with_article(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def _pick(options: Sequence[T], draw: Draw) -> T:
+    return options[int(draw() * len(options))]
+
+
+def _kept(omitted: float, draw: Draw) -> bool:
+    return draw() < 1 - omitted
+
+
+def _vocabulary() -> tuple[str, ...]:
+    values = (*SHAPES, *COLORS, *SIZES, *MATERIALS, *DEGRADATIONS)
+    phrases = [word for value in values for word in SYNONYMS.get(value, (value,))]
+    phrases += [phrase for relation in RELATIONS.values() for phrase in relation]
+    phrases += [phrase.replace("{}", "") for phrase in (*_PLACES, *_OPENINGS)]
+    phrases += ["a", "an", "and", "made of", ","]
+    return tuple(sorted({word for phrase in phrases for word in phrase.split()}))
+
+
+VOCABULARY = _vocabulary()
+"""Every word and mark that a caption can contain."""

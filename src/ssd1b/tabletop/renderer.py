@@ -1,0 +1,272 @@
+"""Draws a scene: parallel rays, one soft light, exact shadows, in milliseconds and without a GPU.
+
+The table is shaded once per pixel. Each solid is drawn inside the box it can cover, with 2 x 2 rays per
+pixel, and laid over the table by its coverage. Shading is in linear light; the picture's tone curve is a
+square root, close to sRGB's and, unlike a power, rounded alike on every machine (see shapes.py).
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssd1b.tabletop.degradations import degrade
+from ssd1b.tabletop.scenes import COLORS, Light, Scene, Solid, half_depth, half_width
+from ssd1b.tabletop.shapes import SHAPES, Array, column, dot, hit, normals, unit
+
+TILT = 0.38
+"""The camera looks down by so many radians."""
+
+_RISE = -0.25  # where the middle of the table appears, up from the picture's middle
+_SAMPLES = 2  # rays per pixel and axis, on solids
+_FAR = 4.0  # the camera's distance from the middle of the table
+_LIGHTS = 8  # points that stand for the light's disc
+_LIGHT_RADIUS = 0.11  # of the disc, at distance 1
+
+_SIN, _COS = math.sin(TILT), math.cos(TILT)
+_VIEW = (0.0, -_SIN, _COS)  # the direction of all camera rays
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """The picture's pixels and the square of world units in its middle."""
+
+    width: int
+    height: int
+
+    @property
+    def scale(self) -> float:
+        """Pixels per world unit."""
+        return min(self.width, self.height) / 2
+
+    def columns(self, left: int, right: int, samples: int = 1) -> Array:
+        """World units to the right of the picture's middle, for the pixels in [left, right)."""
+        steps = np.arange(left * samples, right * samples, dtype=np.float32)
+        return (steps + np.float32(0.5)) / np.float32(samples * self.scale) - np.float32(
+            self.width / 2 / self.scale
+        )
+
+    def rows(self, top: int, bottom: int, samples: int = 1) -> Array:
+        """World units up from the picture's middle, for the pixels in [top, bottom)."""
+        steps = np.arange(top * samples, bottom * samples, dtype=np.float32)
+        return np.float32(self.height / 2 / self.scale) - (steps + np.float32(0.5)) / np.float32(
+            samples * self.scale
+        )
+
+    def box(self, left: float, right: float, low: float, high: float) -> tuple[int, int, int, int]:
+        """The pixels (left, right, top, bottom) that cover a rectangle in world units, cut to the frame."""
+        across = [
+            math.floor(left * self.scale + self.width / 2) - 1,
+            math.ceil(right * self.scale + self.width / 2) + 1,
+        ]
+        down = [
+            math.floor(self.height / 2 - high * self.scale) - 1,
+            math.ceil(self.height / 2 - low * self.scale) + 1,
+        ]
+        x0, x1 = (min(max(value, 0), self.width) for value in across)
+        y0, y1 = (min(max(value, 0), self.height) for value in down)
+        return x0, x1, y0, y1
+
+
+def render(scene: Scene, size: int | tuple[int, int] = 128) -> NDArray[np.uint8]:
+    """Draw a scene.
+
+    Args:
+        scene: what to draw.
+        size: the picture's side, or its width and height, in pixels. A picture that is not square shows more
+            of the table beside the square.
+
+    Returns:
+        RGB, ``[height, width, 3]``.
+    """
+    width, height = (size, size) if isinstance(size, int) else size
+    frame = _Frame(width, height)
+    lights = _light_directions(scene.light)
+    picture = _table(scene, lights, frame)
+    for solid in sorted(scene.solids, key=lambda solid: -solid.depth):
+        _draw(solid, scene, lights, frame, picture)
+    pixels = np.sqrt(np.minimum(picture, 1)) * 255 + np.float32(0.5)
+    return degrade(pixels.astype(np.uint8).transpose(1, 2, 0), scene.degradation, scene.seed)
+
+
+def render_batch(scenes: Iterable[Scene], size: int | tuple[int, int] = 128) -> NDArray[np.uint8]:
+    """Draw scenes: ``[batch, height, width, 3]``."""
+    return np.stack([render(scene, size) for scene in scenes])
+
+
+def _linear(color: str) -> Array:
+    """A named colour in linear light: ``[3]``, the tone curve undone."""
+    return (np.asarray(COLORS[color], np.float32) / 255) ** 2
+
+
+def _light_directions(light: Light) -> Array:
+    """Unit vectors towards points of the light's disc, ``[3, lights, 1]``, in a spiral."""
+    flat = math.cos(light.elevation)
+    middle = (flat * math.sin(light.azimuth), math.sin(light.elevation), -flat * math.cos(light.azimuth))
+    across = (math.cos(light.azimuth), 0.0, math.sin(light.azimuth))
+    up = (
+        -math.sin(light.elevation) * math.sin(light.azimuth),
+        flat,
+        math.sin(light.elevation) * math.cos(light.azimuth),
+    )
+    directions = []
+    for i in range(_LIGHTS):
+        radius, angle = _LIGHT_RADIUS * math.sqrt((i + 0.5) / _LIGHTS), i * math.pi * (3 - math.sqrt(5))
+        a, b = radius * math.cos(angle), radius * math.sin(angle)
+        directions.append([m + a * u + b * v for m, u, v in zip(middle, across, up, strict=True)])
+    return unit(np.asarray(directions, np.float32).T[:, :, None])
+
+
+def _middle(lights: Array) -> Array:
+    return unit(lights.mean(axis=1))
+
+
+def _to_solid(solid: Solid, points: Array) -> Array:
+    """World points in a solid's own frame, as shapes.py wants them."""
+    scale, (x, y, z) = np.float32(1 / solid.scale), points - column((solid.x, 0.0, solid.depth), points)
+    return _turn(np.stack((x, y, z)), -solid.yaw) * scale
+
+
+def _turn(vectors: Array, angle: float) -> Array:
+    cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
+    x, y, z = vectors
+    return np.stack((cos * x - sin * z, y, sin * x + cos * z))
+
+
+def _light_reaching(points: Array, solid: Solid, lights: Array) -> Array:
+    """The share of the light's disc that points ``[3, points]`` see past a solid."""
+    distance = hit(SHAPES[solid.shape], _to_solid(solid, points)[:, None], _turn(lights, -solid.yaw))
+    blocked = (distance > 0) & (distance < np.inf)
+    return 1 - blocked.sum(axis=0, dtype=np.float32) / np.float32(len(distance))
+
+
+def _table(scene: Scene, lights: Array, frame: _Frame) -> Array:
+    """The empty table with all shadows on it, linear light ``[3, height, width]``."""
+    u, v = frame.columns(0, frame.width), frame.rows(0, frame.height)[:, None]
+    reaching = np.ones((frame.height, frame.width), np.float32)
+    openness = np.ones_like(reaching)
+    for solid in scene.solids:
+        _shade_table(solid, lights, frame, reaching, openness)
+    # The table bends up into the backdrop, which faces the light less.
+    bend = np.clip((v - np.float32(0.25)) / np.float32(0.6), 0, 1)
+    bend = bend * bend * (3 - 2 * bend)
+    falloff = 1 - np.float32(0.10) * (u * u + v * v)
+    light = (
+        falloff * (1 - np.float32(0.22) * bend) * (np.float32(0.40) * openness + np.float32(0.55) * reaching)
+    )
+    return _linear(scene.background)[:, None, None] * light
+
+
+def _shade_table(solid: Solid, lights: Array, frame: _Frame, reaching: Array, openness: Array) -> None:
+    """Take from the table's pixels the light and the open sky that a solid covers."""
+    left, right, near, far = _shadowed(solid, lights)
+    x0, x1, y0, y1 = frame.box(left, right, near * _SIN + _RISE, far * _SIN + _RISE)
+    x, z = np.broadcast_arrays(
+        frame.columns(x0, x1), (frame.rows(y0, y1)[:, None] - np.float32(_RISE)) / np.float32(_SIN)
+    )
+    points = np.stack((x.ravel(), np.zeros(x.size, np.float32), z.ravel()))
+    reaching[y0:y1, x0:x1] *= _light_reaching(points, solid, lights).reshape(x.shape)
+    own = _to_solid(solid, points)
+    wide, deep = SHAPES[solid.shape].footprint
+    a, b = own[0] / np.float32(wide), own[2] / np.float32(deep)
+    distance = a * a + b * b
+    openness[y0:y1, x0:x1] *= (1 - np.float32(0.7) / (1 + distance * distance)).reshape(x.shape)
+
+
+def _shadowed(solid: Solid, lights: Array) -> tuple[float, float, float, float]:
+    """The part of the table (left, right, near, far) over which a solid or its shadow stands."""
+    height = SHAPES[solid.shape].extent[1] * solid.scale
+    wide, deep = half_width(solid), half_depth(solid)
+    # Where each light throws the top, and how far the table is darkened all around.
+    away = -lights[:, :, 0] / lights[1, :, 0] * np.float32(height)
+    around = 0.5 * solid.scale
+    return (
+        solid.x - wide + min(-around, float(away[0].min())),
+        solid.x + wide + max(around, float(away[0].max())),
+        solid.depth - deep + min(-around, float(away[2].min())),
+        solid.depth + deep + max(around, float(away[2].max())),
+    )
+
+
+def _draw(solid: Solid, scene: Scene, lights: Array, frame: _Frame, picture: Array) -> None:
+    """Lay a solid over the picture."""
+    shape = SHAPES[solid.shape]
+    low = (solid.depth - half_depth(solid)) * _SIN + _RISE
+    high = (solid.depth + half_depth(solid)) * _SIN + _RISE + shape.extent[1] * solid.scale * _COS
+    x0, x1, y0, y1 = frame.box(solid.x - half_width(solid), solid.x + half_width(solid), low, high)
+    u, v = np.broadcast_arrays(frame.columns(x0, x1, _SAMPLES), frame.rows(y0, y1, _SAMPLES)[:, None])
+    up = v.ravel() - np.float32(_RISE)
+    view = column(_VIEW, up[None])
+    start = np.stack((u.ravel(), np.float32(_COS) * up, np.float32(_SIN) * up)) - np.float32(_FAR) * view
+    own_view = _turn(view, -solid.yaw)
+    own_start = _to_solid(solid, start)
+    distance = hit(shape, own_start[:, None], own_view[:, :, None])[0]
+    (seen,) = np.nonzero(distance < np.inf)
+    own = own_start[:, seen] + distance[seen] * own_view
+    facing = normals(shape, own)
+    points = start[:, seen] + distance[seen] * np.float32(solid.scale) * view
+    reaching = np.ones(len(seen), np.float32)
+    for other in scene.solids:
+        if other is not solid:
+            left, right, near, far = _shadowed(other, lights)
+            (inside,) = np.nonzero(
+                (points[0] > left) & (points[0] < right) & (points[2] > near) & (points[2] < far)
+            )
+            reaching[inside] = _light_reaching(points[:, inside], other, lights)
+    color = _shade(solid, scene, points, _turn(facing, solid.yaw), reaching, _middle(lights))
+
+    layer = np.zeros((4, u.size), np.float32)
+    layer[:3, seen] = np.minimum(color, 1)
+    layer[3, seen] = 1
+    layer = layer.reshape(4, y1 - y0, _SAMPLES, x1 - x0, _SAMPLES)
+    layer = (layer[:, :, 0, :, 0] + layer[:, :, 0, :, 1] + layer[:, :, 1, :, 0] + layer[:, :, 1, :, 1]) / 4
+    area = picture[:, y0:y1, x0:x1]
+    area *= 1 - layer[3]
+    area += layer[:3]
+
+
+def _shade(solid: Solid, scene: Scene, points: Array, facing: Array, reaching: Array, light: Array) -> Array:
+    """The light that leaves the surface towards the viewer, linear ``[3, points]``."""
+    albedo, table = _linear(solid.color)[:, None], _linear(scene.background)[:, None]
+    view = column(_VIEW, facing)
+    lit = np.maximum(dot(facing, light), 0) * reaching
+    sky = (1 + facing[1]) / 2
+    # Near the table a surface sees less of the sky, and the table it sees instead lies in the solid's shadow.
+    height = np.minimum(points[1] / np.float32(0.8 * solid.scale), 1)
+    openness = np.float32(0.55) + np.float32(0.45) * height
+    ambient = openness * (np.float32(0.42) * sky + np.float32(0.25) * table * (1 - sky))
+    glint = np.maximum(dot(facing, unit(light - view)), 0)
+    if solid.material == "rubber":
+        glint = _power(glint, 3)
+        return albedo * (ambient + np.float32(0.78) * lit) + np.float32(0.035) * glint * reaching
+    # A mirror of the room: the table below, a band of wall, the bright ceiling. The solid's own place in the
+    # room bends the rays, so that flat faces too carry a gradient.
+    mirrored = view - 2 * dot(facing, view) * facing
+    middle = column((solid.x, solid.scale, solid.depth), points)
+    mirrored = unit(mirrored + np.float32(0.45 / solid.scale) * (points - middle))
+    above = _smooth(mirrored[1], -0.10, 0.10)
+    ceiling = _smooth(mirrored[1], 0.25, 0.85)
+    room = above * (np.float32(0.22) + np.float32(0.75) * ceiling) + (1 - above) * openness * (
+        np.float32(0.12) + np.float32(0.3) * table
+    )
+    window = _power(np.maximum(dot(mirrored, light), 0), 5)
+    diffuse = np.float32(0.30) * ambient + np.float32(0.34) * lit
+    return (
+        albedo * (diffuse + np.float32(0.75) * room)
+        + (np.float32(0.9) * _power(glint, 6) + np.float32(0.25) * window) * reaching
+    )
+
+
+def _power(x: Array, doublings: int) -> Array:
+    """``x ** 2**doublings`` by squaring."""
+    for _ in range(doublings):
+        x = x * x
+    return x
+
+
+def _smooth(x: Array, low: float, high: float) -> Array:
+    """0 below ``low``, 1 above ``high``, a smooth step between."""
+    t = np.clip((x - np.float32(low)) / np.float32(high - low), 0, 1)
+    return t * t * (3 - 2 * t)

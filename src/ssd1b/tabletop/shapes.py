@@ -1,0 +1,248 @@
+"""The six solids as data: what they are bounded by, where a ray meets them and which way they face there.
+
+Everything is in the solid's own frame: the origin in the middle of its footprint, y up, unit size. Rays come
+as origins ``[3, 1, points]`` and unit directions ``[3, rays, 1]``, all of one bundle parallel per direction
+(parallel projection and a distant light), so whatever depends on only one of the two is computed once.
+
+Only ``+ - * /``, comparisons and ``sqrt`` touch the arrays. IEEE 754 rounds these alike everywhere, so a
+picture does not depend on the machine or the vector width that numpy found there.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[np.floating]
+Vector: TypeAlias = tuple[float, float, float]
+
+BEVEL = 0.06
+"""Width over which the normals of neighbouring faces blend, so that edges catch the light."""
+
+_RING_STEPS = 17
+_RING_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quadric:
+    """The points where ``sum(weights * (p - center)**2) <= bound``."""
+
+    weights: Vector
+    center: Vector
+    bound: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plane:
+    """The points where ``normal . p <= bound``, with a normal of length 1."""
+
+    normal: Vector
+    bound: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ring:
+    """A torus standing on the table, its axis along z."""
+
+    radius: float
+    thickness: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """A solid of unit size: the intersection of its quadric and its planes, or a ring.
+
+    Attributes:
+        extent: half of its width, its height, half of its depth.
+        footprint: half of the width and depth of what darkens the table under it.
+        turn: the largest yaw in radians that looks different from none; 0 for a solid of revolution.
+    """
+
+    extent: Vector
+    footprint: tuple[float, float]
+    turn: float = 0.0
+    quadric: Quadric | None = None
+    planes: tuple[Plane, ...] = ()
+    ring: Ring | None = None
+
+
+def _above(height: float) -> Plane:
+    return Plane(normal=(0.0, -1.0, 0.0), bound=-height)
+
+
+def _below(height: float) -> Plane:
+    return Plane(normal=(0.0, 1.0, 0.0), bound=height)
+
+
+def _sphere(radius: float) -> Shape:
+    return Shape(
+        extent=(radius, 2 * radius, radius),
+        footprint=(0.6 * radius, 0.6 * radius),
+        quadric=Quadric(weights=(1.0, 1.0, 1.0), center=(0.0, radius, 0.0), bound=radius**2),
+    )
+
+
+def _cylinder(radius: float, height: float) -> Shape:
+    return Shape(
+        extent=(radius, height, radius),
+        footprint=(radius, radius),
+        quadric=Quadric(weights=(1.0, 0.0, 1.0), center=(0.0, 0.0, 0.0), bound=radius**2),
+        planes=(_above(0.0), _below(height)),
+    )
+
+
+def _cone(radius: float, height: float) -> Shape:
+    return Shape(
+        extent=(radius, height, radius),
+        footprint=(radius, radius),
+        quadric=Quadric(weights=(1.0, -((radius / height) ** 2), 1.0), center=(0.0, height, 0.0), bound=0.0),
+        planes=(_above(0.0), _below(height)),
+    )
+
+
+def _tapered_box(half: float, height: float, taper: float) -> Shape:
+    """A square base of which each side leans inwards by ``taper`` over its height: 0 is a box."""
+    length = math.hypot(height, taper)
+    across, up, bound = height / length, taper / length, half * height / length
+    sides = tuple(
+        Plane(normal=normal, bound=bound)
+        for sign in (-1.0, 1.0)
+        for normal in ((sign * across, up, 0.0), (0.0, up, sign * across))
+    )
+    return Shape(
+        extent=(half, height, half),
+        footprint=(1.05 * half, 1.05 * half),
+        turn=math.pi / 4,
+        planes=(_above(0.0), _below(height), *sides),
+    )
+
+
+def _torus(radius: float, thickness: float) -> Shape:
+    outer = radius + thickness
+    return Shape(
+        extent=(outer, 2 * outer, thickness),
+        footprint=(0.45 * outer, thickness),
+        turn=0.65,
+        ring=Ring(radius=radius, thickness=thickness),
+    )
+
+
+SHAPES: dict[str, Shape] = {
+    "sphere": _sphere(radius=1.0),
+    "cube": _tapered_box(half=0.75, height=1.50, taper=0.0),
+    "cone": _cone(radius=0.9, height=2.05),
+    "cylinder": _cylinder(radius=0.72, height=1.75),
+    "pyramid": _tapered_box(half=0.77, height=1.75, taper=0.77),
+    "torus": _torus(radius=0.68, thickness=0.3),
+}
+
+
+def dot(a: Array, b: Array) -> Array:
+    """The scalar product over the first axis, in a fixed order of additions."""
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+def unit(vectors: Array) -> Array:
+    """The vectors, over the first axis, at length 1."""
+    return vectors / np.sqrt(dot(vectors, vectors))
+
+
+def column(vector: Vector, like: Array) -> Array:
+    """The vector as ``[3, 1, ...]``, to be broadcast over ``like``."""
+    return np.asarray(vector, np.float32).reshape(3, *[1] * (like.ndim - 1))
+
+
+def hit(shape: Shape, origins: Array, directions: Array) -> Array:
+    """Find where rays enter a shape: ``[rays, points]``, infinity where they miss it.
+
+    A ray that starts past the solid gets a negative distance.
+    """
+    if shape.ring is not None:
+        return _hit_ring(shape.ring, origins, directions)
+    enter, leave = _cross_planes(shape.planes, origins, directions)
+    if shape.quadric is not None:
+        first, last = _cross_quadric(shape.quadric, origins, directions)
+        enter, leave = np.maximum(enter, first), np.minimum(leave, last)
+    return np.where(enter < leave, enter, np.float32(np.inf))
+
+
+def _cross_quadric(quadric: Quadric, origins: Array, directions: Array) -> tuple[Array, Array]:
+    """Solve the quadratic for both crossings.
+
+    The leading coefficient is positive for every ray here: the cone is steeper than any ray of the camera or
+    the light, so that its two sheets never share a ray.
+    """
+    weights = column(quadric.weights, origins)
+    offset = origins - column(quadric.center, origins)
+    a = dot(weights * directions, directions)
+    b = dot(weights * directions, offset)
+    c = dot(weights * offset, offset) - np.float32(quadric.bound)
+    discriminant = b * b - a * c
+    root = np.sqrt(np.maximum(discriminant, 0))
+    # A miss has no root, so its crossings coincide and the interval is empty.
+    return (-b - root) / a, (-b + root) / a
+
+
+def _cross_planes(planes: tuple[Plane, ...], origins: Array, directions: Array) -> tuple[Array, Array]:
+    infinity = np.float32(np.inf)
+    enter, leave = np.asarray(-infinity), np.asarray(infinity)
+    for plane in planes:
+        normal = column(plane.normal, origins)
+        slope = dot(normal, directions)
+        slope = np.where(np.abs(slope) < 1e-6, np.float32(1e-6), slope)
+        distance = (np.float32(plane.bound) - dot(normal, origins)) / slope
+        enter = np.maximum(enter, np.where(slope < 0, distance, -infinity))
+        leave = np.minimum(leave, np.where(slope > 0, distance, infinity))
+    return enter, leave
+
+
+def _hit_ring(ring: Ring, origins: Array, directions: Array) -> Array:
+    """Walk the rays that meet the ring's bounding sphere by their distance to the ring (sphere tracing)."""
+    outer = ring.radius + ring.thickness
+    offset = origins - column((0.0, outer, 0.0), origins)
+    middle = -dot(offset, directions)
+    chord = np.float32(outer**2) - dot(offset, offset) + middle * middle
+    ray, point = np.nonzero(chord > 0)
+    start, direction = offset[:, 0, point], directions[:, ray, 0]
+    chord = np.sqrt(chord[ray, point])
+    distance, end = middle[ray, point] - chord, middle[ray, point] + chord
+    for _ in range(_RING_STEPS):
+        distance += _ring_distance(ring, start + distance * direction)
+    gap = _ring_distance(ring, start + distance * direction)
+    found = (gap < _RING_TOLERANCE) & (distance < end)
+    result = np.full(middle.shape, np.inf, np.float32)
+    result[ray[found], point[found]] = distance[found]
+    return result
+
+
+def _ring_distance(ring: Ring, p: Array) -> Array:
+    """The signed distance to a ring around the origin."""
+    outward = np.sqrt(p[0] * p[0] + p[1] * p[1]) - np.float32(ring.radius)
+    return np.sqrt(outward * outward + p[2] * p[2]) - np.float32(ring.thickness)
+
+
+def normals(shape: Shape, p: Array) -> Array:
+    """The outward unit normals at points ``[3, points]`` of the surface, blended across edges."""
+    if shape.ring is not None:
+        return _ring_normals(shape.ring, p)
+    total = np.zeros_like(p)
+    bevel = np.float32(BEVEL)
+    for plane in shape.planes:
+        normal = column(plane.normal, p)
+        depth = dot(normal, p) - np.float32(plane.bound)
+        total += np.maximum(depth + bevel, 0) * normal
+    if shape.quadric is not None:
+        offset = p - column(shape.quadric.center, p)
+        weighted = column(shape.quadric.weights, p) * offset
+        steepness = np.sqrt(dot(weighted, weighted)) + np.float32(1e-6)
+        depth = (dot(weighted, offset) - np.float32(shape.quadric.bound)) / (2 * steepness)
+        total += np.maximum(depth + bevel, 0) / steepness * weighted
+    return unit(total)
+
+
+def _ring_normals(ring: Ring, p: Array) -> Array:
+    x, y, z = p[0], p[1] - np.float32(ring.radius + ring.thickness), p[2]
+    shrink = 1 - np.float32(ring.radius) / np.sqrt(x * x + y * y)
+    return unit(np.stack((x * shrink, y * shrink, z)))
