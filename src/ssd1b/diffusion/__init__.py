@@ -1,0 +1,1 @@
+"""Noise schedules, guidance and samplers: all that turns a denoising model into pictures."""

@@ -1,0 +1,171 @@
+"""Samplers and schedules under all the names that users know, as data (no torch here).
+
+The canonical names are ComfyUI's spelling where it has one. Aliases come from AUTOMATIC1111
+(``modules/sd_samplers_kdiffusion.py``, ``sd_schedulers.py``), ComfyUI (``comfy/samplers.py``) and diffusers
+(class names; its table "Schedulers", https://huggingface.co/docs/diffusers/api/schedulers/overview).
+Spelling does not matter: case, spaces, hyphens and underscores are ignored.
+"""
+
+import re
+from dataclasses import dataclass
+
+from ssd1b.errors import InputError, unknown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """What the others call one sampler; the first of each is the one we write."""
+
+    a1111: str
+    diffusers: str
+    also: tuple[str, ...] = ()
+
+
+SAMPLERS: dict[str, Names] = {
+    "euler": Names(a1111="Euler", diffusers="EulerDiscreteScheduler"),
+    "euler_ancestral": Names(a1111="Euler a", diffusers="EulerAncestralDiscreteScheduler"),
+    "heun": Names(a1111="Heun", diffusers="HeunDiscreteScheduler"),
+    "ddim": Names(a1111="DDIM", diffusers="DDIMScheduler"),
+    "ddpm": Names(a1111="DDPM", diffusers="DDPMScheduler"),
+    "dpmpp_2m": Names(a1111="DPM++ 2M", diffusers="DPMSolverMultistepScheduler"),
+    "dpmpp_2m_sde": Names(
+        a1111="DPM++ 2M SDE", diffusers="DPMSolverMultistepScheduler", also=("dpmpp_2m_sde_gpu",)
+    ),
+    "dpmpp_sde": Names(a1111="DPM++ SDE", diffusers="DPMSolverSDEScheduler", also=("dpmpp_sde_gpu",)),
+    "unipc": Names(a1111="UniPC", diffusers="UniPCMultistepScheduler", also=("uni_pc", "uni_pc_bh2")),
+    "lcm": Names(a1111="LCM", diffusers="LCMScheduler"),
+}
+"""Canonical name of every sampler there is (``diffusion.samplers.SAMPLERS`` holds the code)."""
+
+SCHEDULES: dict[str, tuple[str, ...]] = {
+    "leading": ("DDIM", "ddim_uniform"),
+    "trailing": (),
+    "linspace": (),
+    "normal": ("Normal", "Uniform"),
+    "simple": ("Simple",),
+    "sgm_uniform": ("SGM Uniform",),
+    "karras": ("Karras", "use_karras_sigmas"),
+    "exponential": ("Exponential", "use_exponential_sigmas"),
+    "beta": ("Beta", "use_beta_sigmas"),
+    "lcm": (),
+}
+"""Canonical name of every schedule, with the others' names, AUTOMATIC1111's first where it has one."""
+
+AUTOMATIC = "automatic"
+"""The schedule of whoever asks for none: the model's own, or the one that its sampler was made for."""
+
+NEAREST_SAMPLER: dict[str, str] = {
+    "LMS": "dpmpp_2m",
+    "LMSDiscreteScheduler": "dpmpp_2m",
+    "PLMS": "dpmpp_2m",
+    "PNDMScheduler": "dpmpp_2m",
+    "iPNDM": "dpmpp_2m",
+    "ipndm_v": "dpmpp_2m",
+    "IPNDMScheduler": "dpmpp_2m",
+    "DEIS": "unipc",
+    "DEISMultistepScheduler": "unipc",
+    "DPM2": "heun",
+    "dpm_2": "heun",
+    "KDPM2DiscreteScheduler": "heun",
+    "DPM2 a": "dpmpp_sde",
+    "dpm_2_ancestral": "dpmpp_sde",
+    "KDPM2AncestralDiscreteScheduler": "dpmpp_sde",
+    "DPM fast": "dpmpp_2m",
+    "DPM adaptive": "dpmpp_2m",
+    "DPM++ 2S": "dpmpp_2m",
+    "DPMSolverSinglestepScheduler": "dpmpp_2m",
+    "DPM++ 2S a": "dpmpp_sde",
+    "dpmpp_2s_ancestral": "dpmpp_sde",
+    "DPM++ 3M SDE": "dpmpp_2m_sde",
+    "dpmpp_3m_sde": "dpmpp_2m_sde",
+    "dpmpp_3m_sde_gpu": "dpmpp_2m_sde",
+    "DPM++ 2M SDE Heun": "dpmpp_2m_sde",
+    "dpmpp_2m_sde_heun": "dpmpp_2m_sde",
+    "EDMEulerScheduler": "euler",
+    "EDMDPMSolverMultistepScheduler": "dpmpp_2m",
+    "heunpp2": "heun",
+    "Restart": "heun",
+    "DDIM CFG++": "ddim",
+    "euler_cfg_pp": "euler",
+    "euler_ancestral_cfg_pp": "euler_ancestral",
+    "dpmpp_2m_cfg_pp": "dpmpp_2m",
+    "res_multistep": "dpmpp_2m",
+    "res_multistep_ancestral": "dpmpp_2m_sde",
+    "gradient_estimation": "euler",
+    "er_sde": "dpmpp_2m_sde",
+    "seeds_2": "dpmpp_sde",
+    "seeds_3": "dpmpp_sde",
+    "sa_solver": "dpmpp_2m_sde",
+    "SASolverScheduler": "dpmpp_2m_sde",
+    "TCD": "lcm",
+    "TCDScheduler": "lcm",
+}
+"""Samplers that users know and we lack, with the nearest of ours: same family, same order, noise or none."""
+
+NEAREST_SCHEDULE: dict[str, str] = {
+    "Polyexponential": "exponential",
+    "KL Optimal": "karras",
+    "Align Your Steps": "karras",
+    "AYS": "karras",
+    "Turbo": "trailing",
+    "linear_quadratic": "simple",
+    "use_lu_lambdas": "exponential",
+}
+"""Schedules that users know and we lack, with the nearest of ours."""
+
+
+def _key(name: str) -> str:
+    """Fold the spellings of one name together: ``DPM++ 2M`` and ``dpmpp_2m``, ``Euler a`` and ``EULER A``."""
+    folded = name.lower().replace("++", "pp")
+    return re.sub(r"[\s_\-]+", "", folded)
+
+
+# The first entry wins: diffusers has one class for DPM++ 2M with and without noise (algorithm_type tells).
+_SAMPLER_OF: dict[str, str] = {}
+for _canonical, _names in SAMPLERS.items():
+    for _alias in (_canonical, _names.a1111, _names.diffusers, *_names.also):
+        _SAMPLER_OF.setdefault(_key(_alias), _canonical)
+_SCHEDULE_OF = {_key(alias): name for name, also in SCHEDULES.items() for alias in (name, *also)}
+_SCHEDULE_OF[_key(AUTOMATIC)] = AUTOMATIC
+_NO_SAMPLER = {_key(name): (name, nearest) for name, nearest in NEAREST_SAMPLER.items()}
+_NO_SCHEDULE = {_key(name): (name, nearest) for name, nearest in NEAREST_SCHEDULE.items()}
+
+
+def resolve(name: str) -> tuple[str, str | None]:
+    """Find the sampler, and the schedule if the name carries one: "DPM++ 2M Karras" -> (dpmpp_2m, karras).
+
+    Returns:
+        The canonical sampler; the canonical schedule, None where the name has none or says "automatic".
+
+    Raises:
+        InputError: nobody knows the name, or it is a sampler that others have and we do not.
+    """
+    key = _key(name)
+    schedule = None
+    if key not in _SAMPLER_OF and key not in _NO_SAMPLER:
+        for ending in sorted(_SCHEDULE_OF.keys() | _NO_SCHEDULE.keys(), key=len, reverse=True):
+            if key.endswith(ending) and key.removesuffix(ending) in _SAMPLER_OF.keys() | _NO_SAMPLER.keys():
+                key, schedule = key.removesuffix(ending), resolve_schedule(ending)
+                break
+    if key in _NO_SAMPLER:
+        known_as, nearest = _NO_SAMPLER[key]
+        raise InputError(f"sampler {known_as!r} is not available here; the nearest that is: {nearest!r}")
+    if key not in _SAMPLER_OF:
+        raise unknown("sampler", name, SAMPLERS)
+    return _SAMPLER_OF[key], schedule
+
+
+def resolve_schedule(name: str) -> str | None:
+    """Find the canonical schedule ("SGM Uniform" -> sgm_uniform); None for "automatic".
+
+    Raises:
+        InputError: nobody knows the name, or it is a schedule that others have and we do not.
+    """
+    key = _key(name)
+    if key in _NO_SCHEDULE:
+        known_as, nearest = _NO_SCHEDULE[key]
+        raise InputError(f"schedule {known_as!r} is not available here; the nearest that is: {nearest!r}")
+    if key not in _SCHEDULE_OF:
+        raise unknown("schedule", name, [*SCHEDULES, AUTOMATIC])
+    found = _SCHEDULE_OF[key]
+    return None if found == AUTOMATIC else found
