@@ -1,0 +1,180 @@
+"""Prompts as they are written: attention weights, BREAK, chunks of 75 tokens, one prompt per line.
+
+The syntax and its results are those of AUTOMATIC1111's web UI (``modules/prompt_parser.py`` and
+``modules/sd_hijack_clip.py``), because that is the dialect in which prompts are shared:
+
+- ``(words)`` x 1.1, ``((words))`` x 1.21, ``(words:1.3)`` x 1.3, ``[words]`` / 1.1
+- a backslash before a bracket or a backslash makes it text
+- ``BREAK`` starts a new chunk
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from ssd1b.errors import InputError
+
+BRACKET_WEIGHT = 1.1
+
+MAX_WEIGHT = 100.0
+"""Largest attention weight by size: beyond it, as in "(Metropolis:1927)", the number was meant as text."""
+
+CHUNK_SIZE = 75
+"""Tokens in a chunk: CLIP's context of 77 less its begin and end tokens."""
+
+COMMA_BACKTRACK = 20
+"""How many tokens early a chunk may end so that it ends behind a comma (AUTOMATIC1111's default)."""
+
+MAX_PROMPTS = 10_000
+"""Most prompts that are taken from one file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A run of text under one attention weight."""
+
+    text: str
+    weight: float
+
+
+_TOKEN = re.compile(
+    r"""
+    \\ (?P<escaped> [\]\[()\\]? )    # before anything else a backslash stands for nothing
+  | (?P<open> [\[(] )
+  | : \s* (?P<weight> [+-]? (?: \d+ (?: \.\d* )? | \.\d+ ) ) \s* \)
+  | (?P<close> [\])] )
+  | (?P<text> [^\]\[()\\:]+ | : )
+    """,
+    re.VERBOSE,
+)
+_BREAK = re.compile(r"(?:(?<!\s)\s+)?\bBREAK\b\s*")  # the look-behind keeps long runs of space linear
+_SPECIAL = re.compile(r"[\]\[()\\]")
+_BRACKETS = {"(": BRACKET_WEIGHT, "[": 1 / BRACKET_WEIGHT}
+_OPENED_BY = {")": "(", "]": "["}
+
+
+def parse_prompt(text: str) -> list[list[Segment]]:
+    """Read a prompt as weighted segments: one list for each part between BREAKs, neighbours differ in weight.
+
+    Brackets need no balance: one never closed reaches to the end, one never opened is text. This differs from
+    AUTOMATIC1111 in two corners: a BREAK inside brackets is a BREAK, and segments without text are left out
+    (so a part may be empty).
+
+    Raises:
+        InputError: a weight is beyond ``MAX_WEIGHT``.
+    """
+    pieces: list[str | None] = []  # None is a BREAK
+    weights: list[float] = []
+    opened: dict[str, list[int]] = {bracket: [] for bracket in _BRACKETS}
+
+    def scale(start: int, factor: float) -> None:
+        weights[start:] = [weight * factor for weight in weights[start:]]
+
+    for match in _TOKEN.finditer(text):
+        kind = match.lastgroup or ""
+        value = match[kind]
+        if kind == "open":
+            opened[value].append(len(pieces))
+        elif kind == "close" and opened[_OPENED_BY[value]]:
+            scale(opened[_OPENED_BY[value]].pop(), _BRACKETS[_OPENED_BY[value]])
+        elif kind == "weight" and opened["("]:
+            scale(opened["("].pop(), float(value))
+        else:
+            found = [value] if kind == "escaped" else _split_breaks(match[0])
+            pieces += found
+            weights += [1.0] * len(found)
+    for bracket, starts in opened.items():
+        for start in starts:
+            scale(start, _BRACKETS[bracket])
+    return _merge(pieces, weights)
+
+
+def _split_breaks(text: str) -> list[str | None]:
+    first, *rest = _BREAK.split(text)
+    return [first, *(piece for part in rest for piece in (None, part))]
+
+
+def _merge(pieces: Sequence[str | None], weights: Sequence[float]) -> list[list[Segment]]:
+    parts: list[list[Segment]] = [[]]
+    for piece, weight in zip(pieces, weights, strict=True):
+        if piece is None:
+            parts.append([])
+        elif piece:
+            if not abs(weight) <= MAX_WEIGHT:
+                raise InputError(
+                    f"attention weight of {piece[:40]!r} is {weight:g}: allowed are -{MAX_WEIGHT:g} to "
+                    rf"{MAX_WEIGHT:g} (for brackets as text, write \( and \))"
+                )
+            if parts[-1] and parts[-1][-1].weight == weight:
+                piece = parts[-1].pop().text + piece
+            parts[-1].append(Segment(text=piece, weight=weight))
+    return parts
+
+
+def format_prompt(parts: Iterable[Iterable[Segment]]) -> str:
+    """Write segments as a prompt; ``parse_prompt`` reads the same segments back."""
+    written = ["".join(map(_format_segment, part)) for part in parts]
+    # A BREAK swallows the space around it; a lone backslash shields space that belongs to the text.
+    shielded = [re.sub(r"\A(?=\s)|(?<=\s)\Z", r"\\", part) for part in written]
+    return " BREAK ".join(shielded) if len(written) > 1 else "".join(written)
+
+
+def _format_segment(segment: Segment) -> str:
+    text = _SPECIAL.sub(r"\\\g<0>", segment.text)
+    text = re.sub(r"\bBREAK\b", r"B\\REAK", text)
+    # Decimal, because the syntax knows no exponent: 1e-05 is written 0.00001.
+    return text if segment.weight == 1.0 else f"({text}:{Decimal(repr(segment.weight)):f})"
+
+
+def chunk(
+    parts: Iterable[Iterable[tuple[int, float]]],
+    *,
+    comma_id: int,
+    size: int = CHUNK_SIZE,
+    backtrack: int = COMMA_BACKTRACK,
+) -> list[list[tuple[int, float]]]:
+    """Cut the (token id, weight) pairs of a prompt into chunks of at most ``size``, at least one.
+
+    ``parts`` are those of ``parse_prompt``; each begins a chunk of its own. A part that does not fit is cut
+    behind the last comma if that is one of the last ``backtrack`` tokens, else where the chunk is full. The
+    chunks come unpadded, because the padding token is the tokenizer's matter.
+
+    Source: AUTOMATIC1111 ``TextConditionalModel.tokenize_line``.
+    """
+    chunks: list[list[tuple[int, float]]] = []
+    for part in parts:
+        chunks.append([])
+        comma = -size - backtrack  # index in the chunk of its last comma; this is out of reach
+        for pair in part:
+            if pair[0] == comma_id:
+                comma = len(chunks[-1])
+            elif len(chunks[-1]) == size and size - comma <= backtrack:
+                chunks.append(chunks[-1][comma + 1 :])
+                del chunks[-2][comma + 1 :]
+                comma = -size - backtrack
+            if len(chunks[-1]) == size:
+                chunks.append([])
+                comma = -size - backtrack
+            chunks[-1].append(pair)
+    # A BREAK at the very end begins a chunk that nothing fills.
+    return chunks[:-1] if len(chunks) > 1 and not chunks[-1] else chunks or [[]]
+
+
+def split_prompts(text: str, *, source: str) -> list[str]:
+    """Read one prompt per line; blank lines and lines that begin with ``#`` are left out.
+
+    Args:
+        text: what the file or the standard input holds.
+        source: where it came from, for the message.
+
+    Raises:
+        InputError: there is no prompt, or there are more than ``MAX_PROMPTS``.
+    """
+    lines = (line.strip() for line in text.removeprefix("\ufeff").split("\n"))
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not 1 <= len(prompts) <= MAX_PROMPTS:
+        raise InputError(
+            f"{source} holds {len(prompts)} prompts: allowed are 1 to {MAX_PROMPTS}, one per line"
+        )
+    return prompts
