@@ -101,6 +101,12 @@ def _linear(color: str) -> Array:
     return (np.asarray(COLORS[color], np.float32) / 255) ** 2
 
 
+def _table_color(scene: Scene) -> Array:
+    """The table's colour in linear light, a little paler than a solid's, to set off one of the same colour."""
+    color = _linear(scene.background)
+    return color + np.float32(0.022) * (1 - color)
+
+
 def _light_directions(light: Light) -> Array:
     """Unit vectors towards points of the light's disc, ``[3, lights, 1]``, in a spiral."""
     flat = math.cos(light.elevation)
@@ -138,7 +144,8 @@ def _turn(vectors: Array, angle: float) -> Array:
 def _light_reaching(points: Array, solid: Solid, lights: Array) -> Array:
     """The share of the light's disc that points ``[3, points]`` see past a solid."""
     distance = hit(SHAPES[solid.shape], _to_solid(solid, points)[:, None], _turn(lights, -solid.yaw))
-    blocked = (distance > 0) & (distance < np.inf)
+    # Under a solid the distance is zero, give or take a rounding.
+    blocked = (distance > -1e-3) & (distance < np.inf)
     return 1 - blocked.sum(axis=0, dtype=np.float32) / np.float32(len(distance))
 
 
@@ -156,7 +163,7 @@ def _table(scene: Scene, lights: Array, frame: _Frame) -> Array:
     light = (
         falloff * (1 - np.float32(0.22) * bend) * (np.float32(0.40) * openness + np.float32(0.55) * reaching)
     )
-    return _linear(scene.background)[:, None, None] * light
+    return _table_color(scene)[:, None, None] * light
 
 
 def _shade_table(solid: Solid, lights: Array, frame: _Frame, reaching: Array, openness: Array) -> None:
@@ -167,12 +174,20 @@ def _shade_table(solid: Solid, lights: Array, frame: _Frame, reaching: Array, op
         frame.columns(x0, x1), (frame.rows(y0, y1)[:, None] - np.float32(_RISE)) / np.float32(_SIN)
     )
     points = np.stack((x.ravel(), np.zeros(x.size, np.float32), z.ravel()))
-    reaching[y0:y1, x0:x1] *= _light_reaching(points, solid, lights).reshape(x.shape)
+    reaching[y0:y1, x0:x1] *= _softened(_light_reaching(points, solid, lights).reshape(x.shape))
     own = _to_solid(solid, points)
     wide, deep = SHAPES[solid.shape].footprint
     a, b = own[0] / np.float32(wide), own[2] / np.float32(deep)
     distance = a * a + b * b
     openness[y0:y1, x0:x1] *= (1 - np.float32(0.7) / (1 + distance * distance)).reshape(x.shape)
+
+
+def _softened(values: Array) -> Array:
+    """Average over a pixel and half of its neighbours; the outermost pixels stay."""
+    values = values.copy()
+    values[1:-1] = (values[:-2] + 2 * values[1:-1] + values[2:]) / 4
+    values[:, 1:-1] = (values[:, :-2] + 2 * values[:, 1:-1] + values[:, 2:]) / 4
+    return values
 
 
 def _shadowed(solid: Solid, lights: Array) -> tuple[float, float, float, float]:
@@ -229,7 +244,7 @@ def _draw(solid: Solid, scene: Scene, lights: Array, frame: _Frame, picture: Arr
 
 def _shade(solid: Solid, scene: Scene, points: Array, facing: Array, reaching: Array, light: Array) -> Array:
     """The light that leaves the surface towards the viewer, linear ``[3, points]``."""
-    albedo, table = _linear(solid.color)[:, None], _linear(scene.background)[:, None]
+    albedo, table = _linear(solid.color)[:, None], _table_color(scene)[:, None]
     view = column(_VIEW, facing)
     lit = np.maximum(dot(facing, light), 0) * reaching
     sky = (1 + facing[1]) / 2
@@ -239,24 +254,20 @@ def _shade(solid: Solid, scene: Scene, points: Array, facing: Array, reaching: A
     ambient = openness * (np.float32(0.42) * sky + np.float32(0.25) * table * (1 - sky))
     glint = np.maximum(dot(facing, unit(light - view)), 0)
     if solid.material == "rubber":
-        glint = _power(glint, 3)
-        return albedo * (ambient + np.float32(0.78) * lit) + np.float32(0.035) * glint * reaching
-    # A mirror of the room: the table below, a band of wall, the bright ceiling. The solid's own place in the
+        return albedo * (ambient + np.float32(0.78) * lit) + np.float32(0.035) * _power(glint, 3) * reaching
+    # Metal mirrors the room: the table below, a bright ceiling, two tall windows. The solid's own place in the
     # room bends the rays, so that flat faces too carry a gradient.
-    mirrored = view - 2 * dot(facing, view) * facing
     middle = column((solid.x, solid.scale, solid.depth), points)
-    mirrored = unit(mirrored + np.float32(0.45 / solid.scale) * (points - middle))
-    above = _smooth(mirrored[1], -0.10, 0.10)
-    ceiling = _smooth(mirrored[1], 0.25, 0.85)
-    room = above * (np.float32(0.22) + np.float32(0.75) * ceiling) + (1 - above) * openness * (
-        np.float32(0.12) + np.float32(0.3) * table
-    )
-    window = _power(np.maximum(dot(mirrored, light), 0), 5)
-    diffuse = np.float32(0.30) * ambient + np.float32(0.34) * lit
-    return (
-        albedo * (diffuse + np.float32(0.75) * room)
-        + (np.float32(0.9) * _power(glint, 6) + np.float32(0.25) * window) * reaching
-    )
+    mirrored = view - 2 * dot(facing, view) * facing + np.float32(0.6 / solid.scale) * (points - middle)
+    mirrored = unit(mirrored)
+    aside = mirrored[0] / np.sqrt(mirrored[0] * mirrored[0] + mirrored[2] * mirrored[2] + np.float32(1e-6))
+    windows = _bump(aside, -0.55, 0.35) + np.float32(0.5) * _bump(aside, 0.7, 0.25)
+    windows *= _bump(mirrored[1], -0.35, 0.5)
+    room = np.float32(0.14) + np.float32(0.8) * _smooth(mirrored[1], 0.1, 0.8) + np.float32(0.55) * windows
+    room = room * openness + np.float32(0.15) * table * _smooth(-mirrored[1], 0.0, 0.2)
+    diffuse = np.float32(0.30) * ambient + np.float32(0.30) * lit
+    polish = np.float32(0.9) * _power(glint, 6) * reaching + np.float32(0.06) * windows
+    return albedo * (diffuse + np.float32(0.75) * room) + polish
 
 
 def _power(x: Array, doublings: int) -> Array:
@@ -264,6 +275,12 @@ def _power(x: Array, doublings: int) -> Array:
     for _ in range(doublings):
         x = x * x
     return x
+
+
+def _bump(x: Array, center: float, width: float) -> Array:
+    """1 at ``center``, falling smoothly to 0 at ``width`` from it."""
+    t = np.maximum(1 - ((x - np.float32(center)) / np.float32(width)) ** 2, 0)
+    return t * t
 
 
 def _smooth(x: Array, low: float, high: float) -> Array:
