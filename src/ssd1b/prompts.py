@@ -145,17 +145,17 @@ def chunk(
     chunks: list[list[tuple[int, float]]] = []
     for part in parts:
         chunks.append([])
-        comma = -size - backtrack  # index in the chunk of its last comma; this is out of reach
+        comma = None  # index of the last comma in the chunk that is being filled
         for pair in part:
             if pair[0] == comma_id:
                 comma = len(chunks[-1])
-            elif len(chunks[-1]) == size and size - comma <= backtrack:
+            elif len(chunks[-1]) == size and comma is not None and size - comma <= backtrack:
                 chunks.append(chunks[-1][comma + 1 :])
                 del chunks[-2][comma + 1 :]
-                comma = -size - backtrack
+                comma = None
             if len(chunks[-1]) == size:
                 chunks.append([])
-                comma = -size - backtrack
+                comma = None
             chunks[-1].append(pair)
     # A BREAK at the very end begins a chunk that nothing fills.
     return chunks[:-1] if len(chunks) > 1 and not chunks[-1] else chunks or [[]]

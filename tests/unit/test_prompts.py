@@ -193,7 +193,7 @@ def test_chunks_keep_every_token_in_order(parts, size, backtrack):
 
 def test_one_prompt_per_line():
     text = "\ufeff# my prompts\r\na red cube\r\n\n   \n  # no\n  a cat, (sleeping:1.2)  \nC# code\n"
-    assert split_prompts(text) == ["a red cube", "a cat, (sleeping:1.2)", "C# code"]
+    assert split_prompts(text, source="list.txt") == ["a red cube", "a cat, (sleeping:1.2)", "C# code"]
 
 
 @pytest.mark.parametrize("text", ["", "\n# only a comment\n", "x\n" * (MAX_PROMPTS + 1)])
