@@ -102,7 +102,7 @@ def _linear(color: str) -> Array:
 
 
 def _table_color(scene: Scene) -> Array:
-    """The table's colour in linear light, a little paler than a solid's, to set off one of the same colour."""
+    """The table's colour in linear light, a little paler than a solid's, to set off its equal."""
     color = _linear(scene.background)
     return color + np.float32(0.022) * (1 - color)
 
@@ -131,11 +131,19 @@ def _middle(lights: Array) -> Array:
 
 def _to_solid(solid: Solid, points: Array) -> Array:
     """World points in a solid's own frame, as shapes.py wants them."""
-    scale, (x, y, z) = np.float32(1 / solid.scale), points - column((solid.x, 0.0, solid.depth), points)
-    return _turn(np.stack((x, y, z)), -solid.yaw) * scale
+    offset = points - column((solid.x, 0.0, solid.depth), points)
+    return _turn(offset, -solid.yaw) * np.float32(1 / solid.scale)
+
+
+def _to_world(solid: Solid, own: Array) -> Array:
+    """Points of a solid's own frame in the world."""
+    return _turn(own * np.float32(solid.scale), solid.yaw) + column((solid.x, 0.0, solid.depth), own)
 
 
 def _turn(vectors: Array, angle: float) -> Array:
+    """Vectors turned about the vertical."""
+    if angle == 0:
+        return vectors
     cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
     x, y, z = vectors
     return np.stack((cos * x - sin * z, y, sin * x + cos * z))
@@ -215,22 +223,13 @@ def _draw(solid: Solid, scene: Scene, lights: Array, frame: _Frame, picture: Arr
     up = v.ravel() - np.float32(_RISE)
     view = column(_VIEW, up[None])
     start = np.stack((u.ravel(), np.float32(_COS) * up, np.float32(_SIN) * up)) - np.float32(_FAR) * view
-    own_view = _turn(view, -solid.yaw)
-    own_start = _to_solid(solid, start)
+    own_start, own_view = _to_solid(solid, start), _turn(view, -solid.yaw)
     distance = hit(shape, own_start[:, None], own_view[:, :, None])[0]
     (seen,) = np.nonzero(distance < np.inf)
     own = own_start[:, seen] + distance[seen] * own_view
-    facing = normals(shape, own)
-    points = start[:, seen] + distance[seen] * np.float32(solid.scale) * view
-    reaching = np.ones(len(seen), np.float32)
-    for other in scene.solids:
-        if other is not solid:
-            left, right, near, far = _shadowed(other, lights)
-            (inside,) = np.nonzero(
-                (points[0] > left) & (points[0] < right) & (points[2] > near) & (points[2] < far)
-            )
-            reaching[inside] = _light_reaching(points[:, inside], other, lights)
-    color = _shade(solid, scene, points, _turn(facing, solid.yaw), reaching, _middle(lights))
+    points, facing = _to_world(solid, own), _turn(normals(shape, own), solid.yaw)
+    reaching = _past_others(solid, scene, points, facing, lights)
+    color = _shade(solid, scene, points, facing, reaching, _middle(lights))
 
     layer = np.zeros((4, u.size), np.float32)
     layer[:3, seen] = np.minimum(color, 1)
@@ -240,6 +239,19 @@ def _draw(solid: Solid, scene: Scene, lights: Array, frame: _Frame, picture: Arr
     area = picture[:, y0:y1, x0:x1]
     area *= 1 - layer[3]
     area += layer[:3]
+
+
+def _past_others(solid: Solid, scene: Scene, points: Array, facing: Array, lights: Array) -> Array:
+    """The share of the light that reaches a solid's points past the scene's other solids."""
+    reaching = np.ones(points.shape[1], np.float32)
+    for other in scene.solids:
+        if other is not solid:
+            left, right, near, far = _shadowed(other, lights)
+            x, _, z = points
+            inside = (x > left) & (x < right) & (z > near) & (z < far)
+            (inside,) = np.nonzero(inside & (dot(facing, _middle(lights)) > 0))
+            reaching[inside] *= _light_reaching(points[:, inside], other, lights)
+    return reaching
 
 
 def _shade(solid: Solid, scene: Scene, points: Array, facing: Array, reaching: Array, light: Array) -> Array:
@@ -255,8 +267,8 @@ def _shade(solid: Solid, scene: Scene, points: Array, facing: Array, reaching: A
     glint = np.maximum(dot(facing, unit(light - view)), 0)
     if solid.material == "rubber":
         return albedo * (ambient + np.float32(0.78) * lit) + np.float32(0.035) * _power(glint, 3) * reaching
-    # Metal mirrors the room: the table below, a bright ceiling, two tall windows. The solid's own place in the
-    # room bends the rays, so that flat faces too carry a gradient.
+    # Metal mirrors the room: the table below, a bright ceiling, two tall windows. A point's own place in the
+    # room bends its ray, so that flat faces too carry a gradient.
     middle = column((solid.x, solid.scale, solid.depth), points)
     mirrored = view - 2 * dot(facing, view) * facing + np.float32(0.6 / solid.scale) * (points - middle)
     mirrored = unit(mirrored)
