@@ -81,8 +81,6 @@ NEAREST_SAMPLER: dict[str, str] = {
     "dpmpp_3m_sde_gpu": "dpmpp_2m_sde",
     "DPM++ 2M SDE Heun": "dpmpp_2m_sde",
     "dpmpp_2m_sde_heun": "dpmpp_2m_sde",
-    "EDMEulerScheduler": "euler",
-    "EDMDPMSolverMultistepScheduler": "dpmpp_2m",
     "heunpp2": "heun",
     "Restart": "heun",
     "DDIM CFG++": "ddim",
@@ -153,6 +151,18 @@ def resolve(name: str) -> tuple[str, str | None]:
     if key not in _SAMPLER_OF:
         raise unknown("sampler", name, SAMPLERS)
     return _SAMPLER_OF[key], schedule
+
+
+def resolve_class(name: str) -> str:
+    """Find the sampler of a diffusers scheduler class, or the nearest where that sampler is missing here.
+
+    Raises:
+        InputError: no such class, or one for models of another kind (flow matching, EDM).
+    """
+    nearest = _NO_SAMPLER.get(_key(name))
+    if nearest is None and _key(name) not in _SAMPLER_OF:
+        raise unknown("scheduler class", name, [names.diffusers for names in SAMPLERS.values()])
+    return nearest[1] if nearest else _SAMPLER_OF[_key(name)]
 
 
 def resolve_schedule(name: str) -> str | None:

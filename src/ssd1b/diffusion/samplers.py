@@ -1,8 +1,11 @@
 """The samplers: each walks latents from the first sigma down to the last, one step per ``yield``.
 
-All share k-diffusion's contract: ``sampler(denoise, latents, sigmas, noise)`` in variance exploding space,
-``latents = x0 + sigma * noise``. Whoever iterates owns progress, preview and cancellation. Sigmas are Python
-floats, so that no step waits for the device.
+All share k-diffusion's contract: ``run(denoise, latents, sigmas, noise)`` in variance exploding space, where
+``latents = x0 + sigma * noise`` and ``denoise(x, sigma)`` guesses ``x0``. Whoever iterates owns progress,
+preview and cancellation. Sigmas are Python floats, so that no step waits for the device.
+
+Notation: h is the step in -log sigma (half the log signal-to-noise ratio), in which the solvers of the DPM
+family integrate exactly what is linear in the latents.
 """
 
 import math
@@ -10,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+
+import numpy as np
 
 from ssd1b.diffusion.denoiser import Denoise
 from ssd1b.diffusion.noise import Noise
@@ -23,9 +28,9 @@ class Step:
 
     Attributes:
         index: counted from 0.
-        sigma: noise level of ``latents``, 0.0 after the last step.
+        sigma: noise level of ``latents``; 0.0 after the last step.
         latents: the state to go on from.
-        denoised: the model's guess at the picture, made before the step; what a preview shows.
+        denoised: the model's guess at the picture, made at the start of the step; what a preview shows.
     """
 
     index: int
@@ -47,12 +52,146 @@ def euler(
     x = latents
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         denoised = denoise(x, sigma)
-        fresh = eta * sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
-        kept = math.sqrt(sigma_next**2 - fresh**2)
+        kept, fresh = _split(sigma, sigma_next, eta)
         x = denoised + (kept / sigma) * (x - denoised)
         if fresh > 0:
             x = x + fresh * noise()
         yield Step(index=index, sigma=sigma_next, latents=x, denoised=denoised)
+
+
+def _split(sigma: float, sigma_next: float, eta: float = 1.0) -> tuple[float, float]:
+    """Divide the noise of the next level into what is kept of the present noise and what is drawn afresh.
+
+    2010.02502, equation 16, in variance exploding space; ``kept^2 + fresh^2 = sigma_next^2``.
+    """
+    fresh = eta * sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
+    return math.sqrt(sigma_next**2 - fresh**2), fresh
+
+
+def heun(denoise: Denoise, latents: Latents, sigmas: Sequence[float], noise: Noise) -> Iterator[Step]:
+    """Average the slopes at both ends of the step; two evaluations (2206.00364, algorithm 1)."""
+    x = latents
+    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        denoised = denoise(x, sigma)
+        ahead = denoised + (sigma_next / sigma) * (x - denoised)
+        if sigma_next > 0:
+            slope, slope_ahead = (x - denoised) / sigma, (ahead - denoise(ahead, sigma_next)) / sigma_next
+            ahead = x + (sigma_next - sigma) * (slope + slope_ahead) / 2
+        x = ahead
+        yield Step(index=index, sigma=sigma_next, latents=x, denoised=denoised)
+
+
+def dpmpp_2m(
+    denoise: Denoise, latents: Latents, sigmas: Sequence[float], noise: Noise, *, eta: float = 0.0
+) -> Iterator[Step]:
+    """Extrapolate the denoised latents from this step and the one before.
+
+    ``eta`` 0 is DPM-Solver++(2M) (2211.01095, algorithm 2), ``eta`` 1 the same paper's SDE-DPM-Solver++(2M)
+    with the midpoint rule; k-diffusion has them as ``sample_dpmpp_2m`` and ``sample_dpmpp_2m_sde``. The last
+    step, to sigma 0, is of first order: there h is infinite.
+    """
+    x, before, h_before = latents, None, math.inf
+    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        denoised = denoise(x, sigma)
+        h = math.log(sigma / sigma_next) if sigma_next > 0 else math.inf
+        middle = denoised
+        if before is not None and sigma_next > 0:
+            middle = denoised + (h / (2 * h_before)) * (denoised - before)
+        decay = math.exp(-(1 + eta) * h)
+        x = decay * x + (1 - decay) * middle
+        fresh = sigma_next * math.sqrt(-math.expm1(-2 * eta * h)) if eta and sigma_next > 0 else 0.0
+        if fresh > 0:
+            x = x + fresh * noise()
+        before, h_before = denoised, h
+        yield Step(index=index, sigma=sigma_next, latents=x, denoised=denoised)
+
+
+def dpmpp_sde(denoise: Denoise, latents: Latents, sigmas: Sequence[float], noise: Noise) -> Iterator[Step]:
+    """Denoise again half way in log sigma, and step from the start with that; two evaluations.
+
+    Katherine Crowson's stochastic form of DPM-Solver++(2S) (2211.01095, algorithm 1, r = 1/2; k-diffusion
+    ``sample_dpmpp_sde``). Both stages ride on one Brownian path over sigma: its increments before and after
+    the midpoint are drawn apart, and their sum is the whole step's noise; no tree of past values is needed.
+    """
+    x = latents
+    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        denoised = estimate = denoise(x, sigma)
+        kept = 0.0
+        if sigma_next > 0:
+            middle = math.sqrt(sigma * sigma_next)
+            kept, fresh = _split(sigma, middle)
+            first = noise()
+            ahead = denoised + (kept / sigma) * (x - denoised) + fresh * first
+            estimate = denoise(ahead, middle)
+            kept, fresh = _split(sigma, sigma_next)
+            share = (sigma - middle) / (sigma - sigma_next)
+            path = math.sqrt(share) * first + math.sqrt(1 - share) * noise()
+            x = estimate + (kept / sigma) * (x - estimate) + fresh * path
+        else:
+            x = denoised
+        yield Step(index=index, sigma=sigma_next, latents=x, denoised=denoised)
+
+
+def unipc(
+    denoise: Denoise, latents: Latents, sigmas: Sequence[float], noise: Noise, *, order: int = 2
+) -> Iterator[Step]:
+    """Predict from past evaluations, and correct with the new one before going on; one evaluation.
+
+    UniPC with B2(h) = e^h - 1, in the form that predicts the picture (2302.04867, section 3). The order rises
+    with the history and falls to 1 at the last step.
+    """
+    x = start = latents
+    history: list[tuple[float, Latents]] = []
+    used = 0
+    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        denoised = denoise(x, sigma)
+        if history:
+            x = _unipc_update(start, history[-used:], sigma, arrived=denoised)
+        history = [*history, (sigma, denoised)][-order:]
+        used = min(order, len(sigmas) - 1 - index, len(history))
+        start, x = x, _unipc_update(x, history[-used:], sigma_next)
+        yield Step(index=index, sigma=sigma_next, latents=x, denoised=denoised)
+
+
+def _unipc_update(
+    x: Latents, history: Sequence[tuple[float, Latents]], sigma_next: float, arrived: Latents | None = None
+) -> Latents:
+    """Step from the last level of ``history``; with the evaluation where it ``arrived`` it is the corrector.
+
+    UniP and UniC are one formula (2302.04867, section 3): the exponential step, plus weighted slopes of the
+    denoised latents towards other levels; ``ratios`` places those in units of h.
+    """
+    sigma, denoised = history[-1]
+    h = math.log(sigma / sigma_next) if sigma_next > 0 else math.inf
+    ratios = [math.log(sigma / level) / h for level, _ in history[-2::-1]]
+    slopes = [(past - denoised) / ratio for ratio, (_, past) in zip(ratios, history[-2::-1], strict=True)]
+    if arrived is not None:
+        ratios, slopes = [*ratios, 1.0], [*slopes, arrived - denoised]
+    progress = -math.expm1(-h)
+    x = (sigma_next / sigma) * x + progress * denoised
+    for weight, slope in zip(_unipc_weights(ratios, h), slopes, strict=True):
+        x = x + (progress * weight) * slope
+    return x
+
+
+def _unipc_weights(ratios: Sequence[float], h: float) -> Sequence[float]:
+    """Match the moments of the exact solution (2302.04867, theorem 3.1); a lone weight is 1/2 for any h."""
+    if len(ratios) < 2:
+        return [0.5] * len(ratios)
+    moments, phi, factorial = [], math.expm1(-h) / -h - 1, 1
+    for i in range(1, len(ratios) + 1):
+        moments.append(phi * factorial / math.expm1(-h))
+        factorial *= i + 1
+        phi = phi / -h - 1 / factorial
+    return np.linalg.solve(np.vander(ratios, increasing=True).T, moments).tolist()
+
+
+def lcm(denoise: Denoise, latents: Latents, sigmas: Sequence[float], noise: Noise) -> Iterator[Step]:
+    """Jump to the picture and noise it again to the next level (2310.04378, algorithm 3)."""
+    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        denoised = denoise(latents, sigma)
+        latents = denoised + sigma_next * noise() if sigma_next > 0 else denoised
+        yield Step(index=index, sigma=sigma_next, latents=latents, denoised=denoised)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,16 +203,25 @@ class Sampler:
         grid: the steps it is used on.
     """
 
-    run: Callable[[Denoise, Latents, Sequence[float], Noise], Iterator[Step]]
+    run: Callable[..., Iterator[Step]]
     grid: Grid
 
 
-POINTS = Grid()
-VARIANCE_PRESERVING = Grid(whole_timesteps=True, unit_start=True)
+_POINTS = Grid()
+_PRESERVING = Grid(whole_timesteps=True, unit_start=True)
+_INTERVALS = Grid(intervals=True, whole_timesteps=True, whole_range=True, unit_start=True)
+_CONSISTENCY = Grid(whole_timesteps=True, unit_start=True, schedule="lcm")
 
 SAMPLERS: dict[str, Sampler] = {
-    "euler": Sampler(run=euler, grid=POINTS),
-    "euler_ancestral": Sampler(run=partial(euler, eta=1.0), grid=POINTS),
-    "ddim": Sampler(run=euler, grid=VARIANCE_PRESERVING),
-    "ddpm": Sampler(run=partial(euler, eta=1.0), grid=VARIANCE_PRESERVING),
+    "euler": Sampler(run=euler, grid=_POINTS),
+    "euler_ancestral": Sampler(run=partial(euler, eta=1.0), grid=_POINTS),
+    "heun": Sampler(run=heun, grid=_POINTS),
+    "ddim": Sampler(run=euler, grid=_PRESERVING),
+    "ddpm": Sampler(run=partial(euler, eta=1.0), grid=_PRESERVING),
+    "dpmpp_2m": Sampler(run=dpmpp_2m, grid=_INTERVALS),
+    "dpmpp_2m_sde": Sampler(run=partial(dpmpp_2m, eta=1.0), grid=_INTERVALS),
+    "dpmpp_sde": Sampler(run=dpmpp_sde, grid=_POINTS),
+    "unipc": Sampler(run=unipc, grid=_INTERVALS),
+    "lcm": Sampler(run=lcm, grid=_CONSISTENCY),
 }
+"""Every sampler under its canonical name (``sampler_names`` has the others)."""

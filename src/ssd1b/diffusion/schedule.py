@@ -2,7 +2,7 @@
 
 Two spaces are in use. Training is variance preserving: ``x = sqrt(a) x0 + sqrt(1 - a) noise``, with ``a`` the
 cumulated alpha of a timestep. Sampling is variance exploding: ``x = x0 + sigma * noise``. They differ by the
-factor ``sqrt(sigma^2 + 1)`` alone, and ``sigma^2 = (1 - a) / a`` (Karras et al. 2206.00364, appendix C.3).
+factor ``sqrt(sigma^2 + 1)`` alone, and ``sigma^2 = (1 - a) / a`` (Karras et al. 2206.00364, table 1).
 
 The grids follow diffusers, so that the same settings give the same picture; docs/adr/0002-samplers.md lists
 what was done differently, and why.
@@ -10,15 +10,18 @@ what was done differently, and why.
 
 import math
 from bisect import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssd1b import sampler_names
+from ssd1b.diffusion.spacing import CURVES, SPACINGS
 from ssd1b.errors import InputError, unknown
 from ssd1b.tensors import Latents
 
@@ -36,7 +39,8 @@ class NoiseSchedule:
         beta_start: variance added at timestep 0; unused by ``squaredcos_cap_v2``, as is ``beta_end``.
         beta_end: variance added at the last timestep.
         prediction_type: what the model predicts: ``epsilon``, or ``v_prediction`` (2202.00512, appendix D).
-        zero_terminal_snr: betas rescaled so that the last timestep is pure noise (2305.08891, algorithm 1).
+        rescale_betas_zero_snr: betas rescaled to zero terminal signal-to-noise ratio, so that the last
+            timestep is pure noise (2305.08891, algorithm 1).
         timestep_spacing: ``leading``, ``trailing`` or ``linspace`` (2305.08891, table 2).
         steps_offset: added to the timesteps of ``leading``.
         curve: ``karras``, ``exponential``, ``beta``, or None to sample at the spacing's own sigmas.
@@ -48,11 +52,59 @@ class NoiseSchedule:
     beta_start: float = 0.00085
     beta_end: float = 0.012
     prediction_type: str = "epsilon"
-    zero_terminal_snr: bool = False
+    rescale_betas_zero_snr: bool = False
     timestep_spacing: str = "leading"
     steps_offset: int = 1
     curve: str | None = None
     sampler: str = "euler"
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise unknown(name, str(getattr(self, name)), (str(choice) for choice in allowed))
+        for name, (kind, low, high) in _NUMBERS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or not low <= value <= high:
+                raise InputError(f"{name} must be {kind.__name__}, {low} to {high}, got {value!r}")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "NoiseSchedule":
+        """Read a diffusers ``scheduler_config.json``.
+
+        Whatever says how the model was trained must be understood. What only tunes a sampler is let pass, for
+        samplers are the user's to choose; where the one named is missing here, the nearest is the default.
+
+        Raises:
+            InputError: a setting is missing, unknown, or has a value that is not supported.
+        """
+        given = {key: value for key, value in config.items() if not key.startswith("_")}
+        for key in ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end"):
+            if key not in given:
+                raise InputError(f"scheduler setting {key!r} is missing")
+        for key, value in given.items():
+            if key not in _SETTINGS:
+                raise unknown("scheduler setting", key, _SETTINGS)
+            supported = _SUPPORTED_ONLY_AS.get(key, (value,))
+            if value not in supported:
+                raise InputError(f"scheduler setting {key!r} must be {supported[0]!r}, got {value!r}")
+        sampler = sampler_names.resolve_class(config.get("_class_name", "EulerDiscreteScheduler"))
+        if sampler == "dpmpp_2m" and str(given.get("algorithm_type")).startswith("sde"):
+            sampler = "dpmpp_2m_sde"
+        fields = {key: given[key] for key in _FIELDS if key in given}
+        # Files from before timestep_spacing and steps_offset existed mean what diffusers did then.
+        old = {"timestep_spacing": "leading" if sampler in _ONCE_LEADING else "linspace", "steps_offset": 0}
+        curve = next((curve for curve in CURVES if given.get(_CURVE_SETTING[curve])), None)
+        return cls(**(old | fields), curve=curve, sampler=sampler)
+
+    def to_config(self) -> dict[str, Any]:
+        """Write a ``scheduler_config.json`` that diffusers reads, and ``from_config`` reads back equal."""
+        config = {"_class_name": sampler_names.SAMPLERS[self.sampler].diffusers}
+        config |= {field: getattr(self, field) for field in _FIELDS}
+        config |= {setting: self.curve == curve for curve, setting in _CURVE_SETTING.items()}
+        if self.sampler == "dpmpp_2m_sde":
+            config["algorithm_type"] = "sde-dpmsolver++"
+        # Some classes of diffusers clip latents where nobody tells them not to.
+        return config | {"clip_sample": False}
 
     @property
     def alphas_cumprod(self) -> Float[Tensor, " timesteps"]:
@@ -109,10 +161,51 @@ BETA_SCHEDULES: dict[str, Callable[[NoiseSchedule], Tensor]] = {
 }
 
 
+_CHOICES: dict[str, tuple[str | bool | None, ...]] = {
+    "beta_schedule": tuple(BETA_SCHEDULES),
+    "prediction_type": ("epsilon", "v_prediction"),
+    "rescale_betas_zero_snr": (False, True),
+    "timestep_spacing": ("leading", "trailing", "linspace"),
+    "curve": (None, *CURVES),
+    "sampler": tuple(sampler_names.SAMPLERS),
+}
+_NUMBERS: dict[str, tuple[type, float, float]] = {
+    "num_train_timesteps": (int, 2, 1_000_000),
+    "beta_start": (float, 0.0, 1.0),
+    "beta_end": (float, 0.0, 1.0),
+    "steps_offset": (int, 0, 1000),
+}
+
+# What diffusers calls the same things: our fields have its names, the curves are flags.
+_FIELDS = (*_NUMBERS, "beta_schedule", "prediction_type", "rescale_betas_zero_snr", "timestep_spacing")
+_CURVE_SETTING = {curve: f"use_{curve}_sigmas" for curve in CURVES}
+_SUPPORTED_ONLY_AS: dict[str, tuple[Any, ...]] = {
+    "trained_betas": (None,),
+    "interpolation_type": ("linear",),
+    "timestep_type": ("discrete",),
+    "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+    "sigma_min": (None,),
+    "sigma_max": (None,),
+    "shift_terminal": (None,),
+    **dict.fromkeys(
+        ("clip_sample", "thresholding", "use_flow_sigmas", "use_dynamic_shifting", "use_lu_lambdas"),
+        (False, None),
+    ),
+}
+_TUNES_A_SAMPLER = (
+    "algorithm_type", "clip_sample_range", "disable_corrector", "dynamic_thresholding_ratio",
+    "euler_at_final", "final_sigmas_type", "flow_shift", "lambda_min_clipped", "lower_order_final",
+    "noise_sampler_seed", "original_inference_steps", "predict_x0", "sample_max_value", "set_alpha_to_one",
+    "skip_prk_steps", "solver_order", "solver_p", "solver_type", "time_shift_type", "timestep_scaling",
+)  # fmt: skip
+_SETTINGS = {*_FIELDS, *_CURVE_SETTING.values(), *_SUPPORTED_ONLY_AS, *_TUNES_A_SAMPLER}
+_ONCE_LEADING = ("ddim", "ddpm", "lcm")
+
+
 @lru_cache(maxsize=8)
 def _alphas_cumprod(schedule: NoiseSchedule) -> Tensor:
     alphas = (1 - BETA_SCHEDULES[schedule.beta_schedule](schedule)).cumprod(0)
-    if not schedule.zero_terminal_snr:
+    if not schedule.rescale_betas_zero_snr:
         return alphas
     # 2305.08891, algorithm 1: shift the square roots so that the last is zero, scale so that the first stays.
     roots = alphas.sqrt()
@@ -177,17 +270,16 @@ def steps_for(
         raise InputError(f"steps must be 1 to {len(table)}, got {steps}")
 
     spacing = noise_schedule.timestep_spacing if name in CURVES else name
-    timesteps = SPACINGS[spacing](steps, noise_schedule, grid.intervals)
+    timesteps = SPACINGS[spacing](steps, len(table), noise_schedule.steps_offset, grid.intervals)
     if grid.whole_timesteps:
         timesteps = [float(round(timestep)) for timestep in timesteps]
     sigmas = [_interpolate(timestep, table) for timestep in timesteps]
     if name in CURVES:
-        curve, to_whole = CURVES[name]
-        ends = (table[-1], table[0]) if grid.whole_range else (sigmas[0], sigmas[-1])
-        sigmas = curve(steps, *ends)
+        first, last = (table[-1], table[0]) if grid.whole_range else (sigmas[0], sigmas[-1])
+        sigmas = CURVES[name](steps, first, last)
         timesteps = [timestep_of(sigma, table) for sigma in sigmas]
         if grid.whole_timesteps:
-            timesteps = [float(to_whole(timestep)) for timestep in timesteps]
+            timesteps = [float(round(timestep)) for timestep in timesteps]
     if any(later >= sooner for sooner, later in pairwise(sigmas)):
         raise InputError(f"schedule {name!r} has no {steps} distinct noise levels; use fewer steps")
 
@@ -216,101 +308,3 @@ def timestep_of(sigma: float, table: Sequence[float]) -> float:
     low = min(max(bisect(table, sigma) - 1, 0), len(table) - 2)
     share = math.log(sigma / table[low]) / math.log(table[low + 1] / table[low])
     return low + min(max(share, 0.0), 1.0)
-
-
-# Spacings: 2305.08891, table 2. Each gives falling timesteps for n steps.
-
-
-def _leading(steps: int, schedule: NoiseSchedule, intervals: bool) -> list[float]:
-    stride = schedule.num_train_timesteps // (steps + intervals)
-    first = steps - 1 + intervals
-    return [float((first - i) * stride + schedule.steps_offset) for i in range(steps)]
-
-
-def _trailing(steps: int, schedule: NoiseSchedule, intervals: bool) -> list[float]:
-    count = schedule.num_train_timesteps
-    return [float(round(count - i * (count / steps)) - 1) for i in range(steps)]
-
-
-def _linspace(steps: int, schedule: NoiseSchedule, intervals: bool) -> list[float]:
-    last = schedule.num_train_timesteps - 1
-    gaps = max(steps - 1 + intervals, 1)
-    return [last * (gaps - i) / gaps for i in range(steps)]
-
-
-def _simple(steps: int, schedule: NoiseSchedule, intervals: bool) -> list[float]:
-    """ComfyUI's: every so many entries of the table, counted from the noisy end."""
-    count = schedule.num_train_timesteps
-    return [float(count - 1 - i * count // steps) for i in range(steps)]
-
-
-LCM_TIMESTEPS = 50
-"""Latent consistency models are distilled on this many evenly spaced timesteps (2310.04378, section 4.3)."""
-
-
-def _lcm(steps: int, schedule: NoiseSchedule, intervals: bool) -> list[float]:
-    """Evenly spaced ones of the timesteps that consistency distillation trains."""
-    if steps > LCM_TIMESTEPS:
-        raise InputError(f"steps must be 1 to {LCM_TIMESTEPS} with schedule 'lcm', got {steps}")
-    stride = schedule.num_train_timesteps // LCM_TIMESTEPS
-    return [float((LCM_TIMESTEPS - i * LCM_TIMESTEPS // steps) * stride - 1) for i in range(steps)]
-
-
-SPACINGS: dict[str, Callable[[int, NoiseSchedule, bool], list[float]]] = {
-    "leading": _leading,
-    "trailing": _trailing,
-    "linspace": _linspace,
-    "normal": lambda steps, schedule, intervals: _linspace(steps, schedule, False),
-    "sgm_uniform": lambda steps, schedule, intervals: _linspace(steps, schedule, True),
-    "simple": _simple,
-    "lcm": _lcm,
-}
-
-
-# Curves: n sigmas from the first to the last one inclusive.
-
-
-def _along(steps: int, curve: Callable[[float], float]) -> list[float]:
-    return [curve(i / max(steps - 1, 1)) for i in range(steps)]
-
-
-def _karras(steps: int, first: float, last: float) -> list[float]:
-    """Even steps in sigma^(1/7) (2206.00364, equation 5, rho = 7)."""
-    root, end = first ** (1 / 7), last ** (1 / 7)
-    return _along(steps, lambda share: (root + share * (end - root)) ** 7)
-
-
-def _exponential(steps: int, first: float, last: float) -> list[float]:
-    """Even steps in log sigma (2211.01095, section 4)."""
-    return _along(steps, lambda share: first * (last / first) ** share)
-
-
-def _beta(steps: int, first: float, last: float) -> list[float]:
-    """Quantiles of Beta(0.6, 0.6), dense at both ends (2407.12173), taken over sigma."""
-    return _along(steps, lambda share: last + (first - last) * _beta_quantile(1 - share))
-
-
-def _beta_quantile(probability: float, shape: float = 0.6) -> float:
-    """Invert the symmetric Beta distribution function by bisection of its power series (DLMF 8.17.7)."""
-    if probability > 0.5:
-        return 1 - _beta_quantile(1 - probability, shape)
-
-    def distribution(x: float) -> float:
-        total, factor = 0.0, 1.0
-        for n in range(64):  # x <= 1/2: each term is less than half of the one before
-            total += factor / (shape + n)
-            factor *= (n + 1 - shape) / (n + 1) * x
-        return x**shape * total * math.gamma(2 * shape) / math.gamma(shape) ** 2
-
-    low, high = 0.0, 0.5
-    while (middle := (low + high) / 2) not in (low, high):
-        low, high = (middle, high) if distribution(middle) < probability else (low, middle)
-    return high
-
-
-# Each with diffusers' way to a whole timestep: it rounds after Karras only, and truncates after the others.
-CURVES: dict[str, tuple[Callable[[int, float, float], list[float]], Callable[[float], int]]] = {
-    "karras": (_karras, round),
-    "exponential": (_exponential, math.floor),
-    "beta": (_beta, math.floor),
-}

@@ -8,17 +8,19 @@ from ssd1b.diffusion.schedule import NoiseSchedule, steps_for
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("zero_terminal_snr", [False, True])
-def test_a_perfect_prediction_gives_the_picture_back(prediction_type, zero_terminal_snr):
+@pytest.mark.parametrize("rescale_betas_zero_snr", [False, True])
+def test_a_perfect_prediction_gives_the_picture_back(prediction_type, rescale_betas_zero_snr):
     schedule = NoiseSchedule(
-        prediction_type=prediction_type, zero_terminal_snr=zero_terminal_snr, timestep_spacing="trailing"
+        prediction_type=prediction_type,
+        rescale_betas_zero_snr=rescale_betas_zero_snr,
+        timestep_spacing="trailing",
     )
     steps = steps_for(schedule, 7)
     picture, noise = torch.randn(2, 3, 4, 8, 8, dtype=torch.float64).unbind(0)
 
     def oracle(x, timestep):
         timesteps = torch.full((3,), round(timestep))
-        if zero_terminal_snr and timestep == 999:  # sampling stops at 4096, training goes to infinity
+        if rescale_betas_zero_snr and timestep == 999:  # sampling stops at 4096, training goes to infinity
             return noise if prediction_type == "epsilon" else (noise - 4096 * picture) / math.hypot(4096, 1)
         expected = schedule.add_noise(picture, noise, timesteps)
         torch.testing.assert_close(x, expected)

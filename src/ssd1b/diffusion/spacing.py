@@ -1,0 +1,111 @@
+"""Where the steps of a run lie: timesteps from a spacing, or sigmas along a curve. Numbers, no tensors."""
+
+import math
+from collections.abc import Callable
+
+from ssd1b.errors import InputError
+
+# Spacings give n falling timesteps (2305.08891, table 2, and the programs named). Where ``intervals`` is set,
+# n steps are n + 1 points of which the last is dropped.
+
+
+def _leading(steps: int, count: int, offset: int, intervals: bool) -> list[float]:
+    stride = count // (steps + intervals)
+    return [float((steps - 1 + intervals - i) * stride + offset) for i in range(steps)]
+
+
+def _trailing(steps: int, count: int, offset: int, intervals: bool) -> list[float]:
+    return [float(round(count - i * (count / steps)) - 1) for i in range(steps)]
+
+
+def _linspace(steps: int, count: int, offset: int, intervals: bool) -> list[float]:
+    gaps = max(steps - 1 + intervals, 1)
+    return [(count - 1) * (gaps - i) / gaps for i in range(steps)]
+
+
+def _normal(steps: int, count: int, offset: int, intervals: bool) -> list[float]:
+    """ComfyUI's normal, AUTOMATIC1111's uniform: both ends, whatever the sampler."""
+    return _linspace(steps, count, offset, intervals=False)
+
+
+def _sgm_uniform(steps: int, count: int, offset: int, intervals: bool) -> list[float]:
+    """Stability's own code for SDXL: the last point dropped, whatever the sampler."""
+    return _linspace(steps, count, offset, intervals=True)
+
+
+def _simple(steps: int, count: int, offset: int, intervals: bool) -> list[float]:
+    """ComfyUI's: every so many entries of the table, counted from the noisy end."""
+    return [float(count - 1 - i * count // steps) for i in range(steps)]
+
+
+LCM_TIMESTEPS = 50
+"""Latent consistency models are distilled on this many evenly spaced timesteps (2310.04378, 4.3)."""
+
+
+def _lcm(steps: int, count: int, offset: int, intervals: bool) -> list[float]:
+    """Evenly spaced ones of the timesteps that consistency distillation trains."""
+    if steps > LCM_TIMESTEPS:
+        raise InputError(f"steps must be 1 to {LCM_TIMESTEPS} with schedule 'lcm', got {steps}")
+    stride = count // LCM_TIMESTEPS
+    return [float((LCM_TIMESTEPS - i * LCM_TIMESTEPS // steps) * stride - 1) for i in range(steps)]
+
+
+SPACINGS: dict[str, Callable[[int, int, int, bool], list[float]]] = {
+    "leading": _leading,
+    "trailing": _trailing,
+    "linspace": _linspace,
+    "normal": _normal,
+    "sgm_uniform": _sgm_uniform,
+    "simple": _simple,
+    "lcm": _lcm,
+}
+"""``spacing(steps, num_train_timesteps, steps_offset, intervals)`` -> falling timesteps."""
+
+
+# Curves give n falling sigmas, both ends included.
+
+
+def _along(steps: int, curve: Callable[[float], float]) -> list[float]:
+    return [curve(i / max(steps - 1, 1)) for i in range(steps)]
+
+
+def _karras(steps: int, first: float, last: float) -> list[float]:
+    """Even steps in sigma^(1/7) (2206.00364, equation 5, rho = 7)."""
+    root, end = first ** (1 / 7), last ** (1 / 7)
+    return _along(steps, lambda share: (root + share * (end - root)) ** 7)
+
+
+def _exponential(steps: int, first: float, last: float) -> list[float]:
+    """Even steps in log sigma: the uniform logSNR of DPM-Solver (2206.00927)."""
+    return _along(steps, lambda share: first * (last / first) ** share)
+
+
+def _beta(steps: int, first: float, last: float) -> list[float]:
+    """Quantiles of Beta(0.6, 0.6), dense at both ends (2407.12173), taken over sigma as in AUTOMATIC1111."""
+    return _along(steps, lambda share: last + (first - last) * beta_quantile(1 - share))
+
+
+def beta_quantile(probability: float, shape: float = 0.6) -> float:
+    """Invert the distribution function of Beta(shape, shape): bisection of its power series (DLMF 8.17.7)."""
+    if probability > 0.5:
+        return 1 - beta_quantile(1 - probability, shape)
+
+    def distribution(x: float) -> float:
+        total, factor = 0.0, 1.0
+        for n in range(64):  # x <= 1/2: each term is less than half of the one before
+            total += factor / (shape + n)
+            factor *= (n + 1 - shape) / (n + 1) * x
+        return x**shape * total * math.gamma(2 * shape) / math.gamma(shape) ** 2
+
+    low, high = 0.0, 0.5
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if distribution(middle) < probability else (low, middle)
+    return high
+
+
+CURVES: dict[str, Callable[[int, float, float], list[float]]] = {
+    "karras": _karras,
+    "exponential": _exponential,
+    "beta": _beta,
+}
+"""``curve(steps, first, last)`` -> falling sigmas."""
