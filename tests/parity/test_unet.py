@@ -1,9 +1,10 @@
 """The UNet against diffusers: every layout, narrowed, on the same weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from dataclasses import replace
 
 from ssd1b.layouts import SDXL_MINI, SSD_1B_MINI, UNETS, UNetLayout
 from ssd1b.models.unet import UNet

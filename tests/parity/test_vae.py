@@ -71,7 +71,7 @@ def test_tiled_decode_is_as_near_to_the_whole_as_diffusers(pair: tuple[VAE, Auto
 def test_overflow_is_decoded_again_in_float32_and_said() -> None:
     torch.manual_seed(0)
     reference = VAE(LAYOUT).requires_grad_(False)
-    # Scaling one convolution up and its group norm's input with it: finite in float32, beyond float16's 65,504.
+    # One convolution scaled up: finite in float32, beyond float16's largest number, 65,504.
     reference.decoder.conv_in.weight.mul_(1e6)
     model = VAE(LAYOUT).requires_grad_(False)
     model.load_state_dict({k: v.clamp(-6e4, 6e4) for k, v in reference.state_dict().items()})

@@ -1,0 +1,1 @@
+"""Networks only: no printing, no environment, no files."""

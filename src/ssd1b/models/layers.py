@@ -13,7 +13,7 @@ from torch import Tensor, nn
 def sinusoidal_embedding(values: Tensor, channels: int) -> Tensor:
     """Embed each number as cosines, then sines, of geometrically spaced frequencies.
 
-    Ho et al. 2020 (2006.11239) after Vaswani et al. 2017, in the order cosine-sine that SDXL was trained with.
+    Ho et al. 2020 (2006.11239) after Vaswani et al. 2017, cosine first as SDXL was trained.
     Always computed in float32: at timestep 999 bfloat16 keeps only multiples of 4.
 
     Args:

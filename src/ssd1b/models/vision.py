@@ -1,0 +1,55 @@
+"""The image half of a CLIP pair, through transformers: with the second text encoder it scores pictures."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssd1b.tensors import Pixels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionLayout:
+    """A CLIP image encoder (Dosovitskiy et al. 2021, 2010.11929) with its projection."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    intermediate_size: int
+    projection_dim: int
+    image_size: int
+    patch_size: int
+    activation: str = "gelu"
+
+
+CLIP_VISION_MINI = VisionLayout(
+    hidden_size=96, layers=4, heads=3, intermediate_size=384, projection_dim=96, image_size=128, patch_size=16
+)
+
+
+class ImageEncoder(nn.Module):
+    """Pictures to the space of the text encoder they were trained with; keys as in published files."""
+
+    def __init__(self, layout: VisionLayout) -> None:
+        super().__init__()
+        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection  # slow to import
+
+        self.layout = layout
+        model = CLIPVisionModelWithProjection(
+            CLIPVisionConfig(
+                hidden_size=layout.hidden_size,
+                num_hidden_layers=layout.layers,
+                num_attention_heads=layout.heads,
+                intermediate_size=layout.intermediate_size,
+                projection_dim=layout.projection_dim,
+                image_size=layout.image_size,
+                patch_size=layout.patch_size,
+                hidden_act=layout.activation,
+            )
+        )
+        self.vision_model = model.vision_model
+        self.visual_projection = model.visual_projection
+
+    def forward(self, pixels: Pixels) -> Float[Tensor, "batch projection"]:
+        """Embed pictures of the encoder's own size; not normalised."""
+        return self.visual_projection(self.vision_model(pixel_values=pixels).pooler_output)

@@ -1,0 +1,38 @@
+"""Arrays that are slow to make and read many times, kept in shards on disk."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+SHARD = 1024
+"""Items per file: what is lost when the making is interrupted."""
+
+
+class Shards:
+    """Items of one shape by index, mapped from files; made where they are missing.
+
+    The folder's name must tell everything that decides its content, since a shard that is there is believed.
+    """
+
+    def __init__(self, folder: Path, count: int, make: Callable[[range], NDArray], *, label: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._parts = []
+        for start in tqdm(range(0, count, SHARD), desc=label, unit="shard", disable=None):
+            path = folder / f"{start:08d}.npy"
+            if not path.exists():
+                aside = path.with_suffix(".partial")
+                with aside.open("wb") as file:
+                    np.save(file, make(range(start, start + SHARD)))
+                os.replace(aside, path)
+            self._parts.append(np.load(path, mmap_mode="r"))
+
+    def __len__(self) -> int:
+        return len(self._parts) * SHARD
+
+    def __getitem__(self, indices: NDArray[np.integer]) -> NDArray:
+        """Gather items, ``[len(indices), ...]``."""
+        return np.stack([self._parts[index // SHARD][index % SHARD] for index in indices])

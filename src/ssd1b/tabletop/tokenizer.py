@@ -1,0 +1,58 @@
+"""The miniature's tokenizer: CLIP's byte-pair encoding, its merges learned from captions of Tabletop."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+from ssd1b.layouts import CLIP_MINI
+from ssd1b.tabletop.captions import VOCABULARY, caption
+from ssd1b.tabletop.scenes import scene
+
+CAPTIONS = 5000
+WORD_END = "</w>"
+
+
+def train_tokenizer() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Learn vocabulary and merges; any text can be encoded, words of Tabletop are one token each.
+
+    Ids as in CLIP: 256 bytes, 256 bytes that end a word, merges, and at the very end begin and end of text.
+    """
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix=WORD_END))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex(r"\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"), "removed", invert=True
+    )
+    rng = np.random.default_rng(0)
+    corpus = [*(caption(scene(0, index), rng) for index in range(CAPTIONS)), *VOCABULARY]
+    room = CLIP_MINI.bos_token_id - 512
+    trainer = trainers.BpeTrainer(
+        vocab_size=512 + room, end_of_word_suffix=WORD_END, min_frequency=1, show_progress=False
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    merges = [(left, right) for left, right in json.loads(tokenizer.to_str())["model"]["merges"]][:room]
+
+    # CLIP's order of the bytes begins with "!", which its second tokenizer pads with.
+    letters = sorted(
+        pre_tokenizers.ByteLevel.alphabet(), key=lambda letter: (ord(letter) >= 256, ord(letter))
+    )
+    tokens = [*letters, *(letter + WORD_END for letter in letters), *("".join(merge) for merge in merges)]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    vocabulary |= {"<|startoftext|>": CLIP_MINI.bos_token_id, "<|endoftext|>": CLIP_MINI.eos_token_id}
+    return vocabulary, merges
+
+
+def save_tokenizer(folder: Path, *, pad_token: str) -> None:
+    """Write the files of a CLIP tokenizer, as diffusers and transformers read them."""
+    vocabulary, merges = train_tokenizer()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges)
+    )
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    special["pad_token"] = pad_token
+    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2))
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, **special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))

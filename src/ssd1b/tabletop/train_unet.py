@@ -1,0 +1,128 @@
+"""Train the miniature SDXL: the published objective on latents of renders."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ssd1b.diffusion.schedule import NoiseSchedule
+from ssd1b.layouts import SDXL_MINI
+from ssd1b.models.attention import Attention, plain_attention
+from ssd1b.models.text import TextEncoders
+from ssd1b.models.unet import UNet
+from ssd1b.models.vae import VAE
+from ssd1b.tabletop.cache import Shards
+from ssd1b.tabletop.captions import caption
+from ssd1b.tabletop.renderer import render_batch
+from ssd1b.tabletop.scenes import scene
+from ssd1b.training.loop import Batch, LoopSettings, train
+from ssd1b.training.precision import in_bfloat16
+
+SETTINGS = LoopSettings(
+    steps=4000, learning_rate=1e-3, decay_steps=1500, warmup_steps=200, ema_decay=0.998, checkpoint_steps=200
+)
+PICTURES = 32 * 1024
+BATCH_SIZE = 64
+SIZE = 128
+CAPTION_DROPOUT = 0.1
+"""Share of pictures learned without their caption, for classifier-free guidance (2207.12598)."""
+
+MAX_WEIGHT = 5.0
+"""Gamma of min-SNR (2303.09556)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptionedLatents:
+    """Cached latents with a fresh caption each time they come up."""
+
+    latents: Shards
+    text: TextEncoders
+    seed: int
+
+    def __getitem__(self, step: int) -> Batch:
+        """Latents in the order of a new shuffle each epoch, and the tokens of their captions."""
+        per_epoch = len(self.latents) // BATCH_SIZE
+        epoch, position = divmod(step, per_epoch)
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.latents))
+        indices = order[position * BATCH_SIZE : (position + 1) * BATCH_SIZE]
+        rng = np.random.default_rng((self.seed, step, 1))
+        tokens = self.text.tokenize([caption(scene(self.seed, int(index)), rng) for index in indices])
+        return {
+            "latents": torch.from_numpy(self.latents[indices]),
+            "tokens": tokens,
+            "kept": torch.from_numpy(rng.random(BATCH_SIZE) >= CAPTION_DROPOUT),
+        }
+
+
+def loss_weights(schedule: NoiseSchedule, timesteps: Tensor) -> Tensor:
+    """Weight of each picture's squared error in the noise: ``min(snr + 1, gamma) / snr``.
+
+    Min-SNR (2303.09556) caps what nearly clean pictures weigh; the ``+ 1``, as in its form for v-prediction
+    and in EDM (2206.00364, table 1), keeps the noisiest ones from weighing nothing: they decide the
+    background's colour, which an epsilon model otherwise learns last.
+    """
+    snr = schedule.snr(timesteps)
+    return (snr + 1).clamp(max=MAX_WEIGHT) / snr
+
+
+def train_unet(
+    out: Path, vae: VAE, text: TextEncoders, cache: Path, *,
+    settings: LoopSettings = SETTINGS, resume: bool = False, device: str = "cpu",
+) -> UNet:  # fmt: skip
+    """Train ``SDXL_MINI`` against frozen text encoders and a frozen autoencoder.
+
+    Args:
+        out: of the run.
+        vae: float32, with normalised latents.
+        text: both encoders.
+        cache: folder for latents; its name must identify the autoencoder.
+        settings: of the run.
+        resume: go on with the run in ``out``.
+        device: where to train.
+    """
+    torch.manual_seed(settings.seed)
+    model = UNet(SDXL_MINI).to(device)
+    for module in model.modules():
+        if isinstance(module, Attention) and device == "cpu":
+            module.attend = plain_attention
+    latents = Shards(
+        cache / f"seed-{settings.seed}",
+        PICTURES,
+        partial(_encode, vae, settings.seed),
+        label="encode renders",
+    )
+    schedule = NoiseSchedule()
+    time_ids = torch.tensor([SIZE, SIZE, 0, 0, SIZE, SIZE], dtype=torch.float32, device=device)
+
+    def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        clean = batch["latents"].to(device).float()
+        kept = batch["kept"].to(device)
+        conditioning = text.encode(batch["tokens"])
+        noise = torch.randn_like(clean)
+        timesteps = torch.randint(schedule.num_train_timesteps, (len(clean),), device=device)
+        predicted = in_bfloat16(module)(
+            schedule.add_noise(clean, noise, timesteps),
+            timesteps.float(),
+            # SDXL's convention: no caption is zeros, not the encoding of an empty text.
+            conditioning.embeds * kept[:, None, None],
+            conditioning.pooled * kept[:, None],
+            time_ids.expand(len(clean), 6),
+        ).float()
+        errors = (predicted - schedule.target(clean, noise, timesteps)).square().mean(dim=(1, 2, 3))
+        return {"loss": (errors * loss_weights(schedule, timesteps)).mean(), "noise_mse": errors.mean()}
+
+    data = CaptionedLatents(latents=latents, text=text, seed=settings.seed)
+    return train(model, data, loss, settings, out, resume=resume, label="unet")  # type: ignore[return-value]
+
+
+@torch.inference_mode()
+def _encode(vae: VAE, seed: int, indices: range, batch_size: int = 32) -> np.ndarray:
+    parts = []
+    for start in range(indices.start, indices.stop, batch_size):
+        renders = render_batch(scene(seed, index) for index in range(start, start + batch_size))
+        pixels = torch.from_numpy(renders).permute(0, 3, 1, 2).to(vae.quant_conv.weight.device)
+        parts.append(vae.encode(pixels.float() / 127.5 - 1.0).mean.half().cpu().numpy())
+    return np.concatenate(parts)

@@ -1,0 +1,136 @@
+"""Train the miniature's autoencoder on renders."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ssd1b.layouts import VAE_MINI
+from ssd1b.models.vae import VAE
+from ssd1b.tabletop.renderer import render
+from ssd1b.tabletop.scenes import scene
+from ssd1b.tensors import Pixels
+from ssd1b.training.loop import Batch, LoopSettings, train
+from ssd1b.training.precision import in_bfloat16
+
+SETTINGS = LoopSettings(
+    steps=1100, learning_rate=2e-3, decay_steps=400, warmup_steps=50, betas=(0.9, 0.99), weight_decay=1e-4,
+    ema_decay=0.995, checkpoint_steps=100,
+)  # fmt: skip
+CROP = 64
+"""Side of the crops. The network is convolutional: a quarter of the picture at a quarter of the cost."""
+
+KL_WEIGHT = 1e-6
+"""Rombach et al. 2022, appendix G. Larger ones let latent channels collapse."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crops:
+    """Random crops of renders, several a picture, since rendering costs more than cropping."""
+
+    batch_size: int = 64
+    per_picture: int = 4
+    seed: int = 0
+
+    def __getitem__(self, step: int) -> Batch:
+        """The crops of one step, ``[batch_size, 3, CROP, CROP]`` uint8."""
+        rng = np.random.default_rng((self.seed, step))
+        crops = []
+        for index in range(self.batch_size // self.per_picture):
+            picture = render(scene(self.seed, step * self.batch_size + index))
+            for _ in range(self.per_picture):
+                top, left = rng.integers(0, picture.shape[0] - CROP + 1, 2)
+                crops.append(picture[top : top + CROP, left : left + CROP])
+        return {"pixels": torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)}
+
+
+class Reconstruction(nn.Module):
+    """Encode, sample, decode: the whole autoencoder in one call."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels, and mean and log-variance of the unscaled latents."""
+        vae = self.vae
+        mean, log_variance = vae.quant_conv(vae.encoder(pixels)).chunk(2, dim=1)
+        log_variance = log_variance.clamp(-30.0, 20.0)
+        latents = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+        return vae.decoder(vae.post_quant_conv(latents)), mean, log_variance
+
+
+def train_vae(
+    out: Path, *, settings: LoopSettings = SETTINGS, resume: bool = False, device: str = "cpu"
+) -> VAE:
+    """Train, then fold the latents' measured mean and spread into the two 1x1 convolutions.
+
+    The folded autoencoder's latents have mean 0 and variance 1 per channel, so its scaling factor is 1.
+    """
+    torch.manual_seed(settings.seed)
+    vae = VAE(VAE_MINI)
+    with (
+        torch.no_grad()
+    ):  # begin with certain latents: with the default, noise drowns the first thousand steps
+        assert vae.quant_conv.bias is not None
+        vae.quant_conv.bias[VAE_MINI.latent_channels :] = -8.0
+    model = Reconstruction(vae).to(device)
+
+    def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        pixels = batch["pixels"].to(device).float() / 127.5 - 1.0
+        decoded, mean, log_variance = (t.float() for t in in_bfloat16(module)(pixels))
+        absolute = (decoded - pixels).abs().mean()
+        edges = sum(
+            (_difference(decoded, axis) - _difference(pixels, axis)).abs().mean() for axis in (-1, -2)
+        )
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(dim=(1, 2, 3)).mean()
+        total = absolute + 0.5 * edges + KL_WEIGHT * divergence
+        return {"loss": total, "absolute": absolute, "edges": edges, "divergence": divergence,
+                "psnr": 10 * torch.log10(4.0 / (decoded - pixels).square().mean())}  # fmt: skip
+
+    trained = train(model, Crops(seed=settings.seed), loss, settings, out, resume=resume, label="vae").vae
+    assert isinstance(trained, VAE)
+    normalise_latents(trained)
+    return trained
+
+
+def _difference(pixels: Tensor, axis: int) -> Tensor:
+    return pixels.diff(dim=axis)
+
+
+@torch.no_grad()
+def normalise_latents(vae: VAE, pictures: int = 512) -> None:
+    """Rewrite the convolutions around the latents so that each channel has mean 0 and variance 1.
+
+    Exact: the decoder undoes what the encoder now does.
+    """
+    means = torch.cat([vae.encode(batch).mean for batch in _validation(pictures)])
+    mean, std = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))
+    channels = vae.layout.latent_channels
+    encode, decode = vae.quant_conv, vae.post_quant_conv
+    assert encode.bias is not None and decode.bias is not None
+    encode.weight[:channels] /= std[:, None, None, None]
+    encode.bias[:channels] = (encode.bias[:channels] - mean) / std
+    encode.bias[channels:] -= 2 * std.log()
+    decode.bias += decode.weight[:, :, 0, 0] @ mean
+    decode.weight *= std[None, :, None, None]
+
+
+def _validation(pictures: int, batch_size: int = 32) -> Iterator[Pixels]:
+    """Renders that no training saw: another seed of the world."""
+    for start in range(0, pictures, batch_size):
+        renders = np.stack([render(scene(1, index)) for index in range(start, start + batch_size)])
+        yield torch.from_numpy(renders).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+@torch.no_grad()
+def reconstruction_psnr(vae: VAE, pictures: int = 256) -> float:
+    """Mean peak signal-to-noise ratio of reconstructions in dB, over renders that no training saw."""
+    ratios = []
+    for pixels in _validation(pictures):
+        decoded = vae.decode(vae.encode(pixels).mean).clamp(-1, 1)
+        ratios.append(10 * torch.log10(4.0 / (decoded - pixels).square().mean(dim=(1, 2, 3))))
+    return float(torch.cat(ratios).mean())
