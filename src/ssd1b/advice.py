@@ -1,0 +1,84 @@
+"""What the sources teach about settings, as data, and what to expect from a picture that leaves it."""
+
+from dataclasses import dataclass
+
+from ssd1b.sampler_names import SAMPLERS
+from ssd1b.settings import ARTICLE, CARD, GenerationSettings
+
+FULL_SIZE = 1024
+"""Side in pixels of the square pictures that SDXL and its distilled models were trained for."""
+
+SIZES: tuple[tuple[int, int], ...] = (
+    (1024, 1024), (1152, 896), (896, 1152), (1216, 832), (832, 1216),
+    (1344, 768), (768, 1344), (1536, 640), (640, 1536),
+)  # fmt: skip
+"""(width, height) that the model card lists; all are among SDXL's training sizes (2307.01952, appendix I)."""
+
+DETAIL_GUIDANCE = (12.0, 17.0)
+"""Guidance scales at which the article sees details come out."""
+
+SAMPLERS_ADVISED = ("unipc", "euler", "ddpm")
+"""The schedulers that the article calls highly recommended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advised:
+    """The numbers that a source advises for one setting, and what it says of those on either side."""
+
+    setting: str
+    low: float
+    high: float
+    below: str
+    above: str
+    source: str = ARTICLE
+
+
+SSD_1B_ADVICE = (
+    Advised(
+        setting="guidance_scale",
+        low=2.0,  # the article says "near 1"
+        high=19.0,  # "above 19 or 20"
+        below="near 1 artistic quality suffers; for tiny details take 12 to 17",
+        above="above 19 the picture keeps strictly to the text, at the expense of quality and diversity",
+    ),
+    Advised(
+        setting="steps",
+        low=15.0,
+        high=25.0,
+        below="high quality comes between 15 and 25 steps",
+        above="beyond 25 steps the form keeps changing without new details",
+    ),
+)
+
+
+def advise(settings: GenerationSettings, model_size: int, family: str) -> list[str]:
+    """Say what to expect of settings that leave the advised: one line each, none for what is advised.
+
+    Args:
+        settings: they stay as they are; advice is no rule.
+        model_size: side in pixels of the square picture the model was trained for (``ModelLayout.size``).
+        family: a name of ``layouts.UNETS``. What was found out about SSD-1B is said of SSD-1B alone.
+    """
+    lines = _about_ssd_1b(settings) if family == "ssd-1b" else []
+    sizes = SIZES if model_size == FULL_SIZE else ((model_size, model_size),)
+    if (settings.width, settings.height) not in sizes:
+        listed = ", ".join(f"{width}x{height}" for width, height in sizes)
+        source = CARD if model_size == FULL_SIZE else "the model's training size"
+        lines.append(
+            f"size {settings.width}x{settings.height}: the model knows {listed}; elsewhere expect objects "
+            f"cut off or repeated ({source})"
+        )
+    return lines
+
+
+def _about_ssd_1b(settings: GenerationSettings) -> list[str]:
+    lines = []
+    for advised in SSD_1B_ADVICE:
+        value = getattr(settings, advised.setting)
+        if not advised.low <= value <= advised.high:
+            expected = advised.below if value < advised.low else advised.above
+            lines.append(f"{advised.setting} {value:g}: {expected} ({advised.source})")
+    if settings.sampler not in SAMPLERS_ADVISED:
+        best = ", ".join(SAMPLERS[name].a1111 for name in SAMPLERS_ADVISED)
+        lines.append(f"sampler {SAMPLERS[settings.sampler].a1111}: highly recommended are {best} ({ARTICLE})")
+    return lines

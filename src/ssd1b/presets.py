@@ -1,0 +1,114 @@
+"""Presets: settings under a name, with the reason for them; those we ship and those that users write."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from ssd1b.errors import InputError, unknown
+from ssd1b.settings import ARTICLE, CARD, Preset, check_names, check_text, resolve_settings, shown
+
+MAX_FILE_BYTES = 64 * 1024
+
+_READERS = {".toml": tomllib.loads, ".json": json.loads}
+
+NEGATIVE_PROMPTS: Mapping[str, str] = MappingProxyType({
+    "basic": (
+        "worst quality, normal quality, low quality, low res, blurry, text, watermark, logo, banner, "
+        "extra digits, cropped, jpeg artifacts, signature, username, error, sketch, duplicate, ugly, "
+        "monochrome, horror, geometry, mutation, disgusting"
+    ),
+    "adult-content": "NSFW, nude, censored",
+    "realistic-people": (
+        "extra fingers, mutated hands, poorly drawn hands, poorly drawn face, mutation, deformed, blurry, "
+        "dehydrated, bad anatomy, bad proportions, extra limbs, cloned face, disfigured, gross proportions, "
+        "malformed limbs, missing arms, missing legs, extra arms, extra legs, fused fingers, "
+        "too many fingers, long neck"
+    ),
+})  # fmt: skip
+"""The article's three lists, word by word."""
+
+PRESETS: Mapping[str, Preset] = MappingProxyType({
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="article-detail",
+            source=f"{ARTICLE}: a guidance scale of 12 to 17 (here its middle) for images rich in tiny "
+            "details; high quality from 15 to 25 steps; UniPC, Euler and DDPM are highly recommended",
+            settings={"guidance_scale": 14.5, "steps": 25, "sampler": "unipc"},
+        ),
+        Preset(
+            name="article-fast",
+            source=f"{ARTICLE}: high quality is observed from 15 steps on; UniPC is highly recommended",
+            settings={"steps": 15, "sampler": "unipc"},
+        ),
+        Preset(
+            name="model-card",
+            source=f"{CARD}: use negative prompting, and a CFG around 9.0; with its example's words",
+            settings={"guidance_scale": 9.0, "negative_prompt": "ugly, blurry, poor quality"},
+        ),
+        *(
+            Preset(
+                name=name,
+                source=f"{ARTICLE}: commonly used negative prompts",
+                settings={"negative_prompt": negative_prompt},
+            )
+            for name, negative_prompt in NEGATIVE_PROMPTS.items()
+        ),
+    )
+})  # fmt: skip
+
+
+def load_preset(name: str) -> Preset:
+    """Find a preset by its name, or read it from a ``.toml`` or ``.json`` file.
+
+    A file holds a table ``settings`` and may have a ``name`` and a ``source``:
+
+        name = "crisp"
+        source = "sweep of 24 May, 200 pairs"
+        [settings]
+        guidance_scale = 11
+        sampler = "DPM++ 2M Karras"
+
+    Raises:
+        InputError: there is no such preset or file, or what it says is not allowed.
+    """
+    path = Path(name)
+    if name in PRESETS:
+        return PRESETS[name]
+    if path.suffix.lower() not in _READERS:
+        raise unknown("preset", name, [*PRESETS, "a .toml file", "a .json file"])
+    try:
+        return _from_table(_read(path), path.stem)
+    except InputError as error:
+        raise InputError(f"preset {name}: {error}") from None
+
+
+def _read(path: Path) -> object:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"cannot read it: {error.strerror}") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise InputError(f"it is too large: allowed are {MAX_FILE_BYTES} bytes")
+    try:
+        return _READERS[path.suffix.lower()](data.decode())
+    # Decoder and readers raise kinds of ValueError; thousands of nested lists exhaust the stack.
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"it is no {path.suffix[1:].upper()}: {error}") from None
+
+
+def _from_table(table: object, default_name: str) -> Preset:
+    if not isinstance(table, dict) or not isinstance(table.get("settings"), dict):
+        raise InputError(f"it must hold a table 'settings', got {shown(table)}")
+    check_names("key", table, frozenset({"name", "source", "settings"}))
+    preset = Preset(
+        name=check_text("name", table.get("name", default_name)),
+        source=check_text("source", table.get("source", "")),
+        settings=table["settings"],
+    )
+    # So that a wrong value is found where the file is named.
+    resolve_settings("any", family="ssd-1b", model_defaults={"seed": 0}, preset=preset)
+    return preset

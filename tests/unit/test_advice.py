@@ -1,0 +1,80 @@
+import pytest
+
+from ssd1b.advice import SIZES, advise
+from ssd1b.layouts import UNETS
+from ssd1b.presets import PRESETS
+from ssd1b.settings import resolve_settings
+
+
+def settings(family="ssd-1b", **given):
+    return resolve_settings("x", family=family, model_defaults={}, preset=None, seed=1, **given)
+
+
+@pytest.mark.parametrize("family", UNETS)
+def test_defaults_need_no_advice(family):
+    assert advise(settings(family), 1024, family) == []
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_need_no_advice(name):
+    assert advise(settings(**PRESETS[name].settings), 1024, "ssd-1b") == []
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"guidance_scale": 1}, "guidance_scale 1: near 1 artistic quality suffers"),
+        ({"guidance_scale": 1.99}, "guidance_scale 1.99: near 1"),
+        ({"guidance_scale": 19.5}, "guidance_scale 19.5: above 19 the picture keeps strictly to the text"),
+        ({"steps": 14}, "steps 14: high quality comes between 15 and 25 steps"),
+        ({"steps": 26}, "steps 26: beyond 25 steps the form keeps changing without new details"),
+        ({"sampler": "DPM++ 2M"}, "sampler DPM++ 2M: highly recommended are UniPC, Euler, DDPM"),
+        ({"width": 1000}, "size 1000x1024: the model knows 1024x1024, 1152x896,"),
+    ],
+)
+def test_leaving_the_advice_gives_one_line_with_its_source(given, line):
+    (advice,) = advise(settings(**given), 1024, "ssd-1b")
+    assert advice.startswith(line)
+    assert advice.endswith(("crafting compelling images')", "(model card of segmind/SSD-1B)"))
+    assert "\n" not in advice
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"guidance_scale": 2}, {"guidance_scale": 19}, {"steps": 15}, {"steps": 25}, {"sampler": "ddpm"}],
+)
+def test_the_edges_of_the_advice_belong_to_it(given):
+    assert advise(settings(**given), 1024, "ssd-1b") == []
+
+
+def test_several_departures_give_a_line_each():
+    far = settings(guidance_scale=25, steps=5, sampler="LCM", width=512)
+    assert [line.split()[0] for line in advise(far, 1024, "ssd-1b")] == [
+        "guidance_scale",
+        "steps",
+        "sampler",
+        "size",
+    ]
+
+
+def test_what_is_known_of_ssd_1b_is_not_said_of_others():
+    assert advise(settings("sdxl", guidance_scale=1, steps=5, sampler="DDIM"), 1024, "sdxl") == []
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_nine_sizes_of_the_model_card_are_advised(size):
+    width, height = size
+    assert advise(settings(width=width, height=height), 1024, "ssd-1b") == []
+    assert (height, width) in SIZES
+    assert width % 64 == height % 64 == 0
+    assert 0.93 < width * height / 1024**2 <= 1.0 or size in {(1024, 1024)}
+
+
+def test_nine_sizes():
+    assert len(set(SIZES)) == 9
+
+
+def test_a_miniature_has_a_size_of_its_own():
+    assert advise(settings(width=128, height=128), 128, "ssd-1b") == []
+    (advice,) = advise(settings(), 128, "ssd-1b")
+    assert advice.startswith("size 1024x1024: the model knows 128x128;")
