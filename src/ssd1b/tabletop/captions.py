@@ -2,6 +2,9 @@
 
 Each choice in the grammar is one draw in [0, 1), and 0 is always the canonical choice, so the complete
 canonical caption is the sentence in which every draw is 0.
+
+A caption speaks of the things in the scene and of the picture taken of them: a red sphere in a monochrome
+picture is called red and monochrome. A degradation is never left out, or its word would mean nothing.
 """
 
 from collections.abc import Callable, Sequence

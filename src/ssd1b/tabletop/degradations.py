@@ -12,7 +12,7 @@ Picture = NDArray[np.uint8]
 
 def _blurry(picture: Picture, rng: np.random.Generator) -> Picture:
     radius = _per_128(picture, 1.6 + 1.2 * rng.random())
-    return np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(radius)))
+    return np.array(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(radius)))
 
 
 def _monochrome(picture: Picture, rng: np.random.Generator) -> Picture:
@@ -27,13 +27,13 @@ def _low_quality(picture: Picture, rng: np.random.Generator) -> Picture:
     block = _per_128(picture, 5 + 3 * rng.random())
     coarse = (max(1, round(width / block)), max(1, round(height / block)))
     image = Image.fromarray(picture).resize(coarse, Image.Resampling.BOX)
-    return np.asarray(image.resize((width, height), Image.Resampling.NEAREST))
+    return np.array(image.resize((width, height), Image.Resampling.NEAREST))
 
 
 def _jpeg_artifacts(picture: Picture, rng: np.random.Generator) -> Picture:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "JPEG", quality=3 + int(5 * rng.random()))
-    return np.asarray(Image.open(file))
+    return np.array(Image.open(file))
 
 
 def _noisy(picture: Picture, rng: np.random.Generator) -> Picture:

@@ -87,8 +87,8 @@ def render(scene: Scene, size: int | tuple[int, int] = 128) -> NDArray[np.uint8]
     picture = _table(scene, lights, frame)
     for solid in sorted(scene.solids, key=lambda solid: -solid.depth):
         _draw(solid, scene, lights, frame, picture)
-    pixels = np.sqrt(np.minimum(picture, 1)) * 255 + np.float32(0.5)
-    return degrade(pixels.astype(np.uint8).transpose(1, 2, 0), scene.degradation, scene.seed)
+    pixels = (np.sqrt(np.minimum(picture, 1)) * 255 + np.float32(0.5)).astype(np.uint8)
+    return degrade(np.ascontiguousarray(pixels.transpose(1, 2, 0)), scene.degradation, scene.seed)
 
 
 def render_batch(scenes: Iterable[Scene], size: int | tuple[int, int] = 128) -> NDArray[np.uint8]:
@@ -275,9 +275,9 @@ def _shade(solid: Solid, scene: Scene, points: Array, facing: Array, reaching: A
     aside = mirrored[0] / np.sqrt(mirrored[0] * mirrored[0] + mirrored[2] * mirrored[2] + np.float32(1e-6))
     windows = _bump(aside, -0.55, 0.35) + np.float32(0.5) * _bump(aside, 0.7, 0.25)
     windows *= _bump(mirrored[1], -0.35, 0.5)
-    room = np.float32(0.14) + np.float32(0.8) * _smooth(mirrored[1], 0.1, 0.8) + np.float32(0.55) * windows
+    room = np.float32(0.25) + np.float32(0.75) * _smooth(mirrored[1], 0.1, 0.8) + np.float32(0.7) * windows
     room = room * openness + np.float32(0.15) * table * _smooth(-mirrored[1], 0.0, 0.2)
-    diffuse = np.float32(0.30) * ambient + np.float32(0.30) * lit
+    diffuse = np.float32(0.48) * ambient + np.float32(0.36) * lit
     polish = np.float32(0.9) * _power(glint, 6) * reaching + np.float32(0.06) * windows
     return albedo * (diffuse + np.float32(0.75) * room) + polish
 

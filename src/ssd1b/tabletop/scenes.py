@@ -173,7 +173,7 @@ def _placed(solids: list[Solid], rng: np.random.Generator) -> tuple[Solid, ...]:
     left_to_right = list(range(len(solids)))
     if rng.random() < 0.5:
         left_to_right.reverse()
-    cuts = sorted(_between(0, free, rng) for _ in solids)
+    cuts = sorted(_between(0.0, free, rng) for _ in solids)
     placed = list(solids)
     edge = -1 + _MARGIN
     for position, cut in zip(left_to_right, cuts, strict=True):

@@ -1,0 +1,139 @@
+"""Captions: the canonical one says everything, the others say less, and none says anything untrue."""
+
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssd1b.tabletop.captions import VOCABULARY, caption, full_caption
+from ssd1b.tabletop.degradations import DEGRADATIONS
+from ssd1b.tabletop.scenes import COLORS, Scene, Solid, scene
+
+# The words of each value, written down here again: a synonym that changes its meaning must show.
+MEANINGS = {
+    "small": "small", "tiny": "small", "little": "small", "large": "large", "big": "large",
+    "rubber": "rubber", "matte": "rubber", "metal": "metal", "metallic": "metal", "shiny": "metal",
+    "sphere": "sphere", "ball": "sphere", "torus": "torus", "donut": "torus",
+    "cube": "cube", "cone": "cone", "cylinder": "cylinder", "pyramid": "pyramid",
+    "grey": "gray", **{color: color for color in COLORS},
+}  # fmt: skip
+REMARKS = {
+    "blurry": "blurry", "out of focus": "blurry", "monochrome": "monochrome", "grayscale": "monochrome",
+    "low quality": "low quality", "pixelated": "low quality", "jpeg artifacts": "jpeg artifacts",
+    "noisy": "noisy", "grainy": "noisy",
+}  # fmt: skip
+NOUN = re.compile(r"an? (?P<words>.+)")
+SENTENCE = re.compile(
+    r"(?:a picture of )?(?P<first>.+?)"
+    r"(?: (?P<relation>(?:to the )?left of|(?:to the )?right of|and) (?P<second>.+?))?"
+    r"(?: (?:on|against) an? (?P<background>\w+) (?:background|table))?"
+)
+
+
+def attributes(noun: str) -> set[str]:
+    match = NOUN.fullmatch(noun)
+    assert match, noun
+    return {MEANINGS[word] for word in match["words"].replace("made of ", "").split()}
+
+
+def all_attributes(solid: Solid) -> set[str]:
+    return {solid.size, solid.color, solid.material, solid.shape}
+
+
+def check(text: str, shown: Scene) -> Counter[str]:
+    """Read a caption, assert that each statement is true of the scene, and count what it leaves out."""
+    parts = text.split(", ")
+    remarks = [REMARKS[part] for part in parts if part in REMARKS]
+    assert remarks == [shown.degradation] * (shown.degradation is not None)
+    (sentence,) = (part for part in parts if part not in REMARKS)
+    match = SENTENCE.fullmatch(sentence)
+    assert match, sentence
+    omitted = Counter()
+    said = [attributes(noun) for noun in (match["first"], match["second"]) if noun]
+    assert len(said) == len(shown.solids)
+    solids = list(shown.solids)
+    if len(said) == 2:
+        relation = match["relation"]
+        if relation == "and":
+            omitted["relation"] += 1
+            in_order = all(words <= all_attributes(solid) for words, solid in zip(said, solids, strict=True))
+            solids = solids if in_order else solids[::-1]
+        else:
+            solids.sort(key=lambda solid: solid.x, reverse="right" in relation)
+    for words, solid in zip(said, solids, strict=True):
+        assert words <= all_attributes(solid)
+        assert {solid.shape, solid.color} <= words
+        omitted["size"] += solid.size not in words
+        omitted["material"] += solid.material not in words
+    if match["background"]:
+        assert MEANINGS[match["background"]] == shown.background
+    else:
+        omitted["background"] += 1
+    return omitted
+
+
+@settings(derandomize=True, deadline=None, max_examples=600)
+@given(st.integers(0, 2**40), st.integers(0, 2**32), st.sampled_from(["train", "held_out"]))
+def test_no_caption_is_untrue(index: int, seed: int, split: str) -> None:
+    shown = scene(5, index, split=split)
+    check(caption(shown, np.random.default_rng(seed)), shown)
+
+
+def test_the_canonical_caption_says_everything_in_order() -> None:
+    for index in range(500):
+        shown = scene(5, index)
+        assert check(full_caption(shown), shown).total() == 0
+        first = shown.solids[0]
+        opening = f"{first.size} {first.color} {first.material} {first.shape} "
+        assert full_caption(shown).removeprefix("a ").startswith(opening)
+        assert full_caption(shown).endswith(shown.degradation or "background")
+
+
+EXAMPLES = {
+    0: "a small red rubber sphere to the right of a large orange metal sphere on an orange background",
+    6: "a large pink metal pyramid on a red background",
+    7: "a large cyan rubber cylinder on an orange background, low quality",
+    11: "a large brown metal torus on a black background",
+}
+
+
+@pytest.mark.parametrize(("index", "text"), EXAMPLES.items())
+def test_the_canonical_caption_reads(index: int, text: str) -> None:
+    assert full_caption(scene(1, index)) == text
+
+
+def test_half_of_the_captions_are_canonical_and_few_leave_something_out() -> None:
+    rng = np.random.default_rng(1)
+    canonical, omitted, solids = 0, Counter(), 0
+    for index in range(4000):
+        shown = scene(6, index)
+        text = caption(shown, rng)
+        canonical += text == full_caption(shown)
+        omitted += check(text, shown)
+        solids += len(shown.solids)
+    assert 0.47 < canonical / 4000 < 0.54
+    assert 0.035 < omitted["background"] / 4000 < 0.065
+    assert 0.035 < omitted["size"] / solids < 0.065
+    assert 0.035 < omitted["material"] / solids < 0.065
+    assert 0.05 < omitted["relation"] / 2400 < 0.15
+
+
+def test_one_scene_is_put_in_many_words() -> None:
+    rng = np.random.default_rng(2)
+    shown = next(s for s in map(lambda index: scene(6, index), range(100)) if len(s.solids) == 2)
+    assert len({caption(shown, rng) for _ in range(200)}) > 60
+
+
+def test_the_vocabulary_is_just_what_captions_say() -> None:
+    rng = np.random.default_rng(3)
+    said = {
+        word for index in range(6000) for word in caption(scene(8, index), rng).replace(",", " ,").split()
+    }
+    assert said == set(VOCABULARY)
+
+
+def test_every_degradation_has_its_word() -> None:
+    assert set(REMARKS.values()) == set(DEGRADATIONS)
