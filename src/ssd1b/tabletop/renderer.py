@@ -264,21 +264,22 @@ def _shade(solid: Solid, scene: Scene, points: Array, facing: Array, reaching: A
     height = np.minimum(points[1] / np.float32(0.8 * solid.scale), 1)
     openness = np.float32(0.55) + np.float32(0.45) * height
     ambient = openness * (np.float32(0.42) * sky + np.float32(0.25) * table * (1 - sky))
-    glint = np.maximum(dot(facing, unit(light - view)), 0)
     if solid.material == "rubber":
-        return albedo * (ambient + np.float32(0.78) * lit) + np.float32(0.035) * _power(glint, 3) * reaching
+        glint = _power(np.maximum(dot(facing, unit(light - view)), 0), 3)
+        return albedo * (ambient + np.float32(0.78) * lit) + np.float32(0.035) * glint * reaching
     # Metal mirrors the room: the table below, a bright ceiling, two tall windows. A point's own place in the
-    # room bends its ray, so that flat faces too carry a gradient.
+    # room bends what it sees, so that flat faces too carry a gradient and no more than a spot of the light.
     middle = column((solid.x, solid.scale, solid.depth), points)
-    mirrored = view - 2 * dot(facing, view) * facing + np.float32(0.6 / solid.scale) * (points - middle)
-    mirrored = unit(mirrored)
+    bent = unit(facing + np.float32(0.35 / solid.scale) * (points - middle))
+    mirrored = view - 2 * dot(bent, view) * bent
     aside = mirrored[0] / np.sqrt(mirrored[0] * mirrored[0] + mirrored[2] * mirrored[2] + np.float32(1e-6))
     windows = _bump(aside, -0.55, 0.35) + np.float32(0.5) * _bump(aside, 0.7, 0.25)
     windows *= _bump(mirrored[1], -0.35, 0.5)
     room = np.float32(0.25) + np.float32(0.75) * _smooth(mirrored[1], 0.1, 0.8) + np.float32(0.7) * windows
     room = room * openness + np.float32(0.15) * table * _smooth(-mirrored[1], 0.0, 0.2)
     diffuse = np.float32(0.48) * ambient + np.float32(0.36) * lit
-    polish = np.float32(0.9) * _power(glint, 6) * reaching + np.float32(0.06) * windows
+    glint = _power(np.maximum(dot(bent, unit(light - view)), 0), 6)
+    polish = np.float32(0.9) * glint * reaching + np.float32(0.06) * windows
     return albedo * (diffuse + np.float32(0.75) * room) + polish
 
 

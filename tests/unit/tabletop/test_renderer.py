@@ -56,7 +56,7 @@ def test_a_scene_has_one_picture() -> None:
 def test_pictures_stay_what_they_were() -> None:
     """Loose enough for another version of the JPEG or noise library, not for another look."""
     means = [render(scene(2, index)).mean() for index in range(8)]
-    np.testing.assert_allclose(means, [94.66, 81.38, 145.3, 139.73, 78.23, 156.07, 135.67, 153.46], atol=0.3)
+    np.testing.assert_allclose(means, [93.4, 81.03, 145.3, 139.73, 78.23, 156.19, 135.67, 153.46], atol=0.3)
 
 
 def test_pictures_are_arrays_of_bytes_of_the_asked_size() -> None:
@@ -135,9 +135,11 @@ def tint(pixels: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("material", MATERIALS)
 @pytest.mark.parametrize("color", COLORS)
 def test_the_lit_part_of_a_solid_is_nearest_to_its_own_word(color: str, material: str) -> None:
-    for shape, background in itertools.product(SHAPES, ("white", "black", "red", "cyan")):
-        shown = showing(background, shape=shape, color=color, material=material)
-        lit = np.quantile(render(shown)[mask(shown)].astype(float), 0.75, axis=0)
+    views = itertools.product(SHAPES, ("black", "cyan"), (-0.3, 0.7), ((-1.15, 0.75), (-0.65, 0.95)))
+    for shape, background, yaw, (azimuth, elevation) in views:
+        shown = showing(background, shape=shape, color=color, material=material, yaw=yaw)
+        shown = replace(shown, light=Light(azimuth=azimuth, elevation=elevation))
+        lit = np.quantile(render(shown, 64)[mask(shown, size=64)].astype(float), 0.75, axis=0)
         others = {name: np.array(value, float) for name, value in COLORS.items()}
         nearest = min(
             others,
@@ -157,8 +159,8 @@ def test_a_background_is_nearest_to_its_own_word(color: str) -> None:
 @pytest.mark.parametrize("color", COLORS)
 def test_a_solid_shows_on_a_table_of_its_own_color(color: str, shape: str, material: str) -> None:
     shown = showing(color, shape=shape, color=color, material=material)
-    empty = render(replace(shown, solids=())).astype(float)
-    assert abs(render(shown) - empty)[mask(shown)].max(axis=-1).mean() > 12
+    empty = render(replace(shown, solids=()), 64).astype(float)
+    assert abs(render(shown, 64) - empty)[mask(shown, size=64)].max(axis=-1).mean() > 12
 
 
 def test_shadows_fall_away_from_the_light() -> None:
@@ -181,7 +183,7 @@ def test_a_solid_throws_its_shadow_on_its_neighbour() -> None:
 
 
 def test_edges_are_smooth() -> None:
-    """A white cylinder on black: besides its inside and the table, its sides have levels between."""
+    """Across the edge of a white sphere on black, the columns do not all jump by the same amount."""
     row = render(showing("black", shape="sphere", color="white"))[:, 40:60].mean(axis=2)
     steps = abs(np.diff(row, axis=0)).max(axis=0)
     levels = {int(step) // 12 for step in steps}
