@@ -1,0 +1,234 @@
+"""The recipe of a picture: all it takes to draw it again, as our JSON and as AUTOMATIC1111's text.
+
+The JSON is complete and strict. The text is what the field's other programs read and write; what it cannot
+say is in the JSON: rescale, interval and micro-conditioning, and prompts with a line that itself begins with
+"Negative prompt:".
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, no_type_check
+
+from ssd1b.errors import InputError
+from ssd1b.sampler_names import SAMPLERS, SCHEDULES
+from ssd1b.settings import GenerationSettings, Range, check_names, check_text, shown
+
+FORMAT = 1
+"""Of the JSON; another number is another format."""
+
+_COUNT = Range(low=1, high=65_536, multiple_of=1)
+
+
+@no_type_check  # __post_init__ checks the types itself: recipes come from anybody's files
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelIdentity:
+    """Which weights drew the picture.
+
+    Attributes:
+        name: of the model, for people.
+        source: the Hub repository or the path it was loaded from.
+        revision: the Hub commit, None for a path.
+        sha256: of the weights in lower-case hexadecimal, None if it was not computed.
+        layout: a name of ``layouts.UNETS``.
+    """
+
+    name: str
+    source: str
+    revision: str | None
+    sha256: str | None
+    layout: str
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in ("name", "source", "layout"):
+            check_text(f"model {name}", getattr(self, name))
+        for name in ("revision", "sha256"):
+            if getattr(self, name) is not None:
+                check_text(f"model {name}", getattr(self, name))
+
+
+@no_type_check
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Settings, model and the circumstances that can change a picture's last bits.
+
+    Attributes:
+        dtype: of the UNet, as "float16".
+        device: kind of device, as "cuda".
+        batch_size: pictures that were drawn at once.
+        threads: of the CPU.
+    """
+
+    settings: GenerationSettings
+    model: ModelIdentity
+    dtype: str
+    device: str
+    batch_size: int
+    threads: int
+    torch_version: str
+    ssd1b_version: str
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        assert isinstance(self.settings, GenerationSettings)
+        assert isinstance(self.model, ModelIdentity)
+        for name in ("dtype", "device", "torch_version", "ssd1b_version"):
+            check_text(name, getattr(self, name))
+        for name in ("batch_size", "threads"):
+            object.__setattr__(self, name, _COUNT.check(name, getattr(self, name)))
+
+
+def write_json(recipe: Recipe) -> str:
+    """Write a recipe as one line of ASCII, so that any container can hold it."""
+    return json.dumps({"format": FORMAT, **asdict(recipe)}, allow_nan=False)
+
+
+def read_json(text: str) -> Recipe:
+    """Read what ``write_json`` wrote.
+
+    Raises:
+        InputError: it is no JSON, of another format, incomplete, or has a key or a value that is not allowed.
+    """
+    try:
+        table = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"recipe is no JSON: {error}") from None
+    if not isinstance(table, dict) or "format" not in table:
+        raise InputError(f"recipe has no format: {shown(table)}")
+    if (version := table.pop("format")) != FORMAT:
+        raise InputError(f"recipe has format {shown(version)}: this version of ssd1b reads format {FORMAT}")
+    parts = {"settings": GenerationSettings, "model": ModelIdentity}
+    built = {name: _build(part, name, table[name]) for name, part in parts.items() if name in table}
+    return _build(Recipe, "recipe", table | built)
+
+
+def _build(part: type, kind: str, table: object) -> Any:
+    names = frozenset(each.name for each in fields(part))
+    if not isinstance(table, dict):
+        raise InputError(f"{kind} is {shown(table)}: it must be a table")
+    check_names(f"{kind} key", table, names)
+    if missing := sorted(names - table.keys()):
+        raise InputError(f"{kind} lacks {', '.join(missing)}")
+    return part(**table)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """What AUTOMATIC1111's text says; ``values`` as they stand there, quotes removed."""
+
+    prompt: str
+    negative_prompt: str | None
+    values: Mapping[str, str]
+
+    def settings(self) -> dict[str, Any]:
+        """Give what ``resolve_settings`` can use, next to the prompt.
+
+        No negative prompt is None: for SDXL, AUTOMATIC1111 too takes zeros when it is empty.
+
+        Raises:
+            InputError: a value is no number where one belongs.
+        """
+        given: dict[str, Any] = {"negative_prompt": self.negative_prompt}
+        for key, (name, kind) in _SETTINGS.items():
+            if key in self.values:
+                given[name] = _read_value(key, self.values[key], kind)
+        if "Size" in self.values:
+            size = _SIZE.fullmatch(self.values["Size"])
+            if size is None:
+                raise InputError(f"Size is {shown(self.values['Size'])}: it must be as 1024x768")
+            given |= {"width": int(size[1]), "height": int(size[2])}
+        return given
+
+
+_SETTINGS = {
+    "Steps": ("steps", int),
+    "Sampler": ("sampler", str),
+    "Schedule type": ("schedule", str),
+    "CFG scale": ("guidance_scale", float),
+    "Seed": ("seed", int),
+}  # fmt: skip
+_SIZE = re.compile(r"(\d{1,9})x(\d{1,9})")
+_NEGATIVE = "Negative prompt:"
+# A key, and a value that is a JSON string or reaches to the next comma.
+_PAIR = re.compile(r'\s*(\w[\w /-]+):\s*("(?:[^"\\]|\\.)+"(?=,|$)|[^,]*)')
+
+
+def write_parameters(recipe: Recipe) -> str:
+    """Write a recipe as AUTOMATIC1111 writes its ``parameters`` (``modules/processing.create_infotext``)."""
+    settings, model = recipe.settings, recipe.model
+    schedule = settings.schedule or "Automatic"
+    values = {
+        "Steps": settings.steps,
+        "Sampler": SAMPLERS[settings.sampler].a1111,
+        "Schedule type": next(iter(SCHEDULES.get(schedule, ())), schedule),
+        "CFG scale": repr(settings.guidance_scale).removesuffix(".0"),
+        "Seed": settings.seed,
+        "Size": f"{settings.width}x{settings.height}",
+        **({"Model hash": model.sha256[:10]} if model.sha256 else {}),
+        "Model": model.name,
+        "RNG": "CPU",
+        "Version": f"ssd1b {recipe.ssd1b_version}",
+    }
+    negative = [] if settings.negative_prompt is None else [f"{_NEGATIVE} {settings.negative_prompt}"]
+    last = ", ".join(f"{key}: {_quote(str(value))}" for key, value in values.items())
+    return "\n".join([settings.prompt, *negative, last])
+
+
+def read_parameters(text: str) -> Parameters:
+    """Read AUTOMATIC1111's text as it does (``modules/infotext_utils.parse_generation_parameters``).
+
+    Whatever the text, it is read: a last line that holds fewer than three values belongs to the prompt, and
+    what makes no sense in a line of values is left out.
+    """
+    *lines, last = text.rstrip().split("\n")
+    values = _read_pairs(last)
+    if len(values) < 3:
+        lines, values = [*lines, last], {}
+    begin = next((index for index, line in enumerate(lines) if line.strip().startswith(_NEGATIVE)), None)
+    if begin is None:
+        return Parameters(prompt="\n".join(lines), negative_prompt=None, values=values)
+    first = lines[begin].lstrip().removeprefix(_NEGATIVE).removeprefix(" ")
+    return Parameters(
+        prompt="\n".join(lines[:begin]),
+        negative_prompt="\n".join([first, *lines[begin + 1 :]]),
+        values=values,
+    )
+
+
+def _read_pairs(line: str) -> dict[str, str]:
+    """Go from comma to comma, so that the time does not grow faster than the line."""
+    values: dict[str, str] = {}
+    position = 0
+    while position < len(line):
+        pair = _PAIR.match(line, position)
+        if pair:
+            values[pair[1]] = _unquote(pair[2])
+        comma = line.find(",", pair.end() if pair else position)
+        position = len(line) if comma < 0 else comma + 1
+    return values
+
+
+def _quote(text: str) -> str:
+    """Quote as AUTOMATIC1111 does, and also what would come back trimmed or unquoted."""
+    plain = not re.search(r'[,\n:]|^"|^\s|\s$', text)
+    return text if plain else json.dumps(text, ensure_ascii=False)
+
+
+def _unquote(text: str) -> str:
+    if not text.startswith('"'):
+        return text
+    try:
+        value = json.loads(text)
+        value.encode()  # JSON can spell half of a surrogate pair, which nothing can print
+        return value
+    except ValueError:
+        return text
+
+
+def _read_value(key: str, text: str, kind: type) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise InputError(f"{key} is {shown(text)}: it must be a number") from None
