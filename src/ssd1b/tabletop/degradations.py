@@ -37,8 +37,8 @@ def _jpeg_artifacts(picture: Picture, rng: np.random.Generator) -> Picture:
 
 
 def _noisy(picture: Picture, rng: np.random.Generator) -> Picture:
-    noise = rng.standard_normal(picture.shape, np.float32) * np.float32(22 + 18 * rng.random())
-    return np.clip(picture + noise + np.float32(0.5), 0, 255).astype(np.uint8)
+    noise = rng.standard_normal(picture.shape, np.float32) * (22 + 18 * rng.random())
+    return np.clip(picture + noise + 0.5, 0, 255).astype(np.uint8)
 
 
 DEGRADATIONS: dict[str, Callable[[Picture, np.random.Generator], Picture]] = {

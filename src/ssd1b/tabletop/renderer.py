@@ -7,14 +7,14 @@ square root, close to sRGB's and, unlike a power, rounded alike on every machine
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssd1b.tabletop.degradations import degrade
 from ssd1b.tabletop.scenes import COLORS, Light, Scene, Solid, half_depth, half_width
-from ssd1b.tabletop.shapes import SHAPES, Array, column, dot, hit, normals, unit
+from ssd1b.tabletop.shapes import SHAPES, Array, Vector, column, dot, hit, normals, unit
 
 TILT = 0.38
 """The camera looks down by so many radians."""
@@ -44,16 +44,12 @@ class _Frame:
     def columns(self, left: int, right: int, samples: int = 1) -> Array:
         """World units to the right of the picture's middle, for the pixels in [left, right)."""
         steps = np.arange(left * samples, right * samples, dtype=np.float32)
-        return (steps + np.float32(0.5)) / np.float32(samples * self.scale) - np.float32(
-            self.width / 2 / self.scale
-        )
+        return (steps + 0.5) / (samples * self.scale) - self.width / 2 / self.scale
 
     def rows(self, top: int, bottom: int, samples: int = 1) -> Array:
         """World units up from the picture's middle, for the pixels in [top, bottom)."""
         steps = np.arange(top * samples, bottom * samples, dtype=np.float32)
-        return np.float32(self.height / 2 / self.scale) - (steps + np.float32(0.5)) / np.float32(
-            samples * self.scale
-        )
+        return self.height / 2 / self.scale - (steps + 0.5) / (samples * self.scale)
 
     def box(self, left: float, right: float, low: float, high: float) -> tuple[int, int, int, int]:
         """The pixels (left, right, top, bottom) that cover a rectangle in world units, cut to the frame."""
@@ -87,7 +83,7 @@ def render(scene: Scene, size: int | tuple[int, int] = 128) -> NDArray[np.uint8]
     picture = _table(scene, lights, frame)
     for solid in sorted(scene.solids, key=lambda solid: -solid.depth):
         _draw(solid, scene, lights, frame, picture)
-    pixels = (np.sqrt(np.minimum(picture, 1)) * 255 + np.float32(0.5)).astype(np.uint8)
+    pixels = (np.sqrt(np.minimum(picture, 1)) * 255 + 0.5).astype(np.uint8)
     return degrade(np.ascontiguousarray(pixels.transpose(1, 2, 0)), scene.degradation, scene.seed)
 
 
@@ -104,47 +100,45 @@ def _linear(color: str) -> Array:
 def _table_color(scene: Scene) -> Array:
     """The table's colour in linear light, a little paler than a solid's, to set off its equal."""
     color = _linear(scene.background)
-    return color + np.float32(0.022) * (1 - color)
+    return color + 0.022 * (1 - color)
+
+
+def _toward(light: Light) -> Vector:
+    """The unit vector towards the middle of the light's disc."""
+    flat = math.cos(light.elevation)
+    return flat * math.sin(light.azimuth), math.sin(light.elevation), -flat * math.cos(light.azimuth)
 
 
 def _light_directions(light: Light) -> Array:
     """Unit vectors towards points of the light's disc, ``[3, lights, 1]``, in a spiral."""
-    flat = math.cos(light.elevation)
-    middle = (flat * math.sin(light.azimuth), math.sin(light.elevation), -flat * math.cos(light.azimuth))
-    across = (math.cos(light.azimuth), 0.0, math.sin(light.azimuth))
-    up = (
-        -math.sin(light.elevation) * math.sin(light.azimuth),
-        flat,
-        math.sin(light.elevation) * math.cos(light.azimuth),
-    )
-    directions = []
-    for i in range(_LIGHTS):
-        radius, angle = _LIGHT_RADIUS * math.sqrt((i + 0.5) / _LIGHTS), i * math.pi * (3 - math.sqrt(5))
-        a, b = radius * math.cos(angle), radius * math.sin(angle)
-        directions.append([m + a * u + b * v for m, u, v in zip(middle, across, up, strict=True)])
-    return unit(np.asarray(directions, np.float32).T[:, :, None])
-
-
-def _middle(lights: Array) -> Array:
-    return unit(lights.mean(axis=1))
+    middle = np.array(_toward(light))
+    across = np.array((math.cos(light.azimuth), 0.0, math.sin(light.azimuth)))
+    up = np.array(_toward(replace(light, elevation=light.elevation + math.pi / 2)))
+    turns = [i * math.pi * (3 - math.sqrt(5)) for i in range(_LIGHTS)]
+    radii = [_LIGHT_RADIUS * math.sqrt((i + 0.5) / _LIGHTS) for i in range(_LIGHTS)]
+    points = [
+        middle + radius * (math.cos(turn) * across + math.sin(turn) * up)
+        for radius, turn in zip(radii, turns, strict=True)
+    ]
+    return unit(np.asarray(points, np.float32).T[:, :, None])
 
 
 def _to_solid(solid: Solid, points: Array) -> Array:
     """World points in a solid's own frame, as shapes.py wants them."""
     offset = points - column((solid.x, 0.0, solid.depth), points)
-    return _turn(offset, -solid.yaw) * np.float32(1 / solid.scale)
+    return _turn(offset, -solid.yaw) * (1 / solid.scale)
 
 
 def _to_world(solid: Solid, own: Array) -> Array:
     """Points of a solid's own frame in the world."""
-    return _turn(own * np.float32(solid.scale), solid.yaw) + column((solid.x, 0.0, solid.depth), own)
+    return _turn(own * solid.scale, solid.yaw) + column((solid.x, 0.0, solid.depth), own)
 
 
 def _turn(vectors: Array, angle: float) -> Array:
     """Vectors turned about the vertical."""
     if angle == 0:
         return vectors
-    cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
+    cos, sin = math.cos(angle), math.sin(angle)
     x, y, z = vectors
     return np.stack((cos * x - sin * z, y, sin * x + cos * z))
 
@@ -154,7 +148,7 @@ def _light_reaching(points: Array, solid: Solid, lights: Array) -> Array:
     distance = hit(SHAPES[solid.shape], _to_solid(solid, points)[:, None], _turn(lights, -solid.yaw))
     # Under a solid the distance is zero, give or take a rounding.
     blocked = (distance > -1e-3) & (distance < np.inf)
-    return 1 - blocked.sum(axis=0, dtype=np.float32) / np.float32(len(distance))
+    return 1 - blocked.sum(axis=0, dtype=np.float32) / len(distance)
 
 
 def _table(scene: Scene, lights: Array, frame: _Frame) -> Array:
@@ -165,12 +159,10 @@ def _table(scene: Scene, lights: Array, frame: _Frame) -> Array:
     for solid in scene.solids:
         _shade_table(solid, lights, frame, reaching, openness)
     # The table bends up into the backdrop, which faces the light less.
-    bend = np.clip((v - np.float32(0.25)) / np.float32(0.6), 0, 1)
+    bend = np.clip((v - 0.25) / 0.6, 0, 1)
     bend = bend * bend * (3 - 2 * bend)
-    falloff = 1 - np.float32(0.10) * (u * u + v * v)
-    light = (
-        falloff * (1 - np.float32(0.22) * bend) * (np.float32(0.40) * openness + np.float32(0.55) * reaching)
-    )
+    falloff = 1 - 0.10 * (u * u + v * v)
+    light = falloff * (1 - 0.22 * bend) * (0.40 * openness + 0.55 * reaching)
     return _table_color(scene)[:, None, None] * light
 
 
@@ -178,16 +170,14 @@ def _shade_table(solid: Solid, lights: Array, frame: _Frame, reaching: Array, op
     """Take from the table's pixels the light and the open sky that a solid covers."""
     left, right, near, far = _shadowed(solid, lights)
     x0, x1, y0, y1 = frame.box(left, right, near * _SIN + _RISE, far * _SIN + _RISE)
-    x, z = np.broadcast_arrays(
-        frame.columns(x0, x1), (frame.rows(y0, y1)[:, None] - np.float32(_RISE)) / np.float32(_SIN)
-    )
+    x, z = np.broadcast_arrays(frame.columns(x0, x1), (frame.rows(y0, y1)[:, None] - _RISE) / _SIN)
     points = np.stack((x.ravel(), np.zeros(x.size, np.float32), z.ravel()))
     reaching[y0:y1, x0:x1] *= _softened(_light_reaching(points, solid, lights).reshape(x.shape))
     own = _to_solid(solid, points)
     wide, deep = SHAPES[solid.shape].footprint
-    a, b = own[0] / np.float32(wide), own[2] / np.float32(deep)
+    a, b = own[0] / wide, own[2] / deep
     distance = a * a + b * b
-    openness[y0:y1, x0:x1] *= (1 - np.float32(0.7) / (1 + distance * distance)).reshape(x.shape)
+    openness[y0:y1, x0:x1] *= (1 - 0.7 / (1 + distance * distance)).reshape(x.shape)
 
 
 def _softened(values: Array) -> Array:
@@ -203,7 +193,7 @@ def _shadowed(solid: Solid, lights: Array) -> tuple[float, float, float, float]:
     height = SHAPES[solid.shape].extent[1] * solid.scale
     wide, deep = half_width(solid), half_depth(solid)
     # Where each light throws the top, and how far the table is darkened all around.
-    away = -lights[:, :, 0] / lights[1, :, 0] * np.float32(height)
+    away = -lights[:, :, 0] / lights[1, :, 0] * height
     around = 0.5 * solid.scale
     return (
         solid.x - wide + min(-around, float(away[0].min())),
@@ -220,16 +210,16 @@ def _draw(solid: Solid, scene: Scene, lights: Array, frame: _Frame, picture: Arr
     high = (solid.depth + half_depth(solid)) * _SIN + _RISE + shape.extent[1] * solid.scale * _COS
     x0, x1, y0, y1 = frame.box(solid.x - half_width(solid), solid.x + half_width(solid), low, high)
     u, v = np.broadcast_arrays(frame.columns(x0, x1, _SAMPLES), frame.rows(y0, y1, _SAMPLES)[:, None])
-    up = v.ravel() - np.float32(_RISE)
+    up = v.ravel() - _RISE
     view = column(_VIEW, up[None])
-    start = np.stack((u.ravel(), np.float32(_COS) * up, np.float32(_SIN) * up)) - np.float32(_FAR) * view
+    start = np.stack((u.ravel(), _COS * up, _SIN * up)) - _FAR * view
     own_start, own_view = _to_solid(solid, start), _turn(view, -solid.yaw)
     distance = hit(shape, own_start[:, None], own_view[:, :, None])[0]
     (seen,) = np.nonzero(distance < np.inf)
     own = own_start[:, seen] + distance[seen] * own_view
     points, facing = _to_world(solid, own), _turn(normals(shape, own), solid.yaw)
     reaching = _past_others(solid, scene, points, facing, lights)
-    color = _shade(solid, scene, points, facing, reaching, _middle(lights))
+    color = _shade(solid, scene, points, facing, reaching)
 
     layer = np.zeros((4, u.size), np.float32)
     layer[:3, seen] = np.minimum(color, 1)
@@ -249,38 +239,38 @@ def _past_others(solid: Solid, scene: Scene, points: Array, facing: Array, light
             left, right, near, far = _shadowed(other, lights)
             x, _, z = points
             inside = (x > left) & (x < right) & (z > near) & (z < far)
-            (inside,) = np.nonzero(inside & (dot(facing, _middle(lights)) > 0))
+            (inside,) = np.nonzero(inside & (dot(facing, column(_toward(scene.light), facing)) > 0))
             reaching[inside] *= _light_reaching(points[:, inside], other, lights)
     return reaching
 
 
-def _shade(solid: Solid, scene: Scene, points: Array, facing: Array, reaching: Array, light: Array) -> Array:
+def _shade(solid: Solid, scene: Scene, points: Array, facing: Array, reaching: Array) -> Array:
     """The light that leaves the surface towards the viewer, linear ``[3, points]``."""
     albedo, table = _linear(solid.color)[:, None], _table_color(scene)[:, None]
-    view = column(_VIEW, facing)
+    view, light = column(_VIEW, facing), column(_toward(scene.light), facing)
     lit = np.maximum(dot(facing, light), 0) * reaching
     sky = (1 + facing[1]) / 2
     # Near the table a surface sees less of the sky, and the table it sees instead lies in the solid's shadow.
-    height = np.minimum(points[1] / np.float32(0.8 * solid.scale), 1)
-    openness = np.float32(0.55) + np.float32(0.45) * height
-    ambient = openness * (np.float32(0.42) * sky + np.float32(0.25) * table * (1 - sky))
+    height = np.minimum(points[1] / (0.8 * solid.scale), 1)
+    openness = 0.55 + 0.45 * height
+    ambient = openness * (0.42 * sky + 0.25 * table * (1 - sky))
     if solid.material == "rubber":
         glint = _power(np.maximum(dot(facing, unit(light - view)), 0), 3)
-        return albedo * (ambient + np.float32(0.78) * lit) + np.float32(0.035) * glint * reaching
+        return albedo * (ambient + 0.78 * lit) + 0.035 * glint * reaching
     # Metal mirrors the room: the table below, a bright ceiling, two tall windows. A point's own place in the
     # room bends what it sees, so that flat faces too carry a gradient and no more than a spot of the light.
     middle = column((solid.x, solid.scale, solid.depth), points)
-    bent = unit(facing + np.float32(0.35 / solid.scale) * (points - middle))
+    bent = unit(facing + (0.35 / solid.scale) * (points - middle))
     mirrored = view - 2 * dot(bent, view) * bent
-    aside = mirrored[0] / np.sqrt(mirrored[0] * mirrored[0] + mirrored[2] * mirrored[2] + np.float32(1e-6))
-    windows = _bump(aside, -0.55, 0.35) + np.float32(0.5) * _bump(aside, 0.7, 0.25)
+    aside = mirrored[0] / np.sqrt(mirrored[0] * mirrored[0] + mirrored[2] * mirrored[2] + 1e-6)
+    windows = _bump(aside, -0.55, 0.35) + 0.5 * _bump(aside, 0.7, 0.25)
     windows *= _bump(mirrored[1], -0.35, 0.5)
-    room = np.float32(0.25) + np.float32(0.75) * _smooth(mirrored[1], 0.1, 0.8) + np.float32(0.7) * windows
-    room = room * openness + np.float32(0.15) * table * _smooth(-mirrored[1], 0.0, 0.2)
-    diffuse = np.float32(0.48) * ambient + np.float32(0.36) * lit
+    room = 0.25 + 0.75 * _smooth(mirrored[1], 0.1, 0.8) + 0.7 * windows
+    room = room * openness + 0.15 * table * _smooth(-mirrored[1], 0.0, 0.2)
+    diffuse = 0.48 * ambient + 0.36 * lit
     glint = _power(np.maximum(dot(bent, unit(light - view)), 0), 6)
-    polish = np.float32(0.9) * glint * reaching + np.float32(0.06) * windows
-    return albedo * (diffuse + np.float32(0.75) * room) + polish
+    polish = 0.9 * glint * reaching + 0.06 * windows
+    return albedo * (diffuse + 0.75 * room) + polish
 
 
 def _power(x: Array, doublings: int) -> Array:
@@ -292,11 +282,11 @@ def _power(x: Array, doublings: int) -> Array:
 
 def _bump(x: Array, center: float, width: float) -> Array:
     """1 at ``center``, falling smoothly to 0 at ``width`` from it."""
-    t = np.maximum(1 - ((x - np.float32(center)) / np.float32(width)) ** 2, 0)
+    t = np.maximum(1 - ((x - center) / width) ** 2, 0)
     return t * t
 
 
 def _smooth(x: Array, low: float, high: float) -> Array:
     """0 below ``low``, 1 above ``high``, a smooth step between."""
-    t = np.clip((x - np.float32(low)) / np.float32(high - low), 0, 1)
+    t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)

@@ -171,7 +171,7 @@ def hit(shape: Shape, origins: Array, directions: Array) -> Array:
         enter, leave = np.maximum(enter, first), np.minimum(leave, last)
     if shape.ring is not None:
         enter = _walk(shape.ring, origins, directions, enter, leave)
-    return np.where(enter < leave, enter, np.float32(np.inf))
+    return np.where(enter < leave, enter, np.inf)
 
 
 def _cross_quadric(quadric: Quadric, origins: Array, directions: Array) -> tuple[Array, Array]:
@@ -184,7 +184,7 @@ def _cross_quadric(quadric: Quadric, origins: Array, directions: Array) -> tuple
     offset = origins - column(quadric.center, origins)
     a = dot(weights * directions, directions)
     b = dot(weights * directions, offset)
-    c = dot(weights * offset, offset) - np.float32(quadric.bound)
+    c = dot(weights * offset, offset) - quadric.bound
     discriminant = b * b - a * c
     root = np.sqrt(np.maximum(discriminant, 0))
     # A miss has no root, so its crossings coincide and the interval is empty.
@@ -192,22 +192,22 @@ def _cross_quadric(quadric: Quadric, origins: Array, directions: Array) -> tuple
 
 
 def _cross_planes(planes: tuple[Plane, ...], origins: Array, directions: Array) -> tuple[Array, Array]:
-    infinity = np.float32(np.inf)
-    enter, leave = np.asarray(-infinity), np.asarray(infinity)
+    enter = np.full((directions.shape[1], 1), -np.inf, np.float32)
+    leave = -enter
     for plane in planes:
         slope = _along(plane.normal, directions)
-        slope = np.where(np.abs(slope) < 1e-6, np.float32(1e-6), slope)
-        distance = (np.float32(plane.bound) - _along(plane.normal, origins)) / slope
+        slope = np.where(np.abs(slope) < 1e-6, 1e-6, slope)
+        distance = (plane.bound - _along(plane.normal, origins)) / slope
         if slope.min() < 0:
-            enter = np.maximum(enter, np.where(slope < 0, distance, -infinity))
+            enter = np.maximum(enter, np.where(slope < 0, distance, -np.inf))
         if slope.max() > 0:
-            leave = np.minimum(leave, np.where(slope > 0, distance, infinity))
+            leave = np.minimum(leave, np.where(slope > 0, distance, np.inf))
     return enter, leave
 
 
 def _along(normal: Vector, vectors: Array) -> Array:
     """The scalar product with a normal, most of which have zeros to leave out."""
-    terms = [np.float32(n) * v for n, v in zip(normal, vectors, strict=True) if n]
+    terms = [n * v for n, v in zip(normal, vectors, strict=True) if n]
     return functools.reduce(np.add, terms)
 
 
@@ -226,8 +226,8 @@ def _walk(ring: Ring, origins: Array, directions: Array, enter: Array, leave: Ar
 
 def _ring_distance(ring: Ring, p: Array) -> Array:
     """The signed distance to a ring around the origin."""
-    outward = np.sqrt(p[0] * p[0] + p[1] * p[1]) - np.float32(ring.radius)
-    return np.sqrt(outward * outward + p[2] * p[2]) - np.float32(ring.thickness)
+    outward = np.sqrt(p[0] * p[0] + p[1] * p[1]) - ring.radius
+    return np.sqrt(outward * outward + p[2] * p[2]) - ring.thickness
 
 
 def normals(shape: Shape, p: Array) -> Array:
@@ -235,21 +235,20 @@ def normals(shape: Shape, p: Array) -> Array:
     if shape.ring is not None:
         return _ring_normals(shape.ring, p)
     total = np.zeros_like(p)
-    bevel = np.float32(BEVEL)
     for plane in shape.planes:
         normal = column(plane.normal, p)
-        depth = dot(normal, p) - np.float32(plane.bound)
-        total += np.maximum(depth + bevel, 0) * normal
+        depth = dot(normal, p) - plane.bound
+        total += np.maximum(depth + BEVEL, 0) * normal
     if shape.quadric is not None:
         offset = p - column(shape.quadric.center, p)
         weighted = column(shape.quadric.weights, p) * offset
-        steepness = np.sqrt(dot(weighted, weighted)) + np.float32(1e-6)
-        depth = (dot(weighted, offset) - np.float32(shape.quadric.bound)) / (2 * steepness)
-        total += np.maximum(depth + bevel, 0) / steepness * weighted
+        steepness = np.sqrt(dot(weighted, weighted)) + 1e-6
+        depth = (dot(weighted, offset) - shape.quadric.bound) / (2 * steepness)
+        total += np.maximum(depth + BEVEL, 0) / steepness * weighted
     return unit(total)
 
 
 def _ring_normals(ring: Ring, p: Array) -> Array:
-    x, y, z = p[0], p[1] - np.float32(ring.radius + ring.thickness), p[2]
-    shrink = 1 - np.float32(ring.radius) / np.sqrt(x * x + y * y)
+    x, y, z = p[0], p[1] - (ring.radius + ring.thickness), p[2]
+    shrink = 1 - ring.radius / np.sqrt(x * x + y * y)
     return unit(np.stack((x * shrink, y * shrink, z)))
