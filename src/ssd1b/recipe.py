@@ -9,7 +9,8 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, no_type_check
+from importlib.metadata import version
+from typing import Any, Self, no_type_check
 
 from ssd1b.errors import InputError
 from ssd1b.sampler_names import SAMPLERS, SCHEDULES
@@ -70,6 +71,24 @@ class Recipe:
     torch_version: str
     ssd1b_version: str
 
+    @classmethod
+    def of(
+        cls, settings: GenerationSettings, model: ModelIdentity, *, dtype: str, device: str, batch_size: int
+    ) -> Self:
+        """Note down what this process is drawing, with its own versions and threads."""
+        import torch  # here, because reading recipes takes no torch
+
+        return cls(
+            settings=settings,
+            model=model,
+            dtype=dtype,
+            device=device,
+            batch_size=batch_size,
+            threads=torch.get_num_threads(),
+            torch_version=str(torch.__version__),
+            ssd1b_version=version("ssd1b"),
+        )
+
     def __post_init__(self) -> None:
         """Check every field."""
         assert isinstance(self.settings, GenerationSettings)
@@ -97,8 +116,8 @@ def read_json(text: str) -> Recipe:
         raise InputError(f"recipe is no JSON: {error}") from None
     if not isinstance(table, dict) or "format" not in table:
         raise InputError(f"recipe has no format: {shown(table)}")
-    if (version := table.pop("format")) != FORMAT:
-        raise InputError(f"recipe has format {shown(version)}: this version of ssd1b reads format {FORMAT}")
+    if (found := table.pop("format")) != FORMAT:
+        raise InputError(f"recipe has format {shown(found)}: this version of ssd1b reads format {FORMAT}")
     parts = {"settings": GenerationSettings, "model": ModelIdentity}
     built = {name: _build(part, name, table[name]) for name, part in parts.items() if name in table}
     return _build(Recipe, "recipe", table | built)

@@ -1,0 +1,266 @@
+"""Pictures and files: tensors to images and back, and the recipe carried inside the picture.
+
+Where the recipe goes (``ssd1b.recipe`` has its two forms):
+
+- PNG: text chunks, ``ssd1b`` with our JSON and ``parameters`` with AUTOMATIC1111's text.
+- JPEG and WebP: EXIF, ``MakerNote`` with our JSON behind the mark ``ssd1b``, ``UserComment`` with the text in
+  AUTOMATIC1111's encoding (UTF-16, big-endian). MakerNote is the field that EXIF keeps for whoever made the
+  picture, holds any bytes, and is no caption that a photo program would show.
+"""
+
+import errno
+import io
+import itertools
+import os
+import re
+import secrets
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, PngImagePlugin
+from PIL.ExifTags import IFD, Base
+
+from ssd1b.errors import InputError, unknown
+from ssd1b.recipe import Parameters, Recipe, read_json, read_parameters, write_json, write_parameters
+from ssd1b.settings import GenerationSettings
+from ssd1b.tensors import Pixels
+
+FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+"""Formats that pictures are saved in, with the suffix of each."""
+
+QUALITY = 95
+"""Of JPEG and WebP: no loss that the eye finds. PNG loses nothing."""
+
+MAX_FILE_BYTES = 64 * 2**20
+MAX_READ_PIXELS = 32 * 2**20
+MAX_TEXT_LENGTH = 2**20
+"""Of what is read: bytes of the file, pixels of the picture, characters of each recipe in it."""
+
+_SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+_JSON_MARK = b"ssd1b\0"
+_UTF16_MARK = b"UNICODE\0"
+# What the file systems without hard links say (FAT, some network folders).
+_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """An image and how it was made."""
+
+    image: Image.Image
+    recipe: Recipe
+
+
+def to_images(pixels: Pixels) -> list[Image.Image]:
+    """Turn pixels into 8-bit RGB images: clipped to [-1, 1], then rounded to the nearest level, ties to even.
+
+    Raises:
+        FloatingPointError: a pixel is NaN or infinite; it would come out black or white without a word.
+    """
+    if not torch.isfinite(pixels).all():
+        raise FloatingPointError("the picture has pixels that are no numbers (NaN or infinite)")
+    levels = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return [Image.fromarray(array) for array in levels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def to_pixels(image: Image.Image) -> Pixels:
+    """Turn an image into a batch of one, float32; ``to_images`` gives the same RGB image back."""
+    levels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    return (levels / 255 * 2 - 1)[None]
+
+
+def encode_picture(picture: Picture, format: str) -> bytes:
+    """Write a picture with its recipe as the bytes of a file of ``FORMATS``.
+
+    Raises:
+        InputError: no such format, or the recipe is too long for it (JPEG holds 64 KiB of EXIF).
+    """
+    if format not in FORMATS:
+        raise unknown("picture format", format, FORMATS)
+    carrier: dict[str, Any] = {"pnginfo": _text_chunks(picture.recipe)}
+    if format != "png":
+        carrier = {"exif": _exif(picture.recipe), "quality": QUALITY}
+    file = io.BytesIO()
+    try:
+        picture.image.save(file, format, **carrier)
+    except ValueError as error:
+        raise InputError(f"cannot write the picture as {format}: {error}; png holds it") from None
+    return file.getvalue()
+
+
+def _text_chunks(recipe: Recipe) -> PngImagePlugin.PngInfo:
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("parameters", write_parameters(recipe))
+    chunks.add_text("ssd1b", write_json(recipe))
+    return chunks
+
+
+def _exif(recipe: Recipe) -> Image.Exif:
+    exif = Image.Exif()
+    fields = exif.get_ifd(IFD.Exif)
+    fields[Base.MakerNote] = _JSON_MARK + write_json(recipe).encode()
+    fields[Base.UserComment] = _UTF16_MARK + write_parameters(recipe).encode("utf-16-be")
+    return exif
+
+
+def save_picture(picture: Picture, path: str | Path, format: str | None = None) -> Path:
+    """Save a picture with its recipe; never over another file, and never in part.
+
+    Args:
+        picture: what to save.
+        path: a file with a suffix that says the format, or a folder, which is made if need be; in it the
+            picture is named after seed and prompt. A name that is taken gets the next free number.
+        format: of ``FORMATS``; None is what the suffix says, PNG in a folder.
+
+    Returns:
+        The path it was saved under.
+
+    Raises:
+        InputError: the format is unknown or not the suffix's, or the file cannot be written (disk full,
+            permission); then nothing of it is left.
+    """
+    path = Path(path)
+    try:
+        folder, stem, suffix = _destination(path, format, picture.recipe.settings)
+        data = encode_picture(picture, _SUFFIXES[suffix.lower()])
+        folder.mkdir(parents=True, exist_ok=True)
+        return _write_new(data, folder, stem, suffix)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise InputError(f"cannot write {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _destination(path: Path, format: str | None, settings: GenerationSettings) -> tuple[Path, str, str]:
+    if format is not None and format not in FORMATS:
+        raise unknown("picture format", format, FORMATS)
+    if path.is_dir() or not path.suffix:
+        return path, picture_stem(settings), FORMATS[format or "png"]
+    said = _SUFFIXES.get(path.suffix.lower())
+    if said is None:
+        raise unknown("picture suffix", path.suffix, _SUFFIXES)
+    if format not in (None, said):
+        raise InputError(f"format is {format!r}, but the name {path.name!r} says {said!r}")
+    return path.parent, path.stem, path.suffix
+
+
+def picture_stem(settings: GenerationSettings) -> str:
+    """Name a picture after seed and prompt, in ASCII letters, digits and hyphens, at most 81 of them."""
+    ascii_prompt = unicodedata.normalize("NFKD", settings.prompt).encode("ascii", "ignore").decode().lower()
+    slug = re.sub("[^a-z0-9]+", "-", ascii_prompt)[:60].strip("-")
+    return f"{settings.seed}-{slug}".rstrip("-")
+
+
+def _write_new(data: bytes, folder: Path, stem: str, suffix: str) -> Path:
+    """Write a whole file under a name of its own, then give it the first name that is free."""
+    part = folder / f".{secrets.token_hex(8)}.part"
+    try:
+        with part.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        path = folder / f"{stem}{suffix}"
+        for number in itertools.count(2):
+            if _take_name(part, path):
+                break
+            path = folder / f"{stem}-{number}{suffix}"
+        return path
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _take_name(part: Path, path: Path) -> bool:
+    """Make ``part`` known as ``path`` unless something has that name: one step, whoever else tries."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        try:
+            path.open("xb").close()
+        except FileExistsError:
+            return False
+        os.replace(part, path)  # over the empty file that holds the name for us
+    return True
+
+
+def read_recipe(path: str | Path) -> Recipe | Parameters:
+    """Read how a picture file was made: our recipe, or else AUTOMATIC1111's text.
+
+    Raises:
+        InputError: the file cannot be read, is no PNG, JPEG or WebP, is too large, or carries no recipe or a
+            damaged one.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        return decode_recipe(data)
+    except InputError as error:
+        raise InputError(f"{str(path)!r}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def decode_recipe(data: bytes) -> Recipe | Parameters:
+    """Read the recipe out of the bytes of a picture file, as ``read_recipe`` does."""
+    if len(data) > MAX_FILE_BYTES:
+        raise InputError(f"the file is too large: allowed are {MAX_FILE_BYTES} bytes")
+    json_text, parameters = _texts(data)
+    for text in (json_text, parameters):
+        if text is not None and len(text) > MAX_TEXT_LENGTH:
+            raise InputError(f"the recipe is too long: allowed are {MAX_TEXT_LENGTH} characters")
+    if json_text is not None:
+        return read_json(json_text)
+    if parameters is not None:
+        return read_parameters(parameters)
+    raise InputError("the picture carries no recipe")
+
+
+def _texts(data: bytes) -> tuple[str | None, str | None]:
+    """Find our JSON and AUTOMATIC1111's text in a picture file from anywhere."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP"]) as image:
+            too_large = image.width * image.height > MAX_READ_PIXELS
+            found = (
+                (None, None) if too_large else _in_png(image) if image.format == "PNG" else _in_exif(image)
+            )
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        too_large, found = True, (None, None)
+    # Pillow has an error of its own for every way in which a file can be damaged.
+    except Exception as error:
+        raise InputError(f"no readable PNG, JPEG or WebP: {error}") from None
+    if too_large:
+        raise InputError(f"the picture is too large: allowed are {MAX_READ_PIXELS} pixels")
+    return found
+
+
+def _in_png(image: Image.Image) -> tuple[str | None, str | None]:
+    if not {"ssd1b", "parameters"} & image.info.keys():
+        image.load()  # some programs put text behind the pixels
+    return image.info.get("ssd1b"), image.info.get("parameters")
+
+
+def _in_exif(image: Image.Image) -> tuple[str | None, str | None]:
+    fields = image.getexif().get_ifd(IFD.Exif)
+    note, comment = fields.get(Base.MakerNote), fields.get(Base.UserComment)
+    ours = note[len(_JSON_MARK) :] if isinstance(note, bytes) and note.startswith(_JSON_MARK) else None
+    return (
+        None if ours is None else ours.decode(),
+        _decode_comment(comment) if isinstance(comment, bytes) else None,
+    )
+
+
+def _decode_comment(comment: bytes) -> str:
+    """Decode EXIF's UserComment: eight bytes that name the encoding, then the text."""
+    encoding, text = comment[:8], comment[8:]
+    if encoding != _UTF16_MARK:
+        return text.decode("utf-8", "replace").rstrip("\0")
+    # Some programs write little-endian. The text is mostly ASCII, so the zeros tell.
+    order = "le" if text[1::2].count(0) > text[::2].count(0) else "be"
+    return text.decode(f"utf-16-{order}", "replace").removeprefix("\ufeff")
