@@ -81,12 +81,12 @@ def encode_picture(picture: Picture, format: str) -> bytes:
     """
     if format not in FORMATS:
         raise unknown("picture format", format, FORMATS)
-    carrier: dict[str, Any] = {"pnginfo": _text_chunks(picture.recipe)}
-    if format != "png":
-        carrier = {"exif": _exif(picture.recipe), "quality": QUALITY}
-    file = io.BytesIO()
+    recipe, file = picture.recipe, io.BytesIO()
+    options: dict[str, Any] = (
+        {"pnginfo": _text_chunks(recipe)} if format == "png" else {"exif": _exif(recipe), "quality": QUALITY}
+    )
     try:
-        picture.image.save(file, format, **carrier)
+        picture.image.save(file, format, **options)
     except ValueError as error:
         raise InputError(f"cannot write the picture as {format}: {error}; png holds it") from None
     return file.getvalue()
@@ -226,18 +226,14 @@ def _texts(data: bytes) -> tuple[str | None, str | None]:
     """Find our JSON and AUTOMATIC1111's text in a picture file from anywhere."""
     try:
         with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP"]) as image:
-            too_large = image.width * image.height > MAX_READ_PIXELS
-            found = (
-                (None, None) if too_large else _in_png(image) if image.format == "PNG" else _in_exif(image)
-            )
+            if image.width * image.height > MAX_READ_PIXELS:
+                raise Image.DecompressionBombError
+            return _in_png(image) if image.format == "PNG" else _in_exif(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        too_large, found = True, (None, None)
-    # Pillow has an error of its own for every way in which a file can be damaged.
+        raise InputError(f"the picture is too large: allowed are {MAX_READ_PIXELS} pixels") from None
+    # Pillow raises something else for every way in which a file can be damaged.
     except Exception as error:
-        raise InputError(f"no readable PNG, JPEG or WebP: {error}") from None
-    if too_large:
-        raise InputError(f"the picture is too large: allowed are {MAX_READ_PIXELS} pixels")
-    return found
+        raise InputError("no readable PNG, JPEG or WebP: of another kind, or damaged") from error
 
 
 def _in_png(image: Image.Image) -> tuple[str | None, str | None]:
