@@ -124,6 +124,11 @@ def test_any_text_can_be_given_any_weight(text, weight):
     assert parse_prompt(format_prompt(parts)) == parts
 
 
+def test_space_beside_a_break_survives():
+    parts = [[Segment(text="a ", weight=1.0)], [Segment(text=" b", weight=1.0)]]
+    assert parse_prompt(format_prompt(parts)) == parts
+
+
 def words(count: int, start: int = 1000) -> list[tuple[int, float]]:
     return [(start + index, 1.0) for index in range(count)]
 

@@ -253,6 +253,11 @@ def test_values_come_without_their_quotes():
     assert values["Model"] == "anything-v4.5"
 
 
+def test_quotes_count_only_around_a_whole_value():
+    values = read_parameters('x\nSteps: 1, Model: "big" cat, VAE: "\\ud800", Version: "a, b"').values
+    assert values == {"Steps": "1", "Model": '"big" cat', "VAE": '"\\ud800"', "Version": "a, b"}
+
+
 @pytest.mark.parametrize("text", ["just a prompt", "a prompt\nSteps: 20, but: a story", "a: b, cc: d", ""])
 def test_text_without_settings_is_a_prompt(text):
     assert read_parameters(text) == Parameters(prompt=text, negative_prompt=None, values={})
