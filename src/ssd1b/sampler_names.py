@@ -39,17 +39,17 @@ SAMPLERS: dict[str, Names] = {
 
 SCHEDULES: dict[str, tuple[str, ...]] = {
     "leading": ("DDIM", "ddim_uniform"),
-    "trailing": (),
-    "linspace": (),
+    "trailing": ("Trailing",),
+    "linspace": ("Linspace",),
     "normal": ("Normal", "Uniform"),
     "simple": ("Simple",),
     "sgm_uniform": ("SGM Uniform",),
     "karras": ("Karras", "use_karras_sigmas"),
     "exponential": ("Exponential", "use_exponential_sigmas"),
     "beta": ("Beta", "use_beta_sigmas"),
-    "lcm": (),
+    "lcm": ("LCM",),
 }
-"""Canonical name of every schedule, with the others' names, AUTOMATIC1111's first where it has one."""
+"""Canonical name of every schedule, with its other names; the first is what AUTOMATIC1111 would show."""
 
 AUTOMATIC = "automatic"
 """The schedule of whoever asks for none: the model's own, or the one that its sampler was made for."""
@@ -65,7 +65,6 @@ NEAREST_SAMPLER: dict[str, str] = {
     "DEIS": "unipc",
     "DEISMultistepScheduler": "unipc",
     "DPM2": "heun",
-    "dpm_2": "heun",
     "KDPM2DiscreteScheduler": "heun",
     "DPM2 a": "dpmpp_sde",
     "dpm_2_ancestral": "dpmpp_sde",
@@ -77,10 +76,8 @@ NEAREST_SAMPLER: dict[str, str] = {
     "DPM++ 2S a": "dpmpp_sde",
     "dpmpp_2s_ancestral": "dpmpp_sde",
     "DPM++ 3M SDE": "dpmpp_2m_sde",
-    "dpmpp_3m_sde": "dpmpp_2m_sde",
     "dpmpp_3m_sde_gpu": "dpmpp_2m_sde",
     "DPM++ 2M SDE Heun": "dpmpp_2m_sde",
-    "dpmpp_2m_sde_heun": "dpmpp_2m_sde",
     "heunpp2": "heun",
     "Restart": "heun",
     "DDIM CFG++": "ddim",
@@ -125,8 +122,8 @@ for _canonical, _names in SAMPLERS.items():
         _SAMPLER_OF.setdefault(_key(_alias), _canonical)
 _SCHEDULE_OF = {_key(alias): name for name, also in SCHEDULES.items() for alias in (name, *also)}
 _SCHEDULE_OF[_key(AUTOMATIC)] = AUTOMATIC
-_NO_SAMPLER = {_key(name): (name, nearest) for name, nearest in NEAREST_SAMPLER.items()}
-_NO_SCHEDULE = {_key(name): (name, nearest) for name, nearest in NEAREST_SCHEDULE.items()}
+_NO_SAMPLER = {_key(name): nearest for name, nearest in NEAREST_SAMPLER.items()}
+_NO_SCHEDULE = {_key(name): nearest for name, nearest in NEAREST_SCHEDULE.items()}
 
 
 def resolve(name: str) -> tuple[str, str | None]:
@@ -138,16 +135,14 @@ def resolve(name: str) -> tuple[str, str | None]:
     Raises:
         InputError: nobody knows the name, or it is a sampler that others have and we do not.
     """
-    key = _key(name)
-    schedule = None
-    if key not in _SAMPLER_OF and key not in _NO_SAMPLER:
-        for ending in sorted(_SCHEDULE_OF.keys() | _NO_SCHEDULE.keys(), key=len, reverse=True):
-            if key.endswith(ending) and key.removesuffix(ending) in _SAMPLER_OF.keys() | _NO_SAMPLER.keys():
-                key, schedule = key.removesuffix(ending), resolve_schedule(ending)
-                break
+    key, schedule = _key(name), None
+    known = _SAMPLER_OF.keys() | _NO_SAMPLER.keys()
+    if key not in known:
+        endings = (end for end in (*_SCHEDULE_OF, *_NO_SCHEDULE) if key.endswith(end))
+        if ending := next((end for end in endings if key.removesuffix(end) in known), None):
+            key, schedule = key.removesuffix(ending), resolve_schedule(ending)
     if key in _NO_SAMPLER:
-        known_as, nearest = _NO_SAMPLER[key]
-        raise InputError(f"sampler {known_as!r} is not available here; the nearest that is: {nearest!r}")
+        raise InputError(f"sampler {name!r} is not available here; the nearest that is: {_NO_SAMPLER[key]!r}")
     if key not in _SAMPLER_OF:
         raise unknown("sampler", name, SAMPLERS)
     return _SAMPLER_OF[key], schedule
@@ -159,10 +154,10 @@ def resolve_class(name: str) -> str:
     Raises:
         InputError: no such class, or one for models of another kind (flow matching, EDM).
     """
-    nearest = _NO_SAMPLER.get(_key(name))
-    if nearest is None and _key(name) not in _SAMPLER_OF:
-        raise unknown("scheduler class", name, [names.diffusers for names in SAMPLERS.values()])
-    return nearest[1] if nearest else _SAMPLER_OF[_key(name)]
+    found = _SAMPLER_OF.get(_key(name)) or _NO_SAMPLER.get(_key(name))
+    if found is None:
+        raise unknown("scheduler class", name, {names.diffusers for names in SAMPLERS.values()})
+    return found
 
 
 def resolve_schedule(name: str) -> str | None:
@@ -173,8 +168,8 @@ def resolve_schedule(name: str) -> str | None:
     """
     key = _key(name)
     if key in _NO_SCHEDULE:
-        known_as, nearest = _NO_SCHEDULE[key]
-        raise InputError(f"schedule {known_as!r} is not available here; the nearest that is: {nearest!r}")
+        nearest = _NO_SCHEDULE[key]
+        raise InputError(f"schedule {name!r} is not available here; the nearest that is: {nearest!r}")
     if key not in _SCHEDULE_OF:
         raise unknown("schedule", name, [*SCHEDULES, AUTOMATIC])
     found = _SCHEDULE_OF[key]

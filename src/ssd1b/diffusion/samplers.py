@@ -89,20 +89,21 @@ def dpmpp_2m(
     ``eta`` 0 is DPM-Solver++(2M) (2211.01095, algorithm 2), ``eta`` 1 the same paper's SDE-DPM-Solver++(2M)
     with the midpoint rule; k-diffusion has them as ``sample_dpmpp_2m`` and ``sample_dpmpp_2m_sde``. The last
     step, to sigma 0, is of first order: there h is infinite.
+
+    With ``r = sigma_next / sigma = e^-h``, the papers' ``e^(-(1 + eta) h)`` is ``r^(1 + eta)``.
     """
-    x, before, h_before = latents, None, math.inf
+    x, before, sigma_before = latents, None, math.nan
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-        denoised = denoise(x, sigma)
-        h = math.log(sigma / sigma_next) if sigma_next > 0 else math.inf
-        middle = denoised
+        denoised = middle = denoise(x, sigma)
         if before is not None and sigma_next > 0:
+            h, h_before = math.log(sigma / sigma_next), math.log(sigma_before / sigma)
             middle = denoised + (h / (2 * h_before)) * (denoised - before)
-        decay = math.exp(-(1 + eta) * h)
+        decay = (sigma_next / sigma) ** (1 + eta)
         x = decay * x + (1 - decay) * middle
-        fresh = sigma_next * math.sqrt(-math.expm1(-2 * eta * h)) if eta and sigma_next > 0 else 0.0
+        fresh = sigma_next * math.sqrt(1 - (sigma_next / sigma) ** (2 * eta))
         if fresh > 0:
             x = x + fresh * noise()
-        before, h_before = denoised, h
+        before, sigma_before = denoised, sigma
         yield Step(index=index, sigma=sigma_next, latents=x, denoised=denoised)
 
 
@@ -115,18 +116,16 @@ def dpmpp_sde(denoise: Denoise, latents: Latents, sigmas: Sequence[float], noise
     """
     x = latents
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-        denoised = estimate = denoise(x, sigma)
-        kept = 0.0
+        denoised = denoise(x, sigma)
         if sigma_next > 0:
             middle = math.sqrt(sigma * sigma_next)
+            first, second = noise(), noise()
             kept, fresh = _split(sigma, middle)
-            first = noise()
-            ahead = denoised + (kept / sigma) * (x - denoised) + fresh * first
-            estimate = denoise(ahead, middle)
-            kept, fresh = _split(sigma, sigma_next)
+            halfway = denoise(denoised + (kept / sigma) * (x - denoised) + fresh * first, middle)
             share = (sigma - middle) / (sigma - sigma_next)
-            path = math.sqrt(share) * first + math.sqrt(1 - share) * noise()
-            x = estimate + (kept / sigma) * (x - estimate) + fresh * path
+            path = math.sqrt(share) * first + math.sqrt(1 - share) * second
+            kept, fresh = _split(sigma, sigma_next)
+            x = halfway + (kept / sigma) * (x - halfway) + fresh * path
         else:
             x = denoised
         yield Step(index=index, sigma=sigma_next, latents=x, denoised=denoised)

@@ -45,6 +45,9 @@ class NoiseSchedule:
         steps_offset: added to the timesteps of ``leading``.
         curve: ``karras``, ``exponential``, ``beta``, or None to sample at the spacing's own sigmas.
         sampler: canonical name.
+
+    Raises:
+        InputError: a value outside these.
     """
 
     num_train_timesteps: int = 1000
@@ -59,13 +62,7 @@ class NoiseSchedule:
     sampler: str = "euler"
 
     def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise unknown(name, str(getattr(self, name)), (str(choice) for choice in allowed))
-        for name, (kind, low, high) in _NUMBERS.items():
-            value = getattr(self, name)
-            if not isinstance(value, kind) or not low <= value <= high:
-                raise InputError(f"{name} must be {kind.__name__}, {low} to {high}, got {value!r}")
+        _check({name: getattr(self, name) for name in (*_CHOICES, *_NUMBERS)})
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "NoiseSchedule":
@@ -94,6 +91,7 @@ class NoiseSchedule:
         # Files from before timestep_spacing and steps_offset existed mean what diffusers did then.
         old = {"timestep_spacing": "leading" if sampler in _ONCE_LEADING else "linspace", "steps_offset": 0}
         curve = next((curve for curve in CURVES if given.get(_CURVE_SETTING[curve])), None)
+        _check(fields)
         return cls(**(old | fields), curve=curve, sampler=sampler)
 
     def to_config(self) -> dict[str, Any]:
@@ -120,14 +118,14 @@ class NoiseSchedule:
     def add_noise(self, latents: Latents, noise: Latents, timesteps: Int[Tensor, " batch"]) -> Latents:
         """Diffuse latents to their timesteps, in variance preserving space (2006.11239, equation 4)."""
         signal, scale = self._signal_and_noise(latents, timesteps)
-        return signal * latents + scale * noise
+        return (signal * latents + scale * noise).to(latents.dtype)
 
     def target(self, latents: Latents, noise: Latents, timesteps: Int[Tensor, " batch"]) -> Latents:
         """Give what the model should predict: the noise, or v = sqrt(a) noise - sqrt(1 - a) latents."""
         if self.prediction_type == "epsilon":
             return noise
         signal, scale = self._signal_and_noise(latents, timesteps)
-        return signal * noise - scale * latents
+        return (signal * noise - scale * latents).to(latents.dtype)
 
     def snr(self, timesteps: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """Signal-to-noise ratio a / (1 - a), float32, on the device of ``timesteps``."""
@@ -136,7 +134,9 @@ class NoiseSchedule:
 
     def _signal_and_noise(self, latents: Latents, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         alphas = self.alphas_cumprod
-        tables = torch.stack([alphas.sqrt(), (1 - alphas).sqrt()]).to(latents)
+        # Eight bits of bfloat16 would move the noise level; the sum is rounded instead.
+        dtype = torch.promote_types(latents.dtype, torch.float32)
+        tables = torch.stack([alphas.sqrt(), (1 - alphas).sqrt()]).to(latents.device, dtype)
         signal, scale = tables[:, timesteps.to(latents.device), None, None, None]
         return signal, scale
 
@@ -169,12 +169,23 @@ _CHOICES: dict[str, tuple[str | bool | None, ...]] = {
     "curve": (None, *CURVES),
     "sampler": tuple(sampler_names.SAMPLERS),
 }
-_NUMBERS: dict[str, tuple[type, float, float]] = {
+_NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
     "num_train_timesteps": (int, 2, 1_000_000),
-    "beta_start": (float, 0.0, 1.0),
-    "beta_end": (float, 0.0, 1.0),
+    "beta_start": (float, 1e-8, 0.999),
+    "beta_end": (float, 1e-8, 0.999),
     "steps_offset": (int, 0, 1000),
 }
+
+
+def _check(fields: Mapping[str, Any]) -> None:
+    for name, value in fields.items():
+        if name in _CHOICES and value not in _CHOICES[name]:
+            raise unknown(name, str(value), map(str, _CHOICES[name]))
+        if name in _NUMBERS:
+            kind, low, high = _NUMBERS[name]
+            if not isinstance(value, kind) or not low <= value <= high:
+                raise InputError(f"{name} must be {kind.__name__}, {low} to {high}, got {value!r}")
+
 
 # What diffusers calls the same things: our fields have its names, the curves are flags.
 _FIELDS = (*_NUMBERS, "beta_schedule", "prediction_type", "rescale_betas_zero_snr", "timestep_spacing")

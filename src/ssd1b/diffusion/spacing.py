@@ -92,15 +92,16 @@ def beta_quantile(probability: float, shape: float = 0.6) -> float:
 
     def distribution(x: float) -> float:
         total, factor = 0.0, 1.0
-        for n in range(64):  # x <= 1/2: each term is less than half of the one before
+        for n in range(50):  # x <= 1/2: each term is less than half of the one before
             total += factor / (shape + n)
             factor *= (n + 1 - shape) / (n + 1) * x
         return x**shape * total * math.gamma(2 * shape) / math.gamma(shape) ** 2
 
     low, high = 0.0, 0.5
-    while low < (middle := (low + high) / 2) < high:
+    while high - low > 1e-16:
+        middle = (low + high) / 2
         low, high = (middle, high) if distribution(middle) < probability else (low, middle)
-    return high
+    return low
 
 
 CURVES: dict[str, Callable[[int, float, float], list[float]]] = {
