@@ -105,6 +105,25 @@ def test_ddim_at_eta_one_is_the_posterior_of_the_diffusion():
     assert step.latents.var().item() == pytest.approx(sigma_next**2 * (1 - share), rel=0.02)
 
 
+def test_both_stages_of_dpmpp_sde_ride_on_one_brownian_path():
+    """W(a) and W(b) of one path correlate by sqrt(a / b), whatever was drawn to get there."""
+    sigma, sigma_next = 4.0, 1.0
+    seen = []
+
+    def nothing_there(x, level):
+        seen.append(x)
+        return torch.zeros_like(x)
+
+    noise = noise_source([1, 2], 128, 128, CPU)
+    end = last(
+        SAMPLERS["dpmpp_sde"].run(nothing_there, torch.zeros(2, 4, 128, 128), [sigma, sigma_next], noise)
+    )
+    halfway, whole = seen[1], end.latents
+    correlation = torch.corrcoef(torch.stack([halfway.flatten(), whole.flatten()]))[0, 1].item()
+    assert correlation == pytest.approx(math.sqrt((sigma - 2.0) / (sigma - sigma_next)), abs=0.01)
+    assert whole.var().item() == pytest.approx(sigma_next**2 * (1 - sigma_next**2 / sigma**2), rel=0.02)
+
+
 def test_eta_moves_between_the_deterministic_and_the_stochastic_sampler():
     x, draw = torch.randn(1, 4, 8, 8), noise_source([1], 8, 8, CPU)()
     sigmas = [5.0, 2.0, 0.5, 0.0]
