@@ -1,0 +1,302 @@
+"""A model on disk, described: its networks, their layouts, where each tensor lies. Nothing is loaded.
+
+The layout is read off the weights; a ``config.json`` adds what shapes cannot tell and must not contradict
+them.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssd1b.errors import InputError
+from ssd1b.layouts import (
+    SDXL_MINI,
+    SSD_1B_MINI,
+    UNETS,
+    ModelLayout,
+    TextLayout,
+    UNetLayout,
+    VAELayout,
+)
+from ssd1b.weights import configs
+from ssd1b.weights.detect import Shapes, detect_text_layout, detect_unet_layout, detect_vae_layout
+from ssd1b.weights.files import FLOATS, Shape, some
+from ssd1b.weights.keymap import PARTS, PLAIN, Form
+
+Layout = UNetLayout | VAELayout | TextLayout
+
+SDXL_SCHEDULER: dict[str, Any] = {
+    "_class_name": "EulerDiscreteScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "interpolation_type": "linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "use_karras_sigmas": False,
+}
+"""stable-diffusion-xl-base-1.0's, which holds for every file that says nothing else."""
+
+SETTINGS_FILE = "ssd1b.json"
+"""In a model's folder: {"settings": {...}}, its defaults for generating."""
+
+_NAMED: dict[str, UNetLayout] = {**UNETS, "mini-sdxl": SDXL_MINI, "mini-ssd-1b": SSD_1B_MINI}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """Where the bytes of one of our tensors lie.
+
+    Attributes:
+        file: the safetensors file.
+        name: the tensor's name in it.
+        dtype: the number format in it.
+        shape: our shape, which the form gives.
+        form: how to get our tensor out of the stored one.
+    """
+
+    file: Path
+    name: str
+    dtype: torch.dtype
+    shape: Shape
+    form: Form = PLAIN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One network of a model: its layout and its tensors, by the names of the published diffusers folders."""
+
+    layout: Layout
+    tensors: dict[str, StoredTensor]
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers."""
+        return sum(prod(tensor.shape) for tensor in self.tensors.values())
+
+    @property
+    def size_in_bytes(self) -> int:
+        """Their size in the file."""
+        return sum(prod(tensor.shape) * tensor.dtype.itemsize for tensor in self.tensors.values())
+
+    @property
+    def dtypes(self) -> dict[torch.dtype, int]:
+        """Number formats and how many tensors have each, the most frequent first."""
+        return dict(Counter(tensor.dtype for tensor in self.tensors.values()).most_common())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What belongs to a model beside its networks.
+
+    Attributes:
+        scheduler: diffusers' ``scheduler_config.json``.
+        tokenizers: folder of each tokenizer, by the text encoder's name; CLIP's own where there is none.
+        force_zeros_for_empty_prompt: whether no prompt means zeros instead of the embedding of "".
+        settings: defaults for generating; not checked here.
+    """
+
+    scheduler: dict[str, Any] = field(default_factory=SDXL_SCHEDULER.copy)
+    tokenizers: dict[str, Path] = field(default_factory=dict)
+    force_zeros_for_empty_prompt: bool = True
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo(Surroundings):
+    """Everything about a whole model but its weights."""
+
+    layout: ModelLayout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint(Surroundings):
+    """A model on disk, or a part of one.
+
+    Attributes:
+        path: the folder or file.
+        format: in words.
+        parts: the networks found, by their names in ``keymap.PARTS``; a bare UNet has only ``unet``.
+        size: side in pixels of the square picture the model was trained for.
+        other: names of tensors that belong to no network.
+    """
+
+    path: Path
+    format: str
+    parts: dict[str, Part]
+    size: int = 1024
+    other: tuple[str, ...] = ()
+
+    @property
+    def unet(self) -> UNetLayout | None:
+        """The UNet's layout, if there is a UNet."""
+        layout = self.parts["unet"].layout if "unet" in self.parts else None
+        assert layout is None or isinstance(layout, UNetLayout)
+        return layout
+
+    @property
+    def name(self) -> str:
+        """Which published UNet this is, widths and all; "custom" if none."""
+        plain = self.unet and replace(self.unet, guidance_embed_dim=None)
+        return next((name for name, known in _NAMED.items() if known == plain), "custom")
+
+    @property
+    def family(self) -> str | None:
+        """The name in ``layouts.UNETS`` of the UNet with the same blocks, at any widths; None if none."""
+        blocks = self.unet and _blocks(self.unet)
+        return next((name for name, known in UNETS.items() if _blocks(known) == blocks), None)
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model without its weights.
+
+        Raises:
+            InputError: networks are missing, or do not fit together.
+        """
+        missing = [part for part in PARTS if part not in self.parts]
+        if missing:
+            has, lacks = ", ".join(self.parts), ", ".join(missing)
+            raise InputError(f"{self.path}: not a whole model: it has {has} but no {lacks}")
+        unet, vae, text, text_2 = (self.parts[part].layout for part in PARTS)
+        assert isinstance(unet, UNetLayout) and isinstance(vae, VAELayout)
+        assert isinstance(text, TextLayout) and isinstance(text_2, TextLayout)
+        embedded = text.hidden_size + text_2.hidden_size
+        fits = (
+            ("the UNet attends to texts of", unet.cross_attention_dim, "the text encoders give", embedded),
+            (
+                "the UNet takes a pooled text of",
+                unet.pooled_dim,
+                "text_encoder_2 gives",
+                text_2.projection_dim,
+            ),
+            ("the UNet gives latents of", unet.out_channels, "the VAE takes", vae.latent_channels),
+        )
+        for one, width, other, other_width in fits:
+            if width != other_width:
+                raise InputError(f"{self.path}: {one} {width} channels, {other} {other_width}")
+        layout = ModelLayout(
+            name=self.name, unet=unet, vae=vae, text_encoder=text, text_encoder_2=text_2, size=self.size
+        )
+        surroundings = {entry.name: getattr(self, entry.name) for entry in fields(Surroundings)}
+        return ModelInfo(layout=layout, **surroundings)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is unusual about the model, a sentence each."""
+        found = []
+        if self.unet and self.unet.guidance_embed_dim is not None:
+            found.append("the UNet embeds the guidance scale (LCM distillation), so it needs no second pass")
+        if self.unet and self.unet.in_channels != self.unet.out_channels:
+            found.append(f"the UNet takes {self.unet.in_channels} channels, as for inpainting or editing")
+        if self.scheduler.get("prediction_type") == "v_prediction":
+            found.append("the UNet predicts the velocity (v-prediction)")
+        for name, part in self.parts.items():
+            if len(part.dtypes) > 1:
+                names = some(str(dtype).removeprefix("torch.") for dtype in part.dtypes)
+                found.append(f"{name} mixes number formats: {names}")
+            elif any(dtype.itemsize == 1 for dtype in part.dtypes):
+                found.append(f"{name} is stored in 8-bit floats")
+        if self.other:
+            found.append(f"{len(self.other)} tensors belong to no network: {some(self.other)}")
+        return tuple(found)
+
+
+def _blocks(unet: UNetLayout) -> tuple[Any, ...]:
+    return unet.mid, *((level.down, level.up) for level in unet.levels)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How the layout of one kind of network is found out."""
+
+    detect: Callable[..., Layout]
+    read_config: Callable[[Mapping[str, Any], str], Layout]
+    untold: tuple[str, ...]
+    """Fields that shapes do not tell."""
+
+
+_UNET = _Kind(detect_unet_layout, configs.unet_layout, ("head_dim", "norm_groups", "time_ids_dim"))
+_VAE = _Kind(detect_vae_layout, configs.vae_layout, ("norm_groups", "scaling_factor"))
+_TEXT = _Kind(detect_text_layout, configs.text_layout, ("heads", "activation"))
+_KINDS = {"unet": _UNET, "vae": _VAE, "text_encoder": _TEXT, "text_encoder_2": _TEXT}
+
+
+def layout_of(part: str, shapes: Shapes, config: Mapping[str, Any] | None, where: str) -> Layout:
+    """The layout of one network, from its shapes and, where there is one, its configuration.
+
+    Raises:
+        InputError: not such a network, or the configuration contradicts the shapes.
+    """
+    kind = _KINDS[part]
+    told = None if config is None else kind.read_config(config, f"{where}: config")
+    try:
+        found = kind.detect(shapes, **{name: getattr(told, name) for name in kind.untold if told})
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    if told is None:
+        return found
+    if isinstance(told, TextLayout) and isinstance(found, TextLayout):
+        found = replace(
+            found,
+            bos_token_id=told.bos_token_id,
+            eos_token_id=told.eos_token_id,
+            pad_token_id=told.pad_token_id,
+        )
+    if found != told:
+        raise InputError(f"{where}: config and weights contradict each other: {_difference(told, found)}")
+    return found
+
+
+def part_of(part: str, table: dict[str, StoredTensor], config: Mapping[str, Any] | None, where: str) -> Part:
+    """Put a network together from its table; raises as ``layout_of``."""
+    shapes = {name: tensor.shape for name, tensor in table.items()}
+    return Part(layout=layout_of(part, shapes, config, where), tensors=table)
+
+
+def picture_size(unet_config: Mapping[str, Any] | None, vae: VAELayout, default: int = 1024) -> int:
+    """Side in pixels of the square picture a UNet was trained for, from its configuration."""
+    cells = (unet_config or {}).get("sample_size")
+    return cells * vae.factor if isinstance(cells, int) and 0 < cells <= 1024 else default
+
+
+def _difference(told: Layout, found: Layout) -> str:
+    told_fields, found_fields = asdict(told), asdict(found)
+    name = next(name for name in told_fields if told_fields[name] != found_fields[name])
+    a, b = told_fields[name], found_fields[name]
+    if name == "levels" and len(a) == len(b):
+        index = next(index for index in range(len(a)) if a[index] != b[index])
+        name, a, b = f"level {index}", a[index], b[index]
+    return f"{name} is {a} in the config, {b} in the weights"
+
+
+def store(
+    table: dict[str, StoredTensor],
+    name: str,
+    *,
+    file: Path,
+    stored: str,
+    entry: tuple[str, Shape],
+    form: Form = PLAIN,
+) -> None:
+    """Enter one of our tensors into the table of its network.
+
+    Raises:
+        InputError: it is there already, or its numbers are no floats.
+    """
+    number_format, shape = entry
+    if name in table:
+        raise InputError(f"{file}: {name} is there twice: {table[name].name} and {stored}")
+    if number_format not in FLOATS:
+        raise InputError(
+            f"{file}: {stored} holds {number_format}; only {', '.join(FLOATS)} are read, no quantised weights"
+        )
+    table[name] = StoredTensor(
+        file=file, name=stored, dtype=FLOATS[number_format], shape=form.shape(shape), form=form
+    )

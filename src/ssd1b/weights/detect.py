@@ -1,0 +1,172 @@
+"""The layout of a network, read off the names and shapes of its weights.
+
+What shapes do not tell (head size, norm groups, activations, the scaling factor) the caller takes from
+``config.json``; without one, the values that the whole family shares are assumed. ``keymap`` has the names.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from ssd1b.errors import InputError
+from ssd1b.layouts import Level, TextLayout, UNetLayout, VAELayout
+from ssd1b.weights.files import Shape
+from ssd1b.weights.keymap import count, words
+
+Shapes = Mapping[str, Shape]
+
+
+def detect_unet_layout(
+    shapes: Shapes, *, head_dim: int = 64, norm_groups: int = 32, time_ids_dim: int = 256
+) -> UNetLayout:
+    """Read a UNet's layout off its shapes, under diffusers' names.
+
+    Args:
+        shapes: name and shape of every tensor.
+        head_dim: channels per attention head.
+        norm_groups: groups of every GroupNorm.
+        time_ids_dim: width of the embedding of each micro-conditioning number.
+
+    Raises:
+        InputError: not a UNet of SDXL's kind, or one that these three numbers do not fit.
+    """
+    where = "not a UNet of SDXL's kind"
+    prefixes = words(shapes)
+    conv_in = _shape(shapes, "conv_in.weight", 4, where)
+    conv_out = _shape(shapes, "conv_out.weight", 4, where)
+    sizes = _shape(shapes, "add_embedding.linear_1.weight", 2, where)
+    number = count("down_blocks", prefixes)
+    levels = []
+    for i in range(number):
+        channels = _shape(shapes, f"down_blocks.{i}.resnets.0.conv1.weight", 4, where)[0]
+        down, up = (_depths(block, prefixes) for block in (f"down_blocks.{i}", f"up_blocks.{number - 1 - i}"))
+        try:
+            levels.append(Level(channels=channels, down=down, up=up))
+        except ValueError as error:
+            raise InputError(f"{where}: level {i}: {error}") from error
+    if not levels:
+        raise InputError(f"{where}: it has no down_blocks")
+
+    text_keys = next((name for name in shapes if name.endswith(".attn2.to_k.weight")), None)
+    if text_keys is None:
+        raise InputError(f"{where}: it has no cross-attention")
+    guidance = "time_embedding.cond_proj.weight"
+    layout = UNetLayout(
+        levels=tuple(levels),
+        mid=_mid_depth(prefixes),
+        head_dim=head_dim,
+        cross_attention_dim=_shape(shapes, text_keys, 2, where)[1],
+        pooled_dim=sizes[1] - 6 * time_ids_dim,
+        time_ids_dim=time_ids_dim,
+        norm_groups=norm_groups,
+        guidance_embed_dim=_shape(shapes, guidance, 2, where)[1] if guidance in shapes else None,
+        in_channels=conv_in[1],
+        out_channels=conv_out[0],
+    )
+    _check_divisions(layout, where)
+    return layout
+
+
+def detect_vae_layout(shapes: Shapes, *, norm_groups: int = 32, scaling_factor: float = 0.13025) -> VAELayout:
+    """Read an autoencoder's layout off its shapes, under diffusers' names.
+
+    Args:
+        shapes: name and shape of every tensor.
+        norm_groups: groups of every GroupNorm.
+        scaling_factor: what latents are multiplied with.
+
+    Raises:
+        InputError: not an autoencoder of SDXL's kind.
+    """
+    where = "not a VAE of SDXL's kind"
+    prefixes = words(shapes)
+    levels = range(count("encoder.down_blocks", prefixes))
+    layout = VAELayout(
+        channels=tuple(
+            _shape(shapes, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 4, where)[0] for i in levels
+        ),
+        layers_per_block=count("encoder.down_blocks.0.resnets", prefixes),
+        latent_channels=_shape(shapes, "decoder.conv_in.weight", 4, where)[1],
+        norm_groups=norm_groups,
+        scaling_factor=scaling_factor,
+    )
+    if not layout.channels:
+        raise InputError(f"{where}: it has no encoder.down_blocks")
+    _divides(norm_groups, layout.channels, "norm_groups", where)
+    return layout
+
+
+def detect_text_layout(
+    shapes: Shapes, *, heads: int | None = None, activation: str | None = None
+) -> TextLayout:
+    """Read a CLIP text encoder's layout off its shapes, under transformers' names.
+
+    Args:
+        shapes: name and shape of every tensor.
+        heads: attention heads; without, 64 channels each, as in both of SDXL's.
+        activation: of the MLPs; without, that of SDXL's encoder with or without a projection.
+
+    Raises:
+        InputError: not a CLIP text encoder.
+    """
+    where = "not a CLIP text encoder"
+    vocab_size, hidden_size = _shape(shapes, "text_model.embeddings.token_embedding.weight", 2, where)
+    max_length, _ = _shape(shapes, "text_model.embeddings.position_embedding.weight", 2, where)
+    intermediate, _ = _shape(shapes, "text_model.encoder.layers.0.mlp.fc1.weight", 2, where)
+    projection = "text_projection.weight"
+    projection_dim = _shape(shapes, projection, 2, where)[0] if projection in shapes else None
+    if hidden_size % (heads or 64):
+        raise InputError(f"{where}: {hidden_size} channels do not divide into {heads or 'heads of 64'}")
+    return TextLayout(
+        hidden_size=hidden_size,
+        layers=count("text_model.encoder.layers", words(shapes)),
+        heads=heads or hidden_size // 64,
+        intermediate_size=intermediate,
+        activation=activation or ("quick_gelu" if projection_dim is None else "gelu"),
+        projection_dim=projection_dim,
+        vocab_size=vocab_size,
+        max_length=max_length,
+        bos_token_id=vocab_size - 2,
+        eos_token_id=vocab_size - 1,
+        # The second tokenizer pads with "!", the first token of CLIP's vocabulary.
+        pad_token_id=vocab_size - 1 if projection_dim is None else 0,
+    )
+
+
+def _shape(shapes: Shapes, name: str, axes: int, where: str) -> Shape:
+    if name not in shapes:
+        raise InputError(f"{where}: {name} is missing")
+    shape = shapes[name]
+    if len(shape) != axes or 0 in shape:
+        raise InputError(f"{where}: {name} has shape {list(shape)}, expected {axes} axes")
+    return shape
+
+
+def _depths(block: str, prefixes: set[str]) -> tuple[int, ...]:
+    resnets = count(f"{block}.resnets", prefixes)
+    return tuple(count(f"{block}.attentions.{j}.transformer_blocks", prefixes) for j in range(resnets))
+
+
+def _mid_depth(prefixes: set[str]) -> int | None:
+    if "mid_block.resnets.0" not in prefixes:
+        return None
+    return count("mid_block.attentions.0.transformer_blocks", prefixes)
+
+
+def _check_divisions(layout: UNetLayout, where: str) -> None:
+    if layout.pooled_dim <= 0:
+        raise InputError(
+            f"{where}: add_embedding is too narrow for six numbers of {layout.time_ids_dim} each"
+        )
+    channels = tuple(level.channels for level in layout.levels)
+    attended = [level.channels for level in layout.levels if any(level.down + level.up)]
+    if layout.mid:
+        attended.append(channels[-1])
+    _divides(layout.norm_groups, channels, "norm_groups", where)
+    _divides(layout.head_dim, attended, "head_dim", where)
+
+
+def _divides(divisor: int, channels: Iterable[int], name: str, where: str) -> None:
+    if any(c % divisor for c in channels):
+        widths = ", ".join(map(str, channels))
+        raise InputError(
+            f"{where}: widths {widths} are no multiples of {name} {divisor}; a config.json would tell"
+        )

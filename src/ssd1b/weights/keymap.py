@@ -1,0 +1,310 @@
+"""Two spellings of the same weights: diffusers' names and the original ones of LDM, SGM and OpenCLIP.
+
+The spelling used inside this package is that of the published diffusers folders. A map is a list of pairs
+(our prefix, original prefix, form), so it reads the same in both directions; the numbering of the original
+UNet, which counts through all levels, follows from the number of resnets per level.
+
+Sources: generative-models ``sgm/modules/diffusionmodules/openaimodel.py`` and ``model.py``, OpenCLIP
+``transformer.py``; diffusers ``loaders/single_file_utils.py`` is the tests' oracle.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssd1b.weights.files import Shape
+
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+"""The networks of a model, by their folder names."""
+
+ORIGINAL_PREFIXES: dict[str, str] = {
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "text_encoder": "conditioner.embedders.0.transformer.",
+    "text_encoder_2": "conditioner.embedders.1.model.",
+}
+"""Where each part sits in a single-file checkpoint of SDXL's kind."""
+
+UNUSED = ("position_ids", "logit_scale")
+"""Last words of tensors that older files carry and no computation needs."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Form:
+    """How a tensor lies in the original file.
+
+    Attributes:
+        shape: our shape from the stored one; an impossible one comes back unchanged, to be reported.
+        read: our tensor from the stored one, a view where possible.
+        write: the stored tensor from all of ours that make it up.
+        index: our tensor's place among them.
+    """
+
+    shape: Callable[[Shape], Shape]
+    read: Callable[[Tensor], Tensor]
+    write: Callable[[list[Tensor]], Tensor]
+    index: int = 0
+
+
+def _third(index: int) -> Form:
+    """One of q, k, v, which OpenCLIP stacks into a single ``in_proj``."""
+    return Form(
+        shape=lambda s: (s[0] // 3, *s[1:]) if s and s[0] % 3 == 0 else s,
+        read=lambda t: t.chunk(3)[index],
+        write=torch.cat,
+        index=index,
+    )
+
+
+PLAIN = Form(shape=lambda s: s, read=lambda t: t, write=lambda ts: ts[0])
+TRANSPOSED = Form(
+    shape=lambda s: s[::-1], read=lambda t: t.T.contiguous(), write=lambda ts: ts[0].T.contiguous()
+)
+CONV_1X1 = Form(
+    shape=lambda s: s[:2] if s[2:] == (1, 1) else s,
+    read=lambda t: t.flatten(1),
+    write=lambda ts: ts[0][:, :, None, None],
+)
+QKV = (_third(0), _third(1), _third(2))
+
+
+class Pair(NamedTuple):
+    """A prefix (of whole dotted words, or a whole name) in both spellings."""
+
+    ours: str
+    original: str
+    form: Form = PLAIN
+
+
+def words(names: Iterable[str]) -> set[str]:
+    """Every dotted prefix of every name: ``a.b.c`` gives ``a``, ``a.b`` and ``a.b.c``."""
+    found = set()
+    for name in names:
+        while name and name not in found:
+            found.add(name)
+            name = name.rpartition(".")[0]
+    return found
+
+
+def count(prefix: str, prefixes: set[str]) -> int:
+    """How many of ``prefix.0``, ``prefix.1``, ... exist without a gap."""
+    number = 0
+    while f"{prefix}.{number}" in prefixes:
+        number += 1
+    return number
+
+
+def from_original(part: str, names: Collection[str]) -> dict[str, list[tuple[str, Form]]]:
+    """Translate the original names of one part, without their part prefix.
+
+    Returns:
+        Our name or names (three for a stacked projection) of each stored one; unknown names are left out.
+    """
+    known: dict[str, list[tuple[str, Form]]] = {}
+    for ours, original, form in _pairs(part, words(names), original=True):
+        known.setdefault(original, []).append((ours, form))
+    return {name: found for name in names if (found := _translate(name, known))}
+
+
+def to_original(part: str, names: Collection[str]) -> dict[str, tuple[str, Form]]:
+    """Translate our names of one part; the result has no part prefix and every name is found.
+
+    Raises:
+        KeyError: a name that no layout has.
+    """
+    known = {ours: [(original, form)] for ours, original, form in _pairs(part, words(names), original=False)}
+    result = {}
+    for name in names:
+        translated = _translate(name, known)
+        if not translated:
+            raise KeyError(name)
+        result[name] = translated[0]
+    return result
+
+
+def our_name(part: str, name: str) -> str | None:
+    """The published spelling of a name in a diffusers folder; None = unused.
+
+    transformers >= 5.6 writes CLIP without the ``text_model.`` prefix; diffusers once named the VAE's
+    attention ``query``, ``key``, ``value`` and ``proj_attn``.
+    """
+    if name.rpartition(".")[2] in UNUSED:
+        return None
+    if part.startswith("text_encoder") and not name.startswith(("text_model.", "text_projection.")):
+        return f"text_model.{name}"
+    if part == "vae" and ".attentions." in name:
+        head, old, leaf = name.rsplit(".", 2)
+        return f"{head}.{_OLD_ATTENTION.get(old, old)}.{leaf}"
+    return name
+
+
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def _translate(name: str, known: dict[str, list[tuple[str, Form]]]) -> list[tuple[str, Form]]:
+    """Replace the longest known prefix."""
+    head = name
+    while head:
+        if head in known:
+            return [(other + name[len(head) :], form) for other, form in known[head]]
+        head = head.rpartition(".")[0]
+    return []
+
+
+def _pairs(part: str, prefixes: set[str], *, original: bool) -> Iterator[Pair]:
+    match part:
+        case "unet":
+            yield from _unet(_original_unet_levels(prefixes) if original else _unet_levels(prefixes))
+        case "vae":
+            stages, resnets = ("encoder.down", "block") if original else ("encoder.down_blocks", "resnets")
+            yield from _vae(count(stages, prefixes), count(f"{stages}.0.{resnets}", prefixes))
+        case "text_encoder":
+            yield Pair("text_model", "text_model")
+            yield Pair("text_projection", "text_projection")
+        case "text_encoder_2":
+            yield from _open_clip(
+                count("transformer.resblocks" if original else "text_model.encoder.layers", prefixes)
+            )
+
+
+class _UNetLevel(NamedTuple):
+    resnets: int
+    """On the way down; one more on the way up."""
+    attention_up: bool
+
+
+def _unet_levels(prefixes: set[str]) -> list[_UNetLevel]:
+    levels = count("down_blocks", prefixes)
+    return [
+        _UNetLevel(
+            count(f"down_blocks.{i}.resnets", prefixes), f"up_blocks.{levels - 1 - i}.attentions" in prefixes
+        )
+        for i in range(levels)
+    ]
+
+
+def _original_unet_levels(prefixes: set[str]) -> list[_UNetLevel]:
+    """Read the levels off the original numbering: each ends with a downsampling convolution."""
+    resnets = [0]
+    for i in range(1, count("input_blocks", prefixes)):
+        if f"input_blocks.{i}.0.op" in prefixes:
+            resnets.append(0)
+        else:
+            resnets[-1] += 1
+    levels, first = [], 0
+    for number in reversed(resnets):
+        levels.append(_UNetLevel(number, f"output_blocks.{first}.1.norm" in prefixes))
+        first += number + 1
+    return levels[::-1]
+
+
+_UNET_RESNET = (
+    ("norm1", "in_layers.0"),
+    ("conv1", "in_layers.2"),
+    ("time_emb_proj", "emb_layers.1"),
+    ("norm2", "out_layers.0"),
+    ("conv2", "out_layers.3"),
+    ("conv_shortcut", "skip_connection"),
+)
+
+
+def _unet(levels: Sequence[_UNetLevel]) -> Iterator[Pair]:
+    yield Pair("conv_in", "input_blocks.0.0")
+    yield Pair("time_embedding.linear_1", "time_embed.0")
+    yield Pair("time_embedding.linear_2", "time_embed.2")
+    # Distilled guidance has no original form: it was born in diffusers. The name keeps the way back open.
+    yield Pair("time_embedding.cond_proj", "time_embed.cond_proj")
+    yield Pair("add_embedding.linear_1", "label_emb.0.0")
+    yield Pair("add_embedding.linear_2", "label_emb.0.2")
+
+    index = 1
+    for i, level in enumerate(levels):
+        for j in range(level.resnets):
+            yield from _resnet(f"down_blocks.{i}.resnets.{j}", f"input_blocks.{index}.0")
+            yield Pair(f"down_blocks.{i}.attentions.{j}", f"input_blocks.{index}.1")
+            index += 1
+        yield Pair(f"down_blocks.{i}.downsamplers.0.conv", f"input_blocks.{index}.0.op")
+        index += 1
+
+    yield from _resnet("mid_block.resnets.0", "middle_block.0")
+    yield Pair("mid_block.attentions.0", "middle_block.1")
+    yield from _resnet("mid_block.resnets.1", "middle_block.2")
+
+    index = 0
+    for i, level in enumerate(reversed(levels)):
+        for j in range(level.resnets + 1):
+            yield from _resnet(f"up_blocks.{i}.resnets.{j}", f"output_blocks.{index}.0")
+            if level.attention_up:
+                yield Pair(f"up_blocks.{i}.attentions.{j}", f"output_blocks.{index}.1")
+            index += 1
+        place = 2 if level.attention_up else 1
+        yield Pair(f"up_blocks.{i}.upsamplers.0.conv", f"output_blocks.{index - 1}.{place}.conv")
+
+    yield Pair("conv_norm_out", "out.0")
+    yield Pair("conv_out", "out.2")
+
+
+def _resnet(ours: str, original: str) -> Iterator[Pair]:
+    for leaf, original_leaf in _UNET_RESNET:
+        yield Pair(f"{ours}.{leaf}", f"{original}.{original_leaf}")
+
+
+_VAE_ATTENTION = (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out"))
+
+
+def _vae(levels: int, layers: int) -> Iterator[Pair]:
+    for name in ("quant_conv", "post_quant_conv"):
+        yield Pair(name, name)
+    for half in ("encoder", "decoder"):
+        yield Pair(f"{half}.conv_in", f"{half}.conv_in")
+        yield Pair(f"{half}.conv_norm_out", f"{half}.norm_out")
+        yield Pair(f"{half}.conv_out", f"{half}.conv_out")
+        for j in (0, 1):
+            yield from _vae_resnet(f"{half}.mid_block.resnets.{j}", f"{half}.mid.block_{j + 1}")
+        ours, original = f"{half}.mid_block.attentions.0", f"{half}.mid.attn_1"
+        yield Pair(f"{ours}.group_norm", f"{original}.norm")
+        for leaf, original_leaf in _VAE_ATTENTION:
+            yield Pair(f"{ours}.{leaf}.weight", f"{original}.{original_leaf}.weight", CONV_1X1)
+            yield Pair(f"{ours}.{leaf}.bias", f"{original}.{original_leaf}.bias")
+    for i in range(levels):
+        # Both halves of the original count from the finest level, diffusers' decoder from the coarsest.
+        for half, way, position, resnets in (
+            ("encoder", "down", i, layers),
+            ("decoder", "up", levels - 1 - i, layers + 1),
+        ):
+            ours, original = f"{half}.{way}_blocks.{position}", f"{half}.{way}.{i}"
+            for j in range(resnets):
+                yield from _vae_resnet(f"{ours}.resnets.{j}", f"{original}.block.{j}")
+            yield Pair(f"{ours}.{way}samplers.0.conv", f"{original}.{way}sample.conv")
+
+
+def _vae_resnet(ours: str, original: str) -> Iterator[Pair]:
+    for leaf in ("norm1", "conv1", "norm2", "conv2"):
+        yield Pair(f"{ours}.{leaf}", f"{original}.{leaf}")
+    yield Pair(f"{ours}.conv_shortcut", f"{original}.nin_shortcut")
+
+
+_OPEN_CLIP_LAYER = (
+    ("layer_norm1", "ln_1"),
+    ("layer_norm2", "ln_2"),
+    ("mlp.fc1", "mlp.c_fc"),
+    ("mlp.fc2", "mlp.c_proj"),
+    ("self_attn.out_proj", "attn.out_proj"),
+)
+
+
+def _open_clip(layers: int) -> Iterator[Pair]:
+    yield Pair("text_model.embeddings.token_embedding", "token_embedding")
+    yield Pair("text_model.embeddings.position_embedding.weight", "positional_embedding")
+    yield Pair("text_model.final_layer_norm", "ln_final")
+    yield Pair("text_projection.weight", "text_projection", TRANSPOSED)
+    for i in range(layers):
+        ours, original = f"text_model.encoder.layers.{i}", f"transformer.resblocks.{i}"
+        for leaf, original_leaf in _OPEN_CLIP_LAYER:
+            yield Pair(f"{ours}.{leaf}", f"{original}.{original_leaf}")
+        for projection, form in zip(("q_proj", "k_proj", "v_proj"), QKV, strict=True):
+            for leaf in ("weight", "bias"):
+                yield Pair(f"{ours}.self_attn.{projection}.{leaf}", f"{original}.attn.in_proj_{leaf}", form)

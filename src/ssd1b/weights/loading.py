@@ -1,0 +1,142 @@
+"""From files into modules: memory-mapped, cast tensor by tensor, checked, assigned; never two copies."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ssd1b.errors import InputError
+from ssd1b.weights.checkpoint import Checkpoint, Part
+from ssd1b.weights.files import Shape, is_finite, open_file, some
+from ssd1b.weights.folder import open_component, open_folder
+from ssd1b.weights.single_file import open_single_file
+
+_WINDOWS = 32
+"""Mappings that a network is read through: pages that were read stay resident until their mapping goes."""
+
+
+def open_checkpoint(path: Path, *, half: bool = False) -> Checkpoint:
+    """Find out what a diffusers folder, a single file or a bare network holds; nothing is loaded.
+
+    Args:
+        path: folder or safetensors file.
+        half: take a folder's ``fp16`` files where it has both, for running in 16 bits.
+
+    Raises:
+        InputError: nothing there, no safetensors, not SDXL's family, or weights that contradict the config.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    if not path.is_dir():
+        return open_single_file(path)
+    if (path / "model_index.json").exists():
+        return open_folder(path, half=half)
+    if (path / "config.json").exists():
+        return open_component(path, half=half)
+    files = sorted(path.glob("*.safetensors"))
+    hint = f"; did you mean {files[0]}?" if files else ""
+    raise InputError(f"{path}: no model here, neither model_index.json nor config.json{hint}")
+
+
+def load_component(
+    module: nn.Module,
+    checkpoint: Checkpoint,
+    part: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Give a module, built on the meta device, its weights.
+
+    On the CPU and in the file's own number format the weights stay in the mapped file; otherwise they are
+    copied, one tensor at a time.
+
+    Args:
+        module: its parameters may be on the meta device; they are replaced.
+        checkpoint: where from.
+        part: which network, one of ``keymap.PARTS``.
+        dtype: number format to run in.
+        device: where to.
+
+    Raises:
+        InputError: no such network; tensors that are missing, unknown, misshaped or not finite.
+    """
+    if part not in checkpoint.parts:
+        raise InputError(f"{checkpoint.path}: no {part} in it, only {some(checkpoint.parts)}")
+    wanted = {name: tuple(parameter.shape) for name, parameter in module.state_dict().items()}
+    _check(wanted, checkpoint.parts[part], f"{checkpoint.path}: {part}")
+    module.load_state_dict(read_part(checkpoint, part, dtype=dtype, device=device), assign=True)
+    _fill_buffers(module, device)
+
+
+def read_part(
+    checkpoint: Checkpoint,
+    part: str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> dict[str, Tensor]:
+    """Read the tensors of one network, by our names.
+
+    Args:
+        checkpoint: where from.
+        part: which network.
+        dtype: number format to get; None keeps the file's, and then nothing is copied on the CPU.
+        device: where to.
+
+    Raises:
+        InputError: some hold NaN or infinity, or overflow in ``dtype``; or the file has gone.
+    """
+    tensors: dict[str, Tensor] = {}
+    broken, overflown = [], []
+    window = max(checkpoint.parts[part].size_in_bytes // _WINDOWS, 2**20)
+    handle, file, read = None, None, 0
+    for name, stored in checkpoint.parts[part].tensors.items():
+        if handle is None or file != stored.file or read > window:
+            handle, file, read = open_file(stored.file), stored.file, 0
+        source = stored.form.read(handle.get_tensor(stored.name))
+        read += source.nbytes
+        # First to the device, then to the format: a GPU casts faster, and less crosses the bus twice.
+        tensor = source.to(device).to(dtype or source.dtype)
+        if not is_finite(tensor):
+            (overflown if is_finite(source.float()) else broken).append(name)
+        tensors[name] = tensor
+    where = f"{checkpoint.path}: {part}"
+    if broken:
+        raise InputError(f"{where}: {len(broken)} tensors hold NaN or infinity: {some(broken)}")
+    if overflown:
+        raise InputError(
+            f"{where}: {len(overflown)} tensors overflow in {dtype}: {some(overflown)}; bfloat16 holds them"
+        )
+    return tensors
+
+
+def _check(wanted: Mapping[str, Shape], part: Part, where: str) -> None:
+    """Compare names and shapes before anything is read."""
+    given = {name: tensor.shape for name, tensor in part.tensors.items()}
+    missing, unknown = [[n for n in a if n not in b] for a, b in ((wanted, given), (given, wanted))]
+    misshaped = [name for name, shape in wanted.items() if name in given and given[name] != shape]
+    problems = []
+    if missing:
+        near = get_close_matches(missing[0], unknown, n=1, cutoff=0.8)
+        hint = f" (is {near[0]} meant for the first?)" if near else ""
+        problems.append(f"{len(missing)} tensors are missing: {some(missing)}{hint}")
+    if unknown:
+        problems.append(f"{len(unknown)} are unknown: {some(unknown)}")
+    if misshaped:
+        shapes = some(f"{name} {list(given[name])} instead of {list(wanted[name])}" for name in misshaped)
+        problems.append(f"{len(misshaped)} have another shape: {shapes}")
+    if problems:
+        raise InputError(f"{where}: {'; '.join(problems)}")
+
+
+def _fill_buffers(module: nn.Module, device: torch.device | str) -> None:
+    """Make the buffers real that no file holds; CLIP's position numbers are the only ones."""
+    for name, buffer in list(module.named_buffers()):
+        if buffer.is_meta:
+            owner, _, leaf = name.rpartition(".")
+            assert leaf == "position_ids", f"no value is known for the buffer {name}"
+            positions = torch.arange(buffer.shape[-1], device=device, dtype=buffer.dtype).expand(buffer.shape)
+            module.get_submodule(owner).register_buffer(leaf, positions, persistent=False)

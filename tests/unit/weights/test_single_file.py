@@ -1,0 +1,229 @@
+"""Single-file checkpoints, bare networks."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from weights_cases import TINY, modules, unet_shapes
+
+from ssd1b.errors import InputError
+from ssd1b.layouts import SSD_1B
+from ssd1b.weights.checkpoint import SDXL_SCHEDULER
+from ssd1b.weights.files import read_header
+from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS
+from ssd1b.weights.loading import load_component, open_checkpoint, read_part
+from ssd1b.weights.single_file import original_tensors, save_single_file
+
+
+def metadata(path):
+    return read_header(path).metadata
+
+
+def test_what_is_written_is_read_back(tiny_file, tiny_info, tiny_weights):
+    checkpoint = open_checkpoint(tiny_file)
+    assert checkpoint.info == tiny_info
+    assert (checkpoint.format, checkpoint.notes) == ("single file", ())
+    for part, weights in tiny_weights.items():
+        tensors = read_part(checkpoint, part)
+        assert tensors.keys() == weights.keys()
+        assert all(torch.equal(tensors[name], weights[name]) for name in weights)
+        assert checkpoint.parts[part].parameters == sum(tensor.numel() for tensor in weights.values())
+
+
+def test_the_way_through_both_formats_changes_no_bit(tmp_path, tiny_folder, tiny_file):
+    folder = open_checkpoint(tiny_folder)
+    save_single_file(
+        tmp_path / "again.safetensors", folder.info, {part: read_part(folder, part) for part in PARTS}
+    )
+    assert (tmp_path / "again.safetensors").read_bytes() == tiny_file.read_bytes()
+
+
+def test_tensors_have_the_names_and_shapes_that_other_programs_look_for(tiny_file):
+    tensors = read_header(tiny_file).tensors
+    prefix = "conditioner.embedders.1.model."
+    assert tensors[prefix + "text_projection"][1] == (24, 12)
+    assert tensors[prefix + "positional_embedding"][1] == (77, 24)
+    assert tensors[prefix + "transformer.resblocks.0.attn.in_proj_weight"][1] == (72, 24)
+    assert tensors[prefix + "transformer.resblocks.0.attn.in_proj_bias"][1] == (72,)
+    assert tensors["first_stage_model.encoder.mid.attn_1.q.weight"][1] == (16, 16, 1, 1)
+    assert tensors["first_stage_model.encoder.mid.attn_1.q.bias"][1] == (16,)
+    assert "conditioner.embedders.0.transformer.text_model.final_layer_norm.weight" in tensors
+    assert "model.diffusion_model.middle_block.0.in_layers.0.weight" in tensors
+    assert not any("middle_block.1" in name or "middle_block.2" in name for name in tensors)
+
+
+def test_number_format(tmp_path, tiny_info, tiny_weights):
+    save_single_file(tmp_path / "half.safetensors", tiny_info, tiny_weights, dtype=torch.float16)
+    header = read_header(tmp_path / "half.safetensors")
+    assert {number_format for number_format, _ in header.tensors.values()} == {"F16"}
+
+
+def test_without_our_metadata_the_family_is_assumed(tmp_path):
+    """As published files are: meta shapes of SSD-1B at full size would do, but a file must hold its bytes."""
+    layout = replace(SSD_1B, levels=tuple(replace(level, channels=64) for level in SSD_1B.levels))
+    layout = replace(layout, cross_attention_dim=8, pooled_dim=4)
+    unet = {name: torch.zeros(shape, dtype=torch.float16) for name, shape in unet_shapes(layout).items()}
+    prefix = ORIGINAL_PREFIXES["unet"]
+    tensors = {prefix + name: tensor for name, tensor in original_tensors("unet", unet).items()}
+    save_file(tensors, tmp_path / "unet.safetensors")
+    checkpoint = open_checkpoint(tmp_path / "unet.safetensors")
+    assert checkpoint.unet == layout
+    assert (checkpoint.size, checkpoint.scheduler, checkpoint.family) == (1024, SDXL_SCHEDULER, "ssd-1b")
+    assert checkpoint.format == "single unet file"
+
+
+@pytest.mark.parametrize("original", [True, False])
+def test_bare_networks_in_either_spelling(tmp_path, tiny_info, tiny_weights, tiny_file, original):
+    for part in ("unet", "vae"):
+        weights = tiny_weights[part]
+        file = tmp_path / f"{part}.safetensors"
+        save_file(
+            original_tensors(part, weights) if original else weights, file, metadata=metadata(tiny_file)
+        )
+        checkpoint = open_checkpoint(file)
+        assert (checkpoint.format, list(checkpoint.parts)) == (f"single {part} file", [part])
+        assert checkpoint.parts[part].layout == getattr(TINY, part)
+        module = modules(TINY)[part]
+        load_component(module, checkpoint, part, dtype=torch.float32)
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in module.state_dict().items())
+        with pytest.raises(InputError, match=f"not a whole model: it has {part} but no"):
+            _ = checkpoint.info
+
+
+@pytest.mark.parametrize(
+    ("markers", "change"),
+    [
+        ((), {}),
+        (("v_pred",), {"prediction_type": "v_prediction"}),
+        (
+            ("v_pred", "ztsnr"),
+            {
+                "prediction_type": "v_prediction",
+                "rescale_betas_zero_snr": True,
+                "timestep_spacing": "trailing",
+            },
+        ),
+    ],
+)
+def test_comfyuis_marks_of_v_prediction(tmp_path, tiny_file, tiny_info, tiny_weights, markers, change):
+    tensors = load_file(tiny_file)
+    told = {
+        "ssd1b": json.dumps(
+            {k: v for k, v in json.loads(metadata(tiny_file)["ssd1b"]).items() if k != "scheduler"}
+        )
+    }
+    save_file(
+        {**tensors, **{name: torch.empty(0) for name in markers}},
+        tmp_path / "foreign.safetensors",
+        metadata=told,
+    )
+    checkpoint = open_checkpoint(tmp_path / "foreign.safetensors")
+    assert checkpoint.scheduler == {**SDXL_SCHEDULER, **change}
+    assert checkpoint.other == ()
+
+    save_single_file(tmp_path / "ours.safetensors", checkpoint.info, tiny_weights)
+    assert {name for name in read_header(tmp_path / "ours.safetensors").tensors if "." not in name} == set(
+        markers
+    )
+    assert open_checkpoint(tmp_path / "ours.safetensors").scheduler == checkpoint.scheduler
+
+
+def test_edm_models_are_refused(tmp_path, tiny_file):
+    save_file({**load_file(tiny_file), "edm_mean": torch.zeros(4)}, tmp_path / "edm.safetensors")
+    with pytest.raises(InputError, match="an EDM model"):
+        open_checkpoint(tmp_path / "edm.safetensors")
+
+
+def test_leftovers_of_training_are_ignored_and_told(tmp_path, tiny_file):
+    leftovers = {
+        "model_ema.decay": torch.zeros(()),
+        "denoiser.sigmas": torch.zeros(1000),
+        "conditioner.embedders.1.model.logit_scale": torch.zeros(()),
+        "conditioner.embedders.0.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
+    }
+    save_file(
+        {**load_file(tiny_file), **leftovers}, tmp_path / "more.safetensors", metadata=metadata(tiny_file)
+    )
+    checkpoint = open_checkpoint(tmp_path / "more.safetensors")
+    assert checkpoint.other == ("denoiser.sigmas", "model_ema.decay")
+    assert checkpoint.notes == ("2 tensors belong to no network: denoiser.sigmas, model_ema.decay",)
+    for part, module in modules(TINY).items():
+        load_component(module, checkpoint, part, dtype=torch.float32)
+
+
+def test_unknown_tensors_of_a_network_are_named_when_it_is_loaded(tmp_path, tiny_file):
+    name = "model.diffusion_model.input_blocks.1.0.in_layers.2.scale_weight.lost"
+    save_file(
+        {**load_file(tiny_file), name: torch.zeros(3)},
+        tmp_path / "x.safetensors",
+        metadata=metadata(tiny_file),
+    )
+    checkpoint = open_checkpoint(tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match="unet: 1 are unknown"):
+        load_component(modules(TINY)["unet"], checkpoint, "unet", dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"lora_unet_mid_block.lora_down.weight": torch.zeros(1)}, "a LoRA, not a checkpoint"),
+        (
+            {"something.weight": torch.zeros(1)},
+            "no network of SDXL's family, not a checkpoint; it starts with",
+        ),
+        ({}, "no network of SDXL's family"),
+        (
+            {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(4, 4, 3, 3)},
+            "unet: not a UNet of SDXL's",
+        ),
+        (
+            {"model.diffusion_model.out.2.bias": torch.zeros(4, dtype=torch.int8)},
+            "out.2.bias holds I8; only F64",
+        ),
+    ],
+)
+def test_files_that_hold_something_else(tmp_path, tensors, message):
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match=message):
+        open_checkpoint(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    "told", ["[]", "{", '{"unet": 3}', '{"settings": 3}', '{"unet": {"in_channels": 9}}']
+)
+def test_damaged_metadata_is_named(tmp_path, tiny_file, told):
+    save_file(load_file(tiny_file), tmp_path / "x.safetensors", metadata={"ssd1b": told})
+    with pytest.raises(InputError, match=r"x\.safetensors: (metadata|unet)"):
+        open_checkpoint(tmp_path / "x.safetensors")
+
+
+def test_8_bit_floats_are_read_and_told(tmp_path, tiny_file, tiny_weights):
+    tensors = load_file(tiny_file)
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    save_file(tensors, tmp_path / "x.safetensors", metadata=metadata(tiny_file))
+    checkpoint = open_checkpoint(tmp_path / "x.safetensors")
+    assert checkpoint.notes == ("unet mixes number formats: float32, float8_e4m3fn",)
+    read = read_part(checkpoint, "unet", dtype=torch.float32)["conv_in.weight"]
+    assert torch.equal(read, tiny_weights["unet"]["conv_in.weight"].to(torch.float8_e4m3fn).float())
+
+
+def test_a_file_that_is_there_is_not_overwritten_unless_asked(tmp_path, tiny_info, tiny_weights):
+    target = tmp_path / "model.safetensors"
+    target.write_bytes(b"old")
+    with pytest.raises(InputError, match="exists already; choose another name or ask to overwrite"):
+        save_single_file(target, tiny_info, tiny_weights)
+    assert target.read_bytes() == b"old"
+    save_single_file(target, tiny_info, tiny_weights, overwrite=True)
+    assert open_checkpoint(target).info == tiny_info
+    with pytest.raises(InputError, match="exists already; choose another name"):
+        save_single_file(tmp_path, tiny_info, tiny_weights, overwrite=True)
+
+
+def test_a_vocabulary_of_its_own_does_not_fit_into_a_file(tmp_path, tiny_info, tiny_weights):
+    text = replace(TINY.text_encoder, vocab_size=1024)
+    info = replace(tiny_info, layout=replace(TINY, text_encoder=text))
+    with pytest.raises(InputError, match="no place for a tokenizer other than CLIP's"):
+        save_single_file(tmp_path / "model.safetensors", info, tiny_weights)
