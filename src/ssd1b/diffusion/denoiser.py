@@ -30,8 +30,8 @@ class Guidance:
         scale: classifier-free guidance (2207.12598, in the field's convention where 1 is none).
         rescale: 0 to 1, share of the rescaled prediction (2305.08891, equations 14 to 16).
         start: when guidance begins and
-        end: ends, as fractions of the diffusion time from noise (0) to picture (1), end not included
-            (2404.07724). Outside, the model follows the prompt alone.
+        end: ends, as fractions of the model's timesteps from noise (0) to picture (1), end not included.
+            Outside, the model follows the prompt alone (2404.07724, where the interval is one of sigmas).
     """
 
     scale: float
@@ -61,9 +61,9 @@ def guided(
         progress = (num_train_timesteps - 1 - timestep) / num_train_timesteps
         if not guidance.start <= progress < guidance.end:
             return predict(x, timestep)
-        negative, positive = (output.to(x.dtype) for output in predict_pair(x, timestep))
-        guided = negative + guidance.scale * (positive - negative)
-        return rescaled(guided, positive, guidance.rescale) if guidance.rescale else guided
+        negative, positive = (half.to(x.dtype) for half in predict_pair(x, timestep))
+        output = negative + guidance.scale * (positive - negative)
+        return rescaled(output, positive, guidance.rescale) if guidance.rescale else output
 
     return prediction
 
