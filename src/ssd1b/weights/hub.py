@@ -30,6 +30,9 @@ _FOLDERS = (
 )  # fmt: skip
 """What is downloaded of a model's folder; many repositories hold other formats and autoencoders beside."""
 
+_FILES = (".safetensors", ".ckpt", ".pt", ".bin", ".gguf")
+"""Endings that no repository has and that say: this was meant as a path."""
+
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _REVISION = re.compile(r"\w[\w./-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -77,15 +80,15 @@ def resolve(model: str, *, offline: bool = False, half: bool = False) -> Resolve
         InputError: no such model, no access to it, or no network and no copy in the cache.
     """
     path = Path(model).expanduser()
-    if path.exists():
+    if model and path.exists():
         return Resolved(path=path, name=model)
     if model in BUILT_IN:
         return Resolved(path=BUILT_IN[model], name=model)
     name, _, revision = model.partition("@")
     repository = ALIASES.get(name.lower(), name)
+    if path.suffix in _FILES or name.count("/") > 1 or model.startswith((".", "~")):
+        raise InputError(f"{model}: no such file or folder")
     if not _REPOSITORY.fullmatch(repository):
-        if path.suffix or len(path.parts) > 2 or model.startswith((".", "~")):
-            raise InputError(f"{model}: no such file or folder")
         raise unknown("model", model, [*BUILT_IN, *ALIASES])
     if revision and (".." in revision or not _REVISION.fullmatch(revision)):
         raise InputError(f"{model}: {revision!r} is no branch, tag or commit")
@@ -230,12 +233,16 @@ def _lacking(folder: Path) -> list[str]:
 
 def _cached_models() -> list[str]:
     """Hub ids of the cached models of SDXL's kind, whole ones only."""
-    found = []
-    for index in sorted(_cache().glob("models--*/snapshots/*/model_index.json")):
-        kind = str(read_json(index).get("_class_name"))
-        if kind.startswith("StableDiffusionXL") and not _lacking(index.parent):
-            found.append(index.parents[2].name.removeprefix("models--").replace("--", "/", 1))
-    return found
+    indices = sorted(_cache().glob("models--*/snapshots/*/model_index.json"))
+    whole = [index for index in indices if _is_of_the_family(index) and not _lacking(index.parent)]
+    return [index.parents[2].name.removeprefix("models--").replace("--", "/", 1) for index in whole]
+
+
+def _is_of_the_family(index: Path) -> bool:
+    try:
+        return str(read_json(index).get("_class_name")).startswith("StableDiffusionXL")
+    except InputError:
+        return False  # somebody else's damaged download
 
 
 def _checkpoint_in(folder: Path) -> Path:

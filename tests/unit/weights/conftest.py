@@ -1,9 +1,10 @@
 import pytest
-from weights_cases import TINY, random_weights
 
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.folder import save_folder
 from ssd1b.weights.single_file import save_single_file
+
+from .cases import TINY, random_weights
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from weights_cases import PUBLISHED, TINY, unet_layout, unet_layouts
 
 from ssd1b.errors import InputError
 from ssd1b.layouts import CLIP_BIGG, CLIP_L, SDXL, SSD_1B, TextLayout, UNetLayout, VAELayout
@@ -20,6 +19,8 @@ from ssd1b.weights.configs import (
 from ssd1b.weights.configs import (
     unet_layout as read_unet,
 )
+
+from .cases import PUBLISHED, TINY, unet_layout, unet_layouts
 
 # The fields that decide something, as the published files have them.
 SDXL_CONFIG = {

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from weights_cases import TINY
 
 from ssd1b.errors import InputError
 from ssd1b.layouts import SDXL, SSD_1B
@@ -16,6 +15,8 @@ from ssd1b.weights.checkpoint import SDXL_SCHEDULER, Checkpoint, ModelInfo, Part
 from ssd1b.weights.folder import save_folder
 from ssd1b.weights.keymap import PARTS
 from ssd1b.weights.loading import open_checkpoint, read_part
+
+from .cases import TINY
 
 
 @pytest.fixture

@@ -3,7 +3,14 @@
 import pytest
 import torch
 from hypothesis import given, settings
-from weights_cases import (
+
+from ssd1b.layouts import CLIP_BIGG, CLIP_L, UNETS, VAELayout
+from ssd1b.models.text import TextEncoder
+from ssd1b.models.vae import VAE
+from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS, from_original, our_name, to_original
+from ssd1b.weights.single_file import original_tensors
+
+from .cases import (
     PUBLISHED,
     TINY,
     modules,
@@ -13,12 +20,6 @@ from weights_cases import (
     unet_layouts,
     unet_shapes,
 )
-
-from ssd1b.layouts import CLIP_BIGG, CLIP_L, UNETS, VAELayout
-from ssd1b.models.text import TextEncoder
-from ssd1b.models.vae import VAE
-from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS, from_original, our_name, to_original
-from ssd1b.weights.single_file import original_tensors
 
 
 def assert_one_to_one(part, names):

@@ -8,12 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from weights_cases import TINY, modules
 
 from ssd1b.errors import InputError
 from ssd1b.models.unet import UNet
 from ssd1b.weights import loading
 from ssd1b.weights.loading import load_component, open_checkpoint, read_part
+
+from .cases import TINY, modules
 
 
 @pytest.fixture

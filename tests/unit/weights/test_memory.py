@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from weights_cases import unet_shapes
 
 from ssd1b.layouts import VEGA
 from ssd1b.weights.configs import unet_config
 from ssd1b.weights.files import write_json
+
+from .cases import unet_shapes
 
 WIDE = replace(
     VEGA, levels=tuple(replace(level, channels=96 * 2**i) for i, level in enumerate(VEGA.levels)), head_dim=32

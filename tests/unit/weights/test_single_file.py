@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from weights_cases import TINY, modules, unet_shapes
 
 from ssd1b.errors import InputError
 from ssd1b.layouts import SSD_1B
@@ -15,6 +14,8 @@ from ssd1b.weights.files import read_header
 from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS
 from ssd1b.weights.loading import load_component, open_checkpoint, read_part
 from ssd1b.weights.single_file import original_tensors, save_single_file
+
+from .cases import TINY, modules, unet_shapes
 
 
 def metadata(path):

@@ -1,0 +1,281 @@
+"""Names of models to places on disk, with a hub that is made up and a cache that is laid by hand."""
+
+import shutil
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants, errors
+
+from ssd1b.errors import InputError
+from ssd1b.weights.hub import ALIASES, BUILT_IN, Listed, models, resolve, wanted_files
+from ssd1b.weights.loading import open_checkpoint
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+# As segmind/SSD-1B and stable-diffusion-xl-base-1.0 have them.
+REPOSITORY = [
+    ".gitattributes",
+    "README.md",
+    "SSD-1B-A1111.safetensors",
+    "SSD-1B.safetensors",
+    "distill_sdxl.py",
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "text_encoder/flax_model.msgpack",
+    "text_encoder/model.fp16.safetensors",
+    "text_encoder/model.onnx",
+    "text_encoder/model.safetensors",
+    "text_encoder/pytorch_model.bin",
+    "text_encoder_2/config.json",
+    "text_encoder_2/model.safetensors",
+    "tokenizer/merges.txt",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/vocab.json",
+    "tokenizer_2/merges.txt",
+    "tokenizer_2/vocab.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.bin",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "unet/diffusion_pytorch_model.non_ema.safetensors",
+    "unet/diffusion_pytorch_model.safetensors",
+    "unet/modeling.py",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.fp16.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+    "vae_1_0/diffusion_pytorch_model.safetensors",
+]
+
+
+def weights(files):
+    return sorted(file for file in files if file.endswith(".safetensors"))
+
+
+def test_one_set_of_weights_is_wanted_and_no_code_or_pickle():
+    full, half = (wanted_files(REPOSITORY, half=half) for half in (False, True))
+    assert weights(full) == [
+        "text_encoder/model.safetensors",
+        "text_encoder_2/model.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]
+    assert weights(half) == [
+        "text_encoder/model.fp16.safetensors",
+        "text_encoder_2/model.safetensors",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+    ]
+    beside = sorted(file for file in REPOSITORY if file.endswith((".json", ".txt")))
+    for files in (full, half):
+        assert sorted(set(files) - set(weights(files))) == beside
+        assert len(set(files)) == len(files)
+
+
+def test_shards_are_wanted_with_their_index():
+    files = [
+        "model_index.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+        "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
+        "unet/diffusion_pytorch_model.safetensors.index.json",
+    ]
+    assert sorted(wanted_files(files, half=True)) == files
+
+
+def test_bare_networks_and_single_files():
+    unet = ["README.md", "config.json", "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"]
+    assert wanted_files(unet, half=True) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert wanted_files(["README.md", "zavychroma.safetensors"], half=False) == ["zavychroma.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["README.md", "pytorch_model.bin"], "no safetensors"),
+        (["a.safetensors", "b.safetensors"], "2 single files; download the one you want and give its path"),
+    ],
+)
+def test_repositories_with_nothing_to_choose_by(files, message):
+    with pytest.raises(InputError, match=message):
+        wanted_files(files, half=False)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache, and a hub that nobody can reach."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def unreachable(*_, **__):
+        raise errors.HfHubHTTPError.__bases__[0](
+            "[Errno -3] Temporary failure in name resolution\nlong story"
+        )
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    return tmp_path / "hub"
+
+
+def lay(cache, repository, source, revision="main", commit=COMMIT):
+    """Put a model's folder into the cache, as a download does."""
+    storage = cache / f"models--{repository.replace('/', '--')}"
+    (storage / "refs").mkdir(parents=True, exist_ok=True)
+    (storage / "refs" / revision).write_text(commit)
+    return shutil.copytree(source, storage / "snapshots" / commit)
+
+
+def test_paths_and_built_in_models_need_nothing(tmp_path, cache):
+    assert resolve(str(tmp_path)).path == tmp_path
+    for name, path in BUILT_IN.items():
+        found = resolve(name, offline=True)
+        assert (found.path, found.name, found.commit) == (path, name, None)
+
+
+@pytest.mark.parametrize("offline", [True, False])
+@pytest.mark.parametrize(
+    "name", ["segmind/SSD-1B", "ssd-1b", "SSD-1B", "ssd-1b@main", "ssd-1b@pr/1", f"segmind/SSD-1B@{COMMIT}"]
+)
+def test_what_is_cached_is_found_without_the_network(cache, tiny_folder, name, offline):
+    snapshot = lay(cache, "segmind/SSD-1B", tiny_folder)
+    references = snapshot.parents[1] / "refs"
+    (references / "pr").mkdir()
+    shutil.copy(references / "main", references / "pr" / "1")
+    found = resolve(name, offline=offline)
+    assert (found.path, found.name, found.commit) == (snapshot, name, COMMIT)
+    assert open_checkpoint(found.path).family == "ssd-1b"
+
+
+def test_a_cached_single_file(cache, tiny_file):
+    snapshot = lay(cache, "someone/merge", tiny_file.parent)
+    found = resolve("someone/merge", offline=True)
+    assert found.path == snapshot / tiny_file.name
+    assert found.commit == COMMIT
+
+
+def test_offline_and_not_cached(cache):
+    with pytest.raises(
+        InputError, match=r"segmind/SSD-1B@main: not in the cache, and the hub was not asked \(offline\)"
+    ):
+        resolve("ssd-1b", offline=True)
+
+
+def test_no_network_and_not_cached(cache):
+    with pytest.raises(InputError) as error:
+        resolve("ssd-1b@v2")
+    assert str(error.value) == (
+        "segmind/SSD-1B@v2: not in the cache, and the hub could not be used: "
+        "[Errno -3] Temporary failure in name resolution"
+    )
+
+
+def test_hf_hub_offline_is_honoured(cache, monkeypatch):
+    def refuse(*_, **__):
+        raise errors.OfflineModeIsEnabled("offline")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+    with pytest.raises(InputError, match=r"the hub was not asked \(HF_HUB_OFFLINE\)"):
+        resolve("ssd-1b")
+
+
+def test_offline_never_asks(cache, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(InputError):
+        resolve("segmind/SSD-1B", offline=True)
+
+
+def test_a_download_that_was_cut_short_is_named(cache, tiny_folder):
+    snapshot = lay(cache, "segmind/SSD-1B", tiny_folder)
+    (snapshot / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(InputError, match="the cache lacks vae, and the hub was not asked"):
+        resolve("ssd-1b", offline=True)
+
+
+def refusal(kind, status):
+    """As the library raises it; which HTTP client the response comes from depends on its version."""
+    return kind(f"{status} Client Error.", response=MagicMock(status_code=status, headers={}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "message"),
+    [
+        (
+            errors.GatedRepoError,
+            403,
+            "a/b: access is restricted: accept its terms at https://huggingface.co/a/b",
+        ),
+        (errors.RepositoryNotFoundError, 401, "a/b: not on the hub, or private and HF_TOKEN gives no access"),
+        (errors.RevisionNotFoundError, 404, "a/b: no revision 'v9' on the hub"),
+    ],
+)
+def test_what_the_hub_refuses(cache, monkeypatch, tiny_folder, kind, status, message):
+    lay(cache, "a/b", tiny_folder, revision="v9")
+    error = refusal(kind, status)
+
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+    with pytest.raises(InputError, match=message):
+        resolve("a/b@v9")
+
+
+def test_a_download_fetches_what_is_wanted_at_the_commit_the_hub_names(cache, monkeypatch, tiny_folder):
+    asked = {}
+
+    def model_info(_, repository, revision):
+        siblings = [SimpleNamespace(rfilename=file) for file in REPOSITORY]
+        asked["info"] = (repository, revision)
+        return SimpleNamespace(sha=COMMIT, siblings=siblings)
+
+    def snapshot_download(repository, *, revision, allow_patterns):
+        asked["download"] = (repository, revision, allow_patterns)
+        return str(lay(cache, repository, tiny_folder))
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    found = resolve("vega@v1", half=True)
+    assert asked["info"] == ("segmind/Segmind-Vega", "v1")
+    assert asked["download"] == ("segmind/Segmind-Vega", COMMIT, wanted_files(REPOSITORY, half=True))
+    assert (found.name, found.commit) == ("vega@v1", COMMIT)
+
+
+def test_a_repository_without_a_model_is_named(cache, monkeypatch):
+    listed = SimpleNamespace(sha=COMMIT, siblings=[SimpleNamespace(rfilename="README.md")])
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: listed)
+    with pytest.raises(InputError, match=r"a/b: no model_index\.json but no safetensors"):
+        resolve("a/b")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("ssd1b", "unknown model 'ssd1b': did you mean 'ssd-1b'"),
+        ("models/mine.safetensors", "no such file or folder"),
+        ("./mine", "no such file or folder"),
+        ("../a/b/c", "no such file or folder"),
+        ("a/b@../../../etc", "is no branch, tag or commit"),
+        ("a/b@-x", "is no branch, tag or commit"),
+        ("a/b/c/d", "no such file or folder"),
+        ("", "unknown model ''"),
+    ],
+)
+def test_names_that_cannot_be(cache, model, message):
+    with pytest.raises(InputError, match=message):
+        resolve(model)
+
+
+def test_models_lists_what_can_be_used(cache, tiny_folder):
+    assert [model.name for model in models()] == [*sorted(BUILT_IN), *sorted(ALIASES)]
+    lay(cache, "segmind/SSD-1B", tiny_folder)
+    lay(cache, "some-one/my--model", tiny_folder)
+    (lay(cache, "some-one/broken", tiny_folder) / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    (lay(cache, "some-one/flux", tiny_folder) / "model_index.json").write_text(
+        '{"_class_name": "FluxPipeline"}'
+    )
+    (lay(cache, "some-one/damaged", tiny_folder) / "model_index.json").write_text("{")
+    listed = {model.name: model for model in models()}
+    assert listed["ssd-1b"] == Listed(name="ssd-1b", source="segmind/SSD-1B", ready=True)
+    assert listed["sdxl"] == Listed(name="sdxl", source=ALIASES["sdxl"], ready=False)
+    assert listed["some-one/my--model"] == Listed(name="some-one/my--model", source="cache", ready=True)
+    assert listed.keys() == {*BUILT_IN, *ALIASES, "some-one/my--model"}
