@@ -154,7 +154,7 @@ def _narrowed(layout: UNetLayout, channels: tuple[int, int, int], **widths: int)
     return replace(layout, levels=levels, **widths)
 
 
-# The miniatures of Tabletop: the published topologies, narrow enough for two cores (docs/log has the figures).
+# The miniatures of Tabletop: the published topologies, narrow enough for two cores (figures in docs/log).
 CLIP_MINI = TextLayout(
     hidden_size=64, layers=4, heads=2, intermediate_size=256, activation="quick_gelu", projection_dim=None,
     vocab_size=1024, bos_token_id=1022, eos_token_id=1023, pad_token_id=1023,
@@ -163,9 +163,12 @@ CLIP_MINI_2 = TextLayout(
     hidden_size=96, layers=4, heads=3, intermediate_size=384, activation="gelu", projection_dim=96,
     vocab_size=1024, bos_token_id=1022, eos_token_id=1023, pad_token_id=0,
 )  # fmt: skip
-VAE_MINI = VAELayout(channels=(16, 32, 64, 64), layers_per_block=1, norm_groups=8, scaling_factor=1.0)
+# Fewer groups than SDXL's 32: of a plain colour, a group of two channels would keep but a sign.
+VAE_MINI = VAELayout(channels=(16, 32, 64, 64), layers_per_block=1, norm_groups=2, scaling_factor=1.0)
 
-_MINI_WIDTHS = {"head_dim": 24, "cross_attention_dim": 160, "pooled_dim": 96, "time_ids_dim": 32, "norm_groups": 8}
+_MINI_WIDTHS = {
+    "head_dim": 24, "cross_attention_dim": 160, "pooled_dim": 96, "time_ids_dim": 32, "norm_groups": 4
+}  # fmt: skip
 SDXL_MINI = _narrowed(SDXL, (24, 48, 96), **_MINI_WIDTHS)
 SSD_1B_MINI = _narrowed(SSD_1B, (24, 48, 96), **_MINI_WIDTHS)
 

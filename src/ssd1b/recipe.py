@@ -31,23 +31,20 @@ class ModelIdentity:
         name: of the model, for people.
         source: the Hub repository or the path it was loaded from.
         revision: the Hub commit, None for a path.
-        sha256: of the weights in lower-case hexadecimal, None if it was not computed.
         layout: a name of ``layouts.UNETS``.
     """
 
     name: str
     source: str
     revision: str | None
-    sha256: str | None
     layout: str
 
     def __post_init__(self) -> None:
         """Check every field."""
         for name in ("name", "source", "layout"):
             check_text(f"model {name}", getattr(self, name))
-        for name in ("revision", "sha256"):
-            if getattr(self, name) is not None:
-                check_text(f"model {name}", getattr(self, name))
+        if self.revision is not None:
+            check_text("model revision", self.revision)
 
 
 @no_type_check
@@ -185,7 +182,6 @@ def write_parameters(recipe: Recipe) -> str:
         "CFG scale": repr(settings.guidance_scale).removesuffix(".0"),
         "Seed": settings.seed,
         "Size": f"{settings.width}x{settings.height}",
-        **({"Model hash": model.sha256[:10]} if model.sha256 else {}),
         "Model": model.name,
         "RNG": "CPU",
         "Version": f"ssd1b {recipe.ssd1b_version}",

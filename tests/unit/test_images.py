@@ -41,9 +41,7 @@ def picture(prompt: str = "a red cube", **given) -> Picture:
         settings=resolve_settings(
             prompt, family="ssd-1b", model_defaults={}, preset=None, **({"seed": 7} | given)
         ),
-        model=ModelIdentity(
-            name="mini", source="mini-ssd-1b", revision=None, sha256="ab" * 32, layout="ssd-1b"
-        ),
+        model=ModelIdentity(name="mini", source="mini-ssd-1b", revision=None, layout="ssd-1b"),
         dtype="float32",
         device="cpu",
         batch_size=1,

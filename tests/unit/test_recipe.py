@@ -23,7 +23,6 @@ MODEL = ModelIdentity(
     name="SSD-1B",
     source="segmind/SSD-1B",
     revision="60987f37e94cd59c36b1cba832b9f97b57395a10",
-    sha256="0bd4b1e2c0d97bb2a07d0dd79ea8a63ee3ed1aa6b4a5b9b1f36d15c1e0bd4b1e",
     layout="ssd-1b",
 )
 
@@ -60,7 +59,6 @@ RECIPES = st.builds(
         st.just(MODEL),
         name=TEXT,
         revision=st.none() | TEXT,
-        sha256=st.none() | st.text("0123456789abcdef", min_size=64, max_size=64),
     ),
     negative_prompt=st.none() | TEXT,
     guidance_scale=st.floats(0, 100),
@@ -108,7 +106,7 @@ def altered(change) -> str:
         (altered(lambda table: table.update(model=None)), "model is None: it must be a table"),
         (altered(lambda table: table.update(threads=0)), "threads is 0: allowed are whole numbers"),
         (altered(lambda table: table.update(device=["cpu"])), "device is ['cpu']: it must be text"),
-        (altered(lambda table: table["model"].pop("sha256")), "model lacks sha256"),
+        (altered(lambda table: table["model"].pop("layout")), "model lacks layout"),
         (altered(lambda table: table["model"].update(name="\ud800")), "model name has a character that is"),
         (altered(lambda table: table["model"].update(revision=5)), "model revision is 5: it must be text"),
         (altered(lambda table: table["settings"].update(steps="20")), "steps is '20': allowed are"),
@@ -166,15 +164,14 @@ def test_the_text_is_that_of_automatic1111():
         "Negative prompt: blurry,\n"
         "ugly\n"
         "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 1, Size: 512x768, "
-        "Model hash: 0bd4b1e2c0, Model: SSD-1B, RNG: CPU, Version: ssd1b 0.1.0"
+        "Model: SSD-1B, RNG: CPU, Version: ssd1b 0.1.0"
     )
 
 
 def test_the_text_quotes_what_would_divide_the_line():
-    made = recipe(model=replace(MODEL, name='mine, "new"\nand: best', sha256=None))
+    made = recipe(model=replace(MODEL, name='mine, "new"\nand: best'))
     last = write_parameters(made).split("\n")[-1]
     assert r'Model: "mine, \"new\"\nand: best", RNG: CPU' in last
-    assert "Model hash" not in last
 
 
 @given(RECIPES)

@@ -29,6 +29,18 @@ def sinusoidal_embedding(values: Tensor, channels: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def guidance_embedding(guidance_scale: Tensor, channels: int) -> Tensor:
+    """Embed the guidance scale for an LCM-distilled UNet, ``[B] -> [B, channels]``, float32.
+
+    2310.04378; diffusers' ``get_guidance_scale_embedding``: sines first, frequencies that reach 1/10000, and
+    the scale counted from 1 in thousandths.
+    """
+    half = channels // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=guidance_scale.device) / -(half - 1)
+    angles = (guidance_scale.float()[:, None] - 1.0) * 1000.0 * 10000.0**exponent
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
 class TimestepEmbedding(nn.Module):
     """Two-layer perceptron over an embedded number or vector, ``[B, in] -> [B, out]``."""
 

@@ -64,8 +64,8 @@ class TextEncoder(nn.Module):
         """Encode chunks of 77 tokens.
 
         Returns:
-            The penultimate layer's hidden states, without the final norm, ``[B, 77, hidden_size]``; and the last
-            layer's state at the first end token, normalised, and projected where the encoder has a projection.
+            The penultimate layer's hidden states, without the final norm, ``[B, 77, hidden_size]``; and the
+            last layer's state at the first end token, normalised, and projected if there is a projection.
         """
         output = self.text_model(input_ids=ids, output_hidden_states=True)
         end = (ids == self.layout.eos_token_id).int().argmax(dim=-1)
@@ -96,8 +96,8 @@ class TextEncoders:
     def encode(self, tokens: "Sequence[Tokens]") -> Conditioning:
         """Encode tokenized prompts.
 
-        Chunks are encoded one by one and laid end to end, as AUTOMATIC1111 and ComfyUI do; the pooled embedding
-        is the first chunk's, from the second encoder.
+        Chunks are encoded one by one and laid end to end, as AUTOMATIC1111 and ComfyUI do; the pooled
+        embedding is the first chunk's, from the second encoder.
         """
         embeds = []
         pooled = None
@@ -127,7 +127,7 @@ def load_tokenizer(folder: Path) -> "CLIPTokenizer":
 
 
 def clip_tokenizer(vocabulary: dict[str, int], merges: list[Any], pad_token: str) -> "CLIPTokenizer":
-    """Build CLIP's tokenizer for a checkpoint that comes without: ``pad_token`` is "!" for the second encoder."""
+    """Build CLIP's tokenizer for a checkpoint without; ``pad_token`` is "!" for the second encoder."""
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad_token)
@@ -135,6 +135,7 @@ def clip_tokenizer(vocabulary: dict[str, int], merges: list[Any], pad_token: str
 
 def _tokenize(tokenizer: "CLIPTokenizer", layout: TextLayout, prompts: Sequence[str]) -> Tokens:
     comma = tokenizer.convert_tokens_to_ids(",</w>")
+    assert isinstance(comma, int)
     chunked = [chunk(_weighted_ids(tokenizer, prompt), comma_id=comma) for prompt in prompts]
     count = max(map(len, chunked))
     rows = [[*chunks, *[[]] * (count - len(chunks))] for chunks in chunked]

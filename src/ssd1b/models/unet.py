@@ -4,6 +4,7 @@ Podell et al. 2023 (2307.01952) for SDXL; Gupta et al. 2024 (2401.02677) for SSD
 """
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +91,7 @@ class UNet(nn.Module):
 
         x = self.conv_in(latents)
         skips = [x]
-        for block in self.down_blocks:
+        for block in cast(list[Block], self.down_blocks):
             for resnet, attention in block.layers():
                 x = resnet(x, embedding)
                 x = x if attention is None else attention(x, prompt_embeds)
@@ -102,7 +103,7 @@ class UNet(nn.Module):
         if self.mid_block is not None:
             x = self.mid_block(x, embedding, prompt_embeds)
 
-        for block in self.up_blocks:
+        for block in cast(list[Block], self.up_blocks):
             for resnet, attention in block.layers():
                 x = resnet(torch.cat([x, skips.pop()], dim=1), embedding)
                 x = x if attention is None else attention(x, prompt_embeds)

@@ -1,6 +1,7 @@
 """The image half of a CLIP pair, through transformers: with the second text encoder it scores pictures."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -27,6 +28,26 @@ CLIP_VISION_MINI = VisionLayout(
 )
 
 
+IMAGE_ENCODER = "image_encoder"
+"""Folder of an image encoder inside a model's folder."""
+
+
+def vision_config(layout: VisionLayout) -> dict[str, Any]:
+    """The ``config.json`` with which transformers opens the encoder."""
+    return {
+        "architectures": ["CLIPVisionModelWithProjection"],
+        "model_type": "clip_vision_model",
+        "hidden_size": layout.hidden_size,
+        "num_hidden_layers": layout.layers,
+        "num_attention_heads": layout.heads,
+        "intermediate_size": layout.intermediate_size,
+        "projection_dim": layout.projection_dim,
+        "image_size": layout.image_size,
+        "patch_size": layout.patch_size,
+        "hidden_act": layout.activation,
+    }
+
+
 class ImageEncoder(nn.Module):
     """Pictures to the space of the text encoder they were trained with; keys as in published files."""
 
@@ -35,18 +56,7 @@ class ImageEncoder(nn.Module):
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection  # slow to import
 
         self.layout = layout
-        model = CLIPVisionModelWithProjection(
-            CLIPVisionConfig(
-                hidden_size=layout.hidden_size,
-                num_hidden_layers=layout.layers,
-                num_attention_heads=layout.heads,
-                intermediate_size=layout.intermediate_size,
-                projection_dim=layout.projection_dim,
-                image_size=layout.image_size,
-                patch_size=layout.patch_size,
-                hidden_act=layout.activation,
-            )
-        )
+        model = CLIPVisionModelWithProjection(CLIPVisionConfig(**vision_config(layout)))
         self.vision_model = model.vision_model
         self.visual_projection = model.visual_projection
 

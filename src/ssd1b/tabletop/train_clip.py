@@ -1,4 +1,4 @@
-"""Train the miniature's text encoders contrastively with a small image tower (Radford et al. 2021, 2103.00020)."""
+"""Train the miniature's text encoders, contrastively with a small image tower (2103.00020)."""
 
 import math
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ from ssd1b.training.loop import Batch, LoopSettings, train
 from ssd1b.training.precision import in_bfloat16
 
 SETTINGS = LoopSettings(
-    steps=700, learning_rate=1e-3, decay_steps=400, warmup_steps=50, weight_decay=0.1, ema_decay=0.99,
+    steps=700, learning_rate=1e-3, decay_steps=300, warmup_steps=50, weight_decay=0.1, ema_decay=0.99,
     checkpoint_steps=100,
 )  # fmt: skip
 PICTURES = 8192
-BATCH_SIZE = 256
+BATCH_SIZE = 128
 MAX_LOGIT_SCALE = math.log(100.0)
 
 
@@ -68,10 +68,12 @@ class CaptionedPictures:
         rng = np.random.default_rng((self.seed, step))
         indices = rng.choice(len(self.pictures), BATCH_SIZE, replace=False)
         ids, ids_2 = self.tokenize.tokenize([caption(scene(self.seed, int(i)), rng) for i in indices])
+        # Attention is causal and the end token's state is what counts: padding behind it is no work.
+        length = int((ids_2.ids == CLIP_MINI_2.eos_token_id).int().argmax(dim=-1).max()) + 1
         return {
             "pixels": torch.from_numpy(self.pictures[indices]).permute(0, 3, 1, 2),
-            "ids": ids.ids[:, 0],
-            "ids_2": ids_2.ids[:, 0],
+            "ids": ids.ids[:, 0, :length],
+            "ids_2": ids_2.ids[:, 0, :length],
         }
 
 
@@ -94,7 +96,7 @@ def train_clip(
 
     def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         pixels = batch["pixels"].to(device).float() / 127.5 - 1.0
-        image, *texts = in_bfloat16(module)(pixels, batch["ids"].to(device), batch["ids_2"].to(device))
+        image, *texts = in_bfloat16(module)(pixels.bfloat16(), batch["ids"].to(device), batch["ids_2"].to(device))
         scales = module.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()  # type: ignore[union-attr, operator]
         terms = {}
         for name, text, scale in zip(("first", "second"), texts, scales, strict=True):

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ssd1b.diffusion.schedule import NoiseSchedule
 from ssd1b.layouts import SDXL_MINI
-from ssd1b.models.attention import Attention, plain_attention
+from ssd1b.models.attention import Attention, SpatialTransformer, plain_attention
+from ssd1b.models.layers import ResnetBlock
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
@@ -22,9 +23,9 @@ from ssd1b.training.loop import Batch, LoopSettings, train
 from ssd1b.training.precision import in_bfloat16
 
 SETTINGS = LoopSettings(
-    steps=4000, learning_rate=1e-3, decay_steps=1500, warmup_steps=200, ema_decay=0.998, checkpoint_steps=200
+    steps=3200, learning_rate=1e-3, decay_steps=1000, warmup_steps=200, ema_decay=0.998, checkpoint_steps=200
 )
-PICTURES = 32 * 1024
+PICTURES = 24 * 1024
 BATCH_SIZE = 64
 SIZE = 128
 CAPTION_DROPOUT = 0.1
@@ -84,7 +85,7 @@ def train_unet(
         device: where to train.
     """
     torch.manual_seed(settings.seed)
-    model = UNet(SDXL_MINI).to(device)
+    model = initialised(UNet(SDXL_MINI)).to(device)
     for module in model.modules():
         if isinstance(module, Attention) and device == "cpu":
             module.attend = plain_attention
@@ -104,11 +105,11 @@ def train_unet(
         noise = torch.randn_like(clean)
         timesteps = torch.randint(schedule.num_train_timesteps, (len(clean),), device=device)
         predicted = in_bfloat16(module)(
-            schedule.add_noise(clean, noise, timesteps),
+            schedule.add_noise(clean, noise, timesteps).bfloat16(),
             timesteps.float(),
             # SDXL's convention: no caption is zeros, not the encoding of an empty text.
-            conditioning.embeds * kept[:, None, None],
-            conditioning.pooled * kept[:, None],
+            (conditioning.embeds * kept[:, None, None]).bfloat16(),
+            (conditioning.pooled * kept[:, None]).bfloat16(),
             time_ids.expand(len(clean), 6),
         ).float()
         errors = (predicted - schedule.target(clean, noise, timesteps)).square().mean(dim=(1, 2, 3))
@@ -116,6 +117,18 @@ def train_unet(
 
     data = CaptionedLatents(latents=latents, text=text, seed=settings.seed)
     return train(model, data, loss, settings, out, resume=resume, label="unet")  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def initialised(unet: UNet) -> UNet:
+    """Start every residual branch, and the output, at zero, as SDXL's own code does (``zero_module``)."""
+    nn.init.zeros_(unet.conv_out.weight)
+    for module in unet.modules():
+        if isinstance(module, ResnetBlock):
+            nn.init.zeros_(module.conv2.weight)
+        elif isinstance(module, SpatialTransformer):
+            nn.init.zeros_(module.proj_out.weight)
+    return unet
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,10 +33,11 @@ Loss = Callable[[nn.Module, Batch], Mapping[str, Tensor]]
 """``loss(model, batch)``: named scalar terms; the one called ``loss`` is minimised."""
 
 
+@runtime_checkable
 class Batches(Protocol):
     """The batch of each step, a pure function of the step's number."""
 
-    def __getitem__(self, step: int) -> Batch: ...  # noqa: D105
+    def __getitem__(self, step: int) -> Batch: ...
 
 
 MAX_SKIPPED = 20
@@ -186,7 +187,7 @@ def _ignore_interrupt(worker: int) -> None:
 
 
 def _warmed_average(decay: float) -> Callable[..., None]:
-    """An exponential moving average that follows closely at first, as in Karras et al.'s and diffusers' trainers."""
+    """An exponential moving average that follows closely at first."""
 
     def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
         step = float(count)
@@ -238,7 +239,7 @@ def _restore(path: Path, model: nn.Module, average: AveragedModel, optimizer: to
         device = next(model.parameters()).device
 
         def part(prefix: str) -> dict[str, Tensor]:
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (no mapping)
+            names = [name for name in file.keys() if name.startswith(prefix)]
             return {name.removeprefix(prefix): file.get_tensor(name).to(device) for name in names}
 
         try:

@@ -1,0 +1,38 @@
+# Each target makes what it needs: a virtual environment in .venv with the versions of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+PROMPT ?= a large red metal sphere on a blue background
+
+.PHONY: demo test check parity full-size clean
+
+demo: $(VENV)/installed  ## Set up and draw the first picture.
+	$(BIN)/ssd1b generate "$(PROMPT)" --seed 1 --out pictures
+
+test: $(VENV)/installed-dev  ## Set up and run every test that needs neither a GPU nor a full-size model.
+	$(BIN)/python -m pytest --numprocesses 2 --quiet
+
+check: $(VENV)/installed-dev  ## Lint, types, layers.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-cache
+
+full-size: $(VENV)/installed-dev  ## Draw with SSD-1B and SDXL at full size on random weights: 24 GB of memory, minutes.
+	$(BIN)/python -m pytest --full-size tests/full_size
+
+# torch goes first and pinned, so that no other package pulls in another build of it.
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) torch
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(INSTALL) --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

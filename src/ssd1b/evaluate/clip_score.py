@@ -1,0 +1,53 @@
+"""CLIP score: how near a picture is to its prompt in the space of the model's own CLIP pair.
+
+Hessel et al. 2021 (2104.08718). The published score multiplies the cosine by 2.5 and cuts it at zero; here it
+is the plain cosine, which loses nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ssd1b.errors import InputError
+from ssd1b.images import to_pixels
+from ssd1b.models.text import TextEncoders
+from ssd1b.models.vision import CLIP_VISION_MINI, IMAGE_ENCODER, ImageEncoder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipScore:
+    """An image encoder and the text encoders it was trained with."""
+
+    image_encoder: ImageEncoder
+    text: TextEncoders
+
+    @classmethod
+    def load(cls, model: Path, text: TextEncoders) -> Self:
+        """Take the image encoder from a miniature's folder.
+
+        Raises:
+            InputError: the model brings none.
+        """
+        weights = model / IMAGE_ENCODER / "model.safetensors"
+        if not weights.exists():
+            raise InputError(f"{model} has no image encoder ({weights} is missing), so no CLIP score")
+        encoder = ImageEncoder(CLIP_VISION_MINI)
+        encoder.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()})
+        return cls(image_encoder=encoder.requires_grad_(False).eval(), text=text)
+
+    def __call__(
+        self, images: Sequence[Image.Image], prompts: Sequence[str]
+    ) -> Float[Tensor, "images prompts"]:
+        """Cosine of every picture with every prompt, -1 to 1."""
+        side = self.image_encoder.layout.image_size
+        pixels = torch.cat([to_pixels(image.resize((side, side))) for image in images])
+        texts = self.text.encode(self.text.tokenize(prompts)).pooled.float()
+        return F.normalize(self.image_encoder(pixels), dim=-1) @ F.normalize(texts, dim=-1).T

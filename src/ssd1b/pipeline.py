@@ -1,0 +1,272 @@
+"""The way of a prompt to a picture, all of it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ssd1b.diffusion.denoiser import Guidance, Predict, PredictPair, denoiser, guided
+from ssd1b.diffusion.noise import noise_source
+from ssd1b.diffusion.samplers import SAMPLERS, Step
+from ssd1b.diffusion.schedule import NoiseSchedule, steps_for
+from ssd1b.errors import InputError
+from ssd1b.images import Picture, to_images
+from ssd1b.layouts import ModelLayout
+from ssd1b.models.layers import guidance_embedding
+from ssd1b.models.text import Conditioning, TextEncoder, TextEncoders, clip_tokenizer, load_tokenizer
+from ssd1b.models.unet import UNet
+from ssd1b.models.vae import VAE
+from ssd1b.recipe import ModelIdentity, Recipe
+from ssd1b.runtime import choose_device, choose_dtype, dtype_name
+from ssd1b.settings import GenerationSettings, Preset, random_seed, resolve_settings
+from ssd1b.tensors import Latents
+from ssd1b.weights import hub
+from ssd1b.weights.checkpoint import ModelInfo
+from ssd1b.weights.loading import load_component, open_checkpoint
+from ssd1b.weights.vocabulary import PADDING, clip_vocabulary
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+SHARED = (
+    "width", "height", "steps", "sampler", "schedule",
+    "guidance_scale", "guidance_rescale", "guidance_interval",
+)  # fmt: skip
+"""Settings that all pictures of a batch have in common."""
+
+
+def recommended_settings(info: ModelInfo) -> dict[str, Any]:
+    """What a model's makers recommend: its training size, its scheduler's sampler, and what they say beside."""
+    schedule = NoiseSchedule.from_config(info.scheduler)
+    return {"sampler": schedule.sampler, "width": info.layout.size, "height": info.layout.size, **info.settings}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """A text-to-image model, ready to draw.
+
+    Attributes:
+        identity: which model this is, for the recipe.
+        layout: its shapes.
+        family: name in ``layouts.UNETS`` whose advice applies.
+        unet: predicts noise.
+        vae: decodes latents.
+        text: encodes prompts.
+        noise_schedule: what the model was trained with.
+        defaults: settings that its makers recommend.
+        zeros_for_no_negative: whether "no negative prompt" is zeros, as in SDXL, or the embedding of "".
+    """
+
+    identity: ModelIdentity
+    layout: ModelLayout
+    family: str
+    unet: UNet
+    vae: VAE
+    text: TextEncoders
+    noise_schedule: NoiseSchedule
+    defaults: Mapping[str, Any]
+    zeros_for_no_negative: bool
+
+    @classmethod
+    def load(
+        cls,
+        model: str = "mini-sdxl",
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        offline: bool = False,
+    ) -> Self:
+        """Load a model.
+
+        Args:
+            model: a name that ``ssd1b models`` lists, a folder in diffusers' format, a single safetensors
+                file, or a hub id, ``owner/name`` or ``owner/name@revision``.
+            device: "cpu", "cuda", "cuda:1", "mps"; None takes the fastest there is.
+            dtype: "fp32", "bf16", "fp16"; None takes what the hardware is fast at.
+            offline: never use the network, whatever the name.
+
+        Raises:
+            InputError: there is no such model, or its files are damaged or contradict each other.
+        """
+        where = choose_device(device)
+        number = choose_dtype(dtype, where)
+        half = number.itemsize == 2
+        found = hub.resolve(model, offline=offline, half=half)
+        checkpoint = open_checkpoint(found.path, half=half)
+        info = checkpoint.info
+        layout = info.layout
+
+        def tokenizer(part: str) -> "CLIPTokenizer":
+            folder = info.tokenizers.get(part)
+            return load_tokenizer(folder) if folder else clip_tokenizer(*clip_vocabulary(), PADDING[part])
+
+        with torch.device("meta"):  # nothing is allocated before the files have been checked
+            networks = {
+                "unet": UNet(layout.unet),
+                "vae": VAE(layout.vae),
+                "text_encoder": TextEncoder(layout.text_encoder),
+                "text_encoder_2": TextEncoder(layout.text_encoder_2),
+            }
+        for part, network in networks.items():
+            load_component(network, checkpoint, part, dtype=number, device=where)
+            network.requires_grad_(False).eval()
+        on_disk = Path(model).expanduser().exists()
+        source = str(found.path.resolve()) if on_disk else found.name.partition("@")[0]
+        return cls(
+            identity=ModelIdentity(
+                name=Path(source).name,
+                source=source,
+                revision=found.commit,
+                layout=layout.name,
+            ),
+            layout=layout,
+            family=checkpoint.family or "sdxl",
+            unet=networks["unet"],
+            vae=networks["vae"],
+            text=TextEncoders(
+                encoder=networks["text_encoder"],
+                encoder_2=networks["text_encoder_2"],
+                tokenizer=tokenizer("text_encoder"),
+                tokenizer_2=tokenizer("text_encoder_2"),
+            ),
+            noise_schedule=NoiseSchedule.from_config(info.scheduler),
+            defaults=recommended_settings(info),
+            zeros_for_no_negative=info.force_zeros_for_empty_prompt,
+        )
+
+    def settings(self, prompt: str, *, preset: Preset | None = None, **given: Any) -> GenerationSettings:
+        """Complete the settings of a picture: what is given, over the preset, over the model's defaults.
+
+        Raises:
+            InputError: a setting is unknown or out of range.
+        """
+        return resolve_settings(
+            prompt,
+            family=self.family,
+            model_defaults={"seed": random_seed(), **self.defaults},
+            preset=preset,
+            **given,
+        )
+
+    def generate(
+        self, prompt: str, *, count: int = 1, preset: Preset | None = None, **given: Any
+    ) -> list[Picture]:
+        """Draw ``count`` pictures of a prompt, with consecutive seeds.
+
+        Args:
+            prompt: what to draw.
+            count: how many.
+            preset: settings by name, see ``ssd1b.presets``.
+            **given: any field of ``GenerationSettings``: ``seed=1, steps=20, guidance_scale=9.0`` ...
+
+        Raises:
+            InputError: a setting is unknown or out of range.
+        """
+        first = self.settings(prompt, preset=preset, **given)
+        pictures = []
+        for offset in range(count):
+            settings = replace(first, seed=(first.seed + offset) % 2**64)
+            *_, last = self.steps([settings])
+            pictures += self.pictures(last.latents, [settings])
+        return pictures
+
+    def steps(self, batch: Sequence[GenerationSettings]) -> Iterator[Step]:
+        """Draw a batch, one ``Step`` after the other; the last one's latents are the pictures'.
+
+        Whoever iterates owns progress, preview (``preview(step.denoised)``) and cancellation: stop iterating.
+
+        Raises:
+            InputError: the pictures differ in more than prompts, seed and micro-conditioning.
+        """
+        common = batch[0]
+        for name in SHARED:
+            if len({getattr(settings, name) for settings in batch}) > 1:
+                raise InputError(f"pictures of one batch must have the same {name}; draw them one by one")
+        sampler = SAMPLERS[common.sampler]
+        levels = steps_for(self.noise_schedule, common.steps, grid=sampler.grid, schedule=common.schedule)
+        start, end = common.guidance_interval
+        # A UNet that was distilled to embed the guidance scale needs no second pass.
+        scale = 1.0 if self.layout.unet.guidance_embed_dim else common.guidance_scale
+        guidance = Guidance(scale=scale, rescale=common.guidance_rescale, start=start, end=end)
+        predict = guided(*self._predictors(batch), guidance, self.noise_schedule.num_train_timesteps)
+        denoise = denoiser(predict, self.noise_schedule, levels)
+
+        factor = self.layout.vae.factor
+        seeds = [settings.seed for settings in batch]
+        noise = noise_source(seeds, common.height // factor, common.width // factor, self.device)
+        yield from sampler.run(denoise, noise() * levels.initial_scale, levels.sigmas, noise)
+
+    def pictures(self, latents: Latents, batch: Sequence[GenerationSettings]) -> list[Picture]:
+        """Decode finished latents and attach to each picture the recipe it was drawn by."""
+        images = self.preview(latents)
+        return [
+            Picture(image=image, recipe=self._recipe(settings, len(batch)))
+            for image, settings in zip(images, batch, strict=True)
+        ]
+
+    def preview(self, latents: Latents) -> list[Image.Image]:
+        """Decode latents, finished ones or ``Step.denoised``."""
+        # Above 1024 x 1024 the decoder's feature maps outgrow the UNet: there it works in tiles.
+        tile = 128 if max(latents.shape[-2:]) > 128 else None
+        return to_images(self.vae.decode(latents, tile=tile))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet lives."""
+        return self.unet.conv_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the UNet computes in."""
+        return self.unet.conv_in.weight.dtype
+
+    def _predictors(self, batch: Sequence[GenerationSettings]) -> tuple[Predict, PredictPair]:
+        """The forward pass for the prompts, and the one for negative prompts and prompts as one batch."""
+        negative, positive = self._conditioning(batch)
+        sizes = [[*s.original_size, *s.crop_top_left, *s.target_size] for s in batch]
+        time_ids = torch.tensor(sizes, dtype=torch.float32, device=self.device)
+        both = Conditioning(*(torch.cat(pair) for pair in zip(negative, positive, strict=True)))
+        dim = self.layout.unet.guidance_embed_dim
+        scales = None
+        if dim is not None:
+            scale = torch.full((len(batch),), batch[0].guidance_scale, device=self.device)
+            scales = guidance_embedding(scale, dim).to(self.dtype)
+
+        def forward(x: Tensor, timestep: float, conditioning: Conditioning, time_ids: Tensor) -> Tensor:
+            timesteps = torch.full((len(x),), timestep, device=x.device)
+            return self.unet(x.to(self.dtype), timesteps, *conditioning, time_ids, scales)
+
+        def predict(x: Latents, timestep: float) -> Latents:
+            return forward(x, timestep, positive, time_ids)
+
+        def predict_pair(x: Latents, timestep: float) -> tuple[Latents, Latents]:
+            first, second = forward(x.repeat(2, 1, 1, 1), timestep, both, time_ids.repeat(2, 1)).chunk(2)
+            return first, second
+
+        return predict, predict_pair
+
+    def _conditioning(self, batch: Sequence[GenerationSettings]) -> tuple[Conditioning, Conditioning]:
+        """Encode negative prompts and prompts, all cut into the same number of chunks."""
+        prompts = [settings.prompt for settings in batch]
+        negatives = [settings.negative_prompt for settings in batch]
+        tokens = self.text.tokenize([*(text or "" for text in negatives), *prompts])
+        # Copied, because what inference mode made cannot be changed outside of it.
+        embeds, pooled = (part.to(self.dtype, copy=True) for part in self.text.encode(tokens))
+        if self.zeros_for_no_negative:
+            absent = [index for index, text in enumerate(negatives) if text is None]
+            embeds[absent], pooled[absent] = 0.0, 0.0
+        split = len(batch)
+        return Conditioning(embeds[:split], pooled[:split]), Conditioning(embeds[split:], pooled[split:])
+
+    def _recipe(self, settings: GenerationSettings, batch_size: int) -> Recipe:
+        return Recipe.of(
+            settings,
+            self.identity,
+            dtype=dtype_name(self.dtype),
+            device=self.device.type,
+            batch_size=batch_size,
+        )

@@ -1,0 +1,73 @@
+"""Where a model runs and in which number format."""
+
+import torch
+
+from ssd1b.errors import InputError, unknown
+
+DTYPES: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "float32": torch.float32,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+}
+
+DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Turn a name ("cpu", "cuda:1") into a device; None takes the accelerator there is, else the CPU.
+
+    Raises:
+        InputError: no such kind of device, or none of it in this machine.
+    """
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name is None:
+        return found if found is not None and found.type in DEVICE_TYPES else torch.device("cpu")
+    if name.partition(":")[0] not in DEVICE_TYPES:
+        raise unknown("device", name, DEVICE_TYPES)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device is {name!r}: allowed are a kind and a number, as 'cuda:1'") from error
+    count = torch.accelerator.device_count() if found is not None and found.type == device.type else 0
+    if device.type != "cpu" and (device.index or 0) >= count:
+        available = [f"{found.type}:{index}" for index in range(count)] if found and count else ["cpu"]
+        raise InputError(f"device {name!r} is not in this machine: available: {', '.join(available)}")
+    return device
+
+
+def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """Turn a name ("bf16", "float32") into a number format; None takes what the hardware is fast at.
+
+    On a CPU that is bfloat16 where the processor multiplies it in hardware (AVX512-BF16, on AMD too, or AMX),
+    float32 elsewhere; on a GPU bfloat16, float16 where it has none.
+
+    Raises:
+        InputError: no such number format.
+    """
+    if name is not None:
+        key = name.lower().removeprefix("torch.")
+        if key not in DTYPES:
+            raise unknown("dtype", name, DTYPES)
+        return DTYPES[key]
+    if device.type == "cpu":
+        return torch.bfloat16 if cpu_multiplies_bfloat16() else torch.float32
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16 products; without, float32 is faster."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10
+    if capabilities:
+        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # since torch 2.5
+    return bool(probe and probe())
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a number format as recipes and messages write it, "bfloat16"."""
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,133 @@
+"""The trainings of the miniature, each in a folder of one run, and the model that comes of them."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ssd1b.errors import InputError, unknown
+from ssd1b.layouts import MINI_SDXL
+from ssd1b.models.text import TextEncoders, load_tokenizer
+from ssd1b.models.vae import VAE
+from ssd1b.models.vision import CLIP_VISION_MINI, IMAGE_ENCODER, vision_config
+from ssd1b.tabletop import train_clip, train_unet, train_vae
+from ssd1b.tabletop.tokenizer import save_tokenizer
+from ssd1b.tabletop.train_clip import ContrastiveTrio
+from ssd1b.training.loop import LoopSettings
+from ssd1b.weights.checkpoint import ModelInfo
+from ssd1b.weights.files import replacing, write_json, write_tensors
+from ssd1b.weights.folder import save_folder
+from ssd1b.weights.vocabulary import PADDING
+
+DEFAULTS = {"guidance_scale": 4.0, "steps": 20, "sampler": "unipc"}
+"""Settings that the assembled model recommends (docs/log has the sheets they were chosen on)."""
+
+Network = TypeVar("Network", bound=nn.Module)
+
+SETTINGS: dict[str, LoopSettings] = {
+    "vae": train_vae.SETTINGS,
+    "clip": train_clip.SETTINGS,
+    "unet": train_unet.SETTINGS,
+}
+"""What can be trained, in the order in which it must be."""
+
+
+def train_part(
+    part: str, run: Path, *, steps: int | None = None, resume: bool = False, device: str = "cpu"
+) -> Path:
+    """Train one part of the miniature in ``run``; the UNet, which needs the others, completes the model.
+
+    Args:
+        part: "vae", "clip" or "unet".
+        run: folder of the whole run; each part's training has a folder of its own in it.
+        steps: optimiser steps, if not the part's own number; the decay keeps its share of them.
+        resume: go on with the part's training.
+        device: where to train.
+
+    Returns:
+        What was made: the part's weights, or at last the model's folder.
+
+    Raises:
+        InputError: no such part, a part that this one needs is missing, or a run is there already.
+    """
+    if part not in SETTINGS:
+        raise unknown("part", part, SETTINGS)
+    settings = SETTINGS[part]
+    if steps is not None:
+        settings = replace(settings, steps=steps, decay_steps=settings.decay_steps * steps // settings.steps)
+    if part == "vae":
+        return _save(
+            train_vae.train_vae(run / part, settings=settings, resume=resume, device=device), run / part
+        )
+    if part == "clip":
+        return _save(
+            train_clip.train_clip(run / part, settings=settings, resume=resume, device=device), run / part
+        )
+
+    vae, trio = _load(VAE(MINI_SDXL.vae), run / "vae"), _load(ContrastiveTrio(), run / "clip")
+    tokenizers = _tokenizers(run)
+    text = TextEncoders(
+        encoder=trio.text_encoder,
+        encoder_2=trio.text_encoder_2,
+        tokenizer=load_tokenizer(tokenizers["text_encoder"]),
+        tokenizer_2=load_tokenizer(tokenizers["text_encoder_2"]),
+    )
+    # Latents are believed by their folder's name, so it must tell which autoencoder made them.
+    digest = hashlib.sha256(_weights(run / "vae").read_bytes()).hexdigest()[:16]
+    unet = train_unet.train_unet(
+        run / part, vae.to(device), text, run / f"latents-{digest}",
+        settings=settings, resume=resume, device=device,
+    )  # fmt: skip
+    _save(unet, run / part)
+    return assemble(run)
+
+
+def assemble(run: Path) -> Path:
+    """Write the trained parts as a model's folder in diffusers' format, in 16 bits: ``run / "model"``."""
+    trio = _load(ContrastiveTrio(), run / "clip")
+    parts = {
+        "unet": load_file(_weights(run / "unet")),
+        "vae": load_file(_weights(run / "vae")),
+        "text_encoder": trio.text_encoder.state_dict(),
+        "text_encoder_2": trio.text_encoder_2.state_dict(),
+    }
+    info = ModelInfo(layout=MINI_SDXL, tokenizers=_tokenizers(run), settings=DEFAULTS)
+    target = run / "model"
+    save_folder(target, info, parts, dtype=torch.float16, overwrite=True)
+    with replacing(target / IMAGE_ENCODER) as folder:
+        folder.mkdir()
+        tower = {name: tensor.half() for name, tensor in trio.image_encoder.state_dict().items()}
+        write_tensors(folder / "model.safetensors", tower, {})
+        write_json(folder / "config.json", vision_config(CLIP_VISION_MINI))
+    return target
+
+
+def _tokenizers(run: Path) -> dict[str, Path]:
+    """Write both tokenizers, if need be, and give their folders by the text encoder's name."""
+    folders = {part: run / "tokenizers" / part for part in PADDING}
+    for part, folder in folders.items():
+        if not (folder / "vocab.json").exists():
+            save_tokenizer(folder, pad_token=PADDING[part])
+    return folders
+
+
+def _load(module: Network, folder: Path) -> Network:
+    """Fill a module with what an earlier training in ``folder`` left."""
+    if not _weights(folder).exists():
+        raise InputError(f"{_weights(folder)} is missing: train {folder.name!r} first, in the same run")
+    module.load_state_dict(load_file(_weights(folder)))
+    return module.requires_grad_(False).eval()
+
+
+def _weights(folder: Path) -> Path:
+    return folder / "trained.safetensors"
+
+
+def _save(module: nn.Module, folder: Path) -> Path:
+    with replacing(_weights(folder)) as aside:
+        write_tensors(aside, module.state_dict(), {})
+    return _weights(folder)
