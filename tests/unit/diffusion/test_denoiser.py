@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ssd1b.diffusion.denoiser import Guidance, denoiser, guided, rescaled
+from ssd1b.diffusion.samplers import SAMPLERS
 from ssd1b.diffusion.schedule import NoiseSchedule, steps_for
 
 
@@ -35,7 +36,7 @@ def test_a_perfect_prediction_gives_the_picture_back(prediction_type, rescale_be
 
 def test_sigmas_of_the_run_keep_their_timesteps_and_others_are_interpolated():
     schedule = NoiseSchedule(curve="karras")
-    steps = steps_for(schedule, 6)
+    steps = steps_for(schedule, 6, grid=SAMPLERS["dpmpp_2m"].grid)  # rounds its timesteps
     seen = []
 
     def spy(x, timestep):
@@ -56,11 +57,32 @@ def test_sigmas_of_the_run_keep_their_timesteps_and_others_are_interpolated():
     assert seen == pytest.approx([500.5, 0.0, 999.0])
 
 
-def test_the_state_stays_float32_though_the_model_computes_in_bfloat16():
-    schedule = NoiseSchedule()
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_only_the_model_computes_in_bfloat16(prediction_type):
+    schedule = NoiseSchedule(prediction_type=prediction_type)
     steps = steps_for(schedule, 3)
-    denoise = denoiser(lambda x, timestep: x.to(torch.bfloat16), schedule, steps)
-    assert denoise(torch.randn(1, 4, 2, 2), steps.sigmas[0]).dtype == torch.float32
+    x = torch.randn(1, 4, 8, 8)
+
+    def half(x, timestep):
+        return x.to(torch.bfloat16)
+
+    def halves(x, timestep):
+        return half(x, timestep), half(x.tanh(), timestep)
+
+    def upcast(x, timestep):
+        return half(x, timestep).float()
+
+    def upcasts(x, timestep):
+        negative, positive = halves(x, timestep)
+        return negative.float(), positive.float()
+
+    guidance = Guidance(scale=7.0)
+    low = half, guided(half, halves, guidance, 1000)
+    exact = upcast, guided(upcast, upcasts, guidance, 1000)
+    for model, reference in zip(low, exact, strict=True):
+        denoised = denoiser(model, schedule, steps)(x, steps.sigmas[0])
+        assert denoised.dtype == torch.float32
+        assert torch.equal(denoised, denoiser(reference, schedule, steps)(x, steps.sigmas[0]))
 
 
 def counted():
