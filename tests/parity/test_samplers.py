@@ -204,6 +204,20 @@ def test_every_sampler_from_zero_terminal_snr(name, curve, prediction_type, monk
         assert_equal(ours, theirs, count, ZERO_SNR_TOLERANCE.get(name, 2e-5))
 
 
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("name", ORACLES)
+def test_steps_that_do_not_divide_the_training_timesteps(name, spacing):
+    schedule = NoiseSchedule(sampler=name, timestep_spacing=spacing)
+    scheduler = ORACLES[name].from_config(schedule.to_config())
+    for count in (3, 7, 16, 30, 48):  # at 16, trailing rounds halves
+        scheduler.set_timesteps(count)
+        theirs = [float(timestep) for timestep in scheduler.timesteps]
+        if scheduler.order == 2:
+            theirs = [theirs[0], *theirs[2::2]]
+        ours = steps_for(schedule, count, grid=SAMPLERS[name].grid).timesteps
+        assert list(ours) == pytest.approx(theirs, abs=1e-4)
+
+
 @pytest.mark.parametrize("eta", [0.3, 1.0])
 def test_ddim_with_eta(eta, monkeypatch):
     schedule = NoiseSchedule(sampler="ddim")

@@ -3,10 +3,13 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
+
 from ssd1b.errors import InputError
 
 # Spacings give n falling timesteps (2305.08891, table 2, and the programs named). Where ``intervals`` is set,
-# n steps are n + 1 points of which the last is dropped.
+# n steps are n + 1 points of which the last is dropped. Where a half is rounded, NumPy's last bit decides, as in
+# diffusers.
 
 
 def _leading(steps: int, count: int, offset: int, intervals: bool) -> list[float]:
@@ -15,12 +18,11 @@ def _leading(steps: int, count: int, offset: int, intervals: bool) -> list[float
 
 
 def _trailing(steps: int, count: int, offset: int, intervals: bool) -> list[float]:
-    return [float(round(count - i * (count / steps)) - 1) for i in range(steps)]
+    return (np.arange(count, 0, -count / steps)[:steps].round() - 1).tolist()
 
 
 def _linspace(steps: int, count: int, offset: int, intervals: bool) -> list[float]:
-    gaps = max(steps - 1 + intervals, 1)
-    return [(count - 1) * (gaps - i) / gaps for i in range(steps)]
+    return np.linspace(0, count - 1, max(steps + intervals, 2))[::-1][:steps].tolist()
 
 
 def _normal(steps: int, count: int, offset: int, intervals: bool) -> list[float]:
