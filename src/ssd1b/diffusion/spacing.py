@@ -8,8 +8,8 @@ import numpy as np
 from ssd1b.errors import InputError
 
 # Spacings give n falling timesteps (2305.08891, table 2, and the programs named). Where ``intervals`` is set,
-# n steps are n + 1 points of which the last is dropped. Where a half is rounded, NumPy's last bit decides, as in
-# diffusers.
+# n steps are n + 1 points of which the last is dropped. NumPy, because its last bit decides which way a half
+# is rounded, here as in diffusers.
 
 
 def _leading(steps: int, count: int, offset: int, intervals: bool) -> list[float]:
