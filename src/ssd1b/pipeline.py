@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -40,9 +40,14 @@ SHARED = (
 
 
 def recommended_settings(info: ModelInfo) -> dict[str, Any]:
-    """What a model's makers recommend: its training size, its scheduler's sampler, and what they say beside."""
+    """What a model's makers recommend: its training size, its scheduler's sampler, and what else they say."""
     schedule = NoiseSchedule.from_config(info.scheduler)
-    return {"sampler": schedule.sampler, "width": info.layout.size, "height": info.layout.size, **info.settings}
+    return {
+        "sampler": schedule.sampler,
+        "width": info.layout.size,
+        "height": info.layout.size,
+        **info.settings,
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +84,7 @@ class Pipeline:
         device: str | None = None,
         dtype: str | None = None,
         offline: bool = False,
-    ) -> Self:
+    ) -> "Pipeline":
         """Load a model.
 
         Args:

@@ -7,7 +7,6 @@ is the plain cosine, which loses nothing.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +29,7 @@ class ClipScore:
     text: TextEncoders
 
     @classmethod
-    def load(cls, model: Path, text: TextEncoders) -> Self:
+    def load(cls, model: Path, text: TextEncoders) -> "ClipScore":
         """Take the image encoder from a miniature's folder.
 
         Raises:
