@@ -125,21 +125,50 @@ def save_picture(picture: Picture, path: str | Path, format: str | None = None) 
     """
     path = Path(path)
     try:
-        folder, stem, suffix = _destination(path, format, picture.recipe.settings)
+        folder, stem, suffix = _destination(path, format)
         data = encode_picture(picture, _SUFFIXES[suffix.lower()])
         folder.mkdir(parents=True, exist_ok=True)
-        return _write_new(data, folder, stem, suffix)
+        return _write_new(data, folder, stem or picture_stem(picture.recipe.settings), suffix)
     except InputError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        raise InputError(f"cannot write {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
+        raise _unwritable(path, error) from None
 
 
-def _destination(path: Path, format: str | None, settings: GenerationSettings) -> tuple[Path, str, str]:
+def check_destination(path: str | Path, format: str | None = None) -> Path:
+    """Find out before the work of drawing whether ``save_picture`` could save there; nothing is written.
+
+    Returns:
+        The folder that the picture would lie in; it may not exist yet.
+
+    Raises:
+        InputError: as ``save_picture``, as far as can be known before.
+    """
+    path = Path(path)
+    try:
+        folder, _, _ = _destination(path, format)
+        existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return folder
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: Exception) -> InputError:
+    return InputError(f"cannot write {str(path)!r}: {getattr(error, 'strerror', None) or error}")
+
+
+def _destination(path: Path, format: str | None) -> tuple[Path, str | None, str]:
+    """Folder, stem (None for one made of the recipe) and suffix."""
     if format is not None and format not in FORMATS:
         raise unknown("picture format", format, FORMATS)
     if path.is_dir() or not path.suffix:
-        return path, picture_stem(settings), FORMATS[format or "png"]
+        return path, None, FORMATS[format or "png"]
     said = _SUFFIXES.get(path.suffix.lower())
     if said is None:
         raise unknown("picture suffix", path.suffix, _SUFFIXES)

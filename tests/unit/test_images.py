@@ -22,6 +22,7 @@ from ssd1b.images import (
     MAX_READ_PIXELS,
     MAX_TEXT_LENGTH,
     Picture,
+    check_destination,
     decode_recipe,
     encode_picture,
     picture_stem,
@@ -447,3 +448,15 @@ def test_a_recipe_notes_the_process_that_draws():
     assert noted.torch_version == torch.__version__
     assert noted.threads == torch.get_num_threads()
     assert replace(noted, torch_version="2.13.0", threads=1, ssd1b_version="0.1.0") == made
+
+
+def test_destination_is_checked_without_writing(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert check_destination(tmp_path / "new/folder") == tmp_path / "new/folder"
+    assert check_destination(tmp_path / "new/cube.webp", "webp") == tmp_path / "new"
+    for path, format in (("file/cube.png", None), ("cube.gif", None), ("cube.png", "webp"), ("new", "gif")):
+        with pytest.raises(InputError):
+            check_destination(tmp_path / path, format)
+        with pytest.raises(InputError):
+            save_picture(picture(), tmp_path / path, format)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
