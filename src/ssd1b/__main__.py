@@ -1,0 +1,7 @@
+"""``python -m ssd1b``."""
+
+import sys
+
+from ssd1b.cli import main
+
+sys.exit(main())

@@ -1,0 +1,5 @@
+"""The command line: each command a thin file that parses, calls and prints."""
+
+from ssd1b.cli.app import main
+
+__all__ = ["main"]

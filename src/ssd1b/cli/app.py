@@ -1,0 +1,132 @@
+"""The command ``ssd1b``: which commands there are, and how they fail.
+
+A command's module is imported when the command is called, and imports torch only when it gets to work.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from ssd1b.errors import InputError, unknown
+
+COMMANDS = {
+    "generate": "Draw pictures from prompts.",
+    "rerun": "Draw a picture again, from the recipe inside it.",
+    "inspect": "Tell what a model or a picture is made of.",
+    "models": "List the models that have a name.",
+    "tabletop": "Render the miniature's world, and train the miniature on it.",
+}
+"""Every command with its line in the help; ``ssd1b.cli.NAME.command`` is the command itself."""
+
+WRONG_INPUT = 2
+INTERRUPTED = 130
+"""Exit codes: 128 + SIGINT is what shells expect of a program that Ctrl-C ended."""
+
+_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+
+
+class Group(click.Group):
+    """A group that names the nearest command when there is none of the given name."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        """Find a command.
+
+        Raises:
+            InputError: there is no such command.
+        """
+        command = super().get_command(ctx, cmd_name)
+        if command is None:
+            raise unknown("command", cmd_name, self.list_commands(ctx))
+        return command
+
+
+class LazyGroup(Group):
+    """``COMMANDS``, of which only the one that is called is imported."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands, in the order of a user's first steps."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        """Import a command, or raise as ``Group`` does."""
+        if cmd_name in COMMANDS:
+            return import_module(f"ssd1b.cli.{cmd_name}").command
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, invoke_without_command=True)
+@click.version_option(package_name="ssd1b", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Text to image with SSD-1B, SDXL and their family, on your own machine.
+
+    \b
+    Examples:
+      ssd1b generate "a large red metal sphere on a blue background"
+      ssd1b generate "an astronaut riding a horse" --model ssd-1b --seed 7
+      ssd1b inspect pictures/7-an-astronaut-riding-a-horse.png
+    """  # noqa: D301 (\b keeps click from wrapping)
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    What the user got wrong is one line on standard error and no traceback; a traceback is a bug of ours.
+
+    Args:
+        arguments: None takes those of the process.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        with cli.make_context("ssd1b", list(sys.argv[1:] if arguments is None else arguments)) as context:
+            cli.invoke(context)
+        sys.stdout.flush()
+        return 0
+    except click.exceptions.Exit as done:  # --help and --version
+        return done.exit_code
+    except click.ClickException as error:
+        return _fail(_in_our_words(error))
+    except InputError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read has left. What is still buffered must not fail again when Python flushes it at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except FloatingPointError as error:
+        return _fail(f"{error}: take --dtype bf16 or fp32")
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        return _fail("out of memory: take a smaller --size, 16 bits (--dtype bf16) or a smaller --model")
+
+
+def _fail(message: str) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return WRONG_INPUT
+
+
+def _in_our_words(error: click.ClickException) -> str:
+    """Say what click found wrong as our own errors do: one sentence, with the nearest valid name."""
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+        options = [name for each in error.ctx.command.get_params(error.ctx) for name in each.opts]
+        return str(unknown("option", error.option_name, [name for name in options if name.startswith("-")]))
+    message = error.format_message().rstrip(".")
+    message = message[:1].lower() + message[1:]
+    context = getattr(error, "ctx", None)
+    return f"{message} (see '{context.command_path} --help')" if context else message

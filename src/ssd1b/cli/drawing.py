@@ -1,0 +1,93 @@
+"""Drawing with somebody watching: a progress bar, a preview, Ctrl-C.
+
+This module imports torch; commands import it when they get to work.
+"""
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from tqdm import tqdm
+
+from ssd1b.cli.options import DEFAULT_MODEL, ModelChoice
+from ssd1b.images import Picture
+from ssd1b.pipeline import Pipeline
+from ssd1b.settings import GenerationSettings
+from ssd1b.tensors import Latents
+from ssd1b.weights.files import replacing
+
+PREVIEW = "ssd1b-preview.png"
+"""The file, beside the pictures, that shows the one that is being drawn."""
+
+PREVIEW_SHARE = 0.1
+"""How much of the time previews may take."""
+
+
+def load(choice: ModelChoice) -> Pipeline:
+    """Load a model, as ``Pipeline.load`` does; from here on warnings are one line each."""
+    # The tokenizer warns of prompts beyond 77 tokens, which are cut into chunks here, not cut off.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.formatwarning = lambda message, *where, **line: f"warning: {message}\n"
+    return Pipeline.load(
+        choice.model or DEFAULT_MODEL, device=choice.device, dtype=choice.dtype, offline=choice.offline
+    )
+
+
+def progress_bar(steps: int) -> "tqdm[NoReturn]":
+    """Show steps done and time left, on a terminal only."""
+    return tqdm(total=steps, unit="step", disable=None, leave=False)
+
+
+def draw(
+    pipeline: Pipeline,
+    settings: GenerationSettings,
+    bar: "tqdm[NoReturn]",
+    show: Callable[[Latents], None] | None = None,
+) -> Picture:
+    """Draw one picture, alone, so that it depends on no other.
+
+    Args:
+        pipeline: the model.
+        settings: of the picture.
+        bar: moved on by each step.
+        show: gets the model's guess at the picture after each step.
+    """
+    step = None
+    for step in pipeline.steps([settings]):
+        bar.update()
+        if show:
+            show(step.denoised)
+    assert step is not None
+    (picture,) = pipeline.pictures(step.latents, [settings])
+    return picture
+
+
+@contextmanager
+def preview(pipeline: Pipeline, folder: Path) -> Iterator[Callable[[Latents], None]]:
+    """Give a function that shows latents in ``PREVIEW``, as often as costs little; in the end the file goes.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    path = folder / PREVIEW
+    due = 0.0
+
+    def show(latents: Latents) -> None:
+        nonlocal due
+        begin = time.perf_counter()
+        if begin < due:
+            return
+        (image,) = pipeline.preview(latents)
+        with replacing(path) as aside:
+            image.save(aside, "PNG")
+        end = time.perf_counter()
+        due = end + (end - begin) * (1 / PREVIEW_SHARE - 1)
+
+    try:
+        yield show
+    finally:
+        path.unlink(missing_ok=True)

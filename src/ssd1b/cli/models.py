@@ -1,0 +1,27 @@
+"""``ssd1b models``: which models have a name."""
+
+import json
+from dataclasses import asdict
+
+import click
+
+from ssd1b.cli.table import columns
+
+
+@click.command("models")
+@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each model.")
+def command(as_json: bool) -> None:
+    """List the models that have a name: built in, published under a short name, or in the hub's cache.
+
+    Ready models need no network. Others are downloaded when they are first used. Beside names, --model takes
+    folders in diffusers' format, single safetensors files and hub ids.
+    """
+    from ssd1b.weights.hub import models
+
+    listed = models()
+    if as_json:
+        for each in listed:
+            click.echo(json.dumps(asdict(each)))
+        return
+    rows = [(each.name, each.source, "ready" if each.ready else "not downloaded") for each in listed]
+    click.echo(columns([("NAME", "SOURCE", "STATE"), *rows]))

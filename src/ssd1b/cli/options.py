@@ -1,0 +1,168 @@
+"""What several commands ask for: settings, the model and its place, prompts from a file, where pictures go.
+
+``setting_options`` and ``model_options`` each give a command one argument with all that was chosen.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import click
+
+from ssd1b.errors import InputError, unknown
+from ssd1b.presets import NEGATIVE_PROMPTS
+from ssd1b.prompts import parse_prompt, split_prompts
+from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
+from ssd1b.settings import Preset, resolve_settings, shown
+
+DEFAULT_MODEL = "mini-sdxl"
+
+MAX_PROMPT_FILE_BYTES = 16 * 2**20
+
+_SIZE = re.compile(r"(\d{1,9})(?:x(\d{1,9}))?", re.IGNORECASE)
+
+out_option = click.option(
+    "--out", metavar="FOLDER|FILE", default="pictures", show_default=True,
+    help="Where pictures go; none replaces another.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelChoice:
+    """Which model, and where it runs; None is for the program to choose."""
+
+    model: str | None
+    device: str | None
+    dtype: str | None
+    offline: bool
+
+
+def model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the argument ``choice``, a ``ModelChoice``."""
+
+    @click.option("--model", metavar="MODEL", help="A name, folder, safetensors file or hub id.")
+    @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, xpu.")
+    @click.option("--dtype", metavar="NAME", help="Number format: fp32, bf16, fp16.")
+    @click.option("--offline", is_flag=True, help="Never use the network.")
+    @wraps(command)
+    def bundled(
+        *args: Any, model: str | None, device: str | None, dtype: str | None, offline: bool, **rest: Any
+    ) -> None:
+        choice = ModelChoice(model=model, device=device, dtype=dtype, offline=offline)
+        command(*args, choice=choice, **rest)
+
+    return bundled
+
+
+def setting_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the argument ``given``: fields of ``GenerationSettings`` that were chosen, by name."""
+
+    @click.option(
+        "--negative",
+        "negative_prompt",
+        metavar="TEXT",
+        help='What to keep away from. "" is an empty text, which is not the same as none.',
+    )
+    @click.option("--negative-preset", metavar="NAME", help=f"{', '.join(NEGATIVE_PROMPTS)}.")
+    @click.option(
+        "--guidance",
+        "guidance_scale",
+        type=float,
+        metavar="SCALE",
+        help="Strength of classifier-free guidance; 1 is none.",
+    )
+    @click.option(
+        "--guidance-rescale",
+        type=float,
+        metavar="SHARE",
+        help="0 to 1: how far guidance is held back from overexposing.",
+    )
+    @click.option(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar="START END",
+        help="Guide only in this part of the way from noise (0) to picture (1).",
+    )
+    @click.option("--steps", type=int, metavar="N", help="Steps of denoising.")
+    @click.option(
+        "--sampler",
+        metavar="NAME",
+        help=f"{', '.join(SAMPLERS)}; AUTOMATIC1111's, ComfyUI's and diffusers' names will do.",
+    )
+    @click.option(
+        "--schedule",
+        metavar="NAME",
+        help=f"{', '.join(SCHEDULES)}; {AUTOMATIC} is the sampler's own, else the model's.",
+    )
+    @click.option(
+        "--seed", type=int, metavar="N", help="Of the first picture; the others count on. Default: random."
+    )
+    @click.option("--size", metavar="WIDTHxHEIGHT", help="In pixels; one number for a square.")
+    @wraps(command)
+    def bundled(*args: Any, negative_preset: str | None, size: str | None, **options: Any) -> None:
+        chosen = {name: options.pop(name) for name in _PLAIN_SETTINGS}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        command(*args, given=given | _size(size) | _negative(given, negative_preset), **options)
+
+    return bundled
+
+
+_PLAIN_SETTINGS = (
+    "negative_prompt", "guidance_scale", "guidance_rescale", "guidance_interval", "steps", "sampler",
+    "schedule", "seed",
+)  # fmt: skip
+"""Options whose value is the setting's."""
+
+
+def _size(size: str | None) -> dict[str, int]:
+    if size is None:
+        return {}
+    match = _SIZE.fullmatch(size.strip())
+    if match is None:
+        raise InputError(f"size is {shown(size)}: it must be as 1024x768, or one number for a square")
+    return {"width": int(match[1]), "height": int(match[2] or match[1])}
+
+
+def _negative(given: Mapping[str, Any], preset: str | None) -> dict[str, str]:
+    if preset is None:
+        return {}
+    if "negative_prompt" in given:
+        raise InputError("give --negative or --negative-preset, not both")
+    if preset not in NEGATIVE_PROMPTS:
+        raise unknown("negative preset", preset, NEGATIVE_PROMPTS)
+    return {"negative_prompt": NEGATIVE_PROMPTS[preset]}
+
+
+def check_settings(prompt: str, given: Mapping[str, Any], preset: Preset | None = None) -> None:
+    """Find what is wrong with a prompt and its settings before torch is imported and a model loaded.
+
+    Raises:
+        InputError: as ``resolve_settings`` and ``parse_prompt``.
+    """
+    # Seed and family stand for what the model will add; they decide nothing about what is allowed.
+    settings = resolve_settings(prompt, family="sdxl", model_defaults={"seed": 0}, preset=preset, **given)
+    for text in (settings.prompt, settings.negative_prompt or ""):
+        parse_prompt(text)
+
+
+def read_prompts(path: str) -> list[str]:
+    """Read a file, or the standard input where ``path`` is "-", with one prompt a line.
+
+    Raises:
+        InputError: it cannot be read, is no text in UTF-8, too large, or without prompts.
+    """
+    source = "the standard input" if path == "-" else path
+    try:
+        with click.open_file(path, "rb") as file:
+            data = file.read(MAX_PROMPT_FILE_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {source}: {error.strerror}") from None
+    if len(data) > MAX_PROMPT_FILE_BYTES:
+        raise InputError(f"{source} is too large: allowed are {MAX_PROMPT_FILE_BYTES} bytes")
+    try:
+        return split_prompts(data.decode(), source=source)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source} is no text in UTF-8: {error}") from None

@@ -1,0 +1,120 @@
+"""``ssd1b rerun``: a picture again, and whether it is the same."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from ssd1b.cli.again import model_name
+from ssd1b.cli.options import DEFAULT_MODEL, ModelChoice, check_settings, model_options, out_option
+from ssd1b.errors import InputError
+from ssd1b.recipe import Recipe
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+CIRCUMSTANCES = ("device", "dtype", "threads", "batch_size", "torch_version", "ssd1b_version")
+"""What of a recipe, beside settings and model, can change the last bits of a picture."""
+
+
+@click.command("rerun")
+@click.argument("image", metavar="PICTURE")
+@out_option
+@model_options
+def command(image: str, out: str, choice: ModelChoice) -> None:
+    """Draw a picture again, from the recipe inside it, and tell whether every pixel is the same.
+
+    Model, device and number format are the recipe's where nothing else is said. On the same machine the
+    picture comes out bit-equal; other versions, devices or numbers of threads may round differently.
+
+    \b
+    Example:
+      ssd1b rerun pictures/7-an-astronaut-riding-a-horse.png
+    """  # noqa: D301 (\b keeps click from wrapping)
+    from ssd1b.cli import drawing
+    from ssd1b.images import check_destination, read_recipe, save_picture
+
+    recipe = read_recipe(image)
+    original = _exact_pixels(image)
+    check_destination(out)
+    if isinstance(recipe, Recipe):
+        choice = replace(
+            choice,
+            model=choice.model or model_name(recipe.model),
+            device=choice.device or _available(recipe.device),
+            dtype=choice.dtype or recipe.dtype,
+        )
+        pipeline = drawing.load(choice)
+        settings = recipe.settings
+    else:
+        given = recipe.settings()
+        check_settings(recipe.prompt, given)
+        click.echo(
+            f"warning: no recipe in it, only AUTOMATIC1111's text, which does not say everything: drawn with "
+            f"{choice.model or DEFAULT_MODEL}, expect another picture",
+            err=True,
+        )
+        pipeline = drawing.load(choice)
+        settings = pipeline.settings(recipe.prompt, **given)
+    with drawing.progress_bar(settings.steps) as bar:
+        picture = drawing.draw(pipeline, settings, bar)
+    click.echo(click.format_filename(save_picture(picture, out)))
+    if isinstance(recipe, Recipe):
+        click.echo(_verdict(original, picture.image), err=True)
+        if changes := _changes(recipe, picture.recipe):
+            click.echo(f"drawn under other circumstances: {', '.join(changes)}", err=True)
+
+
+def _exact_pixels(path: str) -> "Image.Image | None":
+    """The pixels of a picture as they were drawn; None for JPEG and WebP, which keep them roughly.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.convert("RGB")
+    except UnidentifiedImageError:
+        return None
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow has many words for damage
+        raise InputError(f"{path!r}: its pixels are damaged: {error}") from None
+
+
+def _available(device: str) -> str | None:
+    """A recipe's kind of device where this machine has it, else None."""
+    from ssd1b.runtime import choose_device
+
+    try:
+        choose_device(device)
+    except InputError:
+        return None
+    return device
+
+
+def _verdict(original: "Image.Image | None", image: "Image.Image") -> str:
+    from PIL import ImageChops
+
+    if original is None:
+        return "only PNG keeps pixels exactly: whether this one is bit-equal cannot be told"
+    if original.size != image.size:
+        return f"not bit-equal: {_size(original)} in the file, {_size(image)} by its recipe"
+    furthest = max(ImageChops.difference(original, image).tobytes())
+    if furthest == 0:
+        return "bit-equal: every pixel is the same"
+    return f"not bit-equal: pixels differ by up to {furthest} of 255 levels"
+
+
+def _size(image: "Image.Image") -> str:
+    return f"{image.width}x{image.height}"
+
+
+def _changes(old: Recipe, new: Recipe) -> list[str]:
+    """What is not as it was when the picture was drawn."""
+    pairs = [(name, getattr(old, name), getattr(new, name)) for name in CIRCUMSTANCES]
+    pairs += [
+        (f"model {name}", getattr(old.model, name), getattr(new.model, name))
+        for name in ("source", "revision", "layout")
+    ]
+    return [f"{name.replace('_', ' ')} {was}, now {now}" for name, was, now in pairs if was != now]

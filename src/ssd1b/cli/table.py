@@ -1,0 +1,29 @@
+"""Plain text in columns."""
+
+from collections.abc import Sequence
+
+
+def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Lay out rows in columns two spaces apart; the columns numbered in ``right`` end flush."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def byte_size(count: int) -> str:
+    """Write a number of bytes in the decimal units of disks and downloads: "5.14 GB"."""
+    size, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while size >= 999.5 and len(units) > 1:
+        size /= 1000
+        del units[0]
+    return f"{size:.3g} {units[0]}"
+
+
+def printable(text: str) -> str:
+    """Write what a terminal would act on, line ends and escape sequences, as Python's escapes."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

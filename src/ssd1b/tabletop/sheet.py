@@ -1,0 +1,32 @@
+"""A contact sheet: pictures in rows, each with its caption below."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+MARGIN = 8
+FONT_SIZE = 11
+
+
+def contact_sheet(pictures: Sequence[NDArray[np.uint8]], captions: Sequence[str]) -> Image.Image:
+    """Lay out pictures of one size, ``[height, width, 3]``, about as many across as down."""
+    height, width = pictures[0].shape[:2]
+    font = ImageFont.load_default(FONT_SIZE)
+    # The font is proportional; an n is about as wide as a letter is on the average.
+    texts = [textwrap.wrap(caption, int(width / font.getlength("n"))) for caption in captions]
+    lines = max(map(len, texts))
+    across = math.ceil(math.sqrt(len(pictures)))
+    cell = (width + MARGIN, height + (lines + 1) * (FONT_SIZE + 3) + MARGIN)
+    down = math.ceil(len(pictures) / across)
+    sheet = Image.new("RGB", (across * cell[0] + MARGIN, down * cell[1] + MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
+        row, column = divmod(index, across)
+        left, top = column * cell[0] + MARGIN, row * cell[1] + MARGIN
+        sheet.paste(Image.fromarray(picture), (left, top))
+        draw.multiline_text((left, top + height + 2), "\n".join(text), fill="black", font=font, spacing=3)
+    return sheet

@@ -1,0 +1,94 @@
+"""The command line's promises: its words stay, its help is instant, its mistakes are found before torch."""
+
+import resource
+import subprocess
+import sys
+
+import click
+import pytest
+
+from ssd1b.cli.app import COMMANDS, cli
+
+HEAVY = {"torch", "numpy", "PIL", "transformers", "safetensors", "huggingface_hub"}
+
+OPTIONS = {
+    "generate": {
+        "--file", "--negative", "--negative-preset", "--guidance", "--guidance-rescale",
+        "--guidance-interval", "--steps", "--sampler", "--schedule", "--seed", "--size", "--preset",
+        "--count", "--model", "--device", "--dtype", "--offline", "--out", "--format", "--preview", "--json",
+    },
+    "rerun": {"--out", "--model", "--device", "--dtype", "--offline"},
+    "inspect": {"--json"},
+    "models": {"--json"},
+    "tabletop render": {"--count", "--seed", "--split", "--out", "--sheet"},
+    "tabletop train": {"--out", "--steps", "--resume", "--device"},
+}  # fmt: skip
+"""Scripts depend on these: none may go without a deprecation."""
+
+MAX_SECONDS = 0.3
+
+CONTEXT = click.Context(cli)
+
+
+def in_process(*arguments: str) -> tuple[str, set[str], float]:
+    """Call ``ssd1b`` in a fresh process: what it printed, which heavy modules it imported, its time.
+
+    The time is the processor's, which does not depend on what else the machine does.
+    """
+    code = (
+        "import sys; from ssd1b.cli import main; main(sys.argv[1:]); "
+        f"print(*({HEAVY!r} & sys.modules.keys()))"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    *printed, modules = done.stdout.splitlines()
+    seconds = (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime)
+    return "\n".join([*printed, done.stderr]), set(modules.split()), seconds
+
+
+@pytest.mark.parametrize("command", ["", "tabletop", *OPTIONS])
+def test_help_is_instant_and_complete(command):
+    text, heavy, seconds = in_process(*command.split(), "--help")
+    assert heavy == set()
+    assert seconds < MAX_SECONDS
+    assert text.startswith(f"Usage: ssd1b {command}".rstrip())
+    assert all(f"  {option}" in text for option in OPTIONS.get(command, ()))
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_options_are_these(command):
+    found = cli
+    for name in command.split():
+        found = found.get_command(CONTEXT, name)
+    options = {option for parameter in found.params for option in parameter.opts if option.startswith("--")}
+    assert options == OPTIONS[command]
+
+
+def test_every_command_bears_its_name():
+    assert [cli.get_command(CONTEXT, name).name for name in COMMANDS] == list(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "a cube", "--sampler", "eulr"],
+        ["generate", "a cube", "--guidance", "nan"],
+        ["generate", "a (cube:1000)"],
+        ["generate", "a cube", "--preset", "nothing"],
+        ["generate"],
+    ],
+)
+def test_wrong_settings_are_found_without_torch(arguments):
+    text, heavy, _ = in_process(*arguments)
+    assert text.startswith("error: ")
+    assert heavy == set()
+
+
+def test_version():
+    from importlib.metadata import version
+
+    done = subprocess.run([sys.executable, "-m", "ssd1b", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"ssd1b {version('ssd1b')}\n")

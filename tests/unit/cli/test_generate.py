@@ -1,0 +1,174 @@
+"""``ssd1b generate``: what it draws, prints and leaves behind."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from ssd1b.images import read_recipe
+from ssd1b.pipeline import Pipeline
+from ssd1b.presets import NEGATIVE_PROMPTS
+
+
+@pytest.fixture
+def generate(run, tiny_model):
+    def call(*arguments: object, stdin: bytes = b""):
+        result = run("generate", *arguments, "--model", tiny_model, stdin=stdin)
+        assert result.code == 0, result.err
+        return result
+
+    return call
+
+
+def test_prints_the_path_of_each_picture_and_how_long_it_took(generate, tmp_path, image_at):
+    result = generate("a red cube", "--seed", 7)
+    assert result.out == "pictures/7-a-red-cube.png\n"
+    assert result.err.startswith("1 picture: loading ") and len(result.err.splitlines()) == 1
+    assert image_at(tmp_path / "pictures/7-a-red-cube.png").size == (64, 64)
+
+
+def test_seeds_count_on_over_all_prompts(generate):
+    result = generate("a cube", "a cone", "--count", 2, "--seed", 2**64 - 2, "--out", "out")
+    names = ["18446744073709551614-a-cube", "18446744073709551615-a-cube", "0-a-cone", "1-a-cone"]
+    assert result.out.splitlines() == [f"out/{name}.png" for name in names]
+
+
+def test_a_picture_does_not_depend_on_those_before_it(generate, tmp_path, image_at):
+    generate("a cube", "a cone", "--seed", 1, "--sampler", "euler a", "--out", "both")
+    generate("a cone", "--seed", 2, "--sampler", "euler a", "--out", "one")
+    first, second = (image_at(tmp_path / folder / "2-a-cone.png") for folder in ("both", "one"))
+    assert first.tobytes() == second.tobytes()
+
+
+def test_every_option_reaches_the_recipe(generate, tmp_path):
+    generate(
+        "a cube", "--negative", "fog", "--guidance", "3.5", "--guidance-rescale", "0.5",
+        "--guidance-interval", "0.1", "0.8", "--steps", "3", "--sampler", "DPM++ 2M Karras", "--seed", "9",
+        "--size", "72x64", "--dtype", "fp32", "--device", "cpu", "--out", "cube.webp",
+    )  # fmt: skip
+    recipe = read_recipe(tmp_path / "cube.webp")
+    settings = recipe.settings
+    assert (settings.prompt, settings.negative_prompt) == ("a cube", "fog")
+    assert (settings.guidance_scale, settings.guidance_rescale) == (3.5, 0.5)
+    assert settings.guidance_interval == (0.1, 0.8)
+    assert (settings.steps, settings.sampler, settings.schedule) == (3, "dpmpp_2m", "karras")
+    assert (settings.seed, settings.width, settings.height) == (9, 72, 64)
+    assert (recipe.dtype, recipe.device, recipe.batch_size) == ("float32", "cpu", 1)
+
+
+def test_one_number_is_the_side_of_a_square(generate, tmp_path, image_at):
+    generate("a cube", "--size", "72", "--out", "cube.png")
+    assert image_at(tmp_path / "cube.png").size == (72, 72)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "negative"),
+    [
+        ([], None),
+        (["--negative", ""], ""),
+        (["--negative-preset", "adult-content"], NEGATIVE_PROMPTS["adult-content"]),
+        (["--preset", "adult-content"], NEGATIVE_PROMPTS["adult-content"]),
+        (["--preset", "adult-content", "--negative", "fog"], "fog"),
+    ],
+)
+def test_negative_prompt(generate, tmp_path, arguments, negative):
+    generate("a cube", *arguments, "--out", "cube.png")
+    assert read_recipe(tmp_path / "cube.png").settings.negative_prompt == negative
+
+
+def test_presets_come_before_the_model_and_after_options(generate, tmp_path):
+    (tmp_path / "mine.toml").write_text('[settings]\nsteps = 4\nsampler = "Heun"\nguidance_scale = 2\n')
+    generate("a cube", "--preset", "mine.toml", "--guidance", "3", "--out", "cube.png")
+    settings = read_recipe(tmp_path / "cube.png").settings
+    assert (settings.steps, settings.sampler, settings.guidance_scale) == (4, "heun", 3.0)
+
+
+def test_what_nobody_chose_is_the_models(generate, tmp_path):
+    generate("a cube", "--out", "cube.png")
+    settings = read_recipe(tmp_path / "cube.png").settings
+    assert (settings.steps, settings.width, settings.height) == (2, 64, 64)
+
+
+@pytest.mark.parametrize("source", ["file", "stdin"])
+def test_prompts_come_one_a_line(generate, tmp_path, source):
+    text = "# solids\na cube\n\n  a cone with ünïcode \n".encode()
+    (tmp_path / "prompts.txt").write_bytes(text)
+    arguments = ["--file", "prompts.txt"] if source == "file" else ["--file", "-"]
+    result = generate("a torus", *arguments, "--seed", 1, stdin=text)
+    names = ["1-a-torus", "2-a-cube", "3-a-cone-with-unicode"]
+    assert result.out.splitlines() == [f"pictures/{name}.png" for name in names]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"\n# none\n", "holds 0 prompts"), (b"a \xff cube", "UTF-8"), (b"x" * (16 * 2**20 + 1), "too large")],
+)
+def test_files_without_prompts(run, content, words):
+    result = run("generate", "--file", "-", stdin=content)
+    assert result.code == 2
+    assert result.err.startswith("error: the standard input ") and words in result.err
+
+
+def test_json_is_a_line_for_each_picture_and_nothing_else(generate, tmp_path):
+    result = generate("a cube", "--count", 2, "--seed", 3, "--json")
+    lines = [json.loads(line) for line in result.out.splitlines()]
+    assert [set(line) for line in lines] == [{"path", "seed", "settings", "seconds"}] * 2
+    assert [line["seed"] for line in lines] == [3, 4]
+    for line in lines:
+        settings = read_recipe(tmp_path / line["path"]).settings
+        assert line["settings"]["seed"] == settings.seed
+        assert line["settings"]["guidance_interval"] == list(settings.guidance_interval)
+        assert line["seconds"] > 0
+
+
+def test_pictures_are_never_overwritten(generate, tmp_path):
+    paths = [generate("a cube", "--seed", 1, "--out", "cube.png").out for _ in range(2)]
+    assert paths == ["cube.png\n", "cube-2.png\n"]
+
+
+def test_advice_is_called_advice(generate):
+    lines = generate("a cube", "--size", "72").err.splitlines()
+    assert lines[0].startswith("advice: size 72x72: the model knows 64x64")
+    assert len(lines) == 2  # and the time
+
+
+def test_preview_shows_the_picture_while_it_is_drawn(generate, monkeypatch, tmp_path, image_at):
+    seen = []
+    finish = Pipeline.pictures
+
+    def look(self, *arguments):
+        seen.append(image_at(tmp_path / "out/ssd1b-preview.png").size)
+        return finish(self, *arguments)
+
+    monkeypatch.setattr(Pipeline, "pictures", look)
+    generate("a cube", "--seed", 1, "--preview", "--out", "out")
+    assert seen == [(64, 64)]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["1-a-cube.png"]
+
+
+def test_preview_costs_little(generate, monkeypatch):
+    """A preview that takes 9 seconds keeps quiet for the next 81."""
+    clock = [0.0]
+    shown = []
+
+    def slow(self, latents):
+        clock[0] += 9.0
+        shown.append(clock[0])
+        return [Image.new("RGB", (8, 8))]
+
+    draw = Pipeline.steps
+
+    def second_by_second(self, batch):
+        for step in draw(self, batch):
+            clock[0] += 10.0
+            yield step
+
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(Pipeline, "steps", second_by_second)
+    monkeypatch.setattr(Pipeline, "preview", slow)
+    generate("a cube", "--steps", "12", "--preview")
+    assert shown == [19.0, 118.0, 147.0]  # the last is the finished picture
+
+
+def test_a_prompt_longer_than_one_chunk_draws_without_a_word(generate):
+    assert len(generate("a cube and " * 40).err.splitlines()) == 1

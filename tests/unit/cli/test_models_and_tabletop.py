@@ -1,0 +1,93 @@
+"""``ssd1b models`` and ``ssd1b tabletop``."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssd1b.cli.table import byte_size, columns, printable
+from ssd1b.tabletop import assemble
+from ssd1b.tabletop.captions import full_caption
+from ssd1b.tabletop.renderer import render
+from ssd1b.tabletop.scenes import scene
+from ssd1b.weights import hub
+
+
+@pytest.fixture
+def two_models(monkeypatch):
+    listed = [
+        hub.Listed(name="mini-sdxl", source="built-in", ready=True),
+        hub.Listed(name="sdxl", source="stabilityai/stable-diffusion-xl-base-1.0", ready=False),
+    ]
+    monkeypatch.setattr(hub, "models", lambda: listed)
+
+
+def test_models_as_text(run, two_models):
+    assert run("models").out.splitlines() == [
+        "NAME       SOURCE                                    STATE",
+        "mini-sdxl  built-in                                  ready",
+        "sdxl       stabilityai/stable-diffusion-xl-base-1.0  not downloaded",
+    ]
+
+
+def test_models_as_json(run, two_models):
+    lines = [json.loads(line) for line in run("models", "--json").out.splitlines()]
+    assert lines[0] == {"name": "mini-sdxl", "source": "built-in", "ready": True}
+    assert len(lines) == 2
+
+
+def test_render_writes_pictures_with_their_captions(run, tmp_path):
+    result = run("tabletop", "render", "--count", 2, "--seed", 5, "--split", "held_out", "--out", "data")
+    assert (result.code, result.out, result.err) == (0, "data\n", "")
+    assert len(list((tmp_path / "data").iterdir())) == 4
+    for index in range(2):
+        shown = scene(5, index, split="held_out")
+        stem = tmp_path / f"data/held_out-5-{index:06d}"
+        assert (np.asarray(Image.open(stem.with_suffix(".png"))) == render(shown)).all()
+        assert stem.with_suffix(".txt").read_text() == full_caption(shown) + "\n"
+
+
+def test_sheet_shows_every_picture(run, tmp_path):
+    result = run("tabletop", "render", "--count", 3, "--seed", 5, "--sheet", "sheets/all.png")
+    assert (result.code, result.out) == (0, "sheets/all.png\n")
+    sheet = np.asarray(Image.open(tmp_path / "sheets/all.png"))
+    windows = np.lib.stride_tricks.sliding_window_view(sheet, (128, 128, 3))
+    for index in range(3):
+        picture = render(scene(5, index))
+        corners = np.argwhere((sheet[: windows.shape[0], : windows.shape[1]] == picture[0, 0]).all(axis=-1))
+        assert any((windows[top, left, 0] == picture).all() for top, left in corners)
+
+
+def test_train_hands_its_options_on(run, monkeypatch):
+    def train_part(part: str, run: Path, *, steps: int | None, resume: bool, device: str) -> Path:
+        assert (part, run, steps, resume, device) == ("clip", Path("mini"), 5, True, "cpu")
+        return run / "clip"
+
+    monkeypatch.setattr(assemble, "train_part", train_part)
+    result = run("tabletop", "train", "clip", "--out", "mini", "--steps", 5, "--resume")
+    assert (result.code, result.out) == (0, "mini/clip\n")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (999_600, "1 MB"),
+        (5_135_000_000, "5.13 GB"),
+        (10**16, "1e+04 TB"),
+    ],
+)
+def test_byte_size(count, text):
+    assert byte_size(count) == text
+
+
+def test_columns_end_flush_or_begin_flush():
+    assert columns([("a", "1", "x"), ("bcd", "22", "")], right=(1,)) == "a     1  x\nbcd  22"
+
+
+def test_printable_keeps_letters_and_shows_the_rest():
+    assert printable("grün\n\x1b[0m\u2028") == r"grün\n\x1b[0m\u2028"

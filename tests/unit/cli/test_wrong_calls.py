@@ -1,0 +1,230 @@
+"""What users get wrong: one line that helps, exit code 2, nothing left behind."""
+
+import errno
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ssd1b.pipeline import Pipeline
+
+SETTINGS = [
+    (["a cube", "--sampler", "eulr"], ["unknown sampler 'eulr'", "did you mean 'euler'"]),
+    (["a cube", "--sampler", "DEIS"], ["'DEIS'", "the nearest that is: 'unipc'"]),
+    (["a cube", "--schedule", "karas"], ["unknown schedule 'karas'", "did you mean 'karras'"]),
+    (["a cube", "--size", "100x64"], ["width is 100", "multiples of 8 from 64 to 4096"]),
+    (["a cube", "--size", "4096x4096"], ["size is 4096x4096", "2048x2048"]),
+    (["a cube", "--size", "big"], ["size is 'big'", "1024x768"]),
+    (["a cube", "--steps", "-5"], ["steps is -5", "from 1 to 1000"]),
+    (["a cube", "--steps", "many"], ["--steps", "'many'"]),
+    (["a cube", "--guidance", "nan"], ["guidance_scale is nan", "from 0 to 100"]),
+    (["a cube", "--guidance", "inf"], ["guidance_scale is inf", "from 0 to 100"]),
+    (["a cube", "--guidance-rescale", "2"], ["guidance_rescale is 2", "from 0 to 1"]),
+    (["a cube", "--guidance-interval", "0.8", "0.1"], ["guidance_interval is 0.8 to 0.1"]),
+    (["a cube", "--seed", str(2**64)], ["seed is 18446744073709551616"]),
+    (["a cube", "--seed", "-1"], ["seed is -1"]),
+    (["a cube", "--count", "0"], ["count is 0", "from 1 to"]),
+    (["a (cube:1000)"], ["attention weight", "1000"]),
+    ([" "], ["prompt is empty"]),
+    ([], ["no prompt", "--file"]),
+    (["--file", "nothing.txt"], ["cannot read nothing.txt", "No such file"]),
+    (["a cube", "--preset", "article-detial"], ["unknown preset", "did you mean 'article-detail'"]),
+    (["a cube", "--preset", "nothing.toml"], ["preset nothing.toml", "No such file"]),
+    (["a cube", "--negative-preset", "bassic"], ["unknown negative preset", "did you mean 'basic'"]),
+    (["a cube", "--negative", "x", "--negative-preset", "basic"], ["--negative-preset", "not both"]),
+]
+PLACES = [
+    (["a cube", "--format", "gif"], ["unknown picture format 'gif'", "png"]),
+    (["a cube", "--out", "out/cube.gif"], ["unknown picture suffix '.gif'", ".png"]),
+    (["a cube", "--out", "out/cube.png", "--format", "webp"], ["'webp'", "'cube.png'"]),
+    (["a cube", "--out", "a-file.txt/out"], ["cannot write", "Not a directory"]),
+    (["a cube", "--model", "mini-sdlx"], ["unknown model 'mini-sdlx'", "did you mean 'mini-sdxl'"]),
+    (["a cube", "--model", "./nothing"], ["./nothing: no such file or folder"]),
+    (["a cube", "--model", "nobody/nothing", "--offline"], ["nobody/nothing", "offline"]),
+    (["a cube", "--device", "gpu"], ["unknown device 'gpu'", "cuda"]),
+    (["a cube", "--device", "cuda:99"], ["'cuda:99' is not in this machine"]),
+    (["a cube", "--dtype", "fp61"], ["unknown dtype 'fp61'", "fp16"]),
+]
+WORDS = [
+    (["generate", "a cube", "--guidence", "5"], ["unknown option '--guidence'", "did you mean '--guidance'"]),
+    (["genrate", "a cube"], ["unknown command 'genrate'", "did you mean 'generate'"]),
+    (["tabletop", "rendr"], ["unknown command 'rendr'", "did you mean 'render'"]),
+    (["--verison"], ["unknown option '--verison'", "did you mean '--version'"]),
+    (["rerun"], ["missing argument 'PICTURE'", "ssd1b rerun --help"]),
+    (["inspect", "a-file.txt"], ["a-file.txt", "only whole safetensors files are read"]),
+    (["inspect", "nothing.png"], ["nothing.png", "No such file"]),
+    (["inspect", "nothing.safetensors"], ["nothing.safetensors", "no such file"]),
+    (["inspect", "mini-sdlx"], ["unknown model", "did you mean 'mini-sdxl'"]),
+    (["inspect", "nobody/nothing"], ["nobody/nothing", "not in the cache"]),
+    (["rerun", "a-file.txt"], ["a-file.txt", "no readable PNG, JPEG or WebP"]),
+    (["rerun", "plain.png"], ["plain.png", "carries no recipe"]),
+    (["rerun", "nothing.png"], ["nothing.png", "No such file"]),
+    (["tabletop", "render"], ["--out", "--sheet"]),
+    (["tabletop", "render", "--sheet", "sheet.gif"], ["sheet.gif", ".png"]),
+    (["tabletop", "render", "--out", "out", "--count", "-1"], ["count is -1"]),
+    (["tabletop", "render", "--out", "out", "--seed", "-1"], ["seed is -1"]),
+    (["tabletop", "render", "--out", "a-file.txt/out"], ["cannot write"]),
+    (["tabletop", "train", "unet", "--out", "out"], ["train 'vae' first"]),
+    (["tabletop", "train", "vae"], ["missing option '--out'"]),
+    (["tabletop", "train", "cat", "--out", "out"], ["'cat'", "unet"]),
+]
+
+
+@pytest.fixture
+def refuse(run, tmp_path):
+    """Call ``ssd1b`` and hold it to what is promised of wrong calls; gives the line."""
+    (tmp_path / "a-file.txt").write_text("a text that is no model and no picture")
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+
+    def call(*arguments: object) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        result = run(*arguments)
+        assert result.code == 2
+        assert result.out == ""
+        assert result.err.startswith("error: ") and result.err.endswith("\n")
+        assert len(result.err.splitlines()) == 1
+        made = [path for path in tmp_path.rglob("*") if path not in before and path.is_file()]
+        assert made == []
+        return result.err
+
+    return call
+
+
+@pytest.mark.parametrize(("arguments", "words"), [*SETTINGS, *PLACES])
+def test_wrong_generate(refuse, arguments, words):
+    line = refuse("generate", "--out", "out", *arguments)
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(("arguments", "words"), WORDS)
+def test_wrong_call(refuse, arguments, words):
+    line = refuse(*arguments)
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="to the superuser every folder is writable")
+def test_folder_without_permission(refuse, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert "Permission denied" in refuse("generate", "a cube", "--out", "locked/pictures")
+
+
+def _truncated(folder: Path, tiny_model: Path) -> Path:
+    whole = next((tiny_model / "unet").glob("*.safetensors")).read_bytes()
+    (folder / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    return folder / "cut.safetensors"
+
+
+def _pickle(folder: Path, tiny_model: Path) -> Path:
+    (folder / "evil.safetensors").write_bytes(pickle.dumps({"weight": [1.0]}))
+    return folder / "evil.safetensors"
+
+
+def _with_foreign_config(folder: Path, tiny_model: Path) -> Path:
+    model = shutil.copytree(tiny_model, folder / "mixed")
+    config = json.loads((model / "unet/config.json").read_text())
+    (model / "unet/config.json").write_text(json.dumps(config | {"cross_attention_dim": 2048}))
+    return model
+
+
+def _with_wrong_settings(folder: Path, tiny_model: Path) -> Path:
+    model = shutil.copytree(tiny_model, folder / "wrong")
+    (model / "ssd1b.json").write_text('{"settings": {"stepz": 3}}')
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (_truncated, ["cut.safetensors", "damaged"]),
+        (_pickle, ["evil.safetensors", "a pickle, which can run code"]),
+        (_with_foreign_config, ["contradict each other", "cross_attention_dim is 2048"]),
+        (_with_wrong_settings, ["unknown setting 'stepz'"]),
+    ],
+)
+def test_broken_model(refuse, tmp_path, tiny_model, make, words):
+    line = refuse("generate", "a cube", "--out", "out", "--model", make(tmp_path, tiny_model))
+    assert all(word in line for word in words), line
+
+
+def test_full_disk(refuse, monkeypatch, tiny_model):
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert "No space left" in refuse("generate", "a cube", "--out", "out", "--model", tiny_model)
+
+
+def test_out_of_memory(refuse, monkeypatch, tiny_model):
+    monkeypatch.setattr(Pipeline, "steps", lambda *_: torch.empty(2**60, dtype=torch.uint8))
+    line = refuse("generate", "a cube", "--out", "out", "--preview", "--model", tiny_model)
+    assert "out of memory" in line and "--size" in line
+
+
+def test_picture_that_is_no_number(refuse, monkeypatch, tiny_model):
+    from ssd1b.models.vae import VAE
+
+    monkeypatch.setattr(VAE, "decode", lambda self, latents, tile: latents[:, :3] * float("nan"))
+    assert "--dtype" in refuse("generate", "a cube", "--out", "out", "--model", tiny_model)
+
+
+def test_other_errors_are_bugs_and_show_where(run, monkeypatch, tiny_model):
+    monkeypatch.setattr(Pipeline, "steps", lambda *_: [][0])
+    with pytest.raises(IndexError):
+        run("generate", "a cube", "--model", tiny_model)
+
+
+def test_interrupt_removes_what_is_not_finished(run, monkeypatch, tmp_path, tiny_model):
+    """The second picture is interrupted after a step, while its preview is to be seen."""
+    drawn = Pipeline.steps
+
+    def interrupted(self, batch):
+        for step in drawn(self, batch):
+            yield step
+            if batch[0].seed == 8:
+                assert (tmp_path / "out/ssd1b-preview.png").exists()
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pipeline, "steps", interrupted)
+    result = run(
+        "generate", "a cube", "--seed", 7, "--count", 3, "--preview", "--out", "out", "--model", tiny_model
+    )
+    assert (result.code, result.err) == (130, "interrupted\n")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["7-a-cube.png"]
+    assert result.out.splitlines() == ["out/7-a-cube.png"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_control_c_in_a_process_of_its_own(tmp_path, tiny_model):
+    out = tmp_path / "out"
+    arguments = ["generate", "a cube", "--model", tiny_model, "--steps", "500", "--out", out, "--preview"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "ssd1b", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while not out.exists() and process.poll() is None:  # the preview comes with the first step
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        printed, complaint = process.communicate()
+    assert (process.returncode, printed, complaint) == (130, "", "interrupted\n")
+    assert list(out.iterdir()) == []
+
+
+def test_reader_that_leaves_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "ssd1b", "--help"], stdout=closed, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (1, "")
