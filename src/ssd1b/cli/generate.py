@@ -79,14 +79,12 @@ def command(
     first = pipeline.settings(all_prompts[0], preset=chosen_preset, **given)
     for line in advise(first, pipeline.layout.size, pipeline.family):
         click.echo(f"advice: {line}", err=True)
-    batch = [
-        replace(first, prompt=prompt, seed=(first.seed + index) % 2**64)
-        for index, prompt in enumerate(prompt for prompt in all_prompts for _ in range(count))
-    ]
+    total = len(all_prompts) * count
     loaded = time.perf_counter()
     previews = drawing.preview(pipeline, folder) if preview else nullcontext()
-    with drawing.progress_bar(first.steps * len(batch)) as bar, previews as show:
-        for settings in batch:
+    with drawing.progress_bar(first.steps * total) as bar, previews as show:
+        for index in range(total):
+            settings = replace(first, prompt=all_prompts[index // count], seed=(first.seed + index) % 2**64)
             start = time.perf_counter()
             picture = drawing.draw(pipeline, settings, bar, show)
             path = str(save_picture(picture, out, picture_format))
@@ -94,7 +92,7 @@ def command(
             with tqdm.external_write_mode():
                 click.echo(_line(path, settings, seconds) if as_json else click.format_filename(path))
     drawn = time.perf_counter()
-    pictures = "1 picture" if len(batch) == 1 else f"{len(batch)} pictures"
+    pictures = "1 picture" if total == 1 else f"{total} pictures"
     click.echo(f"{pictures}: loading {loaded - begin:.1f} s, drawing {drawn - loaded:.1f} s", err=True)
 
 

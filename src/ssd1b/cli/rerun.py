@@ -50,7 +50,7 @@ def command(image: str, out: str, choice: ModelChoice) -> None:
         given = recipe.settings()
         check_settings(recipe.prompt, given)
         click.echo(
-            f"warning: no recipe in it, only AUTOMATIC1111's text, which does not say everything: drawn with "
+            "warning: no recipe in it, only AUTOMATIC1111's text, which does not say everything: drawn with "
             f"{choice.model or DEFAULT_MODEL}, expect another picture",
             err=True,
         )

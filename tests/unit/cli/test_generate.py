@@ -1,6 +1,8 @@
 """``ssd1b generate``: what it draws, prints and leaves behind."""
 
+import io
 import json
+import sys
 
 import pytest
 from PIL import Image
@@ -130,6 +132,22 @@ def test_advice_is_called_advice(generate):
     lines = generate("a cube", "--size", "72").err.splitlines()
     assert lines[0].startswith("advice: size 72x72: the model knows 64x64")
     assert len(lines) == 2  # and the time
+
+
+def test_a_terminal_gets_a_progress_bar_that_spares_the_paths(generate, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "24")
+    out = generate("a cube", "--count", 2, "--seed", 1, "--steps", "3").out
+    assert out == "pictures/1-a-cube.png\npictures/2-a-cube.png\n"
+    frames = terminal.getvalue().split("\r")
+    assert any("3/6 [" in frame and "step/s" in frame for frame in frames)
+    assert any("6/6 [" in frame for frame in frames)
 
 
 def test_preview_shows_the_picture_while_it_is_drawn(generate, monkeypatch, tmp_path, image_at):
