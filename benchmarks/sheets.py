@@ -27,7 +27,9 @@ def held_out(number: int, degradation: str | None = None) -> list[Scene]:
     return list(islice((s for s in scenes if s.degradation == degradation), number))
 
 
-def sheet(rows: list[list[Image.Image]], top: list[str], left: list[str], *, margin: int = 150) -> Image.Image:
+def sheet(
+    rows: list[list[Image.Image]], top: list[str], left: list[str], *, margin: int = 150
+) -> Image.Image:
     """Lay pictures out in a grid with a heading for each column and each row."""
     width, height = rows[0][0].size
     font = ImageFont.load_default(12)
@@ -61,7 +63,7 @@ def guidance_sheet(pipeline: Pipeline) -> Image.Image:
 
 
 def negative_sheet(pipeline: Pipeline) -> Image.Image:
-    """Prompts that leave the quality open; the negative prompt names a defect that a fifth of the world has."""
+    """Prompts that leave the quality open; the negative prompt names what spoils a fifth of the world."""
     prompts = [full_caption(s) for s in held_out(4)]
     without = [[p.image for p in pipeline.generate(prompt, seed=1, count=3)] for prompt in prompts]
     named = ", ".join(NEGATIVES)
@@ -75,7 +77,9 @@ def negative_sheet(pipeline: Pipeline) -> Image.Image:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="mini-sdxl")
     parser.add_argument("--out", type=Path, default=Path("docs/pictures"))
     options = parser.parse_args()

@@ -173,5 +173,10 @@ SDXL_MINI = _narrowed(SDXL, (24, 48, 96), **_MINI_WIDTHS)
 SSD_1B_MINI = _narrowed(SSD_1B, (24, 48, 96), **_MINI_WIDTHS)
 
 MINI_SDXL = ModelLayout(
-    name="mini-sdxl", unet=SDXL_MINI, vae=VAE_MINI, text_encoder=CLIP_MINI, text_encoder_2=CLIP_MINI_2, size=128
+    name="mini-sdxl",
+    unet=SDXL_MINI,
+    vae=VAE_MINI,
+    text_encoder=CLIP_MINI,
+    text_encoder_2=CLIP_MINI_2,
+    size=128,
 )

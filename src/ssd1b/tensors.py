@@ -1,7 +1,7 @@
 """Shapes that cross a public boundary, with their axes, value space and range.
 
-Axis legend: ``batch`` pictures; ``tokens`` = 77 x the number of prompt chunks; ``height`` and ``width`` in pixels;
-``cells_high`` and ``cells_wide`` in latent cells, an eighth of that.
+Axis legend: ``batch`` pictures; ``tokens`` = 77 x the number of prompt chunks; ``height`` and ``width`` in
+pixels; ``cells_high`` and ``cells_wide`` in latent cells, an eighth of that.
 
 The shapes are checked at run time in the tests only (``--jaxtyping-packages``).
 """
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 Latents: TypeAlias = Float[Tensor, "batch 4 cells_high cells_wide"]
-"""Scaled latents (VAE latents x scaling factor, about unit variance), noisy ones as ``x0 + sigma * noise``."""
+"""Scaled latents (VAE latents x scaling factor, unit variance), noisy ones as ``x0 + sigma * noise``."""
 
 Pixels: TypeAlias = Float[Tensor, "batch 3 height width"]
 """RGB in [-1, 1]."""

@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from ssd1b.layouts import CLIP_BIGG, CLIP_L, SDXL_MINI, SSD_1B, SSD_1B_MINI, UNETS, Level, VAELayout
+from ssd1b.layouts import (
+    CLIP_BIGG,
+    CLIP_L,
+    SDXL_MINI,
+    SSD_1B,
+    SSD_1B_MINI,
+    UNETS,
+    Level,
+    UNetLayout,
+    VAELayout,
+)
 from ssd1b.models.text import TextEncoder
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
@@ -37,7 +47,7 @@ def test_parameters_of_the_other_networks() -> None:
 
 
 def test_the_miniatures_keep_the_topology_and_the_proportion() -> None:
-    def topology(layout):  # noqa: ANN001, ANN202
+    def topology(layout: UNetLayout) -> tuple:
         return layout.mid, [(level.down, level.up) for level in layout.levels]
 
     assert topology(SDXL_MINI) == topology(UNETS["sdxl"])

@@ -47,8 +47,9 @@ def write_model(folder: Path, name: str) -> Path:
 def test_draws_two_steps_at_512(tmp_path: Path, name: str) -> None:
     model = write_model(tmp_path / name, name)
     command = [
-        sys.executable, "-m", "ssd1b", "generate", "a lighthouse at dusk", "--model", str(model), "--dtype", "bf16",
-        "--size", "512", "--steps", "2", "--seed", "1", "--out", str(tmp_path / "out"),
+        sys.executable, "-m", "ssd1b", "generate", "a lighthouse at dusk",
+        "--model", str(model), "--dtype", "bf16", "--size", "512", "--steps", "2", "--seed", "1",
+        "--out", str(tmp_path / "out"),
     ]  # fmt: skip
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

@@ -86,9 +86,13 @@ def test_no_negative_prompt_is_not_an_empty_one(pair: tuple[Pipeline, StableDiff
     assert not np.array_equal(ours(pipeline, PROMPT), ours(pipeline, PROMPT, negative_prompt=""))
 
 
-def test_a_seed_gives_the_same_picture_in_every_batch(pair: tuple[Pipeline, StableDiffusionXLPipeline]) -> None:
+def test_a_seed_gives_the_same_picture_in_every_batch(
+    pair: tuple[Pipeline, StableDiffusionXLPipeline],
+) -> None:
     pipeline, _ = pair
-    batch = [pipeline.settings(text, seed=seed) for text, seed in ((PROMPT, 5), ("a cube", 6), ("", 7)) if text]
+    batch = [
+        pipeline.settings(text, seed=seed) for text, seed in ((PROMPT, 5), ("a cube", 6), ("", 7)) if text
+    ]
     *_, last = pipeline.steps(batch)
     together = np.array(pipeline.pictures(last.latents, batch)[0].image).astype(int)
     assert np.abs(together - ours(pipeline, PROMPT)).max() <= 1

@@ -1,4 +1,4 @@
-"""Text encoding against diffusers' own prompt encoding, and what goes beyond it: long and weighted prompts."""
+"""Text encoding against diffusers' own, and what goes beyond it: long and weighted prompts."""
 
 from pathlib import Path
 
@@ -32,7 +32,8 @@ def transformers_config(layout: TextLayout) -> CLIPTextConfig:
 def published(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Keys as they are in files, whatever version of transformers made the module."""
     return {
-        k if k.startswith(("text_model.", "text_projection.")) else f"text_model.{k}": v for k, v in state.items()
+        k if k.startswith(("text_model.", "text_projection.")) else f"text_model.{k}": v
+        for k, v in state.items()
     }
 
 
@@ -49,8 +50,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[TextEncoders, Stable
     encoder.load_state_dict(published(oracle.state_dict()))
     encoder_2.load_state_dict(published(oracle_2.state_dict()))
     pipeline = StableDiffusionXLPipeline(
-        vae=None, text_encoder=oracle, text_encoder_2=oracle_2, tokenizer=tokenizers[0], tokenizer_2=tokenizers[1],
-        unet=None, scheduler=None,
+        vae=None, unet=None, scheduler=None,
+        text_encoder=oracle, text_encoder_2=oracle_2, tokenizer=tokenizers[0], tokenizer_2=tokenizers[1],
     )  # fmt: skip
     ours = TextEncoders(
         encoder=encoder, encoder_2=encoder_2, tokenizer=tokenizers[0], tokenizer_2=tokenizers[1]
@@ -77,7 +78,9 @@ def test_the_tokenizers_pad_differently(pair: tuple[TextEncoders, StableDiffusio
     assert first.ids[0, 0, :4].equal(second.ids[0, 0, :4])
 
 
-def test_a_long_prompt_is_chunked_and_its_end_counts(pair: tuple[TextEncoders, StableDiffusionXLPipeline]) -> None:
+def test_a_long_prompt_is_chunked_and_its_end_counts(
+    pair: tuple[TextEncoders, StableDiffusionXLPipeline],
+) -> None:
     ours, _ = pair
     tokens = ours.tokenize([LONG, LONG + ", blurry", "a cube"])
     assert tokens[0].ids.shape[1] > 1

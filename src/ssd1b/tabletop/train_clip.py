@@ -96,7 +96,9 @@ def train_clip(
 
     def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         pixels = batch["pixels"].to(device).float() / 127.5 - 1.0
-        image, *texts = in_bfloat16(module)(pixels.bfloat16(), batch["ids"].to(device), batch["ids_2"].to(device))
+        image, *texts = in_bfloat16(module)(
+            pixels.bfloat16(), batch["ids"].to(device), batch["ids_2"].to(device)
+        )
         scales = module.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()  # type: ignore[union-attr, operator]
         terms = {}
         for name, text, scale in zip(("first", "second"), texts, scales, strict=True):

@@ -23,7 +23,7 @@ from ssd1b.training.loop import Batch, LoopSettings, train
 from ssd1b.training.precision import in_bfloat16
 
 SETTINGS = LoopSettings(
-    steps=3200, learning_rate=1e-3, decay_steps=1000, warmup_steps=200, ema_decay=0.998, checkpoint_steps=200
+    steps=1200, learning_rate=1e-3, decay_steps=450, warmup_steps=200, ema_decay=0.998, checkpoint_steps=200
 )
 PICTURES = 24 * 1024
 BATCH_SIZE = 64

@@ -12,8 +12,8 @@ def in_bfloat16(module: nn.Module) -> Callable[..., Any]:
     """Call ``module`` with its parameters rounded to bfloat16; gradients reach the float32 originals.
 
     Every operation runs in 16 bits, which is what makes it faster than autocast on a CPU (docs/log); the
-    optimiser still sees float32 weights, which steps smaller than bfloat16's spacing need. Arguments are passed
-    as they are: timesteps must stay exact, since bfloat16 knows only multiples of 4 near 999.
+    optimiser still sees float32 weights, which steps smaller than bfloat16's spacing need. Arguments are
+    passed as they are: timesteps must stay exact, since bfloat16 knows only multiples of 4 near 999.
     """
     rounded = {name: parameter.to(torch.bfloat16) for name, parameter in module.named_parameters()}
 

@@ -1,4 +1,4 @@
-"""The training loop: what was stopped goes on as if it had not been, and nothing broken reaches the weights."""
+"""The training loop: what was stopped goes on unchanged, and nothing broken reaches the weights."""
 
 import json
 import os
