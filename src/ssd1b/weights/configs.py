@@ -232,7 +232,8 @@ def text_layout(config: Config, where: str) -> TextLayout:
     """Read a transformers CLIPTextConfig; ``where`` names it in errors.
 
     SDXL's own files carry the token ids 0, 2 and 1, which were wrong from the start (transformers#24773).
-    ``eos_token_id == 2`` is the sign of it; then CLIP's last two tokens are begin and end.
+    ``eos_token_id == 2`` is the sign of it; then CLIP's last two tokens are begin and end. The padding token
+    is the tokenizer's affair, and its id here a copy of it at best.
 
     Raises:
         InputError: a field that is malformed or unknown to CLIP's text encoder.

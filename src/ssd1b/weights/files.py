@@ -5,6 +5,7 @@ The library parses; what this module adds is a sentence for people when it refus
 
 import errno
 import json
+import math
 import os
 import shutil
 import uuid
@@ -102,7 +103,7 @@ def read_header(path: Path) -> Header:
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether a tensor is free of NaN and infinity; several times faster than ``isfinite().all()``."""
-    return tensor.numel() == 0 or all(bool(torch.isfinite(value)) for value in torch.aminmax(tensor))
+    return tensor.numel() == 0 or all(math.isfinite(value.item()) for value in torch.aminmax(tensor))
 
 
 def some(names: Iterable[str]) -> str:
@@ -191,8 +192,8 @@ def _move(source: Path, target: Path) -> None:
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    elif path.exists():  # unlink(missing_ok=True) still raises if a file stands where its folder should
+        path.unlink()
 
 
 def _reason(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssd1b.errors import InputError
-from ssd1b.layouts import TextLayout, VAELayout
+from ssd1b.layouts import VAELayout
 from ssd1b.weights import configs
 from ssd1b.weights.checkpoint import (
     SDXL_SCHEDULER,
@@ -35,7 +34,7 @@ from ssd1b.weights.files import (
     write_tensors,
 )
 from ssd1b.weights.keymap import PARTS, our_name
-from ssd1b.weights.vocabulary import PADDING, special_token_ids, write_clip_tokenizer
+from ssd1b.weights.vocabulary import PADDING, write_clip_tokenizer
 
 _STEMS = {
     "unet": "diffusion_pytorch_model",
@@ -78,8 +77,6 @@ def open_folder(path: Path, *, half: bool) -> Checkpoint:
         for part in ("text_encoder", "text_encoder_2")
         if part in parts and (folder := path / tokenizer_folder(part)).is_dir()
     }
-    for part, folder in tokenizers.items():
-        parts[part] = _with_tokens(parts[part], folder)
     scheduler = path / "scheduler" / "scheduler_config.json"
     settings = path / SETTINGS_FILE
     return Checkpoint(
@@ -158,14 +155,6 @@ def _shards(index: Path) -> dict[Path, Header]:
     if lost:
         raise InputError(f"{index}: {len(lost)} tensors are not in the file it names: {some(lost)}")
     return {index.parent / name: header for name, header in headers.items()}
-
-
-def _with_tokens(part: Part, tokenizer: Path) -> Part:
-    """Take the special tokens from the tokenizer: SDXL's text encoder configurations have them wrong."""
-    layout = part.layout
-    assert isinstance(layout, TextLayout)
-    ids = special_token_ids(tokenizer)
-    return replace(part, layout=replace(layout, **ids))
 
 
 def save_folder(

@@ -16,6 +16,9 @@ from ssd1b.weights.single_file import open_single_file
 _WINDOWS = 32
 """Mappings that a network is read through: pages that were read stay resident until their mapping goes."""
 
+_PIECE = 2**17
+"""Numbers that are cast at a time: half a megabyte in float32, which fits a core's cache."""
+
 
 def open_checkpoint(path: Path, *, half: bool = False) -> Checkpoint:
     """Find out what a diffusers folder, a single file or a bare network holds; nothing is loaded.
@@ -97,9 +100,9 @@ def read_part(
         if handle is None or file != stored.file or read > window:
             handle, file, read = open_file(stored.file), stored.file, 0
         source = stored.form.read(handle.get_tensor(stored.name))
-        read += source.nbytes
-        # First to the device, then to the format: a GPU casts faster, and less crosses the bus twice.
-        tensor = source.to(device).to(dtype or source.dtype)
+        tensor = _cast(source.to(device), dtype or source.dtype)  # in this order: a GPU casts faster
+        if tensor is not source:
+            read += source.nbytes  # else the mapping has to stay
         if not is_finite(tensor):
             (overflown if is_finite(source.float()) else broken).append(name)
         tensors[name] = tensor
@@ -111,6 +114,20 @@ def read_part(
             f"{where}: {len(overflown)} tensors overflow in {dtype}: {some(overflown)}; bfloat16 holds them"
         )
     return tensors
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Change the number format, without a copy if it is that already.
+
+    Between float16 and bfloat16, the way from most published files to most processors, torch has no vector
+    code for the CPU; through pieces of float32 that stay in the cache it takes half the time.
+    """
+    if tensor.device.type != "cpu" or {tensor.dtype, dtype} != {torch.float16, torch.bfloat16}:
+        return tensor.to(dtype)
+    result = torch.empty(tensor.shape, dtype=dtype)
+    for target, source in zip(result.view(-1).split(_PIECE), tensor.reshape(-1).split(_PIECE), strict=True):
+        target.copy_(source.float())
+    return result
 
 
 def _check(wanted: Mapping[str, Shape], part: Part, where: str) -> None:

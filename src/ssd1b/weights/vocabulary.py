@@ -6,12 +6,9 @@ their tokenizers differ in the padding token only.
 
 import gzip
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from ssd1b.errors import InputError
-from ssd1b.weights.files import read_json, write_json
+from ssd1b.weights.files import write_json
 
 DATA = Path(__file__).parent.parent / "data"
 _MERGES_FILE = DATA / "clip" / "bpe_simple_vocab_16e6.txt.gz"
@@ -69,42 +66,3 @@ def write_clip_tokenizer(folder: Path, padding: str) -> None:
             "tokenizer_class": "CLIPTokenizer",
         },
     )
-
-
-def special_token_ids(folder: Path) -> dict[str, int]:
-    """The ids of the begin, end and padding tokens, as far as a tokenizer's folder tells.
-
-    Raises:
-        InputError: a file of the tokenizer is damaged, or a special token is not in its vocabulary.
-    """
-    config: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / name).exists():
-            config |= read_json(folder / name)
-    vocabulary = _vocabulary(folder, config)
-    ids = {}
-    for name in ("bos_token", "eos_token", "pad_token"):
-        token = config.get(name)
-        token = token.get("content") if isinstance(token, dict) else token
-        if not isinstance(token, str) or not vocabulary:
-            continue
-        if not isinstance(vocabulary.get(token), int):
-            raise InputError(f"{folder}: {name} {token!r} is not in the vocabulary")
-        ids[f"{name}_id"] = vocabulary[token]
-    return ids
-
-
-def _vocabulary(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    vocabulary: Any = None
-    if (folder / "vocab.json").exists():
-        vocabulary = read_json(folder / "vocab.json")
-    elif (folder / "tokenizer.json").exists():
-        model = read_json(folder / "tokenizer.json").get("model")
-        vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(vocabulary, dict):
-        return {}
-    added = config.get("added_tokens_decoder")
-    for index, token in added.items() if isinstance(added, dict) else ():
-        if isinstance(token, dict) and index.isdecimal():
-            vocabulary.setdefault(token.get("content"), int(index))
-    return vocabulary

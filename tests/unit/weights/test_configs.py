@@ -129,7 +129,7 @@ def test_what_we_write_agrees_with_what_was_published():
 
 
 @given(unet_layouts())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_unet_layout_survives(drawn):
     layout = unet_layout(drawn)
     assert read_unet(json.loads(json.dumps(unet_config(layout, 128))), "x") == layout
@@ -205,7 +205,7 @@ JSON = st.recursive(
 
 
 @given(st.sampled_from(sorted(SSD_1B_CONFIG)), JSON)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_value_in_any_field_gives_a_layout_or_a_sentence(name, value):
     for read, config, kind in (
         (read_unet, SSD_1B_CONFIG, UNetLayout),

@@ -27,7 +27,7 @@ def test_published_unets_need_no_configuration(name):
 
 
 @given(unet_layouts())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25)
 def test_any_unet(drawn):
     layout = unet_layout(drawn)
     assert detect_unet_layout(unet_shapes(layout), **hints(layout)) == layout

@@ -130,7 +130,7 @@ def test_a_flipped_bit_gives_a_header_or_a_sentence(small, tmp_path):
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_bytes_give_a_sentence(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.safetensors"
     path.write_bytes(content)

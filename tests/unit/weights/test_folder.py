@@ -231,15 +231,6 @@ def test_settings_of_another_kind_are_named(folder):
         open_checkpoint(folder)
 
 
-def test_special_tokens_come_from_the_tokenizer(folder):
-    edit(folder / "text_encoder_2" / "config.json", bos_token_id=0, eos_token_id=2, pad_token_id=1)
-    layout = open_checkpoint(folder).parts["text_encoder_2"].layout
-    assert (layout.bos_token_id, layout.eos_token_id, layout.pad_token_id) == (49406, 49407, 0)
-    for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        edit(folder / "tokenizer_2" / file, pad_token={"content": "cat</w>"})
-    assert open_checkpoint(folder).parts["text_encoder_2"].layout.pad_token_id == 2368
-
-
 def test_older_and_newer_spellings_of_names(folder, tiny_weights):
     file = folder / "text_encoder" / "model.safetensors"
     tensors = {name.removeprefix("text_model."): tensor for name, tensor in load_file(file).items()}

@@ -43,7 +43,7 @@ def test_unet_names_are_one_to_one(name):
 
 
 @given(unet_layouts())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25)
 def test_any_unet_names_are_one_to_one(drawn):
     assert_one_to_one("unet", unet_shapes(unet_layout(drawn)))
 

@@ -115,6 +115,17 @@ def test_numbers_that_do_not_fit_the_wanted_format_are_named(folder):
     load_unet(folder, torch.bfloat16)
 
 
+@pytest.mark.parametrize(
+    ("source", "target"), [(torch.float16, torch.bfloat16), (torch.bfloat16, torch.float16)]
+)
+def test_every_16_bit_number_is_cast_as_torch_casts_it(source, target):
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(source)
+    numbers = numbers.repeat(5).reshape(5, 2**16).T  # more than a piece, and not in one piece
+    cast = loading._cast(numbers, target)
+    assert cast.dtype == target and cast.shape == numbers.shape
+    torch.testing.assert_close(cast, numbers.to(target), rtol=0, atol=0, equal_nan=True)
+
+
 def test_a_missing_network_is_named(tiny_folder):
     checkpoint = open_checkpoint(tiny_folder / "vae")
     with pytest.raises(InputError, match="no unet in it, only vae"):
@@ -140,7 +151,7 @@ def test_damage_anywhere_gives_weights_or_a_sentence(folder):
     outcomes = {"loaded": 0, "refused": 0}
     with torch.device("meta"):
         unet = UNet(TINY.unet)
-    for trial in range(80):
+    for trial in range(60):
         damaged = bytearray(content)
         place = chance.randrange(header_end if trial % 3 else len(content))
         match trial % 4:
@@ -161,4 +172,4 @@ def test_damage_anywhere_gives_weights_or_a_sentence(folder):
         else:
             assert not any(parameter.is_meta for parameter in unet.parameters())
             outcomes["loaded"] += 1
-    assert outcomes["refused"] > 30 and outcomes["loaded"] > 5, outcomes
+    assert outcomes["refused"] > 20 and outcomes["loaded"] > 5, outcomes

@@ -1,11 +1,8 @@
 """CLIP's vocabulary."""
 
-import json
-
 import pytest
 
-from ssd1b.errors import InputError
-from ssd1b.weights.vocabulary import PADDING, clip_vocabulary, special_token_ids, write_clip_tokenizer
+from ssd1b.weights.vocabulary import clip_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -28,26 +25,3 @@ def test_every_merge_makes_a_token_of_tokens(vocabulary):
     for rank, (left, right) in enumerate(merges):
         assert tokens[left + right] == 512 + rank
         assert max(tokens[left], tokens[right]) < 512 + rank
-
-
-@pytest.mark.parametrize(("part", "pad"), [("text_encoder", 49407), ("text_encoder_2", 0)])
-def test_special_tokens_of_what_is_written(tmp_path, part, pad):
-    write_clip_tokenizer(tmp_path / "t", PADDING[part])
-    expected = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": pad}
-    assert special_token_ids(tmp_path / "t") == expected
-
-
-def test_special_tokens_of_other_tokenizers(tmp_path):
-    assert special_token_ids(tmp_path) == {}
-    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": {"content": "[pad]"}, "eos_token": null}')
-    assert special_token_ids(tmp_path) == {}, "no vocabulary, no ids"
-    (tmp_path / "tokenizer.json").write_text(
-        json.dumps({"model": {"type": "WordLevel", "vocab": {"[pad]": 7}}})
-    )
-    assert special_token_ids(tmp_path) == {"pad_token_id": 7}
-    (tmp_path / "vocab.json").write_text('{"a": 0}')
-    with pytest.raises(InputError, match=r"pad_token '\[pad\]' is not in the vocabulary"):
-        special_token_ids(tmp_path)
-    added = {"pad_token": "[pad]", "added_tokens_decoder": {"9": {"content": "[pad]"}}}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(added))
-    assert special_token_ids(tmp_path) == {"pad_token_id": 9}
