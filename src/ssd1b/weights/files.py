@@ -103,6 +103,8 @@ def read_header(path: Path) -> Header:
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether a tensor is free of NaN and infinity; several times faster than ``isfinite().all()``."""
+    if tensor.dtype.itemsize == 1:
+        tensor = tensor.float()  # 8-bit floats have no arithmetic
     return tensor.numel() == 0 or all(math.isfinite(value.item()) for value in torch.aminmax(tensor))
 
 

@@ -93,12 +93,16 @@ def open_folder(path: Path, *, half: bool) -> Checkpoint:
 
 def open_component(path: Path, *, half: bool) -> Checkpoint:
     """Describe the folder of a single network, a UNet or a VAE."""
-    kind = str(read_json(path / "config.json").get("_class_name"))
+    config = read_json(path / "config.json")
+    kind = str(config.get("_class_name"))
     if kind not in _CLASSES:
         raise InputError(f"{path}: holds a {kind}; a whole model is read, or a {' or '.join(_CLASSES)}")
     part = _CLASSES[kind]
     return Checkpoint(
-        path=path, format=f"diffusers {part} folder", parts={part: _read_part(part, path, half)}
+        path=path,
+        format=f"diffusers {part} folder",
+        parts={part: _read_part(part, path, half)},
+        size=picture_size(config if part == "unet" else None, VAELayout()),
     )
 
 

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ssd1b.errors import InputError
-from ssd1b.weights.checkpoint import Checkpoint, Part
+from ssd1b.weights.checkpoint import Checkpoint, Part, StoredTensor
 from ssd1b.weights.files import Shape, is_finite, open_file, some
 from ssd1b.weights.folder import open_component, open_folder
 from ssd1b.weights.single_file import open_single_file
@@ -53,8 +55,8 @@ def load_component(
 ) -> None:
     """Give a module, built on the meta device, its weights.
 
-    On the CPU and in the file's own number format the weights stay in the mapped file; otherwise they are
-    copied, one tensor at a time.
+    On the CPU and in the file's own number format the weights stay in the mapped file, which must then not be
+    overwritten in place while they are used; otherwise they are copied, one tensor at a time.
 
     Args:
         module: its parameters may be on the meta device; they are replaced.
@@ -90,7 +92,7 @@ def read_part(
         device: where to.
 
     Raises:
-        InputError: some hold NaN or infinity, or overflow in ``dtype``; or the file has gone.
+        InputError: some hold NaN or infinity, or overflow in ``dtype``; or the file has gone or changed.
     """
     tensors: dict[str, Tensor] = {}
     broken, overflown = [], []
@@ -99,7 +101,7 @@ def read_part(
     for name, stored in checkpoint.parts[part].tensors.items():
         if handle is None or file != stored.file or read > window:
             handle, file, read = open_file(stored.file), stored.file, 0
-        source = stored.form.read(handle.get_tensor(stored.name))
+        source = _read(handle, stored)
         tensor = _cast(source.to(device), dtype or source.dtype)  # in this order: a GPU casts faster
         if tensor is not source:
             read += source.nbytes  # else the mapping has to stay
@@ -114,6 +116,17 @@ def read_part(
             f"{where}: {len(overflown)} tensors overflow in {dtype}: {some(overflown)}; bfloat16 holds them"
         )
     return tensors
+
+
+def _read(handle: Any, stored: StoredTensor) -> Tensor:
+    """One of our tensors, in the file's number format; a view of the mapped file where the form allows."""
+    try:
+        tensor = stored.form.read(handle.get_tensor(stored.name))
+    except SafetensorError as error:
+        raise InputError(f"{stored.file}: changed since it was opened: {error}") from error
+    if tuple(tensor.shape) != stored.shape or tensor.dtype != stored.dtype:
+        raise InputError(f"{stored.file}: changed since it was opened: {stored.name} is another tensor")
+    return tensor
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

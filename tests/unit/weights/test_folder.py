@@ -260,6 +260,7 @@ def test_the_folder_of_one_network(tiny_folder, tiny_weights, part):
     checkpoint = open_checkpoint(tiny_folder / part)
     assert checkpoint.format == f"diffusers {part} folder"
     assert list(checkpoint.parts) == [part]
+    assert checkpoint.size == {"unet": 16 * 8, "vae": 1024}[part]
     assert checkpoint.parts[part].layout == getattr(TINY, part)
 
 

@@ -141,6 +141,10 @@ def test_a_file_that_goes_or_shrinks_between_looking_and_loading_is_named(folder
     unet_file(folder).write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match="damaged"):
         read_part(checkpoint, "unet")
+    for other in ({"conv_in.bias": torch.zeros(3)}, {}):
+        save_file(other, unet_file(folder))
+        with pytest.raises(InputError, match="changed since it was opened"):
+            read_part(checkpoint, "unet")
 
 
 def test_damage_anywhere_gives_weights_or_a_sentence(folder):

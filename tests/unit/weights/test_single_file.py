@@ -211,6 +211,7 @@ def test_8_bit_floats_are_read_and_told(tmp_path, tiny_file, tiny_weights):
     save_file(tensors, tmp_path / "x.safetensors", metadata=metadata(tiny_file))
     checkpoint = open_checkpoint(tmp_path / "x.safetensors")
     assert checkpoint.notes == ("unet mixes number formats: float32, float8_e4m3fn",)
+    assert read_part(checkpoint, "unet")["conv_in.weight"].dtype == torch.float8_e4m3fn
     read = read_part(checkpoint, "unet", dtype=torch.float32)["conv_in.weight"]
     assert torch.equal(read, tiny_weights["unet"]["conv_in.weight"].to(torch.float8_e4m3fn).float())
 
