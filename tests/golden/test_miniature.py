@@ -1,0 +1,64 @@
+"""The shipped miniature: it draws what it is told, and the same picture every time."""
+
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ssd1b.evaluate.clip_score import ClipScore
+from ssd1b.pipeline import Pipeline
+
+PROMPTS = (
+    "a large red metal sphere on a blue background",
+    "a large green rubber cube on a white background",
+    "a large yellow metal cone on a purple background",
+    "a large black rubber torus on a pink background",
+)
+MODEL = Path(str(files("ssd1b"))) / "data" / "mini-sdxl"
+
+
+@pytest.fixture(scope="module")
+def miniature() -> Pipeline:
+    return Pipeline.load("mini-sdxl", device="cpu", dtype="fp32")
+
+
+def test_each_picture_is_nearest_to_its_own_prompt(miniature: Pipeline) -> None:
+    images = [miniature.generate(prompt, seed=1)[0].image for prompt in PROMPTS]
+    scores = ClipScore.load(MODEL, miniature.text)(images, PROMPTS)
+    assert scores.argmax(dim=1).tolist() == [0, 1, 2, 3]
+
+
+def test_the_background_has_the_colour_that_was_asked_for(miniature: Pipeline) -> None:
+    image = np.array(miniature.generate(PROMPTS[0], seed=1)[0].image).astype(int)
+    red, green, blue = np.median(image[:16].reshape(-1, 3), axis=0)
+    assert blue > red + 40 and blue > green + 40
+
+
+def test_weights_fit_the_package() -> None:
+    size = sum(path.stat().st_size for path in MODEL.rglob("*") if path.is_file())
+    assert size <= 60 * 2**20
+
+
+def test_diffusers_draws_the_same_picture(miniature: Pipeline) -> None:
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+    oracle = StableDiffusionXLPipeline.from_pretrained(MODEL, torch_dtype=torch.float32)
+    oracle.set_progress_bar_config(disable=True)
+    assert isinstance(oracle.scheduler, EulerDiscreteScheduler)
+    generator = torch.Generator("cpu").manual_seed(1)
+    theirs = oracle(
+        PROMPTS[0], generator=generator, num_inference_steps=10, guidance_scale=5.0, height=128, width=128
+    ).images[0]
+    ours = miniature.generate(PROMPTS[0], seed=1, steps=10, guidance_scale=5.0, sampler="euler")[0].image
+    assert np.abs(np.array(ours).astype(int) - np.array(theirs).astype(int)).max() <= 1
+
+
+def test_a_fixed_recipe_gives_a_fixed_picture(miniature: Pipeline) -> None:
+    """Bit-equal in one process; across machines to the rounding of their kernels."""
+    first, second = (np.array(miniature.generate(PROMPTS[0], seed=1, steps=8)[0].image) for _ in range(2))
+    assert hashlib.sha256(first.tobytes()).digest() == hashlib.sha256(second.tobytes()).digest()
+    golden = np.array(np.load(Path(__file__).parent / "miniature.npy"))
+    assert np.abs(first.astype(int) - golden.astype(int)).max() <= 3
