@@ -39,8 +39,8 @@ class Attention(nn.Module):
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention as two matrix products and a softmax, ``[B, heads, N, head_dim]``.
 
-    On a CPU, in bfloat16 and at the miniature's token counts, it trains several times as fast as the fused
-    kernel, whose backward pass is slow there (docs/log has the figures).
+    On a CPU, in bfloat16 and at the miniature's token counts, it trains faster than the fused kernel, whose
+    backward pass is slow there.
     """
     weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     return weights.softmax(dim=-1) @ v

@@ -24,7 +24,7 @@ from ssd1b.weights.folder import save_folder
 from ssd1b.weights.vocabulary import PADDING
 
 DEFAULTS = {"guidance_scale": 4.0, "steps": 20, "sampler": "unipc"}
-"""Settings that the assembled model recommends (docs/log has the sheets they were chosen on)."""
+"""Settings that the assembled model recommends."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
