@@ -26,7 +26,8 @@ from ssd1b.settings import GenerationSettings, Preset, random_seed, resolve_sett
 from ssd1b.tensors import Latents
 from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import ModelInfo
-from ssd1b.weights.loading import load_component, open_checkpoint
+from ssd1b.weights.files import some
+from ssd1b.weights.loading import broken_tensors, load_component, open_checkpoint
 from ssd1b.weights.vocabulary import PADDING, clip_vocabulary
 
 if TYPE_CHECKING:
@@ -214,10 +215,27 @@ class Pipeline:
         ]
 
     def preview(self, latents: Latents) -> list[Image.Image]:
-        """Decode latents, finished ones or ``Step.denoised``."""
+        """Decode latents, finished ones or ``Step.denoised``.
+
+        Raises:
+            InputError: the latents are no numbers because weights of the model are none.
+            FloatingPointError: the latents are no numbers for another reason.
+        """
         # Above 1024 x 1024 the decoder's feature maps outgrow the UNet: there it works in tiles.
         tile = 128 if max(latents.shape[-2:]) > 128 else None
-        return to_images(self.vae.decode(latents, tile=tile))
+        try:
+            return to_images(self.vae.decode(latents, tile=tile))
+        except FloatingPointError:
+            self._blame_weights()
+            raise
+
+    def _blame_weights(self) -> None:
+        networks = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text.encoder,
+                    "text_encoder_2": self.text.encoder_2}  # fmt: skip
+        for part, network in networks.items():
+            if broken := broken_tensors(network):
+                what = f"{len(broken)} tensors hold NaN or infinity: {some(broken)}"
+                raise InputError(f"{self.identity.source}: {part}: {what}")
 
     @property
     def device(self) -> torch.device:

@@ -13,9 +13,10 @@ from ssd1b.models.text import TextEncoder
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.pipeline import Pipeline
-from ssd1b.tabletop.tokenizer import save_tokenizer
+from ssd1b.tabletop.tokenizer import train_tokenizer
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.folder import save_folder
+from ssd1b.weights.vocabulary import END, write_tokenizer
 
 PROMPT = "a large red metal sphere on a blue background"
 LAYOUTS = {"sdxl": MINI_SDXL, "ssd-1b": replace(MINI_SDXL, unet=SSD_1B_MINI)}
@@ -30,8 +31,8 @@ def write_model(folder: Path, layout: ModelLayout) -> Path:
         "text_encoder_2": TextEncoder(layout.text_encoder_2),
     }
     tokenizers = {"text_encoder": folder / "t1", "text_encoder_2": folder / "t2"}
-    save_tokenizer(tokenizers["text_encoder"], pad_token="<|endoftext|>")
-    save_tokenizer(tokenizers["text_encoder_2"], pad_token="!")
+    write_tokenizer(tokenizers["text_encoder"], *train_tokenizer(), END)
+    write_tokenizer(tokenizers["text_encoder_2"], *train_tokenizer(), "!")
     info = ModelInfo(layout=layout, tokenizers=tokenizers, settings={"steps": 3, "guidance_scale": 5.0})
     save_folder(folder / "model", info, {name: part.state_dict() for name, part in parts.items()})
     return folder / "model"

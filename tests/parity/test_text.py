@@ -9,7 +9,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from ssd1b.layouts import CLIP_MINI, CLIP_MINI_2, TextLayout
 from ssd1b.models.text import TextEncoder, TextEncoders, load_tokenizer
-from ssd1b.tabletop.tokenizer import save_tokenizer
+from ssd1b.tabletop.tokenizer import train_tokenizer
+from ssd1b.weights.vocabulary import END, write_tokenizer
 
 LONG = ", ".join(["a large red metal sphere to the left of a small green cube"] * 12)
 
@@ -40,8 +41,8 @@ def published(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[TextEncoders, StableDiffusionXLPipeline]:
     folder = tmp_path_factory.mktemp("tokenizers")
-    save_tokenizer(folder / "1", pad_token="<|endoftext|>")
-    save_tokenizer(folder / "2", pad_token="!")
+    write_tokenizer(folder / "1", *train_tokenizer(), END)
+    write_tokenizer(folder / "2", *train_tokenizer(), "!")
     tokenizers = [load_tokenizer(Path(folder / name)) for name in ("1", "2")]
     torch.manual_seed(0)
     oracle = CLIPTextModel(transformers_config(CLIP_MINI)).eval()

@@ -33,7 +33,7 @@ from ssd1b.weights.folder import save_folder
 from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS, our_name
 from ssd1b.weights.loading import load_component, open_checkpoint, read_part
 from ssd1b.weights.single_file import original_tensors, save_single_file
-from ssd1b.weights.vocabulary import PADDING, clip_vocabulary, write_clip_tokenizer
+from ssd1b.weights.vocabulary import PADDING, clip_vocabulary, write_tokenizer
 
 SMALL = ModelLayout(
     name="custom",
@@ -204,7 +204,7 @@ def test_the_vocabulary_is_clips():
 
 @pytest.mark.parametrize("part", PADDING)
 def test_a_written_tokenizer_is_read_alike_by_transformers_and_by_us(tmp_path, part):
-    write_clip_tokenizer(tmp_path / "tokenizer", PADDING[part])
+    write_tokenizer(tmp_path / "tokenizer", *clip_vocabulary(), PADDING[part])
     theirs = CLIPTokenizer.from_pretrained(tmp_path / "tokenizer", local_files_only=True)
     ours = load_tokenizer(tmp_path / "tokenizer")
     built = clip_tokenizer(*clip_vocabulary(), PADDING[part])

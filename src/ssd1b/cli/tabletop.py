@@ -80,10 +80,15 @@ def render_command(
 @click.option(
     "--out", "run", metavar="RUN", required=True, help="Folder of the whole run, the same for all parts."
 )
+@click.option(
+    "--from", "start", metavar="MODEL", help="Start with the weights of a model, as mini-sdxl; not clip."
+)
 @click.option("--steps", type=int, help="Of the optimiser. Default: the part's own number.")
 @click.option("--resume", is_flag=True, help="Go on with a training that was stopped.")
 @click.option("--device", help="cpu, cuda, mps. Default: cpu.")
-def train_command(part: str, run: str, steps: int | None, resume: bool, device: str | None) -> None:
+def train_command(
+    part: str, run: str, start: str | None, steps: int | None, resume: bool, device: str | None
+) -> None:
     """Train a part of the miniature; vae and clip first, then unet, which completes the model in RUN/model.
 
     Ctrl-C stops with a checkpoint; --resume goes on from it, bit by bit.
@@ -93,10 +98,14 @@ def train_command(part: str, run: str, steps: int | None, resume: bool, device: 
       ssd1b tabletop train vae --out runs/mini
       ssd1b tabletop train clip --out runs/mini
       ssd1b tabletop train unet --out runs/mini
+      ssd1b tabletop train unet --out runs/longer --from mini-sdxl --steps 10000
       ssd1b generate "a large red metal sphere" --model runs/mini/model
     """  # noqa: D301 (\b keeps click from wrapping)
     from ssd1b.runtime import choose_device
     from ssd1b.tabletop.assemble import train_part
+    from ssd1b.weights import hub
 
     place = str(choose_device(device or "cpu"))
-    click.echo(click.format_filename(train_part(part, Path(run), steps=steps, resume=resume, device=place)))
+    first = hub.resolve(start, offline=True).path if start is not None else None
+    made = train_part(part, Path(run), start=first, steps=steps, resume=resume, device=place)
+    click.echo(click.format_filename(made))

@@ -26,7 +26,7 @@ class LatentDistribution(NamedTuple):
     std: Latents
 
 
-class UndecodableLatents(ArithmeticError):
+class UndecodableLatents(FloatingPointError):
     """The decoder gave NaN or infinity even in float32: the latents themselves are broken."""
 
 

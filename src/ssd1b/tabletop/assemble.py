@@ -12,16 +12,18 @@ from torch import nn
 from ssd1b.errors import InputError, unknown
 from ssd1b.layouts import MINI_SDXL
 from ssd1b.models.text import TextEncoders, load_tokenizer
+from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.models.vision import CLIP_VISION_MINI, IMAGE_ENCODER, vision_config
 from ssd1b.tabletop import train_clip, train_unet, train_vae
-from ssd1b.tabletop.tokenizer import save_tokenizer
+from ssd1b.tabletop.tokenizer import train_tokenizer
 from ssd1b.tabletop.train_clip import ContrastiveTrio
 from ssd1b.training.loop import LoopSettings
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.files import replacing, write_json, write_tensors
 from ssd1b.weights.folder import save_folder
-from ssd1b.weights.vocabulary import PADDING
+from ssd1b.weights.loading import load_component, open_checkpoint
+from ssd1b.weights.vocabulary import PADDING, write_tokenizer
 
 DEFAULTS = {"guidance_scale": 4.0, "steps": 20, "sampler": "unipc"}
 """Settings that the assembled model recommends."""
@@ -37,13 +39,15 @@ SETTINGS: dict[str, LoopSettings] = {
 
 
 def train_part(
-    part: str, run: Path, *, steps: int | None = None, resume: bool = False, device: str = "cpu"
-) -> Path:
+    part: str, run: Path, *,
+    start: Path | None = None, steps: int | None = None, resume: bool = False, device: str = "cpu",
+) -> Path:  # fmt: skip
     """Train one part of the miniature in ``run``; the UNet, which needs the others, completes the model.
 
     Args:
         part: "vae", "clip" or "unet".
         run: folder of the whole run; each part's training has a folder of its own in it.
+        start: a model of the same layout whose VAE or UNet to go on with, in place of new weights.
         steps: optimiser steps, if not the part's own number; the decay keeps its share of them.
         resume: go on with the part's training.
         device: where to train.
@@ -60,10 +64,12 @@ def train_part(
     if steps is not None:
         settings = replace(settings, steps=steps, decay_steps=settings.decay_steps * steps // settings.steps)
     if part == "vae":
-        return _save(
-            train_vae.train_vae(run / part, settings=settings, resume=resume, device=device), run / part
-        )
+        first = start and _taken(VAE(MINI_SDXL.vae), start, part)
+        vae = train_vae.train_vae(run / part, start=first, settings=settings, resume=resume, device=device)
+        return _save(vae, run / part)
     if part == "clip":
+        if start is not None:
+            raise InputError("clip starts anew: a model's folder does not hold all of it; leave --from out")
         return _save(
             train_clip.train_clip(run / part, settings=settings, resume=resume, device=device), run / part
         )
@@ -80,6 +86,7 @@ def train_part(
     digest = hashlib.sha256(_weights(run / "vae").read_bytes()).hexdigest()[:16]
     unet = train_unet.train_unet(
         run / part, vae.to(device), text, run / f"latents-{digest}",
+        start=start and _taken(UNet(MINI_SDXL.unet), start, part),
         settings=settings, resume=resume, device=device,
     )  # fmt: skip
     _save(unet, run / part)
@@ -110,9 +117,16 @@ def _tokenizers(run: Path) -> dict[str, Path]:
     """Write both tokenizers, if need be, and give their folders by the text encoder's name."""
     folders = {part: run / "tokenizers" / part for part in PADDING}
     for part, folder in folders.items():
-        if not (folder / "vocab.json").exists():
-            save_tokenizer(folder, pad_token=PADDING[part])
+        if not folder.exists():
+            with replacing(folder) as aside:
+                write_tokenizer(aside, *train_tokenizer(), PADDING[part])
     return folders
+
+
+def _taken(module: Network, model: Path, part: str) -> Network:
+    """Fill a module, to be trained on, with the weights of a model."""
+    load_component(module, open_checkpoint(model), part, dtype=torch.float32)
+    return module
 
 
 def _load(module: Network, folder: Path) -> Network:

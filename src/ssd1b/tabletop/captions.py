@@ -1,19 +1,21 @@
-"""Says what a scene shows, exactly: a small grammar, every sentence of which is true of its picture.
+"""Says what a scene shows: a small grammar, every sentence of which is true of its picture.
 
 Each choice in the grammar is one draw in [0, 1), and 0 is always the canonical choice, so the complete
 canonical caption is the sentence in which every draw is 0.
 
 A caption speaks of the things in the scene and of the picture taken of them: a red sphere in a monochrome
-picture is called red and monochrome. A degradation is never left out, or its word would mean nothing.
+picture is called red and monochrome. Of a degradation it is often silent, as captions in the wild are. So a
+prompt that does not speak of quality may get a spoiled picture, and a negative prompt has something to do.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
 import numpy as np
 
 from ssd1b.tabletop.degradations import DEGRADATIONS
-from ssd1b.tabletop.scenes import COLORS, MATERIALS, SIZES, Scene, Solid
+from ssd1b.tabletop.scenes import COLORS, MATERIALS, SIZES, Relation, Scene, Solid, relation
 from ssd1b.tabletop.shapes import SHAPES
 
 Draw: TypeAlias = Callable[[], float]
@@ -32,22 +34,28 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "torus": ("torus", "donut"),
     "blurry": ("blurry", "out of focus"),
     "monochrome": ("monochrome", "grayscale"),
-    "low quality": ("low quality", "pixelated"),
+    "low res": ("low res", "pixelated"),
     "noisy": ("noisy", "grainy"),
 }
 """Words for an attribute's value, the canonical one first; a value not listed is its only word."""
 
-RELATIONS: dict[str, tuple[str, ...]] = {
+RELATIONS: dict[Relation, tuple[str, ...]] = {
     "left": ("to the left of", "left of"),
     "right": ("to the right of", "right of"),
+    "front": ("in front of",),
+    "behind": ("behind",),
 }
 _PLACES = ("on {} background", "against {} background", "on {} table")
 _OPENINGS = ("{}", "a picture of {}")
+_ORDERS = ("{things} {place}", "{place}, {things}")
 _REMARKS = ("{sentence}, {remark}", "{remark}, {sentence}")
 
 # Of the captions that are not canonical, the share that leaves a thing unsaid.
 _OMIT_ATTRIBUTE = 0.1
 _OMIT_RELATION = 0.2
+
+UNSAID = 0.4
+"""The share of degraded pictures of whose degradation the caption is silent."""
 
 
 def full_caption(scene: Scene) -> str:
@@ -57,6 +65,8 @@ def full_caption(scene: Scene) -> str:
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """A true caption: half of the time the canonical one, else in other words, which may say less."""
+    if scene.degradation is not None and rng.random() < UNSAID:
+        scene = replace(scene, degradation=None)
     if rng.random() < CANONICAL:
         return full_caption(scene)
     return _sentence(scene, rng.random)
@@ -65,8 +75,8 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 def _sentence(scene: Scene, draw: Draw) -> str:
     sentence = _pick(_OPENINGS, draw).format(_arrangement(scene.solids, draw))
     if _kept(_OMIT_ATTRIBUTE, draw):
-        place = _pick(_PLACES, draw)
-        sentence += " " + place.format(_with_article(_word(scene.background, draw)))
+        place = _pick(_PLACES, draw).format(_with_article(_word(scene.background, draw)))
+        sentence = _pick(_ORDERS, draw).format(things=sentence, place=place)
     if scene.degradation is None:
         return sentence
     return _pick(_REMARKS, draw).format(sentence=sentence, remark=_word(scene.degradation, draw))
@@ -76,10 +86,10 @@ def _arrangement(solids: tuple[Solid, ...], draw: Draw) -> str:
     if len(solids) == 1:
         return _noun(solids[0], draw)
     first, second = solids if draw() < 0.5 else reversed(solids)
-    relation = "and"
+    between = "and"
     if _kept(_OMIT_RELATION, draw):
-        relation = _pick(RELATIONS["left" if first.x < second.x else "right"], draw)
-    return f"{_noun(first, draw)} {relation} {_noun(second, draw)}"
+        between = _pick(RELATIONS[relation(first, second)], draw)
+    return f"{_noun(first, draw)} {between} {_noun(second, draw)}"
 
 
 def _noun(solid: Solid, draw: Draw) -> str:

@@ -16,6 +16,7 @@ from ssd1b.tabletop.degradations import DEGRADATIONS
 from ssd1b.tabletop.shapes import SHAPES
 
 Split: TypeAlias = Literal["train", "held_out"]
+Relation: TypeAlias = Literal["left", "right", "front", "behind"]
 T = TypeVar("T")
 
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -61,11 +62,16 @@ _NEW = tuple(combination for combination in _COMBINATIONS if combination in HELD
 _SPLITS: dict[Split, tuple[tuple[str, str, str], ...]] = {"train": _KNOWN, "held_out": _NEW}
 
 TWO_SOLIDS = 0.6
-DEGRADED = 0.18
+IN_DEPTH = 0.35
+"""Of two solids, the share that stand one behind the other; else they stand side by side."""
+
+DEGRADED = 0.25
 
 _MARGIN = 0.03  # between a solid and the picture's edge
-_GAP = 0.05  # between two solids, so that they never overlap
+_GAP = 0.05  # between two solids, so that they never touch
 _DEPTH = 0.55  # solids stand at most so far before or behind the middle of the table
+_HIDDEN = (0.10, 0.45)  # of the narrower of two solids in depth, the share of its width that overlaps
+_APART = 0.7  # the least distance in depth that shows as such
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,8 +147,9 @@ def scene(seed: int, index: int, *, split: Split = "train") -> Scene:
     solids = [_solid(*kind, rng) for kind in kinds]
     if rng.random() < 0.5:
         solids.reverse()
+    arranged = _one_behind_the_other if len(solids) == 2 and rng.random() < IN_DEPTH else _side_by_side
     return Scene(
-        solids=_placed(solids, rng),
+        solids=arranged(solids, rng),
         background=_choose(tuple(COLORS), rng),
         light=Light(azimuth=_between(-1.15, -0.65, rng), elevation=_between(0.75, 0.95, rng)),
         degradation=_choose(tuple(DEGRADATIONS), rng) if rng.random() < DEGRADED else None,
@@ -165,7 +172,37 @@ def _solid(shape: str, color: str, material: str, rng: np.random.Generator) -> S
     )
 
 
-def _placed(solids: list[Solid], rng: np.random.Generator) -> tuple[Solid, ...]:
+def relation(first: Solid, second: Solid) -> Relation:
+    """Where the first of two solids stands, seen from the second.
+
+    Solids side by side are "left" or "right" of each other, however deep they stand; solids that overlap in
+    the picture stand "front" or "behind".
+    """
+    if abs(first.x - second.x) >= half_width(first) + half_width(second):
+        return "left" if first.x < second.x else "right"
+    return "front" if first.depth < second.depth else "behind"
+
+
+def _one_behind_the_other(solids: list[Solid], rng: np.random.Generator) -> tuple[Solid, ...]:
+    """Stand two solids one behind the other, shifted to the side so that the one behind can be recognised."""
+    widths = [2 * half_width(solid) for solid in solids]
+    least = max(_APART, sum(half_depth(solid) for solid in solids) + _GAP)
+    apart = _between(least, 2 * _DEPTH, rng)
+    front = _between(-_DEPTH, _DEPTH - apart, rng)
+    shift = sum(widths) / 2 - _between(*_HIDDEN, rng) * min(widths)
+    # Offsets from the first solid's middle, then the pair as a whole within the frame.
+    offsets = (0.0, shift if rng.random() < 0.5 else -shift)
+    low = min(offset - width / 2 for offset, width in zip(offsets, widths, strict=True))
+    high = max(offset + width / 2 for offset, width in zip(offsets, widths, strict=True))
+    x = _between(-1 + _MARGIN - low, 1 - _MARGIN - high, rng)
+    depths = (front, front + apart) if rng.random() < 0.5 else (front + apart, front)
+    return tuple(
+        replace(solid, x=x + offset, depth=depth)
+        for solid, offset, depth in zip(solids, offsets, depths, strict=True)
+    )
+
+
+def _side_by_side(solids: list[Solid], rng: np.random.Generator) -> tuple[Solid, ...]:
     """Stand the solids beside each other, the free width shared out at random; their order stays as it is."""
     widths = [2 * half_width(solid) for solid in solids]
     free = 2 - 2 * _MARGIN - sum(widths) - _GAP * (len(solids) - 1)

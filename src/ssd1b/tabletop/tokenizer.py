@@ -1,7 +1,6 @@
 """The miniature's tokenizer: CLIP's byte-pair encoding, its merges learned from captions of Tabletop."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -41,18 +40,3 @@ def train_tokenizer() -> tuple[dict[str, int], list[tuple[str, str]]]:
     vocabulary = {token: index for index, token in enumerate(tokens)}
     vocabulary |= {"<|startoftext|>": CLIP_MINI.bos_token_id, "<|endoftext|>": CLIP_MINI.eos_token_id}
     return vocabulary, merges
-
-
-def save_tokenizer(folder: Path, *, pad_token: str) -> None:
-    """Write the files of a CLIP tokenizer, as diffusers and transformers read them."""
-    vocabulary, merges = train_tokenizer()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
-    (folder / "merges.txt").write_text(
-        "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges)
-    )
-    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
-    special["pad_token"] = pad_token
-    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2))
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, **special}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))

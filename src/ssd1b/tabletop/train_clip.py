@@ -15,9 +15,9 @@ from ssd1b.models.text import TextEncoder, TextEncoders, clip_tokenizer
 from ssd1b.models.vision import CLIP_VISION_MINI, ImageEncoder
 from ssd1b.tabletop.cache import Shards
 from ssd1b.tabletop.captions import caption
-from ssd1b.tabletop.renderer import render_batch
 from ssd1b.tabletop.scenes import scene
 from ssd1b.tabletop.tokenizer import train_tokenizer
+from ssd1b.tabletop.views import photograph, view
 from ssd1b.training.loop import Batch, LoopSettings, train
 from ssd1b.training.precision import in_bfloat16
 
@@ -113,4 +113,4 @@ def train_clip(
 
 
 def _render(seed: int, indices: range) -> np.ndarray:
-    return render_batch(scene(seed, index) for index in indices)
+    return np.stack([photograph(scene(seed, index), view(seed, index)) for index in indices])

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from ssd1b.diffusion.schedule import NoiseSchedule
 from ssd1b.layouts import SDXL_MINI
-from ssd1b.models.attention import Attention, SpatialTransformer, plain_attention
+from ssd1b.models.attention import Attention, SpatialTransformer, TransformerBlock, plain_attention
 from ssd1b.models.layers import ResnetBlock
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.tabletop.cache import Shards
 from ssd1b.tabletop.captions import caption
-from ssd1b.tabletop.renderer import render_batch
 from ssd1b.tabletop.scenes import scene
+from ssd1b.tabletop.views import photograph, view
 from ssd1b.training.loop import Batch, LoopSettings, train
 from ssd1b.training.precision import in_bfloat16
 
@@ -27,12 +27,14 @@ SETTINGS = LoopSettings(
 )
 PICTURES = 24 * 1024
 BATCH_SIZE = 64
-SIZE = 128
 CAPTION_DROPOUT = 0.1
 """Share of pictures learned without their caption, for classifier-free guidance (2207.12598)."""
 
 MAX_WEIGHT = 5.0
 """Gamma of min-SNR (2303.09556)."""
+
+COMPILED = (TransformerBlock, ResnetBlock)
+"""What a CPU trains faster when compiled (docs/log), each kind once for all blocks of a width."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,7 @@ class CaptionedLatents:
     seed: int
 
     def __getitem__(self, step: int) -> Batch:
-        """Latents in the order of a new shuffle each epoch, and the tokens of their captions."""
+        """Latents in the order of a new shuffle each epoch, with their captions' tokens and their views."""
         per_epoch = len(self.latents) // BATCH_SIZE
         epoch, position = divmod(step, per_epoch)
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.latents))
@@ -54,6 +56,7 @@ class CaptionedLatents:
         return {
             "latents": torch.from_numpy(self.latents[indices]),
             "tokens": tokens,
+            "time_ids": torch.tensor([view(self.seed, int(index)).time_ids for index in indices]),
             "kept": torch.from_numpy(rng.random(BATCH_SIZE) >= CAPTION_DROPOUT),
         }
 
@@ -70,7 +73,7 @@ def loss_weights(schedule: NoiseSchedule, timesteps: Tensor) -> Tensor:
 
 
 def train_unet(
-    out: Path, vae: VAE, text: TextEncoders, cache: Path, *,
+    out: Path, vae: VAE, text: TextEncoders, cache: Path, *, start: UNet | None = None,
     settings: LoopSettings = SETTINGS, resume: bool = False, device: str = "cpu",
 ) -> UNet:  # fmt: skip
     """Train ``SDXL_MINI`` against frozen text encoders and a frozen autoencoder.
@@ -80,15 +83,15 @@ def train_unet(
         vae: float32, with normalised latents.
         text: both encoders.
         cache: folder for latents; its name must identify the autoencoder.
+        start: a UNet to go on with, in place of a new one.
         settings: of the run.
         resume: go on with the run in ``out``.
         device: where to train.
     """
     torch.manual_seed(settings.seed)
-    model = initialised(UNet(SDXL_MINI)).to(device)
-    for module in model.modules():
-        if isinstance(module, Attention) and device == "cpu":
-            module.attend = plain_attention
+    model = (start or initialised(UNet(SDXL_MINI))).to(device)
+    if device == "cpu":
+        _quicken(model)
     latents = Shards(
         cache / f"seed-{settings.seed}",
         PICTURES,
@@ -96,12 +99,12 @@ def train_unet(
         label="encode renders",
     )
     schedule = NoiseSchedule()
-    time_ids = torch.tensor([SIZE, SIZE, 0, 0, SIZE, SIZE], dtype=torch.float32, device=device)
 
     def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         clean = batch["latents"].to(device).float()
         kept = batch["kept"].to(device)
-        conditioning = text.encode(batch["tokens"])
+        with torch.autocast(device, torch.bfloat16):
+            conditioning = text.encode(batch["tokens"])
         noise = torch.randn_like(clean)
         timesteps = torch.randint(schedule.num_train_timesteps, (len(clean),), device=device)
         predicted = in_bfloat16(module)(
@@ -110,13 +113,22 @@ def train_unet(
             # SDXL's convention: no caption is zeros, not the encoding of an empty text.
             (conditioning.embeds * kept[:, None, None]).bfloat16(),
             (conditioning.pooled * kept[:, None]).bfloat16(),
-            time_ids.expand(len(clean), 6),
+            batch["time_ids"].to(device).float(),
         ).float()
         errors = (predicted - schedule.target(clean, noise, timesteps)).square().mean(dim=(1, 2, 3))
         return {"loss": (errors * loss_weights(schedule, timesteps)).mean(), "noise_mse": errors.mean()}
 
     data = CaptionedLatents(latents=latents, text=text, seed=settings.seed)
     return train(model, data, loss, settings, out, resume=resume, label="unet")  # type: ignore[return-value]
+
+
+def _quicken(model: UNet) -> None:
+    """Choose, for a CPU, the attention kernel that trains fastest; compile where there is a compiler."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.attend = plain_attention
+        if isinstance(module, COMPILED) and get_cpp_compiler_or_none():
+            module.compile()
 
 
 @torch.no_grad()
@@ -135,7 +147,8 @@ def initialised(unet: UNet) -> UNet:
 def _encode(vae: VAE, seed: int, indices: range, batch_size: int = 32) -> np.ndarray:
     parts = []
     for start in range(indices.start, indices.stop, batch_size):
-        renders = render_batch(scene(seed, index) for index in range(start, start + batch_size))
-        pixels = torch.from_numpy(renders).permute(0, 3, 1, 2).to(vae.quant_conv.weight.device)
+        few = range(start, start + batch_size)
+        pictures = np.stack([photograph(scene(seed, index), view(seed, index)) for index in few])
+        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(vae.quant_conv.weight.device)
         parts.append(vae.encode(pixels.float() / 127.5 - 1.0).mean.half().cpu().numpy())
     return np.concatenate(parts)

@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,6 +40,9 @@ class Batches(Protocol):
     def __getitem__(self, step: int) -> Batch: ...
 
 
+_OUTER_LAYERS = ("embed", "conv_in", "conv_out", "quant_conv")
+"""Parts of the names of layers that AdamW moves even beside Muon."""
+
 MAX_SKIPPED = 20
 """Steps in a row whose gradient may be NaN or infinite before the run gives up."""
 
@@ -51,6 +54,9 @@ class LoopSettings:
     Attributes:
         steps: optimiser steps in all.
         learning_rate: the constant rate between warm-up and decay.
+        muon_rate: likewise, for the matrices and convolutions inside the network, which Muon then moves
+            (see ``_Optimizer``); None leaves them, too, to AdamW.
+        muon_decay: Muon's weight decay, which bounds the largest singular value by its inverse.
         warmup_steps: linear rise from zero at the start.
         decay_steps: linear fall to zero at the end. A constant rate in between means that a finished run can
             be made longer from its last checkpoint before the decay.
@@ -67,6 +73,8 @@ class LoopSettings:
 
     steps: int
     learning_rate: float
+    muon_rate: float | None = None
+    muon_decay: float = 0.3
     warmup_steps: int = 200
     decay_steps: int
     betas: tuple[float, float] = (0.9, 0.98)
@@ -84,11 +92,11 @@ class LoopSettings:
         if not 0 < self.learning_rate < 1:
             raise InputError(f"learning_rate must be between 0 and 1, got {self.learning_rate}")
 
-    def rate(self, step: int) -> float:
-        """Learning rate of one step: trapezoidal, so that a run can be prolonged (see ``decay_steps``)."""
+    def share(self, step: int) -> float:
+        """Share of the rates at a step: trapezoidal, so that a run can be prolonged (see ``decay_steps``)."""
         rising = (step + 1) / max(self.warmup_steps, 1)
         falling = (self.steps - step) / max(self.decay_steps, 1)
-        return self.learning_rate * min(1.0, rising, falling)
+        return min(1.0, rising, falling)
 
 
 def train(
@@ -119,10 +127,7 @@ def train(
     checkpoints = out / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     average = AveragedModel(model, multi_avg_fn=_warmed_average(settings.ema_decay))
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, betas=settings.betas,
-        weight_decay=settings.weight_decay, fused=True,
-    )  # fmt: skip
+    optimizer = _Optimizer(model, settings)
     start = 0
     newest = _newest(checkpoints)
     if newest is not None:
@@ -135,8 +140,6 @@ def train(
     with _polite_stop() as stopping, (out / "log.jsonl").open("a") as log, bar:
         for step, batch in enumerate(_read_ahead(batches, start, settings.steps), start):
             torch.manual_seed(settings.seed * 1_000_003 + step)
-            for group in optimizer.param_groups:
-                group["lr"] = settings.rate(step)
             values = loss(model, batch)
             values["loss"].backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
@@ -146,9 +149,9 @@ def train(
                     f"the gradient was not finite {skipped} steps in a row (step {step}): lower the rate"
                 )
             if not skipped:
-                optimizer.step()
+                optimizer.step(settings.share(step))
                 average.update_parameters(model)
-            optimizer.zero_grad(set_to_none=True)
+            model.zero_grad(set_to_none=True)
 
             terms.append({**{name: value.item() for name, value in values.items()}, "grad_norm": norm.item()})
             bar.update()
@@ -156,7 +159,12 @@ def train(
             if (step + 1) % settings.log_steps == 0:
                 means = {name: math.fsum(t[name] for t in terms) / len(terms) for name in terms[0]}
                 seconds = (time.perf_counter() - clock) / len(terms)
-                row = {"step": step + 1, **means, "rate": settings.rate(step), "seconds_per_step": seconds}
+                row = {
+                    "step": step + 1,
+                    **means,
+                    "rate_share": settings.share(step),
+                    "seconds_per_step": seconds,
+                }
                 log.write(json.dumps(row) + "\n")
                 log.flush()
                 terms, clock = [], time.perf_counter()
@@ -166,6 +174,64 @@ def train(
             if stopping():
                 raise KeyboardInterrupt
     return average.module.eval()
+
+
+class _Muon(torch.optim.Muon):
+    """torch's Muon for weights of any shape: convolutions are matrices of output channels by all the rest."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], **settings: Any) -> None:
+        # Views of the same memory, which the step then changes in place.
+        self._originals = list(parameters)
+        super().__init__([nn.Parameter(p.detach().view(len(p), -1)) for p in self._originals], **settings)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move the weights along their gradients, orthogonalised."""
+        views = self.param_groups[0]["params"]
+        for view, original in zip(views, self._originals, strict=True):
+            view.grad = None if original.grad is None else original.grad.reshape(view.shape)
+        super().step()
+
+
+class _Optimizer:
+    """AdamW, and Muon beside it where wanted.
+
+    Muon (Jordan 2024, kellerjordan.github.io/posts/muon) is for what turns features into features: not for
+    embeddings, nor for the layers in which pictures enter and leave, nor for biases and norms.
+    """
+
+    def __init__(self, model: nn.Module, settings: LoopSettings) -> None:
+        inner, rest = {}, {}
+        for name, parameter in model.named_parameters():
+            outer = parameter.ndim < 2 or any(part in name for part in _OUTER_LAYERS)
+            (rest if outer or settings.muon_rate is None else inner)[name] = parameter
+        adam = torch.optim.AdamW(
+            rest.values(), lr=settings.learning_rate, betas=settings.betas,
+            weight_decay=settings.weight_decay, fused=True,
+        )  # fmt: skip
+        self._each: list[tuple[torch.optim.Optimizer, float, list[str]]] = [
+            (adam, settings.learning_rate, list(rest))
+        ]
+        if inner:
+            assert settings.muon_rate is not None
+            muon = _Muon(inner.values(), lr=settings.muon_rate, weight_decay=settings.muon_decay)
+            self._each.append((muon, settings.muon_rate, list(inner)))
+
+    def step(self, share: float) -> None:
+        """Move the weights, at a share of the rates."""
+        for optimizer, rate, _ in self._each:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * share
+            optimizer.step()
+
+    @property
+    def states(self) -> dict[str, dict[str, Any]]:
+        """What is remembered of each parameter, by its name; to be read and to be filled."""
+        return {
+            name: optimizer.state[parameter]
+            for optimizer, _, names in self._each
+            for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True)
+        }
 
 
 def _read_ahead(batches: Batches, start: int, stop: int) -> DataLoader:
@@ -215,13 +281,13 @@ def _save(
     settings: LoopSettings,
     model: nn.Module,
     average: AveragedModel,
-    optimizer: torch.optim.Optimizer,
+    optimizer: _Optimizer,
 ) -> None:
     """Write a checkpoint aside, rename it, and only then remove older ones."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state[parameter].items()}
+    for name, state in optimizer.states.items():
+        tensors |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
     path = folder / f"step-{step:08d}.safetensors"
     aside = path.with_suffix(".partial")
@@ -233,7 +299,7 @@ def _save(
             old.unlink()
 
 
-def _restore(path: Path, model: nn.Module, average: AveragedModel, optimizer: torch.optim.Optimizer) -> int:
+def _restore(path: Path, model: nn.Module, average: AveragedModel, optimizer: _Optimizer) -> int:
     """Fill model, average and optimiser from a checkpoint; return the number of finished steps."""
     with safe_open(path, framework="pt") as file:
         device = next(model.parameters()).device
@@ -247,10 +313,10 @@ def _restore(path: Path, model: nn.Module, average: AveragedModel, optimizer: to
             average.load_state_dict(part("average."))
         except RuntimeError as error:
             raise InputError(f"{path} is of another model: {str(error).splitlines()[1].strip()}") from error
-        for name, parameter in model.named_parameters():
-            state = part(f"optimizer.{name}.")
+        for name, state in optimizer.states.items():
+            saved = part(f"optimizer.{name}.")
             # AdamW keeps its step count on the CPU unless it is capturable.
-            optimizer.state[parameter] = {k: v.cpu() if k == "step" else v for k, v in state.items()}
+            state.update({k: v.cpu() if k == "step" else v for k, v in saved.items()})
         return int(file.metadata()["step"])
 
 

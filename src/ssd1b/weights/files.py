@@ -151,7 +151,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     "format": "pt" is what transformers and diffusers demand.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    path.touch()
+    usual = path.stat().st_mode
     save_file(contiguous, path, metadata={"format": "pt", **metadata})
+    path.chmod(usual)  # safetensors makes files that nobody else can read
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

@@ -34,7 +34,7 @@ from ssd1b.weights.files import (
     write_tensors,
 )
 from ssd1b.weights.keymap import PARTS, our_name
-from ssd1b.weights.vocabulary import PADDING, write_clip_tokenizer
+from ssd1b.weights.vocabulary import PADDING, clip_vocabulary, write_tokenizer
 
 _STEMS = {
     "unet": "diffusion_pytorch_model",
@@ -232,7 +232,7 @@ def prepared(
 
 def _write_tokenizer(folder: Path, source: Path | None, padding: str) -> None:
     if source is None:
-        write_clip_tokenizer(folder, padding)
+        write_tokenizer(folder, *clip_vocabulary(), padding)
         return
     folder.mkdir()
     for name in _TOKENIZER_FILES:

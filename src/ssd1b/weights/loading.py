@@ -92,7 +92,9 @@ def read_part(
         device: where to.
 
     Raises:
-        InputError: some hold NaN or infinity, or overflow in ``dtype``; or the file has gone or changed.
+        InputError: some that were copied hold NaN or infinity, or overflow in ``dtype``; or the file has gone
+            or changed. Tensors that stay in the mapped file are not looked at, which would read it all:
+            ``broken_tensors`` does, when a picture turns out to be no numbers.
     """
     tensors: dict[str, Tensor] = {}
     broken, overflown = [], []
@@ -105,8 +107,8 @@ def read_part(
         tensor = _cast(source.to(device), dtype or source.dtype)  # in this order: a GPU casts faster
         if tensor is not source:
             read += source.nbytes  # else the mapping has to stay
-        if not is_finite(tensor):
-            (overflown if is_finite(source.float()) else broken).append(name)
+            if not is_finite(tensor):
+                (overflown if is_finite(source.float()) else broken).append(name)
         tensors[name] = tensor
     where = f"{checkpoint.path}: {part}"
     if broken:
@@ -116,6 +118,11 @@ def read_part(
             f"{where}: {len(overflown)} tensors overflow in {dtype}: {some(overflown)}; bfloat16 holds them"
         )
     return tensors
+
+
+def broken_tensors(module: nn.Module) -> list[str]:
+    """Names of the weights of a module that hold NaN or infinity."""
+    return [name for name, tensor in module.state_dict().items() if not is_finite(tensor)]
 
 
 def _read(handle: Any, stored: StoredTensor) -> Tensor:

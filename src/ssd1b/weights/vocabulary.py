@@ -46,9 +46,10 @@ def _byte_letters() -> list[str]:
     return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(rest)]
 
 
-def write_clip_tokenizer(folder: Path, padding: str) -> None:
-    """Write CLIP's tokenizer as transformers' ``CLIPTokenizer`` reads it."""
-    vocabulary, merges = clip_vocabulary()
+def write_tokenizer(
+    folder: Path, vocabulary: dict[str, int], merges: list[tuple[str, str]], padding: str
+) -> None:
+    """Write a tokenizer as transformers' ``CLIPTokenizer`` reads it."""
     folder.mkdir(parents=True)
     special = {"bos_token": BEGIN, "eos_token": END, "pad_token": padding, "unk_token": END}
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from ssd1b.pipeline import Pipeline
 
@@ -174,6 +175,16 @@ def test_picture_that_is_no_number(refuse, monkeypatch, tiny_model):
 
     monkeypatch.setattr(VAE, "decode", lambda self, latents, tile: latents[:, :3] * float("nan"))
     assert "--dtype" in refuse("generate", "a cube", "--out", "out", "--model", tiny_model)
+
+
+def test_weights_that_are_no_numbers_are_named_though_they_were_only_mapped(refuse, tmp_path, tiny_model):
+    model = shutil.copytree(tiny_model, tmp_path / "broken")
+    (file,) = (model / "unet").glob("*.safetensors")
+    weights = load_file(file)
+    weights["conv_out.bias"][0] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+    line = refuse("generate", "a cube", "--out", "out", "--dtype", "fp32", "--model", model)
+    assert "unet: 1 tensors hold NaN or infinity: conv_out.bias" in line
 
 
 def test_other_errors_are_bugs_and_show_where(run, monkeypatch, tiny_model):

@@ -8,7 +8,7 @@ import pytest
 
 from ssd1b.tabletop.degradations import DEGRADATIONS, degrade
 from ssd1b.tabletop.renderer import render, render_batch
-from ssd1b.tabletop.scenes import COLORS, MATERIALS, Light, Scene, Solid, scene
+from ssd1b.tabletop.scenes import COLORS, MATERIALS, Light, Scene, Solid, relation, scene
 from ssd1b.tabletop.shapes import SHAPES
 
 STANDING = Solid(
@@ -56,7 +56,7 @@ def test_a_scene_has_one_picture() -> None:
 def test_pictures_stay_what_they_were() -> None:
     """Loose enough for another version of the JPEG or noise library, not for another look."""
     means = [render(scene(2, index)).mean() for index in range(8)]
-    np.testing.assert_allclose(means, [93.4, 81.03, 145.3, 139.73, 78.23, 156.19, 135.67, 153.46], atol=0.3)
+    np.testing.assert_allclose(means, [93.4, 81.03, 48.32, 85.22, 149.23, 137.33, 80.56, 146.86], atol=0.3)
 
 
 def test_pictures_are_arrays_of_bytes_of_the_asked_size() -> None:
@@ -82,15 +82,18 @@ def test_a_wide_picture_shows_the_square_in_its_middle() -> None:
     np.testing.assert_array_equal(mask(shown, size=(192, 128))[:, 32:160], mask(shown))
 
 
-def test_solids_are_wholly_in_the_picture_and_apart() -> None:
+def test_solids_are_in_the_picture_and_what_one_hides_of_another_is_less_than_half() -> None:
     for index in range(60):
         shown = scene(9, index)
         masks = [mask(shown, which) for which in range(len(shown.solids))]
         for each in masks:
             assert each.sum() > 150
             assert not (each[0].any() or each[-1].any() or each[:, 0].any() or each[:, -1].any())
-        for a, b in itertools.combinations(masks, 2):
-            assert not (a & b).any()
+        if len(masks) == 2 and relation(*shown.solids) in ("left", "right"):
+            assert not (masks[0] & masks[1]).any()
+        for which, seen in enumerate(masks):
+            alone = mask(replace(shown, solids=(shown.solids[which],)))
+            assert seen.sum() > 0.5 * alone.sum()
 
 
 def test_left_is_left_in_the_picture() -> None:

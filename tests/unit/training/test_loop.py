@@ -19,6 +19,7 @@ from ssd1b.training.precision import in_bfloat16
 SETTINGS = LoopSettings(
     steps=12, learning_rate=1e-2, warmup_steps=2, decay_steps=4, checkpoint_steps=3, log_steps=4, seed=3
 )
+WITH_MUON = replace(SETTINGS, muon_rate=1e-2)
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,9 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_goes_on_bit_by_bit(tmp_path: Path, number: int) -> None:
-    whole = run(tmp_path / "whole")
+@pytest.mark.parametrize("settings", [SETTINGS, WITH_MUON], ids=["adamw", "muon"])
+def test_a_stopped_run_goes_on_bit_by_bit(tmp_path: Path, number: int, settings: LoopSettings) -> None:
+    whole = run(tmp_path / "whole", settings=settings)
 
     def stopping(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         if batch["x"].equal(Numbers()[4]["x"]):
@@ -77,11 +79,11 @@ def test_a_stopped_run_goes_on_bit_by_bit(tmp_path: Path, number: int) -> None:
         return loss(model, batch)
 
     with pytest.raises(KeyboardInterrupt):
-        train(make_model(), Numbers(), stopping, SETTINGS, tmp_path / "cut", resume=False, label="test")
+        train(make_model(), Numbers(), stopping, settings, tmp_path / "cut", resume=False, label="test")
     assert (tmp_path / "cut/checkpoints/step-00000005.safetensors").exists(), (
         "the step was finished, then saved"
     )
-    assert_same(run(tmp_path / "cut", resume=True), whole)
+    assert_same(run(tmp_path / "cut", resume=True, settings=settings), whole)
     last = "checkpoints/step-00000012.safetensors"
     assert_same(tensors(tmp_path / "cut" / last), tensors(tmp_path / "whole" / last))
 
@@ -101,8 +103,26 @@ def test_the_checkpoint_before_the_decay_is_kept_so_that_a_run_can_be_prolonged(
 
 
 def test_the_rate_rises_stays_and_falls() -> None:
-    rates = [SETTINGS.rate(step) / SETTINGS.learning_rate for step in range(SETTINGS.steps)]
+    rates = [SETTINGS.share(step) for step in range(SETTINGS.steps)]
     assert rates == [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+
+
+def test_muon_moves_matrices_and_convolutions_by_as_much_in_every_direction(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Flatten(), nn.Linear(6, 4))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    settings = replace(WITH_MUON, steps=1, warmup_steps=0, decay_steps=0, muon_decay=0.0, ema_decay=0.0)
+
+    def squares(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": model(batch["x"].view(-1, 1, 2, 2).repeat(1, 2, 2, 2)[..., :3, :3]).square().sum()}
+
+    after = train(model, Numbers(), squares, settings, tmp_path, resume=False, label="test").state_dict()
+    for name in ("0.weight", "2.weight"):
+        moved = torch.linalg.svdvals((after[name] - before[name]).flatten(1))
+        rank = int((moved > 1e-4).sum())
+        assert rank > 1
+        # Newton-Schulz brings singular values near 1, not to it.
+        assert (moved[:rank] / WITH_MUON.muon_rate).max() < 2.5
+        assert (moved[:2] / WITH_MUON.muon_rate).min() > 0.4
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
