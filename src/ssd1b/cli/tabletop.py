@@ -76,7 +76,7 @@ def render_command(
 
 
 @command.command("train")
-@click.argument("part", type=click.Choice(["vae", "clip", "unet"]))
+@click.argument("part", type=click.Choice(["vae", "clip", "unet", "judge"]))
 @click.option(
     "--out", "run", metavar="RUN", required=True, help="Folder of the whole run, the same for all parts."
 )
@@ -91,6 +91,7 @@ def train_command(
 ) -> None:
     """Train a part of the miniature; vae and clip first, then unet, which completes the model in RUN/model.
 
+    The judge, which reads what a picture shows, needs no other part.
     Ctrl-C stops with a checkpoint; --resume goes on from it, bit by bit.
 
     \b

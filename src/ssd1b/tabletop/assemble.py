@@ -15,7 +15,7 @@ from ssd1b.models.text import TextEncoders, load_tokenizer
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.models.vision import CLIP_VISION_MINI, IMAGE_ENCODER, vision_config
-from ssd1b.tabletop import train_clip, train_unet, train_vae
+from ssd1b.tabletop import train_clip, train_judge, train_unet, train_vae
 from ssd1b.tabletop.tokenizer import train_tokenizer
 from ssd1b.tabletop.train_clip import ContrastiveTrio
 from ssd1b.training.loop import LoopSettings
@@ -34,8 +34,9 @@ SETTINGS: dict[str, LoopSettings] = {
     "vae": train_vae.SETTINGS,
     "clip": train_clip.SETTINGS,
     "unet": train_unet.SETTINGS,
+    "judge": train_judge.SETTINGS,
 }
-"""What can be trained, in the order in which it must be."""
+"""What can be trained: the UNet after VAE and CLIP, the judge at any time."""
 
 
 def train_part(
@@ -45,7 +46,7 @@ def train_part(
     """Train one part of the miniature in ``run``; the UNet, which needs the others, completes the model.
 
     Args:
-        part: "vae", "clip" or "unet".
+        part: "vae", "clip", "unet" or "judge".
         run: folder of the whole run; each part's training has a folder of its own in it.
         start: a model of the same layout whose VAE or UNet to go on with, in place of new weights.
         steps: optimiser steps, if not the part's own number; the decay keeps its share of them.
@@ -67,12 +68,11 @@ def train_part(
         first = start and _taken(VAE(MINI_SDXL.vae), start, part)
         vae = train_vae.train_vae(run / part, start=first, settings=settings, resume=resume, device=device)
         return _save(vae, run / part)
-    if part == "clip":
+    if part in ("clip", "judge"):
         if start is not None:
-            raise InputError("clip starts anew: a model's folder does not hold all of it; leave --from out")
-        return _save(
-            train_clip.train_clip(run / part, settings=settings, resume=resume, device=device), run / part
-        )
+            raise InputError(f"{part} starts anew: no model's folder holds all of it; leave --from out")
+        train = train_clip.train_clip if part == "clip" else train_judge.train_judge
+        return _save(train(run / part, settings=settings, resume=resume, device=device), run / part)
 
     vae, trio = _load(VAE(MINI_SDXL.vae), run / "vae"), _load(ContrastiveTrio(), run / "clip")
     tokenizers = _tokenizers(run)

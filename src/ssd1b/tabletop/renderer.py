@@ -92,6 +92,12 @@ def render_batch(scenes: Iterable[Scene], size: int | tuple[int, int] = 128) -> 
     return np.stack([render(scene, size) for scene in scenes])
 
 
+def in_picture(solid: Solid) -> tuple[float, float]:
+    """Where a solid's middle appears, to the right and up from the picture's middle, in world units."""
+    half_height = SHAPES[solid.shape].extent[1] * solid.scale / 2
+    return solid.x, solid.depth * _SIN + _RISE + half_height * _COS
+
+
 def _linear(color: str) -> Array:
     """A named colour in linear light: ``[3]``, the tone curve undone."""
     return (np.asarray(COLORS[color], np.float32) / 255) ** 2

@@ -22,7 +22,7 @@ from ssd1b.training.loop import Batch, LoopSettings, train
 from ssd1b.training.precision import in_bfloat16
 
 SETTINGS = LoopSettings(
-    steps=700, learning_rate=1e-3, decay_steps=300, warmup_steps=50, weight_decay=0.1, ema_decay=0.99,
+    steps=600, learning_rate=1e-3, decay_steps=300, warmup_steps=50, weight_decay=0.1, ema_decay=0.99,
     checkpoint_steps=100,
 )  # fmt: skip
 PICTURES = 8192

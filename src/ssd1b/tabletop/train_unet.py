@@ -1,5 +1,6 @@
 """Train the miniature SDXL: the published objective on latents of renders."""
 
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,10 +24,11 @@ from ssd1b.training.loop import Batch, LoopSettings, train
 from ssd1b.training.precision import in_bfloat16
 
 SETTINGS = LoopSettings(
-    steps=1200, learning_rate=1e-3, decay_steps=450, warmup_steps=200, ema_decay=0.998, checkpoint_steps=200
-)
+    steps=1700, learning_rate=1e-3, muon_rate=0.02, muon_decay=0.1, decay_steps=850, warmup_steps=30,
+    ema_decay=0.995, checkpoint_steps=100,
+)  # fmt: skip
 PICTURES = 24 * 1024
-BATCH_SIZE = 64
+BATCH_SIZE = 96
 CAPTION_DROPOUT = 0.1
 """Share of pictures learned without their caption, for classifier-free guidance (2207.12598)."""
 
@@ -127,7 +129,7 @@ def _quicken(model: UNet) -> None:
     for module in model.modules():
         if isinstance(module, Attention):
             module.attend = plain_attention
-        if isinstance(module, COMPILED) and get_cpp_compiler_or_none():
+        if isinstance(module, COMPILED) and shutil.which("g++"):
             module.compile()
 
 

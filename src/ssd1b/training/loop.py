@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ssd1b.errors import InputError
+from ssd1b.training.muon import Muon
 
 Batch: TypeAlias = dict[str, Any]
 """What one step learns from: named tensors and lists."""
@@ -176,28 +177,11 @@ def train(
     return average.module.eval()
 
 
-class _Muon(torch.optim.Muon):
-    """torch's Muon for weights of any shape: convolutions are matrices of output channels by all the rest."""
-
-    def __init__(self, parameters: Iterable[nn.Parameter], **settings: Any) -> None:
-        # Views of the same memory, which the step then changes in place.
-        self._originals = list(parameters)
-        super().__init__([nn.Parameter(p.detach().view(len(p), -1)) for p in self._originals], **settings)
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move the weights along their gradients, orthogonalised."""
-        views = self.param_groups[0]["params"]
-        for view, original in zip(views, self._originals, strict=True):
-            view.grad = None if original.grad is None else original.grad.reshape(view.shape)
-        super().step()
-
-
 class _Optimizer:
     """AdamW, and Muon beside it where wanted.
 
-    Muon (Jordan 2024, kellerjordan.github.io/posts/muon) is for what turns features into features: not for
-    embeddings, nor for the layers in which pictures enter and leave, nor for biases and norms.
+    Muon is for what turns features into features: not for embeddings, nor for the layers in which pictures
+    enter and leave, nor for biases and norms.
     """
 
     def __init__(self, model: nn.Module, settings: LoopSettings) -> None:
@@ -214,7 +198,7 @@ class _Optimizer:
         ]
         if inner:
             assert settings.muon_rate is not None
-            muon = _Muon(inner.values(), lr=settings.muon_rate, weight_decay=settings.muon_decay)
+            muon = Muon(inner.values(), lr=settings.muon_rate, weight_decay=settings.muon_decay)
             self._each.append((muon, settings.muon_rate, list(inner)))
 
     def step(self, share: float) -> None:

@@ -1,0 +1,225 @@
+"""What a model's pictures of Tabletop are worth: drawn from captions, read by the judge, counted.
+
+The captions are of scenes that no training saw. Half of them show a combination of shape, colour and material
+that no training picture did.
+"""
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from ssd1b.evaluate.clip_score import ClipScore
+from ssd1b.evaluate.distances import diversity, frechet_distance, kernel_distance
+from ssd1b.evaluate.statistics import Estimate, estimate
+from ssd1b.pipeline import Pipeline
+from ssd1b.settings import GenerationSettings
+from ssd1b.tabletop.captions import full_caption
+from ssd1b.tabletop.judge import SOLID_ANSWERS, Judge, Reading, Seen
+from ssd1b.tabletop.renderer import render_batch
+from ssd1b.tabletop.scenes import Scene, Solid, Split, relation, scene
+
+SEED = 1000
+"""Of the stream that captions are taken from; trainings use 0 to 2."""
+
+BATCH_SIZE = 8
+"""Pictures drawn at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One picture to draw: what its caption says, whether its combination was ever seen, and the noise."""
+
+    scene: Scene
+    split: Split
+    seed: int
+
+    @property
+    def caption(self) -> str:
+        """Everything that the picture should show."""
+        return full_caption(self.scene)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What the judge says of one picture; NaN where the caption asks for nothing.
+
+    Attributes:
+        solids: for shape, colour, size and material, the share of the caption's solids that have it right.
+        number: whether there are as many solids as the caption names.
+        background: whether the background is right.
+        relation: whether the two solids stand as the caption says.
+        clean: whether the picture shows no degradation.
+        right: whether number, background and every attribute of every solid are right.
+    """
+
+    solids: dict[str, float]
+    number: float
+    background: float
+    relation: float
+    clean: float
+    right: float
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Everything by name."""
+        names = ("number", "background", "relation", "clean", "right")
+        return {**self.solids, **{name: getattr(self, name) for name in names}}
+
+
+def cases(captions: int, seeds: int = 1, *, stream: int = SEED) -> list[Case]:
+    """The fixed set of cases: ``captions`` captions, seen and new combinations in turn, times ``seeds``."""
+    splits: tuple[Split, ...] = ("train", "held_out")
+    chosen = []
+    for index in range(captions):
+        split = splits[index % 2]
+        plain = replace(scene(stream, index, split=split), degradation=None)
+        chosen += [Case(scene=plain, split=split, seed=seed) for seed in range(seeds)]
+    return chosen
+
+
+def score(wanted: Scene, seen: Reading) -> Score:
+    """Compare what a caption says with what the judge read."""
+    pairs = _paired(wanted.solids, seen.solids)
+    solids = {
+        name: float(np.mean([other is not None and other.answers[name] == getattr(solid, name)
+                             for solid, other in pairs]))
+        for name in SOLID_ANSWERS
+    }  # fmt: skip
+    number = float(len(seen.solids) == len(wanted.solids))
+    background = float(seen.background == wanted.background)
+    return Score(
+        solids=solids,
+        number=number,
+        background=background,
+        relation=_relation(pairs) if len(pairs) == 2 else float("nan"),
+        clean=float(seen.degradation is None),
+        right=float(number and background and all(value == 1 for value in solids.values())),
+    )
+
+
+def _paired(wanted: Sequence[Solid], seen: Sequence[Seen]) -> list[tuple[Solid, Seen | None]]:
+    """Give each wanted solid one that was seen, so that most attributes agree."""
+    padded = [*seen, *[None] * max(0, len(wanted) - len(seen))]
+
+    def agreement(chosen: tuple[Seen | None, ...]) -> int:
+        return sum(
+            other is not None and other.answers[name] == getattr(solid, name)
+            for solid, other in zip(wanted, chosen, strict=True)
+            for name in SOLID_ANSWERS
+        )
+
+    best = max(itertools.permutations(padded, len(wanted)), key=agreement)
+    return list(zip(wanted, best, strict=True))
+
+
+def _relation(pairs: list[tuple[Solid, Seen | None]]) -> float:
+    """Whether the seen solids stand as the wanted ones do."""
+    (first, one), (second, other) = pairs
+    if one is None or other is None:
+        return 0.0
+    stands = {
+        "left": one.x < other.x,
+        "right": one.x > other.x,
+        "front": one.depth < other.depth,
+        "behind": one.depth > other.depth,
+    }
+    return float(stands[relation(first, second)])
+
+
+def draw(
+    pipeline: Pipeline, chosen: Sequence[Case], *, label: str = "draw", **settings: Any
+) -> Iterator[tuple[Image.Image, float]]:
+    """Draw cases in batches: each picture with its share of the seconds that its batch took."""
+    with tqdm(total=len(chosen), desc=label, unit="picture", disable=None, leave=False) as bar:
+        for start in range(0, len(chosen), BATCH_SIZE):
+            few = chosen[start : start + BATCH_SIZE]
+            batch: list[GenerationSettings] = [
+                pipeline.settings(case.caption, seed=case.seed, **settings) for case in few
+            ]
+            clock = time.perf_counter()
+            *_, last = pipeline.steps(batch)
+            images = pipeline.preview(last.latents)
+            seconds = (time.perf_counter() - clock) / len(few)
+            yield from ((image, seconds) for image in images)
+            bar.update(len(few))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """A model's figures over a set of cases.
+
+    Attributes:
+        scores: one for each case, in the order of ``cases``.
+        clip: CLIP score of each picture with its caption.
+        seconds: of each picture.
+        frechet: of the pictures from renders of the same scenes, in the judge's features; ``frechet_renders``
+            is what two such sets of renders have.
+        kernel: likewise.
+        diversity: of each caption, the mean distance in features between its pictures of two seeds.
+    """
+
+    cases: list[Case]
+    scores: list[Score]
+    clip: list[float]
+    seconds: list[float]
+    frechet: float
+    frechet_renders: float
+    kernel: float
+    kernel_renders: float
+    diversity: Estimate
+
+    def table(self) -> dict[str, dict[str, Estimate]]:
+        """Every figure for all cases and for parts of them: one and two solids, seen and new combinations."""
+        groups = {
+            "all": [True] * len(self.cases),
+            "one solid": [len(case.scene.solids) == 1 for case in self.cases],
+            "two solids": [len(case.scene.solids) == 2 for case in self.cases],
+            "seen": [case.split == "train" for case in self.cases],
+            "new": [case.split == "held_out" for case in self.cases],
+        }
+        columns = {
+            name: np.array([each.values[name] for each in self.scores]) for name in self.scores[0].values
+        }
+        columns["clip"] = np.array(self.clip)
+        return {
+            group: {name: estimate(values[np.array(chosen)]) for name, values in columns.items()}
+            for group, chosen in groups.items()
+        }
+
+
+def evaluate(
+    pipeline: Pipeline, judge: Judge, clip: ClipScore, *, captions: int, seeds: int, **settings: Any
+) -> Evaluation:
+    """Draw the fixed set of cases and judge the pictures."""
+    chosen = cases(captions, seeds)
+    drawn = list(draw(pipeline, chosen, **settings))
+    images = [image for image, _ in drawn]
+    readings = judge.read(np.stack([np.asarray(image) for image in images]))
+    features = np.stack([reading.features for reading in readings]).astype(np.float64)
+    clips = [float(clip([image], [case.caption])[0, 0]) for image, case in zip(images, chosen, strict=True)]
+    renders = [
+        _features(judge, [case.scene for case in cases(len(chosen), stream=SEED + offset)])
+        for offset in (1, 2)
+    ]
+    return Evaluation(
+        cases=chosen,
+        scores=[score(case.scene, seen) for case, seen in zip(chosen, readings, strict=True)],
+        clip=clips,
+        seconds=[seconds for _, seconds in drawn],
+        frechet=frechet_distance(features, renders[0]),
+        frechet_renders=frechet_distance(*renders),
+        kernel=kernel_distance(features, renders[0]),
+        kernel_renders=kernel_distance(*renders),
+        diversity=estimate(diversity(features.reshape(captions, seeds, -1))),
+    )
+
+
+def _features(judge: Judge, scenes: Sequence[Scene]) -> NDArray[np.float64]:
+    return np.stack([reading.features for reading in judge.read(render_batch(scenes))]).astype(np.float64)

@@ -1,0 +1,211 @@
+"""The judge: reads off a picture of Tabletop what stands where, and how the picture was spoiled.
+
+A detector in the manner of CenterNet (Zhou et al. 2019, 1904.07850): on a grid of cells, one answer each for
+whether a solid's middle lies here and, if so, which solid. It never sees a caption.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ssd1b.tabletop.degradations import DEGRADATIONS
+from ssd1b.tabletop.renderer import in_picture
+from ssd1b.tabletop.scenes import COLORS, MATERIALS, SIZES, Solid
+from ssd1b.tabletop.shapes import SHAPES
+from ssd1b.tabletop.views import SIZE
+from ssd1b.tensors import Pixels
+
+GRID = 16
+"""Cells along each side."""
+
+CLEAN = "none"
+"""Stands for no degradation."""
+
+SOLID_ANSWERS: Mapping[str, tuple[str, ...]] = {
+    "shape": tuple(SHAPES),
+    "color": tuple(COLORS),
+    "size": tuple(SIZES),
+    "material": MATERIALS,
+}
+"""What is asked of each solid, and the possible answers."""
+
+PICTURE_ANSWERS: Mapping[str, tuple[str, ...]] = {
+    "background": tuple(COLORS),
+    "degradation": (CLEAN, *DEGRADATIONS),
+}
+"""What is asked of the whole picture."""
+
+_PLACE = ("presence", "right", "up", "depth")
+_CHANNELS = (32, 64, 96, 128)
+FEATURES = 128
+_MOST = 4  # solids read off one picture; the world shows two
+_WEIGHTS = Path(__file__).parent.parent / "data" / "judge" / "judge.safetensors"
+
+
+class Seen(NamedTuple):
+    """One solid as the judge sees it.
+
+    Attributes:
+        answers: by the names of ``SOLID_ANSWERS``.
+        x: to the right, -1 to 1; depth: away from the viewer, in the world's units.
+        certainty: the least probability among presence and answers.
+    """
+
+    answers: dict[str, str]
+    x: float
+    depth: float
+    certainty: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Everything that the judge reads off one picture.
+
+    Attributes:
+        solids: the most certainly present first.
+        background: a key of ``COLORS``; degradation: a key of ``DEGRADATIONS`` or None.
+        features: ``[FEATURES]``, for distances between sets of pictures.
+    """
+
+    solids: tuple[Seen, ...]
+    background: str
+    degradation: str | None
+    features: NDArray[np.float32]
+
+
+class Answers(NamedTuple):
+    """What the network says, as logits.
+
+    Attributes:
+        place: ``[B, 4, GRID, GRID]``: presence (logit), and of a solid there how far its middle lies from
+            the cell's middle to the right and up, in cells, and its depth.
+        solid: for each name of ``SOLID_ANSWERS`` ``[B, answers, GRID, GRID]``.
+        picture: for each name of ``PICTURE_ANSWERS`` ``[B, answers]``.
+        features: ``[B, FEATURES]``.
+    """
+
+    place: Tensor
+    solid: dict[str, Tensor]
+    picture: dict[str, Tensor]
+    features: Tensor
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(8, channels), nn.GroupNorm(8, channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
+
+
+class Judge(nn.Module):
+    """Pictures of ``SIZE`` x ``SIZE`` to answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        halvings = zip((3, *_CHANNELS[:-1]), _CHANNELS, strict=True)
+        self.down = nn.ModuleList(
+            nn.Conv2d(before, after, 4, stride=2, padding=1) for before, after in halvings
+        )
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*(_Residual(channels) for _ in range(depth)))
+            for channels, depth in zip(_CHANNELS, (1, 1, 2, 2), strict=True)
+        )
+        self.context = nn.Conv2d(_CHANNELS[-1], _CHANNELS[-2], 1)
+        self.refine = _Residual(_CHANNELS[-2])
+        self.norm = nn.GroupNorm(8, _CHANNELS[-2])
+        self.cell_conv_out = nn.Conv2d(_CHANNELS[-2], len(_PLACE) + sum(map(len, SOLID_ANSWERS.values())), 1)
+        self.picture_conv_out = nn.Linear(FEATURES, sum(map(len, PICTURE_ANSWERS.values())))
+
+    def forward(self, pixels: Pixels) -> Answers:
+        """Pixels from -1 to 1."""
+        x, levels = pixels, []
+        for down, blocks in zip(self.down, self.blocks, strict=True):
+            x = blocks(down(x))
+            levels.append(x)
+        features = F.silu(x).mean(dim=(2, 3))
+        cells = levels[-2] + F.interpolate(self.context(x), scale_factor=2.0)
+        cells = self.cell_conv_out(F.silu(self.norm(self.refine(cells)))).float()
+        place, *solid = cells.split([len(_PLACE), *map(len, SOLID_ANSWERS.values())], dim=1)
+        picture = self.picture_conv_out(features).float().split([*map(len, PICTURE_ANSWERS.values())], dim=1)
+        return Answers(
+            place,
+            dict(zip(SOLID_ANSWERS, solid, strict=True)),
+            dict(zip(PICTURE_ANSWERS, picture, strict=True)),
+            features.float(),
+        )
+
+    @torch.inference_mode()
+    def read(self, pictures: NDArray[np.uint8], batch_size: int = 64) -> list[Reading]:
+        """Read pictures, ``[pictures, SIZE, SIZE, 3]``.
+
+        Raises:
+            ValueError: pictures of another size.
+        """
+        if pictures.shape[1:] != (SIZE, SIZE, 3):
+            raise ValueError(f"the judge reads pictures of {SIZE} x {SIZE} pixels, got {pictures.shape[1:]}")
+        read = []
+        for start in range(0, len(pictures), batch_size):
+            batch = torch.from_numpy(pictures[start : start + batch_size]).permute(0, 3, 1, 2)
+            read += readings(self(batch.float() / 127.5 - 1.0))
+        return read
+
+
+def load_judge() -> Judge:
+    """The judge that comes with the package."""
+    judge = Judge()
+    judge.load_state_dict({name: tensor.float() for name, tensor in load_file(_WEIGHTS).items()})
+    return judge.requires_grad_(False).eval()
+
+
+def cell_of(solid: Solid) -> tuple[int, int, float, float]:
+    """The cell (row, column) of a solid's middle in the plain view, and the rest: right and up, in cells."""
+    u, v = in_picture(solid)
+    across, down = (u + 1) / 2 * GRID, (1 - v) / 2 * GRID
+    row, column = (min(max(math.floor(value), 0), GRID - 1) for value in (down, across))
+    return row, column, across - column - 0.5, row + 0.5 - down
+
+
+def readings(answers: Answers) -> list[Reading]:
+    """Put the network's answers for a batch into words."""
+    return [_reading(answers, index) for index in range(len(answers.place))]
+
+
+def _reading(answers: Answers, index: int) -> Reading:
+    presence = answers.place[index, 0].sigmoid()
+    # A solid is where presence has a peak.
+    peaks = (presence == F.max_pool2d(presence[None], 3, stride=1, padding=1)[0]) & (presence > 0.5)
+    cells = peaks.nonzero()[presence[peaks].argsort(descending=True)][:_MOST]
+    solids = []
+    for row, column in cells.tolist():
+        chances = {name: logits[index, :, row, column].softmax(0) for name, logits in answers.solid.items()}
+        _, right, _, depth = answers.place[index, :, row, column].tolist()
+        solids.append(
+            Seen(
+                {name: SOLID_ANSWERS[name][int(chance.argmax())] for name, chance in chances.items()},
+                x=(column + 0.5 + right) / GRID * 2 - 1,
+                depth=depth,
+                certainty=min(float(presence[row, column]), *(float(c.max()) for c in chances.values())),
+            )
+        )
+    said = {
+        name: PICTURE_ANSWERS[name][int(logits[index].argmax())] for name, logits in answers.picture.items()
+    }
+    return Reading(
+        solids=tuple(solids),
+        background=said["background"],
+        degradation=None if said["degradation"] == CLEAN else said["degradation"],
+        features=answers.features[index].numpy(),
+    )

@@ -1,0 +1,104 @@
+"""The judge: the truth it learns is where the solids are, and it says what its network answers."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ssd1b.tabletop.degradations import DEGRADATIONS
+from ssd1b.tabletop.judge import GRID, PICTURE_ANSWERS, SOLID_ANSWERS, Answers, Judge, cell_of, readings
+from ssd1b.tabletop.renderer import render
+from ssd1b.tabletop.scenes import Scene, scene
+from ssd1b.tabletop.train_judge import SETTINGS, Renders, train_judge, truth
+
+PLAIN = [replace(scene(4, index), degradation=None) for index in range(40)]
+
+
+def certain(scenes: list[Scene]) -> Answers:
+    """What a network would say that knows the truth."""
+    told = truth(scenes)
+    place = told["place"].clone()
+    place[:, 0] = place[:, 0] * 20 - 10
+
+    def logits(name: str, answers: tuple[str, ...]) -> torch.Tensor:
+        return 20.0 * torch.nn.functional.one_hot(told[name].clamp(min=0), len(answers)).movedim(-1, 1)
+
+    return Answers(
+        place,
+        {name: logits(name, answers) for name, answers in SOLID_ANSWERS.items()},
+        {name: logits(name, answers) for name, answers in PICTURE_ANSWERS.items()},
+        torch.zeros(len(scenes), 3),
+    )
+
+
+def test_the_middle_of_a_solid_is_where_its_pixels_are() -> None:
+    for shown in PLAIN:
+        for solid in shown.solids:
+            alone = replace(shown, solids=(solid,))
+            pictures = [
+                render(replace(alone, solids=(replace(solid, color=color, material="rubber"),))).astype(int)
+                for color in ("white", "black")
+            ]
+            rows, columns = np.nonzero(abs(pictures[0] - pictures[1]).max(axis=2) > 60)
+            row, column, right, up = cell_of(solid)
+            assert (column + 0.5 + right) * 8 == pytest.approx((columns.min() + columns.max() + 1) / 2, abs=5)
+            assert (row + 0.5 - up) * 8 == pytest.approx((rows.min() + rows.max() + 1) / 2, abs=7)
+
+
+def test_what_is_read_off_the_truth_is_the_scene() -> None:
+    for shown, reading in zip(PLAIN, readings(certain(PLAIN)), strict=True):
+        assert reading.background == shown.background and reading.degradation is None
+        seen = sorted(reading.solids, key=lambda one: one.x)
+        solids = sorted(shown.solids, key=lambda solid: solid.x)
+        assert len(seen) == len(solids)
+        for one, solid in zip(seen, solids, strict=True):
+            assert one.answers == {name: getattr(solid, name) for name in SOLID_ANSWERS}
+            assert (one.x, one.depth) == (pytest.approx(solid.x), pytest.approx(solid.depth))
+            assert one.certainty > 0.99
+
+
+@pytest.mark.parametrize("degradation", DEGRADATIONS)
+def test_the_truth_asks_only_what_can_be_seen(degradation: str) -> None:
+    told = truth([replace(PLAIN[0], degradation=degradation)])
+    assert PICTURE_ANSWERS["degradation"][told["degradation"][0]] == degradation
+    colors = degradation not in ("monochrome", "sketch", "cropped")
+    assert bool((told["color"] >= 0).any()) == colors
+    assert (told["background"][0] >= 0) == (degradation not in ("monochrome", "sketch"))
+    assert bool((told["shape"] >= 0).any()) == (degradation != "cropped")
+
+
+def test_two_solids_never_share_a_cell() -> None:
+    for index in range(2000):
+        cells = [cell_of(solid)[:2] for solid in scene(4, index).solids]
+        assert len(set(cells)) == len(cells)
+        assert all(0 <= value < GRID for cell in cells for value in cell)
+
+
+def test_reading_in_batches_is_reading_one_by_one() -> None:
+    torch.manual_seed(0)
+    judge = Judge().requires_grad_(False).eval()
+    pictures = np.stack([render(shown) for shown in PLAIN[:5]])
+    together, alone = judge.read(pictures, batch_size=5), judge.read(pictures, batch_size=2)
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(one.features, other.features, rtol=1e-4, atol=1e-5)
+
+
+def test_pictures_of_another_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="128 x 128"):
+        Judge().read(np.zeros((1, 64, 64, 3), np.uint8))
+
+
+def test_a_few_steps_teach_it_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ssd1b.tabletop import train_judge as module
+    from ssd1b.training import loop
+
+    monkeypatch.setattr(module, "BATCH_SIZE", 16)
+    monkeypatch.setattr(loop, "_read_ahead", lambda data, start, stop: (data[i] for i in range(start, stop)))
+    few = replace(SETTINGS, steps=12, decay_steps=4, warmup_steps=2, log_steps=3)
+    judge = train_judge(tmp_path, settings=few)
+    losses = [json.loads(row)["loss"] for row in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.7 * losses[0]
+    assert judge.read(Renders()[0]["pixels"][:2].permute(0, 2, 3, 1).numpy())
