@@ -1,7 +1,5 @@
 """Files against diffusers and transformers: names, configurations, whole models, both ways."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -17,10 +15,8 @@ from ssd1b.layouts import (
     CLIP_BIGG,
     CLIP_L,
     SDXL_MINI,
-    SSD_1B,
     SSD_1B_MINI,
     UNETS,
-    ModelLayout,
     TextLayout,
     VAELayout,
 )
@@ -34,25 +30,7 @@ from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS, our_name
 from ssd1b.weights.loading import load_component, open_checkpoint, read_part
 from ssd1b.weights.single_file import original_tensors, save_single_file
 from ssd1b.weights.vocabulary import PADDING, clip_vocabulary, write_tokenizer
-
-SMALL = ModelLayout(
-    name="custom",
-    unet=replace(
-        SSD_1B,
-        levels=tuple(replace(level, channels=8 * 2**i) for i, level in enumerate(SSD_1B.levels)),
-        head_dim=8,
-        cross_attention_dim=40,
-        pooled_dim=12,
-        time_ids_dim=4,
-        norm_groups=4,
-    ),
-    vae=VAELayout(channels=(8, 16), layers_per_block=1, norm_groups=4, scaling_factor=0.5),
-    text_encoder=replace(CLIP_L, hidden_size=16, layers=2, heads=2, intermediate_size=20),
-    text_encoder_2=replace(
-        CLIP_BIGG, hidden_size=24, layers=2, heads=3, intermediate_size=28, projection_dim=12
-    ),
-    size=32,
-)
+from tiny import TINY
 
 
 def on_meta(build, *arguments) -> nn.Module:
@@ -122,10 +100,10 @@ def test_text_names_and_shapes_are_those_that_diffusers_converts_to():
 def weights():
     torch.manual_seed(0)
     modules = (
-        UNet(SMALL.unet),
-        VAE(SMALL.vae),
-        TextEncoder(SMALL.text_encoder),
-        TextEncoder(SMALL.text_encoder_2),
+        UNet(TINY.unet),
+        VAE(TINY.vae),
+        TextEncoder(TINY.text_encoder),
+        TextEncoder(TINY.text_encoder_2),
     )
     return {part: module.state_dict() for part, module in zip(PARTS, modules, strict=True)}
 
@@ -133,7 +111,7 @@ def weights():
 @pytest.fixture(scope="module")
 def folder(weights, tmp_path_factory):
     path = tmp_path_factory.mktemp("ours") / "model"
-    save_folder(path, ModelInfo(layout=SMALL), weights)
+    save_folder(path, ModelInfo(layout=TINY), weights)
     return path
 
 
@@ -157,7 +135,7 @@ def test_diffusers_opens_our_folder(folder, weights):
 def test_diffusers_opens_our_single_file(folder, weights, tmp_path):
     """A file shaped as SSD-1B, which diffusers once could not convert (diffusers#6689)."""
     file = tmp_path / "model.safetensors"
-    save_single_file(file, ModelInfo(layout=SMALL), weights)
+    save_single_file(file, ModelInfo(layout=TINY), weights)
     pipeline = StableDiffusionXLPipeline.from_single_file(
         str(file), config=str(folder), local_files_only=True
     )
@@ -171,7 +149,7 @@ def test_we_open_diffusers_folder(folder, weights, tmp_path):
     checkpoint = open_checkpoint(tmp_path / "theirs")
     assert len({tensor.file for tensor in checkpoint.parts["unet"].tensors.values()}) > 1, "shards"
     assert all(".fp16." in tensor.file.name for tensor in checkpoint.parts["vae"].tensors.values())
-    assert checkpoint.info.layout == SMALL
+    assert checkpoint.info.layout == TINY
     for part in PARTS:
         tensors = read_part(checkpoint, part)
         assert tensors.keys() == weights[part].keys()
@@ -182,7 +160,7 @@ def test_we_open_diffusers_folder(folder, weights, tmp_path):
 def test_a_picture_of_numbers_is_the_same_through_either_loader(folder):
     """Not names alone: what our module computes with our loader's weights is what diffusers computes."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True)
-    unet = on_meta(UNet, SMALL.unet)
+    unet = on_meta(UNet, TINY.unet)
     load_component(unet, open_checkpoint(folder), "unet", dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     x, text = (torch.randn(shape, generator=generator) for shape in ((1, 4, 8, 8), (1, 77, 40)))

@@ -1,6 +1,5 @@
 """Layouts and weights that the tests of ssd1b.weights share."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,48 +8,17 @@ from torch import Tensor, nn
 
 from ssd1b.layouts import (
     SDXL_MINI,
-    SSD_1B,
     SSD_1B_MINI,
     UNETS,
     Level,
     ModelLayout,
-    TextLayout,
     UNetLayout,
-    VAELayout,
 )
 from ssd1b.models.text import TextEncoder
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 
 PUBLISHED = {**UNETS, "mini-sdxl": SDXL_MINI, "mini-ssd-1b": SSD_1B_MINI}
-
-TINY = ModelLayout(
-    name="custom",
-    unet=replace(
-        SSD_1B,
-        levels=tuple(replace(level, channels=8 * 2**i) for i, level in enumerate(SSD_1B.levels)),
-        head_dim=8,
-        cross_attention_dim=40,
-        pooled_dim=12,
-        time_ids_dim=4,
-        norm_groups=4,
-    ),
-    vae=VAELayout(channels=(8, 16), layers_per_block=1, norm_groups=4, scaling_factor=0.5),
-    text_encoder=TextLayout(
-        hidden_size=16, layers=2, heads=2, intermediate_size=20, activation="quick_gelu", projection_dim=None
-    ),
-    text_encoder_2=TextLayout(
-        hidden_size=24,
-        layers=2,
-        heads=3,
-        intermediate_size=28,
-        activation="gelu",
-        projection_dim=12,
-        pad_token_id=0,
-    ),
-    size=32,
-)
-"""SSD-1B's blocks, CLIP's vocabulary, everything else as small as can be."""
 
 
 def modules(layout: ModelLayout, device: str = "meta") -> dict[str, nn.Module]:

@@ -3,8 +3,9 @@ import pytest
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.folder import save_folder
 from ssd1b.weights.single_file import save_single_file
+from tiny import TINY
 
-from .cases import TINY, random_weights
+from .cases import random_weights
 
 
 @pytest.fixture(scope="session")

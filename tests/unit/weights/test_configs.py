@@ -19,8 +19,9 @@ from ssd1b.weights.configs import (
 from ssd1b.weights.configs import (
     unet_layout as read_unet,
 )
+from tiny import TINY
 
-from .cases import PUBLISHED, TINY, unet_layout, unet_layouts
+from .cases import PUBLISHED, unet_layout, unet_layouts
 
 # The fields that decide something, as the published files have them.
 SDXL_CONFIG = {

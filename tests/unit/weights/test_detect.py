@@ -11,8 +11,9 @@ from ssd1b.layouts import CLIP_BIGG, CLIP_L, SDXL, SSD_1B, UNETS, VAELayout
 from ssd1b.models.text import TextEncoder
 from ssd1b.models.vae import VAE
 from ssd1b.weights.detect import detect_text_layout, detect_unet_layout, detect_vae_layout
+from tiny import TINY
 
-from .cases import PUBLISHED, TINY, hints, modules, shapes, unet_layout, unet_layouts, unet_shapes
+from .cases import PUBLISHED, hints, modules, shapes, unet_layout, unet_layouts, unet_shapes
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

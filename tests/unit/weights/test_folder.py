@@ -15,8 +15,7 @@ from ssd1b.weights.checkpoint import SDXL_SCHEDULER, Checkpoint, ModelInfo, Part
 from ssd1b.weights.folder import save_folder
 from ssd1b.weights.keymap import PARTS
 from ssd1b.weights.loading import open_checkpoint, read_part
-
-from .cases import TINY
+from tiny import TINY
 
 
 @pytest.fixture

@@ -9,17 +9,9 @@ from ssd1b.models.text import TextEncoder
 from ssd1b.models.vae import VAE
 from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS, from_original, our_name, to_original
 from ssd1b.weights.single_file import original_tensors
+from tiny import TINY
 
-from .cases import (
-    PUBLISHED,
-    TINY,
-    modules,
-    random_weights,
-    shapes,
-    unet_layout,
-    unet_layouts,
-    unet_shapes,
-)
+from .cases import PUBLISHED, modules, random_weights, shapes, unet_layout, unet_layouts, unet_shapes
 
 
 def assert_one_to_one(part, names):

@@ -13,8 +13,9 @@ from ssd1b.errors import InputError
 from ssd1b.models.unet import UNet
 from ssd1b.weights import loading
 from ssd1b.weights.loading import load_component, open_checkpoint, read_part
+from tiny import TINY
 
-from .cases import TINY, modules
+from .cases import modules
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from ssd1b.weights.folder import save_folder
 from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS
 from ssd1b.weights.loading import load_component, open_checkpoint, read_part
 from ssd1b.weights.single_file import original_tensors, save_single_file
+from tiny import TINY
 
-from .cases import TINY, modules, unet_shapes
+from .cases import modules, unet_shapes
 
 
 def metadata(path):
