@@ -17,11 +17,16 @@ OPTIONS = {
         "--guidance-interval", "--steps", "--sampler", "--schedule", "--seed", "--size", "--preset",
         "--count", "--model", "--device", "--dtype", "--offline", "--out", "--format", "--preview", "--json",
     },
+    "evaluate": {
+        "--captions", "--seeds", "--versus", "--negative", "--negative-preset", "--guidance",
+        "--guidance-rescale", "--guidance-interval", "--steps", "--sampler", "--schedule", "--seed", "--size",
+        "--preset", "--model", "--device", "--dtype", "--offline", "--judge", "--out", "--json",
+    },
     "rerun": {"--out", "--model", "--device", "--dtype", "--offline"},
     "inspect": {"--json"},
     "models": {"--json"},
     "tabletop render": {"--count", "--seed", "--split", "--out", "--sheet"},
-    "tabletop train": {"--out", "--steps", "--resume", "--device"},
+    "tabletop train": {"--out", "--from", "--steps", "--resume", "--device"},
 }  # fmt: skip
 """Scripts depend on these: none may go without a deprecation."""
 

@@ -16,10 +16,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from ssd1b.evaluate.clip_score import ClipScore
+from ssd1b.evaluate.cost import counted, unet_macs
 from ssd1b.evaluate.distances import diversity, frechet_distance, kernel_distance
-from ssd1b.evaluate.statistics import Estimate, estimate
+from ssd1b.evaluate.statistics import Estimate, difference, estimate
 from ssd1b.pipeline import Pipeline
-from ssd1b.settings import GenerationSettings
+from ssd1b.settings import GenerationSettings, Preset
 from ssd1b.tabletop.captions import full_caption
 from ssd1b.tabletop.judge import SOLID_ANSWERS, Judge, Reading, Seen
 from ssd1b.tabletop.renderer import render_batch
@@ -156,19 +157,22 @@ class Evaluation:
     """A model's figures over a set of cases.
 
     Attributes:
-        scores: one for each case, in the order of ``cases``.
-        clip: CLIP score of each picture with its caption.
-        seconds: of each picture.
-        frechet: of the pictures from renders of the same scenes, in the judge's features; ``frechet_renders``
-            is what two such sets of renders have.
+        cases: as ``cases`` gives them.
+        pictures: one for each case, ``[cases, SIZE, SIZE, 3]``.
+        values: for each name of ``Score.values``, and "clip", one value for each case.
+        seconds: of one picture, median.
+        macs: multiply-accumulate operations in the UNet for one picture.
+        frechet: squared distance of the pictures from renders of other scenes, in the judge's features;
+            ``frechet_renders`` is what two such sets of renders have.
         kernel: likewise.
         diversity: of each caption, the mean distance in features between its pictures of two seeds.
     """
 
     cases: list[Case]
-    scores: list[Score]
-    clip: list[float]
-    seconds: list[float]
+    pictures: NDArray[np.uint8]
+    values: dict[str, NDArray[np.float64]]
+    seconds: float
+    macs: float
     frechet: float
     frechet_renders: float
     kernel: float
@@ -176,49 +180,82 @@ class Evaluation:
     diversity: Estimate
 
     def table(self) -> dict[str, dict[str, Estimate]]:
-        """Every figure for all cases and for parts of them: one and two solids, seen and new combinations."""
+        """Every value for all cases and for parts of them: one and two solids, seen and new combinations."""
         groups = {
-            "all": [True] * len(self.cases),
+            "all": [True for _ in self.cases],
             "one solid": [len(case.scene.solids) == 1 for case in self.cases],
             "two solids": [len(case.scene.solids) == 2 for case in self.cases],
             "seen": [case.split == "train" for case in self.cases],
             "new": [case.split == "held_out" for case in self.cases],
         }
-        columns = {
-            name: np.array([each.values[name] for each in self.scores]) for name in self.scores[0].values
-        }
-        columns["clip"] = np.array(self.clip)
         return {
-            group: {name: estimate(values[np.array(chosen)]) for name, values in columns.items()}
+            group: {name: estimate(values[np.array(chosen)]) for name, values in self.values.items()}
             for group, chosen in groups.items()
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """Everything but the pictures, for JSON."""
+        return {
+            "table": {
+                group: {name: each._asdict() for name, each in row.items()}
+                for group, row in self.table().items()
+            },
+            "frechet": self.frechet,
+            "frechet_renders": self.frechet_renders,
+            "kernel": self.kernel,
+            "kernel_renders": self.kernel_renders,
+            "diversity": self.diversity._asdict(),
+            "seconds": self.seconds,
+            "unet_gmacs": self.macs / 1e9,
         }
 
 
 def evaluate(
-    pipeline: Pipeline, judge: Judge, clip: ClipScore, *, captions: int, seeds: int, **settings: Any
+    pipeline: Pipeline,
+    judge: Judge,
+    clip: ClipScore,
+    *,
+    captions: int,
+    seeds: int,
+    preset: Preset | None = None,
+    **given: Any,
 ) -> Evaluation:
     """Draw the fixed set of cases and judge the pictures."""
     chosen = cases(captions, seeds)
-    drawn = list(draw(pipeline, chosen, **settings))
+    with counted(pipeline.unet) as batches:
+        drawn = list(draw(pipeline, chosen, preset=preset, **given))
     images = [image for image, _ in drawn]
-    readings = judge.read(np.stack([np.asarray(image) for image in images]))
-    features = np.stack([reading.features for reading in readings]).astype(np.float64)
-    clips = [float(clip([image], [case.caption])[0, 0]) for image, case in zip(images, chosen, strict=True)]
+    pictures = np.stack([np.asarray(image) for image in images])
+    seen = judge.read(pictures)
+    features = np.stack([reading.features for reading in seen]).astype(np.float64)
     renders = [
         _features(judge, [case.scene for case in cases(len(chosen), stream=SEED + offset)])
         for offset in (1, 2)
     ]
+    scores = [score(case.scene, reading).values for case, reading in zip(chosen, seen, strict=True)]
+    values = {name: np.array([each[name] for each in scores]) for name in scores[0]}
+    values["clip"] = np.array(
+        [float(clip([image], [case.caption])[0, 0]) for image, case in zip(images, chosen, strict=True)]
+    )
+    unet = pipeline.layout.unet
+    side = pictures.shape[1] // pipeline.layout.vae.factor
     return Evaluation(
         cases=chosen,
-        scores=[score(case.scene, seen) for case, seen in zip(chosen, readings, strict=True)],
-        clip=clips,
-        seconds=[seconds for _, seconds in drawn],
+        pictures=pictures,
+        values=values,
+        seconds=float(np.median([seconds for _, seconds in drawn])),
+        macs=unet_macs(unet, side, side) * sum(batches) / len(chosen),
         frechet=frechet_distance(features, renders[0]),
         frechet_renders=frechet_distance(*renders),
         kernel=kernel_distance(features, renders[0]),
         kernel_renders=kernel_distance(*renders),
         diversity=estimate(diversity(features.reshape(captions, seeds, -1))),
     )
+
+
+def compare(first: Evaluation, second: Evaluation) -> dict[str, Estimate]:
+    """By how much the second exceeds the first, value by value, paired by caption and noise."""
+    return {name: difference(first.values[name], second.values[name]) for name in first.values}
 
 
 def _features(judge: Judge, scenes: Sequence[Scene]) -> NDArray[np.float64]:

@@ -14,15 +14,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ssd1b.errors import InputError
 from ssd1b.tabletop.degradations import DEGRADATIONS
 from ssd1b.tabletop.renderer import in_picture
 from ssd1b.tabletop.scenes import COLORS, MATERIALS, SIZES, Solid
 from ssd1b.tabletop.shapes import SHAPES
 from ssd1b.tabletop.views import SIZE
 from ssd1b.tensors import Pixels
+from ssd1b.weights.files import open_file
 
 GRID = 16
 """Cells along each side."""
@@ -163,10 +164,21 @@ class Judge(nn.Module):
         return read
 
 
-def load_judge() -> Judge:
-    """The judge that comes with the package."""
+def load_judge(path: Path | None = None) -> Judge:
+    """Load a judge that ``ssd1b tabletop train judge`` left; None takes the one that comes along.
+
+    Raises:
+        InputError: there is no such file, or it holds something else.
+    """
+    path = path or _WEIGHTS
+    if not path.exists():
+        raise InputError(f"{path}: no judge there; train one with 'ssd1b tabletop train judge --out RUN'")
     judge = Judge()
-    judge.load_state_dict({name: tensor.float() for name, tensor in load_file(_WEIGHTS).items()})
+    handle = open_file(path)
+    try:
+        judge.load_state_dict({name: handle.get_tensor(name).float() for name in handle.keys()})
+    except RuntimeError as error:
+        raise InputError(f"{path}: holds no judge of this version") from error
     return judge.requires_grad_(False).eval()
 
 
