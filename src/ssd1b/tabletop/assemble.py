@@ -82,8 +82,10 @@ def train_part(
         tokenizer=load_tokenizer(tokenizers["text_encoder"]),
         tokenizer_2=load_tokenizer(tokenizers["text_encoder_2"]),
     )
-    # Latents are believed by their folder's name, so it must tell which autoencoder made them.
-    digest = hashlib.sha256(_weights(run / "vae").read_bytes()).hexdigest()[:16]
+    # Latents are believed by their folder's name, so it must tell which encoder made them.
+    encoding = (vae.encoder, vae.quant_conv)
+    parts = (p.detach().numpy().tobytes() for half in encoding for p in half.parameters())
+    digest = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
     unet = train_unet.train_unet(
         run / part, vae.to(device), text, run / f"latents-{digest}",
         start=start and _taken(UNet(MINI_SDXL.unet), start, part),

@@ -24,7 +24,7 @@ from ssd1b.training.loop import Batch, LoopSettings, train
 from ssd1b.training.precision import in_bfloat16
 
 SETTINGS = LoopSettings(
-    steps=1700, learning_rate=1e-3, muon_rate=0.02, muon_decay=0.1, decay_steps=850, warmup_steps=30,
+    steps=1420, learning_rate=1e-3, muon_rate=0.02, muon_decay=0.1, decay_steps=1008, warmup_steps=30,
     ema_decay=0.995, checkpoint_steps=100,
 )  # fmt: skip
 PICTURES = 24 * 1024

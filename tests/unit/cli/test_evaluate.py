@@ -48,7 +48,7 @@ def test_a_model_beside_itself_cannot_be_told_apart(run, ignorant):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--captions", 3], ["captions is 3", "multiple of 2"]),
+        (["--captions", 3], ["captions is 3", "multiples of 2"]),
         (["--seeds", 0], ["seeds is 0"]),
         (["--seed", 3], ["seed is fixed"]),
         (["--size", 64], ["width is fixed"]),

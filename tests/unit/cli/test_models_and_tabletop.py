@@ -61,13 +61,22 @@ def test_sheet_shows_every_picture(run, tmp_path):
 
 
 def test_train_hands_its_options_on(run, monkeypatch):
-    def train_part(part: str, run: Path, *, steps: int | None, resume: bool, device: str) -> Path:
-        assert (part, run, steps, resume, device) == ("clip", Path("mini"), 5, True, "cpu")
-        return run / "clip"
+    told = {}
+
+    def train_part(part: str, run: Path, **options: object) -> Path:
+        told.update(options)
+        return run / part
 
     monkeypatch.setattr(assemble, "train_part", train_part)
-    result = run("tabletop", "train", "clip", "--out", "mini", "--steps", 5, "--resume")
-    assert (result.code, result.out) == (0, "mini/clip\n")
+    result = run("tabletop", "train", "vae", "--out", "mini", "--from", "mini-sdxl", "--steps", 5, "--resume")
+    assert (result.code, result.out) == (0, "mini/vae\n")
+    assert (told.pop("start") / "model_index.json").exists()
+    assert told == {"steps": 5, "resume": True, "device": "cpu"}
+
+
+def test_what_no_model_holds_cannot_be_gone_on_with(run):
+    result = run("tabletop", "train", "clip", "--out", "mini", "--from", "mini-sdxl")
+    assert result.code == 2 and "clip starts anew" in result.err
 
 
 @pytest.mark.parametrize(
