@@ -139,7 +139,7 @@ def _text(result: "Evaluation") -> str:
 
 
 def _percent(value: "Estimate") -> str:
-    if value.count == 0:
+    if value.size == 0:
         return "-"
     return f"{100 * value.mean:.1f} ({100 * value.low:.1f} to {100 * value.high:.1f})"
 

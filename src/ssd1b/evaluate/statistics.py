@@ -10,12 +10,12 @@ RESAMPLES = 2000
 
 
 class Estimate(NamedTuple):
-    """A mean with its 95 % confidence interval, over ``count`` values."""
+    """A mean with its 95 % confidence interval, over ``size`` values."""
 
     mean: float
     low: float
     high: float
-    count: int
+    size: int
 
 
 def estimate(values: ArrayLike) -> Estimate:

@@ -142,6 +142,7 @@ def steady_decoder(
     model = Decoding(vae).to(device)
     data = Crops(seed=settings.seed + 1)
     trained = train(model, data, loss, settings, out, resume=resume, label="decoder")
+    assert isinstance(trained, Decoding)
     vae.decoder, vae.post_quant_conv = trained.decoder, trained.post_quant_conv
     return vae
 

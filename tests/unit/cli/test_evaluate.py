@@ -31,8 +31,8 @@ def test_figures_as_json_and_on_disk(run, ignorant, tmp_path):
     (model,) = facts["models"]
     assert model["model"] == "mini-sdxl" and facts["difference"] == {}
     assert set(model["table"]) == {"all", "one solid", "two solids", "seen", "new"}
-    assert model["table"]["all"]["right"]["count"] == 8
-    assert model["diversity"]["count"] == 4
+    assert model["table"]["all"]["right"]["size"] == 8
+    assert model["diversity"]["size"] == 4
     # Two steps of two passes, each a picture's worth.
     assert model["unet_gmacs"] == pytest.approx(4 * unet_macs(SDXL_MINI, 16, 16) / 1e9)
     with Image.open(tmp_path / "result/sheet-0.png") as sheet:

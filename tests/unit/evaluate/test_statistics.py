@@ -14,11 +14,11 @@ def test_the_interval_covers_the_true_mean_nineteen_times_in_twenty() -> None:
 
 def test_what_was_not_asked_for_does_not_count() -> None:
     assert estimate([1.0, np.nan, 0.0]).mean == 0.5
-    assert estimate([1.0, np.nan, 0.0]).count == 2
+    assert estimate([1.0, np.nan, 0.0]).size == 2
 
 
 def test_nothing_known_and_no_spread_are_no_errors() -> None:
-    assert estimate([]).count == 0 and np.isnan(estimate([np.nan]).mean)
+    assert estimate([]).size == 0 and np.isnan(estimate([np.nan]).mean)
     assert estimate([1.0, 1.0]) == (1.0, 1.0, 1.0, 2)
 
 

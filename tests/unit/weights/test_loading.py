@@ -106,7 +106,7 @@ def test_nan_and_infinity_are_named(folder, value):
     with pytest.raises(InputError, match=f"unet: 2 tensors hold NaN or infinity: {', '.join(bad)}"):
         load_unet(folder, torch.bfloat16)
     # Weights that stay in the mapped file are not read before they are used.
-    assert loading.broken_tensors(load_unet(folder, torch.float16)) == bad
+    assert loading.broken_tensors(load_unet(folder)) == bad
 
 
 def test_numbers_that_do_not_fit_the_wanted_format_are_named(folder):
