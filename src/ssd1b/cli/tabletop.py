@@ -81,7 +81,10 @@ def render_command(
     "--out", "run", metavar="RUN", required=True, help="Folder of the whole run, the same for all parts."
 )
 @click.option(
-    "--from", "start", metavar="MODEL", help="Start with the weights of a model, as mini-sdxl; not clip."
+    "--from",
+    "start",
+    metavar="MODEL",
+    help="Go on with the weights of a model, as mini-sdxl: vae or unet.",
 )
 @click.option("--steps", type=int, help="Of the optimiser. Default: the part's own number.")
 @click.option("--resume", is_flag=True, help="Go on with a training that was stopped.")

@@ -35,12 +35,7 @@ class ClipScore:
         Raises:
             InputError: the model brings none.
         """
-        weights = model / IMAGE_ENCODER / "model.safetensors"
-        if not weights.exists():
-            raise InputError(f"{model} has no image encoder ({weights} is missing), so no CLIP score")
-        encoder = ImageEncoder(CLIP_VISION_MINI)
-        encoder.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()})
-        return cls(image_encoder=encoder.requires_grad_(False).eval(), text=text)
+        return cls(image_encoder=load_image_encoder(model), text=text)
 
     def __call__(
         self, images: Sequence[Image.Image], prompts: Sequence[str]
@@ -50,3 +45,17 @@ class ClipScore:
         pixels = torch.cat([to_pixels(image.resize((side, side))) for image in images])
         texts = self.text.encode(self.text.tokenize(prompts)).pooled.float()
         return F.normalize(self.image_encoder(pixels), dim=-1) @ F.normalize(texts, dim=-1).T
+
+
+def load_image_encoder(model: Path) -> ImageEncoder:
+    """Read the image encoder that a miniature's folder holds, in float32.
+
+    Raises:
+        InputError: there is none.
+    """
+    weights = model / IMAGE_ENCODER / "model.safetensors"
+    if not weights.exists():
+        raise InputError(f"{model} has no image encoder ({weights} is missing), so no CLIP score")
+    encoder = ImageEncoder(CLIP_VISION_MINI)
+    encoder.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()})
+    return encoder.requires_grad_(False).eval()

@@ -1,7 +1,7 @@
 """The trainings of the miniature, each in a folder of one run, and the model that comes of them."""
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ssd1b.errors import InputError, unknown
+from ssd1b.evaluate.clip_score import load_image_encoder
 from ssd1b.layouts import MINI_SDXL
 from ssd1b.models.text import TextEncoders, load_tokenizer
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
-from ssd1b.models.vision import CLIP_VISION_MINI, IMAGE_ENCODER, vision_config
+from ssd1b.models.vision import CLIP_VISION_MINI, IMAGE_ENCODER, ImageEncoder, vision_config
 from ssd1b.tabletop import train_clip, train_judge, train_unet, train_vae
 from ssd1b.tabletop.tokenizer import train_tokenizer
 from ssd1b.tabletop.train_clip import ContrastiveTrio
@@ -39,6 +40,24 @@ SETTINGS: dict[str, LoopSettings] = {
 """What can be trained: the UNet after VAE and CLIP, the judge at any time."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Companions:
+    """What a UNet is trained with, and needs to draw."""
+
+    vae: VAE
+    text: TextEncoders
+    image_encoder: ImageEncoder
+    tokenizers: dict[str, Path]
+
+    @property
+    def encoding(self) -> str:
+        """A digest of what makes the latents, which are believed by their folder's name."""
+        parts = (
+            p.detach().numpy() for half in (self.vae.encoder, self.vae.quant_conv) for p in half.parameters()
+        )
+        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
+
+
 def train_part(
     part: str, run: Path, *,
     start: Path | None = None, steps: int | None = None, resume: bool = False, device: str = "cpu",
@@ -48,7 +67,8 @@ def train_part(
     Args:
         part: "vae", "clip", "unet" or "judge".
         run: folder of the whole run; each part's training has a folder of its own in it.
-        start: a model of the same layout whose VAE or UNet to go on with, in place of new weights.
+        start: a model of the same layout whose VAE or UNet to go on with, in place of new weights; for the
+            UNet, also what was not trained in ``run``.
         steps: optimiser steps, if not the part's own number; the decay keeps its share of them.
         resume: go on with the part's training.
         device: where to train.
@@ -74,42 +94,59 @@ def train_part(
         train = train_clip.train_clip if part == "clip" else train_judge.train_judge
         return _save(train(run / part, settings=settings, resume=resume, device=device), run / part)
 
-    vae, trio = _load(VAE(MINI_SDXL.vae), run / "vae"), _load(ContrastiveTrio(), run / "clip")
-    tokenizers = _tokenizers(run)
+    companions = _companions(run, start)
+    unet = train_unet.train_unet(
+        run / part, companions.vae.to(device), companions.text, run / f"latents-{companions.encoding}",
+        start=start and _taken(UNet(MINI_SDXL.unet), start, part),
+        settings=settings, resume=resume, device=device,
+    )  # fmt: skip
+    _save(unet, run / part)
+    return assemble(run / "model", unet, companions)
+
+
+def _companions(run: Path, start: Path | None) -> Companions:
+    """Take each from its training in ``run``, or else from the model ``start``."""
+    vae, trio = VAE(MINI_SDXL.vae), ContrastiveTrio()
+    if start is None or _weights(run / "vae").exists():
+        _load(vae, run / "vae")
+    else:
+        _taken(vae, start, "vae")
+    if start is None or _weights(run / "clip").exists():
+        _load(trio, run / "clip")
+        tokenizers = _tokenizers(run)
+    else:
+        _taken(trio.text_encoder, start, "text_encoder")
+        _taken(trio.text_encoder_2, start, "text_encoder_2")
+        trio.image_encoder = load_image_encoder(start)
+        tokenizers = open_checkpoint(start).tokenizers
+    trio.requires_grad_(False).eval()
     text = TextEncoders(
         encoder=trio.text_encoder,
         encoder_2=trio.text_encoder_2,
         tokenizer=load_tokenizer(tokenizers["text_encoder"]),
         tokenizer_2=load_tokenizer(tokenizers["text_encoder_2"]),
     )
-    # Latents are believed by their folder's name, so it must tell which encoder made them.
-    encoding = (vae.encoder, vae.quant_conv)
-    parts = (p.detach().numpy().tobytes() for half in encoding for p in half.parameters())
-    digest = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
-    unet = train_unet.train_unet(
-        run / part, vae.to(device), text, run / f"latents-{digest}",
-        start=start and _taken(UNet(MINI_SDXL.unet), start, part),
-        settings=settings, resume=resume, device=device,
-    )  # fmt: skip
-    _save(unet, run / part)
-    return assemble(run)
+    return Companions(
+        vae=vae.requires_grad_(False).eval(),
+        text=text,
+        image_encoder=trio.image_encoder,
+        tokenizers=tokenizers,
+    )
 
 
-def assemble(run: Path) -> Path:
-    """Write the trained parts as a model's folder in diffusers' format, in 16 bits: ``run / "model"``."""
-    trio = _load(ContrastiveTrio(), run / "clip")
+def assemble(target: Path, unet: UNet, companions: Companions) -> Path:
+    """Write the trained parts as a model's folder in diffusers' format, in 16 bits."""
     parts = {
-        "unet": load_file(_weights(run / "unet")),
-        "vae": load_file(_weights(run / "vae")),
-        "text_encoder": trio.text_encoder.state_dict(),
-        "text_encoder_2": trio.text_encoder_2.state_dict(),
+        "unet": unet.state_dict(),
+        "vae": companions.vae.state_dict(),
+        "text_encoder": companions.text.encoder.state_dict(),
+        "text_encoder_2": companions.text.encoder_2.state_dict(),
     }
-    info = ModelInfo(layout=MINI_SDXL, tokenizers=_tokenizers(run), settings=DEFAULTS)
-    target = run / "model"
+    info = ModelInfo(layout=MINI_SDXL, tokenizers=companions.tokenizers, settings=DEFAULTS)
     save_folder(target, info, parts, dtype=torch.float16, overwrite=True)
     with replacing(target / IMAGE_ENCODER) as folder:
         folder.mkdir()
-        tower = {name: tensor.half() for name, tensor in trio.image_encoder.state_dict().items()}
+        tower = {name: tensor.half() for name, tensor in companions.image_encoder.state_dict().items()}
         write_tensors(folder / "model.safetensors", tower, {})
         write_json(folder / "config.json", vision_config(CLIP_VISION_MINI))
     return target
@@ -134,9 +171,12 @@ def _taken(module: Network, model: Path, part: str) -> Network:
 def _load(module: Network, folder: Path) -> Network:
     """Fill a module with what an earlier training in ``folder`` left."""
     if not _weights(folder).exists():
-        raise InputError(f"{_weights(folder)} is missing: train {folder.name!r} first, in the same run")
+        raise InputError(
+            f"{_weights(folder)} is missing: train {folder.name!r} first, in the same run, "
+            "or go on with a model's with --from"
+        )
     module.load_state_dict(load_file(_weights(folder)))
-    return module.requires_grad_(False).eval()
+    return module
 
 
 def _weights(folder: Path) -> Path:

@@ -19,7 +19,7 @@ from ssd1b.tabletop.scenes import scene
 from ssd1b.tabletop.tokenizer import train_tokenizer
 from ssd1b.tabletop.views import photograph, view
 from ssd1b.training.loop import Batch, LoopSettings, train
-from ssd1b.training.precision import in_bfloat16
+from ssd1b.training.precision import computing_in, training_dtype
 
 SETTINGS = LoopSettings(
     steps=600, learning_rate=1e-3, decay_steps=300, warmup_steps=50, weight_decay=0.1, ema_decay=0.99,
@@ -82,6 +82,7 @@ def train_clip(
 ) -> ContrastiveTrio:
     """Train all three encoders on renders and their captions."""
     torch.manual_seed(settings.seed)
+    dtype = training_dtype(device)
     model = ContrastiveTrio().to(device)
     pictures = Shards(
         out / f"pictures-{settings.seed}", PICTURES, partial(_render, settings.seed), label="render pictures"
@@ -96,8 +97,8 @@ def train_clip(
 
     def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         pixels = batch["pixels"].to(device).float() / 127.5 - 1.0
-        image, *texts = in_bfloat16(module)(
-            pixels.bfloat16(), batch["ids"].to(device), batch["ids_2"].to(device)
+        image, *texts = computing_in(dtype, module)(
+            pixels.to(dtype), batch["ids"].to(device), batch["ids_2"].to(device)
         )
         scales = module.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()  # type: ignore[union-attr, operator]
         terms = {}

@@ -12,7 +12,7 @@ from ssd1b.tabletop.judge import CLEAN, GRID, PICTURE_ANSWERS, SOLID_ANSWERS, An
 from ssd1b.tabletop.renderer import render
 from ssd1b.tabletop.scenes import Scene, scene
 from ssd1b.training.loop import Batch, LoopSettings, train
-from ssd1b.training.precision import in_bfloat16
+from ssd1b.training.precision import computing_in, training_dtype
 
 SETTINGS = LoopSettings(
     steps=1500, learning_rate=1e-3, muon_rate=0.02, muon_decay=0.1, decay_steps=1200, warmup_steps=20,
@@ -70,11 +70,12 @@ def train_judge(
 ) -> Judge:
     """Train the judge."""
     torch.manual_seed(settings.seed)
+    dtype = training_dtype(device)
 
     def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         pixels = batch["pixels"].contiguous(memory_format=torch.channels_last).float() / 127.5 - 1.0
-        answers: Answers = in_bfloat16(module)(pixels.bfloat16())
+        answers: Answers = computing_in(dtype, module)(pixels.to(dtype))
         readable = batch["readable"]
         told, said = batch["place"][readable], answers.place[readable]
         present = told[:, 0] > 0

@@ -21,22 +21,22 @@ from ssd1b.tabletop.captions import caption
 from ssd1b.tabletop.scenes import scene
 from ssd1b.tabletop.views import photograph, view
 from ssd1b.training.loop import Batch, LoopSettings, train
-from ssd1b.training.precision import in_bfloat16
+from ssd1b.training.precision import computing_in, training_dtype
 
 SETTINGS = LoopSettings(
     steps=1420, learning_rate=1e-3, muon_rate=0.02, muon_decay=0.1, decay_steps=1008, warmup_steps=30,
     ema_decay=0.995, checkpoint_steps=100,
 )  # fmt: skip
 PICTURES = 24 * 1024
-BATCH_SIZE = 96
+BATCH_SIZE = 48
 CAPTION_DROPOUT = 0.1
 """Share of pictures learned without their caption, for classifier-free guidance (2207.12598)."""
 
 MAX_WEIGHT = 5.0
 """Gamma of min-SNR (2303.09556)."""
 
-COMPILED = (TransformerBlock, ResnetBlock)
-"""What a CPU trains faster when compiled (docs/log), each kind once for all blocks of a width."""
+COMPILED = TransformerBlock
+"""What a CPU trains faster when compiled (docs/log), once for all blocks of a width."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +91,10 @@ def train_unet(
         device: where to train.
     """
     torch.manual_seed(settings.seed)
+    dtype = training_dtype(device)
     model = (start or initialised(UNet(SDXL_MINI))).to(device)
     if device == "cpu":
-        _quicken(model)
+        _quicken(model, dtype)
     latents = Shards(
         cache / f"seed-{settings.seed}",
         PICTURES,
@@ -105,16 +106,16 @@ def train_unet(
     def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         clean = batch["latents"].to(device).float()
         kept = batch["kept"].to(device)
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, dtype, enabled=dtype is not torch.float32):
             conditioning = text.encode(batch["tokens"])
         noise = torch.randn_like(clean)
         timesteps = torch.randint(schedule.num_train_timesteps, (len(clean),), device=device)
-        predicted = in_bfloat16(module)(
-            schedule.add_noise(clean, noise, timesteps).bfloat16(),
+        predicted = computing_in(dtype, module)(
+            schedule.add_noise(clean, noise, timesteps).to(dtype),
             timesteps.float(),
             # SDXL's convention: no caption is zeros, not the encoding of an empty text.
-            (conditioning.embeds * kept[:, None, None]).bfloat16(),
-            (conditioning.pooled * kept[:, None]).bfloat16(),
+            (conditioning.embeds * kept[:, None, None]).to(dtype),
+            (conditioning.pooled * kept[:, None]).to(dtype),
             batch["time_ids"].to(device).float(),
         ).float()
         errors = (predicted - schedule.target(clean, noise, timesteps)).square().mean(dim=(1, 2, 3))
@@ -124,8 +125,10 @@ def train_unet(
     return train(model, data, loss, settings, out, resume=resume, label="unet")  # type: ignore[return-value]
 
 
-def _quicken(model: UNet) -> None:
-    """Choose, for a CPU, the attention kernel that trains fastest; compile where there is a compiler."""
+def _quicken(model: UNet, dtype: torch.dtype) -> None:
+    """Choose what trains fastest on a CPU (docs/log): kernel, memory layout, compiled blocks."""
+    if dtype is torch.float32:
+        model.to(memory_format=torch.channels_last)
     for module in model.modules():
         if isinstance(module, Attention):
             module.attend = plain_attention

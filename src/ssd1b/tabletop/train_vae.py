@@ -17,7 +17,7 @@ from ssd1b.tabletop.renderer import render
 from ssd1b.tabletop.scenes import scene
 from ssd1b.tensors import Pixels
 from ssd1b.training.loop import Batch, LoopSettings, train
-from ssd1b.training.precision import in_bfloat16
+from ssd1b.training.precision import computing_in, training_dtype
 
 SETTINGS = LoopSettings(
     steps=3000, learning_rate=1.5e-3, muon_rate=0.02, decay_steps=2000, warmup_steps=20, betas=(0.9, 0.99),
@@ -104,12 +104,13 @@ def train_vae(
     ``start`` is an autoencoder to go on with, in place of a new one.
     """
     torch.manual_seed(settings.seed)
+    dtype = training_dtype(device)
     model = Reconstruction(start or initialised(VAE(VAE_MINI))).to(device)
 
     def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         # Channels last is the faster layout for convolutions in 16 bits.
         pixels = batch["pixels"].to(device, memory_format=torch.channels_last).float() / 127.5 - 1.0
-        decoded, mean, log_variance = (t.float() for t in in_bfloat16(module)(pixels.bfloat16()))
+        decoded, mean, log_variance = (t.float() for t in computing_in(dtype, module)(pixels.to(dtype)))
         terms = _differences(decoded, pixels)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(dim=(1, 2, 3)).mean()
         return {**terms, "loss": terms["loss"] + KL_WEIGHT * divergence, "divergence": divergence}
@@ -130,13 +131,14 @@ def steady_decoder(
     A UNet's latents are never quite those of a picture. A decoder that only ever saw exact ones turns the
     difference into texture.
     """
-    encoder = copy.deepcopy(vae).to(device).requires_grad_(False).bfloat16()
+    dtype = training_dtype(device)
+    encoder = copy.deepcopy(vae).to(device, dtype).requires_grad_(False)
 
     def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         pixels = batch["pixels"].to(device, memory_format=torch.channels_last).float() / 127.5 - 1.0
-        latents = encoder.encode(pixels.bfloat16()).mean
+        latents = encoder.encode(pixels.to(dtype)).mean
         spread = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, device=device)
-        decoded = in_bfloat16(module)((latents + spread * torch.randn_like(latents)).bfloat16())
+        decoded = computing_in(dtype, module)((latents + spread * torch.randn_like(latents)).to(dtype))
         return _differences(decoded.float(), pixels)
 
     model = Decoding(vae).to(device)

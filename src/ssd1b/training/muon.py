@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssd1b.training.precision import training_dtype
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic that brings singular values near 1, chosen for speed; they end between 0.7 and 1.2."""
 
@@ -67,9 +69,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """Bring the singular values of matrices ``[count, rows, columns]`` near 1 (Newton-Schulz, bfloat16)."""
+    """Bring the singular values of matrices ``[count, rows, columns]`` near 1 (Newton-Schulz)."""
     a, b, c = _COEFFICIENTS
-    x = matrices.bfloat16()
+    x = matrices.to(training_dtype(matrices.device))
     wide = x.shape[1] <= x.shape[2]
     x = x if wide else x.mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)

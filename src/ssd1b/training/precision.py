@@ -1,4 +1,4 @@
-"""Training in 16 bits with 32-bit parameters."""
+"""Training in 16 bits with 32-bit parameters, where the hardware gains by it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,14 +7,27 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from ssd1b.runtime import choose_dtype
 
-def in_bfloat16(module: nn.Module) -> Callable[..., Any]:
-    """Call ``module`` with its parameters rounded to bfloat16; gradients reach the float32 originals.
+
+def training_dtype(device: torch.device | str) -> torch.dtype:
+    """The number format in which a device trains fastest: bfloat16 where it has it in hardware, else float32.
+
+    Not float16: its gradients would need scaling.
+    """
+    dtype = choose_dtype(None, torch.device(device))
+    return torch.float32 if dtype is torch.float16 else dtype
+
+
+def computing_in(dtype: torch.dtype, module: nn.Module) -> Callable[..., Any]:
+    """Call ``module`` with its parameters rounded to ``dtype``; gradients reach the float32 originals.
 
     Every operation runs in 16 bits, which is what makes it faster than autocast on a CPU (docs/log); the
     optimiser still sees float32 weights, which steps smaller than bfloat16's spacing need. Arguments are
     passed as they are: timesteps must stay exact, since bfloat16 knows only multiples of 4 near 999.
     """
-    rounded = {name: parameter.to(torch.bfloat16) for name, parameter in module.named_parameters()}
+    if dtype is torch.float32:
+        return module
+    rounded = {name: parameter.to(dtype) for name, parameter in module.named_parameters()}
 
     return lambda *args: functional_call(module, rounded, args)

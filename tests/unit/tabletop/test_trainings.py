@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from ssd1b.errors import InputError
 from ssd1b.layouts import MINI_SDXL, VAE_MINI
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
-from ssd1b.tabletop import assemble, train_unet, train_vae
+from ssd1b.models.vision import IMAGE_ENCODER
+from ssd1b.tabletop import assemble, cache, train_unet, train_vae
 from ssd1b.training import loop
 from ssd1b.weights import hub
+from ssd1b.weights.loading import open_checkpoint, read_part
 
 
 @pytest.fixture(autouse=True)
@@ -57,9 +60,34 @@ def test_a_models_weights_are_gone_on_with_in_32_bits(part: str, network: type[V
 def test_blocks_are_compiled_once_a_width_where_there_is_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     unet = UNet(MINI_SDXL.unet)
     monkeypatch.setattr(train_unet.shutil, "which", lambda name: None)
-    train_unet._quicken(unet)
+    train_unet._quicken(unet, torch.float32)
     assert all(module._compiled_call_impl is None for module in unet.modules())
     monkeypatch.setattr(train_unet.shutil, "which", lambda name: "/usr/bin/g++")
-    train_unet._quicken(unet)
+    train_unet._quicken(unet, torch.float32)
     compiled = [module for module in unet.modules() if module._compiled_call_impl is not None]
-    assert len(compiled) > unet.layout.transformer_blocks
+    assert len(compiled) == unet.layout.transformer_blocks
+
+
+def test_a_unet_is_gone_on_with_beside_its_own_models_other_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_unet, "PICTURES", 8)
+    monkeypatch.setattr(train_unet, "BATCH_SIZE", 4)
+    monkeypatch.setattr(train_unet.shutil, "which", lambda name: None)
+    monkeypatch.setattr(cache, "SHARD", 8)
+    model = hub.resolve("mini-sdxl", offline=True).path
+    made = open_checkpoint(assemble.train_part("unet", tmp_path, start=model, steps=1))
+    shipped = open_checkpoint(model)
+    assert made.tokenizers.keys() == shipped.tokenizers.keys()
+    for part in ("vae", "text_encoder", "text_encoder_2"):
+        ours, theirs = (read_part(each, part, dtype=torch.float16) for each in (made, shipped))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    ours, theirs = (read_part(each, "unet", dtype=torch.float16) for each in (made, shipped))
+    assert any(not torch.equal(ours[name], theirs[name]) for name in theirs), "the UNet has learned"
+    image_encoder = Path(IMAGE_ENCODER, "model.safetensors")
+    assert (made.path / image_encoder).read_bytes() == (model / image_encoder).read_bytes()
+
+
+def test_without_a_model_to_go_on_with_the_other_parts_come_first(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="train 'vae' first"):
+        assemble.train_part("unet", tmp_path)

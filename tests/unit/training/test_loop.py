@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ssd1b.errors import InputError
 from ssd1b.training import loop
 from ssd1b.training.loop import Batch, LoopSettings, train
-from ssd1b.training.precision import in_bfloat16
+from ssd1b.training.precision import computing_in
 
 SETTINGS = LoopSettings(
     steps=12, learning_rate=1e-2, warmup_steps=2, decay_steps=4, checkpoint_steps=3, log_steps=4, seed=3
@@ -166,7 +166,7 @@ def test_settings_are_checked() -> None:
 
 def test_sixteen_bits_compute_but_thirty_two_learn() -> None:
     model = make_model()
-    output = in_bfloat16(model)(torch.randn(2, 4).bfloat16())
+    output = computing_in(torch.bfloat16, model)(torch.randn(2, 4).bfloat16())
     assert output.dtype == torch.bfloat16
     output.float().sum().backward()
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
