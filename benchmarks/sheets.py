@@ -10,11 +10,12 @@ import argparse
 from itertools import count, islice
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from ssd1b import Pipeline
 from ssd1b.tabletop.captions import full_caption
 from ssd1b.tabletop.scenes import Scene, scene
+from ssd1b.tabletop.sheet import table
 
 GUIDANCE = (1.0, 2.0, 4.0, 7.0, 12.0, 20.0)
 NEGATIVES = ("blurry", "low quality", "noisy", "monochrome", "jpeg artifacts")
@@ -27,39 +28,13 @@ def held_out(number: int, degradation: str | None = None) -> list[Scene]:
     return list(islice((s for s in scenes if s.degradation == degradation), number))
 
 
-def sheet(
-    rows: list[list[Image.Image]], top: list[str], left: list[str], *, margin: int = 150
-) -> Image.Image:
-    """Lay pictures out in a grid with a heading for each column and each row."""
-    width, height = rows[0][0].size
-    font = ImageFont.load_default(12)
-    page = Image.new("RGB", (margin + width * len(top), 22 + height * len(rows)), "white")
-    draw = ImageDraw.Draw(page)
-    for column, text in enumerate(top):
-        draw.text((margin + width * column + 4, 4), text, "black", font)
-    for row, (text, images) in enumerate(zip(left, rows, strict=True)):
-        draw.multiline_text((4, 26 + height * row), wrapped(text, 22), "black", font)
-        for column, image in enumerate(images):
-            page.paste(image, (margin + width * column, 22 + height * row))
-    return page
-
-
-def wrapped(text: str, width: int) -> str:
-    lines = [""]
-    for word in text.split():
-        if len(lines[-1]) + len(word) >= width:
-            lines.append("")
-        lines[-1] += f"{word} "
-    return "\n".join(lines)
-
-
 def guidance_sheet(pipeline: Pipeline) -> Image.Image:
     prompts = [full_caption(s) for s in held_out(6)]
     rows = [
         [pipeline.generate(prompt, seed=1, guidance_scale=scale)[0].image for scale in GUIDANCE]
         for prompt in prompts
     ]
-    return sheet(rows, [f"guidance {scale:g}" for scale in GUIDANCE], prompts)
+    return table(rows, [f"guidance {scale:g}" for scale in GUIDANCE], prompts)
 
 
 def negative_sheet(pipeline: Pipeline) -> Image.Image:
@@ -73,7 +48,7 @@ def negative_sheet(pipeline: Pipeline) -> Image.Image:
     ]
     rows = [a + b for a, b in zip(without, with_it, strict=True)]
     top = [f"seed {seed}" for seed in (1, 2, 3)] + [f"seed {seed}, negative" for seed in (1, 2, 3)]
-    return sheet(rows, top, prompts)
+    return table(rows, top, prompts)
 
 
 def main() -> None:

@@ -25,7 +25,9 @@ OPTIONS = {
     "rerun": {"--out", "--model", "--device", "--dtype", "--offline"},
     "inspect": {"--json"},
     "models": {"--json"},
-    "tabletop render": {"--count", "--seed", "--split", "--out", "--sheet"},
+    "tabletop render": {"--count", "--seed", "--split", "--out"},
+    "tabletop show": {"--count", "--seed", "--split", "--model", "--out"},
+    "tabletop examine": {"--count", "--through", "--judge", "--out"},
     "tabletop train": {"--out", "--from", "--steps", "--resume", "--device"},
 }  # fmt: skip
 """Scripts depend on these: none may go without a deprecation."""

@@ -27,7 +27,12 @@ WRONG_INPUT = 2
 INTERRUPTED = 130
 """Exit codes: 128 + SIGINT is what shells expect of a program that Ctrl-C ended."""
 
+EXTRAS = {"scipy": "eval", "matplotlib": "eval", "torchmetrics": "eval"}
+"""Libraries that the base installation leaves out, with the extra that brings them."""
+
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+
+_SMALLER = "out of memory: take a smaller --size, 16 bits (--dtype bf16) or a smaller --model"
 
 
 class Group(click.Group):
@@ -98,10 +103,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except click.exceptions.Exit as done:  # --help and --version
         return done.exit_code
-    except click.ClickException as error:
-        return _fail(_in_our_words(error))
-    except InputError as error:
-        return _fail(str(error))
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
         return INTERRUPTED
@@ -109,12 +110,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read has left. What is still buffered must not fail again when Python flushes it at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except FloatingPointError as error:
-        return _fail(f"{error}: take --dtype bf16 or fp32")
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
+    except Exception as error:
+        explanation = _explained(error)
+        if explanation is None:
             raise
-        return _fail("out of memory: take a smaller --size, 16 bits (--dtype bf16) or a smaller --model")
+        return _fail(explanation)
+
+
+def _explained(error: Exception) -> str | None:
+    """What a user can do about an error; None where the error is ours."""
+    match error:
+        case click.ClickException():
+            return _in_our_words(error)
+        case InputError():
+            return str(error)
+        case FloatingPointError():
+            return f"{error}: take --dtype bf16 or fp32"
+        case ModuleNotFoundError(name=str(name)) if (library := name.partition(".")[0]) in EXTRAS:
+            return f"this needs {library}, which is not installed: pip install 'ssd1b[{EXTRAS[library]}]'"
+        case MemoryError():
+            return _SMALLER
+        case RuntimeError() if _OUT_OF_MEMORY.search(str(error)):
+            return _SMALLER
+    return None
 
 
 def _fail(message: str) -> int:

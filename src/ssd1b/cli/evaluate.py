@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ssd1b.cli.options import DEFAULT_MODEL, ModelChoice, check_settings, model_options, setting_options
-from ssd1b.cli.table import columns
+from ssd1b.cli.table import columns, percent
 from ssd1b.errors import InputError
 from ssd1b.presets import PRESETS, load_preset
 from ssd1b.settings import Range
@@ -126,27 +126,22 @@ def _write(folder: Path, facts: dict[str, Any], results: "list[Evaluation]") -> 
 def _text(result: "Evaluation") -> str:
     table = result.table()
     names = list(next(iter(table.values())))
-    rows = [["", *table], *([name, *(_percent(group[name]) for group in table.values())] for name in names)]
+    rows = [["", *table], *([name, *(percent(group[name]) for group in table.values())] for name in names)]
     facts = result.facts()
     return "\n".join(
         [
             columns(rows),
             f"distance to renders: Fréchet {result.frechet:.3f} (renders among themselves "
             f"{result.frechet_renders:.3f}), kernel {result.kernel:.4f} ({result.kernel_renders:.4f})",
+            f"autoencoder: {result.psnr.mean:.1f} dB ({result.psnr.low:.1f} to {result.psnr.high:.1f})",
             f"a picture: {facts['seconds']:.2f} s, {facts['unet_gmacs']:.1f} GMACs in the UNet",
         ]
     )
-
-
-def _percent(value: "Estimate") -> str:
-    if value.size == 0:
-        return "-"
-    return f"{100 * value.mean:.1f} ({100 * value.low:.1f} to {100 * value.high:.1f})"
 
 
 def _difference(models: list[str], compared: "dict[str, Estimate]") -> str:
     rows = [["", f"{models[1]} less {models[0]}", ""]]
     for name, each in compared.items():
         told = "not to be told from zero" if each.low <= 0 <= each.high else ""
-        rows.append([name, _percent(each), told])
+        rows.append([name, percent(each), told])
     return columns(rows)

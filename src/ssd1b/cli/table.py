@@ -1,6 +1,10 @@
 """Plain text in columns."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ssd1b.evaluate.statistics import Estimate
 
 
 def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
@@ -13,6 +17,13 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
         ).rstrip()
         for row in rows
     )
+
+
+def percent(value: "Estimate") -> str:
+    """Write a share with its interval: "97.5 (96.1 to 98.7)"; a dash where nothing was asked."""
+    if value.size == 0:
+        return "-"
+    return f"{100 * value.mean:.1f} ({100 * value.low:.1f} to {100 * value.high:.1f})"
 
 
 def byte_size(count: int) -> str:

@@ -1,16 +1,20 @@
 """``ssd1b tabletop``: the miniature's world rendered, and the miniature trained on it."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import click
 
 from ssd1b.cli.app import Group
+from ssd1b.cli.options import ModelChoice
+from ssd1b.cli.table import columns, percent
 from ssd1b.errors import InputError
 from ssd1b.settings import RANGES, Range, shown
 
 COUNT = Range(low=1, high=1_000_000, multiple_of=1)
 SHEET_COUNT = Range(low=1, high=400, multiple_of=1)
+Split: TypeAlias = Literal["train", "held_out"]
 
 
 @click.group("tabletop", cls=Group)
@@ -18,33 +22,34 @@ def command() -> None:
     """Render the miniature's world, lit solids on a table, and train the miniature on it."""
 
 
+def world_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the arguments ``seed`` and ``split``: which pictures of the world."""
+    command = click.option(
+        "--split",
+        type=click.Choice(["train", "held_out"]),
+        default="train",
+        show_default=True,
+        help="held_out: each picture shows a combination that the training never does.",
+    )(command)
+    return click.option(
+        "--seed", type=int, default=0, show_default=True, help="Of the world; trainings use 0 to 2."
+    )(command)
+
+
 @command.command("render")
 @click.option("--count", type=int, default=16, show_default=True, help="How many pictures.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the world; the training uses 0.")
+@world_options
 @click.option(
-    "--split",
-    type=click.Choice(["train", "held_out"]),
-    default="train",
-    show_default=True,
-    help="held_out: each picture shows a combination that the training never does.",
+    "--out", metavar="FOLDER", required=True, help="Where they go, each with its caption in a .txt."
 )
-@click.option("--out", metavar="FOLDER", help="Where pictures go, each with its caption in a .txt beside.")
-@click.option("--sheet", metavar="FILE", help="One picture of all, with captions.")
-def render_command(
-    count: int, seed: int, split: Literal["train", "held_out"], out: str | None, sheet: str | None
-) -> None:
-    """Render pictures with exact captions: for a look (--sheet) or as training data (--out).
+def render_command(count: int, seed: int, split: Split, out: str) -> None:
+    """Render pictures with exact captions, as training data.
 
     \b
-    Examples:
-      ssd1b tabletop render --sheet tabletop.png
+    Example:
       ssd1b tabletop render --count 1000 --out data --split held_out
     """  # noqa: D301 (\b keeps click from wrapping)
-    if out is None and sheet is None:
-        raise InputError("nowhere to go: name a folder with --out, or a file with --sheet")
-    if sheet is not None and Path(sheet).suffix.lower() != ".png":
-        raise InputError(f"a sheet is a PNG, so its name must end in .png: {shown(sheet)}")
-    (COUNT if sheet is None else SHEET_COUNT).check("count", count)
+    COUNT.check("count", count)
     RANGES["seed"].check("seed", seed)
 
     from PIL import Image
@@ -53,26 +58,111 @@ def render_command(
     from ssd1b.tabletop.captions import full_caption
     from ssd1b.tabletop.renderer import render
     from ssd1b.tabletop.scenes import scene
+    from ssd1b.weights.files import replacing
+
+    for index in tqdm(range(count), unit="picture", disable=None, leave=False):
+        each = scene(seed, index, split=split)
+        stem = f"{split}-{seed}-{index:06d}"
+        with replacing(Path(out, f"{stem}.png")) as aside:
+            Image.fromarray(render(each)).save(aside, "PNG")
+        with replacing(Path(out, f"{stem}.txt")) as aside:
+            aside.write_text(full_caption(each) + "\n", encoding="utf-8")
+    click.echo(click.format_filename(out))
+
+
+@command.command("show")
+@click.option("--count", type=int, default=16, show_default=True, help="How many scenes.")
+@world_options
+@click.option(
+    "--model",
+    metavar="MODEL",
+    help="Beside each render show what the model's autoencoder makes of it, and what the model draws.",
+)
+@click.option("--out", metavar="FILE", default="tabletop.png", show_default=True, help="The sheet, a PNG.")
+def show_command(count: int, seed: int, split: Split, model: str | None, out: str) -> None:
+    """Draw a sheet of scenes with their captions: what the world looks like, and what a model makes of it.
+
+    \b
+    Examples:
+      ssd1b tabletop show --count 36
+      ssd1b tabletop show --count 8 --seed 5 --split held_out --model mini-sdxl --out drawn.png
+    """  # noqa: D301 (\b keeps click from wrapping)
+    SHEET_COUNT.check("count", count)
+    RANGES["seed"].check("seed", seed)
+    if Path(out).suffix.lower() != ".png":
+        raise InputError(f"a sheet is a PNG, so its name must end in .png: {shown(out)}")
+
+    from tqdm import tqdm
+
+    from ssd1b.tabletop.captions import full_caption
+    from ssd1b.tabletop.renderer import render
+    from ssd1b.tabletop.scenes import scene
     from ssd1b.tabletop.sheet import contact_sheet
     from ssd1b.weights.files import replacing
 
-    on_sheet = []
-    for index in tqdm(range(count), unit="picture", disable=None, leave=False):
-        each = scene(seed, index, split=split)
-        picture, caption = render(each), full_caption(each)
-        if sheet is not None:
-            on_sheet.append((picture, caption))
-        if out is not None:
-            stem = f"{split}-{seed}-{index:06d}"
-            with replacing(Path(out, f"{stem}.png")) as aside:
-                Image.fromarray(picture).save(aside, "PNG")
-            with replacing(Path(out, f"{stem}.txt")) as aside:
-                aside.write_text(caption + "\n", encoding="utf-8")
-    if sheet is not None:
-        with replacing(Path(sheet)) as aside:
-            contact_sheet(*zip(*on_sheet, strict=True)).save(aside, "PNG")
-    for path in filter(None, (out, sheet)):
-        click.echo(click.format_filename(path))
+    scenes = [scene(seed, index, split=split) for index in range(count)]
+    if model is None:
+        pictures = [render(each) for each in tqdm(scenes, unit="picture", disable=None, leave=False)]
+        sheet = contact_sheet(pictures, [full_caption(each) for each in scenes])
+    else:
+        from ssd1b.cli import drawing
+        from ssd1b.tabletop.gallery import side_by_side
+
+        sheet = side_by_side(
+            drawing.load(ModelChoice(model=model, device=None, dtype=None, offline=True)), scenes
+        )
+    with replacing(Path(out)) as aside:
+        sheet.save(aside, "PNG")
+    click.echo(click.format_filename(out))
+
+
+@command.command("examine")
+@click.option("--count", type=int, default=1000, show_default=True, help="How many pictures.")
+@click.option("--through", metavar="MODEL", help="Look also through the autoencoder of a model.")
+@click.option("--judge", metavar="FILE", help="Weights of a judge other than the one that comes along.")
+@click.option("--out", metavar="FOLDER", help="Where figures and plots go.")
+def examine_command(count: int, through: str | None, judge: str | None, out: str | None) -> None:
+    """Tell how far the judge can be trusted, on fresh renders.
+
+    The judge reads pictures whose scenes are known: which answers are right, what is taken for what, and
+    whether it knows how sure it may be.
+
+    \b
+    Example:
+      ssd1b tabletop examine --through mini-sdxl --out docs/judge
+    """  # noqa: D301 (\b keeps click from wrapping)
+    COUNT.check("count", count)
+
+    from ssd1b.cli import drawing
+    from ssd1b.tabletop import examination, plots
+    from ssd1b.tabletop.judge import load_judge
+    from ssd1b.weights.files import replacing, write_json
+
+    reader = load_judge(Path(judge) if judge is not None else None)
+    views = {"renders": examination.rendered}
+    if through is not None:
+        pipeline = drawing.load(ModelChoice(model=through, device=None, dtype=None, offline=True))
+        views[f"through {through}"] = examination.through(pipeline.vae)
+    found = {name: examination.examine(reader, count, view, label=name) for name, view in views.items()}
+    accuracy = {name: each.accuracy() for name, each in found.items()}
+    rows = [
+        [question, *(percent(each[question]) for each in accuracy.values())]
+        for question in accuracy["renders"]
+    ]
+    click.echo(columns([["", *found], *rows]))
+    if out is None:
+        return
+    folder = Path(out)
+    with replacing(folder / "examination.json") as aside:
+        write_json(
+            aside, {view: {q: e._asdict() for q, e in each.items()} for view, each in accuracy.items()}
+        )
+    pictures = {"calibration": plots.calibration_plot(found)}
+    pictures |= {f"confusion-{n}": plots.confusion_plot(each) for n, each in enumerate(found.values())}
+    for name, png in pictures.items():
+        with replacing(folder / f"{name}.png") as aside:
+            aside.write_bytes(png)
+    click.echo(click.format_filename(out))
 
 
 @command.command("train")

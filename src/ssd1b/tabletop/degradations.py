@@ -97,6 +97,9 @@ DEGRADATIONS: dict[str, Callable[[Picture, np.random.Generator], Picture]] = {
     "cropped": _cropped,
 }
 
+COLORLESS = ("monochrome", "sketch")
+"""Degradations under which colours cannot be read."""
+
 
 def degrade(picture: Picture, degradation: str | None, seed: int) -> Picture:
     """Spoil a picture ``[height, width, 3]`` in the named way, with the randomness of ``seed``."""

@@ -18,13 +18,14 @@ from tqdm import tqdm
 from ssd1b.evaluate.clip_score import ClipScore
 from ssd1b.evaluate.cost import counted, unet_macs
 from ssd1b.evaluate.distances import diversity, frechet_distance, kernel_distance
+from ssd1b.evaluate.reconstruction import psnr, reconstructed
 from ssd1b.evaluate.statistics import Estimate, difference, estimate
 from ssd1b.pipeline import Pipeline
 from ssd1b.settings import GenerationSettings, Preset
 from ssd1b.tabletop.captions import full_caption
-from ssd1b.tabletop.judge import SOLID_ANSWERS, Judge, Reading, Seen
+from ssd1b.tabletop.judge import SOLID_ANSWERS, Judge, Pairs, Reading, Seen, stand_as_wanted
 from ssd1b.tabletop.renderer import render_batch
-from ssd1b.tabletop.scenes import Scene, Solid, Split, relation, scene
+from ssd1b.tabletop.scenes import Scene, Solid, Split, scene
 
 SEED = 1000
 """Of the stream that captions are taken from; trainings use 0 to 2."""
@@ -99,13 +100,13 @@ def score(wanted: Scene, seen: Reading) -> Score:
         solids=solids,
         number=number,
         background=background,
-        relation=_relation(pairs) if len(pairs) == 2 else float("nan"),
+        relation=float(stand_as_wanted(pairs)) if len(pairs) == 2 else float("nan"),
         clean=float(seen.degradation is None),
         right=float(number and background and all(value == 1 for value in solids.values())),
     )
 
 
-def _paired(wanted: Sequence[Solid], seen: Sequence[Seen]) -> list[tuple[Solid, Seen | None]]:
+def _paired(wanted: Sequence[Solid], seen: Sequence[Seen]) -> Pairs:
     """Give each wanted solid one that was seen, so that most attributes agree."""
     padded = [*seen, *[None] * max(0, len(wanted) - len(seen))]
 
@@ -118,20 +119,6 @@ def _paired(wanted: Sequence[Solid], seen: Sequence[Seen]) -> list[tuple[Solid, 
 
     best = max(itertools.permutations(padded, len(wanted)), key=agreement)
     return list(zip(wanted, best, strict=True))
-
-
-def _relation(pairs: list[tuple[Solid, Seen | None]]) -> float:
-    """Whether the seen solids stand as the wanted ones do."""
-    (first, one), (second, other) = pairs
-    if one is None or other is None:
-        return 0.0
-    stands = {
-        "left": one.x < other.x,
-        "right": one.x > other.x,
-        "front": one.depth < other.depth,
-        "behind": one.depth > other.depth,
-    }
-    return float(stands[relation(first, second)])
 
 
 def draw(
@@ -165,6 +152,7 @@ class Evaluation:
         frechet: squared distance of the pictures from renders of other scenes, in the judge's features;
             ``frechet_renders`` is what two such sets of renders have.
         kernel: likewise.
+        psnr: of renders that the model's autoencoder encoded and decoded, in dB.
         diversity: of each caption, the mean distance in features between its pictures of two seeds.
     """
 
@@ -177,6 +165,7 @@ class Evaluation:
     frechet_renders: float
     kernel: float
     kernel_renders: float
+    psnr: Estimate
     diversity: Estimate
 
     def table(self) -> dict[str, dict[str, Estimate]]:
@@ -204,6 +193,7 @@ class Evaluation:
             "frechet_renders": self.frechet_renders,
             "kernel": self.kernel,
             "kernel_renders": self.kernel_renders,
+            "autoencoder_psnr": self.psnr._asdict(),
             "diversity": self.diversity._asdict(),
             "seconds": self.seconds,
             "unet_gmacs": self.macs / 1e9,
@@ -227,11 +217,11 @@ def evaluate(
     images = [image for image, _ in drawn]
     pictures = np.stack([np.asarray(image) for image in images])
     seen = judge.read(pictures)
-    features = np.stack([reading.features for reading in seen]).astype(np.float64)
+    features = _stacked(seen)
     renders = [
-        _features(judge, [case.scene for case in cases(len(chosen), stream=SEED + offset)])
-        for offset in (1, 2)
+        render_batch([case.scene for case in cases(len(chosen), stream=SEED + offset)]) for offset in (1, 2)
     ]
+    features_of_renders = [_stacked(judge.read(each)) for each in renders]
     scores = [score(case.scene, reading).values for case, reading in zip(chosen, seen, strict=True)]
     values = {name: np.array([each[name] for each in scores]) for name in scores[0]}
     values["clip"] = np.array(
@@ -245,10 +235,11 @@ def evaluate(
         values=values,
         seconds=float(np.median([seconds for _, seconds in drawn])),
         macs=unet_macs(unet, side, side) * sum(batches) / len(chosen),
-        frechet=frechet_distance(features, renders[0]),
-        frechet_renders=frechet_distance(*renders),
-        kernel=kernel_distance(features, renders[0]),
-        kernel_renders=kernel_distance(*renders),
+        frechet=frechet_distance(features, features_of_renders[0]),
+        frechet_renders=frechet_distance(*features_of_renders),
+        kernel=kernel_distance(features, features_of_renders[0]),
+        kernel_renders=kernel_distance(*features_of_renders),
+        psnr=estimate(psnr(renders[0], reconstructed(pipeline.vae, renders[0]))),
         diversity=estimate(diversity(features.reshape(captions, seeds, -1))),
     )
 
@@ -258,5 +249,5 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Estimate]:
     return {name: difference(first.values[name], second.values[name]) for name in first.values}
 
 
-def _features(judge: Judge, scenes: Sequence[Scene]) -> NDArray[np.float64]:
-    return np.stack([reading.features for reading in judge.read(render_batch(scenes))]).astype(np.float64)
+def _stacked(seen: Sequence[Reading]) -> NDArray[np.float64]:
+    return np.stack([reading.features for reading in seen]).astype(np.float64)

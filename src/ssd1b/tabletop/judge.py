@@ -5,10 +5,10 @@ whether a solid's middle lies here and, if so, which solid. It never sees a capt
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ssd1b.errors import InputError
 from ssd1b.tabletop.degradations import DEGRADATIONS
 from ssd1b.tabletop.renderer import in_picture
-from ssd1b.tabletop.scenes import COLORS, MATERIALS, SIZES, Solid
+from ssd1b.tabletop.scenes import COLORS, MATERIALS, SIZES, Solid, relation
 from ssd1b.tabletop.shapes import SHAPES
 from ssd1b.tabletop.views import SIZE
 from ssd1b.tensors import Pixels
@@ -56,15 +56,18 @@ class Seen(NamedTuple):
     """One solid as the judge sees it.
 
     Attributes:
-        answers: by the names of ``SOLID_ANSWERS``.
+        answers: by the names of ``SOLID_ANSWERS``; chances: the probability of each.
         x: to the right, -1 to 1; depth: away from the viewer, in the world's units.
-        certainty: the least probability among presence and answers.
     """
 
     answers: dict[str, str]
+    chances: dict[str, float]
     x: float
     depth: float
-    certainty: float
+
+
+Pairs: TypeAlias = Sequence[tuple[Solid, Seen | None]]
+"""Each wanted solid with the one that was seen for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,12 +77,14 @@ class Reading:
     Attributes:
         solids: the most certainly present first.
         background: a key of ``COLORS``; degradation: a key of ``DEGRADATIONS`` or None.
+        chances: the probability of both, by the names of ``PICTURE_ANSWERS``.
         features: ``[FEATURES]``, for distances between sets of pictures.
     """
 
     solids: tuple[Seen, ...]
     background: str
     degradation: str | None
+    chances: dict[str, float]
     features: NDArray[np.float32]
 
 
@@ -190,6 +195,20 @@ def cell_of(solid: Solid) -> tuple[int, int, float, float]:
     return row, column, across - column - 0.5, row + 0.5 - down
 
 
+def stand_as_wanted(pairs: Pairs) -> bool:
+    """Whether of two solids the seen ones stand to each other as the wanted ones do."""
+    (first, one), (second, other) = pairs
+    if one is None or other is None:
+        return False
+    stands = {
+        "left": one.x < other.x,
+        "right": one.x > other.x,
+        "front": one.depth < other.depth,
+        "behind": one.depth > other.depth,
+    }
+    return stands[relation(first, second)]
+
+
 def readings(answers: Answers) -> list[Reading]:
     """Put the network's answers for a batch into words."""
     return [_reading(answers, index) for index in range(len(answers.place))]
@@ -207,17 +226,17 @@ def _reading(answers: Answers, index: int) -> Reading:
         solids.append(
             Seen(
                 {name: SOLID_ANSWERS[name][int(chance.argmax())] for name, chance in chances.items()},
+                {name: float(chance.max()) for name, chance in chances.items()},
                 x=(column + 0.5 + right) / GRID * 2 - 1,
                 depth=depth,
-                certainty=min(float(presence[row, column]), *(float(c.max()) for c in chances.values())),
             )
         )
-    said = {
-        name: PICTURE_ANSWERS[name][int(logits[index].argmax())] for name, logits in answers.picture.items()
-    }
+    chances = {name: logits[index].softmax(0) for name, logits in answers.picture.items()}
+    said = {name: PICTURE_ANSWERS[name][int(chance.argmax())] for name, chance in chances.items()}
     return Reading(
         solids=tuple(solids),
         background=said["background"],
         degradation=None if said["degradation"] == CLEAN else said["degradation"],
+        chances={name: float(chance.max()) for name, chance in chances.items()},
         features=answers.features[index].numpy(),
     )

@@ -1,4 +1,4 @@
-"""A contact sheet: pictures in rows, each with its caption below."""
+"""Sheets: pictures in rows, each with its caption below, or in a table with headings."""
 
 import math
 import textwrap
@@ -30,3 +30,22 @@ def contact_sheet(pictures: Sequence[NDArray[np.uint8]], captions: Sequence[str]
         sheet.paste(Image.fromarray(picture), (left, top))
         draw.multiline_text((left, top + height + 2), "\n".join(text), fill="black", font=font, spacing=3)
     return sheet
+
+
+def table(
+    rows: Sequence[Sequence[Image.Image]], top: Sequence[str], left: Sequence[str], *, margin: int = 150
+) -> Image.Image:
+    """Lay out pictures of one size as a table; ``margin`` is the width of the rows' headings."""
+    width, height = rows[0][0].size
+    font = ImageFont.load_default(FONT_SIZE + 1)
+    head = 2 * FONT_SIZE
+    page = Image.new("RGB", (margin + width * len(top), head + height * len(rows)), "white")
+    draw = ImageDraw.Draw(page)
+    for column, text in enumerate(top):
+        draw.text((margin + width * column + 4, 4), text, "black", font)
+    for row, (text, images) in enumerate(zip(left, rows, strict=True)):
+        lines = textwrap.wrap(text, int(margin / font.getlength("n")))
+        draw.multiline_text((4, head + height * row + 4), "\n".join(lines), "black", font)
+        for column, image in enumerate(images):
+            page.paste(image, (margin + width * column, head + height * row))
+    return page

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssd1b.tabletop.degradations import COLORLESS
 from ssd1b.tabletop.judge import CLEAN, GRID, PICTURE_ANSWERS, SOLID_ANSWERS, Answers, Judge, cell_of
 from ssd1b.tabletop.renderer import render
 from ssd1b.tabletop.scenes import Scene, scene
@@ -21,9 +22,6 @@ SETTINGS = LoopSettings(
 BATCH_SIZE = 64
 SEED = 2
 """Of the judge's own stream: it never saw the pictures that the miniature learned from."""
-
-COLORLESS = ("monochrome", "sketch")
-"""Degradations under which colours cannot be read."""
 
 _ABSENT = -1
 _PLACE_WEIGHT = 0.5

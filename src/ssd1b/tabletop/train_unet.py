@@ -128,7 +128,7 @@ def train_unet(
 def _quicken(model: UNet, dtype: torch.dtype) -> None:
     """Choose what trains fastest on a CPU (docs/log): kernel, memory layout, compiled blocks."""
     if dtype is torch.float32:
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in model.modules():
         if isinstance(module, Attention):
             module.attend = plain_attention

@@ -201,13 +201,3 @@ def _validation(pictures: int, batch_size: int = 32) -> Iterator[Pixels]:
     for start in range(0, pictures, batch_size):
         renders = np.stack([render(scene(1, index)) for index in range(start, start + batch_size)])
         yield torch.from_numpy(renders).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-
-
-@torch.no_grad()
-def reconstruction_psnr(vae: VAE, pictures: int = 256) -> float:
-    """Mean peak signal-to-noise ratio of reconstructions in dB, over renders that no training saw."""
-    ratios = []
-    for pixels in _validation(pictures):
-        decoded = vae.decode(vae.encode(pixels).mean).clamp(-1, 1)
-        ratios.append(10 * torch.log10(4.0 / (decoded - pixels).square().mean(dim=(1, 2, 3))))
-    return float(torch.cat(ratios).mean())

@@ -61,3 +61,13 @@ def test_wrong_calls(run, tmp_path, arguments, words):
     done = run("evaluate", *arguments)
     assert done.code == 2 and done.out == ""
     assert all(word in done.err for word in words), done.err
+
+
+def test_a_library_of_an_extra_that_is_missing_is_named_with_the_extra(run, monkeypatch):
+    def without(*arguments):
+        raise ModuleNotFoundError("No module named 'scipy'", name="scipy.stats")
+
+    monkeypatch.setattr("ssd1b.tabletop.judge.load_judge", without)
+    result = run("evaluate")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "error: this needs scipy, which is not installed: pip install 'ssd1b[eval]'\n"

@@ -50,7 +50,7 @@ def test_render_writes_pictures_with_their_captions(run, tmp_path):
 
 
 def test_sheet_shows_every_picture(run, tmp_path):
-    result = run("tabletop", "render", "--count", 3, "--seed", 5, "--sheet", "sheets/all.png")
+    result = run("tabletop", "show", "--count", 3, "--seed", 5, "--out", "sheets/all.png")
     assert (result.code, result.out) == (0, "sheets/all.png\n")
     sheet = np.asarray(Image.open(tmp_path / "sheets/all.png"))
     windows = np.lib.stride_tricks.sliding_window_view(sheet, (128, 128, 3))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ssd1b.tabletop.evaluation import cases, score
-from ssd1b.tabletop.judge import SOLID_ANSWERS, Reading, Seen
+from ssd1b.tabletop.judge import PICTURE_ANSWERS, SOLID_ANSWERS, Reading, Seen
 from ssd1b.tabletop.scenes import HELD_OUT, Scene, relation
 
 CASES = cases(60)
@@ -18,7 +18,12 @@ DEEP = next(c.scene for c in CASES if len(c.scene.solids) == 2 and relation(*c.s
 def read(scene: Scene, **changes: str) -> Reading:
     """What a perfect judge reads off the scene; ``changes`` are to the first solid's answers."""
     solids = [
-        Seen({name: getattr(solid, name) for name in SOLID_ANSWERS}, solid.x, solid.depth, 1.0)
+        Seen(
+            {name: getattr(solid, name) for name in SOLID_ANSWERS},
+            dict.fromkeys(SOLID_ANSWERS, 1.0),
+            solid.x,
+            solid.depth,
+        )
         for solid in scene.solids
     ]
     solids[0] = solids[0]._replace(answers=solids[0].answers | changes)
@@ -26,6 +31,7 @@ def read(scene: Scene, **changes: str) -> Reading:
         solids=tuple(reversed(solids)),
         background=scene.background,
         degradation=None,
+        chances=dict.fromkeys(PICTURE_ANSWERS, 1.0),
         features=np.zeros(2, np.float32),
     )
 

@@ -1,0 +1,30 @@
+"""A model beside the world it was trained on, for people to look at."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ssd1b.evaluate.reconstruction import reconstructed
+from ssd1b.pipeline import Pipeline
+from ssd1b.tabletop.captions import full_caption
+from ssd1b.tabletop.renderer import render
+from ssd1b.tabletop.scenes import Scene
+from ssd1b.tabletop.sheet import table
+
+SEEDS = 4
+
+
+def side_by_side(pipeline: Pipeline, scenes: Sequence[Scene], **settings: Any) -> Image.Image:
+    """For each scene its render, what the autoencoder keeps of it, and what its caption draws."""
+    rows, captions = [], [full_caption(scene) for scene in scenes]
+    for scene, caption in zip(tqdm(scenes, unit="row", disable=None, leave=False), captions, strict=True):
+        picture = render(scene)
+        (kept,) = reconstructed(pipeline.vae, picture[None])
+        drawn = pipeline.generate(caption, seed=0, count=SEEDS, **settings)
+        rows.append(
+            [Image.fromarray(picture), Image.fromarray(np.asarray(kept)), *(each.image for each in drawn)]
+        )
+    return table(rows, ["render", "autoencoder", *(f"drawn, seed {seed}" for seed in range(SEEDS))], captions)
