@@ -44,6 +44,9 @@ class Batches(Protocol):
 _OUTER_LAYERS = ("embed", "conv_in", "conv_out", "quant_conv")
 """Parts of the names of layers that AdamW moves even beside Muon."""
 
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+"""Signals after which a run ends with a checkpoint of the step it is in."""
+
 MAX_SKIPPED = 20
 """Steps in a row whose gradient may be NaN or infinite before the run gives up."""
 
@@ -227,13 +230,14 @@ def _read_ahead(batches: Batches, start: int, stop: int) -> DataLoader:
         sampler=range(start, stop),
         num_workers=1,
         prefetch_factor=4,
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_ignore_stops,
     )
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Leave Ctrl-C, which a terminal sends to every process, to the one that trains."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_stops(worker: int) -> None:
+    """Leave stopping, which terminals and batch systems ask of every process, to the one that trains."""
+    for number in _STOPS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _warmed_average(decay: float) -> Callable[..., None]:
@@ -250,12 +254,11 @@ def _warmed_average(decay: float) -> Callable[..., None]:
 def _polite_stop() -> Iterator[Callable[[], bool]]:
     """Turn SIGINT and SIGTERM into a question that is asked between steps, so that no step is cut in two."""
     received: list[int] = []
-    watched = (signal.SIGINT, signal.SIGTERM)
-    previous = [signal.signal(number, lambda number, _: received.append(number)) for number in watched]
+    previous = [signal.signal(number, lambda number, _: received.append(number)) for number in _STOPS]
     try:
         yield lambda: bool(received)
     finally:
-        for number, handler in zip(watched, previous, strict=True):
+        for number, handler in zip(_STOPS, previous, strict=True):
             signal.signal(number, handler)
 
 

@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -86,6 +89,41 @@ def test_a_stopped_run_goes_on_bit_by_bit(tmp_path: Path, number: int, settings:
     assert_same(run(tmp_path / "cut", resume=True, settings=settings), whole)
     last = "checkpoints/step-00000012.safetensors"
     assert_same(tensors(tmp_path / "cut" / last), tensors(tmp_path / "whole" / last))
+
+
+def slowly(out: Path) -> None:
+    """What the child process of the next test does: a run that lasts long enough to be killed."""
+
+    def slow_loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        time.sleep(0.2)
+        return loss(model, batch)
+
+    train(make_model(), Numbers(), slow_loss, WITH_MUON, out, resume=False, label="test")
+
+
+@pytest.mark.parametrize(
+    ("number", "left"), [(signal.SIGKILL, None), (signal.SIGTERM, "interrupted")], ids=["killed", "stopped"]
+)
+def test_a_whole_process_group_that_is_ended_leaves_a_run_that_goes_on_bit_by_bit(
+    tmp_path: Path, number: int, left: str | None
+) -> None:
+    here = Path(__file__)
+    script = f"import sys; sys.path.insert(0, {str(here.parent)!r}); import pathlib, {here.stem}\n"
+    script += f"try: {here.stem}.slowly(pathlib.Path({str(tmp_path / 'cut')!r}))\n"
+    script += "except KeyboardInterrupt: print('interrupted')"
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], start_new_session=True, stdout=subprocess.PIPE, text=True
+    )
+    checkpoints = tmp_path / "cut/checkpoints"
+    while not (checkpoints / "step-00000003.safetensors").exists():
+        assert child.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    os.killpg(child.pid, number)  # the process that reads ahead is hit, too
+    out, _ = child.communicate(timeout=60)
+    assert out.strip() == (left or "")
+    assert not (checkpoints / "step-00000012.safetensors").exists()
+    whole = run(tmp_path / "whole", settings=WITH_MUON)
+    assert_same(run(tmp_path / "cut", resume=True, settings=WITH_MUON), whole)
 
 
 def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
