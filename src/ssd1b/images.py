@@ -15,13 +15,15 @@ import os
 import re
 import secrets
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 from PIL.ExifTags import IFD, Base
 
 from ssd1b.errors import InputError, unknown
@@ -226,20 +228,38 @@ def read_recipe(path: str | Path) -> Recipe | Parameters:
         InputError: the file cannot be read, is no PNG, JPEG or WebP, is too large, or carries no recipe or a
             damaged one.
     """
+    with _naming(path):
+        return decode_recipe(_read(path))
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Read a picture file as people see it: RGB, turned as its camera says.
+
+    Raises:
+        InputError: the file cannot be read, is no PNG, JPEG or WebP, or is too large.
+    """
+    with _naming(path), _opened(_read(path)) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+@contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Say of which file an error speaks."""
     try:
-        with Path(path).open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-        return decode_recipe(data)
+        yield
     except InputError as error:
         raise InputError(f"{str(path)!r}: {error}") from None
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
 
 
+def _read(path: str | Path) -> bytes:
+    with Path(path).open("rb") as file:
+        return file.read(MAX_FILE_BYTES + 1)
+
+
 def decode_recipe(data: bytes) -> Recipe | Parameters:
     """Read the recipe out of the bytes of a picture file, as ``read_recipe`` does."""
-    if len(data) > MAX_FILE_BYTES:
-        raise InputError(f"the file is too large: allowed are {MAX_FILE_BYTES} bytes")
     json_text, parameters = _texts(data)
     for text in (json_text, parameters):
         if text is not None and len(text) > MAX_TEXT_LENGTH:
@@ -253,11 +273,20 @@ def decode_recipe(data: bytes) -> Recipe | Parameters:
 
 def _texts(data: bytes) -> tuple[str | None, str | None]:
     """Find our JSON and AUTOMATIC1111's text in a picture file from anywhere."""
+    with _opened(data) as image:
+        return _in_png(image) if image.format == "PNG" else _in_exif(image)
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """Open a picture from anywhere; whatever is wrong with it is an ``InputError``."""
+    if len(data) > MAX_FILE_BYTES:
+        raise InputError(f"the file is too large: allowed are {MAX_FILE_BYTES} bytes")
     try:
         with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP"]) as image:
             if image.width * image.height > MAX_READ_PIXELS:
                 raise Image.DecompressionBombError
-            return _in_png(image) if image.format == "PNG" else _in_exif(image)
+            yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(f"the picture is too large: allowed are {MAX_READ_PIXELS} pixels") from None
     # Pillow raises something else for every way in which a file can be damaged.

@@ -18,7 +18,7 @@ OPTIONS = {
         "--count", "--model", "--device", "--dtype", "--offline", "--out", "--format", "--preview", "--json",
     },
     "evaluate": {
-        "--captions", "--seeds", "--versus", "--negative", "--negative-preset", "--guidance",
+        "--captions", "--seeds", "--data", "--versus", "--negative", "--negative-preset", "--guidance",
         "--guidance-rescale", "--guidance-interval", "--steps", "--sampler", "--schedule", "--seed", "--size",
         "--preset", "--model", "--device", "--dtype", "--offline", "--judge", "--out", "--json",
     },

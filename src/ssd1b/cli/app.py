@@ -27,7 +27,7 @@ WRONG_INPUT = 2
 INTERRUPTED = 130
 """Exit codes: 128 + SIGINT is what shells expect of a program that Ctrl-C ended."""
 
-EXTRAS = {"scipy": "eval", "matplotlib": "eval", "torchmetrics": "eval"}
+EXTRAS = {"scipy": "eval", "matplotlib": "eval"}
 """Libraries that the base installation leaves out, with the extra that brings them."""
 
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)

@@ -1,8 +1,9 @@
 """``ssd1b evaluate``: how good a model's pictures of Tabletop are, with the uncertainty."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -13,23 +14,29 @@ from ssd1b.presets import PRESETS, load_preset
 from ssd1b.settings import Range
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ssd1b.evaluate.folder import FolderEvaluation
     from ssd1b.evaluate.statistics import Estimate
     from ssd1b.tabletop.evaluation import Evaluation
 
 CAPTIONS = Range(low=2, high=100_000, multiple_of=2)
 SEEDS = Range(low=1, high=1000, multiple_of=1)
 FIXED = ("seed", "width", "height")
+_ON_SHEET = 64
 
 
 @click.command("evaluate")
 @click.option(
     "--captions",
     type=int,
-    default=500,
-    show_default=True,
-    help="How many; half of them show new combinations.",
+    help="How many. Of Tabletop: 500, half of them with new combinations. Of --data: all.",
 )
 @click.option("--seeds", type=int, default=1, show_default=True, help="Pictures of each caption.")
+@click.option("--data", metavar="FOLDER", help="Pictures with captions in .txt files, in place of Tabletop.")
 @click.option("--versus", metavar="MODEL", help="Draw the same with another model, and compare in pairs.")
 @setting_options
 @click.option("--preset", metavar="NAME|FILE", help=f"{', '.join(PRESETS)}, or a .toml or .json file.")
@@ -38,8 +45,9 @@ FIXED = ("seed", "width", "height")
 @click.option("--out", metavar="FOLDER", help="Where the figures and a sheet of pictures go.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
-    captions: int,
+    captions: int | None,
     seeds: int,
+    data: str | None,
     versus: str | None,
     given: dict[str, Any],
     preset: str | None,
@@ -50,67 +58,112 @@ def command(
 ) -> None:
     """Draw a fixed set of captions that no training saw, and count what the pictures have right.
 
-    A network that was trained on renders alone reads off each picture what stands where. Shares are in
-    percent, with 95 % intervals by bootstrap.
+    A network that was trained on renders alone reads off each picture of Tabletop what stands where. Shares
+    are in percent, with 95 % intervals by bootstrap.
+
+    Other models draw the captions of a folder (--data), with the seeds from 0 on: CLIP score and PickScore,
+    FID and KID from the folder's pictures, as far as their networks' weights are there or can be fetched.
 
     \b
     Examples:
       ssd1b evaluate
       ssd1b evaluate --captions 100 --guidance 7 --negative "blurry, noisy"
       ssd1b evaluate --model runs/mini/model --versus mini-sdxl --out runs/mini/evaluation
+      ssd1b evaluate --model ssd-1b --versus sdxl --data photos --out photos-evaluation
     """  # noqa: D301 (\b keeps click from wrapping)
-    CAPTIONS.check("captions", captions)
     SEEDS.check("seeds", seeds)
-    if fixed := [name for name in FIXED if name in given]:
-        raise InputError(f"{fixed[0]} is fixed here: every caption is drawn at 128x128 with seeds from 0 on")
+    # Seeds are the pictures' numbers; and Tabletop has one size.
+    if fixed := [name for name in FIXED if name in given and (data is None or name == "seed")]:
+        raise InputError(
+            f"{fixed[0]} is fixed here: pictures are drawn with seeds from 0 on, Tabletop at 128x128"
+        )
     chosen = None if preset is None else load_preset(preset)
     check_settings("a sphere", given, chosen)
-
-    from dataclasses import replace
-
-    from ssd1b.tabletop.evaluation import compare
-    from ssd1b.tabletop.judge import load_judge
-
-    reader = load_judge(Path(judge) if judge is not None else None)
     models = [choice.model or DEFAULT_MODEL, *([versus] if versus is not None else [])]
-    results = [
-        _evaluate(
-            replace(choice, model=model), reader, captions=captions, seeds=seeds, preset=chosen, **given
-        )
-        for model in models
-    ]
-    named = [{"model": model, **each.facts()} for model, each in zip(models, results, strict=True)]
-    compared = compare(*results) if versus is not None else {}
-    facts = {"models": named, "difference": {name: each._asdict() for name, each in compared.items()}}
+    choices = [replace(choice, model=model) for model in models]
+    if data is None:
+        number = 500 if captions is None else captions
+        CAPTIONS.check("captions", number)
+        results, differences = _tabletop(choices, judge, captions=number, seeds=seeds, preset=chosen, **given)
+    else:
+        if judge is not None:
+            raise InputError("--judge reads pictures of Tabletop only: leave it out beside --data")
+        if captions is not None:
+            SEEDS.check("captions", captions)
+        results, differences = _folder(choices, Path(data), captions, seeds=seeds, preset=chosen, **given)
+
+    facts = {
+        "models": [{"model": model, **each.facts} for model, each in zip(models, results, strict=True)],
+        "difference": {name: each._asdict() for name, each in differences.items()},
+    }
     if out is not None:
         _write(Path(out), facts, results)
     if as_json:
         click.echo(json.dumps(facts))
         return
     for model, each in zip(models, results, strict=True):
-        click.echo(f"{model}\n{_text(each)}\n")
-    if compared:
-        click.echo(_difference(models, compared))
+        click.echo(f"{model}\n{each.text}\n")
+    if differences:
+        click.echo(_difference(models, differences, 100 if data is None else 1))
 
 
-def _evaluate(choice: ModelChoice, judge: Any, **what: Any) -> "Evaluation":
+class _Result(NamedTuple):
+    """One model's figures, for programs and for people, and pictures to look at with their captions."""
+
+    facts: dict[str, Any]
+    text: str
+    pictures: "list[NDArray[np.uint8]]"
+    captions: list[str]
+
+
+def _tabletop(
+    choices: list[ModelChoice], judge: str | None, **what: Any
+) -> "tuple[list[_Result], Mapping[str, Estimate]]":
     from ssd1b.cli import drawing
     from ssd1b.evaluate.clip_score import ClipScore
-    from ssd1b.tabletop.evaluation import evaluate
+    from ssd1b.tabletop.evaluation import compare, evaluate
+    from ssd1b.tabletop.judge import load_judge
     from ssd1b.tabletop.views import SIZE
     from ssd1b.weights import hub
 
-    pipeline = drawing.load(choice)
-    if pipeline.layout.size != SIZE:
+    reader = load_judge(Path(judge) if judge is not None else None)
+    found = []
+    for choice in choices:
+        pipeline = drawing.load(choice)
         side = pipeline.layout.size
-        raise InputError(
-            f"{choice.model} draws {side}x{side}; judged are pictures of Tabletop, {SIZE}x{SIZE}"
-        )
-    clip = ClipScore.load(hub.resolve(choice.model or DEFAULT_MODEL, offline=True).path, pipeline.text)
-    return evaluate(pipeline, judge, clip, **what)
+        if side != SIZE:
+            raise InputError(
+                f"{choice.model} draws {side}x{side}; judged are pictures of Tabletop, {SIZE}x{SIZE}: "
+                "give a folder of captioned pictures with --data"
+            )
+        clip = ClipScore.load(hub.resolve(choice.model or DEFAULT_MODEL, offline=True).path, pipeline.text)
+        found.append(evaluate(pipeline, reader, clip, **what))
+    results = [
+        _Result(each.facts(), _text(each), list(each.pictures), [case.caption for case in each.cases])
+        for each in found
+    ]
+    return results, compare(*found) if len(found) == 2 else {}
 
 
-def _write(folder: Path, facts: dict[str, Any], results: "list[Evaluation]") -> None:
+def _folder(
+    choices: list[ModelChoice], data: Path, captions: int | None, *, seeds: int, **settings: Any
+) -> "tuple[list[_Result], Mapping[str, Estimate]]":
+    from ssd1b.evaluate.folder import captioned, compare_folders, evaluate_folder
+
+    pairs = captioned(data)[:captions]
+
+    from ssd1b.cli import drawing
+
+    found = [
+        evaluate_folder(drawing.load(choice), pairs, seeds=seeds, offline=choice.offline, **settings)
+        for choice in choices
+    ]
+    shown = [pair.caption for pair in pairs for _ in range(seeds)]
+    results = [_Result(each.facts(), _folder_text(each), each.pictures, shown) for each in found]
+    return results, compare_folders(*found) if len(found) == 2 else {}
+
+
+def _write(folder: Path, facts: dict[str, Any], results: list[_Result]) -> None:
     from ssd1b.tabletop.sheet import contact_sheet
     from ssd1b.weights.files import replacing, write_json
 
@@ -118,9 +171,7 @@ def _write(folder: Path, facts: dict[str, Any], results: "list[Evaluation]") -> 
         write_json(aside, facts)
     for number, each in enumerate(results):
         with replacing(folder / f"sheet-{number}.png") as aside:
-            few = slice(0, 64)
-            captions = [case.caption for case in each.cases[few]]
-            contact_sheet(list(each.pictures[few]), captions).save(aside, "PNG")
+            contact_sheet(each.pictures[:_ON_SHEET], each.captions[:_ON_SHEET]).save(aside, "PNG")
 
 
 def _text(result: "Evaluation") -> str:
@@ -139,9 +190,21 @@ def _text(result: "Evaluation") -> str:
     )
 
 
-def _difference(models: list[str], compared: "dict[str, Estimate]") -> str:
+def _folder_text(result: "FolderEvaluation") -> str:
+    rows = [[name, _interval(each, 1)] for name, each in result.estimates().items()]
+    rows += [[name, f"{value:.3f}"] for name, value in result.distances.items()]
+    rows += [[name, f"not measured: {reason}"] for name, reason in result.missing.items()]
+    cost = f"a picture: {result.seconds:.2f} s, {result.macs / 1e9:.1f} GMACs in the UNet"
+    return f"{columns(rows)}\n{cost}"
+
+
+def _interval(value: "Estimate", scale: float) -> str:
+    return percent(value) if scale == 100 else f"{value.mean:.2f} ({value.low:.2f} to {value.high:.2f})"
+
+
+def _difference(models: list[str], compared: "Mapping[str, Estimate]", scale: float) -> str:
     rows = [["", f"{models[1]} less {models[0]}", ""]]
     for name, each in compared.items():
         told = "not to be told from zero" if each.low <= 0 <= each.high else ""
-        rows.append([name, percent(each), told])
+        rows.append([name, _interval(each, scale), told])
     return columns(rows)

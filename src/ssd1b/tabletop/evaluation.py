@@ -5,23 +5,21 @@ that no training picture did.
 """
 
 import itertools
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from tqdm import tqdm
 
 from ssd1b.evaluate.clip_score import ClipScore
 from ssd1b.evaluate.cost import counted, unet_macs
 from ssd1b.evaluate.distances import diversity, frechet_distance, kernel_distance
+from ssd1b.evaluate.drawing import draw
 from ssd1b.evaluate.reconstruction import psnr, reconstructed
 from ssd1b.evaluate.statistics import Estimate, difference, estimate
 from ssd1b.pipeline import Pipeline
-from ssd1b.settings import GenerationSettings, Preset
+from ssd1b.settings import Preset
 from ssd1b.tabletop.captions import full_caption
 from ssd1b.tabletop.judge import SOLID_ANSWERS, Judge, Pairs, Reading, Seen, stand_as_wanted
 from ssd1b.tabletop.renderer import render_batch
@@ -121,24 +119,6 @@ def _paired(wanted: Sequence[Solid], seen: Sequence[Seen]) -> Pairs:
     return list(zip(wanted, best, strict=True))
 
 
-def draw(
-    pipeline: Pipeline, chosen: Sequence[Case], *, label: str = "draw", **settings: Any
-) -> Iterator[tuple[Image.Image, float]]:
-    """Draw cases in batches: each picture with its share of the seconds that its batch took."""
-    with tqdm(total=len(chosen), desc=label, unit="picture", disable=None, leave=False) as bar:
-        for start in range(0, len(chosen), BATCH_SIZE):
-            few = chosen[start : start + BATCH_SIZE]
-            batch: list[GenerationSettings] = [
-                pipeline.settings(case.caption, seed=case.seed, **settings) for case in few
-            ]
-            clock = time.perf_counter()
-            *_, last = pipeline.steps(batch)
-            images = pipeline.preview(last.latents)
-            seconds = (time.perf_counter() - clock) / len(few)
-            yield from ((image, seconds) for image in images)
-            bar.update(len(few))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """A model's figures over a set of cases.
@@ -213,7 +193,8 @@ def evaluate(
     """Draw the fixed set of cases and judge the pictures."""
     chosen = cases(captions, seeds)
     with counted(pipeline.unet) as batches:
-        drawn = list(draw(pipeline, chosen, preset=preset, **given))
+        tasks = [(case.caption, case.seed) for case in chosen]
+        drawn = list(draw(pipeline, tasks, batch_size=BATCH_SIZE, preset=preset, **given))
     images = [image for image, _ in drawn]
     pictures = np.stack([np.asarray(image) for image in images])
     seen = judge.read(pictures)

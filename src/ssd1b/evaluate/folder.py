@@ -1,0 +1,148 @@
+"""What any model's pictures are worth beside pictures that people captioned: the published metrics."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ssd1b.errors import InputError
+from ssd1b.evaluate.cost import counted, unet_macs
+from ssd1b.evaluate.distances import frechet_distance, kernel_distance
+from ssd1b.evaluate.drawing import draw
+from ssd1b.evaluate.published import SCORERS, Inception, Scorer, inception_weights
+from ssd1b.evaluate.statistics import Estimate, difference, estimate
+from ssd1b.images import open_picture
+from ssd1b.pipeline import Pipeline
+from ssd1b.weights import hub
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+class Captioned(NamedTuple):
+    """A picture's file and its caption, the text file of the same stem beside it."""
+
+    path: Path
+    caption: str
+
+
+def captioned(folder: Path) -> list[Captioned]:
+    """Read the captions of a folder's pictures, in the order of their names.
+
+    Raises:
+        InputError: no folder, no captioned picture in it, or a caption that is empty or no text.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    found = []
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES):
+        text = path.with_suffix(".txt")
+        if not text.exists():
+            continue
+        try:
+            caption = text.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{text}: no text to be read: {error}") from error
+        if not caption:
+            raise InputError(f"{text}: an empty caption")
+        found.append(Captioned(path, caption))
+    if not found:
+        raise InputError(f"{folder}: no picture ({', '.join(PICTURES)}) with its caption in a .txt beside it")
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderEvaluation:
+    """A model's figures over the captions of a folder.
+
+    Attributes:
+        pictures: one for each caption and seed, seeds fastest, ``[height, width, 3]``.
+        values: by the names of ``SCORERS``, one value for each picture.
+        distances: "FID" and "KID", from the folder's own pictures.
+        missing: each metric that was left out, with the reason.
+        seconds: of one picture, median.
+        macs: multiply-accumulate operations in the UNet for one picture.
+    """
+
+    pictures: list[NDArray[np.uint8]]
+    values: dict[str, NDArray[np.float64]]
+    distances: dict[str, float]
+    missing: dict[str, str]
+    seconds: float
+    macs: float
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Every score with its interval."""
+        return {name: estimate(values) for name, values in self.values.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """Everything but the pictures, for JSON."""
+        return {
+            "scores": {name: each._asdict() for name, each in self.estimates().items()},
+            "distances": self.distances,
+            "missing": self.missing,
+            "pictures": len(self.pictures),
+            "seconds": self.seconds,
+            "unet_gmacs": self.macs / 1e9,
+        }
+
+
+def evaluate_folder(
+    pipeline: Pipeline, pairs: Sequence[Captioned], *, seeds: int, offline: bool, **settings: Any
+) -> FolderEvaluation:
+    """Draw a folder's captions and compare with its pictures.
+
+    Args:
+        pipeline: the model.
+        pairs: as ``captioned`` gives them.
+        seeds: pictures of each caption.
+        offline: take the metrics' weights from the hub's cache only.
+        **settings: any field of ``GenerationSettings`` but prompt and seed.
+    """
+    tasks = [(pair.caption, seed) for pair in pairs for seed in range(seeds)]
+    with counted(pipeline.unet) as batches:
+        drawn = list(draw(pipeline, tasks, batch_size=1, **settings))
+    images = [image for image, _ in drawn]
+    missing: dict[str, str] = {}
+    values: dict[str, NDArray[np.float64]] = {}
+    for name, repository in SCORERS.items():
+        try:
+            scorer = Scorer(hub.resolve(repository, offline=offline).path, pipeline.device)
+        except InputError as error:
+            missing[name] = str(error)
+        else:
+            values[name] = scorer(images, [caption for caption, _ in tasks])
+    width, height = images[0].size
+    factor = pipeline.layout.vae.factor
+    return FolderEvaluation(
+        pictures=[np.asarray(image) for image in images],
+        values=values,
+        distances=_distances(pipeline, pairs, images, missing),
+        missing=missing,
+        seconds=float(np.median([seconds for _, seconds in drawn])),
+        macs=unet_macs(pipeline.layout.unet, height // factor, width // factor) * sum(batches) / len(images),
+    )
+
+
+def compare_folders(first: FolderEvaluation, second: FolderEvaluation) -> Mapping[str, Estimate]:
+    """By how much the second exceeds the first, score by score, paired by caption and noise."""
+    return {name: difference(first.values[name], second.values[name]) for name in first.values}
+
+
+def _distances(
+    pipeline: Pipeline, pairs: Sequence[Captioned], images: Sequence[Image.Image], missing: dict[str, str]
+) -> dict[str, float]:
+    """FID and KID; what cannot be measured goes to ``missing``."""
+    try:
+        if len(pairs) < 2:
+            raise InputError("a distance needs at least 2 pictures")
+        inception = Inception(inception_weights(), pipeline.device)
+    except InputError as error:
+        missing["FID, KID"] = str(error)
+        return {}
+    theirs = inception([open_picture(pair.path) for pair in pairs])
+    ours = inception(images)
+    return {"FID": frechet_distance(ours, theirs), "KID": kernel_distance(ours, theirs)}

@@ -1,0 +1,95 @@
+"""Published metrics of real pictures, with the published weights of the networks that they rest on.
+
+Nothing is downloaded here: weights come from folders, and where there are none, the metric is left out.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from ssd1b.errors import InputError
+
+SCORERS = {
+    "CLIP score": "openai/clip-vit-large-patch14",
+    "PickScore": "yuvalkirstain/PickScore_v1",
+}
+"""Scores of a picture with its caption, and the repository of each one's CLIP model.
+
+CLIP score is 100 times the cosine (Hessel et al. 2021, 2104.08718, as torchmetrics scales it); PickScore the
+same of a CLIP model that was trained on people's choices (Kirstain et al. 2023, 2305.01569).
+"""
+
+INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+"""The file of FID's network, as torch-fidelity publishes it."""
+
+
+class Scorer:
+    """A CLIP model with its processor, read by transformers."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        """Read a folder in transformers' format.
+
+        Raises:
+            InputError: no CLIP model in it.
+        """
+        from transformers import CLIPModel, CLIPProcessor  # slow to import
+
+        try:
+            model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+            self.processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder}: no CLIP model to be read: {str(error).splitlines()[0]}") from error
+        self.model = model.eval().to(device)
+
+    @torch.inference_mode()
+    def __call__(
+        self, images: Sequence[Image.Image], captions: Sequence[str]
+    ) -> Float[np.ndarray, " pictures"]:
+        """Cosine of each picture with its caption, times the model's temperature, 100 in published ones."""
+        scores = []
+        for image, caption in zip(images, captions, strict=True):
+            inputs = self.processor(
+                text=[caption], images=[image], truncation=True, padding=True, return_tensors="pt"
+            ).to(self.model.device)
+            scores.append(float(self.model(**inputs).logits_per_image))
+        return np.array(scores)
+
+
+class Inception:
+    """FID's network: InceptionV3 in the form that the published figures rest on."""
+
+    def __init__(self, weights: Path, device: torch.device) -> None:
+        """Read the network's weights.
+
+        Raises:
+            InputError: the file or the library is missing.
+        """
+        if not weights.exists():
+            raise InputError(f"{weights} is missing: it is published with torch-fidelity's releases")
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except ImportError as error:
+            raise InputError(f"needs torch-fidelity, which cannot be imported: {error}") from error
+
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights))
+        self.network = network.eval().to(device)
+        self.device = device
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[Image.Image]) -> Float[np.ndarray, "pictures features"]:
+        """Features of pictures of any size."""
+        features: list[Tensor] = []
+        for image in images:
+            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].to(self.device)
+            features.append(self.network(pixels)[0].cpu())
+        return torch.cat(features).double().numpy()
+
+
+def inception_weights() -> Path:
+    """Where torch-fidelity, and so everyone who computed an FID with it, keeps the weights."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION
