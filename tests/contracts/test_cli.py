@@ -28,7 +28,7 @@ OPTIONS = {
     "tabletop render": {"--count", "--seed", "--split", "--out"},
     "tabletop show": {"--count", "--seed", "--split", "--model", "--out"},
     "tabletop examine": {"--count", "--through", "--judge", "--out"},
-    "tabletop train": {"--out", "--from", "--steps", "--resume", "--device"},
+    "tabletop train": {"--out", "--from", "--steps", "--batch-size", "--resume", "--device"},
 }  # fmt: skip
 """Scripts depend on these: none may go without a deprecation."""
 

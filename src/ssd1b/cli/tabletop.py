@@ -177,10 +177,17 @@ def examine_command(count: int, through: str | None, judge: str | None, out: str
     help="Go on with the weights of a model, as mini-sdxl: vae or unet.",
 )
 @click.option("--steps", type=int, help="Of the optimiser. Default: the part's own number.")
+@click.option("--batch-size", type=int, help="Pictures a step. Default: the part's own number.")
 @click.option("--resume", is_flag=True, help="Go on with a training that was stopped.")
 @click.option("--device", help="cpu, cuda, mps. Default: cpu.")
 def train_command(
-    part: str, run: str, start: str | None, steps: int | None, resume: bool, device: str | None
+    part: str,
+    run: str,
+    start: str | None,
+    steps: int | None,
+    batch_size: int | None,
+    resume: bool,
+    device: str | None,
 ) -> None:
     """Train a part of the miniature; vae and clip first, then unet, which completes the model in RUN/model.
 
@@ -201,5 +208,7 @@ def train_command(
 
     place = str(choose_device(device or "cpu"))
     first = hub.resolve(start, offline=True).path if start is not None else None
-    made = train_part(part, Path(run), start=first, steps=steps, resume=resume, device=place)
+    made = train_part(
+        part, Path(run), start=first, steps=steps, batch_size=batch_size, resume=resume, device=place
+    )
     click.echo(click.format_filename(made))

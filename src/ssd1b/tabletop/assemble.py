@@ -39,6 +39,9 @@ SETTINGS: dict[str, LoopSettings] = {
 }
 """What can be trained: the UNet after VAE and CLIP, the judge at any time."""
 
+FURTHER = {**SETTINGS, "unet": train_unet.FURTHER}
+"""The same for a part that goes on with a model's weights."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Companions:
@@ -53,14 +56,17 @@ class Companions:
     def encoding(self) -> str:
         """A digest of what makes the latents, which are believed by their folder's name."""
         parts = (
-            p.detach().numpy() for half in (self.vae.encoder, self.vae.quant_conv) for p in half.parameters()
+            p.detach().cpu().numpy()
+            for half in (self.vae.encoder, self.vae.quant_conv)
+            for p in half.parameters()
         )
         return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
 
 
 def train_part(
     part: str, run: Path, *,
-    start: Path | None = None, steps: int | None = None, resume: bool = False, device: str = "cpu",
+    start: Path | None = None, steps: int | None = None, batch_size: int | None = None, resume: bool = False,
+    device: str = "cpu",
 ) -> Path:  # fmt: skip
     """Train one part of the miniature in ``run``; the UNet, which needs the others, completes the model.
 
@@ -70,6 +76,7 @@ def train_part(
         start: a model of the same layout whose VAE or UNet to go on with, in place of new weights; for the
             UNet, also what was not trained in ``run``.
         steps: optimiser steps, if not the part's own number; the decay keeps its share of them.
+        batch_size: pictures (for the VAE, crops) a step, if not the part's own number.
         resume: go on with the part's training.
         device: where to train.
 
@@ -81,9 +88,11 @@ def train_part(
     """
     if part not in SETTINGS:
         raise unknown("part", part, SETTINGS)
-    settings = SETTINGS[part]
+    settings = (SETTINGS if start is None else FURTHER)[part]
     if steps is not None:
         settings = replace(settings, steps=steps, decay_steps=settings.decay_steps * steps // settings.steps)
+    if batch_size is not None:
+        settings = replace(settings, batch_size=batch_size)
     if part == "vae":
         first = start and _taken(VAE(MINI_SDXL.vae), start, part)
         vae = train_vae.train_vae(run / part, start=first, settings=settings, resume=resume, device=device)

@@ -22,11 +22,10 @@ from ssd1b.training.loop import Batch, LoopSettings, train
 from ssd1b.training.precision import computing_in, training_dtype
 
 SETTINGS = LoopSettings(
-    steps=600, learning_rate=1e-3, decay_steps=300, warmup_steps=50, weight_decay=0.1, ema_decay=0.99,
-    checkpoint_steps=100,
+    steps=600, batch_size=128, learning_rate=1e-3, decay_steps=300, warmup_steps=50, weight_decay=0.1,
+    ema_decay=0.99, checkpoint_steps=100,
 )  # fmt: skip
 PICTURES = 8192
-BATCH_SIZE = 128
 MAX_LOGIT_SCALE = math.log(100.0)
 
 
@@ -61,12 +60,13 @@ class CaptionedPictures:
 
     pictures: Shards
     tokenize: TextEncoders
+    batch_size: int
     seed: int
 
     def __getitem__(self, step: int) -> Batch:
         """A batch without two pictures of the same index."""
         rng = np.random.default_rng((self.seed, step))
-        indices = rng.choice(len(self.pictures), BATCH_SIZE, replace=False)
+        indices = rng.choice(len(self.pictures), self.batch_size, replace=False)
         ids, ids_2 = self.tokenize.tokenize([caption(scene(self.seed, int(i)), rng) for i in indices])
         # Attention is causal and the end token's state is what counts: padding behind it is no work.
         length = int((ids_2.ids == CLIP_MINI_2.eos_token_id).int().argmax(dim=-1).max()) + 1
@@ -109,7 +109,9 @@ def train_clip(
             terms[f"{name}_accuracy"] = (logits.argmax(dim=0) == own).float().mean()
         return {"loss": terms["first"] + terms["second"], **terms}
 
-    data = CaptionedPictures(pictures=pictures, tokenize=encoders, seed=settings.seed)
+    data = CaptionedPictures(
+        pictures=pictures, tokenize=encoders, batch_size=settings.batch_size, seed=settings.seed
+    )
     return train(model, data, loss, settings, out, resume=resume, label="clip")  # type: ignore[return-value]
 
 

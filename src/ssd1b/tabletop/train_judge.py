@@ -16,10 +16,9 @@ from ssd1b.training.loop import Batch, LoopSettings, train
 from ssd1b.training.precision import computing_in, training_dtype
 
 SETTINGS = LoopSettings(
-    steps=1500, learning_rate=1e-3, muon_rate=0.02, muon_decay=0.1, decay_steps=1200, warmup_steps=20,
-    ema_decay=0.99, checkpoint_steps=250,
+    steps=1500, batch_size=64, learning_rate=1e-3, muon_rate=0.02, muon_decay=0.1, decay_steps=1200,
+    warmup_steps=20, ema_decay=0.99, checkpoint_steps=250,
 )  # fmt: skip
-BATCH_SIZE = 64
 SEED = 2
 """Of the judge's own stream: it never saw the pictures that the miniature learned from."""
 
@@ -31,11 +30,12 @@ _PLACE_WEIGHT = 0.5
 class Renders:
     """Renders with what stands in each cell."""
 
+    batch_size: int = SETTINGS.batch_size
     seed: int = SEED
 
     def __getitem__(self, step: int) -> Batch:
         """A batch that no other step has."""
-        scenes = [scene(self.seed, step * BATCH_SIZE + index) for index in range(BATCH_SIZE)]
+        scenes = [scene(self.seed, step * self.batch_size + index) for index in range(self.batch_size)]
         pictures = np.stack([render(each) for each in scenes])
         return {"pixels": torch.from_numpy(pictures).permute(0, 3, 1, 2), **truth(scenes)}
 
@@ -90,4 +90,6 @@ def train_judge(
         return {"loss": torch.stack([*terms.values()]).sum(), **terms, **right}
 
     model = Judge().to(device)
-    return train(model, Renders(), loss, settings, out, resume=resume, label="judge")  # type: ignore[return-value]
+    return train(
+        model, Renders(batch_size=settings.batch_size), loss, settings, out, resume=resume, label="judge"
+    )  # type: ignore[return-value]

@@ -1,7 +1,7 @@
 """Train the miniature SDXL: the published objective on latents of renders."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,11 +24,15 @@ from ssd1b.training.loop import Batch, LoopSettings, train
 from ssd1b.training.precision import computing_in, training_dtype
 
 SETTINGS = LoopSettings(
-    steps=1420, learning_rate=1e-3, muon_rate=0.02, muon_decay=0.1, decay_steps=1008, warmup_steps=30,
-    ema_decay=0.995, checkpoint_steps=100,
+    steps=1420, batch_size=96, learning_rate=1e-3, muon_rate=0.02, muon_decay=0.1, decay_steps=1008,
+    warmup_steps=30, ema_decay=0.995, checkpoint_steps=100,
 )  # fmt: skip
+FURTHER = replace(
+    SETTINGS, steps=2180, batch_size=48, learning_rate=6e-4, muon_rate=0.008, decay_steps=2040, seed=1
+)
+"""Of a run that goes on with a trained model: at the full rate it would first unlearn (docs/log)."""
+
 PICTURES = 24 * 1024
-BATCH_SIZE = 48
 CAPTION_DROPOUT = 0.1
 """Share of pictures learned without their caption, for classifier-free guidance (2207.12598)."""
 
@@ -45,21 +49,22 @@ class CaptionedLatents:
 
     latents: Shards
     text: TextEncoders
+    batch_size: int
     seed: int
 
     def __getitem__(self, step: int) -> Batch:
         """Latents in the order of a new shuffle each epoch, with their captions' tokens and their views."""
-        per_epoch = len(self.latents) // BATCH_SIZE
+        per_epoch = len(self.latents) // self.batch_size
         epoch, position = divmod(step, per_epoch)
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.latents))
-        indices = order[position * BATCH_SIZE : (position + 1) * BATCH_SIZE]
+        indices = order[position * self.batch_size : (position + 1) * self.batch_size]
         rng = np.random.default_rng((self.seed, step, 1))
         tokens = self.text.tokenize([caption(scene(self.seed, int(index)), rng) for index in indices])
         return {
             "latents": torch.from_numpy(self.latents[indices]),
             "tokens": tokens,
             "time_ids": torch.tensor([view(self.seed, int(index)).time_ids for index in indices]),
-            "kept": torch.from_numpy(rng.random(BATCH_SIZE) >= CAPTION_DROPOUT),
+            "kept": torch.from_numpy(rng.random(self.batch_size) >= CAPTION_DROPOUT),
         }
 
 
@@ -95,6 +100,8 @@ def train_unet(
     model = (start or initialised(UNet(SDXL_MINI))).to(device)
     if device == "cpu":
         _quicken(model, dtype)
+    text.encoder.to(device)
+    text.encoder_2.to(device)
     latents = Shards(
         cache / f"seed-{settings.seed}",
         PICTURES,
@@ -121,7 +128,7 @@ def train_unet(
         errors = (predicted - schedule.target(clean, noise, timesteps)).square().mean(dim=(1, 2, 3))
         return {"loss": (errors * loss_weights(schedule, timesteps)).mean(), "noise_mse": errors.mean()}
 
-    data = CaptionedLatents(latents=latents, text=text, seed=settings.seed)
+    data = CaptionedLatents(latents=latents, text=text, batch_size=settings.batch_size, seed=settings.seed)
     return train(model, data, loss, settings, out, resume=resume, label="unet")  # type: ignore[return-value]
 
 

@@ -20,12 +20,12 @@ from ssd1b.training.loop import Batch, LoopSettings, train
 from ssd1b.training.precision import computing_in, training_dtype
 
 SETTINGS = LoopSettings(
-    steps=3000, learning_rate=1.5e-3, muon_rate=0.02, decay_steps=2000, warmup_steps=20, betas=(0.9, 0.99),
-    weight_decay=1e-4, ema_decay=0.995, checkpoint_steps=100,
+    steps=3000, batch_size=32, learning_rate=1.5e-3, muon_rate=0.02, decay_steps=2000, warmup_steps=20,
+    betas=(0.9, 0.99), weight_decay=1e-4, ema_decay=0.995, checkpoint_steps=100,
 )  # fmt: skip
 DECODER_SETTINGS = LoopSettings(
-    steps=500, learning_rate=3e-4, muon_rate=0.004, decay_steps=450, warmup_steps=20, betas=(0.9, 0.99),
-    weight_decay=1e-4, ema_decay=0.98, checkpoint_steps=100,
+    steps=500, batch_size=32, learning_rate=3e-4, muon_rate=0.004, decay_steps=450, warmup_steps=20,
+    betas=(0.9, 0.99), weight_decay=1e-4, ema_decay=0.98, checkpoint_steps=100,
 )  # fmt: skip
 LATENT_NOISE = 0.25
 """Most noise, in standard deviations of the latents, through which the decoder learns to see."""
@@ -44,7 +44,7 @@ class Crops:
     Of ``choices`` windows the one with most contrast is kept: most of a picture is plain table, soon learned.
     """
 
-    batch_size: int = 32
+    batch_size: int
     per_picture: int = 4
     choices: int = 3
     seed: int = 0
@@ -105,6 +105,7 @@ def train_vae(
     """
     torch.manual_seed(settings.seed)
     dtype = training_dtype(device)
+    data = Crops(batch_size=settings.batch_size, seed=settings.seed)
     model = Reconstruction(start or initialised(VAE(VAE_MINI))).to(device)
 
     def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -115,7 +116,7 @@ def train_vae(
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(dim=(1, 2, 3)).mean()
         return {**terms, "loss": terms["loss"] + KL_WEIGHT * divergence, "divergence": divergence}
 
-    trained = train(model, Crops(seed=settings.seed), loss, settings, out, resume=resume, label="vae").vae
+    trained = train(model, data, loss, settings, out, resume=resume, label="vae").vae
     assert isinstance(trained, VAE)
     normalise_latents(trained)
     few = replace(DECODER_SETTINGS, seed=settings.seed)
@@ -142,7 +143,7 @@ def steady_decoder(
         return _differences(decoded.float(), pixels)
 
     model = Decoding(vae).to(device)
-    data = Crops(seed=settings.seed + 1)
+    data = Crops(batch_size=settings.batch_size, seed=settings.seed + 1)
     trained = train(model, data, loss, settings, out, resume=resume, label="decoder")
     assert isinstance(trained, Decoding)
     vae.decoder, vae.post_quant_conv = trained.decoder, trained.post_quant_conv
@@ -184,7 +185,9 @@ def normalise_latents(vae: VAE, pictures: int = 512) -> None:
 
     Exact: the decoder undoes what the encoder now does.
     """
-    means = torch.cat([vae.encode(batch).mean for batch in _validation(pictures)])
+    means = torch.cat(
+        [vae.encode(batch.to(vae.quant_conv.weight.device)).mean for batch in _validation(pictures)]
+    )
     mean, std = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))
     channels = vae.layout.latent_channels
     encode, decode = vae.quant_conv, vae.post_quant_conv

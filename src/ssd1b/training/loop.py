@@ -57,6 +57,7 @@ class LoopSettings:
 
     Attributes:
         steps: optimiser steps in all.
+        batch_size: what each step learns from; the data are asked for so many.
         learning_rate: the constant rate between warm-up and decay.
         muon_rate: likewise, for the matrices and convolutions inside the network, which Muon then moves
             (see ``_Optimizer``); None leaves them, too, to AdamW.
@@ -76,6 +77,7 @@ class LoopSettings:
     """
 
     steps: int
+    batch_size: int
     learning_rate: float
     muon_rate: float | None = None
     muon_decay: float = 0.3
@@ -90,7 +92,7 @@ class LoopSettings:
     log_steps: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("steps", "checkpoint_steps", "log_steps"):
+        for name in ("steps", "batch_size", "checkpoint_steps", "log_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.learning_rate < 1:

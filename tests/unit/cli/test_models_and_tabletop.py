@@ -71,7 +71,7 @@ def test_train_hands_its_options_on(run, monkeypatch):
     result = run("tabletop", "train", "vae", "--out", "mini", "--from", "mini-sdxl", "--steps", 5, "--resume")
     assert (result.code, result.out) == (0, "mini/vae\n")
     assert (told.pop("start") / "model_index.json").exists()
-    assert told == {"steps": 5, "resume": True, "device": "cpu"}
+    assert told == {"steps": 5, "batch_size": None, "resume": True, "device": "cpu"}
 
 
 def test_what_no_model_holds_cannot_be_gone_on_with(run):

@@ -92,13 +92,11 @@ def test_pictures_of_another_size_are_refused() -> None:
 
 
 def test_a_few_steps_teach_it_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssd1b.tabletop import train_judge as module
     from ssd1b.training import loop
 
-    monkeypatch.setattr(module, "BATCH_SIZE", 16)
     monkeypatch.setattr(loop, "_read_ahead", lambda data, start, stop: (data[i] for i in range(start, stop)))
-    few = replace(SETTINGS, steps=12, decay_steps=4, warmup_steps=2, log_steps=3)
+    few = replace(SETTINGS, steps=12, batch_size=16, decay_steps=4, warmup_steps=2, log_steps=3)
     judge = train_judge(tmp_path, settings=few)
     losses = [json.loads(row)["loss"] for row in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert losses[-1] < 0.7 * losses[0]
-    assert judge.read(Renders()[0]["pixels"][:2].permute(0, 2, 3, 1).numpy())
+    assert judge.read(Renders(batch_size=2)[0]["pixels"].permute(0, 2, 3, 1).numpy())

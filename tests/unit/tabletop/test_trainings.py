@@ -72,11 +72,10 @@ def test_a_unet_is_gone_on_with_beside_its_own_models_other_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train_unet, "PICTURES", 8)
-    monkeypatch.setattr(train_unet, "BATCH_SIZE", 4)
     monkeypatch.setattr(train_unet.shutil, "which", lambda name: None)
     monkeypatch.setattr(cache, "SHARD", 8)
     model = hub.resolve("mini-sdxl", offline=True).path
-    made = open_checkpoint(assemble.train_part("unet", tmp_path, start=model, steps=1))
+    made = open_checkpoint(assemble.train_part("unet", tmp_path, start=model, steps=1, batch_size=4))
     shipped = open_checkpoint(model)
     assert made.tokenizers.keys() == shipped.tokenizers.keys()
     for part in ("vae", "text_encoder", "text_encoder_2"):

@@ -20,7 +20,14 @@ from ssd1b.training.loop import Batch, LoopSettings, train
 from ssd1b.training.precision import computing_in
 
 SETTINGS = LoopSettings(
-    steps=12, learning_rate=1e-2, warmup_steps=2, decay_steps=4, checkpoint_steps=3, log_steps=4, seed=3
+    steps=12,
+    batch_size=8,
+    learning_rate=1e-2,
+    warmup_steps=2,
+    decay_steps=4,
+    checkpoint_steps=3,
+    log_steps=4,
+    seed=3,
 )
 WITH_MUON = replace(SETTINGS, muon_rate=1e-2)
 
