@@ -9,7 +9,7 @@ PROMPT ?= a large red metal sphere on a blue background
 .PHONY: demo test check parity full-size clean
 
 demo: $(VENV)/installed  ## Set up and draw the first picture.
-	$(BIN)/ssd1b generate "$(PROMPT)" --seed 1 --out pictures
+	$(BIN)/ssd1b generate "$(PROMPT)" --seed 0 --out pictures
 
 test: $(VENV)/installed-dev  ## Set up and run every test that needs neither a GPU nor a full-size model.
 	$(BIN)/python -m pytest --numprocesses 2 --quiet

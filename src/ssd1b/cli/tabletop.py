@@ -139,7 +139,7 @@ def examine_command(count: int, through: str | None, judge: str | None, out: str
     from ssd1b.weights.files import replacing, write_json
 
     reader = load_judge(Path(judge) if judge is not None else None)
-    views = {"renders": examination.rendered}
+    views: dict[str, examination.Look] = {"renders": examination.rendered}
     if through is not None:
         pipeline = drawing.load(ModelChoice(model=through, device=None, dtype=None, offline=True))
         views[f"through {through}"] = examination.through(pipeline.vae)

@@ -5,6 +5,7 @@ Nothing is downloaded here: weights come from folders, and where there are none,
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,8 +41,9 @@ class Scorer:
         from transformers import CLIPModel, CLIPProcessor  # slow to import
 
         try:
-            model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-            self.processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
+            # Its signatures are too loose to be checked.
+            model: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+            self.processor: Any = CLIPProcessor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
             raise InputError(f"{folder}: no CLIP model to be read: {str(error).splitlines()[0]}") from error
         self.model = model.eval().to(device)
@@ -72,7 +74,9 @@ class Inception:
         if not weights.exists():
             raise InputError(f"{weights} is missing: it is published with torch-fidelity's releases")
         try:
-            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+            from torch_fidelity.feature_extractor_inceptionv3 import (  # type: ignore[import-not-found]
+                FeatureExtractorInceptionV3,
+            )
         except ImportError as error:
             raise InputError(f"needs torch-fidelity, which cannot be imported: {error}") from error
 

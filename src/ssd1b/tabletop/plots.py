@@ -43,7 +43,7 @@ def calibration_plot(examinations: Mapping[str, Examination]) -> bytes:
         least = min(axes.get_xlim()[0], axes.get_ylim()[0], 0.9)
         axes.set(xlim=(least, 1.005), ylim=(least, 1.005), title=question)
         axes.set(xlabel="probability given", ylabel="share right")
-    axes.legend()
+        axes.legend()
     return _png(figure)
 
 
