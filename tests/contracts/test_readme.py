@@ -30,9 +30,9 @@ def test_every_make_target_exists() -> None:
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in TARGETS)
 
 
-def test_the_renders_are_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sheet_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    line = next(line for line in COMMANDS if "tabletop render" in line)
+    line = next(line for line in COMMANDS if "tabletop show" in line)
     assert CliRunner().invoke(cli, shlex.split(line)[1:]).exit_code == 0
     assert (tmp_path / "renders.png").stat().st_size > 10_000
 

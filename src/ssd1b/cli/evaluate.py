@@ -14,7 +14,7 @@ from ssd1b.presets import PRESETS, load_preset
 from ssd1b.settings import Range
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -104,7 +104,7 @@ def command(
     for model, each in zip(models, results, strict=True):
         click.echo(f"{model}\n{each.text}\n")
     if differences:
-        click.echo(_difference(models, differences, 100 if data is None else 1))
+        click.echo(_difference(models, differences, percent if data is None else _plain))
 
 
 class _Result(NamedTuple):
@@ -191,20 +191,22 @@ def _text(result: "Evaluation") -> str:
 
 
 def _folder_text(result: "FolderEvaluation") -> str:
-    rows = [[name, _interval(each, 1)] for name, each in result.estimates().items()]
+    rows = [[name, _plain(each)] for name, each in result.estimates().items()]
     rows += [[name, f"{value:.3f}"] for name, value in result.distances.items()]
     rows += [[name, f"not measured: {reason}"] for name, reason in result.missing.items()]
     cost = f"a picture: {result.seconds:.2f} s, {result.macs / 1e9:.1f} GMACs in the UNet"
     return f"{columns(rows)}\n{cost}"
 
 
-def _interval(value: "Estimate", scale: float) -> str:
-    return percent(value) if scale == 100 else f"{value.mean:.2f} ({value.low:.2f} to {value.high:.2f})"
+def _plain(value: "Estimate") -> str:
+    return f"{value.mean:.2f} ({value.low:.2f} to {value.high:.2f})"
 
 
-def _difference(models: list[str], compared: "Mapping[str, Estimate]", scale: float) -> str:
+def _difference(
+    models: list[str], compared: "Mapping[str, Estimate]", written: "Callable[[Estimate], str]"
+) -> str:
     rows = [["", f"{models[1]} less {models[0]}", ""]]
     for name, each in compared.items():
         told = "not to be told from zero" if each.low <= 0 <= each.high else ""
-        rows.append([name, _interval(each, scale), told])
+        rows.append([name, written(each), told])
     return columns(rows)
