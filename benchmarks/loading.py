@@ -7,8 +7,7 @@ loads it by turns with this package and with diffusers, tokenizers included, eac
 from a warm page cache. It prints medians with the range, and one JSON line.
 
 ``load`` is the call alone. ``ready`` goes on until every weight has been touched once: a mapped file is not
-read before it is used, but this package has by then looked at every weight for NaN. ``process`` is what a
-user waits for, imports included.
+read before it is used. ``process`` is what a user waits for, imports included.
 """
 
 import argparse

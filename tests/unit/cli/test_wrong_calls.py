@@ -224,6 +224,8 @@ def test_control_c_in_a_process_of_its_own(tmp_path, tiny_model):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Started in the background, as some build servers do, a process inherits that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         while not out.exists() and process.poll() is None:  # the preview comes with the first step
             time.sleep(0.01)
