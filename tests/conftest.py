@@ -1,7 +1,14 @@
 """What all tests share: no network, no clock in property tests, full-size models only when asked for."""
 
+import os
+
 import pytest
 from hypothesis import settings
+
+# Several test processes share the cores: one thread each, or OpenMP's would wait for each other. Set
+# before torch is imported, and so that programs which the tests start inherit it.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Whether an example is found must not depend on how busy the machine is.
 settings.register_profile("ssd1b", deadline=None)
