@@ -16,37 +16,39 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ssd1b import Pipeline
-from ssd1b.evaluate.drawing import draw
+from ssd1b.evaluate.drawing import Task, draw
 from ssd1b.evaluate.statistics import Estimate, estimate
 from ssd1b.tabletop.captions import full_caption
 from ssd1b.tabletop.degradations import DEGRADATIONS
 from ssd1b.tabletop.evaluation import BATCH_SIZE, Case, cases, score
-from ssd1b.tabletop.judge import Judge, load_judge
+from ssd1b.tabletop.judge import Judge, Reading, load_judge
 
 AXES: dict[str, tuple[Any, ...]] = {
     "guidance_scale": (1.0, 2.0, 3.0, 4.0, 6.0, 9.0, 14.0, 20.0),
     "steps": (4, 6, 8, 12, 20, 35),
+    "negative_prompt": (None, "", ", ".join(DEGRADATIONS)),
     "sampler": ("unipc", "euler", "ddpm", "euler_a", "dpmpp_2m", "dpmpp_2m_sde", "ddim", "heun"),
 }
 SHOWN = ("right", "shape", "color", "background", "clean")
 
 
+def read(pipeline: Pipeline, judge: Judge, tasks: list[Task], **settings: Any) -> list[Reading]:
+    """Draw, and let the judge read."""
+    drawn = draw(pipeline, tasks, batch_size=BATCH_SIZE, **settings)
+    return judge.read(np.stack([np.asarray(image) for image, _ in drawn]))
+
+
 def measured(pipeline: Pipeline, judge: Judge, chosen: list[Case], **settings: Any) -> dict[str, Estimate]:
     """Each score of the pictures, with its interval."""
-    tasks = [(case.caption, case.seed) for case in chosen]
-    drawn = draw(pipeline, tasks, batch_size=BATCH_SIZE, **settings)
-    pictures = np.stack([np.asarray(image) for image, _ in drawn])
-    scores = [score(case.scene, seen).values for case, seen in zip(chosen, judge.read(pictures), strict=True)]
+    seen = read(pipeline, judge, [(case.caption, case.seed) for case in chosen], **settings)
+    scores = [score(case.scene, each).values for case, each in zip(chosen, seen, strict=True)]
     return {name: estimate([each[name] for each in scores]) for name in scores[0]}
 
 
 def spoiled(pipeline: Pipeline, judge: Judge, prompts: list[str], word: str, **settings: Any) -> Estimate:
-    """Share of a prompt's pictures that the judge finds spoiled in the way of ``word``."""
-    found = []
-    for seed, prompt in enumerate(prompts):
-        (picture,) = pipeline.generate(prompt, seed=seed, **settings)
-        found.append(judge.read(np.asarray(picture.image)[None])[0].degradation == word)
-    return estimate(found)
+    """Share of the prompts' pictures that the judge finds spoiled in the way of ``word``."""
+    seen = read(pipeline, judge, [(prompt, seed) for seed, prompt in enumerate(prompts)], **settings)
+    return estimate([each.degradation == word for each in seen])
 
 
 def words(pipeline: Pipeline, judge: Judge, prompts: list[str]) -> dict[str, dict[str, Estimate]]:
@@ -62,13 +64,19 @@ def words(pipeline: Pipeline, judge: Judge, prompts: list[str]) -> dict[str, dic
     return result
 
 
+def named(value: Any) -> str:
+    """A setting's value as ticks show it."""
+    names = {None: "none", "": "empty", ", ".join(DEGRADATIONS): "all nine words"}
+    return names.get(value, str(value))
+
+
 def plot(measured: dict[str, dict[str, dict[str, Estimate]]]) -> Figure:
-    figure = Figure(figsize=(15, 9), layout="constrained")
-    panels = figure.subplots(2, 2).flat
-    for axes, (axis, points) in zip(panels, measured.items(), strict=False):
+    figure = Figure(figsize=(15, 13), layout="constrained")
+    panels = figure.subplots(3, 2).flat
+    for (axis, points), axes in zip(measured.items(), panels, strict=False):
         places = range(len(points))
         for name in points[next(iter(points))]:
-            if axis != "negative" and name not in SHOWN:
+            if axis != "words" and name not in SHOWN:
                 continue
             each = [point[name] for point in points.values()]
             gaps = [[e.mean - e.low for e in each], [e.high - e.mean for e in each]]
@@ -76,6 +84,8 @@ def plot(measured: dict[str, dict[str, dict[str, Estimate]]]) -> Figure:
         axes.set_xticks(places, list(points), rotation=30)
         axes.set(title=axis, ylim=(-0.02, 1.02), ylabel="share of pictures")
         axes.legend(fontsize=8)
+    for axes in panels:
+        axes.axis("off")
     return figure
 
 
@@ -90,13 +100,13 @@ def main() -> None:
     pipeline, judge = Pipeline.load(options.model), load_judge()
     chosen = cases(options.captions)
     result = {
-        axis: {str(value): measured(pipeline, judge, chosen, **{axis: value}) for value in values}
+        axis: {named(value): measured(pipeline, judge, chosen, **{axis: value}) for value in values}
         for axis, values in AXES.items()
     }
     prompts = [
         full_caption(replace(case.scene, degradation=None)) for case in chosen[: options.captions // 2]
     ]
-    result["negative"] = words(pipeline, judge, prompts)
+    result["words"] = words(pipeline, judge, prompts)
     facts = {
         axis: {point: {n: e._asdict() for n, e in row.items()} for point, row in points.items()}
         for axis, points in result.items()

@@ -1,35 +1,40 @@
-"""Draw the sheets that the README shows: guidance at work, and negative prompts.
+"""Draw the sheets that README and guide show: guidance, negative prompts, the world and what is drawn of it.
 
     python benchmarks/sheets.py --model mini-sdxl --out docs/pictures
 
-Prompts are the first captions of the held-out world, with combinations of shape, colour and material that the
-training never showed; nothing is chosen by hand.
+Prompts are the first captions of their world; nothing is chosen by hand. On the sheet of guidance they are of
+the held-out world, with combinations of shape, colour and material that the training never showed.
 """
 
 import argparse
 from itertools import count, islice
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from ssd1b import Pipeline
 from ssd1b.tabletop.captions import full_caption
-from ssd1b.tabletop.scenes import Scene, scene
-from ssd1b.tabletop.sheet import table
+from ssd1b.tabletop.gallery import side_by_side
+from ssd1b.tabletop.judge import Judge, load_judge
+from ssd1b.tabletop.renderer import render_batch
+from ssd1b.tabletop.scenes import WORLDS, Scene, Split, scene
+from ssd1b.tabletop.sheet import contact_sheet, table
 
 GUIDANCE = (1.0, 2.0, 4.0, 7.0, 12.0, 20.0)
-NEGATIVES = ("blurry", "low quality", "noisy", "monochrome", "jpeg artifacts")
-WORLD_SEED = 7
+FAULTS, TRIES = 5, 240
+"""How many kinds of spoiled pictures the sheet shows, and how many pictures it looks at to find them."""
 
 
-def held_out(number: int, degradation: str | None = None) -> list[Scene]:
-    """The first scenes of the held-out world with this degradation (None: without any)."""
-    scenes = (scene(WORLD_SEED, index, split="held_out") for index in count())
-    return list(islice((s for s in scenes if s.degradation == degradation), number))
+def clean(number: int, *, seed: int = 7, split: Split) -> list[Scene]:
+    """The first scenes of a stream that are not spoiled."""
+    scenes = (scene(seed, index, split=split) for index in count())
+    return list(islice((each for each in scenes if each.degradation is None), number))
 
 
 def guidance_sheet(pipeline: Pipeline) -> Image.Image:
-    prompts = [full_caption(s) for s in held_out(6)]
+    prompts = [full_caption(each) for each in clean(6, split="held_out")]
     rows = [
         [pipeline.generate(prompt, seed=1, guidance_scale=scale)[0].image for scale in GUIDANCE]
         for prompt in prompts
@@ -37,18 +42,32 @@ def guidance_sheet(pipeline: Pipeline) -> Image.Image:
     return table(rows, [f"guidance {scale:g}" for scale in GUIDANCE], prompts)
 
 
-def negative_sheet(pipeline: Pipeline) -> Image.Image:
-    """Prompts that leave the quality open; the negative prompt names what spoils a fifth of the world."""
-    prompts = [full_caption(s) for s in held_out(4)]
-    without = [[p.image for p in pipeline.generate(prompt, seed=1, count=3)] for prompt in prompts]
-    named = ", ".join(NEGATIVES)
-    with_it = [
-        [p.image for p in pipeline.generate(prompt, seed=1, count=3, negative_prompt=named)]
-        for prompt in prompts
-    ]
-    rows = [a + b for a, b in zip(without, with_it, strict=True)]
-    top = [f"seed {seed}" for seed in (1, 2, 3)] + [f"seed {seed}, negative" for seed in (1, 2, 3)]
-    return table(rows, top, prompts)
+def negative_sheet(pipeline: Pipeline, judge: Judge) -> Image.Image:
+    """The first pictures that came out spoiled, each in another way, and again with the fault named."""
+    prompts = [full_caption(each) for each in clean(TRIES, split="train")]
+    rows, headings, found = [], [], set()
+    for seed, prompt in enumerate(tqdm(prompts, desc="look for spoiled pictures", disable=None)):
+        (drawn,) = pipeline.generate(prompt, seed=seed)
+        fault = judge.read(np.asarray(drawn.image)[None])[0].degradation
+        if fault is None or fault in found:
+            continue
+        (without,) = pipeline.generate(prompt, seed=seed, negative_prompt=fault)
+        rows.append([drawn.image, without.image])
+        headings.append(f"{prompt} (seed {seed}): {fault}")
+        found.add(fault)
+        if len(found) == FAULTS:
+            break
+    return table(rows, ["no negative prompt", "the fault named"], headings, margin=230)
+
+
+def world_sheet(world: str, seed: int) -> Image.Image:
+    scenes = [scene(seed, index, world=WORLDS[world]) for index in range(15)]
+    return contact_sheet(list(render_batch(scenes)), [full_caption(each) for each in scenes])
+
+
+def drawn_sheet(pipeline: Pipeline) -> Image.Image:
+    splits: tuple[Split, ...] = ("train", "held_out")
+    return side_by_side(pipeline, [each for split in splits for each in clean(5, seed=5, split=split)])
 
 
 def main() -> None:
@@ -60,8 +79,15 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     pipeline = Pipeline.load(options.model)
-    guidance_sheet(pipeline).save(options.out / "guidance.png", optimize=True)
-    negative_sheet(pipeline).save(options.out / "negative.png", optimize=True)
+    sheets = {
+        "guidance": guidance_sheet(pipeline),
+        "negative": negative_sheet(pipeline, load_judge()),
+        "tabletop": world_sheet("plain", 3),
+        "tabletop-rich": world_sheet("rich", 5),
+        "tabletop-drawn": drawn_sheet(pipeline),
+    }
+    for name, sheet in sheets.items():
+        sheet.save(options.out / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

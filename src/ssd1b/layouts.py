@@ -169,8 +169,14 @@ VAE_MINI = VAELayout(channels=(16, 32, 64, 64), layers_per_block=1, norm_groups=
 _MINI_WIDTHS = {
     "head_dim": 24, "cross_attention_dim": 160, "pooled_dim": 96, "time_ids_dim": 32, "norm_groups": 4
 }  # fmt: skip
-SDXL_MINI = _narrowed(SDXL, (24, 48, 96), **_MINI_WIDTHS)
-SSD_1B_MINI = _narrowed(SSD_1B, (24, 48, 96), **_MINI_WIDTHS)
+# The finest level alone draws edges and highlights, and costs little of the whole. Were it wider, the student
+# would have more than 53 % of its teacher's parameters.
+_MINI_CHANNELS = (44, 48, 96)
+SDXL_MINI = _narrowed(SDXL, _MINI_CHANNELS, **_MINI_WIDTHS)
+SSD_1B_MINI = _narrowed(SSD_1B, _MINI_CHANNELS, **_MINI_WIDTHS)
+
+NAMED: dict[str, UNetLayout] = {**UNETS, "mini-sdxl": SDXL_MINI, "mini-ssd-1b": SSD_1B_MINI}
+"""Every UNet that has a name, widths and all."""
 
 MINI_SDXL = ModelLayout(
     name="mini-sdxl",

@@ -1,17 +1,12 @@
 """Presets: settings under a name, with the reason for them; those we ship and those that users write."""
 
-import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 from ssd1b.errors import InputError, unknown
 from ssd1b.settings import ARTICLE, CARD, Preset, check_names, check_text, resolve_settings, shown
-
-MAX_FILE_BYTES = 64 * 1024
-
-_READERS = {".toml": tomllib.loads, ".json": json.loads}
+from ssd1b.tables import READERS, read_table
 
 NEGATIVE_PROMPTS: Mapping[str, str] = MappingProxyType({
     "basic": (
@@ -77,27 +72,13 @@ def load_preset(name: str) -> Preset:
     path = Path(name)
     if name in PRESETS:
         return PRESETS[name]
-    if path.suffix.lower() not in _READERS:
+    if path.suffix.lower() not in READERS:
         raise unknown("preset", name, [*PRESETS, "a .toml file", "a .json file"])
+    table = read_table(path)
     try:
-        return _from_table(_read(path), path.stem)
+        return _from_table(table, path.stem)
     except InputError as error:
         raise InputError(f"preset {name}: {error}") from None
-
-
-def _read(path: Path) -> object:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"cannot read it: {error.strerror}") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise InputError(f"it is too large: allowed are {MAX_FILE_BYTES} bytes")
-    try:
-        return _READERS[path.suffix.lower()](data.decode())
-    # Decoder and readers raise kinds of ValueError; thousands of nested lists exhaust the stack.
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"it is no {path.suffix[1:].upper()}: {error}") from None
 
 
 def _from_table(table: object, default_name: str) -> Preset:

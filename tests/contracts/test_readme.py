@@ -1,4 +1,4 @@
-"""What the README says can be done can be done."""
+"""What the README and the guide say can be done can be done."""
 
 import re
 import shlex
@@ -10,8 +10,19 @@ from click.testing import CliRunner
 
 from ssd1b.cli.app import cli
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^    (ssd1b [^#\n]+)", README, re.MULTILINE)
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs/guide").glob("*.md"))]
+COMMANDS = [
+    command
+    for page in PAGES
+    for command in re.findall(r"^    (ssd1b [^#\n]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+]
+LINKS = [
+    page.parent / link
+    for page in PAGES
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+]
 TARGETS = re.findall(r"^    make ([a-z-]+)", README, re.MULTILINE)
 
 
@@ -25,7 +36,7 @@ def test_every_command_parses(line: str) -> None:
 
 
 def test_every_make_target_exists() -> None:
-    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text()
     assert {"demo", "test"} <= set(TARGETS)
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in TARGETS)
 
@@ -46,6 +57,6 @@ def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert namespace["final"].recipe.settings.guidance_scale == 7.0  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
-def test_every_link_leads_somewhere(link: str) -> None:
-    assert (Path(__file__).parents[2] / link).exists()
+@pytest.mark.parametrize("link", LINKS, ids=lambda link: link.name)
+def test_every_link_leads_somewhere(link: Path) -> None:
+    assert link.exists()

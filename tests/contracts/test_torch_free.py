@@ -6,7 +6,7 @@ import sys
 import pytest
 
 HEAVY = {"torch", "numpy", "PIL", "transformers", "safetensors", "jaxtyping"}
-LIGHT = ["settings", "presets", "advice", "prompts", "recipe", "sampler_names", "layouts", "errors"]
+LIGHT = ["settings", "presets", "advice", "prompts", "recipe", "sampler_names", "layouts", "tables", "errors"]
 
 
 @pytest.mark.parametrize("module", LIGHT)

@@ -71,16 +71,16 @@ def test_a_file_without_a_name_gives_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[settings]\nstep = 15\n", "unknown setting 'step': did you mean 'steps'?"),
-        ("[settings]\nsteps = 0\n", "steps is 0: allowed are"),
-        ('[settings]\nprompt = "x"\n', "unknown setting 'prompt'"),
-        ("[setting]\nsteps = 15\n", "it must hold a table 'settings'"),
-        ("settings = 5\n", "it must hold a table 'settings'"),
-        ("steps = \n", "it is no TOML"),
-        ('nmae = "x"\n[settings]\n', "unknown key 'nmae': did you mean 'name'?"),
-        ("name = 5\n[settings]\n", "name is 5: it must be text"),
-        ("# " + "x" * 70_000, "it is too large"),
-        ("x = " + "[" * 30_000, "it is no TOML"),
+        ("[settings]\nstep = 15\n", "preset {}: unknown setting 'step': did you mean 'steps'?"),
+        ("[settings]\nsteps = 0\n", "preset {}: steps is 0: allowed are"),
+        ('[settings]\nprompt = "x"\n', "preset {}: unknown setting 'prompt'"),
+        ("[setting]\nsteps = 15\n", "preset {}: it must hold a table 'settings'"),
+        ("settings = 5\n", "preset {}: it must hold a table 'settings'"),
+        ("steps = \n", "{} is no TOML"),
+        ('nmae = "x"\n[settings]\n', "preset {}: unknown key 'nmae': did you mean 'name'?"),
+        ("name = 5\n[settings]\n", "preset {}: name is 5: it must be text"),
+        ("# " + "x" * 300_000, "{} is too large"),
+        ("x = " + "[" * 30_000, "{} is no TOML"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line_that_names_it(tmp_path, text, message):
@@ -88,7 +88,7 @@ def test_a_wrong_file_is_refused_in_one_line_that_names_it(tmp_path, text, messa
     path.write_text(text)
     with pytest.raises(InputError) as refused:
         load_preset(str(path))
-    assert str(refused.value).startswith(f"preset {path}: {message}")
+    assert str(refused.value).startswith(message.format(path))
     assert "\n" not in str(refused.value)
 
 
@@ -96,12 +96,12 @@ def test_json_too_is_read_with_care(tmp_path):
     path = tmp_path / "mine.json"
     for text in (b"[" * 60_000, b'{"settings": {"steps": ' + b"9" * 5000 + b"}}", b"\xff", b"[]"):
         path.write_bytes(text)
-        with pytest.raises(InputError, match=r"mine\.json: "):
+        with pytest.raises(InputError, match=r"mine\.json( is no JSON)?: "):
             load_preset(str(path))
 
 
 def test_what_is_neither_preset_nor_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="unknown preset 'artcle-detail': did you mean 'article-detail'"):
         load_preset("artcle-detail")
-    with pytest.raises(InputError, match="cannot read it: No such file"):
+    with pytest.raises(InputError, match=r"cannot read .*none\.toml: No such file"):
         load_preset(str(tmp_path / "none.toml"))

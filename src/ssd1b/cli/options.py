@@ -61,6 +61,7 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @click.option(
         "--negative",
+        "--negative-prompt",
         "negative_prompt",
         metavar="TEXT",
         help='What to keep away from. "" is an empty text, which is not the same as none.',
@@ -68,6 +69,7 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--negative-preset", metavar="NAME", help=f"{', '.join(NEGATIVE_PROMPTS)}.")
     @click.option(
         "--guidance",
+        "--guidance-scale",
         "guidance_scale",
         type=float,
         metavar="SCALE",

@@ -22,8 +22,20 @@ def command() -> None:
     """Render the miniature's world, lit solids on a table, and train the miniature on it."""
 
 
+def world_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the argument ``world``."""
+    return click.option(
+        "--world",
+        type=click.Choice(["plain", "rich"]),
+        default="plain",
+        show_default=True,
+        help="rich: also three solids, stacked ones, patterns and lighting.",
+    )(command)
+
+
 def world_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the arguments ``seed`` and ``split``: which pictures of the world."""
+    """Give a command the arguments ``seed``, ``split`` and ``world``: which pictures."""
+    command = world_option(command)
     command = click.option(
         "--split",
         type=click.Choice(["train", "held_out"]),
@@ -32,7 +44,7 @@ def world_options(command: Callable[..., None]) -> Callable[..., None]:
         help="held_out: each picture shows a combination that the training never does.",
     )(command)
     return click.option(
-        "--seed", type=int, default=0, show_default=True, help="Of the world; trainings use 0 to 2."
+        "--seed", type=int, default=0, show_default=True, help="Of the world; trainings use 0 to 3."
     )(command)
 
 
@@ -42,7 +54,7 @@ def world_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--out", metavar="FOLDER", required=True, help="Where they go, each with its caption in a .txt."
 )
-def render_command(count: int, seed: int, split: Split, out: str) -> None:
+def render_command(count: int, seed: int, split: Split, world: str, out: str) -> None:
     """Render pictures with exact captions, as training data.
 
     \b
@@ -57,11 +69,11 @@ def render_command(count: int, seed: int, split: Split, out: str) -> None:
 
     from ssd1b.tabletop.captions import full_caption
     from ssd1b.tabletop.renderer import render
-    from ssd1b.tabletop.scenes import scene
+    from ssd1b.tabletop.scenes import WORLDS, scene
     from ssd1b.weights.files import replacing
 
     for index in tqdm(range(count), unit="picture", disable=None, leave=False):
-        each = scene(seed, index, split=split)
+        each = scene(seed, index, split=split, world=WORLDS[world])
         stem = f"{split}-{seed}-{index:06d}"
         with replacing(Path(out, f"{stem}.png")) as aside:
             Image.fromarray(render(each)).save(aside, "PNG")
@@ -79,7 +91,7 @@ def render_command(count: int, seed: int, split: Split, out: str) -> None:
     help="Beside each render show what the model's autoencoder makes of it, and what the model draws.",
 )
 @click.option("--out", metavar="FILE", default="tabletop.png", show_default=True, help="The sheet, a PNG.")
-def show_command(count: int, seed: int, split: Split, model: str | None, out: str) -> None:
+def show_command(count: int, seed: int, split: Split, world: str, model: str | None, out: str) -> None:
     """Draw a sheet of scenes with their captions: what the world looks like, and what a model makes of it.
 
     \b
@@ -96,11 +108,11 @@ def show_command(count: int, seed: int, split: Split, model: str | None, out: st
 
     from ssd1b.tabletop.captions import full_caption
     from ssd1b.tabletop.renderer import render
-    from ssd1b.tabletop.scenes import scene
+    from ssd1b.tabletop.scenes import WORLDS, scene
     from ssd1b.tabletop.sheet import contact_sheet
     from ssd1b.weights.files import replacing
 
-    scenes = [scene(seed, index, split=split) for index in range(count)]
+    scenes = [scene(seed, index, split=split, world=WORLDS[world]) for index in range(count)]
     if model is None:
         pictures = [render(each) for each in tqdm(scenes, unit="picture", disable=None, leave=False)]
         sheet = contact_sheet(pictures, [full_caption(each) for each in scenes])
@@ -125,7 +137,8 @@ def examine_command(count: int, through: str | None, judge: str | None, out: str
     """Tell how far the judge can be trusted, on fresh renders.
 
     The judge reads pictures whose scenes are known: which answers are right, what is taken for what, and
-    whether it knows how sure it may be.
+    whether it knows how sure it may be. A quarter of the pictures are spoiled, which may hide what is asked,
+    so it reads as many of which none is.
 
     \b
     Example:
@@ -136,14 +149,20 @@ def examine_command(count: int, through: str | None, judge: str | None, out: str
     from ssd1b.cli import drawing
     from ssd1b.tabletop import examination, plots
     from ssd1b.tabletop.judge import load_judge
+    from ssd1b.tabletop.renderer import render_batch
     from ssd1b.weights.files import replacing, write_json
 
     reader = load_judge(Path(judge) if judge is not None else None)
-    views: dict[str, examination.Look] = {"renders": examination.rendered}
+    views: dict[str, examination.Look] = {"renders": render_batch}
     if through is not None:
         pipeline = drawing.load(ModelChoice(model=through, device=None, dtype=None, offline=True))
         views[f"through {through}"] = examination.through(pipeline.vae)
-    found = {name: examination.examine(reader, count, view, label=name) for name, view in views.items()}
+    worlds = {"": examination.PLAIN, ", none spoiled": examination.CLEAN_WORLD}
+    found = {
+        name + which: examination.examine(reader, count, view, world=world, label=name + which)
+        for name, view in views.items()
+        for which, world in worlds.items()
+    }
     accuracy = {name: each.accuracy() for name, each in found.items()}
     rows = [
         [question, *(percent(each[question]) for each in accuracy.values())]
@@ -157,8 +176,9 @@ def examine_command(count: int, through: str | None, judge: str | None, out: str
         write_json(
             aside, {view: {q: e._asdict() for q, e in each.items()} for view, each in accuracy.items()}
         )
-    pictures = {"calibration": plots.calibration_plot(found)}
-    pictures |= {f"confusion-{n}": plots.confusion_plot(each) for n, each in enumerate(found.values())}
+    spoiled_too = {name: found[name] for name in views}
+    pictures = {"calibration": plots.calibration_plot(spoiled_too)}
+    pictures |= {f"confusion-{n}": plots.confusion_plot(each) for n, each in enumerate(spoiled_too.values())}
     for name, png in pictures.items():
         with replacing(folder / f"{name}.png") as aside:
             aside.write_bytes(png)
@@ -166,7 +186,7 @@ def examine_command(count: int, through: str | None, judge: str | None, out: str
 
 
 @command.command("train")
-@click.argument("part", type=click.Choice(["vae", "clip", "unet", "judge"]))
+@click.argument("part", type=click.Choice(["vae", "clip", "unet", "image-encoder", "judge"]))
 @click.option(
     "--out", "run", metavar="RUN", required=True, help="Folder of the whole run, the same for all parts."
 )
@@ -174,10 +194,12 @@ def examine_command(count: int, through: str | None, judge: str | None, out: str
     "--from",
     "start",
     metavar="MODEL",
-    help="Go on with the weights of a model, as mini-sdxl: vae or unet.",
+    help="Go on with the weights of a model, as mini-sdxl; for the judge, of a judge's file.",
 )
 @click.option("--steps", type=int, help="Of the optimiser. Default: the part's own number.")
 @click.option("--batch-size", type=int, help="Pictures a step. Default: the part's own number.")
+@click.option("--seed", type=int, help="Of pictures, captions and noise. Default: the part's own.")
+@world_option
 @click.option("--resume", is_flag=True, help="Go on with a training that was stopped.")
 @click.option("--device", help="cpu, cuda, mps. Default: cpu.")
 def train_command(
@@ -186,12 +208,16 @@ def train_command(
     start: str | None,
     steps: int | None,
     batch_size: int | None,
+    seed: int | None,
+    world: str,
     resume: bool,
     device: str | None,
 ) -> None:
     """Train a part of the miniature; vae and clip first, then unet, which completes the model in RUN/model.
 
-    The judge, which reads what a picture shows, needs no other part.
+    The text encoders learn on beside the unet; image-encoder then follows them, for the CLIP score.
+    The judge, which reads what a picture shows, needs no other part; it sees renders also through the
+    autoencoder of RUN or, if there is none, of mini-sdxl.
     Ctrl-C stops with a checkpoint; --resume goes on from it, bit by bit.
 
     \b
@@ -199,16 +225,23 @@ def train_command(
       ssd1b tabletop train vae --out runs/mini
       ssd1b tabletop train clip --out runs/mini
       ssd1b tabletop train unet --out runs/mini
+      ssd1b tabletop train image-encoder --out runs/mini
       ssd1b tabletop train unet --out runs/longer --from mini-sdxl --steps 10000
       ssd1b generate "a large red metal sphere" --model runs/mini/model
     """  # noqa: D301 (\b keeps click from wrapping)
+    if seed is not None:
+        RANGES["seed"].check("seed", seed)
+
     from ssd1b.runtime import choose_device
     from ssd1b.tabletop.assemble import train_part
     from ssd1b.weights import hub
 
     place = str(choose_device(device or "cpu"))
-    first = hub.resolve(start, offline=True).path if start is not None else None
+    first = None
+    if start is not None:
+        first = Path(start) if part == "judge" else hub.resolve(start, offline=True).path
     made = train_part(
-        part, Path(run), start=first, steps=steps, batch_size=batch_size, resume=resume, device=place
-    )
+        part, Path(run), start=first, steps=steps, batch_size=batch_size, seed=seed, world=world,
+        resume=resume, device=place,
+    )  # fmt: skip
     click.echo(click.format_filename(made))

@@ -14,7 +14,7 @@ from ssd1b.evaluate.cost import counted, unet_macs
 from ssd1b.evaluate.distances import frechet_distance, kernel_distance
 from ssd1b.evaluate.drawing import draw
 from ssd1b.evaluate.published import SCORERS, Inception, Scorer, inception_weights
-from ssd1b.evaluate.statistics import Estimate, difference, estimate
+from ssd1b.evaluate.statistics import Estimate, by_prompt, difference, estimate
 from ssd1b.images import open_picture
 from ssd1b.pipeline import Pipeline
 from ssd1b.weights import hub
@@ -60,6 +60,7 @@ class FolderEvaluation:
 
     Attributes:
         pictures: one for each caption and seed, seeds fastest, ``[height, width, 3]``.
+        seeds: pictures of each caption.
         values: by the names of ``SCORERS``, one value for each picture.
         distances: "FID" and "KID", from the folder's own pictures.
         missing: each metric that was left out, with the reason.
@@ -68,6 +69,7 @@ class FolderEvaluation:
     """
 
     pictures: list[NDArray[np.uint8]]
+    seeds: int
     values: dict[str, NDArray[np.float64]]
     distances: dict[str, float]
     missing: dict[str, str]
@@ -76,7 +78,7 @@ class FolderEvaluation:
 
     def estimates(self) -> dict[str, Estimate]:
         """Every score with its interval."""
-        return {name: estimate(values) for name, values in self.values.items()}
+        return {name: estimate(by_prompt(values, self.seeds)) for name, values in self.values.items()}
 
     def facts(self) -> dict[str, Any]:
         """Everything but the pictures, for JSON."""
@@ -119,6 +121,7 @@ def evaluate_folder(
     factor = pipeline.layout.vae.factor
     return FolderEvaluation(
         pictures=[np.asarray(image) for image in images],
+        seeds=seeds,
         values=values,
         distances=_distances(pipeline, pairs, images, missing),
         missing=missing,
@@ -129,7 +132,13 @@ def evaluate_folder(
 
 def compare_folders(first: FolderEvaluation, second: FolderEvaluation) -> Mapping[str, Estimate]:
     """By how much the second exceeds the first, score by score, paired by caption and noise."""
-    return {name: difference(first.values[name], second.values[name]) for name in first.values}
+    both = [name for name in first.values if name in second.values]
+    return {
+        name: difference(
+            by_prompt(first.values[name], first.seeds), by_prompt(second.values[name], second.seeds)
+        )
+        for name in both
+    }
 
 
 def _distances(

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -21,7 +21,7 @@ class Estimate(NamedTuple):
 def estimate(values: ArrayLike) -> Estimate:
     """Estimate a mean by percentile bootstrap (Efron & Tibshirani 1993, chapter 13).
 
-    Values that are NaN were not asked for and do not count.
+    Values are independent of each other; those that are NaN were not asked for and do not count.
     """
     known = np.asarray(values, float)
     known = known[~np.isnan(known)]
@@ -37,6 +37,11 @@ def estimate(values: ArrayLike) -> Estimate:
         (known,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method="percentile", rng=0
     ).confidence_interval
     return Estimate(mean, float(interval.low), float(interval.high), len(known))
+
+
+def by_prompt(values: ArrayLike, seeds: int) -> NDArray[np.float64]:
+    """Average the pictures of each prompt, which stand together: they are not independent of each other."""
+    return np.asarray(values, float).reshape(-1, seeds).mean(axis=1)
 
 
 def difference(first: ArrayLike, second: ArrayLike) -> Estimate:

@@ -1,9 +1,9 @@
 """The trainings of the miniature, each in a folder of one run, and the model that comes of them."""
 
-import hashlib
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -17,9 +17,12 @@ from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.models.vision import CLIP_VISION_MINI, IMAGE_ENCODER, ImageEncoder, vision_config
 from ssd1b.tabletop import train_clip, train_judge, train_unet, train_vae
+from ssd1b.tabletop.judge import load_judge
+from ssd1b.tabletop.scenes import WORLDS
 from ssd1b.tabletop.tokenizer import train_tokenizer
 from ssd1b.tabletop.train_clip import ContrastiveTrio
 from ssd1b.training.loop import LoopSettings
+from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.files import replacing, write_json, write_tensors
 from ssd1b.weights.folder import save_folder
@@ -35,11 +38,14 @@ SETTINGS: dict[str, LoopSettings] = {
     "vae": train_vae.SETTINGS,
     "clip": train_clip.SETTINGS,
     "unet": train_unet.SETTINGS,
+    "image-encoder": train_clip.LOCKED,
     "judge": train_judge.SETTINGS,
 }
-"""What can be trained: the UNet after VAE and CLIP, the judge at any time."""
+"""What can be trained: the UNet after VAE and CLIP, then the image encoder again; the judge at any time."""
 
-FURTHER = {**SETTINGS, "unet": train_unet.FURTHER}
+FURTHER = {
+    **SETTINGS, "clip": train_clip.FURTHER, "unet": train_unet.FURTHER, "judge": train_judge.FURTHER,
+}  # fmt: skip
 """The same for a part that goes on with a model's weights."""
 
 
@@ -52,31 +58,27 @@ class Companions:
     image_encoder: ImageEncoder
     tokenizers: dict[str, Path]
 
-    @property
-    def encoding(self) -> str:
-        """A digest of what makes the latents, which are believed by their folder's name."""
-        parts = (
-            p.detach().cpu().numpy()
-            for half in (self.vae.encoder, self.vae.quant_conv)
-            for p in half.parameters()
-        )
-        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
-
 
 def train_part(
     part: str, run: Path, *,
-    start: Path | None = None, steps: int | None = None, batch_size: int | None = None, resume: bool = False,
-    device: str = "cpu",
+    start: Path | None = None, steps: int | None = None, batch_size: int | None = None,
+    seed: int | None = None, world: str = "plain", resume: bool = False, device: str = "cpu",
 ) -> Path:  # fmt: skip
     """Train one part of the miniature in ``run``; the UNet, which needs the others, completes the model.
 
+    The text encoders learn on beside the UNet. The image encoder, which only the CLIP score needs, follows
+    them afterwards.
+
     Args:
-        part: "vae", "clip", "unet" or "judge".
+        part: a key of ``SETTINGS``.
         run: folder of the whole run; each part's training has a folder of its own in it.
-        start: a model of the same layout whose VAE or UNet to go on with, in place of new weights; for the
-            UNet, also what was not trained in ``run``.
+        start: a model of the same layout whose part to go on with, in place of new weights; for the UNet,
+            also what was not trained in ``run``. For the judge, which no model holds, a judge's file. Not for
+            the image encoder, which goes on with the run's own model.
         steps: optimiser steps, if not the part's own number; the decay keeps its share of them.
         batch_size: pictures (for the VAE, crops) a step, if not the part's own number.
+        seed: of pictures, captions and noise, if not the part's own.
+        world: a key of ``WORLDS``, the same for all parts.
         resume: go on with the part's training.
         device: where to train.
 
@@ -88,26 +90,34 @@ def train_part(
     """
     if part not in SETTINGS:
         raise unknown("part", part, SETTINGS)
+    if world not in WORLDS:
+        raise unknown("world", world, WORLDS)
     settings = (SETTINGS if start is None else FURTHER)[part]
     if steps is not None:
         settings = replace(settings, steps=steps, decay_steps=settings.decay_steps * steps // settings.steps)
-    if batch_size is not None:
-        settings = replace(settings, batch_size=batch_size)
+    chosen = {"batch_size": batch_size, "seed": seed}
+    settings = replace(settings, **{name: value for name, value in chosen.items() if value is not None})
+    how: Any = {"settings": settings, "world": world, "resume": resume, "device": device}
     if part == "vae":
         first = start and _taken(VAE(MINI_SDXL.vae), start, part)
-        vae = train_vae.train_vae(run / part, start=first, settings=settings, resume=resume, device=device)
-        return _save(vae, run / part)
-    if part in ("clip", "judge"):
+        return _save(train_vae.train_vae(run / part, start=first, **how), run / part)
+    if part == "clip":
+        trio = start and _taken_trio(start)
+        tokenizers = _tokenizers(run, start)
+        return _save(train_clip.train_clip(run / part, tokenizers, start=trio, **how), run / part)
+    if part == "image-encoder":
         if start is not None:
-            raise InputError(f"{part} starts anew: no model's folder holds all of it; leave --from out")
-        train = train_clip.train_clip if part == "clip" else train_judge.train_judge
-        return _save(train(run / part, settings=settings, resume=resume, device=device), run / part)
+            raise InputError("the image encoder goes on with the run's own: leave --from out")
+        return _realign(run, how)
+    if part == "judge":
+        vae = _vae(run, hub.resolve("mini-sdxl", offline=True).path)
+        judge = start and load_judge(start)
+        return _save(train_judge.train_judge(run / part, vae, start=judge, **how), run / part)
 
     companions = _companions(run, start)
     unet = train_unet.train_unet(
-        run / part, companions.vae.to(device), companions.text, run / f"latents-{companions.encoding}",
-        start=start and _taken(UNet(MINI_SDXL.unet), start, part),
-        settings=settings, resume=resume, device=device,
+        run / part, companions.vae.to(device), companions.text, run,
+        start=start and _taken(UNet(MINI_SDXL.unet), start, part), **how,
     )  # fmt: skip
     _save(unet, run / part)
     return assemble(run / "model", unet, companions)
@@ -115,18 +125,12 @@ def train_part(
 
 def _companions(run: Path, start: Path | None) -> Companions:
     """Take each from its training in ``run``, or else from the model ``start``."""
-    vae, trio = VAE(MINI_SDXL.vae), ContrastiveTrio()
-    if start is None or _weights(run / "vae").exists():
-        _load(vae, run / "vae")
-    else:
-        _taken(vae, start, "vae")
+    vae = _vae(run, start)
     if start is None or _weights(run / "clip").exists():
-        _load(trio, run / "clip")
-        tokenizers = _tokenizers(run)
+        trio = _load(ContrastiveTrio(), run / "clip")
+        tokenizers = _tokenizers(run, start)
     else:
-        _taken(trio.text_encoder, start, "text_encoder")
-        _taken(trio.text_encoder_2, start, "text_encoder_2")
-        trio.image_encoder = load_image_encoder(start)
+        trio = _taken_trio(start)
         tokenizers = open_checkpoint(start).tokenizers
     trio.requires_grad_(False).eval()
     text = TextEncoders(
@@ -136,11 +140,34 @@ def _companions(run: Path, start: Path | None) -> Companions:
         tokenizer_2=load_tokenizer(tokenizers["text_encoder_2"]),
     )
     return Companions(
-        vae=vae.requires_grad_(False).eval(),
+        vae=vae,
         text=text,
         image_encoder=trio.image_encoder,
         tokenizers=tokenizers,
     )
+
+
+def _vae(run: Path, start: Path | None) -> VAE:
+    """The finished autoencoder of ``run``, or else of the model ``start``."""
+    vae = VAE(MINI_SDXL.vae)
+    if start is None or _weights(run / "vae").exists():
+        _load(vae, run / "vae")
+    else:
+        _taken(vae, start, "vae")
+    return vae.requires_grad_(False).eval()
+
+
+def _realign(run: Path, how: dict[str, Any]) -> Path:
+    """Teach the image encoder of the run's model what its text encoders have come to say."""
+    model = run / "model"
+    if not model.exists():
+        raise InputError(f"{model} is missing: train 'unet' first, in the same run")
+    trio = _taken_trio(model)
+    trio.text_encoder.requires_grad_(False)
+    trio.text_encoder_2.requires_grad_(False)
+    trained = train_clip.train_clip(run / "image-encoder", _tokenizers(run, model), start=trio, **how)
+    _save_image_encoder(trained.image_encoder, model)
+    return model
 
 
 def assemble(target: Path, unet: UNet, companions: Companions) -> Path:
@@ -153,21 +180,31 @@ def assemble(target: Path, unet: UNet, companions: Companions) -> Path:
     }
     info = ModelInfo(layout=MINI_SDXL, tokenizers=companions.tokenizers, settings=DEFAULTS)
     save_folder(target, info, parts, dtype=torch.float16, overwrite=True)
-    with replacing(target / IMAGE_ENCODER) as folder:
-        folder.mkdir()
-        tower = {name: tensor.half() for name, tensor in companions.image_encoder.state_dict().items()}
-        write_tensors(folder / "model.safetensors", tower, {})
-        write_json(folder / "config.json", vision_config(CLIP_VISION_MINI))
+    _save_image_encoder(companions.image_encoder, target)
     return target
 
 
-def _tokenizers(run: Path) -> dict[str, Path]:
-    """Write both tokenizers, if need be, and give their folders by the text encoder's name."""
+def _save_image_encoder(encoder: ImageEncoder, model: Path) -> None:
+    with replacing(model / IMAGE_ENCODER) as folder:
+        folder.mkdir()
+        halves = {name: tensor.half() for name, tensor in encoder.state_dict().items()}
+        write_tensors(folder / "model.safetensors", halves, {})
+        write_json(folder / "config.json", vision_config(CLIP_VISION_MINI))
+
+
+def _tokenizers(run: Path, start: Path | None) -> dict[str, Path]:
+    """Put both tokenizers into ``run``, if need be, and give their folders by the text encoder's name.
+
+    Encoders that are gone on with keep their model's own.
+    """
     folders = {part: run / "tokenizers" / part for part in PADDING}
     for part, folder in folders.items():
         if not folder.exists():
             with replacing(folder) as aside:
-                write_tokenizer(aside, *train_tokenizer(), PADDING[part])
+                if start is None:
+                    write_tokenizer(aside, *train_tokenizer(), PADDING[part])
+                else:
+                    shutil.copytree(open_checkpoint(start).tokenizers[part], aside)
     return folders
 
 
@@ -175,6 +212,15 @@ def _taken(module: Network, model: Path, part: str) -> Network:
     """Fill a module, to be trained on, with the weights of a model."""
     load_component(module, open_checkpoint(model), part, dtype=torch.float32)
     return module
+
+
+def _taken_trio(model: Path) -> ContrastiveTrio:
+    """Both text encoders and the image encoder of a model; the first one's projection, not kept, is new."""
+    trio = ContrastiveTrio()
+    _taken(trio.text_encoder, model, "text_encoder")
+    _taken(trio.text_encoder_2, model, "text_encoder_2")
+    trio.image_encoder = load_image_encoder(model).requires_grad_(True)
+    return trio
 
 
 def _load(module: Network, folder: Path) -> Network:

@@ -15,7 +15,17 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 
 from ssd1b.tabletop.degradations import DEGRADATIONS
-from ssd1b.tabletop.scenes import COLORS, MATERIALS, SIZES, Relation, Scene, Solid, relation
+from ssd1b.tabletop.scenes import (
+    COLORS,
+    LIGHTINGS,
+    MATERIALS,
+    PATTERNS,
+    SIZES,
+    Relation,
+    Scene,
+    Solid,
+    relation,
+)
 from ssd1b.tabletop.shapes import SHAPES
 
 Draw: TypeAlias = Callable[[], float]
@@ -44,6 +54,8 @@ RELATIONS: dict[Relation, tuple[str, ...]] = {
     "right": ("to the right of", "right of"),
     "front": ("in front of",),
     "behind": ("behind",),
+    "above": ("on top of", "on"),
+    "below": ("under", "below"),
 }
 _PLACES = ("on {} background", "against {} background", "on {} table")
 _OPENINGS = ("{}", "a picture of {}")
@@ -75,8 +87,12 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 def _sentence(scene: Scene, draw: Draw) -> str:
     sentence = _pick(_OPENINGS, draw).format(_arrangement(scene.solids, draw))
     if _kept(_OMIT_ATTRIBUTE, draw):
-        place = _pick(_PLACES, draw).format(_with_article(_word(scene.background, draw)))
+        pattern = [scene.pattern] if scene.pattern is not None and _kept(_OMIT_ATTRIBUTE, draw) else []
+        background = " ".join([*pattern, _word(scene.background, draw)])
+        place = _pick(_PLACES, draw).format(_with_article(background))
         sentence = _pick(_ORDERS, draw).format(things=sentence, place=place)
+    if scene.lighting is not None and _kept(_OMIT_ATTRIBUTE, draw):
+        sentence = f"{sentence}, {scene.lighting}"
     if scene.degradation is None:
         return sentence
     return _pick(_REMARKS, draw).format(sentence=sentence, remark=_word(scene.degradation, draw))
@@ -85,6 +101,10 @@ def _sentence(scene: Scene, draw: Draw) -> str:
 def _arrangement(solids: tuple[Solid, ...], draw: Draw) -> str:
     if len(solids) == 1:
         return _noun(solids[0], draw)
+    if len(solids) == 3:
+        first, second, third = (_noun(solid, draw) for solid in solids)
+        order = " from left to right" if _kept(_OMIT_RELATION, draw) else ""
+        return f"{first}, {second} and {third}{order}"
     first, second = solids if draw() < 0.5 else reversed(solids)
     between = "and"
     if _kept(_OMIT_RELATION, draw):
@@ -119,13 +139,14 @@ def _kept(omitted: float, draw: Draw) -> bool:
 
 
 def _vocabulary() -> tuple[str, ...]:
-    values = (*SHAPES, *COLORS, *SIZES, *MATERIALS, *DEGRADATIONS)
+    values = (*SHAPES, *COLORS, *SIZES, *MATERIALS, *DEGRADATIONS, *PATTERNS, *LIGHTINGS)
     phrases = [word for value in values for word in SYNONYMS.get(value, (value,))]
     phrases += [phrase for relation in RELATIONS.values() for phrase in relation]
+    phrases += ["from left to right"]
     phrases += [phrase.replace("{}", "") for phrase in (*_PLACES, *_OPENINGS)]
     phrases += ["a", "an", "and", "made of", ","]
     return tuple(sorted({word for phrase in phrases for word in phrase.split()}))
 
 
 VOCABULARY = _vocabulary()
-"""Every word and mark that a caption can contain."""
+"""Every word and mark that a caption can contain, in any world."""

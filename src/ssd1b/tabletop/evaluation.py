@@ -17,7 +17,7 @@ from ssd1b.evaluate.cost import counted, unet_macs
 from ssd1b.evaluate.distances import diversity, frechet_distance, kernel_distance
 from ssd1b.evaluate.drawing import draw
 from ssd1b.evaluate.reconstruction import psnr, reconstructed
-from ssd1b.evaluate.statistics import Estimate, difference, estimate
+from ssd1b.evaluate.statistics import Estimate, by_prompt, difference, estimate
 from ssd1b.pipeline import Pipeline
 from ssd1b.settings import Preset
 from ssd1b.tabletop.captions import full_caption
@@ -26,7 +26,7 @@ from ssd1b.tabletop.renderer import render_batch
 from ssd1b.tabletop.scenes import Scene, Solid, Split, scene
 
 SEED = 1000
-"""Of the stream that captions are taken from; trainings use 0 to 2."""
+"""Of the stream that captions are taken from; trainings use 0 to 5."""
 
 BATCH_SIZE = 8
 """Pictures drawn at a time."""
@@ -56,7 +56,8 @@ class Score:
         background: whether the background is right.
         relation: whether the two solids stand as the caption says.
         clean: whether the picture shows no degradation.
-        right: whether number, background and every attribute of every solid are right.
+        right: whether everything is that the caption says: number, background, every attribute of every
+            solid, and how two solids stand.
     """
 
     solids: dict[str, float]
@@ -74,13 +75,16 @@ class Score:
 
 
 def cases(captions: int, seeds: int = 1, *, stream: int = SEED) -> list[Case]:
-    """The fixed set of cases: ``captions`` captions, seen and new combinations in turn, times ``seeds``."""
+    """The fixed set of cases: ``captions`` captions, seen and new combinations in turn, times ``seeds``.
+
+    No two cases share their noise, so that figures hold for noise at large and not for one drawing of it.
+    """
     splits: tuple[Split, ...] = ("train", "held_out")
     chosen = []
     for index in range(captions):
         split = splits[index % 2]
         plain = replace(scene(stream, index, split=split), degradation=None)
-        chosen += [Case(scene=plain, split=split, seed=seed) for seed in range(seeds)]
+        chosen += [Case(scene=plain, split=split, seed=index * seeds + number) for number in range(seeds)]
     return chosen
 
 
@@ -94,13 +98,14 @@ def score(wanted: Scene, seen: Reading) -> Score:
     }  # fmt: skip
     number = float(len(seen.solids) == len(wanted.solids))
     background = float(seen.background == wanted.background)
+    relation = float(stand_as_wanted(pairs)) if len(pairs) == 2 else float("nan")
     return Score(
         solids=solids,
         number=number,
         background=background,
-        relation=float(stand_as_wanted(pairs)) if len(pairs) == 2 else float("nan"),
+        relation=relation,
         clean=float(seen.degradation is None),
-        right=float(number and background and all(value == 1 for value in solids.values())),
+        right=float(number and background and relation != 0 and all(value == 1 for value in solids.values())),
     )
 
 
@@ -124,7 +129,7 @@ class Evaluation:
     """A model's figures over a set of cases.
 
     Attributes:
-        cases: as ``cases`` gives them.
+        cases: as ``cases`` gives them, ``seeds`` of each caption.
         pictures: one for each case, ``[cases, SIZE, SIZE, 3]``.
         values: for each name of ``Score.values``, and "clip", one value for each case.
         seconds: of one picture, median.
@@ -137,6 +142,7 @@ class Evaluation:
     """
 
     cases: list[Case]
+    seeds: int
     pictures: NDArray[np.uint8]
     values: dict[str, NDArray[np.float64]]
     seconds: float
@@ -150,15 +156,17 @@ class Evaluation:
 
     def table(self) -> dict[str, dict[str, Estimate]]:
         """Every value for all cases and for parts of them: one and two solids, seen and new combinations."""
+        captions = self.cases[:: self.seeds]
         groups = {
-            "all": [True for _ in self.cases],
-            "one solid": [len(case.scene.solids) == 1 for case in self.cases],
-            "two solids": [len(case.scene.solids) == 2 for case in self.cases],
-            "seen": [case.split == "train" for case in self.cases],
-            "new": [case.split == "held_out" for case in self.cases],
+            "all": [True for _ in captions],
+            "one solid": [len(case.scene.solids) == 1 for case in captions],
+            "two solids": [len(case.scene.solids) == 2 for case in captions],
+            "seen": [case.split == "train" for case in captions],
+            "new": [case.split == "held_out" for case in captions],
         }
+        values = {name: by_prompt(each, self.seeds) for name, each in self.values.items()}
         return {
-            group: {name: estimate(values[np.array(chosen)]) for name, values in self.values.items()}
+            group: {name: estimate(each[np.array(chosen)]) for name, each in values.items()}
             for group, chosen in groups.items()
         }
 
@@ -212,6 +220,7 @@ def evaluate(
     side = pictures.shape[1] // pipeline.layout.vae.factor
     return Evaluation(
         cases=chosen,
+        seeds=seeds,
         pictures=pictures,
         values=values,
         seconds=float(np.median([seconds for _, seconds in drawn])),
@@ -227,7 +236,10 @@ def evaluate(
 
 def compare(first: Evaluation, second: Evaluation) -> dict[str, Estimate]:
     """By how much the second exceeds the first, value by value, paired by caption and noise."""
-    return {name: difference(first.values[name], second.values[name]) for name in first.values}
+    return {
+        name: difference(by_prompt(first.values[name], first.seeds), by_prompt(values, second.seeds))
+        for name, values in second.values.items()
+    }
 
 
 def _stacked(seen: Sequence[Reading]) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ Solids are paired by place, not by what the judge says of them, so that a wrong 
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -27,8 +27,8 @@ from ssd1b.tabletop.judge import (
     Seen,
     stand_as_wanted,
 )
-from ssd1b.tabletop.renderer import render
-from ssd1b.tabletop.scenes import Scene, Solid, Split, scene
+from ssd1b.tabletop.renderer import render_batch
+from ssd1b.tabletop.scenes import PLAIN, Scene, Solid, Split, World, scene
 
 UNSEEN = "unseen"
 """Said of a solid for which the judge found none."""
@@ -37,7 +37,10 @@ ANSWERS: Mapping[str, tuple[str, ...]] = {**SOLID_ANSWERS, **PICTURE_ANSWERS}
 """Every question and its possible answers."""
 
 SEED = 2000
-"""Of the stream that is read; trainings use 0 to 2, evaluations 1000 to 1002."""
+"""Of the stream that is read; trainings use 0 to 5, evaluations 1000 to 1002."""
+
+CLEAN_WORLD = replace(PLAIN, degraded=0.0)
+"""What evaluations draw: a spoiled picture may hide what is asked."""
 
 BATCH_SIZE = 64
 _FAR = 0.5  # a solid seen further from a wanted one than this, in world units to the side, is another one
@@ -112,17 +115,14 @@ Look: TypeAlias = Callable[[Sequence[Scene]], NDArray[np.uint8]]
 """Makes pictures of scenes, ``[scenes, SIZE, SIZE, 3]``."""
 
 
-def rendered(scenes: Sequence[Scene]) -> NDArray[np.uint8]:
-    """Show scenes as they are."""
-    return np.stack([render(scene) for scene in scenes])
-
-
 def through(vae: VAE) -> Look:
     """Show scenes as an autoencoder gives them back, which is the best that a model can draw."""
-    return lambda scenes: reconstructed(vae, rendered(scenes))
+    return lambda scenes: reconstructed(vae, render_batch(scenes))
 
 
-def examine(judge: Judge, count: int, look: Look = rendered, *, label: str = "examine") -> Examination:
+def examine(
+    judge: Judge, count: int, look: Look = render_batch, *, world: World = PLAIN, label: str = "examine"
+) -> Examination:
     """Let the judge read pictures of scenes that no training saw, and hold what it says against the scenes.
 
     Of cropped pictures nothing is asked but their degradation, since solids may be cut off.
@@ -131,6 +131,7 @@ def examine(judge: Judge, count: int, look: Look = rendered, *, label: str = "ex
         judge: in evaluation mode.
         count: how many pictures, half of them with combinations that no training stream has.
         look: how the judge gets to see a scene.
+        world: where scenes are from; ``CLEAN_WORLD`` spoils no picture.
         label: what the progress bar is called.
     """
     splits: tuple[Split, ...] = ("train", "held_out")
@@ -138,7 +139,7 @@ def examine(judge: Judge, count: int, look: Look = rendered, *, label: str = "ex
     with tqdm(total=count, desc=label, unit="picture", disable=None, leave=False) as bar:
         for start in range(0, count, BATCH_SIZE):
             scenes = [
-                scene(SEED, index, split=splits[index % 2])
+                scene(SEED, index, split=splits[index % 2], world=world)
                 for index in range(start, min(start + BATCH_SIZE, count))
             ]
             for each, reading in zip(scenes, judge.read(look(scenes)), strict=True):

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
@@ -24,7 +23,5 @@ def side_by_side(pipeline: Pipeline, scenes: Sequence[Scene], **settings: Any) -
         picture = render(scene)
         (kept,) = reconstructed(pipeline.vae, picture[None])
         drawn = pipeline.generate(caption, seed=0, count=SEEDS, **settings)
-        rows.append(
-            [Image.fromarray(picture), Image.fromarray(np.asarray(kept)), *(each.image for each in drawn)]
-        )
+        rows.append([Image.fromarray(picture), Image.fromarray(kept), *(each.image for each in drawn)])
     return table(rows, ["render", "autoencoder", *(f"drawn, seed {seed}" for seed in range(SEEDS))], captions)

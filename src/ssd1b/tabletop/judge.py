@@ -48,7 +48,7 @@ PICTURE_ANSWERS: Mapping[str, tuple[str, ...]] = {
 _PLACE = ("presence", "right", "up", "depth")
 _CHANNELS = (32, 64, 96, 128)
 FEATURES = 128
-_MOST = 4  # solids read off one picture; the world shows two
+_MOST = 4  # solids read off one picture; no world shows more than three
 _WEIGHTS = Path(__file__).parent.parent / "data" / "judge" / "judge.safetensors"
 
 
@@ -57,12 +57,13 @@ class Seen(NamedTuple):
 
     Attributes:
         answers: by the names of ``SOLID_ANSWERS``; chances: the probability of each.
-        x: to the right, -1 to 1; depth: away from the viewer, in the world's units.
+        x: to the right, up: in the picture, -1 to 1; depth: away from the viewer, in the world's units.
     """
 
     answers: dict[str, str]
     chances: dict[str, float]
     x: float
+    up: float
     depth: float
 
 
@@ -164,7 +165,7 @@ class Judge(nn.Module):
             raise ValueError(f"the judge reads pictures of {SIZE} x {SIZE} pixels, got {pictures.shape[1:]}")
         read = []
         for start in range(0, len(pictures), batch_size):
-            batch = torch.from_numpy(pictures[start : start + batch_size]).permute(0, 3, 1, 2)
+            batch = torch.tensor(pictures[start : start + batch_size]).permute(0, 3, 1, 2)
             read += readings(self(batch.float() / 127.5 - 1.0))
         return read
 
@@ -205,6 +206,8 @@ def stand_as_wanted(pairs: Pairs) -> bool:
         "right": one.x > other.x,
         "front": one.depth < other.depth,
         "behind": one.depth > other.depth,
+        "above": one.up > other.up,
+        "below": one.up < other.up,
     }
     return stands[relation(first, second)]
 
@@ -222,12 +225,13 @@ def _reading(answers: Answers, index: int) -> Reading:
     solids = []
     for row, column in cells.tolist():
         chances = {name: logits[index, :, row, column].softmax(0) for name, logits in answers.solid.items()}
-        _, right, _, depth = answers.place[index, :, row, column].tolist()
+        _, right, up, depth = answers.place[index, :, row, column].tolist()
         solids.append(
             Seen(
                 {name: SOLID_ANSWERS[name][int(chance.argmax())] for name, chance in chances.items()},
                 {name: float(chance.max()) for name, chance in chances.items()},
                 x=(column + 0.5 + right) / GRID * 2 - 1,
+                up=1 - (row + 0.5 - up) / GRID * 2,
                 depth=depth,
             )
         )

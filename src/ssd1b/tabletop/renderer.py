@@ -22,6 +22,8 @@ TILT = 0.38
 _RISE = -0.25  # where the middle of the table appears, up from the picture's middle
 _SAMPLES = 2  # rays per pixel and axis, on solids
 _FAR = 4.0  # the camera's distance from the middle of the table
+_CELL = 0.25  # side of a cell of a background's pattern
+_DARKER = 0.45  # by how much the pattern's darker cells are
 _LIGHTS = 8  # points that stand for the light's disc
 _LIGHT_RADIUS = 0.11  # of the disc, at distance 1
 
@@ -81,8 +83,9 @@ def render(scene: Scene, size: int | tuple[int, int] = 128) -> NDArray[np.uint8]
     frame = _Frame(width, height)
     lights = _light_directions(scene.light)
     picture = _table(scene, lights, frame)
-    for solid in sorted(scene.solids, key=lambda solid: -solid.depth):
+    for solid in sorted(scene.solids, key=lambda solid: (-solid.depth, solid.lift)):
         _draw(solid, scene, lights, frame, picture)
+    picture *= np.asarray(scene.light.tint, np.float32)[:, None, None]
     pixels = (np.sqrt(np.minimum(picture, 1)) * 255 + 0.5).astype(np.uint8)
     return degrade(np.ascontiguousarray(pixels.transpose(1, 2, 0)), scene.degradation, scene.seed)
 
@@ -95,7 +98,7 @@ def render_batch(scenes: Iterable[Scene], size: int | tuple[int, int] = 128) -> 
 def in_picture(solid: Solid) -> tuple[float, float]:
     """Where a solid's middle appears, to the right and up from the picture's middle, in world units."""
     half_height = SHAPES[solid.shape].extent[1] * solid.scale / 2
-    return solid.x, solid.depth * _SIN + _RISE + half_height * _COS
+    return solid.x, solid.depth * _SIN + _RISE + (solid.lift + half_height) * _COS
 
 
 def _linear(color: str) -> Array:
@@ -131,13 +134,13 @@ def _light_directions(light: Light) -> Array:
 
 def _to_solid(solid: Solid, points: Array) -> Array:
     """World points in a solid's own frame, as shapes.py wants them."""
-    offset = points - column((solid.x, 0.0, solid.depth), points)
+    offset = points - column((solid.x, solid.lift, solid.depth), points)
     return _turn(offset, -solid.yaw) * (1 / solid.scale)
 
 
 def _to_world(solid: Solid, own: Array) -> Array:
     """Points of a solid's own frame in the world."""
-    return _turn(own * solid.scale, solid.yaw) + column((solid.x, 0.0, solid.depth), own)
+    return _turn(own * solid.scale, solid.yaw) + column((solid.x, solid.lift, solid.depth), own)
 
 
 def _turn(vectors: Array, angle: float) -> Array:
@@ -169,7 +172,25 @@ def _table(scene: Scene, lights: Array, frame: _Frame) -> Array:
     bend = bend * bend * (3 - 2 * bend)
     falloff = 1 - 0.10 * (u * u + v * v)
     light = falloff * (1 - 0.22 * bend) * (0.40 * openness + 0.55 * reaching)
-    return _table_color(scene)[:, None, None] * light
+    return _table_color(scene)[:, None, None] * light * _pattern(scene.pattern, u, v)
+
+
+def _pattern(name: str | None, u: Array, v: Array) -> Array:
+    """Factors on the table's colour, ``[height, width]``, from places in the picture.
+
+    It is laid out in the picture's plane: lying on the table, it would be finer than latents can hold.
+    """
+    if name is None:
+        return np.ones(np.broadcast_shapes(u.shape, v.shape), np.float32)
+    # Each wave runs from -1 to 1 and back over two widths of the pattern's cells.
+    across, up = (4 * np.abs(x / _CELL / 2 - np.floor(x / _CELL / 2) - 0.5) - 1 for x in (u, v))
+    if name == "checkered":
+        inside = across * up
+    elif name == "striped":
+        inside = np.broadcast_to(across, np.broadcast_shapes(u.shape, v.shape))
+    else:
+        inside = 0.45 - across * across - up * up
+    return 1 - _DARKER * np.clip(0.5 + _CELL * 16 * inside, 0, 1).astype(np.float32)
 
 
 def _shade_table(solid: Solid, lights: Array, frame: _Frame, reaching: Array, openness: Array) -> None:
@@ -179,6 +200,8 @@ def _shade_table(solid: Solid, lights: Array, frame: _Frame, reaching: Array, op
     x, z = np.broadcast_arrays(frame.columns(x0, x1), (frame.rows(y0, y1)[:, None] - _RISE) / _SIN)
     points = np.stack((x.ravel(), np.zeros(x.size, np.float32), z.ravel()))
     reaching[y0:y1, x0:x1] *= _softened(_light_reaching(points, solid, lights).reshape(x.shape))
+    if solid.lift:
+        return  # what carries the solid already darkens the table around it
     own = _to_solid(solid, points)
     wide, deep = SHAPES[solid.shape].footprint
     a, b = own[0] / wide, own[2] / deep
@@ -196,7 +219,7 @@ def _softened(values: Array) -> Array:
 
 def _shadowed(solid: Solid, lights: Array) -> tuple[float, float, float, float]:
     """The part of the table (left, right, near, far) over which a solid or its shadow stands."""
-    height = SHAPES[solid.shape].extent[1] * solid.scale
+    height = solid.lift + SHAPES[solid.shape].extent[1] * solid.scale
     wide, deep = half_width(solid), half_depth(solid)
     # Where each light throws the top, and how far the table is darkened all around.
     away = -lights[:, :, 0] / lights[1, :, 0] * height
@@ -212,8 +235,9 @@ def _shadowed(solid: Solid, lights: Array) -> tuple[float, float, float, float]:
 def _draw(solid: Solid, scene: Scene, lights: Array, frame: _Frame, picture: Array) -> None:
     """Lay a solid over the picture."""
     shape = SHAPES[solid.shape]
-    low = (solid.depth - half_depth(solid)) * _SIN + _RISE
-    high = (solid.depth + half_depth(solid)) * _SIN + _RISE + shape.extent[1] * solid.scale * _COS
+    floor = _RISE + solid.lift * _COS
+    low = (solid.depth - half_depth(solid)) * _SIN + floor
+    high = (solid.depth + half_depth(solid)) * _SIN + floor + shape.extent[1] * solid.scale * _COS
     x0, x1, y0, y1 = frame.box(solid.x - half_width(solid), solid.x + half_width(solid), low, high)
     u, v = np.broadcast_arrays(frame.columns(x0, x1, _SAMPLES), frame.rows(y0, y1, _SAMPLES)[:, None])
     up = v.ravel() - _RISE
@@ -257,7 +281,7 @@ def _shade(solid: Solid, scene: Scene, points: Array, facing: Array, reaching: A
     lit = np.maximum(dot(facing, light), 0) * reaching
     sky = (1 + facing[1]) / 2
     # Near the table a surface sees less of the sky, and the table it sees instead lies in the solid's shadow.
-    height = np.minimum(points[1] / (0.8 * solid.scale), 1)
+    height = np.minimum((points[1] - solid.lift) / (0.8 * solid.scale), 1)
     openness = 0.55 + 0.45 * height
     ambient = openness * (0.42 * sky + 0.25 * table * (1 - sky))
     if solid.material == "rubber":
@@ -265,7 +289,7 @@ def _shade(solid: Solid, scene: Scene, points: Array, facing: Array, reaching: A
         return albedo * (ambient + 0.78 * lit) + 0.035 * glint * reaching
     # Metal mirrors the room: the table below, a bright ceiling, two tall windows. A point's own place in the
     # room bends what it sees, so that flat faces too carry a gradient and no more than a spot of the light.
-    middle = column((solid.x, solid.scale, solid.depth), points)
+    middle = column((solid.x, solid.lift + solid.scale, solid.depth), points)
     bent = unit(facing + (0.35 / solid.scale) * (points - middle))
     mirrored = view - 2 * dot(bent, view) * bent
     aside = mirrored[0] / np.sqrt(mirrored[0] * mirrored[0] + mirrored[2] * mirrored[2] + 1e-6)

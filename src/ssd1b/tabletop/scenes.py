@@ -16,7 +16,7 @@ from ssd1b.tabletop.degradations import DEGRADATIONS
 from ssd1b.tabletop.shapes import SHAPES
 
 Split: TypeAlias = Literal["train", "held_out"]
-Relation: TypeAlias = Literal["left", "right", "front", "behind"]
+Relation: TypeAlias = Literal["left", "right", "front", "behind", "above", "below"]
 T = TypeVar("T")
 
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -61,11 +61,66 @@ _KNOWN = tuple(combination for combination in _COMBINATIONS if combination not i
 _NEW = tuple(combination for combination in _COMBINATIONS if combination in HELD_OUT)
 _SPLITS: dict[Split, tuple[tuple[str, str, str], ...]] = {"train": _KNOWN, "held_out": _NEW}
 
-TWO_SOLIDS = 0.6
-IN_DEPTH = 0.35
-"""Of two solids, the share that stand one behind the other; else they stand side by side."""
+PATTERNS = ("checkered", "striped", "dotted")
+"""What a table and its backdrop may be covered with."""
 
-DEGRADED = 0.25
+CARRIERS = ("cube", "cylinder")
+"""Shapes that another solid can stand on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lighting:
+    """A light that captions have words for.
+
+    Attributes:
+        azimuth: in radians to the right of the viewer, the least and the greatest; elevation: likewise.
+        tint: factors on red, green and blue in linear light.
+    """
+
+    azimuth: tuple[float, float] = (-1.15, -0.65)
+    elevation: tuple[float, float] = (0.75, 0.95)
+    tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+USUAL_LIGHT = Lighting()
+LIGHTINGS: dict[str, Lighting] = {
+    "lit from the right": Lighting(azimuth=(0.65, 1.15)),
+    "in low sunlight": Lighting(elevation=(0.4, 0.5)),
+    "in warm light": Lighting(tint=(1.0, 0.78, 0.5)),
+    "in dim light": Lighting(tint=(0.4, 0.4, 0.46)),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """How often a stream of scenes shows what; a share of 0 leaves a thing and its words out.
+
+    Attributes:
+        several_solids: share of scenes with more than one solid; three_solids: of all scenes, with three,
+            which are small and stand in a row.
+        in_depth: of two solids, the share that stand one behind the other; else they stand side by side.
+        stacked: of two solids of which one can carry the other, the share in which it does.
+        degraded: share of pictures that are spoiled.
+        patterned: share of backgrounds with one of ``PATTERNS``.
+        lit: share of scenes in one of ``LIGHTINGS``.
+    """
+
+    several_solids: float = 0.6
+    three_solids: float = 0.0
+    in_depth: float = 0.35
+    stacked: float = 0.0
+    degraded: float = 0.25
+    patterned: float = 0.0
+    lit: float = 0.0
+
+
+PLAIN = World()
+WORLDS = {
+    "plain": PLAIN,
+    "rich": World(several_solids=0.7, three_solids=0.2, stacked=0.4, patterned=0.3, lit=0.3),
+}
+"""Worlds by name. The plain one, which the miniature that comes along knows, is small enough to be learned on
+two cores."""
 
 _MARGIN = 0.03  # between a solid and the picture's edge
 _GAP = 0.05  # between two solids, so that they never touch
@@ -82,7 +137,7 @@ class Solid:
         shape: a key of ``SHAPES``; color: of ``COLORS``; size: of ``SIZES``; material: one of ``MATERIALS``.
         scale: the factor on the unit shape, within the range of ``size``.
         yaw: the turn about the vertical in radians.
-        x: its middle, to the right; depth: away from the viewer.
+        x: its middle, to the right; depth: away from the viewer; lift: of its underside above the table.
     """
 
     shape: str
@@ -93,14 +148,19 @@ class Solid:
     yaw: float
     x: float
     depth: float
+    lift: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Light:
-    """Where the light stands, in radians: azimuth to the right of the viewer, elevation above the table."""
+    """Where the light stands, in radians: azimuth to the right of the viewer, elevation above the table.
+
+    Its tint is of factors on red, green and blue in linear light.
+    """
 
     azimuth: float
     elevation: float
+    tint: tuple[float, float, float] = USUAL_LIGHT.tint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,10 +168,12 @@ class Scene:
     """Everything a picture shows.
 
     Attributes:
-        solids: one or two, in the order in which the caption names them.
+        solids: one to three, in the order in which the caption names them; three from left to right.
         background: the colour of table and backdrop, a key of ``COLORS``.
         degradation: a key of ``DEGRADATIONS`` or None.
         seed: of the degradation's randomness.
+        pattern: of table and backdrop, one of ``PATTERNS`` or None.
+        lighting: a key of ``LIGHTINGS``, or None for the usual light.
     """
 
     solids: tuple[Solid, ...]
@@ -119,6 +181,8 @@ class Scene:
     light: Light
     degradation: str | None
     seed: int
+    pattern: str | None = None
+    lighting: str | None = None
 
 
 def half_width(solid: Solid) -> float:
@@ -133,27 +197,44 @@ def half_depth(solid: Solid) -> float:
     return solid.scale * (depth * math.cos(solid.yaw) + width * abs(math.sin(solid.yaw)))
 
 
-def scene(seed: int, index: int, *, split: Split = "train") -> Scene:
-    """Draw the scene at ``index`` of the stream ``seed``: the same three arguments give the same scene.
+def scene(seed: int, index: int, *, split: Split = "train", world: World = PLAIN) -> Scene:
+    """Draw the scene at ``index`` of the stream ``seed``: the same arguments give the same scene.
 
     In the ``held_out`` split exactly one solid has a combination of ``HELD_OUT``.
     """
     stream = np.random.SeedSequence([seed, index, list(_SPLITS).index(split)])
     rng = np.random.Generator(np.random.Philox(stream))
+    # Of what the plain world leaves out: its streams stay what they are.
+    extra = np.random.Generator(np.random.Philox(stream.spawn(1)[0]))
     kinds = [_choose(_SPLITS[split], rng)]
-    if rng.random() < TWO_SOLIDS:
-        # Two solids differ in shape or colour, so that words can tell them apart.
-        kinds.append(_choose([kind for kind in _KNOWN if kind[:2] != kinds[0][:2]], rng))
+    several = rng.random()
+    for _ in range((several < world.several_solids) + (several < world.three_solids)):
+        # Solids differ in shape or colour, so that words can tell them apart.
+        taken = [kind[:2] for kind in kinds]
+        kinds.append(_choose([kind for kind in _KNOWN if kind[:2] not in taken], rng))
     solids = [_solid(*kind, rng) for kind in kinds]
     if rng.random() < 0.5:
         solids.reverse()
-    arranged = _one_behind_the_other if len(solids) == 2 and rng.random() < IN_DEPTH else _side_by_side
+    if len(solids) == 3:
+        arranged = _in_a_row
+    elif len(solids) == 2 and _can_be_stacked(solids) and extra.random() < world.stacked:
+        arranged = _one_on_the_other
+    elif len(solids) == 2 and rng.random() < world.in_depth:
+        arranged = _one_behind_the_other
+    else:
+        arranged = _side_by_side
+    lighting = _choose(tuple(LIGHTINGS), extra) if extra.random() < world.lit else None
+    light = LIGHTINGS[lighting] if lighting is not None else USUAL_LIGHT
     return Scene(
         solids=arranged(solids, rng),
         background=_choose(tuple(COLORS), rng),
-        light=Light(azimuth=_between(-1.15, -0.65, rng), elevation=_between(0.75, 0.95, rng)),
-        degradation=_choose(tuple(DEGRADATIONS), rng) if rng.random() < DEGRADED else None,
+        light=Light(
+            azimuth=_between(*light.azimuth, rng), elevation=_between(*light.elevation, rng), tint=light.tint
+        ),
+        degradation=_choose(tuple(DEGRADATIONS), rng) if rng.random() < world.degraded else None,
         seed=int(rng.random() * 2**32),
+        pattern=_choose(PATTERNS, extra) if extra.random() < world.patterned else None,
+        lighting=lighting,
     )
 
 
@@ -176,8 +257,10 @@ def relation(first: Solid, second: Solid) -> Relation:
     """Where the first of two solids stands, seen from the second.
 
     Solids side by side are "left" or "right" of each other, however deep they stand; solids that overlap in
-    the picture stand "front" or "behind".
+    the picture stand "front" or "behind", or one on the other, "above" or "below".
     """
+    if first.lift != second.lift:
+        return "above" if first.lift > second.lift else "below"
     if abs(first.x - second.x) >= half_width(first) + half_width(second):
         return "left" if first.x < second.x else "right"
     return "front" if first.depth < second.depth else "behind"
@@ -200,6 +283,35 @@ def _one_behind_the_other(solids: list[Solid], rng: np.random.Generator) -> tupl
         replace(solid, x=x + offset, depth=depth)
         for solid, offset, depth in zip(solids, offsets, depths, strict=True)
     )
+
+
+def _can_be_stacked(solids: list[Solid]) -> bool:
+    return any(solid.shape in CARRIERS for solid in solids)
+
+
+def _one_on_the_other(solids: list[Solid], rng: np.random.Generator) -> tuple[Solid, ...]:
+    """Stand a small solid on a large one that can carry it; their order stays as it is."""
+    carrier = next(number for number, solid in enumerate(solids) if solid.shape in CARRIERS)
+    below = _sized(solids[carrier], "large", rng)
+    free = 1 - _MARGIN - half_width(below)
+    below = replace(below, x=_between(-free, free, rng))
+    above = replace(
+        _sized(solids[1 - carrier], "small", rng),
+        x=below.x,
+        depth=below.depth,
+        lift=SHAPES[below.shape].extent[1] * below.scale,
+    )
+    return (below, above) if carrier == 0 else (above, below)
+
+
+def _in_a_row(solids: list[Solid], rng: np.random.Generator) -> tuple[Solid, ...]:
+    """Stand solids beside each other, small ones, named from left to right."""
+    placed = _side_by_side([_sized(solid, "small", rng) for solid in solids], rng)
+    return tuple(sorted(placed, key=lambda solid: solid.x))
+
+
+def _sized(solid: Solid, size: str, rng: np.random.Generator) -> Solid:
+    return replace(solid, size=size, scale=_between(*SIZES[size], rng))
 
 
 def _side_by_side(solids: list[Solid], rng: np.random.Generator) -> tuple[Solid, ...]:

@@ -1,72 +1,138 @@
-"""Train the judge on renders alone."""
+"""Train the judge on renders alone, some of them seen through an autoencoder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
+from ssd1b.evaluate.reconstruction import reconstructed
+from ssd1b.models.vae import VAE
 from ssd1b.tabletop.degradations import COLORLESS
 from ssd1b.tabletop.judge import CLEAN, GRID, PICTURE_ANSWERS, SOLID_ANSWERS, Answers, Judge, cell_of
-from ssd1b.tabletop.renderer import render
-from ssd1b.tabletop.scenes import Scene, scene
+from ssd1b.tabletop.renderer import render_batch
+from ssd1b.tabletop.scenes import PLAIN, WORLDS, Scene, World, scene
 from ssd1b.training.loop import Batch, LoopSettings, train
 from ssd1b.training.precision import computing_in, training_dtype
 
 SETTINGS = LoopSettings(
     steps=1500, batch_size=64, learning_rate=1e-3, muon_rate=0.02, muon_decay=0.1, decay_steps=1200,
-    warmup_steps=20, ema_decay=0.99, checkpoint_steps=250,
+    warmup_steps=20, ema_decay=0.99, checkpoint_steps=250, seed=2,
 )  # fmt: skip
-SEED = 2
-"""Of the judge's own stream: it never saw the pictures that the miniature learned from."""
+FURTHER = replace(SETTINGS, steps=400, muon_rate=0.01, learning_rate=5e-4, decay_steps=380, seed=3)
+"""Of a run that goes on with a trained judge. Seeds are of the judge's own streams of renders: it never saw
+the pictures that the miniature learned from."""
 
-_ABSENT = -1
+THROUGH = 0.5
+"""Share of pictures that went through an autoencoder, as every picture that a model draws has. It softens
+highlights, by which metal is told from rubber, and swallows noise (docs/log)."""
+
+SOFTENED, SHARPENED = 0.4, 0.2
+"""Shares of the others that are shown less or more sharply than they were rendered, as another one might."""
+
+_COARSEST = 0.45
+
+ABSENT = -1
+"""Stands for no answer, or none that could be seen."""
+
 _PLACE_WEIGHT = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renders:
-    """Renders with what stands in each cell."""
+    """Renders with what stands in each cell, the first of each batch seen through ``vae``."""
 
+    vae: VAE
     batch_size: int = SETTINGS.batch_size
-    seed: int = SEED
+    seed: int = SETTINGS.seed
+    world: World = PLAIN
 
     def __getitem__(self, step: int) -> Batch:
         """A batch that no other step has."""
-        scenes = [scene(self.seed, step * self.batch_size + index) for index in range(self.batch_size)]
-        pictures = np.stack([render(each) for each in scenes])
+        first = step * self.batch_size
+        scenes = [
+            scene(self.seed, index, world=self.world) for index in range(first, first + self.batch_size)
+        ]
+        rng = np.random.default_rng((self.seed, step))
+        pictures = render_batch(scenes)
+        count = round(THROUGH * len(scenes))
+        pictures[:count] = reconstructed(self.vae, pictures[:count])
+        pictures[count:] = [refocused(picture, rng) for picture in pictures[count:]]
         return {"pixels": torch.from_numpy(pictures).permute(0, 3, 1, 2), **truth(scenes)}
 
 
+def refocused(picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Show some pictures more softly, by way of a smaller one, and some more sharply."""
+    kind = rng.random()
+    if kind >= SOFTENED + SHARPENED:
+        return picture
+    image = Image.fromarray(picture)
+    if kind < SHARPENED:
+        sharper = ImageFilter.UnsharpMask(
+            radius=rng.uniform(0.7, 2), percent=int(rng.uniform(40, 140)), threshold=0
+        )
+        return np.array(image.filter(sharper))
+    side = round(image.width * rng.uniform(_COARSEST, 1))
+    smaller = image.resize((side, side), Image.Resampling.BILINEAR)
+    return np.array(smaller.resize(image.size, Image.Resampling.BICUBIC))
+
+
 def truth(scenes: list[Scene]) -> dict[str, Tensor]:
-    """The right answers; ``_ABSENT`` where there is none, or none that could be seen."""
-    count = len(scenes)
-    place = torch.zeros(count, 4, GRID, GRID)
-    solid = {name: torch.full((count, GRID, GRID), _ABSENT) for name in SOLID_ANSWERS}
-    picture = {name: torch.full((count,), _ABSENT) for name in PICTURE_ANSWERS}
-    readable = torch.tensor([each.degradation != "cropped" for each in scenes])
+    """The right answers; ``ABSENT`` where there is none, or none that could be seen."""
+    place = torch.zeros(len(scenes), 4, GRID, GRID)
+    picture = {name: torch.full((len(scenes),), ABSENT) for name in PICTURE_ANSWERS}
     for index, each in enumerate(scenes):
-        colorless = each.degradation in COLORLESS
         picture["degradation"][index] = PICTURE_ANSWERS["degradation"].index(each.degradation or CLEAN)
-        if not colorless:
+        if each.degradation not in COLORLESS:
             picture["background"][index] = PICTURE_ANSWERS["background"].index(each.background)
-        if not readable[index]:
-            continue
         for one in each.solids:
             row, column, right, up = cell_of(one)
             place[index, :, row, column] = torch.tensor([1.0, right, up, one.depth])
+    readable = torch.tensor([_readable(each) for each in scenes])
+    return {"place": place, "readable": readable, **answers_by_cell(scenes), **picture}
+
+
+def answers_by_cell(scenes: list[Scene]) -> dict[str, Tensor]:
+    """The right answers in the cells of the solids' middles, ``ABSENT`` elsewhere and where none can be seen.
+
+    Returns:
+        ``[scenes, GRID, GRID]`` for each name of ``SOLID_ANSWERS``.
+    """
+    cells = {name: torch.full((len(scenes), GRID, GRID), ABSENT) for name in SOLID_ANSWERS}
+    for index, each in enumerate(scenes):
+        for one in each.solids if _readable(each) else ():
+            row, column, *_ = cell_of(one)
             for name, answers in SOLID_ANSWERS.items():
-                if not (name == "color" and colorless):
-                    solid[name][index, row, column] = answers.index(getattr(one, name))
-    return {"place": place, "readable": readable, **solid, **picture}
+                if not (name == "color" and each.degradation in COLORLESS):
+                    cells[name][index, row, column] = answers.index(getattr(one, name))
+    return cells
+
+
+def _readable(scene: Scene) -> bool:
+    """Whether solids stand where the plain view shows them."""
+    return scene.degradation != "cropped"
 
 
 def train_judge(
-    out: Path, *, settings: LoopSettings = SETTINGS, resume: bool = False, device: str = "cpu"
-) -> Judge:
-    """Train the judge."""
+    out: Path, vae: VAE, *, start: Judge | None = None, settings: LoopSettings = SETTINGS,
+    world: str = "plain", resume: bool = False, device: str = "cpu",
+) -> Judge:  # fmt: skip
+    """Train the judge on renders.
+
+    Args:
+        out: of the run.
+        vae: the autoencoder through which half of the renders go, on the CPU; brought to the number format
+            that is fastest there.
+        start: a judge to go on with, in place of a new one.
+        settings: of the run.
+        world: a key of ``WORLDS``.
+        resume: go on with the run in ``out``.
+        device: where to train.
+    """
     torch.manual_seed(settings.seed)
     dtype = training_dtype(device)
 
@@ -81,15 +147,15 @@ def train_judge(
         offsets = (said[:, 1:] - told[:, 1:]).movedim(1, -1)[present].abs().mean()
         terms = {"presence": presence, "place": _PLACE_WEIGHT * offsets}
         for name, logits in (*answers.solid.items(), *answers.picture.items()):
-            terms[name] = F.cross_entropy(logits, batch[name], ignore_index=_ABSENT)
+            terms[name] = F.cross_entropy(logits, batch[name], ignore_index=ABSENT)
         with torch.no_grad():
             right = {
-                f"{name}_right": (logits.argmax(1) == batch[name])[batch[name] != _ABSENT].float().mean()
+                f"{name}_right": (logits.argmax(1) == batch[name])[batch[name] != ABSENT].float().mean()
                 for name, logits in (*answers.solid.items(), *answers.picture.items())
             }
         return {"loss": torch.stack([*terms.values()]).sum(), **terms, **right}
 
-    model = Judge().to(device)
-    return train(
-        model, Renders(batch_size=settings.batch_size), loss, settings, out, resume=resume, label="judge"
-    )  # type: ignore[return-value]
+    vae.to(training_dtype("cpu"))
+    data = Renders(vae=vae, batch_size=settings.batch_size, seed=settings.seed, world=WORLDS[world])
+    model = (start or Judge()).requires_grad_(True).to(device)
+    return train(model, data, loss, settings, out, resume=resume, label="judge")  # type: ignore[return-value]

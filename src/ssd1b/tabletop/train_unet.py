@@ -1,46 +1,97 @@
-"""Train the miniature SDXL: the published objective on latents of renders."""
+"""Train the miniature SDXL: the published objective on latents of renders, the text encoders learning along.
 
-import shutil
+Beside the noise, a linear layer on the UNet's coarse features is asked which solid stands where, which in a
+noisy picture only the caption tells. Features that are held to what a picture means make diffusion models
+learn sooner (REPA, 2410.06940); here the truth itself takes the place of a vision model's features. The layer
+is dropped afterwards.
+"""
+
+import hashlib
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssd1b.diffusion.schedule import NoiseSchedule
+from ssd1b.distill.features import caught
 from ssd1b.layouts import SDXL_MINI
-from ssd1b.models.attention import Attention, SpatialTransformer, TransformerBlock, plain_attention
+from ssd1b.models.attention import SpatialTransformer
 from ssd1b.models.layers import ResnetBlock
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
-from ssd1b.tabletop.cache import Shards
+from ssd1b.tabletop.cache import SHARD, Shards
 from ssd1b.tabletop.captions import caption
-from ssd1b.tabletop.scenes import scene
-from ssd1b.tabletop.views import photograph, view
+from ssd1b.tabletop.judge import GRID, SOLID_ANSWERS
+from ssd1b.tabletop.scenes import WORLDS, World, scene
+from ssd1b.tabletop.train_judge import ABSENT, answers_by_cell
+from ssd1b.tabletop.views import View, photograph, view
+from ssd1b.training.kernels import quicken, quicken_text
 from ssd1b.training.loop import Batch, LoopSettings, train
+from ssd1b.training.objective import noised
 from ssd1b.training.precision import computing_in, training_dtype
 
 SETTINGS = LoopSettings(
-    steps=1420, batch_size=96, learning_rate=1e-3, muon_rate=0.02, muon_decay=0.1, decay_steps=1008,
+    steps=2600, batch_size=96, learning_rate=1e-3, muon_rate=0.02, muon_decay=0.1, decay_steps=2000,
     warmup_steps=30, ema_decay=0.995, checkpoint_steps=100,
 )  # fmt: skip
-FURTHER = replace(
-    SETTINGS, steps=2180, batch_size=48, learning_rate=6e-4, muon_rate=0.008, decay_steps=2040, seed=1
-)
+FURTHER = replace(SETTINGS, learning_rate=4e-4, muon_rate=0.008, decay_steps=2600, seed=4)
 """Of a run that goes on with a trained model: at the full rate it would first unlearn (docs/log)."""
 
-PICTURES = 24 * 1024
+PICTURES = 32 * 1024
 CAPTION_DROPOUT = 0.1
 """Share of pictures learned without their caption, for classifier-free guidance (2207.12598)."""
 
-MAX_WEIGHT = 5.0
-"""Gamma of min-SNR (2303.09556)."""
+READ_AT = "up_blocks.0.upsamplers.0"
+"""The module behind the deepest transformers, whose output, half as fine as the latents, is read."""
 
-COMPILED = TransformerBlock
-"""What a CPU trains faster when compiled (docs/log), once for all blocks of a width."""
+READING_WEIGHT = 0.05
+
+MAX_WEIGHT = 15.0
+"""Min-SNR's gamma: its usual 5 counts too little the small noise at which highlights and edges are drawn."""
+
+
+class Learner(nn.Module):
+    """Everything that learns: the UNet, its text encoders, and the layer that reads the UNet's features.
+
+    Text encoders that were trained contrastively tell colours better than shapes (docs/log). With the UNet
+    they learn what pictures need.
+    """
+
+    def __init__(self, unet: UNet, text: TextEncoders) -> None:
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text.encoder
+        self.text_encoder_2 = text.encoder_2
+        answers = sum(map(len, SOLID_ANSWERS.values()))
+        self.reader_conv_out = nn.Conv2d(unet.layout.levels[-1].channels, answers, 1)
+
+    def forward(
+        self, latents: Tensor, timesteps: Tensor, ids: Tensor, ids_2: Tensor, kept: Tensor, time_ids: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Predict the noise, and what stands in each of ``GRID`` x ``GRID`` cells (logits).
+
+        Args:
+            latents: noisy ones.
+            timesteps: ``[B]``.
+            ids: of the first tokenizer, ``[B, 77]``.
+            ids_2: of the second.
+            kept: ``[B]``, 0 where the caption is left out, else 1.
+            time_ids: ``[B, 6]``.
+        """
+        states, _ = self.text_encoder(ids)
+        states_2, pooled = self.text_encoder_2(ids_2)
+        # SDXL's convention: no caption is zeros, not the encoding of an empty text.
+        embeds = torch.cat([states, states_2], dim=-1) * kept[:, None, None]
+        with caught(self.unet, [READ_AT]) as features:
+            predicted = self.unet(latents, timesteps, embeds, pooled * kept[:, None], time_ids)
+        read = F.interpolate(self.reader_conv_out(features[READ_AT]), (GRID, GRID))
+        return predicted, read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +102,7 @@ class CaptionedLatents:
     text: TextEncoders
     batch_size: int
     seed: int
+    world: World
 
     def __getitem__(self, step: int) -> Batch:
         """Latents in the order of a new shuffle each epoch, with their captions' tokens and their views."""
@@ -59,39 +111,60 @@ class CaptionedLatents:
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.latents))
         indices = order[position * self.batch_size : (position + 1) * self.batch_size]
         rng = np.random.default_rng((self.seed, step, 1))
-        tokens = self.text.tokenize([caption(scene(self.seed, int(index)), rng) for index in indices])
+        scenes = [scene(self.seed, int(index), world=self.world) for index in indices]
+        views = [view(self.seed, int(index)) for index in indices]
+        tokens = self.text.tokenize([caption(each, rng) for each in scenes])
+        answers = answers_by_cell(scenes)
+        uncut = torch.tensor([_uncut(each) for each in views])[:, None, None]
         return {
             "latents": torch.from_numpy(self.latents[indices]),
             "tokens": tokens,
-            "time_ids": torch.tensor([view(self.seed, int(index)).time_ids for index in indices]),
+            "time_ids": torch.tensor([each.time_ids for each in views]),
             "kept": torch.from_numpy(rng.random(self.batch_size) >= CAPTION_DROPOUT),
+            # Cells are those of the whole square, so of cut pictures nothing is asked.
+            **{name: cells.where(uncut, ABSENT) for name, cells in answers.items()},
         }
 
 
-def loss_weights(schedule: NoiseSchedule, timesteps: Tensor) -> Tensor:
-    """Weight of each picture's squared error in the noise: ``min(snr + 1, gamma) / snr``.
+def captioned_latents(
+    vae: VAE, text: TextEncoders, cache: Path, settings: LoopSettings, *, world: str = "plain"
+) -> CaptionedLatents:
+    """Render and encode what a training will see, as far as it is not in ``cache`` yet.
 
-    Min-SNR (2303.09556) caps what nearly clean pictures weigh; the ``+ 1``, as in its form for v-prediction
-    and in EDM (2206.00364, table 1), keeps the noisiest ones from weighing nothing: they decide the
-    background's colour, which an epsilon model otherwise learns last.
+    Args:
+        vae: float32.
+        text: for its tokenizers.
+        cache: folder for the latents of any autoencoders and worlds.
+        settings: of the training; a short one needs few pictures.
+        world: a key of ``WORLDS``.
     """
-    snr = schedule.snr(timesteps)
-    return (snr + 1).clamp(max=MAX_WEIGHT) / snr
+    seed = settings.seed
+    asked = math.ceil(settings.steps * settings.batch_size / SHARD) * SHARD
+    latents = Shards(
+        cache / f"latents-{_digest(vae)}" / f"{world}-{seed}",
+        min(PICTURES, asked),
+        partial(_encode, vae, seed, WORLDS[world]),
+        label="encode renders",
+    )
+    return CaptionedLatents(
+        latents=latents, text=text, batch_size=settings.batch_size, seed=seed, world=WORLDS[world]
+    )
 
 
 def train_unet(
     out: Path, vae: VAE, text: TextEncoders, cache: Path, *, start: UNet | None = None,
-    settings: LoopSettings = SETTINGS, resume: bool = False, device: str = "cpu",
+    settings: LoopSettings = SETTINGS, world: str = "plain", resume: bool = False, device: str = "cpu",
 ) -> UNet:  # fmt: skip
-    """Train ``SDXL_MINI`` against frozen text encoders and a frozen autoencoder.
+    """Train ``SDXL_MINI`` and its text encoders against a frozen autoencoder.
 
     Args:
         out: of the run.
         vae: float32, with normalised latents.
-        text: both encoders.
-        cache: folder for latents; its name must identify the autoencoder.
+        text: both encoders, which afterwards hold their averaged weights.
+        cache: folder in which latents are kept.
         start: a UNet to go on with, in place of a new one.
         settings: of the run.
+        world: a key of ``WORLDS``.
         resume: go on with the run in ``out``.
         device: where to train.
     """
@@ -99,48 +172,45 @@ def train_unet(
     dtype = training_dtype(device)
     model = (start or initialised(UNet(SDXL_MINI))).to(device)
     if device == "cpu":
-        _quicken(model, dtype)
-    text.encoder.to(device)
-    text.encoder_2.to(device)
-    latents = Shards(
-        cache / f"seed-{settings.seed}",
-        PICTURES,
-        partial(_encode, vae, settings.seed),
-        label="encode renders",
-    )
+        quicken(model, dtype)
+        quicken_text(text.encoder)
+        quicken_text(text.encoder_2)
+    learner = Learner(model, text).requires_grad_(True).to(device)
     schedule = NoiseSchedule()
 
     def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        clean = batch["latents"].to(device).float()
-        kept = batch["kept"].to(device)
-        with torch.autocast(device, dtype, enabled=dtype is not torch.float32):
-            conditioning = text.encode(batch["tokens"])
-        noise = torch.randn_like(clean)
-        timesteps = torch.randint(schedule.num_train_timesteps, (len(clean),), device=device)
-        predicted = computing_in(dtype, module)(
-            schedule.add_noise(clean, noise, timesteps).to(dtype),
-            timesteps.float(),
-            # SDXL's convention: no caption is zeros, not the encoding of an empty text.
-            (conditioning.embeds * kept[:, None, None]).to(dtype),
-            (conditioning.pooled * kept[:, None]).to(dtype),
+        ids, ids_2 = (tokens.ids[:, 0].to(device) for tokens in batch["tokens"])
+        noisy = noised(schedule, batch["latents"].to(device).float(), max_weight=MAX_WEIGHT)
+        predicted, read = computing_in(dtype, module)(
+            noisy.latents.to(dtype), noisy.timesteps, ids, ids_2, batch["kept"].to(device, dtype),
             batch["time_ids"].to(device).float(),
-        ).float()
-        errors = (predicted - schedule.target(clean, noise, timesteps)).square().mean(dim=(1, 2, 3))
-        return {"loss": (errors * loss_weights(schedule, timesteps)).mean(), "noise_mse": errors.mean()}
+        )  # fmt: skip
+        errors = (predicted.float() - noisy.target).square().mean(dim=(1, 2, 3))
+        terms = _reading(read.float(), batch)
+        loss = (errors * noisy.weights).mean() + READING_WEIGHT * torch.stack([*terms.values()]).sum()
+        return {"loss": loss, "noise_mse": errors.mean(), **terms}
 
-    data = CaptionedLatents(latents=latents, text=text, batch_size=settings.batch_size, seed=settings.seed)
-    return train(model, data, loss, settings, out, resume=resume, label="unet")  # type: ignore[return-value]
+    data = captioned_latents(vae, text, cache, settings, world=world)
+    average = train(learner, data, loss, settings, out, resume=resume, label="unet")
+    assert isinstance(average, Learner)
+    text.encoder.load_state_dict(average.text_encoder.state_dict())
+    text.encoder_2.load_state_dict(average.text_encoder_2.state_dict())
+    return average.unet
 
 
-def _quicken(model: UNet, dtype: torch.dtype) -> None:
-    """Choose what trains fastest on a CPU (docs/log): kernel, memory layout, compiled blocks."""
-    if dtype is torch.float32:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for module in model.modules():
-        if isinstance(module, Attention):
-            module.attend = plain_attention
-        if isinstance(module, COMPILED) and shutil.which("g++"):
-            module.compile()
+def _reading(read: Tensor, truth: Batch) -> dict[str, Tensor]:
+    """Cross-entropies of what was read at the solids' middles; 0 in a batch where nothing is asked."""
+    terms = {}
+    parts = read.split([*map(len, SOLID_ANSWERS.values())], dim=1)
+    for name, logits in zip(SOLID_ANSWERS, parts, strict=True):
+        answers = truth[name].to(logits.device)
+        summed = F.cross_entropy(logits, answers, ignore_index=ABSENT, reduction="sum")
+        terms[name] = summed / (answers != ABSENT).sum().clamp(min=1)
+    return terms
+
+
+def _uncut(view: View) -> bool:
+    return view.original_height == view.original_width
 
 
 @torch.no_grad()
@@ -155,12 +225,22 @@ def initialised(unet: UNet) -> UNet:
     return unet
 
 
+def _digest(vae: VAE) -> str:
+    """Of what makes the latents, which are believed by their folder's name."""
+    halves = (vae.encoder, vae.quant_conv)
+    parts = (p.detach().cpu().numpy() for half in halves for p in half.parameters())
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
+
+
 @torch.inference_mode()
-def _encode(vae: VAE, seed: int, indices: range, batch_size: int = 32) -> np.ndarray:
+def _encode(vae: VAE, seed: int, world: World, indices: range, batch_size: int = 32) -> np.ndarray:
     parts = []
     for start in range(indices.start, indices.stop, batch_size):
         few = range(start, start + batch_size)
-        pictures = np.stack([photograph(scene(seed, index), view(seed, index)) for index in few])
+        scenes = [scene(seed, index, world=world) for index in few]
+        pictures = np.stack(
+            [photograph(each, view(seed, index)) for index, each in zip(few, scenes, strict=True)]
+        )
         pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(vae.quant_conv.weight.device)
         parts.append(vae.encode(pixels.float() / 127.5 - 1.0).mean.half().cpu().numpy())
     return np.concatenate(parts)

@@ -13,8 +13,8 @@ from ssd1b.layouts import VAE_MINI
 from ssd1b.models.attention import Attention
 from ssd1b.models.layers import ResnetBlock
 from ssd1b.models.vae import VAE
-from ssd1b.tabletop.renderer import render
-from ssd1b.tabletop.scenes import scene
+from ssd1b.tabletop.renderer import render, render_batch
+from ssd1b.tabletop.scenes import PLAIN, WORLDS, World, scene
 from ssd1b.tensors import Pixels
 from ssd1b.training.loop import Batch, LoopSettings, train
 from ssd1b.training.precision import computing_in, training_dtype
@@ -48,13 +48,14 @@ class Crops:
     per_picture: int = 4
     choices: int = 3
     seed: int = 0
+    world: World = PLAIN
 
     def __getitem__(self, step: int) -> Batch:
         """The crops of one step, ``[batch_size, 3, CROP, CROP]`` uint8."""
         rng = np.random.default_rng((self.seed, step))
         crops = []
         for index in range(self.batch_size // self.per_picture):
-            picture = render(scene(self.seed, step * self.batch_size + index))
+            picture = render(scene(self.seed, step * self.batch_size + index, world=self.world))
             for _ in range(self.per_picture):
                 corners = rng.integers(0, picture.shape[0] - CROP + 1, (self.choices, 2))
                 windows = (picture[top : top + CROP, left : left + CROP] for top, left in corners)
@@ -95,17 +96,18 @@ def train_vae(
     *,
     start: VAE | None = None,
     settings: LoopSettings = SETTINGS,
+    world: str = "plain",
     resume: bool = False,
     device: str = "cpu",
 ) -> VAE:
     """Train, normalise the latents, then train the decoder alone on latents that are a little off.
 
     The finished autoencoder's latents have mean 0 and variance 1 per channel, so its scaling factor is 1.
-    ``start`` is an autoencoder to go on with, in place of a new one.
+    ``start`` is an autoencoder to go on with, in place of a new one; ``world`` a key of ``WORLDS``.
     """
     torch.manual_seed(settings.seed)
     dtype = training_dtype(device)
-    data = Crops(batch_size=settings.batch_size, seed=settings.seed)
+    data = Crops(batch_size=settings.batch_size, seed=settings.seed, world=WORLDS[world])
     model = Reconstruction(start or initialised(VAE(VAE_MINI))).to(device)
 
     def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -118,14 +120,15 @@ def train_vae(
 
     trained = train(model, data, loss, settings, out, resume=resume, label="vae").vae
     assert isinstance(trained, VAE)
-    normalise_latents(trained)
+    normalise_latents(trained, world=WORLDS[world])
     few = replace(DECODER_SETTINGS, seed=settings.seed)
-    return steady_decoder(out / "decoder", trained, settings=few, resume=resume, device=device)
+    return steady_decoder(out / "decoder", trained, settings=few, world=world, resume=resume, device=device)
 
 
 def steady_decoder(
     out: Path, vae: VAE, *,
-    settings: LoopSettings = DECODER_SETTINGS, resume: bool = False, device: str = "cpu",
+    settings: LoopSettings = DECODER_SETTINGS, world: str = "plain", resume: bool = False,
+    device: str = "cpu",
 ) -> VAE:  # fmt: skip
     """Train the decoder of a finished autoencoder on its latents plus noise, the encoder as it is.
 
@@ -143,7 +146,7 @@ def steady_decoder(
         return _differences(decoded.float(), pixels)
 
     model = Decoding(vae).to(device)
-    data = Crops(batch_size=settings.batch_size, seed=settings.seed + 1)
+    data = Crops(batch_size=settings.batch_size, seed=settings.seed + 1, world=WORLDS[world])
     trained = train(model, data, loss, settings, out, resume=resume, label="decoder")
     assert isinstance(trained, Decoding)
     vae.decoder, vae.post_quant_conv = trained.decoder, trained.post_quant_conv
@@ -180,14 +183,13 @@ def initialised(vae: VAE) -> VAE:
 
 
 @torch.no_grad()
-def normalise_latents(vae: VAE, pictures: int = 512) -> None:
+def normalise_latents(vae: VAE, pictures: int = 512, world: World = PLAIN) -> None:
     """Rewrite the convolutions around the latents so that each channel has mean 0 and variance 1.
 
     Exact: the decoder undoes what the encoder now does.
     """
-    means = torch.cat(
-        [vae.encode(batch.to(vae.quant_conv.weight.device)).mean for batch in _validation(pictures)]
-    )
+    device = vae.quant_conv.weight.device
+    means = torch.cat([vae.encode(batch.to(device)).mean for batch in _validation(pictures, world=world)])
     mean, std = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))
     channels = vae.layout.latent_channels
     encode, decode = vae.quant_conv, vae.post_quant_conv
@@ -199,8 +201,8 @@ def normalise_latents(vae: VAE, pictures: int = 512) -> None:
     decode.weight *= std[None, :, None, None]
 
 
-def _validation(pictures: int, batch_size: int = 32) -> Iterator[Pixels]:
+def _validation(pictures: int, batch_size: int = 32, world: World = PLAIN) -> Iterator[Pixels]:
     """Renders that no training saw: another seed of the world."""
     for start in range(0, pictures, batch_size):
-        renders = np.stack([render(scene(1, index)) for index in range(start, start + batch_size)])
+        renders = render_batch(scene(1, index, world=world) for index in range(start, start + batch_size))
         yield torch.from_numpy(renders).permute(0, 3, 1, 2).float() / 127.5 - 1.0

@@ -4,229 +4,138 @@ Everything random in a step is a function of the seed and the step's number, and
 that was stopped anywhere therefore goes on as if it had not been.
 """
 
-import json
-import math
-import os
-import re
 import signal
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ssd1b.errors import InputError
-from ssd1b.training.muon import Muon
+from ssd1b.training import checkpoints
+from ssd1b.training.batches import Batch, Batches, Share
+from ssd1b.training.checkpoints import FOLDER, State
+from ssd1b.training.gradient_checkpointing import checkpoint_gradients
+from ssd1b.training.guard import Guard
+from ssd1b.training.logs import Log
+from ssd1b.training.optimizers import Optimizers
+from ssd1b.training.processes import Loss, Processes, whole
+from ssd1b.training.settings import LoopSettings
 
-Batch: TypeAlias = dict[str, Any]
-"""What one step learns from: named tensors and lists."""
-
-Loss = Callable[[nn.Module, Batch], Mapping[str, Tensor]]
-"""``loss(model, batch)``: named scalar terms; the one called ``loss`` is minimised."""
-
-
-@runtime_checkable
-class Batches(Protocol):
-    """The batch of each step, a pure function of the step's number."""
-
-    def __getitem__(self, step: int) -> Batch: ...
-
-
-_OUTER_LAYERS = ("embed", "conv_in", "conv_out", "quant_conv")
-"""Parts of the names of layers that AdamW moves even beside Muon."""
+Validate = Callable[[nn.Module, int], Mapping[str, float | Tensor]]
+"""``validate(average, step)``: numbers, and pictures ``[3, H, W]`` with values from 0 to 1, for the log."""
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 """Signals after which a run ends with a checkpoint of the step it is in."""
 
-MAX_SKIPPED = 20
-"""Steps in a row whose gradient may be NaN or infinite before the run gives up."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoopSettings:
-    """What decides a run.
-
-    Attributes:
-        steps: optimiser steps in all.
-        batch_size: what each step learns from; the data are asked for so many.
-        learning_rate: the constant rate between warm-up and decay.
-        muon_rate: likewise, for the matrices and convolutions inside the network, which Muon then moves
-            (see ``_Optimizer``); None leaves them, too, to AdamW.
-        muon_decay: Muon's weight decay, which bounds the largest singular value by its inverse.
-        warmup_steps: linear rise from zero at the start.
-        decay_steps: linear fall to zero at the end. A constant rate in between means that a finished run can
-            be made longer from its last checkpoint before the decay.
-        betas: AdamW's two averaging constants.
-        weight_decay: AdamW's.
-        max_grad_norm: gradients longer than this are shortened to it.
-        ema_decay: decay per step of the averaged weights, which are what a run is for; warmed up as
-            ``min(ema_decay, (1 + step) / (10 + step))``.
-        seed: of everything random.
-        checkpoint_steps: a checkpoint every so many steps; the newest two and the last one before the decay
-            are kept.
-        log_steps: a line of the log every so many steps.
-    """
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    muon_rate: float | None = None
-    muon_decay: float = 0.3
-    warmup_steps: int = 200
-    decay_steps: int
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.999
-    seed: int = 0
-    checkpoint_steps: int = 200
-    log_steps: int = 20
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "checkpoint_steps", "log_steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.learning_rate < 1:
-            raise InputError(f"learning_rate must be between 0 and 1, got {self.learning_rate}")
-
-    def share(self, step: int) -> float:
-        """Share of the rates at a step: trapezoidal, so that a run can be prolonged (see ``decay_steps``)."""
-        rising = (step + 1) / max(self.warmup_steps, 1)
-        falling = (self.steps - step) / max(self.decay_steps, 1)
-        return min(1.0, rising, falling)
-
 
 def train(
-    model: nn.Module,
-    batches: Batches,
-    loss: Loss,
-    settings: LoopSettings,
-    out: Path,
-    *,
-    resume: bool,
-    label: str,
-) -> nn.Module:
+    model: nn.Module, batches: Batches, loss: Loss, settings: LoopSettings, out: Path, *,
+    resume: bool, label: str, validate: Validate | None = None,
+) -> nn.Module:  # fmt: skip
     """Train ``model`` and return its averaged weights as a module in evaluation mode.
+
+    Started by ``torchrun``, every process calls this with the same arguments, and learns from its share of
+    each batch. The first one writes.
 
     Args:
         model: parameters in float32, already on their device.
         batches: the data, read ahead in a process of its own.
-        loss: the terms of one step, a pure function of the model, the batch and torch's global generator.
+        loss: the terms of one micro-batch, a pure function of the model, the batch and torch's global
+            generator; means over the pictures, so that the mean over parts is that of the whole.
         settings: the run.
-        out: folder for ``log.jsonl`` and ``checkpoints/``.
+        out: folder for ``log.jsonl``, ``tensorboard/`` and ``checkpoints/``.
         resume: go on from the newest complete checkpoint in ``out``, if there is one.
         label: what the progress bar is called.
+        validate: is given the averaged weights in evaluation mode; called in every process, of which the
+            first one's answer goes into the log.
 
     Raises:
-        InputError: ``out`` holds a run already and ``resume`` is False; or the loss stays NaN.
+        InputError: ``out`` holds a run already and ``resume`` is False; too many gradients in a row were not
+            finite or spikes; the disk is full; or the processes cannot share the batches.
         KeyboardInterrupt: after SIGINT or SIGTERM, with a checkpoint of the last whole step written.
     """
-    checkpoints = out / "checkpoints"
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    average = AveragedModel(model, multi_avg_fn=_warmed_average(settings.ema_decay))
-    optimizer = _Optimizer(model, settings)
-    start = 0
-    newest = _newest(checkpoints)
-    if newest is not None:
-        if not resume:
-            raise InputError(f"{out} holds a run already: go on with --resume, or name another folder")
-        start = _restore(newest, model, average, optimizer)
+    processes = Processes(next(model.parameters()).device, settings)
+    model.to(processes.device)
+    if settings.gradient_checkpointing:
+        checkpoint_gradients(model)
+    average = AveragedModel(model, multi_avg_fn=_warmed_average(settings.ema_decay)).eval()
+    asked = processes.share_out(model, average.module, loss)
+    state = State(model=model, average=average, optimizers=Optimizers(model, settings), guard=Guard(settings))
+    start = _start(out, state, processes, resume=resume)
+    share = Share(batches=batches, parts=processes.parts, count=settings.micro_batches)
 
-    skipped, terms, clock = 0, [], time.perf_counter()
-    bar = tqdm(total=settings.steps, initial=start, desc=label, unit="step", disable=None)
-    with _polite_stop() as stopping, (out / "log.jsonl").open("a") as log, bar:
-        for step, batch in enumerate(_read_ahead(batches, start, settings.steps), start):
-            torch.manual_seed(settings.seed * 1_000_003 + step)
-            values = loss(model, batch)
-            values["loss"].backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-            skipped = 0 if norm.isfinite() else skipped + 1
-            if skipped > MAX_SKIPPED:
-                raise InputError(
-                    f"the gradient was not finite {skipped} steps in a row (step {step}): lower the rate"
-                )
-            if not skipped:
-                optimizer.step(settings.share(step))
+    hidden = None if processes.first else True
+    bar = tqdm(total=settings.steps, initial=start, desc=label, unit="step", disable=hidden)
+    log = closing(Log(out, start, silent=not processes.first))
+    reader = closing(_read_ahead(share, start, settings.steps))
+    with _polite_stop() as stopping, log as log, bar, reader as ahead:
+        for step, parts in enumerate(ahead, start):
+            terms = _add_gradients(asked, parts, step, settings, processes)
+            norm = float(whole(nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)))
+            followed = state.guard.lets_through(norm)
+            if followed:
+                state.optimizers.step(settings.share(step))
                 average.update_parameters(model)
             model.zero_grad(set_to_none=True)
 
-            terms.append({**{name: value.item() for name, value in values.items()}, "grad_norm": norm.item()})
+            *means, stop = processes.mean([*terms.values(), float(stopping())])
+            told = dict(zip(terms, means, strict=True)) | {"grad_norm": norm}
+            log.add(told if followed else {})
             bar.update()
-            bar.set_postfix(loss=f"{terms[-1]['loss']:.4f}", refresh=False)
-            if (step + 1) % settings.log_steps == 0:
-                means = {name: math.fsum(t[name] for t in terms) / len(terms) for name in terms[0]}
-                seconds = (time.perf_counter() - clock) / len(terms)
-                row = {
-                    "step": step + 1,
-                    **means,
-                    "rate_share": settings.share(step),
-                    "seconds_per_step": seconds,
-                }
-                log.write(json.dumps(row) + "\n")
-                log.flush()
-                terms, clock = [], time.perf_counter()
-            due = (step + 1) % settings.checkpoint_steps == 0
-            if due or stopping() or step + 1 in (settings.steps, settings.steps - settings.decay_steps):
-                _save(checkpoints, step + 1, settings, model, average, optimizer)
-            if stopping():
+            bar.set_postfix(loss=f"{told['loss']:.4f}", refresh=False)
+            done = step + 1
+            if done % settings.log_steps == 0:
+                log.write_means(done, {"rate_share": settings.share(step), "skipped": state.guard.skipped})
+            if validate is not None and settings.validates_after(done):
+                with torch.no_grad():
+                    log.write(done, validate(average.module, done))
+            if stop or settings.saves_after(done):
+                checkpoints.save(out / FOLDER, done, settings, state, processes)
+            if stop:
                 raise KeyboardInterrupt
-    return average.module.eval()
+    return processes.gathered(average.module).eval()
 
 
-class _Optimizer:
-    """AdamW, and Muon beside it where wanted.
-
-    Muon is for what turns features into features: not for embeddings, nor for the layers in which pictures
-    enter and leave, nor for biases and norms.
-    """
-
-    def __init__(self, model: nn.Module, settings: LoopSettings) -> None:
-        inner, rest = {}, {}
-        for name, parameter in model.named_parameters():
-            outer = parameter.ndim < 2 or any(part in name for part in _OUTER_LAYERS)
-            (rest if outer or settings.muon_rate is None else inner)[name] = parameter
-        adam = torch.optim.AdamW(
-            rest.values(), lr=settings.learning_rate, betas=settings.betas,
-            weight_decay=settings.weight_decay, fused=True,
-        )  # fmt: skip
-        self._each: list[tuple[torch.optim.Optimizer, float, list[str]]] = [
-            (adam, settings.learning_rate, list(rest))
-        ]
-        if inner:
-            assert settings.muon_rate is not None
-            muon = Muon(inner.values(), lr=settings.muon_rate, weight_decay=settings.muon_decay)
-            self._each.append((muon, settings.muon_rate, list(inner)))
-
-    def step(self, share: float) -> None:
-        """Move the weights, at a share of the rates."""
-        for optimizer, rate, _ in self._each:
-            for group in optimizer.param_groups:
-                group["lr"] = rate * share
-            optimizer.step()
-
-    @property
-    def states(self) -> dict[str, dict[str, Any]]:
-        """What is remembered of each parameter, by its name; to be read and to be filled."""
-        return {
-            name: optimizer.state[parameter]
-            for optimizer, _, names in self._each
-            for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True)
-        }
+def _start(out: Path, state: State, processes: Processes, *, resume: bool) -> int:
+    """Fill ``state`` from the newest checkpoint, if there is one; return the number of finished steps."""
+    if processes.first:
+        checkpoints.clear(out)
+    processes.wait()
+    newest = checkpoints.newest(out / FOLDER)
+    if newest is None:
+        return 0
+    if not resume:
+        raise InputError(f"{out} holds a run already: go on with --resume, or name another folder")
+    return checkpoints.restore(newest, state)
 
 
-def _read_ahead(batches: Batches, start: int, stop: int) -> DataLoader:
+def _add_gradients(
+    asked: nn.Module, parts: list[Batch], step: int, settings: LoopSettings, processes: Processes
+) -> dict[str, Tensor]:
+    """Leave the whole batch's gradient in the weights; return the terms, means over this process's parts."""
+    terms: dict[str, Tensor] = {}
+    for number, batch in zip(processes.parts, parts, strict=True):
+        last = number == processes.parts[-1]
+        with nullcontext() if last else processes.unsynchronised(asked):
+            # A CPU's generator takes 32 bits of its seed; the golden ratio's keep the parts far apart.
+            torch.manual_seed(settings.seed * 1_000_003 + step + number * 0x9E3779B9)
+            values = asked(batch)
+            processes.meet()  # here one that hangs is named; below, the others would wait without a word
+            (values["loss"] / len(parts)).backward()
+        for name, value in values.items():
+            terms[name] = terms.get(name, 0) + value.detach() / len(parts)
+    return terms
+
+
+def _read_ahead(batches: Share, start: int, stop: int) -> Generator[list[Batch], None, None]:
     """Prepare batches while the model learns from the ones before."""
     # Any object with __getitem__ is a dataset to DataLoader; batch_size None hands the items on as they are.
-    return DataLoader(
+    loader = DataLoader(
         batches,  # type: ignore[arg-type]
         batch_size=None,
         sampler=range(start, stop),
@@ -234,6 +143,13 @@ def _read_ahead(batches: Batches, start: int, stop: int) -> DataLoader:
         prefetch_factor=4,
         worker_init_fn=_ignore_stops,
     )
+    reader = iter(loader)
+    try:
+        yield from reader
+    finally:
+        # At exit Python ends its children by SIGTERM, which this one ignores: after an error in a batch it
+        # would wait for ever. torch has no public name for ending a reader early.
+        reader._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def _ignore_stops(worker: int) -> None:
@@ -262,63 +178,3 @@ def _polite_stop() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in zip(_STOPS, previous, strict=True):
             signal.signal(number, handler)
-
-
-def _save(
-    folder: Path,
-    step: int,
-    settings: LoopSettings,
-    model: nn.Module,
-    average: AveragedModel,
-    optimizer: _Optimizer,
-) -> None:
-    """Write a checkpoint aside, rename it, and only then remove older ones."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
-    for name, state in optimizer.states.items():
-        tensors |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
-    tensors = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
-    path = folder / f"step-{step:08d}.safetensors"
-    aside = path.with_suffix(".partial")
-    save_file(tensors, aside, metadata={"step": str(step), "settings": json.dumps(asdict(settings))})
-    os.replace(aside, path)
-    before_decay = folder / f"step-{settings.steps - settings.decay_steps:08d}.safetensors"
-    for old in _all(folder)[:-2]:
-        if old != before_decay:
-            old.unlink()
-
-
-def _restore(path: Path, model: nn.Module, average: AveragedModel, optimizer: _Optimizer) -> int:
-    """Fill model, average and optimiser from a checkpoint; return the number of finished steps."""
-    with safe_open(path, framework="pt") as file:
-        device = next(model.parameters()).device
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            names = [name for name in file.keys() if name.startswith(prefix)]
-            return {name.removeprefix(prefix): file.get_tensor(name).to(device) for name in names}
-
-        try:
-            model.load_state_dict(part("model."))
-            average.load_state_dict(part("average."))
-        except RuntimeError as error:
-            raise InputError(f"{path} is of another model: {str(error).splitlines()[1].strip()}") from error
-        for name, state in optimizer.states.items():
-            saved = part(f"optimizer.{name}.")
-            # AdamW keeps its step count on the CPU unless it is capturable.
-            state.update({k: v.cpu() if k == "step" else v for k, v in saved.items()})
-        return int(file.metadata()["step"])
-
-
-def _all(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if re.fullmatch(r"step-\d{8}\.safetensors", path.name))
-
-
-def _newest(folder: Path) -> Path | None:
-    """The newest checkpoint that can be read; one that a crash of the machine cut off is passed over."""
-    for path in reversed(_all(folder)):
-        try:
-            with safe_open(path, framework="pt"):
-                return path
-        except SafetensorError:
-            continue
-    return None

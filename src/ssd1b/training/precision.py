@@ -28,6 +28,13 @@ def computing_in(dtype: torch.dtype, module: nn.Module) -> Callable[..., Any]:
     """
     if dtype is torch.float32:
         return module
+    if any(hasattr(parameter, "device_mesh") for parameter in module.parameters()):
+        return lambda *args: _autocast(dtype, module, *args)  # FSDP puts weights together inside the call
     rounded = {name: parameter.to(dtype) for name, parameter in module.named_parameters()}
 
     return lambda *args: functional_call(module, rounded, args)
+
+
+def _autocast(dtype: torch.dtype, module: nn.Module, *args: Any) -> Any:
+    with torch.autocast(next(module.parameters()).device.type, dtype):
+        return module(*args)

@@ -15,8 +15,7 @@ import torch
 
 from ssd1b.errors import InputError
 from ssd1b.layouts import (
-    SDXL_MINI,
-    SSD_1B_MINI,
+    NAMED,
     UNETS,
     ModelLayout,
     TextLayout,
@@ -46,8 +45,6 @@ SDXL_SCHEDULER: dict[str, Any] = {
 
 SETTINGS_FILE = "ssd1b.json"
 """In a model's folder: {"settings": {...}}, its defaults for generating."""
-
-_NAMED: dict[str, UNetLayout] = {**UNETS, "mini-sdxl": SDXL_MINI, "mini-ssd-1b": SSD_1B_MINI}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +142,7 @@ class Checkpoint(Surroundings):
     def name(self) -> str:
         """Which published UNet this is, widths and all; "custom" if none."""
         plain = self.unet and replace(self.unet, guidance_embed_dim=None)
-        return next((name for name, known in _NAMED.items() if known == plain), "custom")
+        return next((name for name, known in NAMED.items() if known == plain), "custom")
 
     @property
     def family(self) -> str | None:

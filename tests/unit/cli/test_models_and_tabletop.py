@@ -60,6 +60,18 @@ def test_sheet_shows_every_picture(run, tmp_path):
         assert any((windows[top, left, 0] == picture).all() for top, left in corners)
 
 
+def test_the_judge_is_examined_with_spoiled_pictures_and_without(run, tmp_path):
+    result = run("tabletop", "examine", "--count", 6, "--through", "mini-sdxl", "--out", "found")
+    assert result.code == 0, result.err
+    found = json.loads((tmp_path / "found/examination.json").read_text())
+    views = ["renders", "renders, none spoiled", "through mini-sdxl", "through mini-sdxl, none spoiled"]
+    assert list(found) == views
+    assert found["renders, none spoiled"]["background"]["mean"] == 1
+    assert result.out.splitlines()[0].split("  ")[-1].strip() == views[-1]
+    names = {path.name for path in (tmp_path / "found").iterdir()}
+    assert names == {"examination.json", "calibration.png", "confusion-0.png", "confusion-1.png"}
+
+
 def test_train_hands_its_options_on(run, monkeypatch):
     told = {}
 
@@ -68,15 +80,17 @@ def test_train_hands_its_options_on(run, monkeypatch):
         return run / part
 
     monkeypatch.setattr(assemble, "train_part", train_part)
-    result = run("tabletop", "train", "vae", "--out", "mini", "--from", "mini-sdxl", "--steps", 5, "--resume")
+    options = ["--from", "mini-sdxl", "--steps", 5, "--seed", 8, "--resume"]
+    result = run("tabletop", "train", "vae", "--out", "mini", *options)
     assert (result.code, result.out) == (0, "mini/vae\n")
     assert (told.pop("start") / "model_index.json").exists()
-    assert told == {"steps": 5, "batch_size": None, "resume": True, "device": "cpu"}
+    expected = {"steps": 5, "batch_size": None, "seed": 8, "world": "plain", "resume": True, "device": "cpu"}
+    assert told == expected
 
 
-def test_what_no_model_holds_cannot_be_gone_on_with(run):
-    result = run("tabletop", "train", "clip", "--out", "mini", "--from", "mini-sdxl")
-    assert result.code == 2 and "clip starts anew" in result.err
+def test_the_image_encoder_goes_on_with_its_own_run_alone(run):
+    result = run("tabletop", "train", "image-encoder", "--out", "mini", "--from", "mini-sdxl")
+    assert result.code == 2 and "leave --from out" in result.err
 
 
 @pytest.mark.parametrize(

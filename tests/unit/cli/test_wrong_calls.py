@@ -39,7 +39,7 @@ SETTINGS = [
     ([], ["no prompt", "--file"]),
     (["--file", "nothing.txt"], ["cannot read nothing.txt", "No such file"]),
     (["a cube", "--preset", "article-detial"], ["unknown preset", "did you mean 'article-detail'"]),
-    (["a cube", "--preset", "nothing.toml"], ["preset nothing.toml", "No such file"]),
+    (["a cube", "--preset", "nothing.toml"], ["cannot read nothing.toml", "No such file"]),
     (["a cube", "--negative-preset", "bassic"], ["unknown negative preset", "did you mean 'basic'"]),
     (["a cube", "--negative", "x", "--negative-preset", "basic"], ["--negative-preset", "not both"]),
 ]
@@ -77,8 +77,45 @@ WORDS = [
     (["tabletop", "render", "--out", "out", "--seed", "-1"], ["seed is -1"]),
     (["tabletop", "render", "--out", "a-file.txt/out"], ["cannot write"]),
     (["tabletop", "train", "unet", "--out", "out"], ["train 'vae' first"]),
+    (["tabletop", "train", "vae", "--out", "out", "--seed", "-1"], ["seed is -1"]),
     (["tabletop", "train", "vae"], ["missing option '--out'"]),
     (["tabletop", "train", "cat", "--out", "out"], ["'cat'", "unet"]),
+]
+
+LARGER = "mid = 0\ndown = [[0, 0], [2, 2], [12, 10]]\nup = [[0, 0, 0], [2, 2, 2], [10, 10, 10]]"
+WIDER = (
+    "mid = 0\ndown = [[0, 0], [2, 2], [4, 4]]\nup = [[0, 0, 0], [2, 1, 1], [4, 4, 10]]\n"
+    "channels = [320, 640, 1280]"
+)
+SSD_1B = "[[stages]]\nstudent = 'ssd-1b'\n"
+ADDING = "[[stages]]\nstudent = 'vega'\n" + SSD_1B
+MINI = ["--teacher", "mini-sdxl", "--data", "tabletop", "--out", "out"]
+DISTILL = [
+    ([], "", ["missing option '--teacher'"]),
+    (["--teacher", "mini-sdxl", "--student", "vega", "--out", "out"], "", ["missing option '--data'"]),
+    (["--teacher", "mini-sdxl", "--student", "vega", "--data", "tabletop"], "", ["missing option '--out'"]),
+    (MINI, "", ["missing option '--student'"]),
+    ([*MINI, "--student", "vega", "--data", "tabeltop"], "", ["'tabeltop'", "did you mean 'tabletop'"]),
+    ([*MINI, "--student", "vega", "--steps", "0"], "", ["steps is 0"]),
+    ([*MINI, "--student", "vega", "--teacher", "mini-sdlx"], "", ["did you mean 'mini-sdxl'"]),
+    ([*MINI, "--student", "ssd1b"], "", ["unknown layout 'ssd1b'", "did you mean 'ssd-1b'"]),
+    ([*MINI, "--student", "sdxl"], "", ["nothing is removed"]),
+    ([*MINI, "--student", "nothing.toml"], "", ["cannot read nothing.toml"]),
+    ([*MINI, "--student", "stages.toml"], LARGER, ["12 transformer blocks in the student", "has 10"]),
+    ([*MINI, "--student", "stages.toml"], WIDER, ["(320, 640, 1280) channels", "(44, 48, 96)"]),
+    ([*MINI, "--student", "2%"], "", ["a budget of", "cannot be kept"]),
+    ([*MINI, "--student", "200%"], "", ["between 0% and 100%"]),
+    ([*MINI, "--student", "50%", "--dry-run", "--data", "tabletop", "--teacher", "sdxl"], "", ["importance"]),
+    ([*MINI, "--stages", "nothing.toml"], "", ["cannot read nothing.toml", "No such file"]),
+    ([*MINI, "--stages", "ssd1b"], "", ["unknown stages 'ssd1b'", "did you mean 'ssd-1b'"]),
+    ([*MINI, "--stages", "stages.toml"], "", ["stages.toml holds no stages"]),
+    ([*MINI, "--stages", "stages.toml"], "[[stages]]\nstudnt = 'vega'", ["did you mean 'student'"]),
+    ([*MINI, "--stages", "stages.toml"], ADDING, ["stage 2 is to be cut out of the student of stage 1"]),
+    (
+        [*MINI, "--stages", "stages.toml", "--student", "vega"],
+        SSD_1B,
+        ["ends with 'ssd-1b', not with 'vega'"],
+    ),
 ]
 
 
@@ -112,6 +149,26 @@ def test_wrong_generate(refuse, arguments, words):
 def test_wrong_call(refuse, arguments, words):
     line = refuse(*arguments)
     assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(("arguments", "file", "words"), DISTILL)
+def test_wrong_distillation(refuse, tmp_path, arguments, file, words):
+    (tmp_path / "stages.toml").write_text(file)
+    line = refuse("distill", *arguments)
+    assert all(word in line for word in words), line
+
+
+def test_a_folder_that_holds_a_distillation_is_gone_on_with_only_if_asked(refuse, tmp_path):
+    (tmp_path / "out/stage-1").mkdir(parents=True)
+    (tmp_path / "out/distill.json").write_text('{"teachers": []}')
+    call = ["distill", *MINI, "--student", "ssd-1b"]
+    assert "out holds a run already: go on with --resume" in refuse(*call)
+    assert "out holds a run with other teachers" in refuse(*call, "--resume")
+
+
+def test_pictures_of_another_size_than_the_teachers(refuse, tiny_model):
+    line = refuse("distill", *MINI, "--student", "koala-700m", "--teacher", tiny_model)
+    assert "the teacher draws 64x64; pictures of Tabletop are 128x128" in line
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="to the superuser every folder is writable")

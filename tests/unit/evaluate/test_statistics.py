@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ssd1b.evaluate.statistics import difference, estimate
+from ssd1b.evaluate.statistics import by_prompt, difference, estimate
 
 
 def test_the_interval_covers_the_true_mean_nineteen_times_in_twenty() -> None:
@@ -35,3 +35,12 @@ def test_an_estimate_is_the_same_each_time() -> None:
     values = np.random.default_rng(2).random(50)
     assert estimate(values) == estimate(values)
     assert estimate(values).mean == pytest.approx(values.mean())
+
+
+def test_pictures_of_one_prompt_count_once() -> None:
+    # Ten prompts, some right with every seed and some with none: a hundred pictures tell no more than ten.
+    right = np.repeat(np.arange(10) % 2, 10)
+    wide, narrow = estimate(by_prompt(right, 10)), estimate(right)
+    assert wide.mean == narrow.mean == 0.5
+    assert wide.high - wide.low > 2.5 * (narrow.high - narrow.low)
+    assert by_prompt([1.0, 0.0, np.nan, np.nan], 2)[0] == 0.5 and np.isnan(by_prompt([np.nan, np.nan], 2)[0])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ssd1b.tabletop.captions import VOCABULARY, caption, full_caption
 from ssd1b.tabletop.degradations import DEGRADATIONS
-from ssd1b.tabletop.scenes import COLORS, DEGRADED, Scene, Solid, half_width, scene
+from ssd1b.tabletop.scenes import COLORS, PLAIN, WORLDS, Scene, Solid, half_width, scene
 
 # The words of each value, written down here again: a synonym that changes its meaning must show.
 MEANINGS = {
@@ -130,7 +130,7 @@ def test_half_of_the_captions_are_canonical_and_few_leave_something_out() -> Non
     assert 0.035 < omitted["size"] / solids < 0.065
     assert 0.035 < omitted["material"] / solids < 0.065
     assert 0.05 < omitted["relation"] / 1500 < 0.15
-    assert 0.35 < omitted["degradation"] / (2500 * DEGRADED) < 0.45
+    assert 0.35 < omitted["degradation"] / (2500 * PLAIN.degraded) < 0.45
 
 
 def test_one_scene_is_put_in_many_words() -> None:
@@ -142,9 +142,26 @@ def test_one_scene_is_put_in_many_words() -> None:
 def test_the_vocabulary_is_just_what_captions_say() -> None:
     rng = np.random.default_rng(3)
     said = {
-        word for index in range(3000) for word in caption(scene(8, index), rng).replace(",", " ,").split()
+        word
+        for index in range(3000)
+        for word in caption(scene(8, index, world=WORLDS["rich"]), rng).replace(",", " ,").split()
     }
     assert said == set(VOCABULARY)
+
+
+RICH_EXAMPLES = {
+    1: "a large black metal sphere in front of a large blue metal cone on a striped orange background",
+    4: "a small purple rubber torus, a small purple metal sphere and a small gray rubber cone "
+    "from left to right on a checkered green background",
+    6: "a large orange rubber cylinder under a small green metal cube on a pink background",
+    8: "a large blue rubber pyramid behind a large black rubber pyramid on a dotted orange background, "
+    "in warm light",
+}
+
+
+@pytest.mark.parametrize(("index", "text"), RICH_EXAMPLES.items())
+def test_captions_of_the_rich_world_read(index: int, text: str) -> None:
+    assert full_caption(scene(5, index, world=WORLDS["rich"])) == text
 
 
 def test_every_degradation_has_its_word() -> None:

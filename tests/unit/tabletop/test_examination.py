@@ -17,7 +17,7 @@ COUNT = 60
 
 def seen(solid: Solid, **wrong: str) -> Seen:
     answers = {name: getattr(solid, name) for name in SOLID_ANSWERS} | wrong
-    return Seen(answers, dict.fromkeys(SOLID_ANSWERS, 0.75), solid.x, solid.depth)
+    return Seen(answers, dict.fromkeys(SOLID_ANSWERS, 0.75), solid.x, 0.0, solid.depth)
 
 
 class Informed(Judge):
@@ -90,6 +90,13 @@ def test_of_colourless_and_cropped_pictures_only_what_they_show_is_asked() -> No
     assert sizes["degradation"] == COUNT > sizes["background"]
     assert sizes["shape"] > sizes["color"]
     assert sizes["number"] < COUNT
+
+
+def test_none_is_spoiled_where_none_is_to_be() -> None:
+    judge = Informed()
+    found = examine(judge, COUNT, judge.look, world=examination.CLEAN_WORLD)
+    assert {verdict.truth for verdict in found.verdicts if verdict.question == "degradation"} == {"none"}
+    assert found.accuracy()["background"].size == COUNT
 
 
 def test_solids_are_paired_by_place_even_if_everything_else_is_wrong() -> None:

@@ -7,12 +7,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from ssd1b.evaluate.reconstruction import reconstructed
+from ssd1b.models.vae import VAE
+from ssd1b.tabletop.assemble import _vae, train_part
 from ssd1b.tabletop.degradations import DEGRADATIONS
-from ssd1b.tabletop.judge import GRID, PICTURE_ANSWERS, SOLID_ANSWERS, Answers, Judge, cell_of, readings
-from ssd1b.tabletop.renderer import render
+from ssd1b.tabletop.judge import (
+    GRID,
+    PICTURE_ANSWERS,
+    SOLID_ANSWERS,
+    Answers,
+    Judge,
+    cell_of,
+    load_judge,
+    readings,
+)
+from ssd1b.tabletop.renderer import in_picture, render, render_batch
 from ssd1b.tabletop.scenes import Scene, scene
-from ssd1b.tabletop.train_judge import SETTINGS, Renders, train_judge, truth
+from ssd1b.tabletop.train_judge import SETTINGS, SHARPENED, SOFTENED, Renders, refocused, train_judge, truth
+from ssd1b.weights import hub
 
 PLAIN = [replace(scene(4, index), degradation=None) for index in range(40)]
 
@@ -56,7 +70,8 @@ def test_what_is_read_off_the_truth_is_the_scene() -> None:
         assert len(seen) == len(solids)
         for one, solid in zip(seen, solids, strict=True):
             assert one.answers == {name: getattr(solid, name) for name in SOLID_ANSWERS}
-            assert (one.x, one.depth) == (pytest.approx(solid.x), pytest.approx(solid.depth))
+            assert (one.x, one.up) == pytest.approx(in_picture(solid), abs=1e-5)
+            assert one.depth == pytest.approx(solid.depth)
             assert min(one.chances.values()) > 0.99
 
 
@@ -91,12 +106,52 @@ def test_pictures_of_another_size_are_refused() -> None:
         Judge().read(np.zeros((1, 64, 64, 3), np.uint8))
 
 
-def test_a_few_steps_teach_it_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_pictures_are_softer_some_sharper_and_none_is_another() -> None:
+    rng = np.random.default_rng(0)
+    picture = render(PLAIN[0])
+
+    def detail(shown: np.ndarray) -> float:
+        return float(np.abs(np.diff(shown.astype(float), axis=1)).mean())
+
+    shown = [refocused(picture, rng) for _ in range(300)]
+    change = np.array([detail(each) / detail(picture) for each in shown])
+    assert (change < 0.999).mean() == pytest.approx(SOFTENED, abs=0.08)
+    assert (change > 1.001).mean() == pytest.approx(SHARPENED, abs=0.08)
+    assert max(np.abs(each.astype(float) - picture).mean() for each in shown) < 4
+
+
+@pytest.fixture(scope="module")
+def vae() -> VAE:
+    return _vae(Path(), hub.resolve("mini-sdxl", offline=True).path)
+
+
+def test_half_of_the_pictures_went_through_the_autoencoder(vae: VAE) -> None:
+    count = 8
+    shown = Renders(vae=vae, batch_size=count, seed=5)[0]["pixels"].permute(0, 2, 3, 1).numpy()
+    renders = render_batch([scene(5, index) for index in range(count)])
+    half = count // 2
+    np.testing.assert_array_equal(shown[:half], reconstructed(vae, renders[:half]))
+    assert (shown[half:] == renders[half:]).all(axis=(1, 2, 3)).any()
+
+
+def test_a_trained_judge_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ssd1b.training import loop
+
+    monkeypatch.setattr(loop, "_read_ahead", lambda data, start, stop: (data[i] for i in range(start, stop)))
+    file = tmp_path / "judge.safetensors"
+    torch.manual_seed(3)
+    save_file(Judge().state_dict(), file)
+    made = load_judge(train_part("judge", tmp_path / "run", start=file, steps=1, batch_size=2)).state_dict()
+    changes = [float((made[name] - tensor).abs().max()) for name, tensor in load_file(file).items()]
+    assert 0 < max(changes) < 0.02
+
+
+def test_a_few_steps_teach_it_something(tmp_path: Path, vae: VAE, monkeypatch: pytest.MonkeyPatch) -> None:
     from ssd1b.training import loop
 
     monkeypatch.setattr(loop, "_read_ahead", lambda data, start, stop: (data[i] for i in range(start, stop)))
     few = replace(SETTINGS, steps=12, batch_size=16, decay_steps=4, warmup_steps=2, log_steps=3)
-    judge = train_judge(tmp_path, settings=few)
+    judge = train_judge(tmp_path, vae, settings=few)
     losses = [json.loads(row)["loss"] for row in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert losses[-1] < 0.7 * losses[0]
-    assert judge.read(Renders(batch_size=2)[0]["pixels"].permute(0, 2, 3, 1).numpy())
+    assert judge.read(Renders(vae=vae, batch_size=2)[0]["pixels"].permute(0, 2, 3, 1).numpy())

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ssd1b.tabletop.degradations import DEGRADATIONS, degrade
-from ssd1b.tabletop.renderer import render, render_batch
-from ssd1b.tabletop.scenes import COLORS, MATERIALS, Light, Scene, Solid, relation, scene
+from ssd1b.tabletop.renderer import in_picture, render, render_batch
+from ssd1b.tabletop.scenes import COLORS, LIGHTINGS, MATERIALS, PATTERNS, Light, Scene, Solid, relation, scene
 from ssd1b.tabletop.shapes import SHAPES
 
 STANDING = Solid(
@@ -226,3 +226,42 @@ def test_degradations_are_what_they_are_called() -> None:
 def test_no_degradation_leaves_the_picture() -> None:
     picture = render(PLAIN)
     assert degrade(picture, None, 1) is picture
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_pattern_darkens_some_of_the_background_and_nothing_else(pattern: str) -> None:
+    plain, patterned = (render(replace(PLAIN, pattern=each)).astype(int) for each in (None, pattern))
+    solid = mask(PLAIN)
+    # Without its outermost pixels, in which the table has a share.
+    within = solid & np.logical_and.reduce([np.roll(solid, by, axis) for by in (-1, 1) for axis in (0, 1)])
+    darker = (plain - patterned).max(axis=2) > 10
+    assert 0.15 < darker[~solid].mean() < 0.6
+    assert not darker[within].any()
+    assert (plain - patterned).min() >= 0
+
+
+def test_lightings_look_different_and_warm_light_is_warm() -> None:
+    pictures = {}
+    for name, lighting in LIGHTINGS.items():
+        light = Light(
+            azimuth=sum(lighting.azimuth) / 2, elevation=sum(lighting.elevation) / 2, tint=lighting.tint
+        )
+        pictures[name] = render(replace(PLAIN, light=light)).astype(float)
+    for one, other in itertools.combinations(pictures.values(), 2):
+        assert abs(one - other).mean() > 1
+    warm, usual = pictures["in warm light"].mean(axis=(0, 1)), render(PLAIN).mean(axis=(0, 1))
+    assert usual[0] == pytest.approx(warm[0], abs=1)
+    assert warm[0] > warm[1] > warm[2]
+
+
+def test_a_solid_on_another_is_seen_in_full_and_stands_higher() -> None:
+    below = replace(STANDING, shape="cylinder", yaw=0.0)
+    above = replace(
+        STANDING, shape="sphere", yaw=0.0, scale=0.22, lift=SHAPES["cylinder"].extent[1] * below.scale
+    )
+    stacked = replace(PLAIN, solids=(below, above))
+    alone = replace(PLAIN, solids=(above,))
+    np.testing.assert_array_equal(mask(stacked, 1) | mask(alone), mask(stacked, 1))
+    row = np.nonzero(mask(alone).any(axis=1))[0].mean()
+    assert (1 - in_picture(above)[1]) / 2 * 128 == pytest.approx(row, abs=2)
+    assert in_picture(above)[1] > in_picture(below)[1]

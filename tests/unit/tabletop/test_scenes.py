@@ -9,13 +9,15 @@ import pytest
 
 from ssd1b.tabletop.degradations import DEGRADATIONS
 from ssd1b.tabletop.scenes import (
+    CARRIERS,
     COLORS,
-    DEGRADED,
     HELD_OUT,
-    IN_DEPTH,
+    LIGHTINGS,
     MATERIALS,
+    PATTERNS,
+    PLAIN,
     SIZES,
-    TWO_SOLIDS,
+    WORLDS,
     Scene,
     Solid,
     half_depth,
@@ -104,9 +106,11 @@ def test_backgrounds_degradations_and_company_come_as_often_as_said(train: list[
     backgrounds = Counter(scene.background for scene in train)
     np.testing.assert_allclose([backgrounds[color] / MANY for color in COLORS], 1 / 12, rtol=0.15)
     degradations = Counter(scene.degradation for scene in train)
-    expected = DEGRADED / len(DEGRADATIONS)
+    expected = PLAIN.degraded / len(DEGRADATIONS)
     np.testing.assert_allclose([degradations[name] / MANY for name in DEGRADATIONS], expected, rtol=0.3)
-    assert np.mean([len(scene.solids) == 2 for scene in train]) == pytest.approx(TWO_SOLIDS, abs=0.03)
+    assert np.mean([len(scene.solids) == 2 for scene in train]) == pytest.approx(
+        PLAIN.several_solids, abs=0.03
+    )
 
 
 def pairs(scenes: list[Scene], *relations: str) -> list[tuple[Solid, Solid]]:
@@ -128,7 +132,7 @@ def test_solids_side_by_side_stand_apart(train: list[Scene]) -> None:
 
 def test_of_solids_in_depth_the_one_behind_is_hidden_in_part_and_they_never_touch(train: list[Scene]) -> None:
     deep = pairs(train, "front", "behind")
-    assert len(deep) / MANY == pytest.approx(TWO_SOLIDS * IN_DEPTH, abs=0.02)
+    assert len(deep) / MANY == pytest.approx(PLAIN.several_solids * PLAIN.in_depth, abs=0.02)
     for a, b in deep:
         narrower = 2 * min(half_width(a), half_width(b))
         hidden = (half_width(a) + half_width(b) - abs(a.x - b.x)) / narrower
@@ -156,3 +160,41 @@ def test_words_can_tell_two_solids_apart(train: list[Scene]) -> None:
 def test_sizes_leave_a_gap() -> None:
     (_, small), (large, _) = SIZES["small"], SIZES["large"]
     assert large / small > 1.5
+
+
+@pytest.fixture(scope="module")
+def rich() -> list[Scene]:
+    return [scene(11, index, world=WORLDS["rich"]) for index in range(1500)]
+
+
+def test_the_rich_world_shows_what_its_shares_say(rich: list[Scene]) -> None:
+    world = WORLDS["rich"]
+    counts = Counter(len(scene.solids) for scene in rich)
+    assert counts[3] / len(rich) == pytest.approx(world.three_solids, abs=0.03)
+    assert counts[1] / len(rich) == pytest.approx(1 - world.several_solids, abs=0.03)
+    for names, share, said in (
+        (PATTERNS, world.patterned, [each.pattern for each in rich]),
+        (LIGHTINGS, world.lit, [each.lighting for each in rich]),
+    ):
+        assert set(said) == {None, *names}
+        assert 1 - said.count(None) / len(said) == pytest.approx(share, abs=0.04)
+    assert not set(kinds(rich)) & HELD_OUT
+
+
+def test_a_stacked_solid_rests_on_one_that_can_carry_it(rich: list[Scene]) -> None:
+    stacked = pairs(rich, "above") + [(b, a) for a, b in pairs(rich, "below")]
+    assert len(stacked) > 50
+    for above, below in stacked:
+        assert below.shape in CARRIERS
+        assert below.lift == 0
+        assert above.lift == pytest.approx(SHAPES[below.shape].extent[1] * below.scale)
+        assert (above.x, above.depth) == (below.x, below.depth)
+        assert half_width(above) < half_width(below)
+        assert abs(below.x) + half_width(below) < 1
+
+
+def test_three_solids_stand_in_a_row_in_the_order_of_their_names(rich: list[Scene]) -> None:
+    for shown in (each for each in rich if len(each.solids) == 3):
+        for left, right in itertools.pairwise(shown.solids):
+            assert left.x + half_width(left) < right.x - half_width(right)
+        assert len({solid.color + solid.shape for solid in shown.solids}) == 3

@@ -1,8 +1,12 @@
 """The miniature's trainings, a few steps of each: what must change changes, what must not does not."""
 
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,8 +15,11 @@ from ssd1b.layouts import MINI_SDXL, VAE_MINI
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.models.vision import IMAGE_ENCODER
-from ssd1b.tabletop import assemble, cache, train_unet, train_vae
-from ssd1b.training import loop
+from ssd1b.tabletop import assemble, cache, train_clip, train_judge, train_unet, train_vae
+from ssd1b.tabletop.captions import full_caption
+from ssd1b.tabletop.scenes import PLAIN, WORLDS, scene
+from ssd1b.training import kernels, loop
+from ssd1b.training.loop import Batches
 from ssd1b.weights import hub
 from ssd1b.weights.loading import open_checkpoint, read_part
 
@@ -56,37 +63,145 @@ def test_a_models_weights_are_gone_on_with_in_32_bits(part: str, network: type[V
     assert all(p.requires_grad and p.dtype == torch.float32 for p in taken.parameters())
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-def test_blocks_are_compiled_once_a_width_where_there_is_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    unet = UNet(MINI_SDXL.unet)
-    monkeypatch.setattr(train_unet.shutil, "which", lambda name: None)
-    train_unet._quicken(unet, torch.float32)
-    assert all(module._compiled_call_impl is None for module in unet.modules())
-    monkeypatch.setattr(train_unet.shutil, "which", lambda name: "/usr/bin/g++")
-    train_unet._quicken(unet, torch.float32)
-    compiled = [module for module in unet.modules() if module._compiled_call_impl is not None]
-    assert len(compiled) == unet.layout.transformer_blocks
+@pytest.fixture
+def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_unet, "PICTURES", 8)
+    monkeypatch.setattr(train_clip, "PICTURES", 32)
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
+    monkeypatch.setattr(cache, "SHARD", 8)
 
 
-def test_a_unet_is_gone_on_with_beside_its_own_models_other_parts(
+def changed(part: str, one: Path, other: Path) -> bool:
+    first, second = (read_part(open_checkpoint(each), part, dtype=torch.float16) for each in (one, other))
+    assert first.keys() == second.keys()
+    return any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_unet_is_gone_on_with_beside_its_own_models_other_parts(tmp_path: Path, few_pictures: None) -> None:
+    model = hub.resolve("mini-sdxl", offline=True).path
+    made = assemble.train_part("unet", tmp_path, start=model, steps=1, batch_size=4, seed=6)
+    assert [*tmp_path.rglob("plain-6")], "pictures of the seed that was asked for"
+    assert open_checkpoint(made).tokenizers.keys() == open_checkpoint(model).tokenizers.keys()
+    learned = {part: changed(part, made, model) for part in ("unet", "text_encoder", "text_encoder_2", "vae")}
+    assert learned == {"unet": True, "text_encoder": True, "text_encoder_2": True, "vae": False}
+    weights = Path(IMAGE_ENCODER, "model.safetensors")
+    assert (made / weights).read_bytes() == (model / weights).read_bytes()
+
+
+def test_the_image_encoder_learns_alone(tmp_path: Path, few_pictures: None) -> None:
+    model = hub.resolve("mini-sdxl", offline=True).path
+    shutil.copytree(model, tmp_path / "model")
+    assemble.train_part("image-encoder", tmp_path, steps=1, batch_size=32)
+    weights = Path(IMAGE_ENCODER, "model.safetensors")
+    assert (tmp_path / "model" / weights).read_bytes() != (model / weights).read_bytes()
+    parts = ("unet", "text_encoder", "text_encoder_2", "vae")
+    assert not any(changed(part, tmp_path / "model", model) for part in parts)
+    with pytest.raises(InputError, match="train 'unet' first"):
+        assemble.train_part("image-encoder", tmp_path / "other")
+
+
+def test_what_stands_where_is_asked_of_uncut_pictures_alone(tmp_path: Path) -> None:
+    text = assemble._companions(tmp_path, hub.resolve("mini-sdxl", offline=True).path).text
+    latents = cache.Shards(tmp_path, 1024, lambda indices: np.zeros((1024, 4, 16, 16), np.float16), label="")
+    data = train_unet.CaptionedLatents(latents=latents, text=text, batch_size=64, seed=0, world=PLAIN)
+    batch = data[0]
+    asked = (batch["shape"] != train_judge.ABSENT).sum(dim=(1, 2))
+    cut = batch["time_ids"][:, 0] != batch["time_ids"][:, 1]
+    assert 0 < cut.sum() < 64 and not asked[cut].any()
+    assert set(asked[~cut].tolist()) <= {0, 1, 2} and asked[~cut].sum() > 40
+
+
+def test_a_batch_of_which_nothing_is_asked_is_learned_all_the_same() -> None:
+    answers = sum(map(len, train_judge.SOLID_ANSWERS.values()))
+    nothing = {name: torch.full((1, 16, 16), train_judge.ABSENT) for name in train_judge.SOLID_ANSWERS}
+    read = torch.randn(1, answers, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert not any(train_unet._reading(read, nothing).values())
+    asked = {**nothing, "shape": nothing["shape"].clone()}
+    asked["shape"][0, 3, 4], asked["shape"][0, 9, 9] = 2, 5
+    told = read[0, :6].log_softmax(0)
+    expected = -(told[2, 3, 4] + told[5, 9, 9]) / 2
+    torch.testing.assert_close(train_unet._reading(read, asked)["shape"], expected)
+
+
+def test_the_reader_hears_the_caption(tmp_path: Path) -> None:
+    text = assemble._companions(tmp_path, hub.resolve("mini-sdxl", offline=True).path).text
+    learner = train_unet.Learner(train_unet.initialised(UNet(MINI_SDXL.unet)), text)
+    with torch.no_grad():  # at the start no branch of the network says anything
+        for name, parameter in learner.unet.named_parameters():
+            if name.endswith("proj_out.weight"):
+                parameter.normal_(std=0.1)
+    ids, ids_2 = (tokens.ids[:, 0] for tokens in text.tokenize(["a red cube", "a red cone"]))
+    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)).expand(2, -1, -1, -1)
+    time_ids = torch.tensor([[128.0, 128, 0, 0, 128, 128]] * 2)
+
+    def read(kept: list[float]) -> torch.Tensor:
+        return learner(latents, torch.full((2,), 500.0), ids, ids_2, torch.tensor(kept), time_ids)[1]
+
+    heard, silent = read([1, 1]), read([0, 0])
+    assert heard.shape == (2, sum(map(len, train_judge.SOLID_ANSWERS.values())), 16, 16)
+    assert (heard[0] - heard[1]).abs().max() > 1e-4
+    torch.testing.assert_close(silent[0], silent[1])
+
+
+def test_text_encoders_are_gone_on_with_and_taken_by_the_unet_of_the_same_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_unet, "PICTURES", 8)
-    monkeypatch.setattr(train_unet.shutil, "which", lambda name: None)
-    monkeypatch.setattr(cache, "SHARD", 8)
+    monkeypatch.setattr(train_clip, "PICTURES", 32)
+    monkeypatch.setattr(cache, "SHARD", 32)
     model = hub.resolve("mini-sdxl", offline=True).path
-    made = open_checkpoint(assemble.train_part("unet", tmp_path, start=model, steps=1, batch_size=4))
-    shipped = open_checkpoint(model)
-    assert made.tokenizers.keys() == shipped.tokenizers.keys()
-    for part in ("vae", "text_encoder", "text_encoder_2"):
-        ours, theirs = (read_part(each, part, dtype=torch.float16) for each in (made, shipped))
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    ours, theirs = (read_part(each, "unet", dtype=torch.float16) for each in (made, shipped))
-    assert any(not torch.equal(ours[name], theirs[name]) for name in theirs), "the UNet has learned"
-    image_encoder = Path(IMAGE_ENCODER, "model.safetensors")
-    assert (made.path / image_encoder).read_bytes() == (model / image_encoder).read_bytes()
+    assemble.train_part("clip", tmp_path, start=model, steps=1, batch_size=32)
+    before, after = assemble._taken_trio(model), assemble._companions(tmp_path, model)
+    for name, tensor in after.text.encoder_2.state_dict().items():
+        moved = (tensor - before.text_encoder_2.state_dict()[name]).abs().max()
+        assert moved < 0.01, f"{name} is not the model's, a step further"
+    assert any(
+        not torch.equal(tensor, before.text_encoder_2.state_dict()[name])
+        for name, tensor in after.text.encoder_2.state_dict().items()
+    )
+
+
+def test_pictures_of_the_same_colours_stand_in_a_batch_together(tmp_path: Path) -> None:
+    count, together = 2048, train_clip.LOOK_ALIKES
+    # Each picture is its own number, so that the batch tells which ones it took.
+    pictures = cache.Shards(tmp_path, count, lambda indices: np.array(indices)[:, None, None, None], label="")
+    text = assemble._companions(tmp_path, hub.resolve("mini-sdxl", offline=True).path).text
+    data = train_clip.CaptionedPictures(pictures=pictures, tokenize=text, batch_size=64, seed=0, world=PLAIN)
+    batch = data[3]
+    numbers = batch["pixels"].flatten().tolist()
+    assert len(set(numbers)) == len(batch["ids"]) == 64
+    scenes = [scene(0, number) for number in numbers]
+    for start in range(0, 64, together):
+        group = scenes[start : start + together]
+        assert len({each.background for each in group}) <= 2, "a group may lie across two backgrounds"
+    # 144 or more kinds of colours, of which a random batch of 64 holds some 60.
+    assert len({train_clip._colors(each) for each in scenes}) < 40
+    assert batch["twins"].diagonal().all()
+    assert batch["twins"].equal(batch["twins"].T)
+    assert batch["twins"][0].tolist() == [full_caption(each) == full_caption(scenes[0]) for each in scenes]
 
 
 def test_without_a_model_to_go_on_with_the_other_parts_come_first(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="train 'vae' first"):
         assemble.train_part("unet", tmp_path)
+
+
+def test_a_world_or_part_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="did you mean 'rich'"):
+        assemble.train_part("vae", tmp_path, world="rihc")
+    with pytest.raises(InputError, match="did you mean 'unet'"):
+        assemble.train_part("unett", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def judged(**what: Any) -> Batches:
+    vae = assemble._vae(Path(), hub.resolve("mini-sdxl", offline=True).path)
+    return train_judge.Renders(vae=vae, **what)
+
+
+@pytest.mark.parametrize("data", [judged, train_vae.Crops])
+def test_a_training_sees_the_world_it_is_given(data: Callable[..., Batches]) -> None:
+    plain, rich = (
+        data(batch_size=4, seed=0, world=WORLDS[world])[0]["pixels"] for world in ("plain", "rich")
+    )
+    assert plain.shape == rich.shape
+    assert not plain.equal(rich)

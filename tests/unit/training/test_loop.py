@@ -1,13 +1,19 @@
 """The training loop: what was stopped goes on unchanged, and nothing broken reaches the weights."""
 
+import errno
 import json
+import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -15,9 +21,14 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ssd1b.errors import InputError
-from ssd1b.training import loop
+from ssd1b.training import checkpoints, loop
+from ssd1b.training.batches import cut
+from ssd1b.training.guard import Guard
+from ssd1b.training.logs import Log
 from ssd1b.training.loop import Batch, LoopSettings, train
 from ssd1b.training.precision import computing_in
+from ssd1b.training.processes import accelerator
+from ssd1b.weights import files
 
 SETTINGS = LoopSettings(
     steps=12,
@@ -99,7 +110,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(tmp_path: Path, number: int, settings:
 
 
 def slowly(out: Path) -> None:
-    """What the child process of the next test does: a run that lasts long enough to be killed."""
+    """What the child process of the next test does: a run that lasts long enough to be stopped."""
 
     def slow_loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         time.sleep(0.2)
@@ -108,12 +119,7 @@ def slowly(out: Path) -> None:
     train(make_model(), Numbers(), slow_loss, WITH_MUON, out, resume=False, label="test")
 
 
-@pytest.mark.parametrize(
-    ("number", "left"), [(signal.SIGKILL, None), (signal.SIGTERM, "interrupted")], ids=["killed", "stopped"]
-)
-def test_a_whole_process_group_that_is_ended_leaves_a_run_that_goes_on_bit_by_bit(
-    tmp_path: Path, number: int, left: str | None
-) -> None:
+def test_a_whole_process_group_that_is_stopped_leaves_a_run_that_goes_on_bit_by_bit(tmp_path: Path) -> None:
     here = Path(__file__)
     script = f"import sys; sys.path.insert(0, {str(here.parent)!r}); import pathlib, {here.stem}\n"
     script += f"try: {here.stem}.slowly(pathlib.Path({str(tmp_path / 'cut')!r}))\n"
@@ -123,14 +129,143 @@ def test_a_whole_process_group_that_is_ended_leaves_a_run_that_goes_on_bit_by_bi
     )
     checkpoints = tmp_path / "cut/checkpoints"
     while not (checkpoints / "step-00000003.safetensors").exists():
-        assert child.poll() is None, "the run ended before it could be killed"
+        assert child.poll() is None, "the run ended before it could be stopped"
         time.sleep(0.01)
-    os.killpg(child.pid, number)  # the process that reads ahead is hit, too
+    os.killpg(child.pid, signal.SIGTERM)  # the process that reads ahead is hit, too
     out, _ = child.communicate(timeout=60)
-    assert out.strip() == (left or "")
+    assert out.strip() == "interrupted"
     assert not (checkpoints / "step-00000012.safetensors").exists()
     whole = run(tmp_path / "whole", settings=WITH_MUON)
     assert_same(run(tmp_path / "cut", resume=True, settings=WITH_MUON), whole)
+
+
+OFTEN = replace(WITH_MUON, steps=24, checkpoint_steps=1, log_steps=1, micro_batches=2)
+LAST = "checkpoints/step-00000024.safetensors"
+
+
+def killed_often(out: Path) -> None:
+    """What the child process of the next test does: begin the run again and again, and kill it each time."""
+    _begin(out.parent / "whole")  # also imports what each life would have to
+    moments, fork = random.Random(0), multiprocessing.get_context("fork")
+    while not (out / LAST).exists():
+        newest = _newest_step(out)
+        life = fork.Process(target=_begin_in_a_group, args=(out,))
+        life.start()
+        while life.is_alive() and _newest_step(out) == newest:  # each life gets somewhere
+            time.sleep(0.005)
+        life.join(moments.uniform(0, 0.03))
+        if life.is_alive():
+            os.killpg(life.pid, signal.SIGKILL)  # type: ignore[arg-type]
+        life.join()
+        sys.stdout.write(f"{life.exitcode}\n")
+        assert life.exitcode in (0, -signal.SIGKILL)
+
+
+def _begin_in_a_group(out: Path) -> None:
+    os.setsid()
+    _begin(out)
+
+
+def _begin(out: Path) -> None:
+    train(make_model(), Numbers(), loss, OFTEN, out, resume=True, label="test")
+
+
+def _newest_step(out: Path) -> str:
+    return max((path.name for path in (out / "checkpoints").glob("step-*")), default="")
+
+
+def test_a_run_that_is_killed_again_and_again_ends_bit_by_bit_as_if_it_had_not_been(tmp_path: Path) -> None:
+    here = Path(__file__)
+    script = f"import sys; sys.path.insert(0, {str(here.parent)!r}); import pathlib, {here.stem}\n"
+    script += f"{here.stem}.killed_often(pathlib.Path({str(tmp_path / 'cut')!r}))\n"
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.split().count(str(-signal.SIGKILL)) >= 4
+    assert_same(tensors(tmp_path / "cut" / LAST), tensors(tmp_path / "whole" / LAST))
+    assert [row["step"] for row in rows(tmp_path / "cut")] == list(range(1, 25))
+    assert not list((tmp_path / "cut").rglob("*.partial"))
+
+
+class Killed(BaseException):
+    """The end of a process, as nothing in it can catch."""
+
+
+@pytest.mark.parametrize("point", ["before", "half written", "before the move", "before old ones go"])
+def test_a_process_that_ends_at_any_point_of_saving_leaves_a_complete_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    whole = run(tmp_path / "whole")
+    save_file, move, unlink, at = files.save_file, files._move, Path.unlink, [0]
+
+    def saving(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+        at.append(int(metadata["step"]))
+        end_at("before")
+        save_file(tensors, path, metadata=metadata)
+        if point == "half written":
+            os.truncate(path, path.stat().st_size // (2 if at[-1] == 9 else 1))
+        end_at("half written")
+
+    def end_at(here: str) -> None:
+        if here == point and at[-1] == 9:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "save_file", saving)
+        patch.setattr(files, "_move", lambda *paths: (end_at("before the move"), move(*paths)))
+        patch.setattr(files, "_remove", lambda path: None)  # a process that is killed tidies nothing up
+        patch.setattr(Path, "unlink", lambda path: (end_at("before old ones go"), unlink(path)))
+        with pytest.raises(Killed):
+            run(tmp_path / "cut")
+    newest = checkpoints.newest(tmp_path / "cut/checkpoints")
+    assert newest is not None and newest.stem == f"step-0000000{9 if point == 'before old ones go' else 8}"
+    assert_same(run(tmp_path / "cut", resume=True), whole)
+    assert not list((tmp_path / "cut").rglob("*.partial"))
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_leaves_the_earlier_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(tmp_path / "whole")
+    save_file = files.save_file
+
+    def full(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+        save_file(tensors, path, metadata=metadata)
+        if metadata["step"] == "6":
+            os.truncate(path, 100)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "save_file", full)
+        with pytest.raises(
+            InputError, match=r"no space left.*step-00000003.safetensors is still there"
+        ) as raised:
+            run(tmp_path / "cut")
+    assert "\n" not in str(raised.value)
+    assert [path.name for path in (tmp_path / "cut/checkpoints").iterdir()] == ["step-00000003.safetensors"]
+    assert_same(run(tmp_path / "cut", resume=True), whole)
+
+
+class Breaking(Numbers):
+    """Cannot be read from step 2 on."""
+
+    def __getitem__(self, step: int) -> Batch:
+        if step >= 2:
+            raise OSError(f"step {step} cannot be read")
+        return super().__getitem__(step)
+
+
+def break_off(out: Path) -> None:
+    """What the child process of the next test does."""
+    train(make_model(), Breaking(), loss, SETTINGS, out, resume=False, label="test")
+
+
+def test_data_that_cannot_be_read_end_the_run_and_its_reader(tmp_path: Path) -> None:
+    here = Path(__file__)
+    script = f"import sys; sys.path.insert(0, {str(here.parent)!r}); import pathlib, {here.stem}\n"
+    script += f"{here.stem}.break_off(pathlib.Path({str(tmp_path)!r}))\n"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 1
+    assert "step 2 cannot be read" in ended.stderr
 
 
 def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
@@ -139,6 +274,48 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
     newest = tmp_path / "torn/checkpoints/step-00000012.safetensors"
     newest.write_bytes(newest.read_bytes()[:-100])
     assert_same(run(tmp_path / "torn", resume=True), whole)
+
+
+OTHERS = {
+    "micro-batches": replace(SETTINGS, micro_batches=4),
+    "adafactor": replace(SETTINGS, optimizer="adafactor"),
+    "adamw-8bit": replace(SETTINGS, optimizer="adamw-8bit"),
+    "spikes": replace(SETTINGS, spike_factor=1.05, max_skipped=100, steps=24, log_steps=24),
+}
+
+
+class Convolutions(nn.Sequential):
+    """Weights with other strides than files have, one of them of as many numbers as 8 bits are for."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(nn.Conv2d(4, 64, 3, padding=1), nn.Tanh(), nn.Conv2d(64, 64, 1), nn.Conv2d(64, 4, 1))
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[..., None, None].expand(-1, -1, 2, 2)).mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_way_to_learn_goes_on_bit_by_bit(tmp_path: Path, name: str) -> None:
+    if name == "adamw-8bit":
+        pytest.importorskip("bitsandbytes")
+    settings = OTHERS[name]
+
+    def cut_short(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        if batch["x"][0].equal(Numbers()[settings.steps // 2]["x"][0]):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(model, batch)
+
+    for out, asked in ((tmp_path / "whole", loss), (tmp_path / "cut", cut_short)):
+        with suppress(KeyboardInterrupt):
+            train(Convolutions(), Numbers(), asked, settings, out, resume=False, label="test")
+    assert not (tmp_path / f"cut/checkpoints/step-{settings.steps:08d}.safetensors").exists()
+    train(Convolutions(), Numbers(), loss, settings, tmp_path / "cut", resume=True, label="test")
+    last = f"checkpoints/step-{settings.steps:08d}.safetensors"
+    assert_same(tensors(tmp_path / "cut" / last), tensors(tmp_path / "whole" / last))
+    if name == "spikes":
+        assert rows(tmp_path / "cut")[-1]["skipped"] == rows(tmp_path / "whole")[-1]["skipped"] > 0
 
 
 def test_the_checkpoint_before_the_decay_is_kept_so_that_a_run_can_be_prolonged(tmp_path: Path) -> None:
@@ -150,6 +327,14 @@ def test_the_checkpoint_before_the_decay_is_kept_so_that_a_run_can_be_prolonged(
 def test_the_rate_rises_stays_and_falls() -> None:
     rates = [SETTINGS.share(step) for step in range(SETTINGS.steps)]
     assert rates == [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+
+
+def test_the_rate_falls_as_a_cosine() -> None:
+    settings = replace(SETTINGS, decay="cosine", decay_steps=10)
+    rates = [settings.share(step) for step in range(12)]
+    assert rates[:3] == [0.5, 1, 1]
+    assert rates[7] == pytest.approx(0.5)
+    assert rates[2:] == sorted(rates[2:], reverse=True) and 0 < rates[-1] < 0.03
 
 
 def test_muon_moves_matrices_and_convolutions_by_as_much_in_every_direction(tmp_path: Path) -> None:
@@ -187,26 +372,176 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path: Path)
     assert all(tensor.isfinite().all() for tensor in state.values())
 
 
-def test_a_loss_that_stays_broken_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "MAX_SKIPPED", 2)
-
+def test_a_loss_that_stays_broken_ends_the_run(tmp_path: Path) -> None:
     def broken(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return {"loss": model(batch["x"]).sum() * float("nan")}
 
     with pytest.raises(InputError, match="3 steps in a row"):
-        train(make_model(), Numbers(), broken, SETTINGS, tmp_path, resume=False, label="test")
+        train(
+            make_model(),
+            Numbers(),
+            broken,
+            replace(SETTINGS, max_skipped=2),
+            tmp_path,
+            resume=False,
+            label="test",
+        )
 
 
-def test_the_log_has_the_means(tmp_path: Path) -> None:
-    run(tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [4, 8, 12]
-    assert all(row["loss"] > 0 and row["seconds_per_step"] > 0 for row in rows)
+def rows(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_log_has_the_means_and_what_was_skipped(tmp_path: Path) -> None:
+    run(tmp_path, batches=Numbers(bad=5))
+    told = rows(tmp_path)
+    assert [row["step"] for row in told] == [4, 8, 12]
+    assert [row["skipped"] for row in told] == [0, 1, 1]
+    assert all(row["loss"] > 0 and row["seconds_per_step"] > 0 for row in told)
+
+
+def test_a_log_without_numbers_is_still_json(tmp_path: Path) -> None:
+    log = Log(tmp_path, 0, silent=False)
+    log.add({"accuracy": float("nan")})
+    log.write_means(1, {})
+    log.close()
+    assert rows(tmp_path)[0]["accuracy"] is None
+
+
+def test_tensorboard_is_told_too_and_can_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for name in ("with", "without"):
+        (tmp_path / name).mkdir()
+        log = Log(tmp_path / name, 0, silent=False)
+        log.write(3, {"loss": 0.5, "picture": torch.zeros(3, 4, 4)})
+        log.close()
+        assert rows(tmp_path / name) == [{"step": 3, "loss": 0.5}]
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    told = accumulator.EventAccumulator(str(tmp_path / "with/tensorboard")).Reload()
+    assert [(event.step, event.value) for event in told.Scalars("loss")] == [(3, 0.5)]
+    assert told.Images("picture")[0].width == 4
+    assert not (tmp_path / "without/tensorboard").exists()
+
+
+def test_validation_sees_the_average_and_changes_nothing(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, validation_steps=6)
+    seen = {}
+
+    def validate(average: nn.Module, step: int) -> dict[str, float]:
+        assert not average.training
+        torch.manual_seed(5)  # what a validation draws with must not matter to the training
+        seen[step] = {name: tensor.clone() for name, tensor in average.state_dict().items()}
+        return {"validation/score": float(step)}
+
+    last = train(
+        make_model(),
+        Numbers(),
+        loss,
+        settings,
+        tmp_path / "one",
+        resume=False,
+        label="test",
+        validate=validate,
+    )
+    assert_same(last.state_dict(), run(tmp_path / "other"))
+    assert_same(seen[12], last.state_dict())
+    assert [row["validation/score"] for row in rows(tmp_path / "one") if "validation/score" in row] == [6, 12]
+
+
+def one_step(out: Path, **changes: object) -> dict[str, Tensor]:
+    """The changes of the weights in a step of a deterministic loss."""
+
+    def plain(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": (model(batch["x"]) - batch["x"]).square().mean()}
+
+    settings = replace(SETTINGS, steps=1, warmup_steps=0, decay_steps=0, **changes)  # type: ignore[arg-type]
+    after = train(make_model(), Numbers(), plain, settings, out, resume=False, label="test").state_dict()
+    return {name: after[name] - tensor for name, tensor in make_model().state_dict().items()}
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(tmp_path: Path) -> None:
+    whole, parts = (one_step(tmp_path / str(n), micro_batches=n, log_steps=1) for n in (1, 4))
+    for name, moved in whole.items():
+        torch.testing.assert_close(parts[name], moved, rtol=1e-4, atol=1e-7)
+    # AdamW's first step hides how long a gradient is.
+    for name in ("loss", "grad_norm"):
+        assert rows(tmp_path / "4")[0][name] == pytest.approx(rows(tmp_path / "1")[0][name], rel=1e-5)
+
+
+def test_parts_are_the_batch_in_its_order() -> None:
+    class Tokens(NamedTuple):
+        ids: Tensor
+
+    batch = {"x": torch.arange(8), "tokens": [Tokens(torch.arange(8) * 2), Tokens(torch.arange(8) * 3)]}
+    parts = [cut(batch, index, 4) for index in range(4)]
+    assert [part["x"].tolist() for part in parts] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert [part["tokens"][1].ids.tolist() for part in parts] == [[0, 3], [6, 9], [12, 15], [18, 21]]
+    with pytest.raises(InputError, match="a batch of 8 does not come apart in 3"):
+        cut(batch, 0, 3)
+
+
+def test_clipping_is_applied(tmp_path: Path) -> None:
+    # AdamW's first step hides a gradient's length as long as it is large beside epsilon, 1e-8.
+    free, clipped = (one_step(tmp_path / str(norm), max_grad_norm=norm) for norm in (100.0, 1e-8))
+    assert free["0.weight"].abs().max() > 2 * clipped["0.weight"].abs().max() > 0
+
+
+def test_a_spike_never_reaches_the_weights(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=14, spike_factor=10.0)
+
+    def spiking(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        factor = 1e4 if batch["x"].equal(Numbers()[12]["x"]) else 1.0
+        return {"loss": factor * loss(model, batch)["loss"]}
+
+    def after(name: str, asked: Callable, steps: int) -> dict[str, Tensor]:
+        out = tmp_path / name
+        train(make_model(), Numbers(), asked, settings, out, resume=False, label="test")
+        return tensors(out / f"checkpoints/step-{steps:08d}.safetensors")
+
+    spike = after("spike", spiking, 14)
+    assert spike["guard"][0] == 1 and after("calm", loss, 14)["guard"][0] == 0
+    assert spike["average.n_averaged"] == 13
+
+    with pytest.raises(InputError, match=r"longer than 10\.0 times the usual, 3 steps in a row"):
+        guard = Guard(replace(settings, max_skipped=2))
+        for norm in [1.0] * 12 + [11.0] * 3:
+            guard.lets_through(norm)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "adamw8bit"}, "did you mean 'adamw-8bit'"),
+        ({"decay": "cosin"}, "did you mean 'cosine'"),
+        ({"micro_batches": 3}, "batch_size must be a multiple of micro_batches, got 8 and 3"),
+        ({"spike_factor": 1.0}, "spike_factor must be above 1"),
+        ({"fsdp": True, "muon_rate": 0.01}, "adamw alone"),
+        ({"fsdp": True, "optimizer": "adafactor"}, "adamw alone"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        replace(SETTINGS, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("module", "named"), [("accelerate", "accelerate"), ("bitsandbytes", "bitsandbytes")]
+)
+def test_a_library_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, named: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InputError, match=f"pip install .*{'train' if named == 'accelerate' else named}"):
+        run(tmp_path, settings=replace(SETTINGS, optimizer="adamw-8bit"))
 
 
 def test_settings_are_checked() -> None:
     with pytest.raises(InputError, match="steps must be at least 1, got 0"):
         replace(SETTINGS, steps=0)
+
+
+def test_a_process_that_nobody_else_was_started_with_is_alone() -> None:
+    assert accelerator("cpu").num_processes == 1
 
 
 def test_sixteen_bits_compute_but_thirty_two_learn() -> None:

@@ -1,0 +1,62 @@
+"""Draw how the miniature's UNet learned, over all its trainings.
+
+    python benchmarks/learning.py docs/log/miniature-unet.jsonl:96 docs/log/miniature-unet-2.jsonl:48 \
+        --out docs/log/miniature-learning.png
+
+Each log is given with its batch size, in the order in which the trainings followed each other.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ssd1b.tabletop.judge import SOLID_ANSWERS
+
+QUESTIONS = tuple(SOLID_ANSWERS)
+
+
+def curve(logs: list[tuple[Path, int]]) -> tuple[list[dict[str, float]], list[float]]:
+    """Rows of all logs with the thousands of pictures seen until then, and where each training began."""
+    rows, begun, seen = [], [], 0.0
+    for path, batch_size in logs:
+        begun.append(seen)
+        own = [json.loads(line) for line in path.read_text().splitlines()]
+        rows += [{**row, "pictures": seen + row["step"] * batch_size / 1000} for row in own]
+        seen = rows[-1]["pictures"]
+    return rows, begun
+
+
+def plot(rows: list[dict[str, float]], begun: list[float]) -> Figure:
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([row["pictures"] for row in rows], [row["noise_mse"] for row in rows])
+    left.set(title="error in the noise", ylim=(0.05, 0.2), ylabel="mean square")
+    asked = [row for row in rows if QUESTIONS[0] in row]
+    for name in QUESTIONS:
+        right.plot([row["pictures"] for row in asked], [row[name] for row in asked], label=name)
+    right.set(title="what stands where, read off the features", ylabel="cross-entropy", ylim=(0, None))
+    right.legend()
+    for axes in (left, right):
+        axes.set_xlabel("thousands of pictures seen")
+        for place in begun[1:]:
+            axes.axvline(place, color="gray", linewidth=0.7, linestyle=":")
+    right.set_xlim(min((row["pictures"] for row in asked), default=0), rows[-1]["pictures"])
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("logs", nargs="+", metavar="LOG:BATCH_SIZE")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    pairs = [each.rpartition(":") for each in options.logs]
+    rows, begun = curve([(Path(path), int(batch_size)) for path, _, batch_size in pairs])
+    plot(rows, begun).savefig(options.out, dpi=80)
+
+
+if __name__ == "__main__":
+    main()

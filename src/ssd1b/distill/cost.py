@@ -1,0 +1,189 @@
+"""What a stage costs before it is run: memory, counted on meta tensors, and time, by a short measurement."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ssd1b.distill.importance import Inputs
+from ssd1b.distill.layer_map import parameters
+from ssd1b.distill.plan import PlannedStage
+from ssd1b.layouts import UNetLayout
+from ssd1b.models.attention import Attention, plain_attention
+from ssd1b.models.unet import UNet
+from ssd1b.runtime import dtype_name
+from ssd1b.training.gradient_checkpointing import checkpointed_blocks
+
+BACKWARD = 2
+"""Multiplications of a backward pass for each of the forward pass: for the inputs, and for the weights."""
+
+FLOAT32 = 4
+
+OPTIMISER_BYTES = {"adamw": 2 * FLOAT32, "adamw-8bit": 2, "adafactor": 0}
+"""For each weight: AdamW keeps two averages, in 8 bits a byte each; Adafactor's rows and columns are few."""
+
+_LONGEST_FORWARD = 10.0
+"""Seconds that measuring a forward pass may take; where it would take longer the product's rate must do."""
+
+_TOKENS = 77
+
+
+class Speed(NamedTuple):
+    """Multiply-accumulate operations a second, and where the figure comes from."""
+
+    rate: float
+    how: str
+
+
+def step_macs(teacher: int, student: int, batch_size: int) -> int:
+    """Of one training step: the teacher's forward pass, the student's forward and backward.
+
+    Args:
+        teacher: MACs of a forward pass for one picture.
+        student: likewise.
+        batch_size: pictures.
+    """
+    return batch_size * (teacher + (1 + BACKWARD) * student)
+
+
+def memory(planned: PlannedStage, cells: int, dtype: torch.dtype, device: str) -> dict[str, int]:
+    """Bytes that a stage's step needs on its device, by what they are for.
+
+    Args:
+        planned: the stage.
+        cells: side of the latents.
+        dtype: in which both networks compute; the student's own weights are float32.
+        device: a CPU's attention keeps its weights for the way back, a GPU's does not.
+    """
+    count, settings = parameters(planned.layers.student), planned.stage.train
+    found = {
+        "student's weights": FLOAT32 * count,
+        "gradients": FLOAT32 * count,
+        # Muon, which moves nearly all where it is used, keeps one average of each gradient.
+        "optimiser": count * (OPTIMISER_BYTES[settings.optimizer] if settings.muon_rate is None else FLOAT32),
+        "averaged weights": FLOAT32 * count,
+        "teacher's weights": dtype.itemsize * parameters(planned.layers.teacher),
+        "activations": settings.batch_size
+        // settings.micro_batches
+        * activations(
+            planned.layers.student, cells, dtype, device, checkpointed=settings.gradient_checkpointing
+        ),
+    }
+    if dtype.itemsize < FLOAT32:
+        found["rounded weights"] = dtype.itemsize * count
+    return found
+
+
+def activations(
+    layout: UNetLayout, cells: int, dtype: torch.dtype, device: str, *, checkpointed: bool = False
+) -> int:
+    """Bytes that the forward pass of one picture keeps for the backward pass; nothing is computed.
+
+    Args:
+        layout: of the student.
+        cells: side of the latents.
+        dtype: in which it computes.
+        device: see ``memory``.
+        checkpointed: of each block its inputs alone are kept, and all of the one that is computed again.
+    """
+    with torch.device("meta"):
+        unet = UNet(layout).to(dtype)
+        given = _inputs(layout, cells, dtype)
+    kernel = plain_attention if device == "cpu" else _fused_attention
+    for module in unet.modules():
+        if isinstance(module, Attention):
+            module.attend = kernel
+    weights = {_storage(parameter) for parameter in unet.parameters()}
+    # Of the network and, last, of the block that runs; storages are held, so that no number is given twice.
+    kept: list[dict[int, torch.UntypedStorage]] = [{}]
+    again = [0]
+
+    def keep(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in weights:
+            kept[-1][_storage(tensor)] = tensor.untyped_storage()
+        return tensor
+
+    def enter(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        for each in inputs:
+            keep(each)
+        kept.append({})
+
+    def leave(block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        again.append(_bytes(kept.pop()))
+
+    if checkpointed:
+        for block in checkpointed_blocks(unet):
+            block.register_forward_pre_hook(enter)
+            block.register_forward_hook(leave)
+    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        unet(*given)
+    return _bytes(kept[0]) + max(again)
+
+
+def _bytes(storages: dict[int, torch.UntypedStorage]) -> int:
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def measured_speed(
+    teacher: Callable[[], UNet] | None, macs: int, cells: int, dtype: torch.dtype, device: str
+) -> Speed:
+    """How fast the device is, from a forward pass of the teacher if there is one, else from a matrix product.
+
+    Args:
+        teacher: loads it.
+        macs: of its forward pass.
+        cells: side of the latents.
+        dtype: in which to compute.
+        device: on which.
+    """
+    product = _product_rate(dtype, device)
+    if teacher is None or macs / product > _LONGEST_FORWARD:
+        return Speed(product, f"from the rate of a large matrix product in {dtype_name(dtype)}: at best")
+    unet = teacher().to(device, dtype)
+    given = _inputs(unet.layout, cells, dtype, device)
+    with torch.inference_mode():
+        seconds = _timed(lambda: unet(*given), device)
+    return Speed(
+        macs / seconds,
+        f"from a forward pass of the teacher in {dtype_name(dtype)}, {seconds:.3g} s a picture",
+    )
+
+
+def _product_rate(dtype: torch.dtype, device: str) -> float:
+    side = 1024 if device == "cpu" else 8192
+    matrix = torch.randn(side, side, device=device).to(dtype)
+    return side**3 / _timed(lambda: matrix @ matrix, device)
+
+
+def _timed(work: Callable[[], object], device: str) -> float:
+    """The shortest of three runs, after one to warm up."""
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        work()
+        if device != "cpu":
+            torch.accelerator.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def _inputs(layout: UNetLayout, cells: int, dtype: torch.dtype, device: str | None = None) -> Inputs:
+    """Of one picture; zeros, since speed and memory do not depend on values."""
+    return (
+        torch.zeros(1, layout.in_channels, cells, cells, dtype=dtype, device=device),
+        torch.zeros(1, device=device),
+        torch.zeros(1, _TOKENS, layout.cross_attention_dim, dtype=dtype, device=device),
+        torch.zeros(1, layout.pooled_dim, dtype=dtype, device=device),
+        torch.zeros(1, 6, device=device),
+    )
+
+
+def _fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """FlashAttention (2205.14135), which keeps no weights; named, since meta tensors would take another."""
+    return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata  # type: ignore[attr-defined]

@@ -1,0 +1,96 @@
+"""Which features of teacher and student are compared, and how they are caught on their way."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from ssd1b.distill.layer_map import LayerMap
+from ssd1b.layouts import UNetLayout
+
+Pairs = Mapping[str, str]
+"""The student's modules whose outputs are to be those of the teacher's modules, by name."""
+
+
+def no_features(layers: LayerMap) -> Pairs:
+    """Nothing: task and output alone."""
+    return {}
+
+
+def layer_level(layers: LayerMap) -> Pairs:
+    """The outputs of every resnet, every transformer as a whole, and the middle block.
+
+    SSD-1B's own choice (Gupta et al. 2024, 2401.02677; the vendor's ``distill_sdxl.py`` sums 26 such terms).
+    Since whole transformers are compared, it does not matter how many blocks they lack inside.
+    """
+    outer = {
+        ours: theirs
+        for ours, theirs in layers.modules.items()
+        if not ours.startswith("mid_block") and _is_layer(ours)
+    }
+    return outer | _middle(layers)
+
+
+def block_level(layers: LayerMap) -> Pairs:
+    """The outputs of every level on the way down and up (BK-SDM, 2305.15798), the middle block left out."""
+    return dict(zip(_ends(layers.student), _ends(layers.teacher), strict=True))
+
+
+def self_attention(layers: LayerMap) -> Pairs:
+    """The outputs of the self-attention of every transformer block that stayed (KOALA, 2312.04005)."""
+    return {
+        f"{ours}.attn1": f"{theirs}.attn1"
+        for ours, theirs in layers.modules.items()
+        if ".transformer_blocks." in ours
+    }
+
+
+LEVELS: dict[str, Callable[[LayerMap], Pairs]] = {
+    "none": no_features,
+    "layer": layer_level,
+    "block": block_level,
+    "self-attention": self_attention,
+}
+
+
+@contextmanager
+def caught(network: nn.Module, names: Mapping[str, Any] | list[str]) -> Iterator[dict[str, Tensor]]:
+    """Fill a dictionary with what the named modules put out, at each forward pass anew."""
+    outputs: dict[str, Tensor] = {}
+
+    def catch(name: str) -> Callable[..., None]:
+        def keep(module: nn.Module, given: Any, output: Tensor) -> None:
+            outputs[name] = output
+
+        return keep
+
+    handles = [network.get_submodule(name).register_forward_hook(catch(name)) for name in names]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_layer(name: str) -> bool:
+    return name.split(".")[-2] in ("resnets", "attentions")
+
+
+def _middle(layers: LayerMap) -> dict[str, str]:
+    return {} if layers.student.mid is None else {"mid_block": "mid_block"}
+
+
+def _ends(layout: UNetLayout) -> list[str]:
+    """The last module of each level on the way down, then up: what a level hands on."""
+    last = len(layout.levels) - 1
+    ends = []
+    for index, level in enumerate(layout.levels):
+        ends.append(f"down_blocks.{index}." + ("downsamplers.0" if index < last else _last(level.down)))
+    for index, level in enumerate(reversed(layout.levels)):
+        ends.append(f"up_blocks.{index}." + ("upsamplers.0" if index < last else _last(level.up)))
+    return ends
+
+
+def _last(depths: tuple[int, ...]) -> str:
+    return f"{'attentions' if depths[-1] else 'resnets'}.{len(depths) - 1}"

@@ -1,0 +1,169 @@
+"""How much a network's output changes without each of its transformer blocks, and layouts made by that."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ssd1b.distill.layer_map import parameters, shapes, transformers
+from ssd1b.errors import InputError
+from ssd1b.layouts import Level, UNetLayout
+from ssd1b.models.attention import TransformerBlock
+from ssd1b.models.unet import UNet
+
+BLOCKS = "transformer_blocks"
+_MIDDLE = "mid_block.attentions.0"
+
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Of ``UNet.forward``."""
+
+
+@torch.inference_mode()
+def block_importance(unet: UNet, examples: Iterable[Inputs]) -> dict[str, float]:
+    """The mean squared change of the output when a block is skipped, relative to the output's mean square.
+
+    The criterion of LAPTOP-Diff (2404.11098, section 3.2): changes of several blocks nearly add up, so blocks
+    can be measured one at a time.
+
+    Args:
+        unet: the teacher.
+        examples: noised latents with their conditioning, on the network's device.
+
+    Returns:
+        By the block's name, as ``mid_block.attentions.0.transformer_blocks.3``.
+
+    Raises:
+        InputError: there are no examples.
+    """
+    names = [name for name, module in unet.named_modules() if isinstance(module, TransformerBlock)]
+    sums, count = dict.fromkeys(names, 0.0), 0
+    for inputs in examples:
+        count += 1
+        whole = unet(*inputs).float()
+        for name in tqdm(names, desc="importance", unit="block", disable=None, leave=False):
+            with _skipped(unet.get_submodule(name)):
+                change = unet(*inputs).float() - whole
+            sums[name] += float(change.square().mean() / whole.square().mean())
+    if not count:
+        raise InputError("importance is measured on data: there are no examples")
+    return {name: total / count for name, total in sums.items()}
+
+
+def fitted(
+    teacher: UNetLayout, importance: Mapping[str, float], share: float
+) -> tuple[UNetLayout, dict[str, tuple[int, ...]]]:
+    """A layout with at most a share of the teacher's parameters, and which blocks of each transformer stay.
+
+    The block whose importance is least for its parameters goes first, until the rest fits. Every transformer
+    keeps one block; but the middle block, as in SSD-1B, may lose all of them and its second resnet.
+
+    diffusers' configuration has one number for the middle block's depth and that of the first transformer
+    before it. So each depth that both can have is tried, and the middle's loss of all blocks, and what keeps
+    most importance is taken.
+
+    Args:
+        teacher: layout of the larger UNet.
+        importance: of each of its blocks, as ``block_importance`` gives it.
+        share: of the parameters, above 0 and below 1.
+
+    Raises:
+        InputError: nothing so small can be made by taking out transformer blocks.
+    """
+    if not 0 < share < 1:
+        raise InputError(f"the share of parameters must lie between 0 and 1, got {share:g}")
+    # Without its blocks the middle loses the rest of the transformer and a resnet, too.
+    whole, without_middle = parameters(teacher), parameters(replace(teacher, mid=teacher.mid and 0))
+    budget = share * whole
+    cost = _block_parameters(teacher)
+    ranked = {
+        name: sorted(range(depth), key=lambda block, name=name: -importance[f"{name}.{BLOCKS}.{block}"])
+        for name, depth in transformers(teacher).items()
+    }
+
+    def shortened(depths: Mapping[str, int]) -> tuple[dict[str, list[int]], int]:
+        """What is kept if these transformers keep so many blocks and others are shortened; its size."""
+        kept = {name: blocks[: depths.get(name)] for name, blocks in ranked.items()}
+        left = without_middle if depths.get(_MIDDLE) == 0 else whole
+        left -= sum(cost[name] * (len(ranked[name]) - len(each)) for name, each in kept.items() if each)
+        spare = [(name, block) for name in kept if name not in depths for block in kept[name][1:]]
+        for name, block in sorted(
+            spare, key=lambda each: importance[f"{each[0]}.{BLOCKS}.{each[1]}"] / cost[each[0]]
+        ):
+            if left <= budget:
+                break
+            kept[name].remove(block)
+            left -= cost[name]
+        return kept, left
+
+    found = [shortened(depths) for depths in _middles(teacher)]
+    least = min(size for _, size in found)
+    if least > budget:
+        raise InputError(
+            f"a budget of {budget:,.0f} parameters cannot be kept: "
+            f"with as few transformer blocks as can be, {least:,} are left"
+        )
+
+    def worth(kept: Mapping[str, list[int]]) -> float:
+        return sum(
+            importance[f"{name}.{BLOCKS}.{block}"] for name, blocks in kept.items() for block in blocks
+        )
+
+    best = max((kept for kept, size in found if size <= budget), key=worth)
+    return _with_depths(teacher, best), {name: tuple(sorted(kept)) for name, kept in best.items() if kept}
+
+
+def _middles(layout: UNetLayout) -> list[dict[str, int]]:
+    """The depths that the middle block may have, with what each asks of the transformer before it."""
+    depths = transformers(layout)
+    if _MIDDLE not in depths:
+        return [{}]
+    before = f"down_blocks.{len(layout.levels) - 1}.attentions.0"
+    tied = [name for name in (_MIDDLE, before) if name in depths]
+    alike = range(1, min(depths[name] for name in tied) + 1)
+    return [{_MIDDLE: 0}, *(dict.fromkeys(tied, depth) for depth in alike)]
+
+
+@contextmanager
+def _skipped(block: nn.Module) -> Iterator[None]:
+    def instead(module: nn.Module, given: Any, output: Tensor) -> Tensor:
+        return given[0]
+
+    handle = block.register_forward_hook(instead)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _block_parameters(layout: UNetLayout) -> dict[str, int]:
+    """Parameters of one block of each transformer, by the transformer's name."""
+    return {
+        name: sum(
+            shape.numel() for key, shape in shapes(layout).items() if key.startswith(f"{name}.{BLOCKS}.0.")
+        )
+        for name in transformers(layout)
+    }
+
+
+def _with_depths(layout: UNetLayout, kept: Mapping[str, Sized]) -> UNetLayout:
+    """The layout with as many blocks as are kept of each transformer."""
+    depths = {name: len(blocks) for name, blocks in kept.items()}
+    last = len(layout.levels) - 1
+
+    def changed(index: int, level: Level) -> Level:
+        return replace(
+            level,
+            down=_each(level.down, f"down_blocks.{index}", depths),
+            up=_each(level.up, f"up_blocks.{last - index}", depths),
+        )
+
+    levels = tuple(changed(index, level) for index, level in enumerate(layout.levels))
+    return replace(layout, levels=levels, mid=depths.get(_MIDDLE, layout.mid))
+
+
+def _each(before: tuple[int, ...], block: str, depths: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(depths.get(f"{block}.attentions.{index}", depth) for index, depth in enumerate(before))

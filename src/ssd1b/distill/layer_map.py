@@ -1,0 +1,283 @@
+"""Which of the teacher's layers each of the student's comes from, for any pair of layouts.
+
+Resnets: on the way down the first ones stay. On the way up the first ones and the last stay, because the last
+one alone takes the skip of the finer level; BK-SDM (2305.15798, section 3.1) does the same when it copies a
+block's last pair into the slot before. A transformer goes with its resnet, and of its blocks a rule chooses
+which stay.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+from ssd1b.errors import InputError, unknown
+from ssd1b.layouts import Level, UNetLayout
+from ssd1b.models.unet import UNet
+
+Choice = Callable[[str, int, int], tuple[int, ...]]
+"""``choice(transformer, depth, kept)``: which ``kept`` of a teacher's ``depth`` blocks stay, in rising order.
+
+``transformer`` is the teacher's name for the module, as ``down_blocks.2.attentions.0``.
+"""
+
+_INFERRED = {10: (0, 1, 2, 6)}
+
+
+def first(transformer: str, depth: int, kept: int) -> tuple[int, ...]:
+    """The first blocks, as loading the teacher's file into the student's shape keeps them."""
+    return tuple(range(kept))
+
+
+def inferred(transformer: str, depth: int, kept: int) -> tuple[int, ...]:
+    """What SSD-1B kept, as far as cosine similarity of its weights with SDXL's tells.
+
+    Of ten blocks 0, 1, 2 and 6, of two the first (laksjdjf, card of furusu/SSD-1B-anime; the vendor published
+    no map). Where more stay, the first of the others; where fewer, or nothing was inferred, the first.
+    """
+    order = _INFERRED.get(depth, ())
+    others = (block for block in range(depth) if block not in order)
+    return tuple(sorted([*order, *others][:kept]))
+
+
+CHOICES: dict[str, Choice] = {"inferred": inferred, "first": first}
+
+
+def explicit(blocks: Mapping[str, tuple[int, ...]], otherwise: Choice = inferred) -> Choice:
+    """Blocks named for each of the teacher's transformers; ``otherwise`` chooses where none are named."""
+
+    def choose(transformer: str, depth: int, kept: int) -> tuple[int, ...]:
+        return tuple(blocks[transformer]) if transformer in blocks else otherwise(transformer, depth, kept)
+
+    return choose
+
+
+def most_important(importance: Mapping[str, float]) -> Choice:
+    """The blocks without which the output changes most.
+
+    Args:
+        importance: of each block, by the teacher's name for it, as
+            ``down_blocks.2.attentions.0.transformer_blocks.3``.
+    """
+
+    def choose(transformer: str, depth: int, kept: int) -> tuple[int, ...]:
+        values = [importance[f"{transformer}.transformer_blocks.{block}"] for block in range(depth)]
+        return tuple(sorted(sorted(range(depth), key=lambda block: -values[block])[:kept]))
+
+    return choose
+
+
+def among(earlier: "LayerMap", choice: Choice) -> Choice:
+    """A choice in the first teacher's terms, made among the blocks that earlier stages left.
+
+    The rules prefer the same blocks whatever number is to stay, so what stays after several stages is what
+    would stay after one.
+    """
+    depths = transformers(earlier.teacher)
+
+    def choose(transformer: str, depth: int, kept: int) -> tuple[int, ...]:
+        source = earlier.modules[transformer]
+        blocks = (earlier.modules[f"{transformer}.transformer_blocks.{block}"] for block in range(depth))
+        left = [int(block.rpartition(".")[2]) for block in blocks]
+        wanted: tuple[int, ...] = ()
+        for number in range(kept, depths[source] + 1):
+            wanted = choice(source, depths[source], number)
+            positions = tuple(left.index(block) for block in wanted if block in left)
+            if len(positions) == kept:
+                return positions
+        raise InputError(
+            f"of {source} the blocks {list(wanted)} are to be kept: "
+            f"they must be {kept} different ones of {left}, in rising order"
+        )
+
+    return choose
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerMap:
+    """The student's modules and parameters, by name, with the teacher's that they come from.
+
+    Attributes:
+        student: layout of the smaller UNet; teacher: of the larger one.
+        modules: for each of the student's resnets, transformers, transformer blocks and resamplers the
+            teacher's, by name.
+    """
+
+    student: UNetLayout
+    teacher: UNetLayout
+    modules: dict[str, str]
+
+    @classmethod
+    def between(cls, student: UNetLayout, teacher: UNetLayout, choice: Choice = inferred) -> "LayerMap":
+        """Find the map.
+
+        Raises:
+            InputError: the student is no part of the teacher (other widths, more layers), or ``choice``
+                names blocks that the teacher does not have.
+        """
+        _check_widths(student, teacher)
+        pairs = dict(_modules(student, teacher, choice))
+        return cls(student=student, teacher=teacher, modules=pairs)
+
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        """The teacher's key for each of the student's, checked for equal shapes without any weights.
+
+        Raises:
+            InputError: a tensor of the student has another shape than the teacher's.
+        """
+        ours, theirs = shapes(self.student), shapes(self.teacher)
+        # A block's name begins with its transformer's, so the longest name that fits is the right one.
+        names = sorted(self.modules, key=len, reverse=True)
+        found = {}
+        for key, shape in ours.items():
+            module = next((name for name in names if key.startswith(f"{name}.")), None)
+            source = key if module is None else self.modules[module] + key.removeprefix(module)
+            if theirs.get(source) != shape:
+                raise InputError(
+                    f"{key} has the shape {list(shape)} in the student, "
+                    f"{source} has {list(theirs.get(source, ()))} in the teacher"
+                )
+            found[key] = source
+        return found
+
+    @property
+    def removed(self) -> list[str]:
+        """The teacher's resnets, transformers and transformer blocks that the student lacks, in order.
+
+        Of a transformer that goes as a whole, its blocks are not named one by one.
+        """
+        kept = set(self.modules.values())
+        gone = [name for name in _names(self.teacher) if name not in kept]
+        return [name for name in gone if name.rpartition(".transformer_blocks.")[0] not in gone]
+
+    @property
+    def kept(self) -> dict[str, list[int]]:
+        """Which blocks of each of the teacher's transformers stay, none where it goes as a whole."""
+        found: dict[str, list[int]] = {name: [] for name in transformers(self.teacher)}
+        for source in self.modules.values():
+            transformer, _, block = source.rpartition(".transformer_blocks.")
+            if transformer:
+                found[transformer].append(int(block))
+        return found
+
+    def through(self, earlier: "LayerMap") -> "LayerMap":
+        """The map to the teacher of this map's teacher, for a student cut in several stages."""
+        if earlier.student != self.teacher:
+            raise InputError(
+                "the maps do not follow each other: the earlier one's student is not this one's teacher"
+            )
+        modules = {ours: earlier.modules[theirs] for ours, theirs in self.modules.items()}
+        return LayerMap(student=self.student, teacher=earlier.teacher, modules=modules)
+
+    def weights(self, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The student's state dict, made of the teacher's tensors; none is copied."""
+        return {key: teacher[source] for key, source in self.keys.items()}
+
+
+def transformers(layout: UNetLayout) -> dict[str, int]:
+    """Depth of each transformer, by the module's name, in the order of the forward pass."""
+    down = [
+        (f"down_blocks.{index}.attentions.{position}", depth)
+        for index, level in enumerate(layout.levels)
+        for position, depth in enumerate(level.down)
+    ]
+    up = [
+        (f"up_blocks.{index}.attentions.{position}", depth)
+        for index, level in enumerate(reversed(layout.levels))
+        for position, depth in enumerate(level.up)
+    ]
+    return {name: depth for name, depth in (*down, ("mid_block.attentions.0", layout.mid), *up) if depth}
+
+
+def parameters(layout: UNetLayout) -> int:
+    """Number of a UNet's parameters."""
+    return sum(shape.numel() for shape in shapes(layout).values())
+
+
+def choose(name: str) -> Choice:
+    """The rule of this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in CHOICES:
+        raise unknown("choice of blocks", name, CHOICES)
+    return CHOICES[name]
+
+
+@lru_cache(maxsize=64)
+def shapes(layout: UNetLayout) -> Mapping[str, torch.Size]:
+    """The shape of each of a UNet's tensors."""
+    with torch.device("meta"):
+        return {key: tensor.shape for key, tensor in UNet(layout).state_dict().items()}
+
+
+def _check_widths(student: UNetLayout, teacher: UNetLayout) -> None:
+    widths = [tuple(level.channels for level in layout.levels) for layout in (student, teacher)]
+    if widths[0] != widths[1]:
+        raise InputError(f"the student's levels have {widths[0]} channels, the teacher's {widths[1]}")
+    for name in ("head_dim", "cross_attention_dim", "pooled_dim", "time_ids_dim", "norm_groups",
+                 "guidance_embed_dim", "in_channels", "out_channels"):  # fmt: skip
+        ours, theirs = getattr(student, name), getattr(teacher, name)
+        if ours != theirs:
+            raise InputError(f"the student's {name} is {ours}, the teacher's {theirs}")
+
+
+def _modules(student: UNetLayout, teacher: UNetLayout, choice: Choice) -> Iterator[tuple[str, str]]:
+    count = len(teacher.levels)
+    for index, (ours, theirs) in enumerate(zip(student.levels, teacher.levels, strict=True)):
+        last = index == count - 1
+        sides = {
+            f"down_blocks.{index}": (ours.down, theirs.down, tuple(range(len(ours.down)))),
+            f"up_blocks.{count - 1 - index}": (ours.up, theirs.up, _kept_on_the_way_up(ours, theirs)),
+        }
+        for block, (depths, of, kept) in sides.items():
+            if len(depths) > len(of):
+                raise InputError(
+                    f"{block} has {len(depths)} resnets in the student, {len(of)} in the teacher"
+                )
+            for position, source in enumerate(kept):
+                yield f"{block}.resnets.{position}", f"{block}.resnets.{source}"
+                names = (f"{block}.attentions.{position}", f"{block}.attentions.{source}")
+                yield from _blocks(*names, depths[position], of[source], choice)
+        if not last:
+            yield f"down_blocks.{index}.downsamplers.0", f"down_blocks.{index}.downsamplers.0"
+        if index:
+            up = f"up_blocks.{count - 1 - index}.upsamplers.0"
+            yield up, up
+    if student.mid is not None:
+        if teacher.mid is None:
+            raise InputError("the student has a middle block, the teacher has none")
+        for position in range(2 if student.mid else 1):
+            yield f"mid_block.resnets.{position}", f"mid_block.resnets.{position}"
+        name = "mid_block.attentions.0"
+        yield from _blocks(name, name, student.mid, teacher.mid, choice)
+
+
+def _kept_on_the_way_up(ours: Level, theirs: Level) -> tuple[int, ...]:
+    return (*range(len(ours.up) - 1), len(theirs.up) - 1)
+
+
+def _blocks(ours: str, theirs: str, depth: int, of: int, choice: Choice) -> Iterator[tuple[str, str]]:
+    """A transformer and its blocks."""
+    if depth > of:
+        raise InputError(f"{ours} has {depth} transformer blocks in the student, {theirs} has {of}")
+    if not depth:
+        return
+    kept = choice(theirs, of, depth)
+    if len(kept) != depth or sorted(set(kept)) != list(kept) or not 0 <= kept[0] <= kept[-1] < of:
+        raise InputError(
+            f"of {theirs} the blocks {list(kept)} are to be kept: "
+            f"they must be {depth} different ones of 0 to {of - 1}, in rising order"
+        )
+    yield ours, theirs
+    for position, source in enumerate(kept):
+        yield f"{ours}.transformer_blocks.{position}", f"{theirs}.transformer_blocks.{source}"
+
+
+def _names(layout: UNetLayout) -> list[str]:
+    """Every module that a map speaks of, in the order of the keys."""
+    return list(dict(_modules(layout, layout, first)))

@@ -1,0 +1,85 @@
+"""What a student is asked for: the task, the teacher's prediction, the teacher's features."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ssd1b.errors import InputError
+
+NORMAL = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """How much each kind of term counts; the vendor's script has 1, 0.5 and 0.5.
+
+    Attributes:
+        task: of the error in the noise (or whatever the model predicts).
+        output: of the difference from the teacher's prediction.
+        features: of the sum of the differences from the teacher's features.
+        normalised: divide each feature's term by the mean square of the teacher's feature, so that the
+            largest ones do not drown the others (LAPTOP-Diff, 2404.11098).
+    """
+
+    task: float = 1.0
+    output: float = 0.5
+    features: float = 0.5
+    normalised: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("task", "output", "features"):
+            if getattr(self, name) < 0:
+                raise InputError(f"the weight of {name} must not be below 0, got {getattr(self, name)}")
+        if not self.task + self.output + self.features:
+            raise InputError("all weights are 0: there is nothing to learn from")
+
+
+def distillation_terms(
+    weights: Weights,
+    *,
+    target: Tensor,
+    predicted: Tensor,
+    predicted_by_teacher: Tensor,
+    features: Mapping[str, tuple[Tensor, Tensor]],
+    sample_weights: Tensor,
+) -> dict[str, Tensor]:
+    """The loss and its terms.
+
+    Args:
+        weights: of the kinds of terms.
+        target: what the model is to predict, ``[B, 4, H, W]``.
+        predicted: by the student.
+        predicted_by_teacher: likewise.
+        features: the student's and the teacher's, by the student's name for the module.
+        sample_weights: of each picture, ``[B]``, for every term alike: with min-SNR over the task alone
+            (as the vendor's script has it) the balance of the terms would change with the noise.
+
+    Returns:
+        ``loss``, ``task``, ``output``, ``features`` (their sum) and ``feature/NAME`` for each of them; all
+        are means over the batch in float32, of which only ``loss`` counts the weights.
+    """
+    terms = {
+        "task": _mean(_squared(predicted, target), sample_weights),
+        "output": _mean(_squared(predicted, predicted_by_teacher), sample_weights),
+    }
+    each = {}
+    for name, (ours, theirs) in features.items():
+        errors = _squared(ours, theirs)
+        if weights.normalised:
+            errors = errors / (theirs.detach().float().square().mean() + NORMAL)
+        each[f"feature/{name}"] = _mean(errors, sample_weights)
+    terms["features"] = sum(each.values(), start=terms["task"].new_zeros(()))
+    loss = (
+        weights.task * terms["task"] + weights.output * terms["output"] + weights.features * terms["features"]
+    )
+    return {"loss": loss, **terms, **each}
+
+
+def _squared(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Mean squared difference of each picture, ``[B]``; in float32, since squares of float16 overflow."""
+    return (ours.float() - theirs.detach().float()).square().flatten(1).mean(dim=1)
+
+
+def _mean(errors: Tensor, sample_weights: Tensor) -> Tensor:
+    return (errors * sample_weights).mean()

@@ -1,0 +1,246 @@
+"""The whole distillation: each stage begun where the one before ended, and the model at the end."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+
+from ssd1b.distill.importance import block_importance
+from ssd1b.distill.plan import PlannedStage
+from ssd1b.distill.teacher import Teacher
+from ssd1b.distill.train import distill, student_of
+from ssd1b.distill.validation import drawn
+from ssd1b.errors import InputError
+from ssd1b.layouts import UNetLayout
+from ssd1b.models.text import TextEncoders
+from ssd1b.models.unet import UNet
+from ssd1b.models.vae import VAE
+from ssd1b.models.vision import IMAGE_ENCODER
+from ssd1b.training.loop import Batches, LoopSettings
+from ssd1b.training.precision import training_dtype
+from ssd1b.training.processes import accelerator
+from ssd1b.weights.files import read_json, replacing, write_json, write_tensors
+from ssd1b.weights.folder import save_folder
+from ssd1b.weights.keymap import PARTS
+from ssd1b.weights.loading import read_part
+from ssd1b.weights.single_file import save_single_file
+from ssd1b.weights.vocabulary import VOCABULARY_SIZE
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Data = Callable[[VAE, TextEncoders, LoopSettings], Batches]
+"""The batches of a stage, for a teacher's autoencoder (float32, on the device) and text encoders."""
+
+CONFIG = "distill.json"
+"""In the run's folder: what was asked for, all of it, and what came of it."""
+
+IMPORTANCE = "importance.json"
+_ENCODING_MINUTES = 7 * 24 * 60.0
+EXAMPLES, EXAMPLE_SIZE = 8, 8
+"""Batches, and pictures in each, on which importance is measured."""
+
+
+class Made(NamedTuple):
+    """What a distillation leaves: the model as a folder, and as one file where the format has room for it."""
+
+    folder: Path
+    file: Path | None
+
+
+def measured_importance(
+    teacher: Teacher, data: Data, device: str, *, told: str, out: Path | None = None
+) -> dict[str, float]:
+    """Measure the teacher's blocks on data; a run in ``out`` remembers it.
+
+    Args:
+        teacher: whose UNet is measured.
+        data: as ``run`` takes it.
+        device: where to compute.
+        told: what the data are called.
+        out: folder of the run.
+    """
+    of = {"model": teacher.name, "commit": teacher.commit, "data": told}
+    path = out and out / IMPORTANCE
+    if path and path.exists() and (remembered := read_json(path))["of"] == of:
+        return remembered["blocks"]
+    dtype = training_dtype(device)
+    text = teacher.text(device, dtype)
+    objective = teacher.objective(text, device, dtype)
+    settings = LoopSettings(steps=EXAMPLES, batch_size=EXAMPLE_SIZE, learning_rate=1e-4, decay_steps=0)
+    batches = data(teacher.vae(device), text, settings)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        examples = [objective(batches[step]).inputs for step in range(EXAMPLES)]
+    found = block_importance(teacher.unet().to(device, dtype), examples)
+    if path:
+        with replacing(path) as aside:
+            write_json(aside, {"of": of, "blocks": found})
+    return found
+
+
+def check_free(out: Path, *, resume: bool) -> None:
+    """See that ``out`` holds no run, or one that is to be gone on with.
+
+    Raises:
+        InputError: there is a run and ``resume`` is False.
+    """
+    if _begun(out) and not resume:
+        raise InputError(f"{out} holds a run already: go on with --resume, or name another folder")
+
+
+def claim(out: Path, config: Mapping[str, Any]) -> None:
+    """Note down in ``out`` what is run there, or find that it is the run that is gone on with.
+
+    Raises:
+        InputError: it is a run of other settings.
+    """
+    path = out / CONFIG
+    told = json.loads(json.dumps(config))
+    if not _begun(out):
+        with replacing(path) as aside:
+            write_json(aside, {**told, "ssd1b_version": version("ssd1b")})
+        return
+    there = read_json(path)
+    if other := [name for name in told if there.get(name) != told[name]]:
+        raise InputError(f"{out} holds a run with other {', '.join(other)}: name another folder")
+
+
+def _begun(out: Path) -> bool:
+    """Whether training began in ``out``; a run whose data could not be used leaves nothing but its plan."""
+    return (out / CONFIG).exists() and any(out.glob("stage-*"))
+
+
+def config_of(
+    teachers: Mapping[str | None, Teacher], data: str, planned: Sequence[PlannedStage]
+) -> dict[str, Any]:
+    """All that decides a run, and what stays of each transformer, for ``claim``."""
+    stages = [
+        asdict(each.stage) | {"layout": asdict(each.layers.student), "kept": each.layers.kept}
+        for each in planned
+    ]
+    models = {name: {"model": each.name, "commit": each.commit} for name, each in teachers.items()}
+    return {"teachers": [*models.values()], "data": data, "stages": stages}
+
+
+def run(
+    out: Path,
+    planned: Sequence[PlannedStage],
+    teachers: Mapping[str | None, Teacher],
+    data: Data,
+    *,
+    device: str = "cpu",
+    resume: bool = False,
+) -> Made:
+    """Cut and train stage after stage, then write the student with all that its last teacher brings.
+
+    A finished stage leaves ``stage-N/student.safetensors`` and is not run again. Started by ``torchrun``,
+    every process calls this; the first one encodes the data and writes.
+
+    Args:
+        out: folder of the run.
+        planned: what each stage does.
+        teachers: by the name that a stage gives; None is the one of stages that name none.
+        data: makes each stage's batches.
+        device: where to train.
+        resume: go on with the stage that was stopped.
+
+    Raises:
+        InputError: teachers of different layouts, or what a training may raise.
+    """
+    layout = planned[0].layers.teacher
+    for each in teachers.values():
+        if each.info.layout.unet != layout:
+            raise InputError(
+                f"{each.name} has another layout than {teachers[None].name}: no stage can learn from both"
+            )
+    together = joined(device)
+    for number, each in enumerate(planned, 1):
+        folder = out / f"stage-{number}"
+        if not _weights(folder).exists():
+            teacher = teachers[each.stage.teacher]
+            unet = teacher.unet()
+            before = unet if number == 1 else _loaded(each.cut.teacher, out / f"stage-{number - 1}")
+            student = student_of(before, each.cut).float()
+            _train(folder, each, unet, student, teacher, data, together, device=device, resume=resume)
+        together.wait_for_everyone()
+    last = planned[-1]
+    student = _loaded(last.layers.student, out / f"stage-{len(planned)}")
+    if together.is_main_process:
+        write_model(out, student, teachers[last.stage.teacher])
+    together.wait_for_everyone()
+    return _made(out, teachers[last.stage.teacher])
+
+
+def joined(device: str) -> "Accelerator":
+    """Join the processes that ``torchrun`` started, before anything is put on their devices.
+
+    They wait for the first one to encode pictures, however long that takes; in the training itself a process
+    that hangs is found by the loop.
+    """
+    return accelerator(torch.device(device).type, timeout_minutes=_ENCODING_MINUTES)
+
+
+def _train(
+    folder: Path, planned: PlannedStage, unet: UNet, student: UNet, teacher: Teacher, data: Data,
+    together: "Accelerator", *, device: str, resume: bool,
+) -> None:  # fmt: skip
+    stage = planned.stage
+    dtype = training_dtype(device)
+    text, vae = teacher.text(device, dtype), teacher.vae(device)
+    objective = teacher.objective(text, device, dtype)
+    with together.main_process_first():
+        batches = data(vae, text, stage.train)
+    trained = distill(
+        folder, unet, student.to(device), planned.layers, batches, objective,
+        settings=stage.train, weights=stage.weights, level=stage.features, resume=resume,
+        validate=drawn(teacher, stage.captions, vae, text) if stage.captions else None,
+    )  # fmt: skip
+    if together.is_main_process:
+        with replacing(_weights(folder)) as aside:
+            write_tensors(aside, trained.state_dict(), {})
+
+
+def write_model(out: Path, student: UNet, teacher: Teacher) -> Made:
+    """Write the student beside its teacher's other networks, tokenizers, scheduler and settings.
+
+    Returns:
+        ``out/model`` in diffusers' format, and ``out/model.safetensors`` in the original names: not if the
+        vocabulary is not CLIP's, for which a single file has no place.
+    """
+    layout = replace(teacher.info.layout, unet=student.layout)
+    info = replace(teacher.info, layout=layout)
+    parts = {part: read_part(teacher.checkpoint, part) for part in PARTS if part != "unet"}
+    parts["unet"] = {name: tensor.to(teacher.stored_dtype) for name, tensor in student.state_dict().items()}
+    made = _made(out, teacher)
+    with replacing(made.folder) as aside:
+        save_folder(aside, info, parts)
+        images = teacher.checkpoint.path / IMAGE_ENCODER
+        if images.is_dir():
+            shutil.copytree(images, aside / IMAGE_ENCODER)
+    if made.file is not None:
+        save_single_file(made.file, info, parts, overwrite=True)
+    return made
+
+
+def _made(out: Path, teacher: Teacher) -> Made:
+    layout = teacher.info.layout
+    clip = {layout.text_encoder.vocab_size, layout.text_encoder_2.vocab_size} == {VOCABULARY_SIZE}
+    return Made(out / "model", out / "model.safetensors" if clip else None)
+
+
+def _weights(folder: Path) -> Path:
+    return folder / "student.safetensors"
+
+
+def _loaded(layout: UNetLayout, folder: Path) -> UNet:
+    with torch.device("meta"):
+        unet = UNet(layout)
+    unet.load_state_dict(load_file(_weights(folder)), assign=True)
+    return unet

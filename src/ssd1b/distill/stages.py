@@ -1,0 +1,189 @@
+"""The stages of a distillation as data: what is cut, what is compared, how long it is trained.
+
+[train]                          # of every stage: fields of LoopSettings
+batch_size = 32
+
+[[stages]]                       # each begins where the one before ended
+student = "75%"                  # of the teacher's parameters, filled by importance
+
+[[stages]]
+student = "ssd-1b"               # or a layout file, or { mid = 0, down = [...], up = [...] }
+keep = "inferred"                # or "first", "importance"
+blocks = { "down_blocks.2.attentions.0" = [0, 1, 2, 6] }
+features = "layer"               # or "block", "self-attention", "none"
+teacher = "path/to/another"      # of the same layout as the first
+weights = { task = 1.0, output = 0.5, features = 0.5, normalised = false }
+train = { steps = 5000, validation_steps = 500 }
+captions = ["a lighthouse at dusk"]   # drawn at each validation
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ssd1b.distill.features import LEVELS
+from ssd1b.distill.layer_map import CHOICES
+from ssd1b.distill.losses import Weights
+from ssd1b.errors import InputError, unknown
+from ssd1b.tables import checked, made, read_table
+from ssd1b.training.loop import LoopSettings
+
+TRAIN = LoopSettings(
+    steps=10_000, batch_size=16, learning_rate=1e-4, betas=(0.9, 0.999), warmup_steps=500, decay_steps=2_000,
+    ema_decay=0.9995, checkpoint_steps=500,
+)  # fmt: skip
+"""The vendor's rate, batch and warm-up (``distill_sdxl.py``); it has neither decay nor averaging."""
+
+USUAL = Weights()
+
+IMPORTANCE = "importance"
+RULES = (*CHOICES, IMPORTANCE)
+"""What chooses the blocks that stay."""
+
+_SHIPPED = Path(__file__).parent.parent / "data" / "stages"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Depths:
+    """A topology: by level, finest first, as in ``layouts.Level``; also what a layout file holds.
+
+    Attributes:
+        mid: depth in the middle block, 0 for a single resnet, "none" for no middle block.
+        down: on the way down; up: on the way up, in the order of execution.
+        channels: widths of the levels; None = the teacher's.
+    """
+
+    mid: int | Literal["none"]
+    down: tuple[tuple[int, ...], ...]
+    up: tuple[tuple[int, ...], ...]
+    channels: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.down) == len(self.up) == len(self.channels or self.down):
+            raise InputError("down, up and channels must speak of the same number of levels")
+        numbers = [depth for level in (*self.down, *self.up) for depth in level]
+        if min(numbers, default=0) < 0 or (self.mid != "none" and self.mid < 0):
+            raise InputError("depths must not be below 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One stage: cut, then train.
+
+    Attributes:
+        student: what it ends with: a name, a layout file, a share as "50%", or depths. None is what the
+            distillation is to end with.
+        keep: the rule that chooses which blocks stay, one of ``RULES``; None is "inferred", or "importance"
+            for a share.
+        blocks: those that stay, by the transformer, both in the teacher's counting; the rule chooses for the
+            others.
+        features: which are compared, a key of ``LEVELS``.
+        weights: of the terms of the loss.
+        teacher: a model; None is the distillation's.
+        train: the loop's settings.
+        captions: of the pictures that the student draws every ``train.validation_steps``.
+    """
+
+    student: str | Depths | None = None
+    keep: str | None = None
+    blocks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    features: str = "layer"
+    weights: Weights = USUAL
+    teacher: str | None = None
+    train: LoopSettings = TRAIN
+    captions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.keep is not None and self.keep not in RULES:
+            raise unknown("choice of blocks", self.keep, RULES)
+        if self.features not in LEVELS:
+            raise unknown("level of features", self.features, LEVELS)
+        if self.train.validation_steps is not None and not self.captions:
+            raise InputError("validation_steps needs captions: what is to be drawn")
+        if share_of(self.student) is not None and (self.blocks or self.keep not in (None, IMPORTANCE)):
+            raise InputError(
+                "of a share of the parameters, importance chooses the blocks: leave keep and blocks out"
+            )
+
+
+def share_of(student: str | Depths | None) -> float | None:
+    """The share that "50%" says; None for whatever is no budget."""
+    if not isinstance(student, str) or not student.endswith("%"):
+        return None
+    try:
+        share = float(student[:-1]) / 100
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise InputError(f"a share of the parameters must lie between 0% and 100%, got {student!r}")
+    return share
+
+
+def read_stages(name: str) -> list[Stage]:
+    """Read stages that come with the package, by name, or a TOML file.
+
+    Raises:
+        InputError: there are no such stages, or what the file says is not allowed.
+    """
+    shipped = {path.stem: path for path in _SHIPPED.glob("*.toml")}
+    path = shipped.get(name, Path(name))
+    if path.suffix.lower() != ".toml":
+        raise unknown("stages", name, [*shipped, "a .toml file"])
+    table: dict[str, Any] = read_table(path)
+    for key in table:
+        if key not in ("train", "stages"):
+            raise unknown(f"key in {path}", key, ("train", "stages"))
+    stages = table.get("stages")
+    if not isinstance(stages, list) or not stages:
+        raise InputError(f"{path} holds no stages: each is a table [[stages]]")
+    common = _trained(TRAIN, table.get("train", {}), f"train of {path}")
+    return [_stage(each, common, f"stage {number} of {path}") for number, each in enumerate(stages, 1)]
+
+
+def read_depths(path: Path) -> Depths:
+    """Read a layout file.
+
+    Raises:
+        InputError: it cannot be read or is no layout.
+    """
+    return made(Depths, read_table(path), str(path))
+
+
+def retimed(stages: list[Stage], steps: int) -> list[Stage]:
+    """Share out another number of steps in all, in the proportion of the stages' own."""
+    before = sum(stage.train.steps for stage in stages)
+    shares = [max(1, steps * stage.train.steps // before) for stage in stages]
+    return [
+        replace(stage, train=_with_steps(stage.train, share))
+        for stage, share in zip(stages, shares, strict=True)
+    ]
+
+
+def _stage(table: Any, common: LoopSettings, where: str) -> Stage:
+    if not isinstance(table, Mapping):
+        raise InputError(f"{where} must be a table, got {table!r:.80}")
+    nested: dict[str, Any] = {"train": _trained(common, table.get("train", {}), f"train of {where}")}
+    if "weights" in table:
+        nested["weights"] = made(Weights, table["weights"], f"weights of {where}")
+    if isinstance(table.get("student"), Mapping):
+        nested["student"] = made(Depths, table["student"], f"student of {where}")
+    return made(Stage, {**table, **nested}, where)
+
+
+def _trained(settings: LoopSettings, table: Any, where: str) -> LoopSettings:
+    """The settings with a table's changes; warm-up and decay keep their share of the steps."""
+    changes = checked(LoopSettings, table, where)
+    if changes.get("steps", 0) > 0:
+        settings = _with_steps(settings, changes["steps"])
+    try:
+        return replace(settings, **changes)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _with_steps(settings: LoopSettings, steps: int) -> LoopSettings:
+    warmup, decay = (
+        number * steps // settings.steps for number in (settings.warmup_steps, settings.decay_steps)
+    )
+    return replace(settings, steps=steps, warmup_steps=warmup, decay_steps=decay)

@@ -1,0 +1,89 @@
+"""One stage of a distillation: a student learns from the data, and from what its teacher makes of them."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ssd1b.distill.features import LEVELS, caught
+from ssd1b.distill.layer_map import LayerMap
+from ssd1b.distill.losses import Weights, distillation_terms
+from ssd1b.errors import InputError, unknown
+from ssd1b.models.unet import UNet
+from ssd1b.training.kernels import quicken
+from ssd1b.training.loop import Batch, Batches, LoopSettings, Validate, train
+from ssd1b.training.objective import Objective
+from ssd1b.training.precision import computing_in
+
+
+def student_of(teacher: UNet, layers: LayerMap) -> UNet:
+    """Cut the student out of its teacher: the layers that the map names, with their weights.
+
+    Raises:
+        InputError: the map is of another teacher.
+    """
+    if teacher.layout != layers.teacher:
+        raise InputError("the layer map is of another teacher's layout")
+    with torch.device("meta"):
+        student = UNet(layers.student)
+    weights = {key: tensor.clone() for key, tensor in layers.weights(teacher.state_dict()).items()}
+    student.load_state_dict(weights, assign=True)
+    return student.requires_grad_(True)
+
+
+def distill(
+    out: Path, teacher: UNet, student: UNet, layers: LayerMap, data: Batches, objective: Objective, *,
+    settings: LoopSettings, weights: Weights, level: str = "layer", resume: bool = False,
+    validate: Validate | None = None,
+) -> UNet:  # fmt: skip
+    """Train a student beside its teacher (Gupta et al. 2024, 2401.02677).
+
+    Args:
+        out: of the run.
+        teacher: frozen here and brought to the objective's number format.
+        student: float32, on the objective's device.
+        layers: which of the teacher's layers the student's are compared with.
+        data: batches as the objective takes them.
+        objective: noise, target and weights, the same for both.
+        settings: of the run.
+        weights: of task, output and features.
+        level: which features are compared, a key of ``LEVELS``.
+        resume: go on with the run in ``out``.
+        validate: see ``loop.train``.
+
+    Returns:
+        The student's averaged weights.
+
+    Raises:
+        InputError: no such level, or the layer map is of other layouts.
+    """
+    if level not in LEVELS:
+        raise unknown("level of features", level, LEVELS)
+    if (student.layout, teacher.layout) != (layers.student, layers.teacher):
+        raise InputError("the layer map is of another student's or teacher's layout")
+    pairs = LEVELS[level](layers)
+    dtype = objective.dtype
+    teacher.to(objective.device, dtype).requires_grad_(False).eval()
+    if objective.device == "cpu":
+        quicken(teacher, dtype)
+        if not settings.gradient_checkpointing:  # the two do not go together
+            quicken(student, dtype)
+
+    def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        example = objective(batch)
+        with torch.no_grad(), caught(teacher, list(pairs.values())) as theirs:
+            by_teacher = teacher(*example.inputs)
+        with caught(module, list(pairs)) as ours:
+            predicted = computing_in(dtype, module)(*example.inputs)
+        return distillation_terms(
+            weights,
+            target=example.target,
+            predicted=predicted,
+            predicted_by_teacher=by_teacher,
+            features={name: (ours[name], theirs[other]) for name, other in pairs.items()},
+            sample_weights=example.weights,
+        )
+
+    average = train(student, data, loss, settings, out, resume=resume, label="distill", validate=validate)
+    assert isinstance(average, UNet)
+    return average

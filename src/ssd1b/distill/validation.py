@@ -1,0 +1,51 @@
+"""Pictures that a student draws while it learns: the same captions and the same noise each time."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ssd1b.diffusion.schedule import NoiseSchedule
+from ssd1b.distill.teacher import Teacher
+from ssd1b.models.text import TextEncoders
+from ssd1b.models.unet import UNet
+from ssd1b.models.vae import VAE
+from ssd1b.pipeline import Pipeline, recommended_settings
+from ssd1b.recipe import ModelIdentity
+from ssd1b.training.loop import Validate
+
+
+def drawn(teacher: Teacher, captions: Sequence[str], vae: VAE, text: TextEncoders) -> Validate:
+    """Draw the captions side by side with the settings that the teacher's makers recommend.
+
+    Args:
+        teacher: whose schedule and settings are the student's too.
+        captions: the picture of each has its place as its seed.
+        vae: the teacher's, in float32.
+        text: the teacher's encoders.
+    """
+    info = teacher.info
+
+    def validate(student: nn.Module, step: int) -> dict[str, Tensor]:
+        assert isinstance(student, UNet)
+        pipeline = Pipeline(
+            identity=ModelIdentity(
+                name=Path(teacher.name).name, source=teacher.name, revision=None, layout=info.layout.name
+            ),
+            layout=info.layout,
+            family=teacher.checkpoint.family or "sdxl",
+            unet=student,
+            vae=vae,
+            text=text,
+            noise_schedule=NoiseSchedule.from_config(info.scheduler),
+            defaults=recommended_settings(info),
+            zeros_for_no_negative=info.force_zeros_for_empty_prompt,
+        )
+        decoded = []
+        for seed, caption in enumerate(captions):
+            *_, last = pipeline.steps([pipeline.settings(caption, seed=seed)])
+            decoded.append(vae.decode(last.latents)[0].clamp(-1, 1))
+        return {"drawn": torch.cat(decoded, dim=2) / 2 + 0.5}
+
+    return validate

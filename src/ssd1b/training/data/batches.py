@@ -1,0 +1,248 @@
+"""Captioned pictures as batches for training: the one entry, and the settings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, no_type_check
+
+import numpy as np
+import torch
+
+from ssd1b.errors import InputError, unknown
+from ssd1b.models.text import TextEncoders
+from ssd1b.models.vae import VAE
+from ssd1b.runtime import DTYPES
+from ssd1b.settings import Range, shown
+from ssd1b.training.data.buckets import CROPS, Crop, buckets_for, nearest, place
+from ssd1b.training.data.cache import Cache, latents_cache, texts_cache
+from ssd1b.training.data.encoding import (
+    Placed,
+    as_prompts,
+    encode_captions,
+    encode_pictures,
+    read,
+    read_captions,
+)
+from ssd1b.training.data.examples import Columns
+from ssd1b.training.data.order import Order
+from ssd1b.training.data.scan import Report, Scanned, scan
+from ssd1b.training.data.sources import open_source
+from ssd1b.training.loop import Batch
+from ssd1b.weights.files import replacing, write_json
+
+_RANGES = {
+    "size": Range(low=64, high=4096, multiple_of=8),
+    "multiple": Range(low=8, high=1024, multiple_of=8),
+    "max_ratio": Range(low=1, high=16),
+    "caption_dropout": Range(low=0, high=1),
+    "max_unusable": Range(low=0, high=1),
+}
+
+_MIN_SIDE = Range(low=1, high=65_536, multiple_of=1)
+
+
+@no_type_check  # __post_init__ checks the types itself, with messages for users
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSettings:
+    """What a UNet is trained on.
+
+    Attributes:
+        path: of the source, see ``open_source``.
+        size: side in pixels of a square picture; others have about as many pixels.
+        multiple: of which the sides of all buckets are multiples.
+        max_ratio: of the longer side to the shorter one in the longest bucket.
+        crop: "centre", or "random": at a place drawn once for each picture.
+        min_side: pixels that a picture's shorter side must have; None is a quarter of ``size``. Small
+            pictures are enlarged, and the UNet is told (2307.01952, section 2.2).
+        caption_dropout: share of pictures learned without their caption (2207.12598).
+        max_unusable: share of pictures that may be unusable before the training refuses to begin.
+        cache_captions: keep the captions' embeddings on disk, too; else each step encodes its captions.
+        dtype: number format of what is kept.
+        image_column: of tables.
+        caption_column: of tables and JSON; None is "text" or "caption".
+        split: of a saved dataset that has several.
+    """
+
+    path: str
+    size: int = 1024
+    multiple: int = 64
+    max_ratio: float = 4.0
+    crop: Crop = "centre"
+    min_side: int | None = None
+    caption_dropout: float = 0.1
+    max_unusable: float = 0.1
+    cache_captions: bool = True
+    dtype: str = "float16"
+    image_column: str = "image"
+    caption_column: str | None = None
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        """Check every field; InputError says which one is wrong and what it may be."""
+        for name, allowed in _RANGES.items():
+            object.__setattr__(self, name, allowed.check(name, getattr(self, name)))
+        if self.min_side is not None:
+            object.__setattr__(self, "min_side", _MIN_SIDE.check("min_side", self.min_side))
+        for name in ("path", "image_column", "split", "crop", "dtype"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise InputError(f"{name} is {shown(getattr(self, name))}: it must be text")
+        if self.caption_column is not None and not isinstance(self.caption_column, str):
+            raise InputError(f"caption_column is {shown(self.caption_column)}: it must be text")
+        if not isinstance(self.cache_captions, bool):
+            raise InputError(f"cache_captions is {shown(self.cache_captions)}: it must be true or false")
+        if self.crop not in CROPS:
+            raise unknown("crop", self.crop, CROPS)
+        if self.dtype not in DTYPES:
+            raise unknown("dtype", self.dtype, DTYPES)
+        buckets_for(self.size, multiple=self.multiple, max_ratio=self.max_ratio)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureBatches:
+    """The batch of each step, read from the caches; a pure function of the step's number.
+
+    Attributes:
+        pictures: of each bucket.
+        order: of the batches.
+        latents: cache of the latents.
+        texts: cache of the captions' embeddings; None where captions are encoded in each step.
+        text: encoders, of which only the tokenizers are used here, and only where ``texts`` is None.
+        caption_dropout: share of pictures without their caption.
+        report: what was left out.
+    """
+
+    pictures: Sequence[Sequence[Placed]]
+    order: Order
+    latents: Cache
+    texts: Cache | None
+    text: TextEncoders | None
+    caption_dropout: float
+    report: Report
+
+    def __getitem__(self, step: int) -> Batch:
+        """Read a batch, all of one bucket.
+
+        Returns:
+            ``latents [B, 4, H/8, W/8]``; ``time_ids [B, 6]``; ``kept [B]``, false where the caption is to be
+            left out; and ``conditioning`` where embeddings are cached, else ``tokens``.
+
+        Raises:
+            InputError: a cache was damaged since the start.
+        """
+        bucket, indices = self.order[step]
+        chosen = [self.pictures[bucket][index] for index in indices]
+        rng = np.random.default_rng((self.order.seed, 2, step))
+        captions = [each.scanned.captions[rng.integers(len(each.scanned.captions))] for each in chosen]
+        kept = rng.random(len(chosen)) >= self.caption_dropout
+        if self.texts is not None:
+            said: Batch = {"conditioning": read_captions(captions, self.texts)}
+        else:
+            assert self.text is not None
+            said = {"tokens": self.text.tokenize(as_prompts(captions))}
+        return {
+            "latents": torch.stack([read(self.latents, picture.key)["latents"] for picture in chosen]),
+            "time_ids": torch.tensor([picture.placement.time_ids for picture in chosen]),
+            "kept": torch.from_numpy(kept),
+            **said,
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """What was left out, and how many pictures each bucket has, for JSON."""
+        buckets = {
+            f"{few[0].placement.bucket.width}x{few[0].placement.bucket.height}": len(few)
+            for few in self.pictures
+        }
+        return {**self.report.facts(), "buckets": buckets}
+
+
+def open_data(
+    settings: DataSettings,
+    *,
+    vae: VAE,
+    text: TextEncoders,
+    cache: Path,
+    report: Path,
+    batch_size: int,
+    seed: int,
+) -> PictureBatches:
+    """Look through a source, encode what was not encoded before, and deal it out in batches.
+
+    May be called by several processes at once, and be stopped and called again.
+
+    Args:
+        settings: the source and what is made of it.
+        vae: encodes the pictures, on its device and in its number format.
+        text: encodes the captions, likewise.
+        cache: folder for latents and embeddings, which trainings may share: they are known by their content.
+        report: JSON file for what was left out and why, written even if that is too much.
+        batch_size: pictures in each batch.
+        seed: of crops, order, captions and their dropout.
+
+    Raises:
+        InputError: there is no such source, or more of it is unusable than the settings allow.
+    """
+    columns = Columns(image=settings.image_column, caption=settings.caption_column, split=settings.split)
+    dtype = DTYPES[settings.dtype]
+    examples = open_source(settings.path, columns, cache=cache)
+    scanned, found = scan(examples, min_side=settings.min_side or settings.size // 4)
+    _judge(found, settings, report)
+
+    pictures = _placed(scanned, settings, seed)
+    latents = latents_cache(cache, vae, dtype)
+    troubles = encode_pictures(pictures, vae, latents, dtype)
+    for picture in pictures:
+        if picture.key in troubles:
+            found.note(picture.scanned.example.key, troubles[picture.key])
+    _judge(found, settings, report)
+
+    pictures = [picture for picture in pictures if picture.key not in troubles]
+    texts = texts_cache(cache, text, dtype) if settings.cache_captions else None
+    if texts is not None:
+        encode_captions((each for p in pictures for each in p.scanned.captions), text, texts, dtype)
+    by_bucket = _by_bucket(pictures)
+    batches = PictureBatches(
+        pictures=by_bucket,
+        order=Order(tuple(map(len, by_bucket)), batch_size, seed),
+        latents=latents,
+        texts=texts,
+        text=None if texts is not None else text,
+        caption_dropout=settings.caption_dropout,
+        report=found,
+    )
+    _write(report, batches.facts())
+    return batches
+
+
+def _judge(found: Report, settings: DataSettings, path: Path) -> None:
+    """Stop if too much is unusable; then the report says what."""
+    try:
+        found.check(settings.max_unusable)
+    except InputError:
+        _write(path, found.facts())
+        raise
+
+
+def _write(path: Path, facts: dict[str, Any]) -> None:
+    with replacing(path) as aside:
+        write_json(aside, facts)
+
+
+def _placed(scanned: Sequence[Scanned], settings: DataSettings, seed: int) -> list[Placed]:
+    buckets = buckets_for(settings.size, multiple=settings.multiple, max_ratio=settings.max_ratio)
+    return [
+        Placed(
+            scanned=each,
+            placement=place(
+                each.size, nearest(buckets, *each.size), crop=settings.crop, seed=(seed, int(each.digest, 16))
+            ),
+        )
+        for each in scanned
+    ]
+
+
+def _by_bucket(pictures: Sequence[Placed]) -> list[list[Placed]]:
+    """The pictures of each bucket that has any, from tall to wide."""
+    groups: dict[Any, list[Placed]] = {}
+    for picture in pictures:
+        groups.setdefault(picture.placement.bucket, []).append(picture)
+    return [groups[bucket] for bucket in sorted(groups)]

@@ -1,0 +1,99 @@
+"""Aspect-ratio buckets: which shapes pictures are trained in, and how each is brought to its own.
+
+SDXL's (Podell et al. 2023, 2307.01952, section 2.3 and appendix I): about as many pixels as the square, sides
+multiples of 64.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from ssd1b.errors import InputError
+
+Crop: TypeAlias = Literal["centre", "random"]
+CROPS = ("centre", "random")
+
+
+class Bucket(NamedTuple):
+    """Height and width in pixels of a batch's pictures."""
+
+    height: int
+    width: int
+
+
+class Placement(NamedTuple):
+    """How a picture comes into its bucket.
+
+    Attributes:
+        original: its size as it was found, in pixels.
+        resized: the size that covers the bucket.
+        crop: first row and column of what is cut out of the resized picture.
+        bucket: what it is cut to.
+    """
+
+    original: Bucket
+    resized: Bucket
+    crop: tuple[int, int]
+    bucket: Bucket
+
+    @property
+    def time_ids(self) -> tuple[int, int, int, int, int, int]:
+        """SDXL's micro-conditioning (2307.01952, section 2.2), as the UNet takes it."""
+        (height, width), (top, left) = self.original, self.crop
+        return (height, width, top, left, self.bucket.height, self.bucket.width)
+
+
+def buckets_for(size: int, *, multiple: int = 64, max_ratio: float = 4.0) -> list[Bucket]:
+    """Every shape of at most ``size`` squared pixels, from tall to wide.
+
+    The longer side goes up in steps of ``multiple``; the shorter is the longest that keeps within the area.
+    For 1024 these are 33 of the shapes in SDXL's table, with all nine of SSD-1B's model card.
+
+    Args:
+        size: side of the square, in pixels, a multiple of ``multiple``.
+        multiple: of which all sides are multiples.
+        max_ratio: of the longer side to the shorter.
+
+    Raises:
+        InputError: the size is no multiple.
+    """
+    if size < multiple or size % multiple:
+        raise InputError(f"size is {size}: it must be a multiple of {multiple}, the setting 'multiple'")
+    found = set()
+    for longer in range(size, size * size // multiple + 1, multiple):
+        shorter = size * size // longer // multiple * multiple
+        if longer > max_ratio * shorter:
+            break
+        found |= {Bucket(longer, shorter), Bucket(shorter, longer)}
+    return sorted(found, key=lambda bucket: (bucket.width / bucket.height, bucket))
+
+
+def nearest(buckets: Sequence[Bucket], height: int, width: int) -> Bucket:
+    """The bucket whose aspect ratio differs by the smallest factor; the first of equal ones."""
+    ratio = math.log(width / height)
+    return min(buckets, key=lambda bucket: abs(math.log(bucket.width / bucket.height) - ratio))
+
+
+def place(original: tuple[int, int], bucket: Bucket, *, crop: Crop, seed: Sequence[int]) -> Placement:
+    """Resize to cover the bucket, keeping the aspect ratio, and cut off what stands out.
+
+    Args:
+        original: height and width.
+        bucket: what is to be covered.
+        crop: from the middle, or at a place drawn from the seed.
+        seed: numbers of the picture's own, or all are cut at the same place.
+    """
+    height, width = original
+    scale = max(bucket.height / height, bucket.width / width)
+    resized = Bucket(
+        max(bucket.height, round(height * scale)),
+        max(bucket.width, round(width * scale)),
+    )
+    room = (resized.height - bucket.height, resized.width - bucket.width)
+    if crop == "centre":
+        top, left = room[0] // 2, room[1] // 2
+    else:
+        top, left = (int(each) for each in np.random.default_rng(seed).integers(0, room, endpoint=True))
+    return Placement(Bucket(*original), resized, (top, left), bucket)

@@ -1,0 +1,93 @@
+"""Latents and text embeddings on disk, known by their content: what is there was made of just this.
+
+A file an item, named by a digest of everything that decides what is in it. A changed picture or caption has
+another name, so it never meets what was made of the old one, and equal ones are encoded once. Files appear
+whole, so that any number of processes may fill a cache and be stopped at any moment.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from ssd1b.models.text import TextEncoders
+from ssd1b.models.vae import VAE
+from ssd1b.runtime import dtype_name
+from ssd1b.weights.files import replacing
+
+_CHECKSUM = "checksum"
+"""A tensor beside the others, since safetensors notices that a file was cut short, but no flipped bit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """Named tensors by a key, in a folder that is made when the first are written."""
+
+    folder: Path
+
+    def path(self, key: str) -> Path:
+        """Where the tensors of a key are; a folder for each first byte, for file systems' sake."""
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def read(self, key: str) -> dict[str, Tensor] | None:
+        """Read the tensors of a key; None if there are none, or damaged ones."""
+        try:
+            tensors = load(self.path(key).read_bytes())
+        except (OSError, SafetensorError):
+            return None
+        checksum = tensors.pop(_CHECKSUM, None)
+        return tensors if checksum is not None and checksum.equal(_checksum(tensors)) else None
+
+    def write(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write the tensors of a key.
+
+        There is no waiting for the disk, which would cost more than most encoders: what a power failure has
+        cut short is noticed when it is read.
+
+        Raises:
+            InputError: the disk refused.
+        """
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        with replacing(self.path(key)) as aside:
+            aside.write_bytes(save({**tensors, _CHECKSUM: _checksum(tensors)}))
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> Tensor:
+    return torch.tensor(list(_hashed(tensors).digest()), dtype=torch.uint8)
+
+
+def _hashed(tensors: Mapping[str, Tensor]) -> "hashlib.blake2b":
+    """Names, formats, shapes and bytes."""
+    state = hashlib.blake2b(digest_size=20)
+    for name, tensor in sorted(tensors.items()):
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return state
+
+
+def latents_cache(folder: Path, vae: VAE, dtype: torch.dtype) -> Cache:
+    """The cache of what this encoder makes, in this number format."""
+    parts: tuple[nn.Module, ...] = (vae.encoder, vae.quant_conv)
+    return Cache(folder / "latents" / f"{_weights_digest(parts, repr(vae.layout))}-{dtype_name(dtype)}")
+
+
+def texts_cache(folder: Path, text: TextEncoders, dtype: torch.dtype) -> Cache:
+    """The cache of what these two encoders and their tokenizers make, in this number format."""
+    pairs = ((text.encoder, text.tokenizer), (text.encoder_2, text.tokenizer_2))
+    what = repr([
+        (encoder.layout, tokenizer.pad_token_id, sorted(tokenizer.get_vocab().items()))
+        for encoder, tokenizer in pairs
+    ])  # fmt: skip
+    return Cache(folder / "texts" / f"{_weights_digest([e for e, _ in pairs], what)}-{dtype_name(dtype)}")
+
+
+def _weights_digest(modules: Iterable[nn.Module], beside: str) -> str:
+    state = hashlib.blake2b(beside.encode(), digest_size=8)
+    for module in modules:
+        state.update(_hashed(module.state_dict()).digest())
+    return state.hexdigest()

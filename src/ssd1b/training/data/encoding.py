@@ -1,0 +1,156 @@
+"""Fill the caches: every picture and every caption through its encoder, unless that was done before."""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ssd1b.errors import InputError
+from ssd1b.models.text import Conditioning, TextEncoders
+from ssd1b.models.vae import VAE
+from ssd1b.prompts import Segment, format_prompt
+from ssd1b.training.data.buckets import Placement
+from ssd1b.training.data.cache import Cache
+from ssd1b.training.data.examples import Unusable
+from ssd1b.training.data.pictures import digest_of, placed
+from ssd1b.training.data.scan import Scanned, in_threads
+
+CAPTIONS_AT_ONCE = 32
+
+Work = TypeVar("Work")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """A picture with the place it gets in its bucket."""
+
+    scanned: Scanned
+    placement: Placement
+
+    @property
+    def key(self) -> str:
+        """What its latents are known by: its bytes, its size in the bucket and its crop."""
+        _, *where = self.placement
+        return digest_of(f"{self.scanned.digest} {[tuple(each) for each in where]}".encode())
+
+
+def caption_key(caption: str) -> str:
+    """What a caption's embeddings are known by."""
+    return digest_of(caption.encode())
+
+
+def as_prompts(captions: Iterable[str]) -> list[str]:
+    """Captions in the prompts' syntax: their brackets are text, no emphasis."""
+    return [format_prompt([[Segment(text=caption, weight=1.0)]]) for caption in captions]
+
+
+def encode_pictures(pictures: Sequence[Placed], vae: VAE, cache: Cache, dtype: torch.dtype) -> dict[str, str]:
+    """Write the latents of pictures that the cache lacks: the encoder's mean, scaled, ``[4, H/8, W/8]``.
+
+    One picture goes through the encoder at a time, so that its latents depend on nothing else.
+
+    Returns:
+        What is wrong with the pictures that could not be decoded, by ``Placed.key``.
+
+    Raises:
+        InputError: the encoder gives NaN or infinity.
+    """
+    missing = _missing(cache, {picture.key: picture for picture in pictures}, label="check latents")
+    troubles = {}
+    weight = vae.quant_conv.weight
+    for picture, pixels in zip(
+        missing, in_threads(partial(_pixels, cache), missing, label="encode pictures"), strict=True
+    ):
+        if isinstance(pixels, Unusable):
+            troubles[picture.key] = str(pixels)
+        elif pixels is not None:
+            batch = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(weight.device)
+            with torch.inference_mode():
+                latents = vae.encode((batch.float() / 127.5 - 1).to(weight.dtype)).mean[0].to(dtype)
+            if not latents.isfinite().all():
+                raise InputError(
+                    f"the VAE gives NaN or infinity in {weight.dtype} for {picture.scanned.example.key}: "
+                    "load it in float32 or bfloat16"
+                )
+            cache.write(picture.key, {"latents": latents})
+    return troubles
+
+
+def _pixels(cache: Cache, picture: Placed) -> NDArray[np.uint8] | Unusable | None:
+    """Decode and crop; None if another process has encoded the picture in the meantime."""
+    if cache.read(picture.key) is not None:
+        return None
+    try:
+        data = picture.scanned.example.picture()
+        if digest_of(data) != picture.scanned.digest:
+            raise Unusable("picture changed while it was read")
+        return placed(data, picture.placement)
+    except Unusable as trouble:
+        return trouble
+
+
+def encode_captions(captions: Iterable[str], text: TextEncoders, cache: Cache, dtype: torch.dtype) -> None:
+    """Write the embeddings of captions that the cache lacks, and of the empty one, which pads short ones.
+
+    They are ``embeds [77 k, D]`` for a caption of k chunks, and ``pooled [P]``.
+    """
+    missing = _missing(cache, {caption_key(each): each for each in ("", *captions)}, label="check captions")
+    with tqdm(total=len(missing), desc="encode captions", unit="caption", disable=None) as bar:
+        for start in range(0, len(missing), CAPTIONS_AT_ONCE):
+            group = missing[start : start + CAPTIONS_AT_ONCE]
+            bar.update(len(group))
+            few = [each for each in group if cache.read(caption_key(each)) is None]
+            if few:
+                _encode(few, text, cache, dtype)
+
+
+def _encode(captions: Sequence[str], text: TextEncoders, cache: Cache, dtype: torch.dtype) -> None:
+    prompts = as_prompts(captions)
+    lengths = [text.tokenize([prompt])[0].ids[0].numel() for prompt in prompts]
+    embeds, pooled = text.encode(text.tokenize(prompts))
+    for index, (caption, length) in enumerate(zip(captions, lengths, strict=True)):
+        own = {"embeds": embeds[index, :length].to(dtype), "pooled": pooled[index].to(dtype)}
+        if not all(part.isfinite().all() for part in own.values()):
+            raise InputError(f"the text encoders give NaN or infinity in {dtype} for {caption[:60]!r}")
+        cache.write(caption_key(caption), own)
+
+
+def read_captions(captions: Sequence[str], cache: Cache) -> Conditioning:
+    """Read a batch of embeddings; empty chunks pad the short ones, as ``TextEncoders.tokenize`` does."""
+    entries = [read(cache, caption_key(caption)) for caption in captions]
+    longest = max(len(entry["embeds"]) for entry in entries)
+    empty = read(cache, caption_key(""))["embeds"]
+    rows = [
+        torch.cat([entry["embeds"], *[empty] * ((longest - len(entry["embeds"])) // len(empty))])
+        for entry in entries
+    ]
+    return Conditioning(torch.stack(rows), torch.stack([entry["pooled"] for entry in entries]))
+
+
+def read(cache: Cache, key: str) -> dict[str, torch.Tensor]:
+    """Read what the cache was filled with.
+
+    Raises:
+        InputError: it is gone or damaged by now; the next start makes it again.
+    """
+    tensors = cache.read(key)
+    if tensors is None:
+        raise InputError(
+            f"{cache.path(key)}: damaged or removed since the start; start again to have it remade"
+        )
+    return tensors
+
+
+def _missing(cache: Cache, wanted: dict[str, Work], *, label: str) -> list[Work]:
+    """What is to be made, in a random order: processes that fill one cache at once then share the work."""
+    keys = list(wanted)
+    there = in_threads(lambda key: cache.read(key) is not None, keys, label=label)
+    missing = [wanted[key] for key, found in zip(keys, there, strict=True) if not found]
+    random.SystemRandom().shuffle(missing)
+    return missing

@@ -1,0 +1,139 @@
+"""One look at every example before training: what can be learned from, and what cannot and why."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from ssd1b.errors import InputError
+from ssd1b.settings import check_text
+from ssd1b.training.data.examples import Example, Unusable
+from ssd1b.training.data.pictures import Size, digest_of, size_of
+from ssd1b.weights.files import some
+
+_AHEAD = 64
+"""Results that wait for whoever takes them."""
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scanned:
+    """An example that was looked at.
+
+    Attributes:
+        example: where it can be read again.
+        captions: without space around them.
+        size: as people see the picture.
+        digest: of the bytes of the picture's file.
+    """
+
+    example: Example
+    captions: tuple[str, ...]
+    size: Size
+    digest: str
+
+
+@dataclass(slots=True)
+class Report:
+    """What was found unusable.
+
+    Attributes:
+        total: examples in the source.
+        unusable: keys of those left out, by the kind of trouble.
+    """
+
+    total: int
+    unusable: dict[str, list[str]] = field(default_factory=dict)
+
+    def note(self, key: str, reason: str) -> None:
+        """Add an example that is left out."""
+        self.unusable.setdefault(reason, []).append(key)
+
+    @property
+    def count(self) -> int:
+        """Examples left out."""
+        return sum(map(len, self.unusable.values()))
+
+    def check(self, cap: float) -> None:
+        """Raise ``InputError`` if more than this share is unusable, or all are."""
+        if self.count > cap * self.total or self.count == self.total:
+            raise InputError(f"{self}; allowed are {cap:.0%} (max_unusable)")
+
+    def __str__(self) -> str:
+        """One line for people, the commonest trouble first."""
+        by_number = sorted(self.unusable.items(), key=lambda each: -len(each[1]))
+        kinds = "; ".join(f"{len(keys)} {reason} ({some(keys)})" for reason, keys in by_number)
+        return f"{self.count} of {self.total} pictures cannot be used" + (f": {kinds}" if kinds else "")
+
+    def facts(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return {"pictures": self.total, "unusable": self.unusable}
+
+
+def scan(examples: Sequence[Example], *, min_side: int) -> tuple[list[Scanned], Report]:
+    """Read every example's captions and its picture's header and digest, in threads.
+
+    Args:
+        examples: of a source.
+        min_side: pixels that a picture's shorter side must have.
+
+    Returns:
+        The usable examples in their order, and what is wrong with the others.
+    """
+    report = Report(len(examples))
+    found = []
+    for example, result in zip(
+        examples,
+        in_threads(lambda each: _look(each, min_side), examples, label="look at pictures"),
+        strict=True,
+    ):
+        if isinstance(result, Scanned):
+            found.append(result)
+        else:
+            report.note(example.key, str(result))
+    return found, report
+
+
+def _look(example: Example, min_side: int) -> Scanned | Unusable:
+    try:
+        captions = tuple(_usable(text) for text in example.captions())
+        data = example.picture()
+        size = size_of(data)
+        if min(size) < min_side:
+            raise Unusable(f"picture smaller than {min_side} pixels")
+    except Unusable as trouble:
+        return trouble
+    return Scanned(example=example, captions=captions, size=size, digest=digest_of(data))
+
+
+def _usable(caption: str) -> str:
+    caption = caption.strip()
+    if not caption:
+        raise Unusable("caption empty")
+    try:
+        return check_text("caption", caption)
+    except InputError as error:
+        raise Unusable("caption too long or no text") from error
+
+
+def in_threads(function: Callable[[Given], Made], items: Sequence[Given], *, label: str) -> Iterator[Made]:
+    """Apply a function in threads, some way ahead of who takes the results, in order, with a bar."""
+    waiting: deque[Future[Made]] = deque()
+    pool = ThreadPoolExecutor()
+    try:
+        with tqdm(total=len(items), desc=label, unit="item", disable=None) as bar:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > _AHEAD:
+                    yield waiting.popleft().result()
+                    bar.update()
+            while waiting:
+                yield waiting.popleft().result()
+                bar.update()
+    finally:
+        pool.shutdown(cancel_futures=True)

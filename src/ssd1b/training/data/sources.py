@@ -1,0 +1,45 @@
+"""Where captioned pictures come from: every kind of source gives a list of examples in a fixed order.
+
+Listing opens no picture. What is wrong with a whole source is an ``InputError`` at once.
+"""
+
+from pathlib import Path
+
+from ssd1b.errors import InputError
+from ssd1b.training.data.examples import PICTURES, Columns, Example
+from ssd1b.training.data.folders import METADATA, folder_examples
+from ssd1b.training.data.shards import expand_braces, shard_examples
+from ssd1b.training.data.tables import is_table, table_examples
+
+
+def open_source(path: str | Path, columns: Columns, *, cache: Path) -> list[Example]:
+    """List the captioned pictures of a source, chosen by what the path is.
+
+    - ``shards-{000..009}.tar``, a ``.tar`` file or a folder of them: WebDataset shards;
+    - a ``.parquet`` file, a folder of them, or a dataset that the ``datasets`` library saved;
+    - a folder with ``metadata.jsonl`` in or below it, as in Hugging Face's image folders;
+    - another folder: pictures in it and below, each with its caption in a ``.txt`` of the same stem.
+
+    Args:
+        path: of the source.
+        columns: for tables and JSON.
+        cache: folder for what has to be unpacked.
+
+    Raises:
+        InputError: nothing of the kind is there, or a library is missing.
+    """
+    shards = expand_braces(str(path))
+    where = Path(path)
+    if where.is_dir() and (inside := sorted(where.glob("*.tar"))):
+        shards = inside
+    if len(shards) > 1 or shards[0].suffix == ".tar":
+        examples = shard_examples(shards, columns.caption)
+    elif is_table(where):
+        examples = table_examples(where, columns, cache)
+    elif not where.is_dir():
+        raise InputError(f"{where}: no such folder, and no .tar or .parquet file")
+    else:
+        examples = folder_examples(where, columns.caption)
+    if not examples:
+        raise InputError(f"{where}: no pictures ({', '.join(PICTURES)}), {METADATA}, .tar or .parquet in it")
+    return examples

@@ -1,0 +1,94 @@
+"""Datasets of Hugging Face's library, from the disk only."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ssd1b.errors import InputError, unknown
+from ssd1b.training.data.examples import CAPTION_FIELDS, Columns, Example, Unusable, read, row_captions
+
+_SAVED = ("state.json", "dataset_dict.json")
+"""What ``save_to_disk`` writes beside the data: of one split, of several."""
+
+
+def is_table(path: Path) -> bool:
+    """Whether ``table_examples`` reads this path."""
+    saved = any((path / name).is_file() for name in _SAVED)
+    return saved or path.suffix == ".parquet" or bool(_parquet_in(path))
+
+
+def _parquet_in(path: Path) -> list[Path]:
+    return sorted(path.glob("*.parquet")) if path.is_dir() else []
+
+
+def table_examples(path: Path, columns: Columns, cache: Path) -> list[Example]:
+    """List the rows of a dataset.
+
+    Args:
+        path: what ``save_to_disk`` wrote, a parquet file, or a folder of them.
+        columns: names of the columns, and the split.
+        cache: folder for parquet files' rows in Arrow's format, which are read at any place.
+
+    Raises:
+        InputError: the library is missing, the data cannot be read, or there is no such column or split.
+    """
+    dataset = _open(path, columns.split, cache)
+    names = dataset.column_names
+    if columns.image not in names:
+        raise unknown("image column", columns.image, names)
+    caption = columns.caption or next((name for name in CAPTION_FIELDS if name in names), CAPTION_FIELDS[0])
+    if caption not in names:
+        raise unknown("caption column", caption, names)
+    captions = dataset.select_columns([caption])
+    pictures = dataset.select_columns([columns.image])
+    return [
+        Example(
+            f"row {index}",
+            partial(_picture, pictures, index, columns.image, path),
+            partial(_captions, captions, index, caption),
+        )
+        for index in range(len(dataset))
+    ]
+
+
+def _open(path: Path, split: str, cache: Path) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(f"{path}: this takes the datasets library: pip install 'ssd1b[train]'") from error
+    # Its bars would stand among ours.
+    datasets.disable_progress_bars()
+    try:
+        if any((path / name).is_file() for name in _SAVED):
+            dataset = datasets.load_from_disk(str(path))
+        else:
+            files: list[Any] = [str(file) for file in _parquet_in(path) or [path]]
+            dataset = datasets.Dataset.from_parquet(files, cache_dir=str(cache / "parquet"))
+    # It raises what Arrow, fsspec and its own readers raise.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: no dataset that can be read: {reason}") from error
+    if isinstance(dataset, datasets.DatasetDict):
+        if split not in dataset:
+            raise unknown("split", split, map(str, dataset))
+        dataset = dataset[split]
+    # Pictures stay the bytes of their files: content that is hashed must not be decoded and encoded anew.
+    for name, feature in dataset.features.items():
+        if isinstance(feature, datasets.Image):
+            dataset = dataset.cast_column(name, datasets.Image(decode=False))
+    return dataset
+
+
+def _picture(dataset: Any, index: int, column: str, path: Path) -> bytes:
+    value = dataset[index][column]
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str):
+        return read((path if path.is_dir() else path.parent) / value)
+    if not isinstance(value, bytes):
+        raise Unusable("picture missing")
+    return value
+
+
+def _captions(dataset: Any, index: int, column: str) -> list[str]:
+    return row_captions(dataset[index], column)

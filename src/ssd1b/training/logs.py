@@ -1,0 +1,104 @@
+"""What a run tells while it goes: lines of JSON, pictures, and TensorBoard where it is installed."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from ssd1b.errors import InputError
+from ssd1b.weights.files import replacing
+
+_Values = Mapping[str, float | Tensor]
+
+
+class Log:
+    """``log.jsonl``, ``pictures/`` and ``tensorboard/`` in a run's folder.
+
+    Args:
+        out: the folder.
+        start: finished steps; what an earlier run told of later ones, which are now done again, is dropped.
+        silent: write nothing, in all processes but the first.
+    """
+
+    def __init__(self, out: Path, start: int, *, silent: bool) -> None:
+        self._out, self._start, self._silent = out, start, silent
+        self._path = out / "log.jsonl"
+        self._window: list[Mapping[str, float]] = []
+        self._clock = time.perf_counter()
+        if self._path.exists() and not silent:
+            kept = [line for line in self._path.read_text().splitlines() if 0 < _step(line) <= start]
+            with replacing(self._path) as aside:
+                aside.write_text("".join(f"{line}\n" for line in kept))
+
+    def add(self, terms: Mapping[str, float]) -> None:
+        """Remember the terms of a step for ``write_means``; none, if it was not followed."""
+        self._window.append(terms)
+
+    def write_means(self, step: int, more: Mapping[str, float]) -> None:
+        """Write the means of what was added since the last time, and the time that a step took."""
+        followed = [terms for terms in self._window if terms]
+        names = followed[0] if followed else ()
+        means = {name: math.fsum(terms[name] for terms in followed) / len(followed) for name in names}
+        seconds = (time.perf_counter() - self._clock) / len(self._window)
+        self.write(step, {**means, **more, "seconds_per_step": seconds})
+        self._window, self._clock = [], time.perf_counter()
+
+    def write(self, step: int, values: _Values) -> None:
+        """Write numbers, and pictures ``[3, H, W]`` with values from 0 to 1.
+
+        Raises:
+            InputError: the disk refused.
+        """
+        if self._silent:
+            return
+        numbers = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+        pictures = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        # JSON has no NaN; an accuracy of no pictures is none.
+        told = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": step, **told}) + "\n")
+            for name, picture in pictures.items():
+                with replacing(self._out / "pictures" / f"{name}-{step:08d}.png") as aside:
+                    _image(picture).save(aside, "PNG")
+            if self._board is not None:
+                for name, value in numbers.items():
+                    self._board.add_scalar(name, value, step)
+                for name, picture in pictures.items():
+                    self._board.add_image(name, picture, step)
+                self._board.flush()
+        except OSError as error:
+            raise InputError(f"cannot write the log in {self._out}: {error.strerror or error}") from error
+
+    @cached_property
+    def _board(self) -> Any:
+        """TensorBoard's writer; None without it. It has a thread, so it must not start before the reader."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return None
+        return SummaryWriter(str(self._out / "tensorboard"), purge_step=self._start + 1)
+
+    def close(self) -> None:
+        """End TensorBoard's thread, if it was begun."""
+        board = self.__dict__.get("_board")
+        if board is not None:
+            board.close()
+
+
+def _image(picture: Tensor) -> Image.Image:
+    return Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
+def _step(line: str) -> int:
+    """Step of a line; 0 of one that was cut off."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return 0

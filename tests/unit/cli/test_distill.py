@@ -1,0 +1,265 @@
+"""``ssd1b distill``: from a teacher's folder to a student that opens, stopped and gone on with on the way."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from picture_files import smooth
+from ssd1b.distill import run as running
+from ssd1b.distill.plan import plan
+from ssd1b.distill.stages import Stage
+from ssd1b.distill.teacher import Teacher
+from ssd1b.distill.train import student_of
+from ssd1b.layouts import SDXL, VAELayout
+from ssd1b.models.text import TextEncoder
+from ssd1b.models.unet import UNet
+from ssd1b.models.vae import VAE
+from ssd1b.models.vision import IMAGE_ENCODER
+from ssd1b.pipeline import Pipeline
+from ssd1b.tabletop import cache, train_unet
+from ssd1b.training import kernels, loop
+from ssd1b.weights.checkpoint import ModelInfo
+from ssd1b.weights.folder import save_folder
+from ssd1b.weights.loading import open_checkpoint, read_part
+from tiny import tiny
+
+TEACHER = replace(
+    tiny(SDXL),
+    vae=VAELayout(channels=(8, 8, 8, 8), layers_per_block=1, norm_groups=4, scaling_factor=0.5),
+    size=128,
+)
+
+STAGES = """
+[train]
+learning_rate = 1e-3
+log_steps = 1
+[[stages]]
+student = { mid = 0, down = [[0, 0], [2, 2], [6, 6]], up = [[0, 0, 0], [2, 1, 1], [4, 4, 10]] }
+[[stages]]
+student = "ssd-1b"
+features = "block"
+"""
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """SDXL's blocks, CLIP's vocabulary, random weights."""
+    path = tmp_path_factory.mktemp("models") / "teacher"
+    torch.manual_seed(0)
+    networks = {
+        "unet": UNet(TEACHER.unet),
+        "vae": VAE(TEACHER.vae),
+        "text_encoder": TextEncoder(TEACHER.text_encoder),
+        "text_encoder_2": TextEncoder(TEACHER.text_encoder_2),
+    }
+    info = ModelInfo(layout=TEACHER, settings={"steps": 2, "guidance_scale": 3.0})
+    parts = {part: network.state_dict() for part, network in networks.items()}
+    save_folder(path, info, parts, dtype=torch.float16)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch):
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
+    monkeypatch.setattr(
+        loop, "_read_ahead", lambda batches, start, stop: (batches[step] for step in range(start, stop))
+    )
+    monkeypatch.setattr(train_unet, "PICTURES", 8)
+    monkeypatch.setattr(train_unet, "SHARD", 8)
+    monkeypatch.setattr(cache, "SHARD", 8)
+
+
+def test_a_student_is_made_in_stages_and_opens_in_both_formats(run, tmp_path, teacher, monkeypatch):
+    Path(tmp_path, "stages.toml").write_text(STAGES)
+    before = {path: path.read_bytes() for path in teacher.rglob("*") if path.is_file()}
+    call = ["distill", "--teacher", teacher, "--student", "ssd-1b", "--data", "tabletop", "--out", "out",
+            "--stages", "stages.toml", "--steps", 2, "--batch-size", 2, "--device", "cpu"]  # fmt: skip
+    trained = []
+
+    def stopped(out, *rest, **options):
+        trained.append(out.name)
+        if trained == ["stage-1", "stage-2"]:
+            raise KeyboardInterrupt
+        return distilled(out, *rest, **options)
+
+    distilled = running.distill
+    monkeypatch.setattr(running, "distill", stopped)
+    assert run(*call).code == 130
+    first = tmp_path / "out/stage-1/student.safetensors"
+    assert first.exists() and not (tmp_path / "out/model").exists()
+    refused = run(*call)
+    assert refused.code == 2 and "holds a run already: go on with --resume" in refused.err
+    other = run(*call, "--resume", "--seed", 5)
+    assert other.code == 2 and "other stages" in other.err
+
+    result = run(*call, "--resume")
+    assert (result.code, result.out.split()) == (0, ["out/model", "out/model.safetensors"]), result.err
+    assert trained == ["stage-1", "stage-2", "stage-2"], "a finished stage is not run again"
+
+    # The configuration is the student's, not the teacher's.
+    config = json.loads((tmp_path / "out/model/unet/config.json").read_text())
+    assert config["reverse_transformer_layers_per_block"] == [[4, 4, 10], [2, 1, 1], 1]
+    assert config["mid_block_type"] == "UNetMidBlock2D"
+    student = load_file(tmp_path / "out/stage-2/student.safetensors")
+    for model in ("out/model", "out/model.safetensors"):
+        pipeline = Pipeline.load(str(tmp_path / model), dtype="fp32", device="cpu")
+        assert pipeline.family == "ssd-1b" and pipeline.defaults["guidance_scale"] == 3.0
+        for name, tensor in pipeline.unet.state_dict().items():
+            assert tensor.equal(student[name].half().float())
+    for part in ("vae", "text_encoder", "text_encoder_2"):
+        ours, theirs = (read_part(open_checkpoint(Path(each)), part) for each in ("out/model", teacher))
+        assert ours.keys() == theirs.keys() and all(ours[name].equal(theirs[name]) for name in ours)
+
+    # Teacher and student were two networks, and the teacher is what it was.
+    assert open_checkpoint(teacher).unet.transformer_blocks == 70
+    assert all(path.read_bytes() == content for path, content in before.items())
+    told = json.loads((tmp_path / "out/distill.json").read_text())
+    assert told["ssd1b_version"] and told["stages"][1]["kept"]["up_blocks.0.attentions.0"] == [0, 1, 2, 6]
+    names = [set(json.loads(line)) for line in _logs(tmp_path)]
+    assert any("feature/down_blocks.2.attentions.1" in each for each in names)
+
+
+def _logs(folder):
+    return [line for path in folder.glob("out/stage-*/log.jsonl") for line in path.read_text().splitlines()]
+
+
+def test_each_stage_begins_with_what_the_one_before_learned(tmp_path, teacher, monkeypatch):
+    """The second stage's student is cut out of the first one's averaged weights."""
+    found = Teacher.find(str(teacher), offline=True)
+    planned = plan(TEACHER.unet, [Stage(student="ssd-1b"), Stage(student="vega")])
+    given = []
+
+    def learned(out, teacher, student, layers, *rest, **options):
+        given.append(
+            (teacher.layout, {name: tensor.clone() for name, tensor in student.state_dict().items()})
+        )
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter += 1
+        return student
+
+    monkeypatch.setattr(running, "distill", learned)
+    monkeypatch.setattr(running, "write_model", lambda out, student, teacher: running.Made(out, None))
+    running.run(tmp_path, planned, {None: found}, lambda vae, text, settings: {}, device="cpu")
+    (of_first, first), (of_second, second) = given
+    assert of_first == of_second == TEACHER.unet, "every stage learns from the full teacher"
+    for key, source in planned[1].cut.keys.items():
+        assert second[key].equal(first[source] + 1)
+
+
+def test_a_miniature_brings_its_tokenizers_and_image_encoder_and_has_no_single_file(tmp_path):
+    found = Teacher.find("mini-sdxl", offline=True)
+    (planned,) = plan(found.info.layout.unet, [Stage(student="mini-ssd-1b")])
+    made = running.write_model(tmp_path, student_of(found.unet(), planned.cut), found)
+    assert made == (tmp_path / "model", None)
+    theirs = found.checkpoint.path
+    for name in (f"{IMAGE_ENCODER}/model.safetensors", "tokenizer/vocab.json", "ssd1b.json"):
+        assert (made.folder / name).read_bytes() == (theirs / name).read_bytes()
+    checkpoint = open_checkpoint(made.folder)
+    assert checkpoint.name == "mini-ssd-1b" and checkpoint.size == 128
+
+
+def test_a_folder_of_captioned_pictures_will_do(run, tmp_path, teacher):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(4):
+        smooth(192, 128, seed=number).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"cloud number {number}")
+    call = ["distill", "--teacher", teacher, "--student", "vega", "--out", "out", "--steps", 1,
+            "--batch-size", 2, "--device", "cpu", "--data"]  # fmt: skip
+    (tmp_path / "nothing").mkdir()
+    refused = run(*call, tmp_path / "nothing")
+    assert refused.code == 2 and "no pictures" in refused.err
+    result = run(*call, folder)  # what was never begun does not stand in the way
+    assert result.code == 0, result.err
+    found = json.loads((tmp_path / "out/data.json").read_text())
+    assert sum(found["buckets"].values()) == 4 and not found["unusable"]
+    assert len([*(tmp_path / "out/encoded").rglob("*.safetensors")]) >= 8, "latents and captions"
+    assert Pipeline.load(str(tmp_path / "out/model"), device="cpu").family == "vega"
+
+
+SHARED = """
+[train]
+steps = 2
+batch_size = 2
+micro_batches = 2
+learning_rate = 1e-3
+warmup_steps = 0
+validation_steps = 2
+[[stages]]
+student = "vega"
+features = "block"
+captions = ["a cloud", "two clouds"]
+"""
+
+
+def test_two_processes_distill_what_one_does_and_one_of_them_writes(run, tmp_path, teacher, image_at):
+    Path(tmp_path, "stages.toml").write_text(SHARED)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(4):
+        smooth(128, 128, seed=number).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"cloud number {number}")
+    call = ["distill", "--teacher", teacher, "--stages", "stages.toml", "--data", folder, "--device", "cpu"]
+    alone = run(*call, "--out", "one")
+    assert alone.code == 0, alone.err
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    two = subprocess.run(
+        [*torchrun, "-m", "ssd1b", *map(str, call), "--out", "two"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1"},
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr[-3000:]
+    assert two.stdout.split() == ["two/model", "two/model.safetensors"], "told once"
+    one, other = (load_file(tmp_path / out / "stage-1/student.safetensors") for out in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-4)
+    (line,) = Path(tmp_path, "two/stage-1/log.jsonl").read_text().splitlines()
+    assert json.loads(line)["step"] == 2
+    sheets = [image_at(tmp_path / out / "stage-1/pictures/drawn-00000002.png") for out in ("one", "two")]
+    assert sheets[0].size == (256, 128), "both captions, side by side"
+    assert np.abs(np.subtract(*(np.asarray(sheet, np.int16) for sheet in sheets))).mean() < 2
+
+
+def test_a_validation_without_captions_is_refused(run, tmp_path, teacher):
+    Path(tmp_path, "stages.toml").write_text(SHARED.replace("captions", "# captions"))
+    refused = run(
+        "distill", "--teacher", teacher, "--stages", "stages.toml", "--data", "tabletop", "--out", "o"
+    )
+    assert refused.code == 2 and "validation_steps needs captions" in refused.err
+
+
+def test_a_budget_is_filled_by_what_is_measured_on_data(run, tmp_path, teacher, monkeypatch):
+    monkeypatch.setattr(running, "EXAMPLES", 1)
+    monkeypatch.setattr(running, "EXAMPLE_SIZE", 1)
+    result = run("distill", "--teacher", teacher, "--student", "60%", "--data", "tabletop", "--device", "cpu",
+                 "--dry-run", "--out", "plan")  # fmt: skip
+    assert result.code == 0, result.err
+    (line,) = [line for line in result.out.splitlines() if line.startswith("stage 1")]
+    share = float(line.split("%")[0].split()[-1])
+    assert 55 < share <= 60
+    assert "from a forward pass of the teacher" in result.out
+    assert (tmp_path / "plan/layers.png").read_bytes().startswith(b"\x89PNG")
+    table = (tmp_path / "plan/layers.tsv").read_text().splitlines()
+    assert table[:2] == ["STUDENT\tTEACHER", "conv_in.weight\tconv_in.weight"]
+    assert not (tmp_path / "plan/distill.json").exists()
+
+
+def test_a_dry_run_at_full_size_needs_no_weights(run):
+    result = run("distill", "--teacher", "sdxl", "--student", "ssd-1b", "--dry-run", "--device", "cpu")
+    assert result.code == 0, result.err
+    lines = {line.split("  ")[0]: line for line in result.out.splitlines()}
+    assert "2,567,463,684" in lines["teacher"] and "3,381" in lines["teacher"]
+    assert all(
+        word in lines["stage 1"] for word in ("36 blocks, 1 resnet", "1,331,334,404", "51.9 %", "2,104")
+    )
+    assert lines["up_blocks.0.attentions.1"].split()[1:] == ["0-9", "0-2", "6"]
+    assert "weights are not at hand" in result.out and "matrix product" in result.out

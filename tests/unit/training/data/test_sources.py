@@ -1,0 +1,224 @@
+"""Every kind of source gives the same examples, and says of broken ones what is wrong with them."""
+
+import gzip
+import io
+import json
+import sys
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from picture_files import as_bytes, smooth
+from ssd1b.errors import InputError
+from ssd1b.training.data.examples import Columns, Example
+from ssd1b.training.data.scan import Scanned, in_threads, scan
+from ssd1b.training.data.sources import open_source
+
+PNG = as_bytes(smooth(40, 32))
+JPEG = as_bytes(smooth(32, 48), "JPEG")
+
+
+def opened(path: str | Path, **columns: str) -> list[Example]:
+    return open_source(path, Columns(**columns), cache=Path(path).parent / "cache")
+
+
+def scanned(examples: list[Example]) -> tuple[dict[str, tuple[str, ...]], dict[str, list[str]]]:
+    found, report = scan(examples, min_side=16)
+    return {each.example.key: each.captions for each in found}, report.unusable
+
+
+def write(folder: Path, files: Mapping[str, bytes | str]) -> Path:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def test_a_folder_with_text_files(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", {
+        "b.png": PNG, "b.txt": "  a cat \n",
+        "a/deep.JPG": JPEG, "a/deep.txt": "\ufeffa dög",
+        "c.png": PNG,
+        "d.png": PNG, "d.txt": " \n",
+        "e.png": PNG, "e.txt": b"caf\xe9",
+        "f.png": PNG[:20], "f.txt": "cut short",
+        "g.png": b"<html>", "g.txt": "no picture",
+        "h.webp": as_bytes(smooth(40, 8), "WEBP"), "h.txt": "flat",
+        "i.png": PNG, "i.txt": "x" * 10_001,
+        "notes.txt": "of nothing", ".hidden.png": PNG,
+    })  # fmt: skip
+    good, bad = scanned(opened(folder))
+    assert good == {"a/deep.JPG": ("a dög",), "b.png": ("a cat",)}
+    assert bad == {
+        "caption missing": ["c.png"],
+        "caption empty": ["d.png"],
+        "caption is not UTF-8": ["e.png"],
+        "picture damaged": ["f.png"],
+        "no PNG, JPEG or WebP": ["g.png"],
+        "picture smaller than 16 pixels": ["h.webp"],
+        "caption too long or no text": ["i.png"],
+    }
+
+
+def test_a_folder_with_metadata(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"file_name": "one.png", "text": "first"}),
+        json.dumps({"file_name": "sub/two.jpg", "text": ["a", "b"], "other": "c"}),
+        "",
+        "{broken",
+        json.dumps({"text": "no file"}),
+        json.dumps({"file_name": "gone.png", "text": "gone"}),
+        json.dumps({"file_name": "one.png", "text": None}),
+    ]
+    folder = write(tmp_path / "set", {
+        "metadata.jsonl": "\n".join(lines),
+        "one.png": PNG, "sub/two.jpg": JPEG, "unlisted.png": PNG,
+        "nested/metadata.jsonl": json.dumps({"file_name": "three.png", "text": "third"}),
+        "nested/three.png": PNG,
+    })  # fmt: skip
+    good, bad = scanned(opened(folder))
+    assert good == {"one.png": ("first",), "sub/two.jpg": ("a", "b"), "nested/three.png": ("third",)}
+    assert bad == {
+        "no line of metadata.jsonl with a file_name": ["metadata.jsonl:4", "metadata.jsonl:5"],
+        "file missing or not readable": ["gone.png"],
+        "caption missing": ["one.png"],
+    }
+    good, _ = scanned(opened(folder, caption="other"))
+    assert good == {"sub/two.jpg": ("c",)}
+
+
+def tar(path: Path, files: Mapping[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def test_webdataset_shards(tmp_path: Path) -> None:
+    tar(tmp_path / "s-09.tar", {
+        "0001.txt": b"from text", "0001.png": PNG, "0001.json": b'{"caption": "from json"}',
+        "x/0001.jpg": JPEG, "x/0001.json": b'{"caption": "below"}',
+        "0002.txt": b"no picture",
+    })  # fmt: skip
+    tar(tmp_path / "s-10.tar", {"0001.seg.png": PNG, "0001.JPEG": JPEG, "0001.txt": b"second shard"})
+    good, bad = scanned(opened(f"{tmp_path}/s-{{09..10}}.tar"))
+    assert good == {
+        "s-09.tar/0001": ("from text",), "s-09.tar/x/0001": ("below",), "s-10.tar/0001": ("second shard",),
+    }  # fmt: skip
+    assert bad == {"picture missing": ["s-09.tar/0002"]}
+    assert [each.key for each in opened(tmp_path)] == [*[*good][:2], "s-09.tar/0002", "s-10.tar/0001"]
+    assert scanned(opened(tmp_path / "s-09.tar", caption="caption"))[0]["s-09.tar/0001"] == ("from json",)
+    assert opened(tmp_path / "s-10.tar")[0].picture() == JPEG
+
+
+@pytest.mark.parametrize("damage", ["cut", "header"])
+def test_what_a_damaged_shard_lost_is_counted(tmp_path: Path, damage: str) -> None:
+    files = {
+        f"{index:03d}.{kind}": PNG if kind == "png" else b"text"
+        for index in range(40)
+        for kind in ("png", "txt")
+    }
+    whole = tar(tmp_path / "whole.tar", files)
+    broken = tar(tmp_path / "a-broken.tar", files)
+    with tarfile.open(whole) as archive:
+        at = archive.getmember("010.png").offset
+    data = bytearray(broken.read_bytes())
+    if damage == "cut":
+        del data[at + 700 :]
+    else:
+        data[at : at + 512] = b"?" * 512
+    broken.write_bytes(data)
+    good, bad = scanned(opened(tmp_path))
+    assert len(good) == 50
+    if damage == "header":
+        assert len(bad["shard damaged"]) == pytest.approx(30, abs=4)
+    else:
+        assert bad["shard damaged"]
+
+
+def test_shards_that_cannot_be_read_at_all(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"s-1.tar: no such shard"):
+        opened(f"{tmp_path}/s-{{1..2}}.tar")
+    packed = tmp_path / "packed.tar"
+    packed.write_bytes(gzip.compress(tar(tmp_path / "a.tar", {"a.png": PNG}).read_bytes()))
+    with pytest.raises(InputError, match="compressed"):
+        opened(packed)
+    (tmp_path / "page.tar").write_text("<html>")
+    assert scanned(opened(tmp_path / "page.tar"))[1] == {"shard damaged": ["page.tar, lost part 0"]}
+
+
+@pytest.mark.parametrize("kind", ["saved", "split", "parquet"])
+def test_datasets(tmp_path: Path, kind: str) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    pictures = [
+        {"bytes": PNG, "path": None},
+        {"bytes": JPEG, "path": None},
+        None,
+        {"bytes": PNG, "path": None},
+    ]
+    data = datasets.Dataset.from_dict(
+        {"photo": pictures, "text": ["a", "b", "c", None]},
+        features=datasets.Features(photo=datasets.Image(), text=datasets.Value("string")),
+    )
+    path = tmp_path / ("set.parquet" if kind == "parquet" else "set")
+    if kind == "parquet":
+        data.to_parquet(path)
+    else:
+        (datasets.DatasetDict(test=data) if kind == "split" else data).save_to_disk(path)
+    examples = opened(path, image="photo", **({"split": "test"} if kind == "split" else {}))
+    assert examples[1].picture() == JPEG
+    good, bad = scanned(examples)
+    assert good == {"row 0": ("a",), "row 1": ("b",)}
+    assert bad == {"picture missing": ["row 2"], "caption missing": ["row 3"]}
+    with pytest.raises(InputError, match=r"image column 'foto': did you mean 'photo'"):
+        opened(path, image="foto", split="test")
+    with pytest.raises(InputError, match=r"caption column"):
+        opened(path, image="photo", caption="words", split="test")
+    if kind == "split":
+        with pytest.raises(InputError, match="split 'train'"):
+            opened(path, image="photo")
+
+
+def test_datasets_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    (tmp_path / "set.parquet").touch()
+    with pytest.raises(InputError, match=r"pip install 'ssd1b\[train\]'"):
+        opened(tmp_path / "set.parquet")
+
+
+def test_no_dataset_in_a_parquet_file(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "set.parquet").write_bytes(b"no parquet")
+    with pytest.raises(InputError, match="no dataset that can be read"):
+        opened(tmp_path / "set.parquet")
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        opened(tmp_path / "none")
+    with pytest.raises(InputError, match="no pictures"):
+        opened(tmp_path)
+
+
+def test_threads_keep_the_order_and_pass_on_errors() -> None:
+    assert list(in_threads(lambda each: each * 2, range(300), label="double")) == list(range(0, 600, 2))
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(lambda each: 1 // each, [1, 0], label="divide"))
+
+
+def test_a_picture_has_the_size_that_people_see(tmp_path: Path) -> None:
+    turned = as_bytes(
+        smooth(48, 32),
+        "JPEG",
+        exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0",
+    )
+    write(tmp_path, {"a.jpg": turned, "a.txt": "on its side"})
+    (found,), _ = scan(opened(tmp_path), min_side=1)
+    assert isinstance(found, Scanned)
+    assert found.size == (48, 32)

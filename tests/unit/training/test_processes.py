@@ -1,0 +1,232 @@
+"""Two processes on this machine, started by torchrun, learn what one does.
+
+Weights after eight steps agree to 1e-5: the order in which a gradient's parts are summed is all that differs.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ssd1b.errors import InputError
+from ssd1b.models.attention import TransformerBlock
+from ssd1b.training import loop
+from ssd1b.training.batches import Share
+from ssd1b.training.loop import Batch, LoopSettings, Loss, train
+
+SETTINGS = LoopSettings(
+    steps=8, batch_size=8, micro_batches=2, learning_rate=1e-2, warmup_steps=2, decay_steps=2,
+    checkpoint_steps=2, log_steps=8, ema_decay=0.9, timeout_minutes=2.0,
+)  # fmt: skip
+PLAIN = replace(SETTINGS, seed=1)
+RUNS = {
+    "ddp": replace(SETTINGS, muon_rate=1e-2),
+    "ddp, four parts, adafactor": replace(SETTINGS, micro_batches=4, optimizer="adafactor"),
+    "fsdp": replace(SETTINGS, fsdp=True),
+}
+HALF = 6
+"""Steps after which a run of one process is gone on with by two."""
+
+
+class Numbers:
+    def __getitem__(self, step: int) -> Batch:
+        return {"x": torch.randn(8, 4, generator=torch.Generator().manual_seed(step))}
+
+
+class Network(nn.Module):
+    """With a block that FSDP holds apart, and a layer that, as SDXL's text encoder has one, is not used."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.block = TransformerBlock(8, head_dim=4, context_channels=8)
+        self.last = nn.Linear(8, 4)
+        self.unused = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.first(x)[:, None]
+        return self.last(self.block(tokens, tokens)[:, 0])
+
+
+def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    noisy = batch["x"] + torch.randn_like(batch["x"])
+    return {"loss": (model(noisy) - batch["x"]).square().mean()}
+
+
+def noiseless(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    return {"loss": (model(batch["x"]) - batch["x"]).square().mean()}
+
+
+def at_step(step: int, rank: int, happens: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Loss:
+    """A loss with which something happens in one process at one step."""
+
+    def eventful(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        told = loss(model, batch)
+        mine = Numbers()[step]["x"][4 * rank : 4 * rank + 4]
+        return happens(told) if batch["x"].equal(mine) else told
+
+    return eventful
+
+
+def learn(out: Path, settings: LoopSettings, asked: Loss = loss, *, resume: bool = False) -> nn.Module:
+    return train(Network(), Numbers(), asked, settings, out, resume=resume, label="test")
+
+
+def in_process(share: Share, start: int, stop: int) -> Iterator[list[Batch]]:
+    return (share[step] for step in range(start, stop))
+
+
+def work(out: Path) -> None:
+    """What each of the two processes does."""
+    loop._read_ahead = in_process
+    rank = int(os.environ["RANK"])
+
+    def kept(name: str, model: nn.Module) -> None:
+        save_file(model.state_dict(), out / f"{name}.{rank}.safetensors")
+
+    for name, settings in RUNS.items():
+        kept(name, learn(out / name, settings))
+        kept(f"{name}, gone on", learn(out / f"{name}, half", settings, resume=True))
+    kept("whole batch", learn(out / "whole batch", PLAIN, noiseless))
+
+    def stop(told: dict[str, Tensor]) -> dict[str, Tensor]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return told
+
+    try:
+        learn(out / "stopped", SETTINGS, at_step(4, 1, stop))
+    except KeyboardInterrupt:
+        (out / f"stopped.{rank}").touch()
+
+    kept(
+        "poisoned",
+        learn(out / "poisoned", SETTINGS, at_step(4, 1, lambda told: {"loss": told["loss"] * torch.nan})),
+    )
+
+    try:
+        learn(out / "uneven", replace(SETTINGS, micro_batches=1))
+    except InputError as error:
+        (out / f"uneven.{rank}").write_text(str(error))
+
+    def hang(told: dict[str, Tensor]) -> dict[str, Tensor]:
+        while not (out / "hanging").exists():
+            time.sleep(0.1)
+        return told
+
+    try:
+        learn(out / "hung", replace(SETTINGS, timeout_minutes=0.1), at_step(4, 1, hang))
+    except RuntimeError as error:
+        if rank == 0:
+            (out / "hanging").write_text(str(error))
+        raise
+
+
+def one_process(out: Path, settings: LoopSettings, asked: Loss = loss) -> dict[str, Tensor]:
+    return learn(out, replace(settings, fsdp=False), asked).state_dict()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def read_in_process() -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_read_ahead", in_process)
+        yield
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory, read_in_process: None) -> tuple[Path, int]:
+    """The folder in which two processes did everything, and how they ended."""
+    out = tmp_path_factory.mktemp("together")
+    for name, settings in RUNS.items():
+        one_process(out / f"{name}, half", settings)
+        for path in (out / f"{name}, half/checkpoints").iterdir():
+            if int(path.stem.removeprefix("step-")) > HALF:
+                path.unlink()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    ended = subprocess.run(
+        [*torchrun, __file__, str(out)], timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
+    return out, ended.returncode
+
+
+def assert_near(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_learn_what_one_does(together: tuple[Path, int], tmp_path: Path, name: str) -> None:
+    alone = one_process(tmp_path, RUNS[name])
+    for rank in range(2):
+        assert_near(load_file(together[0] / f"{name}.{rank}.safetensors"), alone)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_go_on_with_what_one_began(
+    together: tuple[Path, int], tmp_path: Path, name: str
+) -> None:
+    assert_near(load_file(together[0] / f"{name}, gone on.0.safetensors"), one_process(tmp_path, RUNS[name]))
+
+
+def test_one_process_goes_on_with_what_two_began(together: tuple[Path, int], tmp_path: Path) -> None:
+    folder = together[0] / "fsdp/checkpoints"
+    cut = tmp_path / "cut/checkpoints"
+    cut.mkdir(parents=True)
+    (cut / "step-00000006.safetensors").write_bytes((folder / "step-00000006.safetensors").read_bytes())
+    gone_on = learn(tmp_path / "cut", SETTINGS, resume=True).state_dict()
+    assert_near(gone_on, one_process(tmp_path / "alone", SETTINGS))
+
+
+def test_two_processes_learn_what_one_does_from_the_batch_as_a_whole(
+    together: tuple[Path, int], tmp_path: Path
+) -> None:
+    alone = one_process(tmp_path, replace(PLAIN, micro_batches=1), noiseless)
+    assert_near(load_file(together[0] / "whole batch.0.safetensors"), alone)
+
+
+def test_a_signal_to_one_process_ends_all_with_a_checkpoint_of_the_same_step(
+    together: tuple[Path, int], tmp_path: Path
+) -> None:
+    out, _ = together
+    assert (out / "stopped.0").exists() and (out / "stopped.1").exists()
+    saved = sorted(path.name for path in (out / "stopped/checkpoints").iterdir())
+    assert saved[-1] == "step-00000005.safetensors"
+    assert_near(learn(out / "stopped", SETTINGS, resume=True).state_dict(), one_process(tmp_path, SETTINGS))
+
+
+def test_poison_in_one_process_is_followed_by_none(together: tuple[Path, int]) -> None:
+    out, _ = together
+    first, second = (load_file(out / f"poisoned.{rank}.safetensors") for rank in range(2))
+    assert all(tensor.isfinite().all() and tensor.equal(second[name]) for name, tensor in first.items())
+    row = json.loads((out / "poisoned/log.jsonl").read_text().splitlines()[-1])
+    assert row["skipped"] == 1
+
+
+def test_only_the_first_process_writes(together: tuple[Path, int]) -> None:
+    assert len((together[0] / "ddp/log.jsonl").read_text().splitlines()) == 1
+
+
+def test_parts_that_cannot_be_shared_are_an_error(together: tuple[Path, int]) -> None:
+    message = "2 processes cannot share 1 micro_batches evenly: set micro_batches to a multiple of 2"
+    assert (together[0] / "uneven.1").read_text() == message
+
+
+def test_a_process_that_hangs_is_named_and_ends_the_run(together: tuple[Path, int]) -> None:
+    out, code = together
+    assert "Ranks 1 failed" in (out / "hanging").read_text()
+    assert code != 0
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))
