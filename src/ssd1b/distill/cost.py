@@ -63,7 +63,7 @@ def memory(planned: PlannedStage, cells: int, dtype: torch.dtype, device: str) -
         "gradients": FLOAT32 * count,
         # Muon, which moves nearly all where it is used, keeps one average of each gradient.
         "optimiser": count * (OPTIMISER_BYTES[settings.optimizer] if settings.muon_rate is None else FLOAT32),
-        "averaged weights": FLOAT32 * count,
+        "averaged weights": FLOAT32 * count * (settings.ema_decay > 0),
         "teacher's weights": dtype.itemsize * parameters(planned.layers.teacher),
         "activations": settings.batch_size
         // settings.micro_batches

@@ -66,8 +66,8 @@ def train_part(
 ) -> Path:  # fmt: skip
     """Train one part of the miniature in ``run``; the UNet, which needs the others, completes the model.
 
-    The text encoders learn on beside the UNet. The image encoder, which only the CLIP score needs, follows
-    them afterwards.
+    The text encoders learn on beside a new UNet, and stay as they are beside one that is gone on with. The image
+    encoder, which only the CLIP score needs, follows them afterwards.
 
     Args:
         part: a key of ``SETTINGS``.
@@ -115,10 +115,12 @@ def train_part(
         return _save(train_judge.train_judge(run / part, vae, start=judge, **how), run / part)
 
     companions = _companions(run, start)
-    unet = train_unet.train_unet(
-        run / part, companions.vae.to(device), companions.text, run,
-        start=start and _taken(UNet(MINI_SDXL.unet), start, part), **how,
-    )  # fmt: skip
+    beside = (companions.vae.to(device), companions.text, run)
+    if start is None:
+        unet = train_unet.train_unet(run / part, *beside, **how)
+    else:
+        taken = _taken(UNet(MINI_SDXL.unet), start, part)
+        unet = train_unet.train_unet_further(run / part, taken, *beside, **how)
     _save(unet, run / part)
     return assemble(run / "model", unet, companions)
 

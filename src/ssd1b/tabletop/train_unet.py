@@ -3,7 +3,7 @@
 Beside the noise, a linear layer on the UNet's coarse features is asked which solid stands where, which in a
 noisy picture only the caption tells. Features that are held to what a picture means make diffusion models
 learn sooner (REPA, 2410.06940); here the truth itself takes the place of a vision model's features. The layer
-is dropped afterwards.
+is dropped afterwards. A run that goes on with what has learned all this trains the UNet alone.
 """
 
 import hashlib
@@ -33,14 +33,14 @@ from ssd1b.tabletop.train_judge import ABSENT, answers_by_cell
 from ssd1b.tabletop.views import View, photograph, view
 from ssd1b.training.kernels import quicken, quicken_text
 from ssd1b.training.loop import Batch, LoopSettings, train
-from ssd1b.training.objective import noised
+from ssd1b.training.objective import Objective, noised
 from ssd1b.training.precision import computing_in, training_dtype
 
 SETTINGS = LoopSettings(
     steps=2600, batch_size=96, learning_rate=1e-3, muon_rate=0.02, muon_decay=0.1, decay_steps=2000,
     warmup_steps=30, ema_decay=0.995, checkpoint_steps=100,
 )  # fmt: skip
-FURTHER = replace(SETTINGS, learning_rate=4e-4, muon_rate=0.008, decay_steps=2600, seed=4)
+FURTHER = replace(SETTINGS, learning_rate=3e-4, muon_rate=0.006, decay_steps=2600, seed=4)
 """Of a run that goes on with a trained model: at the full rate it would first unlearn (docs/log)."""
 
 PICTURES = 32 * 1024
@@ -152,8 +152,8 @@ def captioned_latents(
 
 
 def train_unet(
-    out: Path, vae: VAE, text: TextEncoders, cache: Path, *, start: UNet | None = None,
-    settings: LoopSettings = SETTINGS, world: str = "plain", resume: bool = False, device: str = "cpu",
+    out: Path, vae: VAE, text: TextEncoders, cache: Path, *, settings: LoopSettings = SETTINGS,
+    world: str = "plain", resume: bool = False, device: str = "cpu",
 ) -> UNet:  # fmt: skip
     """Train ``SDXL_MINI`` and its text encoders against a frozen autoencoder.
 
@@ -162,7 +162,6 @@ def train_unet(
         vae: float32, with normalised latents.
         text: both encoders, which afterwards hold their averaged weights.
         cache: folder in which latents are kept.
-        start: a UNet to go on with, in place of a new one.
         settings: of the run.
         world: a key of ``WORLDS``.
         resume: go on with the run in ``out``.
@@ -170,7 +169,7 @@ def train_unet(
     """
     torch.manual_seed(settings.seed)
     dtype = training_dtype(device)
-    model = (start or initialised(UNet(SDXL_MINI))).to(device)
+    model = initialised(UNet(SDXL_MINI)).to(device)
     if device == "cpu":
         quicken(model, dtype)
         quicken_text(text.encoder)
@@ -196,6 +195,42 @@ def train_unet(
     text.encoder.load_state_dict(average.text_encoder.state_dict())
     text.encoder_2.load_state_dict(average.text_encoder_2.state_dict())
     return average.unet
+
+
+def train_unet_further(
+    out: Path, unet: UNet, vae: VAE, text: TextEncoders, cache: Path, *, settings: LoopSettings = FURTHER,
+    world: str = "plain", resume: bool = False, device: str = "cpu",
+) -> UNet:  # fmt: skip
+    """Go on with a trained UNet. Its text encoders stay as they are, which makes a step a quarter shorter.
+
+    Args:
+        out: of the run.
+        unet: float32.
+        vae: that it was trained with; text: likewise.
+        cache: folder in which latents are kept.
+        settings: of the run.
+        world: a key of ``WORLDS``.
+        resume: go on with the run in ``out``.
+        device: where to train.
+    """
+    dtype = training_dtype(device)
+    unet.requires_grad_(True).to(device)
+    text.encoder.to(device)
+    text.encoder_2.to(device)
+    if device == "cpu":
+        quicken(unet, dtype)
+    objective = Objective(text=text, device=device, dtype=dtype, max_weight=MAX_WEIGHT)
+
+    def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        example = objective(batch)
+        predicted = computing_in(dtype, module)(*example.inputs).float()
+        errors = (predicted - example.target).square().mean(dim=(1, 2, 3))
+        return {"loss": (errors * example.weights).mean(), "noise_mse": errors.mean()}
+
+    data = captioned_latents(vae, text, cache, settings, world=world)
+    average = train(unet, data, loss, settings, out, resume=resume, label="unet")
+    assert isinstance(average, UNet)
+    return average
 
 
 def _reading(read: Tensor, truth: Batch) -> dict[str, Tensor]:

@@ -20,12 +20,24 @@ FOLDER = "checkpoints"
 """In a run's folder."""
 
 
+class Latest(nn.Module):
+    """In an average's place where none is kept: the model as it is, and nothing to remember."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        object.__setattr__(self, "module", model)  # not a submodule: its weights are kept once
+        self.module: nn.Module
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Nothing: it is the model."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """What a step changes. Random numbers and data are functions of the step, and need no place here."""
 
     model: nn.Module
-    average: AveragedModel
+    average: AveragedModel | Latest
     optimizers: Optimizers
     guard: Guard
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ssd1b.errors import InputError
 from ssd1b.training import checkpoints
 from ssd1b.training.batches import Batch, Batches, Share
-from ssd1b.training.checkpoints import FOLDER, State
+from ssd1b.training.checkpoints import FOLDER, Latest, State
 from ssd1b.training.gradient_checkpointing import checkpoint_gradients
 from ssd1b.training.guard import Guard
 from ssd1b.training.logs import Log
@@ -63,7 +63,7 @@ def train(
     model.to(processes.device)
     if settings.gradient_checkpointing:
         checkpoint_gradients(model)
-    average = AveragedModel(model, multi_avg_fn=_warmed_average(settings.ema_decay)).eval()
+    average = _average(model, settings.ema_decay)
     asked = processes.share_out(model, average.module, loss)
     state = State(model=model, average=average, optimizers=Optimizers(model, settings), guard=Guard(settings))
     start = _start(out, state, processes, resume=resume)
@@ -156,6 +156,12 @@ def _ignore_stops(worker: int) -> None:
     """Leave stopping, which terminals and batch systems ask of every process, to the one that trains."""
     for number in _STOPS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _average(model: nn.Module, decay: float) -> AveragedModel | Latest:
+    if decay == 0:
+        return Latest(model)
+    return AveragedModel(model, multi_avg_fn=_warmed_average(decay)).eval()
 
 
 def _warmed_average(decay: float) -> Callable[..., None]:

@@ -51,12 +51,14 @@ class Objective:
         text: both frozen encoders, on ``device``; None where every batch brings its embeddings.
         device: where the network is; dtype: in which it computes.
         schedule: of the noise.
+        max_weight: see ``loss_weights``.
     """
 
     text: TextEncoders | None
     device: str
     dtype: torch.dtype
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
+    max_weight: float = MAX_WEIGHT
 
     def __call__(self, batch: Batch) -> Example:
         """Noise a batch with torch's global generator.
@@ -68,7 +70,7 @@ class Objective:
         clean = batch["latents"].to(self.device).float()
         kept = batch["kept"].to(self.device)
         embeds, pooled = (part.to(self.device) for part in batch.get("conditioning") or self._encode(batch))
-        noisy = noised(self.schedule, clean)
+        noisy = noised(self.schedule, clean, max_weight=self.max_weight)
         inputs = (
             noisy.latents.to(self.dtype),
             noisy.timesteps,

@@ -73,7 +73,7 @@ class Processes:
         asked = _Asked(model, loss)
         if self._sharded:
             self._whole = copy.deepcopy(model).cpu()
-            for module in (asked, average):
+            for module in (asked,) if average is model else (asked, average):
                 _shard(module, self.device)
             return asked
         return self._accelerator.prepare(asked) if self.count > 1 else asked

@@ -280,6 +280,7 @@ OTHERS = {
     "micro-batches": replace(SETTINGS, micro_batches=4),
     "adafactor": replace(SETTINGS, optimizer="adafactor"),
     "adamw-8bit": replace(SETTINGS, optimizer="adamw-8bit"),
+    "no average": replace(SETTINGS, ema_decay=0.0),
     "spikes": replace(SETTINGS, spike_factor=1.05, max_skipped=100, steps=24, log_steps=24),
 }
 
@@ -390,6 +391,17 @@ def test_a_loss_that_stays_broken_ends_the_run(tmp_path: Path) -> None:
 
 def rows(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_without_an_average_the_latest_weights_are_what_a_run_is_for(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, ema_decay=0.0)
+    model = make_model()
+    assert train(model, Numbers(), loss, settings, tmp_path, resume=False, label="test") is model
+    kept = tensors(tmp_path / "checkpoints/step-00000012.safetensors")
+    assert not [name for name in kept if name.startswith("average.")]
+    averaged = replace(SETTINGS, ema_decay=1e-9)
+    other = train(make_model(), Numbers(), loss, averaged, tmp_path / "other", resume=False, label="test")
+    torch.testing.assert_close(model.state_dict(), other.state_dict())
 
 
 def test_the_log_has_the_means_and_what_was_skipped(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ RUNS = {
     "ddp": replace(SETTINGS, muon_rate=1e-2),
     "ddp, four parts, adafactor": replace(SETTINGS, micro_batches=4, optimizer="adafactor"),
     "fsdp": replace(SETTINGS, fsdp=True),
+    "fsdp, no average": replace(SETTINGS, fsdp=True, ema_decay=0.0),
 }
 HALF = 6
 """Steps after which a run of one process is gone on with by two."""
