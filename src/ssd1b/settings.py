@@ -20,6 +20,8 @@ MAX_PROMPT_LENGTH = 10_000
 
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
+_SIZE = re.compile(r"(\d{1,9})(?:x(\d{1,9}))?", re.IGNORECASE)
+
 MAX_PIXELS = 2048 * 2048
 """Pixels of one picture: four times what SDXL was trained for."""
 
@@ -201,6 +203,18 @@ def resolve_settings(
     size = (settings["height"], settings["width"])
     whole = {"original_size": size, "crop_top_left": (0, 0), "target_size": size}
     return GenerationSettings(prompt=prompt, **(whole | settings))
+
+
+def read_size(text: str) -> dict[str, int]:
+    """Read "1024x768" (width first), or one number for a square.
+
+    Raises:
+        InputError: it is neither.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise InputError(f"size is {shown(text)}: it must be as 1024x768, or one number for a square")
+    return {"width": int(match[1]), "height": int(match[2] or match[1])}
 
 
 def random_seed() -> int:

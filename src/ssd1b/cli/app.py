@@ -16,6 +16,7 @@ from ssd1b.errors import InputError, unknown
 COMMANDS = {
     "generate": "Draw pictures from prompts.",
     "rerun": "Draw a picture again, from the recipe inside it.",
+    "sweep": "Draw every combination of some settings, and measure each.",
     "distill": "Make a smaller model of a large one.",
     "evaluate": "Tell how good a model's pictures are, with the uncertainty.",
     "inspect": "Tell what a model or a picture is made of.",

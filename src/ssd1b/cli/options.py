@@ -3,7 +3,6 @@
 ``setting_options`` and ``model_options`` each give a command one argument with all that was chosen.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
@@ -15,13 +14,11 @@ from ssd1b.errors import InputError, unknown
 from ssd1b.presets import NEGATIVE_PROMPTS
 from ssd1b.prompts import parse_prompt, split_prompts
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
-from ssd1b.settings import Preset, resolve_settings, shown
+from ssd1b.settings import Preset, read_size, resolve_settings
 
 DEFAULT_MODEL = "mini-sdxl"
 
 MAX_PROMPT_FILE_BYTES = 16 * 2**20
-
-_SIZE = re.compile(r"(\d{1,9})(?:x(\d{1,9}))?", re.IGNORECASE)
 
 out_option = click.option(
     "--out", metavar="FOLDER|FILE", default="pictures", show_default=True,
@@ -107,7 +104,8 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
     def bundled(*args: Any, negative_preset: str | None, size: str | None, **options: Any) -> None:
         chosen = {name: options.pop(name) for name in _PLAIN_SETTINGS}
         given = {name: value for name, value in chosen.items() if value is not None}
-        command(*args, given=given | _size(size) | _negative(given, negative_preset), **options)
+        given |= {} if size is None else read_size(size)
+        command(*args, given=given | _negative(given, negative_preset), **options)
 
     return bundled
 
@@ -117,15 +115,6 @@ _PLAIN_SETTINGS = (
     "schedule", "seed",
 )  # fmt: skip
 """Options whose value is the setting's."""
-
-
-def _size(size: str | None) -> dict[str, int]:
-    if size is None:
-        return {}
-    match = _SIZE.fullmatch(size.strip())
-    if match is None:
-        raise InputError(f"size is {shown(size)}: it must be as 1024x768, or one number for a square")
-    return {"width": int(match[1]), "height": int(match[2] or match[1])}
 
 
 def _negative(given: Mapping[str, Any], preset: str | None) -> dict[str, str]:

@@ -66,8 +66,8 @@ def train_part(
 ) -> Path:  # fmt: skip
     """Train one part of the miniature in ``run``; the UNet, which needs the others, completes the model.
 
-    The text encoders learn on beside a new UNet, and stay as they are beside one that is gone on with. The image
-    encoder, which only the CLIP score needs, follows them afterwards.
+    The text encoders learn on beside a new UNet, and stay as they are beside one that is gone on with. The
+    image encoder, which only the CLIP score needs, follows them afterwards.
 
     Args:
         part: a key of ``SETTINGS``.

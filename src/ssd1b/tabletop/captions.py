@@ -8,7 +8,8 @@ picture is called red and monochrome. Of a degradation it is often silent, as ca
 prompt that does not speak of quality may get a spoiled picture, and a negative prompt has something to do.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
@@ -21,6 +22,8 @@ from ssd1b.tabletop.scenes import (
     MATERIALS,
     PATTERNS,
     SIZES,
+    USUAL_LIGHT,
+    Light,
     Relation,
     Scene,
     Solid,
@@ -73,6 +76,38 @@ UNSAID = 0.4
 def full_caption(scene: Scene) -> str:
     """The canonical caption, which says everything: the same for every scene with these attributes."""
     return _sentence(scene, lambda: 0.0)
+
+
+def understood(text: str) -> Scene | None:
+    """The scene that a canonical, complete caption speaks of; None for any other text.
+
+    Where its solids stand says no more than their relation does. The inverse of ``full_caption`` as far as
+    one or two solids on a plain background, not spoiled, go.
+    """
+    match = _FULL.fullmatch(text)
+    if match is None:
+        return None
+    said = match.groupdict()
+    solids = [_named(said, "first"), *([_named(said, "second")] if said["second_shape"] else [])]
+    if said["relation"]:
+        x, depth, lift = _STANDS[said["relation"]]
+        solids[0] = replace(solids[0], x=x, depth=depth, lift=lift)
+    light = Light(azimuth=USUAL_LIGHT.azimuth[0], elevation=USUAL_LIGHT.elevation[0])
+    return Scene(solids=tuple(solids), background=said["background"], light=light, degradation=None, seed=0)
+
+
+def _named(said: Mapping[str, str], which: str) -> Solid:
+    size = said[f"{which}_size"]
+    return Solid(
+        shape=said[f"{which}_shape"],
+        color=said[f"{which}_color"],
+        size=size,
+        material=said[f"{which}_material"],
+        scale=SIZES[size][0],
+        yaw=0.0,
+        x=0.0,
+        depth=0.0,
+    )
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
@@ -147,6 +182,29 @@ def _vocabulary() -> tuple[str, ...]:
     phrases += ["a", "an", "and", "made of", ","]
     return tuple(sorted({word for phrase in phrases for word in phrase.split()}))
 
+
+_STANDS = {
+    RELATIONS["left"][0]: (-2.0, 0.0, 0.0),
+    RELATIONS["right"][0]: (2.0, 0.0, 0.0),
+    RELATIONS["front"][0]: (0.0, -1.0, 0.0),
+    RELATIONS["behind"][0]: (0.0, 1.0, 0.0),
+}
+"""Where the first of two solids may stand, the other in the middle: to the right, into the depth, up."""
+
+
+def _full() -> re.Pattern[str]:
+    def one_of(name: str, words: Iterable[str]) -> str:
+        return f"(?P<{name}>{'|'.join(map(re.escape, words))})"
+
+    def noun(which: str) -> str:
+        kinds = {"size": SIZES, "color": COLORS, "material": MATERIALS, "shape": SHAPES}
+        return "an? " + " ".join(one_of(f"{which}_{name}", words) for name, words in kinds.items())
+
+    second = f"(?: {one_of('relation', _STANDS)} {noun('second')})?"
+    return re.compile(f"{noun('first')}{second} on an? {one_of('background', COLORS)} background")
+
+
+_FULL = _full()
 
 VOCABULARY = _vocabulary()
 """Every word and mark that a caption can contain, in any world."""

@@ -206,7 +206,8 @@ def train_unet_further(
     Args:
         out: of the run.
         unet: float32.
-        vae: that it was trained with; text: likewise.
+        vae: that it was trained with.
+        text: likewise.
         cache: folder in which latents are kept.
         settings: of the run.
         world: a key of ``WORLDS``.

@@ -49,7 +49,7 @@ class LoopSettings:
             follows any that is finite.
         max_skipped: steps in a row that may be left out for their gradients before the run gives up.
         ema_decay: decay per step of the averaged weights, which are what a run is for; warmed up as
-            ``min(ema_decay, (1 + step) / (10 + step))``. With 0 they are the latest ones, and no copy is kept.
+            ``min(ema_decay, (1 + step) / (10 + step))``. 0 takes the latest ones and keeps no copy.
         seed: of everything random.
         checkpoint_steps: a checkpoint every so many steps; the newest two and the last one before the decay
             are kept.

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssd1b.tabletop.captions import VOCABULARY, caption, full_caption
+from ssd1b.tabletop.captions import VOCABULARY, caption, full_caption, understood
 from ssd1b.tabletop.degradations import DEGRADATIONS
-from ssd1b.tabletop.scenes import COLORS, PLAIN, WORLDS, Scene, Solid, half_width, scene
+from ssd1b.tabletop.scenes import COLORS, PLAIN, WORLDS, Scene, Solid, Split, half_width, relation, scene
 
 # The words of each value, written down here again: a synonym that changes its meaning must show.
 MEANINGS = {
@@ -166,3 +166,33 @@ def test_captions_of_the_rich_world_read(index: int, text: str) -> None:
 
 def test_every_degradation_has_its_word() -> None:
     assert set(REMARKS.values()) == set(DEGRADATIONS)
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_a_full_caption_is_understood(split: Split) -> None:
+    for index in range(400):
+        shown = replace(scene(7, index, split=split), degradation=None)
+        told = understood(full_caption(shown))
+        assert told is not None
+        for name in ("shape", "color", "size", "material"):
+            assert [getattr(each, name) for each in told.solids] == [
+                getattr(each, name) for each in shown.solids
+            ]
+        assert told.background == shown.background
+        if len(shown.solids) == 2:
+            assert relation(*told.solids) == relation(*shown.solids)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a lighthouse",
+        "a red sphere on a blue background",
+        "a large red metal sphere",
+        "a large red metal sphere on a blue background, blurry",
+        "a large red metal sphere on a blue background ",
+        "a large red metal sphere and a small red metal cube on a blue background",
+    ],
+)
+def test_what_leaves_something_open_is_not(text: str) -> None:
+    assert understood(text) is None

@@ -1,0 +1,153 @@
+"""``ssd1b sweep``: every combination of some settings, each drawn once."""
+
+from collections import Counter
+from contextlib import AbstractContextManager, closing
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ssd1b.cli.options import (
+    DEFAULT_MODEL,
+    ModelChoice,
+    check_settings,
+    model_options,
+    read_prompts,
+    setting_options,
+)
+from ssd1b.errors import InputError
+from ssd1b.presets import PRESETS, load_preset
+from ssd1b.settings import Range
+from ssd1b.tables import read_table
+
+if TYPE_CHECKING:
+    from ssd1b.lab.axes import Axis
+    from ssd1b.lab.sweep import Attempt, Cell, Sweep
+
+SEEDS = Range(low=1, high=1000, multiple_of=1)
+
+_BAR = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+
+
+@click.command("sweep")
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@click.option("--file", metavar="FILE", help="One prompt a line; - is the standard input.")
+@click.option("--axis", "axes", multiple=True, metavar="NAME=VALUES", help="See below; may be given often.")
+@click.option("--axes", "axes_file", metavar="FILE", help="A .toml or .json file: [axes] with NAME = VALUES.")
+@click.option("--seeds", type=int, metavar="N", help="So many from --seed on: an axis, too.")
+@setting_options
+@click.option("--preset", metavar="NAME|FILE", help=f"{', '.join(PRESETS)}, or a .toml or .json file.")
+@model_options
+@click.option(
+    "--out", metavar="FOLDER", required=True, help="Where cells are kept, of many sweeps if you like."
+)
+@click.option("--retry", is_flag=True, help="Draw again what failed before.")
+@click.option("--dry-run", is_flag=True, help="Tell how many cells there are, and how many would be drawn.")
+def command(
+    prompts: tuple[str, ...],
+    file: str | None,
+    axes: tuple[str, ...],
+    axes_file: str | None,
+    seeds: int | None,
+    given: dict[str, Any],
+    preset: str | None,
+    choice: ModelChoice,
+    out: str,
+    retry: bool,
+    dry_run: bool,
+) -> None:
+    """Draw prompts with every combination of settings, from the same noise for each seed, and measure each.
+
+    An axis is model, size, words (the first value is searched in the prompt, the others take its place),
+    negative, negative-preset, preset, seed, sampler, schedule, steps, guidance, guidance-interval or
+    guidance-rescale. Values are separated by commas, or by || where they hold commas; numbers may be ranges:
+    1-10, 1-10 (+2), 1-10 [5], or 5, 10, .., 30.
+
+    What was drawn before, by whichever sweep, is not drawn again: a sweep that was stopped goes on with the
+    same command, and several processes may share a folder.
+
+    \b
+    Examples:
+      ssd1b sweep "a large red metal sphere on a blue background" --axis guidance=1-9 [5] --out sweeps/a
+      ssd1b sweep --file prompts.txt --axis steps=5,10,..,30 --axis "sampler=UniPC,Euler,DDPM" --out sweeps/b
+      ssd1b sweep "a red cube" --axis "words=red,green,blue" --seeds 4 --out sweeps/c
+    """  # noqa: D301 (\b keeps click from wrapping)
+    from ssd1b.lab.axes import parse_axis
+
+    chosen = None if preset is None else load_preset(preset)
+    all_prompts = [*prompts, *(read_prompts(file) if file is not None else ())]
+    if not all_prompts:
+        raise InputError("no prompt: say what to draw, or name a file of prompts with --file")
+    for prompt in all_prompts:
+        check_settings(prompt, given, chosen)
+    found = [parse_axis(each) for each in axes]
+    found += [] if axes_file is None else _read_axes(Path(axes_file))
+    if seeds is not None:
+        first = given.get("seed", 0)
+        found.append(parse_axis(f"seed={first}-{first + int(SEEDS.check('seeds', seeds)) - 1}"))
+
+    from ssd1b.lab.sweep import Sweep
+
+    sweep = Sweep(
+        prompts=tuple(all_prompts), axes=tuple(found), model=choice.model or DEFAULT_MODEL, preset=chosen,
+        settings=given,
+    )  # fmt: skip
+    _sweep(sweep, choice, Path(out), retry=retry, dry_run=dry_run)
+
+
+def _read_axes(path: Path) -> "list[Axis]":
+    from ssd1b.lab.axes import make_axis
+
+    table = read_table(path)
+    if not isinstance(table, dict) or not isinstance(table.get("axes"), dict):
+        raise InputError(f"{path} must hold a table [axes]")
+    if other := [name for name in table if name != "axes"]:
+        raise InputError(f"{path} holds {other[0]!r}: only a table [axes] is read")
+    return [
+        make_axis(name, [str(each) for each in (values if isinstance(values, list) else [values])])
+        for name, values in table["axes"].items()
+    ]
+
+
+def _sweep(sweep: "Sweep", choice: ModelChoice, out: Path, *, retry: bool, dry_run: bool) -> None:
+    from tqdm import tqdm
+
+    from ssd1b.cli import drawing
+    from ssd1b.lab.metrics import meter
+    from ssd1b.lab.store import FAILED, Store
+    from ssd1b.lab.sweep import attempts, cells, definition, describe, draw, identity
+    from ssd1b.runtime import choose_device, choose_dtype
+
+    device = choose_device(choice.device)
+    dtype = choose_dtype(choice.dtype, device)
+    with closing(Store(out)) as store:
+        known = cache(partial(describe, store=store, offline=choice.offline))
+        wanted = list(cells(sweep, known, device=device, dtype=dtype))
+        before = store.outcomes(cell.key for cell in wanted)
+        left = {cell.key for cell in wanted if cell.key not in before}
+        if retry:
+            left |= {key for key, each in before.items() if each.state == FAILED}
+        click.echo(f"{len(wanted)} cells, {len(wanted) - len(left)} of them known", err=True)
+        if dry_run:
+            return
+        store.record(identity(sweep, wanted), definition(sweep), [(cell.key, cell.places) for cell in wanted])
+
+        def prepare(name: str) -> "AbstractContextManager[Attempt]":
+            pipeline = drawing.load(replace(choice, model=name))
+            return attempts(pipeline, meter(pipeline, known(name).path))
+
+        total = sum(cell.cost for cell in wanted if cell.key in left)
+        with tqdm(total=total, disable=None, leave=False, bar_format=_BAR) as bar:
+
+            def advance(cell: "Cell") -> None:
+                if cell.key in left:
+                    bar.update(cell.cost)
+
+            draw(wanted, store, prepare, retry=retry, advance=advance)
+        after = store.outcomes(cell.key for cell in wanted)
+    failed = Counter(each.error for each in after.values() if each.state == FAILED)
+    click.echo(f"{len(after) - failed.total()} pictures in {click.format_filename(out)}")
+    for reason, count in failed.items():
+        click.echo(f"{count} failed: {reason}", err=True)

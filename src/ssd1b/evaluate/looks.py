@@ -1,0 +1,46 @@
+"""How a picture looks, with nothing to compare it with: what too much guidance or too few steps do to it."""
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+Pixels = UInt8[np.ndarray, "height width 3"]
+Plane = Float[np.ndarray, "height width"]
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+"""ITU-R BT.601."""
+
+LOOKS = ("sharpness", "contrast", "colourfulness", "saturation", "clipping")
+"""What ``looks`` measures."""
+
+
+def looks(picture: Pixels) -> dict[str, float]:
+    """Measure a picture.
+
+    Returns:
+        sharpness: the root mean square of the Laplacian of the luma (its variance is the usual measure of
+        focus, Pech-Pacheco et al. 2000), in levels of 256; contrast: the luma's standard deviation, likewise;
+        colourfulness: Hasler and Süsstrunk 2003, equation 1, about 0 to 110; saturation: the mean of HSV's, 0
+        to 1; clipping: the share of pixels with a channel at 0 or 255, which oversaturation drives up.
+    """
+    floats = picture.astype(np.float32)
+    luma = floats @ _LUMA
+    high, low = floats.max(axis=2), floats.min(axis=2)
+    return {
+        "sharpness": float(np.sqrt(np.square(_laplacian(luma)).mean())),
+        "contrast": float(luma.std()),
+        "colourfulness": _colourfulness(floats),
+        "saturation": float(((high - low) / np.maximum(high, 1)).mean()),
+        "clipping": float(((picture == 0) | (picture == 255)).any(axis=2).mean()),
+    }
+
+
+def _laplacian(plane: Plane) -> Plane:
+    middle = plane[1:-1, 1:-1]
+    return plane[:-2, 1:-1] + plane[2:, 1:-1] + plane[1:-1, :-2] + plane[1:-1, 2:] - 4 * middle
+
+
+def _colourfulness(picture: Float[np.ndarray, "height width 3"]) -> float:
+    red, green, blue = np.moveaxis(picture, 2, 0)
+    opponents = np.stack([red - green, (red + green) / 2 - blue]).reshape(2, -1)
+    spread, mean = np.linalg.norm(opponents.std(axis=1)), np.linalg.norm(opponents.mean(axis=1))
+    return float(spread + 0.3 * mean)

@@ -1,0 +1,1 @@
+"""Settings chosen by evidence: sweeps over them, what came of each, and what can be told apart."""

@@ -1,0 +1,235 @@
+"""Cells on disk: each picture a file, each cell a row in SQLite, and who is drawing which.
+
+A cell is found by the hash of all that decides its picture, so it is drawn once, whichever sweep asks for it.
+Several processes on one machine may work in one folder: each holds a lock while it lives, and a cell that was
+claimed by one that lives no more is free again.
+"""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
+
+from ssd1b.errors import InputError
+from ssd1b.weights.files import replacing
+
+FILE = "cells.sqlite"
+PICTURES = "pictures"
+
+_TABLES = """
+create table if not exists cells (
+    key text primary key, state text not null, digest text, seconds real, metrics text, error text
+) without rowid;
+create table if not exists claims (key text primary key, worker text not null) without rowid;
+create table if not exists sweeps (id text primary key, number integer not null, definition text not null);
+create table if not exists members (
+    sweep text not null, position integer not null, key text not null, places text not null,
+    primary key (sweep, position)
+) without rowid;
+create table if not exists files (path text primary key, state text not null, digest text not null);
+"""
+
+DONE, FAILED = "done", "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a cell.
+
+    Attributes:
+        state: ``DONE`` or ``FAILED``.
+        digest: of the picture's pixels; seconds: that drawing took; metrics: by name. None if it failed.
+        error: why it failed, else None.
+    """
+
+    state: str
+    digest: str | None = None
+    seconds: float | None = None
+    metrics: Mapping[str, float] | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A cell's place in a sweep.
+
+    Attributes:
+        key: of the cell.
+        places: which value of each axis it has.
+        outcome: None while it is not drawn.
+    """
+
+    key: str
+    places: tuple[int, ...]
+    outcome: Outcome | None
+
+
+class Store:
+    """A folder of cells.
+
+    Args:
+        folder: made if need be.
+
+    Raises:
+        InputError: the folder cannot be written, or holds a file of that name that is no such store.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._worker = uuid4().hex
+        try:
+            (folder / "workers").mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self._lock_file(self._worker))
+            self._lock.acquire()
+            for path in (folder / "workers").glob("*.lock"):
+                self._lives(path.stem)  # what a killed process left goes
+            self._database = sqlite3.connect(folder / FILE, timeout=60, isolation_level=None)
+            self._database.execute("pragma journal_mode = wal")
+            self._database.execute("pragma synchronous = normal")
+            self._database.executescript(_TABLES)
+        except OSError as error:
+            raise InputError(f"cannot write {str(folder)!r}: {error.strerror or error}") from None
+        except sqlite3.Error as error:
+            raise InputError(f"{folder / FILE} is no store of cells: {error}") from None
+
+    def close(self) -> None:
+        """Give up what this process has claimed."""
+        with self._transaction():
+            self._database.execute("delete from claims where worker = ?", (self._worker,))
+        self._database.close()
+        self._lock.release()
+        self._lock_file(self._worker).unlink(missing_ok=True)
+
+    def picture(self, key: str) -> Path:
+        """Where a cell's picture is, or will be."""
+        return self.folder / PICTURES / key[:2] / f"{key}.png"
+
+    def outcomes(self, keys: Iterable[str]) -> dict[str, Outcome]:
+        """What is known of cells; those that were never drawn are left out."""
+        found = {}
+        for key in keys:
+            row = self._database.execute(
+                "select state, digest, seconds, metrics, error from cells where key = ?", (key,)
+            ).fetchone()
+            if row is not None:
+                found[key] = _outcome(*row)
+        return found
+
+    def claim(self, key: str, *, retry: bool = False) -> bool:
+        """Take a cell for this process, if it is neither drawn nor taken by one that lives.
+
+        Args:
+            key: of the cell.
+            retry: also where it failed before.
+        """
+        with self._transaction():
+            row = self._database.execute("select state from cells where key = ?", (key,)).fetchone()
+            if row is not None and not (retry and row[0] == FAILED):
+                return False
+            claimed = self._database.execute("select worker from claims where key = ?", (key,)).fetchone()
+            if claimed is not None and self._lives(claimed[0]):
+                return False
+            self._database.execute("insert or replace into claims values (?, ?)", (key, self._worker))
+            return True
+
+    def finish(self, key: str, outcome: Outcome, picture: bytes | None) -> None:
+        """Write down what became of a claimed cell: first the picture, then the row that believes in it.
+
+        Raises:
+            InputError: the disk refused; the cell is free again when this process ends.
+        """
+        if picture is not None:
+            with replacing(self.picture(key)) as aside:
+                aside.write_bytes(picture)
+        metrics = None if outcome.metrics is None else json.dumps(outcome.metrics)
+        row = (key, outcome.state, outcome.digest, outcome.seconds, metrics, outcome.error)
+        try:
+            with self._transaction():
+                self._database.execute("insert or replace into cells values (?, ?, ?, ?, ?, ?)", row)
+                self._database.execute("delete from claims where key = ?", (key,))
+        except sqlite3.OperationalError as error:
+            raise InputError(f"cannot write {self.folder / FILE}: {error}") from None
+
+    def record(
+        self, sweep: str, definition: Mapping[str, Any], members: Sequence[tuple[str, tuple[int, ...]]]
+    ) -> None:
+        """Write down which cells a sweep has, in their order: each one's key, and its places on the axes."""
+        rows = [(sweep, number, key, json.dumps(places)) for number, (key, places) in enumerate(members)]
+        with self._transaction():
+            (number,) = self._database.execute("select coalesce(max(number), 0) + 1 from sweeps").fetchone()
+            there = self._database.execute("select 1 from sweeps where id = ?", (sweep,)).fetchone()
+            what = (sweep, number, json.dumps(definition))
+            self._database.execute("insert or replace into sweeps values (?, ?, ?)", what)
+            if there is None:
+                self._database.executemany("insert into members values (?, ?, ?, ?)", rows)
+
+    def sweeps(self) -> dict[str, dict[str, Any]]:
+        """Definitions by their ids, the one that was run last at the end."""
+        rows = self._database.execute("select id, definition from sweeps order by number")
+        return {sweep: json.loads(definition) for sweep, definition in rows}
+
+    def members(self, sweep: str) -> Iterator[Member]:
+        """A sweep's cells in their order."""
+        rows = self._database.execute(
+            "select key, places, state, digest, seconds, metrics, error"
+            " from members left join cells using (key) where sweep = ? order by position",
+            (sweep,),
+        )
+        for key, places, *rest in rows:
+            outcome = None if rest[0] is None else _outcome(*rest)
+            yield Member(key=key, places=tuple(json.loads(places)), outcome=outcome)
+
+    def file_digest(self, path: Path) -> str:
+        """SHA-256 of a file, which may be large; remembered until its size or time changes."""
+        about = path.stat()
+        state = f"{about.st_size} {about.st_mtime_ns}"
+        name = str(path.resolve())
+        row = self._database.execute(
+            "select digest from files where path = ? and state = ?", (name, state)
+        ).fetchone()
+        if row is not None:
+            return row[0]
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        with self._transaction():
+            self._database.execute("insert or replace into files values (?, ?, ?)", (name, state, found))
+        return found
+
+    def _lives(self, worker: str) -> bool:
+        if worker == self._worker:
+            return True
+        lock = FileLock(self._lock_file(worker))
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return True
+        lock.release()
+        self._lock_file(worker).unlink(missing_ok=True)
+        return False
+
+    def _lock_file(self, worker: str) -> Path:
+        return self.folder / "workers" / f"{worker}.lock"
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._database.execute("begin immediate")
+        try:
+            yield
+        except BaseException:
+            self._database.execute("rollback")
+            raise
+        self._database.execute("commit")
+
+
+def _outcome(
+    state: str, digest: str | None, seconds: float | None, metrics: str | None, error: str | None
+) -> Outcome:
+    told = None if metrics is None else json.loads(metrics)
+    return Outcome(state=state, digest=digest, seconds=seconds, metrics=told, error=error)

@@ -1,0 +1,273 @@
+"""A sweep: every combination of its axes' values, each drawn once."""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from itertools import groupby, product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+
+from ssd1b.errors import InputError
+from ssd1b.images import encode_picture
+from ssd1b.lab.axes import AXES, Axis, Value
+from ssd1b.lab.memory import remembering
+from ssd1b.lab.store import DONE, FAILED, Outcome, Store
+from ssd1b.pipeline import Pipeline, recommended_settings
+from ssd1b.runtime import dtype_name
+from ssd1b.settings import GenerationSettings, Preset, resolve_settings, shown
+from ssd1b.weights import hub
+from ssd1b.weights.loading import open_checkpoint
+
+MAX_CELLS = 100_000
+
+PROMPT = "prompt"
+"""The axis of a sweep's prompts."""
+
+_ORDER = ("model", "size", PROMPT, *AXES)
+"""Outer loops first: what is dear to change."""
+
+_WAIT = 0.5
+"""Seconds between looks at what others are drawing."""
+
+Measure = Callable[[Image.Image, str], Mapping[str, float]]
+"""``measure(picture, prompt)``: figures by name."""
+
+Attempt = Callable[[GenerationSettings], tuple[Outcome, bytes | None]]
+"""``attempt(settings)``: what became of a picture, and the file if there is one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """What is to be drawn.
+
+    Attributes:
+        prompts: at least one.
+        axes: at most one of a name; where two set the same setting the later one wins.
+        model: where no axis says another.
+        preset: settings beneath those that are given.
+        settings: fields of ``GenerationSettings`` for all cells, beneath the axes'.
+    """
+
+    prompts: tuple[str, ...]
+    axes: tuple[Axis, ...] = ()
+    model: str
+    preset: Preset | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a model."""
+        if not self.prompts:
+            raise InputError("no prompt: say what to draw")
+        names = [axis.name for axis in self.axes]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(f"axis {twice[0]} is there twice: write all its values into one")
+        if self.count > MAX_CELLS:
+            raise InputError(
+                f"the axes have {self.count} combinations: allowed are {MAX_CELLS}; "
+                f"at a second each they would take {self.count / 86400:.3g} days"
+            )
+
+    @property
+    def count(self) -> int:
+        """How many combinations."""
+        return len(self.prompts) * math.prod(len(axis.values) for axis in self.axes)
+
+    @property
+    def all_axes(self) -> tuple[Axis, ...]:
+        """The prompts' axis and the others, those that are dear to change first."""
+        prompts = Axis(name=PROMPT, values=tuple(Value(label=each, prompt=each) for each in self.prompts))
+        return tuple(sorted((prompts, *self.axes), key=lambda axis: _ORDER.index(axis.name)))
+
+
+class Model(NamedTuple):
+    """What is known of a model without its weights.
+
+    Attributes:
+        path: of its folder or file; family: whose advice applies; defaults: its makers' settings.
+        fingerprint: of everything in its files.
+    """
+
+    path: Path
+    family: str
+    defaults: dict[str, Any]
+    fingerprint: str
+
+
+class Cell(NamedTuple):
+    """One picture of a sweep.
+
+    Attributes:
+        key: the hash of all that decides the picture.
+        places: which value it has on each of ``Sweep.all_axes``.
+        model: as it was named; settings: of the picture.
+    """
+
+    key: str
+    places: tuple[int, ...]
+    model: str
+    settings: GenerationSettings
+
+    @property
+    def cost(self) -> int:
+        """Passes of the UNet, times pixels."""
+        start, end = self.settings.guidance_interval
+        passes = 1 if self.settings.guidance_scale == 1 else 1 + (end - start)
+        return round(self.settings.steps * passes * self.settings.width * self.settings.height)
+
+
+def describe(name: str, store: Store, *, offline: bool) -> Model:
+    """Find a model; its files are read once for their fingerprint, which the store remembers.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    path = hub.resolve(name, offline=offline).path
+    checkpoint = open_checkpoint(path)
+    files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(path)} {store.file_digest(file)}\n".encode())
+    return Model(path, checkpoint.family or "sdxl", recommended_settings(checkpoint.info), digest.hexdigest())
+
+
+def cells(
+    sweep: Sweep, describe: Callable[[str], Model], *, device: torch.device, dtype: torch.dtype
+) -> Iterator[Cell]:
+    """Every combination, in the order in which they are drawn best.
+
+    Args:
+        sweep: what is wanted.
+        describe: finds a model; asked for every cell.
+        device: where it will be drawn.
+        dtype: in which number format.
+
+    Raises:
+        InputError: a setting that is not allowed, or words that are not in the prompt.
+    """
+    drawn_by = {"device": device.type, "dtype": dtype_name(dtype), "ssd1b": version("ssd1b")}
+    axes = sweep.all_axes
+    for places in product(*(range(len(axis.values)) for axis in axes)):
+        values = {axis.name: axis.values[place] for axis, place in zip(axes, places, strict=True)}
+        name = values["model"].model if "model" in values else sweep.model
+        assert name is not None
+        model = describe(name)
+        # Over each other in the order in which they were given, whatever the order of drawing.
+        given = dict(sweep.settings)
+        for axis in sweep.axes:
+            given |= values[axis.name].settings
+        prompt = values[PROMPT].prompt
+        assert prompt is not None
+        settings = resolve_settings(
+            prompt, family=model.family, model_defaults={"seed": 0, **model.defaults}, preset=sweep.preset,
+            **given,
+        )  # fmt: skip
+        if words := values["words"].words if "words" in values else None:
+            settings = _replaced(settings, *words)
+        decides = {"settings": asdict(settings), "model": model.fingerprint, **drawn_by}
+        key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        yield Cell(key, places, name, settings)
+
+
+def _replaced(settings: GenerationSettings, searched: str, instead: str) -> GenerationSettings:
+    texts = {"prompt": settings.prompt, "negative_prompt": settings.negative_prompt}
+    if not any(text and searched in text for text in texts.values()):
+        raise InputError(f"axis words: {shown(searched)} is not in the prompt {shown(settings.prompt)}")
+    changed = {name: text and text.replace(searched, instead) for name, text in texts.items()}
+    return GenerationSettings(**(asdict(settings) | changed))
+
+
+def identity(sweep: Sweep, wanted: Iterable[Cell]) -> str:
+    """A name for a sweep: that of its axes and cells."""
+    labels = [[axis.name, *(value.label for value in axis.values)] for axis in sweep.all_axes]
+    text = json.dumps([labels, [cell.key for cell in wanted]])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def definition(sweep: Sweep) -> dict[str, Any]:
+    """A sweep as JSON: for the report, and for whoever reads the store."""
+    return {
+        "model": sweep.model,
+        "preset": sweep.preset and {"name": sweep.preset.name, "settings": dict(sweep.preset.settings)},
+        "settings": dict(sweep.settings),
+        "axes": [asdict(axis) for axis in sweep.all_axes],
+    }
+
+
+def draw(
+    wanted: Iterable[Cell],
+    store: Store,
+    prepare: Callable[[str], AbstractContextManager[Attempt]],
+    *,
+    retry: bool = False,
+    advance: Callable[[Cell], None] = lambda cell: None,
+) -> None:
+    """Draw every cell that nobody has drawn or is drawing; then wait for what others are drawing.
+
+    A cell that fails is written down with its reason, and the others go on.
+
+    Args:
+        wanted: cells, those of a model together.
+        store: where they go.
+        prepare: loads a model, by its name, and gives what draws with it; not called where everything is
+            there.
+        retry: draw again what failed before.
+        advance: is told of every cell that is done with.
+
+    Raises:
+        InputError: a model cannot be loaded, or the disk refused.
+    """
+    for name, group in groupby(wanted, key=lambda cell: cell.model):
+        left = list(group)
+        with ExitStack() as stack:
+            attempt: Attempt | None = None
+            while left:
+                waiting = []
+                for cell in left:
+                    if store.claim(cell.key, retry=retry):
+                        if attempt is None:
+                            attempt = stack.enter_context(prepare(name))
+                        store.finish(cell.key, *attempt(cell.settings))
+                    elif not store.outcomes([cell.key]):
+                        waiting.append(cell)
+                        continue
+                    advance(cell)
+                left = waiting
+                if left:
+                    time.sleep(_WAIT)
+
+
+@contextmanager
+def attempts(pipeline: Pipeline, measure: Measure) -> Iterator[Attempt]:
+    """What draws and measures one picture after another, remembering what they have in common.
+
+    Args:
+        pipeline: the model.
+        measure: what is measured of each picture; what is not a number is left out.
+    """
+
+    def attempt(settings: GenerationSettings) -> tuple[Outcome, bytes | None]:
+        start, saved = time.perf_counter(), memory.saved
+        try:
+            *_, last = pipeline.steps([settings])
+            (picture,) = pipeline.pictures(last.latents, [settings])
+            # What memory saved belongs to what the settings cost.
+            seconds = time.perf_counter() - start + memory.saved - saved
+            metrics = measure(picture.image, settings.prompt)
+        except (ArithmeticError, InputError, MemoryError, RuntimeError) as error:
+            return Outcome(state=FAILED, error=" ".join(str(error).split()) or type(error).__name__), None
+        known = {name: value for name, value in metrics.items() if not math.isnan(value)}
+        digest = hashlib.sha256(picture.image.tobytes()).hexdigest()
+        outcome = Outcome(state=DONE, digest=digest, seconds=seconds, metrics=known)
+        return outcome, encode_picture(picture, "png")
+
+    text = pipeline.text
+    with remembering([pipeline.unet, text.encoder, text.encoder_2]) as memory:
+        yield attempt

@@ -1,0 +1,63 @@
+"""What draws nothing in no time, in a model's place, and what a process does that is to be killed."""
+
+import sys
+import time
+from contextlib import closing, nullcontext
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ssd1b.lab.axes import parse_axis
+from ssd1b.lab.store import DONE, FAILED, Outcome, Store
+from ssd1b.lab.sweep import Cell, Model, Sweep, cells, definition, draw, identity
+from ssd1b.settings import GenerationSettings
+
+FAKE = Model(Path(), "sdxl", {"width": 64, "height": 64, "sampler": "euler"}, "fingerprint")
+
+
+class Fake:
+    """Draws pictures of one colour, which the settings decide, and tells how many."""
+
+    def __init__(self, log: Path | None = None, seconds: float = 0.0) -> None:
+        self.drawn = 0
+        self._log, self._seconds = log, seconds
+
+    def __call__(self, settings: GenerationSettings) -> tuple[Outcome, bytes | None]:
+        self.drawn += 1
+        if settings.prompt == "a broken one":
+            return Outcome(state=FAILED, error="the picture is no numbers"), None
+        time.sleep(self._seconds)
+        color = (settings.seed % 256, settings.steps, int(settings.guidance_scale * 10) % 256)
+        file = BytesIO()
+        Image.new("RGB", (64, 64), color).save(file, "PNG")
+        if self._log is not None:
+            with self._log.open("a") as log:
+                log.write(f"{settings.seed} {settings.steps} {settings.guidance_scale}\n")
+        outcome = Outcome(state=DONE, digest=str(color), seconds=0.1, metrics={"red": float(color[0])})
+        return outcome, file.getvalue()
+
+
+def wanted(sweep: Sweep) -> list[Cell]:
+    return list(cells(sweep, lambda name: FAKE, device=torch.device("cpu"), dtype=torch.float32))
+
+
+def sweep(*axes: str, prompts: tuple[str, ...] = ("a cube",)) -> Sweep:
+    return Sweep(prompts=prompts, axes=tuple(map(parse_axis, axes)), model="fake")
+
+
+def run(store: Store, what: Sweep, fake: Any, **how: Any) -> list[Cell]:
+    all_cells = wanted(what)
+    store.record(identity(what, all_cells), definition(what), [(cell.key, cell.places) for cell in all_cells])
+    draw(all_cells, store, lambda name: nullcontext(fake), **how)
+    return all_cells
+
+
+FIVE_HUNDRED = ("seed=1-10", "steps=1-10", "guidance=1-5")
+
+if __name__ == "__main__":
+    folder, log = map(Path, sys.argv[1:])
+    with closing(Store(folder)) as opened:
+        run(opened, sweep(*FIVE_HUNDRED), Fake(log, 0.002))

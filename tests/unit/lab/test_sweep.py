@@ -1,0 +1,237 @@
+"""Cells are drawn once, whoever asks and whatever is killed in between."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
+from PIL import Image
+
+from lab_cells import FAKE, FIVE_HUNDRED, Fake, run, sweep, wanted
+from ssd1b.errors import InputError
+from ssd1b.images import decode_recipe
+from ssd1b.lab.axes import parse_axis
+from ssd1b.lab.store import DONE, FAILED, FILE, Outcome, Store
+from ssd1b.lab.sweep import MAX_CELLS, Model, Sweep, attempts, cells, draw, identity
+from ssd1b.pipeline import Pipeline
+
+CHILD = Path(__file__).parents[2] / "lab_cells.py"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with closing(Store(tmp_path / "cells")) as opened:
+        yield opened
+
+
+def test_every_combination_is_a_cell_and_the_dear_axes_are_outer_loops() -> None:
+    found = wanted(sweep("guidance=2,5", "steps=3,4", "seed=1,2", prompts=("a cube", "a cone")))
+    settings = [
+        (c.settings.prompt, c.settings.seed, c.settings.steps, c.settings.guidance_scale) for c in found
+    ]
+    assert settings == [
+        (prompt, seed, steps, guidance)
+        for prompt in ("a cube", "a cone") for seed in (1, 2) for steps in (3, 4) for guidance in (2, 5)
+    ]  # fmt: skip
+    assert len({cell.key for cell in found}) == len(found)
+
+
+def test_of_axes_that_set_the_same_the_later_one_wins() -> None:
+    for axes in (("preset=article-detail", "guidance=3"), ("guidance=3", "preset=article-detail")):
+        (cell,) = wanted(sweep(*axes))
+        assert cell.settings.guidance_scale == (3.0 if axes[1] == "guidance=3" else 14.5)
+
+
+def test_words_are_replaced_in_prompt_and_negative_prompt() -> None:
+    found = wanted(sweep("words=cube,cone", "negative=a cube||none"))
+    told = [(cell.settings.prompt, cell.settings.negative_prompt) for cell in found]
+    assert told == [("a cube", "a cube"), ("a cube", None), ("a cone", "a cone"), ("a cone", None)]
+    with pytest.raises(InputError, match="'sphere' is not in the prompt 'a cube'"):
+        wanted(sweep("words=sphere,cone"))
+
+
+def test_whatever_decides_the_picture_decides_the_key() -> None:
+    plain = sweep("seed=1")
+
+    def key(
+        what: Sweep = plain, model: Model = FAKE, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> str:
+        found = cells(what, lambda name: model, device=torch.device(device), dtype=dtype)
+        return next(found).key
+
+    others = [
+        key(replace(plain, settings={"guidance_rescale": 0.5})),
+        key(model=FAKE._replace(fingerprint="other")),
+        key(device="cuda"),
+        key(dtype=torch.bfloat16),
+    ]
+    assert len({key(), *others}) == 5
+    assert key() == key(replace(plain, axes=(*plain.axes, parse_axis("steps=25"))))
+
+
+def test_a_second_sweep_draws_only_what_is_new(store: Store) -> None:
+    first, again, more = Fake(), Fake(), Fake()
+    run(store, sweep("guidance=2,5", "seed=1-3"), first)
+    run(store, sweep("guidance=2,5", "seed=1-3"), again)
+    run(store, sweep("guidance=2,5,9", "seed=1-3"), more)
+    assert (first.drawn, again.drawn, more.drawn) == (6, 0, 3)
+    assert len(store.sweeps()) == 2
+    last = [*store.sweeps()][-1]
+    assert [member.outcome.state for member in store.members(last) if member.outcome] == [DONE] * 9
+    assert [axis["name"] for axis in store.sweeps()[last]["axes"]] == ["prompt", "seed", "guidance"]
+
+
+def test_a_model_draws_and_is_measured(store: Store) -> None:
+    mini = Pipeline.load("mini-sdxl", device="cpu", dtype="fp32")
+    settings = mini.settings("a red cube", seed=7, steps=2)
+
+    def measure(picture: Image.Image, prompt: str) -> dict[str, float]:
+        return {"width": float(picture.width), "words": float(len(prompt.split())), "nothing": float("nan")}
+
+    with attempts(mini, measure) as attempt:
+        outcome, file = attempt(settings)
+        again, _ = attempt(settings)
+    (picture,) = mini.generate("a red cube", seed=7, steps=2)
+    assert outcome.state == DONE and outcome.metrics == {"width": 128.0, "words": 3.0}
+    assert outcome.digest == again.digest == sha256(picture.image.tobytes()).hexdigest()
+    assert file is not None and decode_recipe(file) == picture.recipe
+    assert again.seconds is not None and outcome.seconds is not None
+    assert again.seconds > 0.3 * outcome.seconds, "what was remembered still counts"
+    store.finish("k", outcome, file)
+    assert store.outcomes(["k"]) == {"k": outcome}
+    assert store.picture("k").read_bytes() == file
+
+
+def test_what_goes_wrong_with_a_picture_is_its_outcome() -> None:
+    mini = Pipeline.load("mini-sdxl", device="cpu", dtype="fp32")
+
+    def measure(picture: Image.Image, prompt: str) -> NoReturn:
+        raise FloatingPointError("no\nnumbers")
+
+    with attempts(mini, measure) as attempt:
+        outcome, file = attempt(mini.settings("a red cube", seed=7, steps=1))
+    assert (outcome.state, outcome.error, file) == (FAILED, "no numbers", None)
+
+
+def test_failures_are_written_down_and_drawn_again_when_asked(store: Store) -> None:
+    what = sweep("seed=1,2", prompts=("a broken one", "a cube"))
+    fake = Fake()
+    found = run(store, what, fake)
+    outcomes = store.outcomes(cell.key for cell in found)
+    assert [outcomes[cell.key].state for cell in found] == [FAILED, FAILED, DONE, DONE]
+    assert outcomes[found[0].key].error == "the picture is no numbers"
+    assert not store.picture(found[0].key).exists()
+    run(store, what, fake)
+    assert fake.drawn == 4
+    run(store, what, fake, retry=True)
+    assert fake.drawn == 6
+
+
+def test_a_model_of_which_everything_is_there_is_not_loaded(store: Store) -> None:
+    found = run(store, sweep("seed=1"), Fake())
+
+    def prepare(name: str) -> NoReturn:
+        raise AssertionError("loaded")
+
+    draw(found, store, prepare)
+
+
+def hashes(folder: Path) -> dict[str, str | None]:
+    with closing(Store(folder)) as opened:
+        return {
+            key: each.digest
+            for key, each in opened.outcomes(c.key for c in wanted(sweep(*FIVE_HUNDRED))).items()
+        }
+
+
+def child(folder: Path, log: Path) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, str(CHILD), str(folder), str(log)], env={**os.environ})
+
+
+def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    log = tmp_path / "log"
+    kills = 0
+    for _ in range(20):
+        process = child(tmp_path / "killed", log)
+        before = log.stat().st_size if log.exists() else 0
+        while process.poll() is None and (not log.exists() or log.stat().st_size == before):
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills >= 10
+    assert child(tmp_path / "killed", log).wait() == 0
+    drawn = Counter(log.read_text().splitlines())
+    assert len(drawn) == 500
+    assert drawn.total() <= 500 + kills, "no more than the one in work is lost with each kill"
+
+    with closing(Store(tmp_path / "whole")) as whole:
+        run(whole, sweep(*FIVE_HUNDRED), Fake())
+    assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
+    assert not list((tmp_path / "killed/pictures").rglob("*.partial"))
+
+
+def test_two_processes_in_one_folder_share_the_cells(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    processes = [child(tmp_path / "cells", log) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    drawn = log.read_text().splitlines()
+    assert len(drawn) == len(set(drawn)) == 500
+    assert not list((tmp_path / "cells/workers").iterdir())
+
+
+def test_what_a_dead_process_had_claimed_is_free(tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as one, closing(Store(tmp_path)) as other:
+        assert one.claim("a") and not other.claim("a")
+        one._lock.release()  # as the system does when a process dies
+        assert other.claim("a") and not one.claim("a")
+
+
+def test_more_combinations_than_anybody_wants_are_refused_before_they_are_made() -> None:
+    axes = tuple(parse_axis(f"{name}=1-1000") for name in ("seed", "steps"))
+    with pytest.raises(InputError, match=f"1000000 combinations: allowed are {MAX_CELLS}.*11.6 days"):
+        Sweep(prompts=("a cube",), axes=axes, model="fake")
+    with pytest.raises(InputError, match="axis seed is there twice"):
+        sweep("seed=1", "seed=2")
+    with pytest.raises(InputError, match="no prompt"):
+        sweep("seed=1", prompts=())
+
+
+def test_a_hundred_thousand_cells_are_listed_in_seconds(store: Store) -> None:
+    rows = [(f"{number:06}", (number,)) for number in range(100_000)]
+    store.record("many", {}, rows)
+    start = time.perf_counter()
+    assert sum(1 for _ in store.members("many")) == 100_000
+    assert time.perf_counter() - start < 5
+
+
+def test_a_folder_that_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text("something else entirely, and long enough to be looked at" * 10)
+    with pytest.raises(InputError, match="is no store of cells"):
+        Store(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write"):
+        Store(tmp_path / "file")
+
+
+def test_an_identity_is_that_of_axes_and_cells() -> None:
+    one, other = sweep("seed=1,2"), sweep("seed=2,1")
+    assert identity(one, wanted(one)) == identity(one, wanted(one)) != identity(other, wanted(other))
+
+
+def test_outcomes_come_back_as_they_were(store: Store) -> None:
+    outcome = Outcome(state=DONE, digest="d", seconds=0.5, metrics={"a": 1.0})
+    store.finish("k", outcome, b"picture")
+    assert store.outcomes(["k", "unknown"]) == {"k": outcome}
