@@ -22,6 +22,9 @@ OPTIONS = {
     "generate": {"--file", "--count", "--out", "--format", "--preview", "--json", *SETTINGS, *MODEL},
     "evaluate": {"--captions", "--seeds", "--data", "--versus", "--judge", "--out", "--json",
                  *SETTINGS, *MODEL},
+    "sweep": {
+        "--file", "--axis", "--axes", "--seeds", "--out", "--retry", "--dry-run", *SETTINGS, *MODEL
+    },
     "distill": {
         "--teacher", "--student", "--data", "--stages", "--out", "--cache", "--steps", "--batch-size",
         "--seed", "--dry-run", "--resume", "--device", "--offline",

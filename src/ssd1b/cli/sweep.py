@@ -98,7 +98,7 @@ def command(
 
 
 def _read_axes(path: Path) -> "list[Axis]":
-    from ssd1b.lab.axes import make_axis
+    from ssd1b.lab.axes import make_axis, parse_axis
 
     table = read_table(path)
     if not isinstance(table, dict) or not isinstance(table.get("axes"), dict):
@@ -106,7 +106,9 @@ def _read_axes(path: Path) -> "list[Axis]":
     if other := [name for name in table if name != "axes"]:
         raise InputError(f"{path} holds {other[0]!r}: only a table [axes] is read")
     return [
-        make_axis(name, [str(each) for each in (values if isinstance(values, list) else [values])])
+        make_axis(name, [str(each) for each in values])
+        if isinstance(values, list)
+        else parse_axis(f"{name}={values}")  # as on the command line
         for name, values in table["axes"].items()
     ]
 

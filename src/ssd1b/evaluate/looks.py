@@ -34,7 +34,7 @@ def looks(picture: Pixels) -> dict[str, float]:
     }
 
 
-def _laplacian(plane: Plane) -> Plane:
+def _laplacian(plane: Plane) -> Float[np.ndarray, "height-2 width-2"]:
     middle = plane[1:-1, 1:-1]
     return plane[:-2, 1:-1] + plane[2:, 1:-1] + plane[1:-1, :-2] + plane[1:-1, 2:] - 4 * middle
 

@@ -1,0 +1,81 @@
+"""``ssd1b sweep``: what it draws, what it knows already, and what it refuses."""
+
+from contextlib import closing
+
+import pytest
+
+from ssd1b.lab.store import Store
+
+PROMPT = "a large red metal sphere on a blue background"
+
+
+def test_a_sweep_is_drawn_once_and_a_longer_axis_draws_only_what_is_new(run, tiny_model, tmp_path):
+    def sweep(*axes):
+        return run(
+            "sweep", "a cube", "--model", tiny_model, *axes, "--steps", 2, "--seeds", 2, "--out", "cells"
+        )
+
+    first = sweep("--axis", "guidance=2,5")
+    assert first.code == 0, first.err
+    assert first.out == "4 pictures in cells\n" and first.err.startswith("4 cells, 0 of them known\n")
+    assert len([*(tmp_path / "cells/pictures").rglob("*.png")]) == 4
+    again = sweep("--axis", "guidance=2,5")
+    assert (again.code, again.out) == (0, first.out) and "4 cells, 4 of them known" in again.err
+    longer = sweep("--axis", "guidance=2,5,9")
+    assert longer.out == "6 pictures in cells\n" and "6 cells, 4 of them known" in longer.err
+
+
+def test_cells_are_measured_and_by_the_judge_where_there_is_truth(run, tmp_path):
+    done = run("sweep", PROMPT, "a sphere", "--steps", 2, "--out", "cells")
+    assert done.code == 0, done.err
+    with closing(Store(tmp_path / "cells")) as store:
+        (sweep,) = store.sweeps()
+        full, part = [member.outcome.metrics for member in store.members(sweep)]
+    assert {"sharpness", "contrast", "colourfulness", "saturation", "clipping", "clip"} <= {*full} & {*part}
+    assert "right" in full and "shape" in full
+    assert "right" not in part, "a prompt that says less than the picture shows has no single truth"
+
+
+def test_a_dry_run_draws_nothing(run, tiny_model, tmp_path):
+    done = run(
+        "sweep", "a cube", "--model", tiny_model, "--axis", "steps=1-10", "--out", "cells", "--dry-run"
+    )
+    assert (done.code, done.out, done.err) == (0, "", "10 cells, 0 of them known\n")
+    assert not (tmp_path / "cells/pictures").exists()
+
+
+def test_axes_and_prompts_from_files(run, tiny_model, tmp_path):
+    (tmp_path / "axes.toml").write_text('[axes]\nsteps = "1, 2"\nsampler = ["Euler", "DDIM"]\nseed = 3\n')
+    (tmp_path / "prompts.txt").write_text("a cube\na cone\n")
+    done = run(
+        "sweep", "--file", "prompts.txt", "--axes", "axes.toml", "--model", tiny_model, "--out", "cells",
+        "--dry-run",
+    )  # fmt: skip
+    assert (done.code, done.err) == (0, "8 cells, 0 of them known\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["no prompt"]),
+        (["a cube", "--axis", "guidence=2"], ["unknown axis 'guidence'", "did you mean 'guidance'"]),
+        (["a cube", "--axis", "guidance"], ["no values", "guidance=2,5,9"]),
+        (["a cube", "--axis", "steps="], ["axis steps has no values"]),
+        (["a cube", "--axis", "steps=10-5 (+1)"], ["never gets from 10 to 5"]),
+        (["a cube", "--axis", "seed=1-5000"], ["5000 values", "1000"]),
+        (["a cube", "--axis", "seed=1-1000", "--axis", "steps=1-1000"], ["1000000 combinations", "days"]),
+        (["a cube", "--axis", "steps=0"], ["axis steps", "steps is 0"]),
+        (["a cube", "--axis", "sampler=eulr"], ["did you mean 'euler'"]),
+        (["a cube", "--axis", "words=sphere,cone"], ["'sphere' is not in the prompt 'a cube'"]),
+        (["a cube", "--axis", "steps=1", "--axis", "steps=2"], ["axis steps is there twice"]),
+        (["a cube", "--axis", "model=mini-sdlx"], ["unknown model 'mini-sdlx'"]),
+        (["a cube", "--seeds", "0"], ["seeds is 0"]),
+        (["a cube", "--axes", "nothing.toml"], ["nothing.toml"]),
+        (["a cube", "--axes", "other.toml"], ["other.toml must hold a table [axes]"]),
+    ],
+)
+def test_wrong_calls(run, tmp_path, arguments, words):
+    (tmp_path / "other.toml").write_text("a = 1\n")
+    done = run("sweep", *arguments, "--out", "cells")
+    assert done.code == 2 and done.out == ""
+    assert len(done.err.splitlines()) == 1 and all(word in done.err for word in words), done.err
