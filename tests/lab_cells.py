@@ -12,7 +12,7 @@ from PIL import Image
 
 from ssd1b.lab.axes import parse_axis
 from ssd1b.lab.store import DONE, FAILED, Outcome, Store
-from ssd1b.lab.sweep import Cell, Model, Sweep, cells, definition, draw, identity
+from ssd1b.lab.sweep import Cell, Model, Sweep, cells, definition, draw, identity, thumbnail
 from ssd1b.settings import GenerationSettings
 
 FAKE = Model(Path(), "sdxl", {"width": 64, "height": 64, "sampler": "euler"}, "fingerprint")
@@ -36,7 +36,10 @@ class Fake:
         if self._log is not None:
             with self._log.open("a") as log:
                 log.write(f"{settings.seed} {settings.steps} {settings.guidance_scale}\n")
-        outcome = Outcome(state=DONE, digest=str(color), seconds=0.1, metrics={"red": float(color[0])})
+        outcome = Outcome(
+            state=DONE, digest=str(color), seconds=0.1, metrics={"red": float(color[0])},
+            thumbnail=thumbnail(Image.new("RGB", (64, 64), color)),
+        )  # fmt: skip
         return outcome, file.getvalue()
 
 

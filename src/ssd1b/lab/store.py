@@ -25,7 +25,8 @@ PICTURES = "pictures"
 
 _TABLES = """
 create table if not exists cells (
-    key text primary key, state text not null, digest text, seconds real, metrics text, error text
+    key text primary key, state text not null, digest text, seconds real, metrics text, error text,
+    thumbnail blob
 ) without rowid;
 create table if not exists claims (key text primary key, worker text not null) without rowid;
 create table if not exists sweeps (id text primary key, number integer not null, definition text not null);
@@ -35,6 +36,8 @@ create table if not exists members (
 ) without rowid;
 create table if not exists files (path text primary key, state text not null, digest text not null);
 """
+
+_COLUMNS = "state, digest, seconds, metrics, error, thumbnail"
 
 DONE, FAILED = "done", "failed"
 
@@ -47,6 +50,7 @@ class Outcome:
         state: ``DONE`` or ``FAILED``.
         digest: of the picture's pixels; seconds: that drawing took; metrics: by name. None if it failed.
         error: why it failed, else None.
+        thumbnail: of the picture, see ``sweep.thumbnail``; None if it failed.
     """
 
     state: str
@@ -54,6 +58,7 @@ class Outcome:
     seconds: float | None = None
     metrics: Mapping[str, float] | None = None
     error: str | None = None
+    thumbnail: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,9 +120,7 @@ class Store:
         """What is known of cells; those that were never drawn are left out."""
         found = {}
         for key in keys:
-            row = self._database.execute(
-                "select state, digest, seconds, metrics, error from cells where key = ?", (key,)
-            ).fetchone()
+            row = self._database.execute(f"select {_COLUMNS} from cells where key = ?", (key,)).fetchone()
             if row is not None:
                 found[key] = _outcome(*row)
         return found
@@ -149,10 +152,12 @@ class Store:
             with replacing(self.picture(key)) as aside:
                 aside.write_bytes(picture)
         metrics = None if outcome.metrics is None else json.dumps(outcome.metrics)
-        row = (key, outcome.state, outcome.digest, outcome.seconds, metrics, outcome.error)
+        row = (
+            key, outcome.state, outcome.digest, outcome.seconds, metrics, outcome.error, outcome.thumbnail
+        )  # fmt: skip
         try:
             with self._transaction():
-                self._database.execute("insert or replace into cells values (?, ?, ?, ?, ?, ?)", row)
+                self._database.execute("insert or replace into cells values (?, ?, ?, ?, ?, ?, ?)", row)
                 self._database.execute("delete from claims where key = ?", (key,))
         except sqlite3.OperationalError as error:
             raise InputError(f"cannot write {self.folder / FILE}: {error}") from None
@@ -178,7 +183,7 @@ class Store:
     def members(self, sweep: str) -> Iterator[Member]:
         """A sweep's cells in their order."""
         rows = self._database.execute(
-            "select key, places, state, digest, seconds, metrics, error"
+            f"select key, places, {_COLUMNS}"
             " from members left join cells using (key) where sweep = ? order by position",
             (sweep,),
         )
@@ -229,7 +234,10 @@ class Store:
 
 
 def _outcome(
-    state: str, digest: str | None, seconds: float | None, metrics: str | None, error: str | None
-) -> Outcome:
+    state: str, digest: str | None, seconds: float | None, metrics: str | None, error: str | None,
+    thumbnail: bytes | None,
+) -> Outcome:  # fmt: skip
     told = None if metrics is None else json.loads(metrics)
-    return Outcome(state=state, digest=digest, seconds=seconds, metrics=told, error=error)
+    return Outcome(
+        state=state, digest=digest, seconds=seconds, metrics=told, error=error, thumbnail=thumbnail
+    )

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -33,6 +33,9 @@ PROMPT = "prompt"
 
 _ORDER = ("model", "size", PROMPT, *AXES)
 """Outer loops first: what is dear to change."""
+
+THUMBNAIL = 16
+"""Pixels on a side."""
 
 _WAIT = 0.5
 """Seconds between looks at what others are drawing."""
@@ -85,6 +88,32 @@ class Sweep:
         """The prompts' axis and the others, those that are dear to change first."""
         prompts = Axis(name=PROMPT, values=tuple(Value(label=each, prompt=each) for each in self.prompts))
         return tuple(sorted((prompts, *self.axes), key=lambda axis: _ORDER.index(axis.name)))
+
+    def chosen(self, places: Sequence[int]) -> "Choice":
+        """What is asked for at a place: which value it has on each of ``all_axes``.
+
+        Raises:
+            InputError: words that are to be replaced are not in the prompt.
+        """
+        values = {axis.name: axis.values[place] for axis, place in zip(self.all_axes, places, strict=True)}
+        model = values["model"].model if "model" in values else self.model
+        prompt = values[PROMPT].prompt
+        assert model is not None and prompt is not None
+        # Over each other in the order in which they were given, whatever the order of drawing.
+        settings = {**(self.preset.settings if self.preset else {}), **self.settings}
+        for axis in self.axes:
+            settings |= values[axis.name].settings
+        if words := values["words"].words if "words" in values else None:
+            prompt, settings = _replaced(prompt, settings, *words)
+        return Choice(model, prompt, settings)
+
+
+class Choice(NamedTuple):
+    """What a sweep asks for at one place: the model's name, the prompt, and the settings that it names."""
+
+    model: str
+    prompt: str
+    settings: dict[str, Any]
 
 
 class Model(NamedTuple):
@@ -153,35 +182,27 @@ def cells(
         InputError: a setting that is not allowed, or words that are not in the prompt.
     """
     drawn_by = {"device": device.type, "dtype": dtype_name(dtype), "ssd1b": version("ssd1b")}
-    axes = sweep.all_axes
-    for places in product(*(range(len(axis.values)) for axis in axes)):
-        values = {axis.name: axis.values[place] for axis, place in zip(axes, places, strict=True)}
-        name = values["model"].model if "model" in values else sweep.model
-        assert name is not None
-        model = describe(name)
-        # Over each other in the order in which they were given, whatever the order of drawing.
-        given = dict(sweep.settings)
-        for axis in sweep.axes:
-            given |= values[axis.name].settings
-        prompt = values[PROMPT].prompt
-        assert prompt is not None
+    for places in product(*(range(len(axis.values)) for axis in sweep.all_axes)):
+        chosen = sweep.chosen(places)
+        model = describe(chosen.model)
         settings = resolve_settings(
-            prompt, family=model.family, model_defaults={"seed": 0, **model.defaults}, preset=sweep.preset,
-            **given,
+            chosen.prompt, family=model.family, model_defaults={"seed": 0, **model.defaults}, preset=None,
+            **chosen.settings,
         )  # fmt: skip
-        if words := values["words"].words if "words" in values else None:
-            settings = _replaced(settings, *words)
         decides = {"settings": asdict(settings), "model": model.fingerprint, **drawn_by}
         key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-        yield Cell(key, places, name, settings)
+        yield Cell(key, places, chosen.model, settings)
 
 
-def _replaced(settings: GenerationSettings, searched: str, instead: str) -> GenerationSettings:
-    texts = {"prompt": settings.prompt, "negative_prompt": settings.negative_prompt}
-    if not any(text and searched in text for text in texts.values()):
-        raise InputError(f"axis words: {shown(searched)} is not in the prompt {shown(settings.prompt)}")
-    changed = {name: text and text.replace(searched, instead) for name, text in texts.items()}
-    return GenerationSettings(**(asdict(settings) | changed))
+def _replaced(
+    prompt: str, settings: dict[str, Any], searched: str, instead: str
+) -> tuple[str, dict[str, Any]]:
+    negative = settings.get("negative_prompt")
+    if not any(text and searched in text for text in (prompt, negative)):
+        raise InputError(f"axis words: {shown(searched)} is not in the prompt {shown(prompt)}")
+    if negative:
+        settings = {**settings, "negative_prompt": negative.replace(searched, instead)}
+    return prompt.replace(searched, instead), settings
 
 
 def identity(sweep: Sweep, wanted: Iterable[Cell]) -> str:
@@ -194,11 +215,25 @@ def identity(sweep: Sweep, wanted: Iterable[Cell]) -> str:
 def definition(sweep: Sweep) -> dict[str, Any]:
     """A sweep as JSON: for the report, and for whoever reads the store."""
     return {
+        "prompts": sweep.prompts,
+        "axes": [asdict(axis) for axis in sweep.axes],
         "model": sweep.model,
         "preset": sweep.preset and {"name": sweep.preset.name, "settings": dict(sweep.preset.settings)},
         "settings": dict(sweep.settings),
-        "axes": [asdict(axis) for axis in sweep.all_axes],
     }
+
+
+def restored(told: Mapping[str, Any]) -> Sweep:
+    """The sweep of a definition."""
+    axes = (Axis(name=each["name"], values=tuple(map(_value, each["values"]))) for each in told["axes"])
+    return Sweep(
+        prompts=tuple(told["prompts"]), axes=tuple(axes), model=told["model"],
+        preset=told["preset"] and Preset(source="", **told["preset"]), settings=told["settings"],
+    )  # fmt: skip
+
+
+def _value(told: Mapping[str, Any]) -> Value:
+    return Value(**{**told, "words": told["words"] and tuple(told["words"])})
 
 
 def draw(
@@ -244,6 +279,11 @@ def draw(
                     time.sleep(_WAIT)
 
 
+def thumbnail(image: Image.Image) -> bytes:
+    """A picture's form, by which pictures are compared without opening their files: RGB, 16 x 16."""
+    return image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes()
+
+
 @contextmanager
 def attempts(pipeline: Pipeline, measure: Measure) -> Iterator[Attempt]:
     """What draws and measures one picture after another, remembering what they have in common.
@@ -265,7 +305,9 @@ def attempts(pipeline: Pipeline, measure: Measure) -> Iterator[Attempt]:
             return Outcome(state=FAILED, error=" ".join(str(error).split()) or type(error).__name__), None
         known = {name: value for name, value in metrics.items() if not math.isnan(value)}
         digest = hashlib.sha256(picture.image.tobytes()).hexdigest()
-        outcome = Outcome(state=DONE, digest=digest, seconds=seconds, metrics=known)
+        outcome = Outcome(
+            state=DONE, digest=digest, seconds=seconds, metrics=known, thumbnail=thumbnail(picture.image)
+        )
         return outcome, encode_picture(picture, "png")
 
     text = pipeline.text

@@ -3,13 +3,36 @@
 import numpy as np
 import pytest
 
-from ssd1b.evaluate.statistics import by_prompt, difference, estimate
+from ssd1b.evaluate.statistics import by_prompt, difference, estimate, estimates
+
+KNOWN = {
+    "normal": (lambda rng, shape: rng.normal(1, 2, shape), 1.0),
+    "right or wrong": (lambda rng, shape: (rng.random(shape) < 0.8) * 1.0, 0.8),
+    "difference of pairs": (lambda rng, shape: rng.choice([-1.0, 0, 1], shape, p=[0.1, 0.6, 0.3]), 0.2),
+    "mean of four": (lambda rng, shape: rng.binomial(4, 0.7, shape) / 4, 0.7),
+}
 
 
-def test_the_interval_covers_the_true_mean_nineteen_times_in_twenty() -> None:
-    rng = np.random.default_rng(0)
-    covered = [(e := estimate(rng.random(60) < 0.8)).low <= 0.8 <= e.high for _ in range(200)]
-    assert 0.88 <= np.mean(covered) <= 0.99
+@pytest.mark.parametrize("size", [30, 60, 200])
+@pytest.mark.parametrize("kind", KNOWN)
+def test_the_interval_covers_the_true_mean_nineteen_times_in_twenty(kind: str, size: int) -> None:
+    draw, truth = KNOWN[kind]
+    found = estimates(draw(np.random.default_rng(size), (2000, size)))
+    assert 0.93 <= np.mean([each.low <= truth <= each.high for each in found]) <= 0.97
+
+
+def test_few_values_have_intervals_as_wide_as_student_s() -> None:
+    found = estimates(np.random.default_rng(0).normal(0, 1, (2000, 8)))
+    assert np.mean([each.low <= 0 <= each.high for each in found]) >= 0.93
+
+
+def test_rows_are_estimated_as_each_by_itself() -> None:
+    rows = np.random.default_rng(3).random((5, 20))
+    rows[1, :4] = rows[3, 7] = np.nan
+    rows[4] = np.nan
+    for row, each in zip(rows[:4], estimates(rows)[:4], strict=True):
+        assert each == pytest.approx(estimate(row))
+    assert estimates(rows)[4].size == 0
 
 
 def test_what_was_not_asked_for_does_not_count() -> None:

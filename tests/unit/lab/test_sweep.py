@@ -1,5 +1,6 @@
 """Cells are drawn once, whoever asks and whatever is killed in between."""
 
+import json
 import os
 import random
 import signal
@@ -23,8 +24,9 @@ from ssd1b.errors import InputError
 from ssd1b.images import decode_recipe
 from ssd1b.lab.axes import parse_axis
 from ssd1b.lab.store import DONE, FAILED, FILE, Outcome, Store
-from ssd1b.lab.sweep import MAX_CELLS, Model, Sweep, attempts, cells, draw, identity
+from ssd1b.lab.sweep import MAX_CELLS, Model, Sweep, attempts, cells, definition, draw, identity, restored
 from ssd1b.pipeline import Pipeline
+from ssd1b.presets import load_preset
 
 CHILD = Path(__file__).parents[2] / "lab_cells.py"
 
@@ -89,7 +91,7 @@ def test_a_second_sweep_draws_only_what_is_new(store: Store) -> None:
     assert len(store.sweeps()) == 2
     last = [*store.sweeps()][-1]
     assert [member.outcome.state for member in store.members(last) if member.outcome] == [DONE] * 9
-    assert [axis["name"] for axis in store.sweeps()[last]["axes"]] == ["prompt", "seed", "guidance"]
+    assert restored(store.sweeps()[last]) == sweep("guidance=2,5,9", "seed=1-3")
 
 
 def test_a_model_draws_and_is_measured(store: Store) -> None:
@@ -226,12 +228,24 @@ def test_a_folder_that_is_no_store(tmp_path: Path) -> None:
         Store(tmp_path / "file")
 
 
+def test_a_sweep_comes_back_from_its_definition() -> None:
+    axes = (
+        "guidance-interval=0-1,0.2-0.8", "size=64,64x128", "words=cube,cone", "negative=none||a, b",
+        "preset=article-detail", "model=one,other",
+    )  # fmt: skip
+    what = replace(sweep(*axes), preset=load_preset("model-card"), settings={"steps": 3})
+    back = restored(json.loads(json.dumps(definition(what))))
+    assert wanted(back) == wanted(what)
+    places = [0] * len(what.all_axes)
+    assert back.chosen(places).settings["steps"] == what.chosen(places).settings["steps"] == 25
+
+
 def test_an_identity_is_that_of_axes_and_cells() -> None:
     one, other = sweep("seed=1,2"), sweep("seed=2,1")
     assert identity(one, wanted(one)) == identity(one, wanted(one)) != identity(other, wanted(other))
 
 
 def test_outcomes_come_back_as_they_were(store: Store) -> None:
-    outcome = Outcome(state=DONE, digest="d", seconds=0.5, metrics={"a": 1.0})
+    outcome = Outcome(state=DONE, digest="d", seconds=0.5, metrics={"a": 1.0}, thumbnail=b"\0\xff")
     store.finish("k", outcome, b"picture")
     assert store.outcomes(["k", "unknown"]) == {"k": outcome}

@@ -1,0 +1,200 @@
+"""A sweep's figures as arrays, one axis of the array for each axis of the sweep, and what they say."""
+
+import math
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssd1b.errors import InputError, unknown
+from ssd1b.evaluate.statistics import Estimate, estimates
+from ssd1b.lab.axes import Axis
+from ssd1b.lab.store import DONE, Store
+from ssd1b.lab.sweep import PROMPT, THUMBNAIL, Sweep, restored
+
+SEED, STEPS = "seed", "steps"
+
+SECONDS = "seconds"
+DIVERSITY = "diversity"
+"""How far a picture lies from those of other seeds, everything else being equal."""
+UNCONVERGED = "unconverged"
+"""How far it lies from the picture with the most steps, everything else being equal."""
+
+QUALITIES = ("right", "clip")
+"""What tells a good picture, the more trustworthy first."""
+
+ENOUGH_PROMPTS = 8
+"""From so many prompts on intervals speak of prompts at large; with fewer, of these prompts' seeds."""
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What is known of a sweep's cells.
+
+    Attributes:
+        sweep: what was asked for.
+        keys: of the cells, an array with one axis for each of ``axes``.
+        metrics: arrays of the same shape by name, NaN where nothing is known. Beside what was measured of
+            each picture: ``SECONDS``; ``DIVERSITY`` and ``UNCONVERGED``, root mean square distances of
+            thumbnails in levels of 256.
+        failures: how many cells failed, by the reason.
+        missing: how many were not drawn yet.
+    """
+
+    sweep: Sweep
+    keys: NDArray[np.object_]
+    metrics: Mapping[str, Values]
+    failures: Mapping[str, int]
+    missing: int
+
+    @cached_property
+    def axes(self) -> tuple[Axis, ...]:
+        """In the order of the arrays' axes."""
+        return self.sweep.all_axes
+
+    @cached_property
+    def setting_axes(self) -> tuple[int, ...]:
+        """Places of the axes that are settings: neither prompt nor seed."""
+        return tuple(n for n, axis in enumerate(self.axes) if axis.name not in (PROMPT, SEED))
+
+    @cached_property
+    def many_prompts(self) -> bool:
+        """Whether intervals are over prompts; else they are over pairs of prompt and seed."""
+        return len(self.sweep.prompts) >= ENOUGH_PROMPTS
+
+    @property
+    def quality(self) -> str | None:
+        """The best metric of quality that was measured."""
+        return next((name for name in QUALITIES if name in self.metrics), None)
+
+    def units(self, metric: str, kept: tuple[int, ...]) -> Values:
+        """Values that are independent of each other, for each place on some axes.
+
+        Args:
+            metric: a key of ``metrics``.
+            kept: places of setting axes; the other settings are averaged.
+
+        Returns:
+            The kept axes in their order, and behind them one of units.
+
+        Raises:
+            InputError: no such metric.
+        """
+        if metric not in self.metrics:
+            raise unknown("metric", metric, self.metrics)
+        values = self.metrics[metric]
+        units = (PROMPT,) if self.many_prompts else (PROMPT, SEED)
+        over = tuple(n for n, axis in enumerate(self.axes) if axis.name in units)
+        averaged = tuple(n for n in range(values.ndim) if n not in (*kept, *over))
+        moved = values.transpose(*kept, *over, *averaged)
+        shape = moved.shape[: len(kept)]
+        return _mean(moved.reshape(*shape, math.prod(values.shape[n] for n in over), -1))
+
+    def estimates(self, metric: str, kept: tuple[int, ...]) -> list[Estimate]:
+        """Means with their intervals for each place on the kept axes, the last one running fastest."""
+        values = self.units(metric, kept)
+        return estimates(values.reshape(-1, values.shape[-1]))
+
+    def front(self, metric: str) -> NDArray[np.bool_]:
+        """Which settings no other one beats in both the metric's mean and seconds: the Pareto front.
+
+        Returns:
+            One entry for each place on ``setting_axes``, flattened.
+        """
+        quality = np.array([each.mean for each in self.estimates(metric, self.setting_axes)])
+        seconds = np.array([each.mean for each in self.estimates(SECONDS, self.setting_axes)])
+        better = (quality >= quality[:, None]) & (seconds <= seconds[:, None])
+        strictly = (quality > quality[:, None]) | (seconds < seconds[:, None])
+        known = ~np.isnan(quality) & ~np.isnan(seconds)
+        return known & ~(better & strictly).any(axis=1)
+
+
+def load_results(store: Store, sweep: str | None = None) -> Results:
+    """Read a sweep's figures.
+
+    Args:
+        store: where it is.
+        sweep: the beginning of its id; None is the one that was run last.
+
+    Raises:
+        InputError: there is no such sweep, or no cell of it is drawn.
+    """
+    known = store.sweeps()
+    if not known:
+        raise InputError(f"{store.folder} holds no sweep yet: draw one with ssd1b sweep")
+    chosen = [*known][-1:] if sweep is None else [each for each in known if each.startswith(sweep)]
+    if len(chosen) != 1:
+        raise unknown("sweep", sweep or "", known)
+    what = restored(known[chosen[0]])
+    shape = tuple(len(axis.values) for axis in what.all_axes)
+    keys = np.empty(shape, object)
+    measured: dict[str, Values] = defaultdict(lambda: np.full(shape, np.nan))
+    thumbnails = np.full((*shape, THUMBNAIL * THUMBNAIL * 3), np.nan, np.float32)
+    failures: Counter[str] = Counter()
+    missing = 0
+    for member in store.members(chosen[0]):
+        keys[member.places] = member.key
+        outcome = member.outcome
+        if outcome is None:
+            missing += 1
+        elif outcome.state != DONE:
+            failures[outcome.error or ""] += 1
+        else:
+            for name, value in {SECONDS: outcome.seconds, **(outcome.metrics or {})}.items():
+                measured[name][member.places] = value
+            thumbnails[member.places] = np.frombuffer(outcome.thumbnail or b"", np.uint8)
+    if not measured:
+        raise InputError(
+            f"nothing of this sweep is drawn: {missing} cells are missing, {failures.total()} failed"
+        )
+    return Results(
+        sweep=what, keys=keys, metrics={**measured, **_compared(what, thumbnails)}, failures=failures,
+        missing=missing,
+    )  # fmt: skip
+
+
+def _compared(sweep: Sweep, thumbnails: NDArray[np.float32]) -> dict[str, Values]:
+    """What pictures differ from each other in."""
+    found = {}
+    for place, axis in enumerate(sweep.all_axes):
+        if len(axis.values) == 1:
+            continue
+        moved = np.moveaxis(thumbnails, place, -2)
+        if axis.name == SEED:
+            found[DIVERSITY] = np.moveaxis(_from_others(moved), -1, place)
+        elif axis.name == STEPS:
+            most = int(np.argmax([value.settings[STEPS] for value in axis.values]))
+            found[UNCONVERGED] = np.moveaxis(_from_one(moved, most), -1, place)
+    return found
+
+
+def _from_others(pictures: NDArray[np.float32]) -> Values:
+    """Mean distance of each of ``[..., n, pixels]`` from the other n - 1."""
+    products = pictures @ pictures.swapaxes(-1, -2)
+    squares = np.diagonal(products, axis1=-2, axis2=-1)
+    apart = squares[..., :, None] + squares[..., None, :] - 2 * products
+    distances = np.sqrt(np.maximum(apart, 0) / pictures.shape[-1]).astype(np.float64)
+    places = np.arange(distances.shape[-1])
+    distances[..., places, places] = np.nan
+    return _mean(distances)
+
+
+def _from_one(pictures: NDArray[np.float32], one: int) -> Values:
+    """Distance of each of ``[..., n, pixels]`` from one of them, which itself is left out."""
+    others = np.square(pictures - pictures[..., one : one + 1, :]).mean(axis=-1)
+    distances = np.sqrt(others).astype(np.float64)
+    distances[..., one] = np.nan
+    return distances
+
+
+def _mean(values: Values) -> Values:
+    """Over the last axis, of what is known; NaN where nothing is."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
+        return np.nanmean(values, axis=-1)
