@@ -25,6 +25,7 @@ OPTIONS = {
     "sweep": {
         "--file", "--axis", "--axes", "--seeds", "--out", "--retry", "--dry-run", *SETTINGS, *MODEL
     },
+    "report": {"--sweep", "--metric", "--out", "--list"},
     "distill": {
         "--teacher", "--student", "--data", "--stages", "--out", "--cache", "--steps", "--batch-size",
         "--seed", "--dry-run", "--resume", "--device", "--offline",

@@ -17,6 +17,7 @@ COMMANDS = {
     "generate": "Draw pictures from prompts.",
     "rerun": "Draw a picture again, from the recipe inside it.",
     "sweep": "Draw every combination of some settings, and measure each.",
+    "report": "Write what a sweep found, as a page to look at.",
     "distill": "Make a smaller model of a large one.",
     "evaluate": "Tell how good a model's pictures are, with the uncertainty.",
     "inspect": "Tell what a model or a picture is made of.",
@@ -29,7 +30,7 @@ WRONG_INPUT = 2
 INTERRUPTED = 130
 """Exit codes: 128 + SIGINT is what shells expect of a program that Ctrl-C ended."""
 
-EXTRAS = {"scipy": "eval", "matplotlib": "eval"}
+EXTRAS = {"scipy": "eval", "matplotlib": "eval", "jinja2": "lab"}
 """Libraries that the base installation leaves out, with the extra that brings them."""
 
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)

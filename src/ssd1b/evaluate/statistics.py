@@ -21,7 +21,7 @@ class Estimate(NamedTuple):
 
 def estimate(values: ArrayLike) -> Estimate:
     """Estimate a mean; see ``estimates``."""
-    return estimates([values])[0]
+    return estimates(np.asarray(values, float)[None])[0]
 
 
 def estimates(rows: ArrayLike) -> list[Estimate]:
@@ -55,13 +55,15 @@ def _estimates(table: NDArray[np.float64]) -> list[Estimate]:
     if varies.any():
         from scipy.stats import bootstrap, norm, t  # slow to import
 
-        outside = norm.cdf(np.sqrt(size / (size - 1)) * t.ppf((1 - CONFIDENCE) / 2, size - 1))
+        quantile = np.sqrt(size / (size - 1)) * t.ppf((1 - CONFIDENCE) / 2, size - 1)
+        outside = float(norm.cdf(quantile))
         interval = bootstrap(
             (table[varies],), np.mean, axis=1, confidence_level=1 - 2 * outside, n_resamples=RESAMPLES,
             method="percentile", batch=max(1, _VALUES_AT_ONCE // table[varies].size), rng=0,
         ).confidence_interval  # fmt: skip
         lows[varies], highs[varies] = interval.low, interval.high
-    return [Estimate(*map(float, each), size) for each in zip(means, lows, highs, strict=True)]
+    found = zip(means.tolist(), lows.tolist(), highs.tolist(), strict=True)
+    return [Estimate(mean, low, high, size) for mean, low, high in found]
 
 
 def by_prompt(values: ArrayLike, seeds: int) -> NDArray[np.float64]:

@@ -27,6 +27,9 @@ UNCONVERGED = "unconverged"
 QUALITIES = ("right", "clip")
 """What tells a good picture, the more trustworthy first."""
 
+EMPTY = "(empty)"
+"""How an empty text is shown, which a negative prompt may be."""
+
 ENOUGH_PROMPTS = 8
 """From so many prompts on intervals speak of prompts at large; with fewer, of these prompts' seeds."""
 
@@ -72,6 +75,22 @@ class Results:
     def quality(self) -> str | None:
         """The best metric of quality that was measured."""
         return next((name for name in QUALITIES if name in self.metrics), None)
+
+    def key(self, places: tuple[int, ...]) -> str:
+        """Of the cell at a place."""
+        return self.keys[places]  # type: ignore[return-value]
+
+    def labels(self, places: tuple[int, ...]) -> dict[str, str]:
+        """What the values at a place are called, by their axes."""
+        found = zip(self.axes, places, strict=True)
+        return {axis.name: axis.values[place].label or EMPTY for axis, place in found}
+
+    @property
+    def told(self) -> list[str]:
+        """Metrics of which something is known; those that judge first, then those that only describe."""
+        known = [name for name, values in self.metrics.items() if not np.isnan(values).all()]
+        first = [name for name in (*QUALITIES, SECONDS, DIVERSITY, UNCONVERGED) if name in known]
+        return [*first, *(name for name in known if name not in first)]
 
     def units(self, metric: str, kept: tuple[int, ...]) -> Values:
         """Values that are independent of each other, for each place on some axes.

@@ -1,0 +1,83 @@
+"""``ssd1b report``: what a sweep found, to look at."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ssd1b.errors import InputError
+
+if TYPE_CHECKING:
+    from ssd1b.lab.store import Store
+
+
+@click.command("report")
+@click.argument("folder", metavar="FOLDER")
+@click.option("--sweep", "chosen", metavar="ID", help="The beginning of a sweep's id. Default: the last one.")
+@click.option("--metric", metavar="NAME", help="Ranks settings. Default: what is right, else the CLIP score.")
+@click.option("--out", metavar="FOLDER", help="Where the report goes. Default: FOLDER/report.")
+@click.option("--list", "listing", is_flag=True, help="List the folder's sweeps, and write nothing.")
+def command(folder: str, chosen: str | None, metric: str | None, out: str | None, listing: bool) -> None:
+    """Write what a sweep found: a page with the pictures and curves, contact sheets, and all figures.
+
+    The page is one file that needs no network: the grid of any two axes with sliders for the others, pictures
+    to enlarge and to compare by a wipe, each cell's command and preset to copy, curves with 95 % intervals,
+    quality against time. Beside it: contact sheets as PNG, every cell as CSV and Parquet.
+
+    \b
+    Examples:
+      ssd1b report sweeps/a
+      ssd1b report sweeps/a --metric clip --out report
+      ssd1b report sweeps/a --list
+    """  # noqa: D301 (\b keeps click from wrapping)
+    from ssd1b.lab.store import FILE, Store
+
+    if not (Path(folder) / FILE).exists():
+        raise InputError(f"{folder} holds no sweep: draw one with ssd1b sweep --out {folder}")
+    with closing(Store(Path(folder))) as store:
+        if listing:
+            _list(store)
+        else:
+            _write(store, chosen, metric, Path(out) if out else Path(folder) / "report")
+
+
+def _list(store: "Store") -> None:
+    from ssd1b.cli.table import columns
+    from ssd1b.lab.sweep import restored
+
+    rows = []
+    for name, told in store.sweeps().items():
+        sweep = restored(told)
+        axes = ", ".join(f"{axis.name} ({len(axis.values)})" for axis in sweep.all_axes)
+        rows.append([name, str(sweep.count), axes])
+    click.echo(columns([["SWEEP", "CELLS", "AXES"], *rows]))
+
+
+def _write(store: "Store", chosen: str | None, metric: str | None, out: Path) -> None:
+    from ssd1b.lab.export import contact_sheets, write_csv, write_parquet
+    from ssd1b.lab.report import write_page
+    from ssd1b.lab.results import load_results
+    from ssd1b.weights.files import replacing
+
+    results = load_results(store, chosen)
+    if results.missing:
+        click.echo(
+            f"this sweep is not finished: {results.missing} of {results.keys.size} cells are not drawn yet; "
+            "the same ssd1b sweep goes on with them",
+            err=True,
+        )
+    written = [out / "report.html", out / "cells.csv"]
+    write_page(results, store, written[0], metric=metric)
+    write_csv(results, store, written[1])
+    try:
+        write_parquet(results, store, out / "cells.parquet")
+        written.append(out / "cells.parquet")
+    except ModuleNotFoundError:
+        click.echo("cells.parquet is left out, which needs pyarrow: pip install 'ssd1b[lab]'", err=True)
+    for number, sheet in enumerate(contact_sheets(results, store)):
+        written.append(out / f"sheet-{number}.png")
+        with replacing(written[-1]) as aside:
+            sheet.save(aside, "PNG")
+    for path in written:
+        click.echo(click.format_filename(path))

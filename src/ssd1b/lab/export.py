@@ -1,0 +1,139 @@
+"""What leaves the lab: tables of all cells, contact sheets, a command or a preset that draws a cell again."""
+
+import csv
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ssd1b.lab.results import SECONDS, SEED, Results
+from ssd1b.lab.store import Store
+from ssd1b.lab.sweep import PROMPT, Choice
+from ssd1b.tabletop.sheet import table
+from ssd1b.weights.files import replacing
+
+SHEETS = 8
+"""Prompts that get a contact sheet."""
+
+_SIDE = 192
+
+_OPTIONS = {
+    "negative_prompt": "--negative", "guidance_scale": "--guidance", "guidance_rescale": "--guidance-rescale",
+    "steps": "--steps", "sampler": "--sampler", "schedule": "--schedule", "seed": "--seed",
+}  # fmt: skip
+
+
+def command_line(chosen: Choice) -> str:
+    """The command that draws a picture again."""
+    words = ["ssd1b", "generate", chosen.prompt, "--model", chosen.model]
+    settings = {"seed": 0, **chosen.settings}
+    for name, option in _OPTIONS.items():
+        if settings.get(name) is not None:
+            words += [option, _plain(settings[name])]
+    if "guidance_interval" in settings:
+        words += ["--guidance-interval", *map(_plain, settings["guidance_interval"])]
+    if "width" in settings:
+        words += ["--size", f"{settings['width']}x{settings['height']}"]
+    return shlex.join(words)
+
+
+def preset_text(chosen: Choice) -> str:
+    """A picture's settings as a preset file for ``--preset``."""
+    lines = ["[settings]"]
+    for name, value in chosen.settings.items():
+        if value is not None and name != SEED:  # TOML has no null, and a preset should leave the seed free
+            told = list(value) if isinstance(value, tuple | list) else value
+            lines.append(f"{name} = {json.dumps(told, ensure_ascii=False)}")
+    return "\n".join(lines) + "\n"
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def write_csv(results: Results, store: Store, path: Path) -> None:
+    """Write a row for each cell: its place, what was measured, its picture's file in the store."""
+    rows = list(_rows(results, store))
+    with replacing(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({name: _inert(value) for name, value in row.items()} for row in rows)
+
+
+def write_parquet(results: Results, store: Store, path: Path) -> None:
+    """Write the same as Parquet.
+
+    Raises:
+        ModuleNotFoundError: pyarrow is not installed.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    with replacing(path) as aside:
+        parquet.write_table(pyarrow.Table.from_pylist(list(_rows(results, store))), aside)
+
+
+def _rows(results: Results, store: Store) -> Iterator[dict[str, Any]]:
+    """Of each cell its labels, settings, figures and picture's file."""
+    for places in np.ndindex(results.keys.shape):
+        labels = results.labels(places)
+        metrics = {
+            name: None if np.isnan(values[places]) else float(values[places])
+            for name, values in results.metrics.items()
+        }
+        key = results.key(places)
+        drawn = metrics[SECONDS] is not None
+        picture = str(store.picture(key).relative_to(store.folder)) if drawn else None
+        yield {**labels, **metrics, "key": key, "picture": picture}
+
+
+def _inert(value: Any) -> Any:
+    """Keep spreadsheets from taking a text for a formula (OWASP, "CSV injection")."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t")) else value
+
+
+def contact_sheets(results: Results, store: Store) -> Iterator[Image.Image]:
+    """For each of the first prompts a table of pictures over two axes, at the first value of the others."""
+    names = [axis.name for axis in results.axes]
+    varying = [n for n in reversed(results.setting_axes) if len(results.axes[n].values) > 1]
+    shown = [*varying, *([names.index(SEED)] if SEED in names else [])][:2]
+    across, down = (*shown, None, None)[:2]
+    for prompt in range(min(SHEETS, len(results.sweep.prompts))):
+        first = [0] * len(names)
+        first[names.index(PROMPT)] = prompt
+        rows = [
+            [_shown(store, results, place) for place in row] for row in _places(results, first, across, down)
+        ]
+        yield table(rows, _labels(results, across), _labels(results, down))
+
+
+def _places(
+    results: Results, first: list[int], across: int | None, down: int | None
+) -> Iterator[Iterator[tuple[int, ...]]]:
+    def moved(start: list[int], axis: int | None) -> Iterator[list[int]]:
+        if axis is None:
+            yield start
+            return
+        for place in range(len(results.axes[axis].values)):
+            yield [*start[:axis], place, *start[axis + 1 :]]
+
+    return ((tuple(each) for each in moved(row, across)) for row in moved(first, down))
+
+
+def _labels(results: Results, axis: int | None) -> list[str]:
+    if axis is None:
+        return [""]
+    return [f"{results.axes[axis].name} {value.label}" for value in results.axes[axis].values]
+
+
+def _shown(store: Store, results: Results, places: tuple[int, ...]) -> Image.Image:
+    """A cell's picture in a square; grey where there is none."""
+    try:
+        with Image.open(store.picture(results.key(places))) as image:
+            return ImageOps.pad(image.convert("RGB"), (_SIDE, _SIDE), color="white")
+    except OSError:
+        return Image.new("RGB", (_SIDE, _SIDE), "lightgrey")

@@ -1,0 +1,249 @@
+"""A sweep's report: one HTML file that needs no network.
+
+Prompts, labels and names of files are text in it, never markup: the template escapes them, the script sets
+them as text, and the page's policy allows no script but its own and nothing from elsewhere.
+"""
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ssd1b.evaluate.statistics import Estimate
+from ssd1b.lab.export import command_line, preset_text
+from ssd1b.lab.figures import curves, pareto
+from ssd1b.lab.results import DIVERSITY, EMPTY, SECONDS, SEED, UNCONVERGED, Results
+from ssd1b.lab.store import Store
+from ssd1b.lab.sweep import PROMPT
+from ssd1b.weights.files import replacing
+
+MAX_PICTURES = 2000
+"""In the page; the others are in the store's folder."""
+
+MAX_ROWS = 200
+"""Of settings in the page's table, the best ones; the tables in files have all."""
+
+_SIDE = 512
+_TEMPLATE = Path(__file__).parent.parent / "data" / "report"
+
+MEANING = {
+    "right": "share of pictures in which everything is as the caption says",
+    "clip": "CLIP score",
+    DIVERSITY: "distance from the pictures of other seeds (levels of 256, on thumbnails)",
+    UNCONVERGED: "distance from the picture with the most steps (levels of 256, on thumbnails)",
+    SECONDS: "of one picture",
+    "sharpness": "of edges and textures (levels of 256)",
+    "contrast": "spread of brightness (levels of 256)",
+    "colourfulness": "Hasler and Süsstrunk's, 0 to about 110",
+    "saturation": "of colours, 0 to 1",
+    "clipping": "share of pixels at the end of their range, as too much guidance makes them",
+}
+
+
+def write_page(results: Results, store: Store, out: Path, *, metric: str | None = None) -> None:
+    """Write a sweep's page.
+
+    Args:
+        results: of the sweep.
+        store: where its pictures are.
+        out: the HTML file; one that is there is replaced.
+        metric: by which settings are ranked; None is ``results.quality``.
+
+    Raises:
+        InputError: no such metric, or the file cannot be written.
+    """
+    ranked = metric or results.quality
+    if ranked is not None:
+        results.estimates(ranked, ())
+    with replacing(out) as aside:
+        aside.write_text(_page(results, store, ranked), encoding="utf-8")
+
+
+def _page(results: Results, store: Store, ranked: str | None) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    script = (_TEMPLATE / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    warnings = []
+    if results.missing:
+        warnings.append(
+            f"This sweep is not finished: {results.missing} of {results.keys.size} cells are not drawn yet."
+        )
+    warnings += [f"{count} pictures failed: {reason}" for reason, count in results.failures.items()]
+    cells, embedded = _cells(results, store)
+    if embedded < np.count_nonzero(~np.isnan(results.metrics[SECONDS])):
+        warnings.append(
+            f"This page holds {embedded} pictures; the others are in {store.folder / 'pictures'}."
+        )
+    return environment.get_template("report.html").render(
+        title=_title(results),
+        summary=_summary(results),
+        warnings=warnings,
+        style=Markup((_TEMPLATE / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=f"sha256-{digest}",
+        # "<" would end the element that the data are in.
+        data=Markup(
+            json.dumps({"axes": _axes(results), "cells": cells}, allow_nan=False).replace("<", "\\u003c")
+        ),
+        figures=[*_figures(results, ranked)],
+        table=_table(results, ranked),
+        footer=f"ssd1b {version('ssd1b')}. Intervals are 95 %, by bootstrap over {_units(results)}.",
+    )
+
+
+def _title(results: Results) -> str:
+    names = [axis.name for axis in results.axes if axis.name != PROMPT and len(axis.values) > 1]
+    return f"{results.sweep.model}: {', '.join(names)}" if names else results.sweep.model
+
+
+def _summary(results: Results) -> str:
+    prompts = results.sweep.prompts
+    told = f"“{prompts[0]}”" if len(prompts) == 1 else f"{len(prompts)} prompts"
+    axes = [
+        f"{axis.name} {', '.join(value.label or 'empty' for value in axis.values)}"
+        for axis in results.axes
+        if axis.name != PROMPT
+    ]
+    return "; ".join([told, *axes, f"{results.keys.size} pictures"])
+
+
+def _units(results: Results) -> str:
+    if results.many_prompts:
+        return "prompts"
+    return "prompts and seeds; they speak of these prompts, not of prompts at large"
+
+
+def _axes(results: Results) -> list[dict[str, Any]]:
+    interest = {PROMPT: 0, SEED: 1}
+    return [
+        {
+            "name": axis.name,
+            "values": [value.label or EMPTY for value in axis.values],
+            "interest": interest.get(axis.name, 2),
+        }
+        for axis in results.axes
+    ]
+
+
+def _cells(results: Results, store: Store) -> tuple[list[dict[str, Any] | None], int]:
+    """Of each cell what the page shows, and how many pictures there are among them.
+
+    Cells whose pictures are left out are null, but for those that failed or are missing.
+    """
+    found: list[dict[str, Any] | None] = []
+    embedded = 0
+    drawn = ~np.isnan(results.metrics[SECONDS])
+    varying = {PROMPT, *(axis.name for axis in results.axes if len(axis.values) > 1)}
+    for places in np.ndindex(results.keys.shape):
+        if not drawn[places]:
+            found.append({"picture": None, "state": "not drawn"})
+            continue
+        picture = _embedded(store.picture(results.key(places))) if embedded < MAX_PICTURES else None
+        if picture is None:
+            found.append(None)
+            continue
+        embedded += 1
+        chosen = results.sweep.chosen(places)
+        metrics = {
+            name: f"{results.metrics[name][places]:.4g}"
+            for name in results.told
+            if not np.isnan(results.metrics[name][places])
+        }
+        labels = [f"{name} {label}" for name, label in results.labels(places).items() if name in varying]
+        found.append(
+            {
+                "picture": picture,
+                "labels": labels,
+                "command": command_line(chosen),
+                "preset": preset_text(chosen),
+                "metrics": metrics,
+            }
+        )
+    return found, embedded
+
+
+def _embedded(path: Path) -> str | None:
+    """A picture as a data URI, no larger than the page shows it; None if its file is gone."""
+    buffer = io.BytesIO()
+    try:
+        with Image.open(path) as image:
+            image.thumbnail((_SIDE, _SIDE))
+            image.convert("RGB").save(buffer, "WEBP", quality=88)
+    except OSError:
+        return None
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+class _Figure(NamedTuple):
+    title: str
+    hint: str
+    svg: str
+
+
+def _figures(results: Results, ranked: str | None) -> Iterator[_Figure]:
+    from markupsafe import Markup
+
+    for place in results.setting_axes:
+        if len(results.axes[place].values) > 1:
+            averaged = "" if len(results.setting_axes) == 1 else " Other settings are averaged."
+            yield _Figure(
+                f"What {results.axes[place].name} does",
+                f"Mean and 95 % interval over {_units(results)}.{averaged}",
+                Markup(curves(results, place, MEANING)),
+            )
+    if ranked is not None and results.front(ranked).size > 1:
+        yield _Figure(
+            "What quality costs",
+            f"Each point is one combination of settings: {MEANING.get(ranked, ranked)}, against seconds a "
+            "picture. No other one is both better and faster than those on the line.",
+            Markup(pareto(results, ranked)),
+        )
+
+
+def _table(results: Results, ranked: str | None) -> dict[str, Any]:
+    """The combinations of settings, the best first."""
+    axes = [results.axes[n] for n in results.setting_axes]
+    places = list(np.ndindex(tuple(len(axis.values) for axis in axes)))
+    found = {name: results.estimates(name, results.setting_axes) for name in results.told}
+    front = results.front(ranked) if ranked is not None else np.zeros(len(places), bool)
+    order = np.arange(len(places))
+    if ranked is not None:
+        order = np.argsort([-each.mean for each in found[ranked]], kind="stable")
+    rows = [
+        {
+            "labels": [
+                axis.values[place].label or EMPTY for axis, place in zip(axes, places[row], strict=True)
+            ],
+            "estimates": [_told(each[row]) for each in found.values()],
+            "front": bool(front[row]),
+        }
+        for row in order[:MAX_ROWS]
+    ]
+    more = f" The best {MAX_ROWS} of {len(places)}; all are in cells.csv." if len(places) > MAX_ROWS else ""
+    marked = " Marked: none is both better and faster." if ranked is not None else ""
+    return {
+        "headings": [*(axis.name for axis in axes), *found],
+        "rows": rows,
+        "hint": f"Means with 95 % intervals; click a heading to sort.{marked}{more}",
+    }
+
+
+def _told(each: Estimate) -> Mapping[str, Any]:
+    if each.size == 0:
+        return {"mean": "", "text": "–", "interval": ""}
+    return {"mean": each.mean, "text": f"{each.mean:.3g}", "interval": f"{each.low:.3g} to {each.high:.3g}"}
