@@ -70,7 +70,7 @@ def command(
 
     \b
     Examples:
-      ssd1b sweep "a large red metal sphere on a blue background" --axis guidance=1-9 [5] --out sweeps/a
+      ssd1b sweep "a large red metal sphere on a blue background" --axis "guidance=1-9 [5]" --out sweeps/a
       ssd1b sweep --file prompts.txt --axis steps=5,10,..,30 --axis "sampler=UniPC,Euler,DDPM" --out sweeps/b
       ssd1b sweep "a red cube" --axis "words=red,green,blue" --seeds 4 --out sweeps/c
     """  # noqa: D301 (\b keeps click from wrapping)

@@ -77,3 +77,31 @@ def difference(first: ArrayLike, second: ArrayLike) -> Estimate:
     The two can be told apart where the interval does not hold zero.
     """
     return estimate(np.asarray(second, float) - np.asarray(first, float))
+
+
+def differences(reference: ArrayLike, rivals: ArrayLike) -> list[Estimate]:
+    """Estimate by how much each rival exceeds a reference, all intervals together right 19 times in 20.
+
+    So of any number of rivals that are no different, one is told apart in at most 5 % of cases. Bootstrap
+    of the largest standardised deviation (Westfall & Young 1993, section 2.6), with Student's widening.
+
+    Args:
+        reference: ``[n]``, one value for each of n independent units.
+        rivals: ``[k, n]``, of the same units; without gaps.
+    """
+    table = np.atleast_2d(np.asarray(rivals, float)) - np.asarray(reference, float)
+    size = table.shape[1]
+    means, errors = table.mean(axis=1), table.std(axis=1) / np.sqrt(size)
+    varies = errors > 0
+    reach = np.zeros(len(table))
+    if varies.any():
+        from scipy.stats import norm, t  # slow to import
+
+        rng = np.random.default_rng(0)
+        weights = rng.multinomial(size, np.full(size, 1 / size), RESAMPLES) / size
+        deviations = (weights @ table[varies].T - means[varies]) / errors[varies]
+        largest = np.quantile(np.abs(deviations).max(axis=1), CONFIDENCE)
+        outside = norm.sf(largest)  # as far out with Student's tails
+        reach[varies] = t.isf(outside, size - 1) * np.sqrt(size / (size - 1)) * errors[varies]
+    found = zip(means.tolist(), (means - reach).tolist(), (means + reach).tolist(), strict=True)
+    return [Estimate(mean, low, high, size) for mean, low, high in found]

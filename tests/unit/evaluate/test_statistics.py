@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ssd1b.evaluate.statistics import by_prompt, difference, estimate, estimates
+from ssd1b.evaluate.statistics import by_prompt, difference, differences, estimate, estimates
 
 KNOWN = {
     "normal": (lambda rng, shape: rng.normal(1, 2, shape), 1.0),
@@ -67,3 +67,26 @@ def test_pictures_of_one_prompt_count_once() -> None:
     assert wide.mean == narrow.mean == 0.5
     assert wide.high - wide.low > 2.5 * (narrow.high - narrow.low)
     assert by_prompt([1.0, 0.0, np.nan, np.nan], 2)[0] == 0.5 and np.isnan(by_prompt([np.nan, np.nan], 2)[0])
+
+
+@pytest.mark.parametrize("size", [20, 60])
+def test_of_many_rivals_that_are_no_different_hardly_one_is_told_apart(size: int) -> None:
+    rng = np.random.default_rng(size)
+    alarms = 0
+    for _ in range(400):
+        chance = rng.random(size)  # prompts differ in difficulty, models do not
+        right = (rng.random((11, size)) < chance) * 1.0
+        alarms += any(not each.low <= 0 <= each.high for each in differences(right[0], right[1:]))
+    assert alarms / 400 <= 0.07  # 5 % and what 400 trials leave open
+
+
+def test_a_rival_that_is_better_is_told_apart_among_many() -> None:
+    rng = np.random.default_rng(5)
+    chance = rng.random(80) * 0.6
+    right = (rng.random((10, 80)) < chance) * 1.0
+    better = (rng.random(80) < chance + 0.35) * 1.0
+    found = differences(right[0], [*right[1:], better, right[0]])
+    assert found[9].low > 0 and found[9].low <= better.mean() - right[0].mean() <= found[9].high
+    assert found[10] == (0, 0, 0, 80)
+    alone = difference(right[0], better)
+    assert found[9].high - found[9].low > alone.high - alone.low, "many comparisons have their price"
