@@ -32,7 +32,7 @@ def plot(rows: list[dict[str, float]], begun: list[float]) -> Figure:
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot([row["pictures"] for row in rows], [row["noise_mse"] for row in rows])
-    left.set(title="error in the noise", ylim=(0.05, 0.2), ylabel="mean square")
+    left.set(title="error in the noise", ylim=(0.04, 0.2), ylabel="mean square")
     asked = [row for row in rows if QUESTIONS[0] in row]
     for name in QUESTIONS:
         right.plot([row["pictures"] for row in asked], [row[name] for row in asked], label=name)
@@ -42,7 +42,8 @@ def plot(rows: list[dict[str, float]], begun: list[float]) -> Figure:
         axes.set_xlabel("thousands of pictures seen")
         for place in begun[1:]:
             axes.axvline(place, color="gray", linewidth=0.7, linestyle=":")
-    right.set_xlim(min((row["pictures"] for row in asked), default=0), rows[-1]["pictures"])
+    if asked:
+        right.set_xlim(asked[0]["pictures"], asked[-1]["pictures"])
     return figure
 
 

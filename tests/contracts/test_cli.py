@@ -26,6 +26,10 @@ OPTIONS = {
         "--file", "--axis", "--axes", "--seeds", "--out", "--retry", "--dry-run", *SETTINGS, *MODEL
     },
     "report": {"--sweep", "--metric", "--out", "--list"},
+    "tune": {
+        "--file", "--axis", "--metric", "--guard", "--budget", "--trials", "--minutes", "--pairs", "--fresh",
+        "--out", *SETTINGS, *MODEL,
+    },
     "distill": {
         "--teacher", "--student", "--data", "--stages", "--out", "--cache", "--steps", "--batch-size",
         "--seed", "--dry-run", "--resume", "--device", "--offline",

@@ -18,6 +18,7 @@ COMMANDS = {
     "rerun": "Draw a picture again, from the recipe inside it.",
     "sweep": "Draw every combination of some settings, and measure each.",
     "report": "Write what a sweep found, as a page to look at.",
+    "tune": "Find the best settings, and prove them.",
     "distill": "Make a smaller model of a large one.",
     "evaluate": "Tell how good a model's pictures are, with the uncertainty.",
     "inspect": "Tell what a model or a picture is made of.",
@@ -30,7 +31,7 @@ WRONG_INPUT = 2
 INTERRUPTED = 130
 """Exit codes: 128 + SIGINT is what shells expect of a program that Ctrl-C ended."""
 
-EXTRAS = {"scipy": "eval", "matplotlib": "eval", "jinja2": "lab"}
+EXTRAS = {"scipy": "eval", "matplotlib": "eval", "jinja2": "lab", "optuna": "lab"}
 """Libraries that the base installation leaves out, with the extra that brings them."""
 
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)

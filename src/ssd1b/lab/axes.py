@@ -56,6 +56,12 @@ class Axis:
     values: tuple[Value, ...]
 
 
+def number_of(value: Value) -> float:
+    """The setting of a value that sets a single number; else NaN."""
+    settings = [*value.settings.values()]
+    return float(settings[0]) if len(settings) == 1 and isinstance(settings[0], int | float) else math.nan
+
+
 def parse_axis(text: str) -> Axis:
     """Read an axis, as ``guidance=2,5,9``.
 

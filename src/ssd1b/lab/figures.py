@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssd1b.lab.axes import Value
+from ssd1b.lab.axes import number_of
 from ssd1b.lab.results import EMPTY, SECONDS, Results
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def _curve(panel: "Axes", results: Results, place: int, metric: str) -> None:
     means, lows, highs = (
         np.array([getattr(each, part) for each in found]) for part in ("mean", "low", "high")
     )
-    numbers = np.array([_number(value) for value in values], float)
+    numbers = np.array([number_of(value) for value in values], float)
     if not np.isnan(numbers).any():
         order = np.argsort(numbers)
         across = numbers[order]
@@ -65,12 +65,6 @@ def _curve(panel: "Axes", results: Results, place: int, metric: str) -> None:
     panel.tick_params(axis="y", labelsize=8)
     for label in panel.get_xticklabels():
         label.set_parse_math(False)  # "$" is a letter in prompts
-
-
-def _number(value: Value) -> float:
-    """The setting of a value that sets a single number; else NaN."""
-    settings = [*value.settings.values()]
-    return float(settings[0]) if len(settings) == 1 and isinstance(settings[0], int | float) else np.nan
 
 
 def pareto(results: Results, metric: str) -> str:

@@ -4,8 +4,10 @@ Each choice in the grammar is one draw in [0, 1), and 0 is always the canonical 
 canonical caption is the sentence in which every draw is 0.
 
 A caption speaks of the things in the scene and of the picture taken of them: a red sphere in a monochrome
-picture is called red and monochrome. Of a degradation it is often silent, as captions in the wild are. So a
-prompt that does not speak of quality may get a spoiled picture, and a negative prompt has something to do.
+picture is called red and monochrome. Of a degradation it is sometimes silent, as captions in the wild are. So
+a prompt that does not speak of quality may get a spoiled picture, and a negative prompt has something to do.
+Sometimes it speaks of nothing else, and lists other degradations, too, that the picture might have had: as
+negative prompts are written, which a model can only understand if it has met such texts.
 """
 
 import re
@@ -69,8 +71,11 @@ _REMARKS = ("{sentence}, {remark}", "{remark}, {sentence}")
 _OMIT_ATTRIBUTE = 0.1
 _OMIT_RELATION = 0.2
 
-UNSAID = 0.4
+UNSAID = 0.15
 """The share of degraded pictures of whose degradation the caption is silent."""
+
+NOTHING_ELSE = 0.3
+"""The share of degraded pictures of which the caption says only what may have gone wrong."""
 
 
 def full_caption(scene: Scene) -> str:
@@ -111,12 +116,27 @@ def _named(said: Mapping[str, str], which: str) -> Solid:
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A true caption: half of the time the canonical one, else in other words, which may say less."""
-    if scene.degradation is not None and rng.random() < UNSAID:
-        scene = replace(scene, degradation=None)
+    """A true caption: half of the time the canonical one, else in other words, which may say less.
+
+    Of a degraded picture it may say only what went wrong, or nothing of it.
+    """
+    if scene.degradation is not None:
+        drawn = rng.random()
+        if drawn < NOTHING_ELSE:
+            return _faults(scene.degradation, rng)
+        if drawn < NOTHING_ELSE + UNSAID:
+            scene = replace(scene, degradation=None)
     if rng.random() < CANONICAL:
         return full_caption(scene)
     return _sentence(scene, rng.random)
+
+
+def _faults(degradation: str, rng: np.random.Generator) -> str:
+    """A degradation among others that the picture might have had, more often few than many."""
+    others = [each for each in DEGRADATIONS if each != degradation]
+    count = int(rng.random() ** 2 * (len(others) + 1))
+    words = [degradation, *rng.choice(others, count, replace=False)]
+    return ", ".join(_word(str(each), rng.random) for each in rng.permutation(words))
 
 
 def _sentence(scene: Scene, draw: Draw) -> str:

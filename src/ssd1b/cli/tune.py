@@ -1,0 +1,202 @@
+"""``ssd1b tune``: the best settings, found and proven."""
+
+import time
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ssd1b.cli.options import (
+    DEFAULT_MODEL,
+    ModelChoice,
+    check_settings,
+    model_options,
+    read_prompts,
+    setting_options,
+)
+from ssd1b.cli.table import columns
+from ssd1b.errors import InputError
+from ssd1b.presets import PRESETS, load_preset
+from ssd1b.settings import Range
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ssd1b.lab.axes import Axis
+    from ssd1b.lab.goal import Goal
+    from ssd1b.lab.sweep import Attempt
+    from ssd1b.lab.tune import Candidate, Tuned
+    from ssd1b.settings import Preset
+
+TRIALS = Range(low=1, high=100_000, multiple_of=1)
+PAIRS = Range(low=8, high=100_000, multiple_of=1)
+
+USUAL_AXES = (
+    "guidance=1-15 (+0.5)",
+    "steps=6-30 (+2)",
+    "sampler=UniPC,Euler,DDPM,DPM++ 2M,DDIM",
+    "guidance-rescale=0,0.35,0.7",
+)
+"""What is searched if nothing else is named: the article's ranges, and what has become usual since."""
+
+
+@click.command("tune")
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@click.option("--file", metavar="FILE", help="One prompt a line; - is the standard input.")
+@click.option("--axis", "axes", multiple=True, metavar="NAME=VALUES", help="What is searched, as in sweep.")
+@click.option(
+    "--metric", default="right", show_default=True, metavar="SUM", help="As right, clip, right + 0.5*clip."
+)
+@click.option("--guard", "guards", multiple=True, metavar="BOUND", help="As clipping<=0.05, clean>=0.9.")
+@click.option("--budget", type=float, metavar="SECONDS", help="What a picture may take.")
+@click.option("--trials", type=int, default=60, show_default=True, help="Combinations to try, in all.")
+@click.option("--minutes", type=float, help="Begin no further trial after so long.")
+@click.option(
+    "--pairs", type=int, default=48, show_default=True, help="Of prompt and seed, for each combination."
+)
+@click.option("--fresh", type=int, default=96, show_default=True, help="Pairs for the proof.")
+@setting_options
+@click.option("--preset", metavar="NAME|FILE", help=f"{', '.join(PRESETS)}, or a .toml or .json file.")
+@model_options
+@click.option(
+    "--out", metavar="FOLDER", required=True, help="Where cells, the search and the preset are kept."
+)
+def command(
+    prompts: tuple[str, ...],
+    file: str | None,
+    axes: tuple[str, ...],
+    metric: str,
+    guards: tuple[str, ...],
+    budget: float | None,
+    trials: int,
+    minutes: float | None,
+    pairs: int,
+    fresh: int,
+    given: dict[str, Any],
+    preset: str | None,
+    choice: ModelChoice,
+    out: str,
+) -> None:
+    """Search the best settings for a model and prompts, and prove them on pairs that the search did not see.
+
+    Combinations are proposed by a model of what was seen (Optuna's TPE), draw the same pairs of prompt and
+    seed, and are given up when they are clearly behind. The winner and its best rivals then draw fresh
+    pairs: each rival is worse, or not to be told apart. Without prompts the miniature draws captions that no
+    training saw. The same command goes on with a search that was stopped, and several may share a folder.
+
+    \b
+    Examples:
+      ssd1b tune --out tuned
+      ssd1b tune --budget 0.5 --guard "clipping<=0.05" --out tuned
+      ssd1b tune --model ssd-1b --file prompts.txt --metric clip --axis guidance=3-15 --out mine
+      ssd1b generate "a red cube" --preset tuned/preset.json
+    """  # noqa: D301 (\b keeps click from wrapping)
+    from ssd1b.lab.axes import parse_axis
+    from ssd1b.lab.goal import read_goal
+
+    for name, allowed, value in (
+        ("trials", TRIALS, trials), ("pairs", PAIRS, pairs), ("fresh", PAIRS, fresh)
+    ):  # fmt: skip
+        allowed.check(name, value)
+    chosen = None if preset is None else load_preset(preset)
+    told = [*prompts, *(read_prompts(file) if file is not None else ())]
+    for prompt in told or ["a sphere"]:
+        check_settings(prompt, given, chosen)
+    if "seed" in given:
+        raise InputError("seed is no setting that could be tuned: pairs have seeds of their own")
+    found = [parse_axis(each) for each in axes or USUAL_AXES]
+    if twice := [axis.name for axis in found if [each.name for each in found].count(axis.name) > 1]:
+        raise InputError(f"axis {twice[0]} is there twice: write all its values into one")
+    if other := [axis.name for axis in found if axis.name in ("seed", "words", "model")]:
+        raise InputError(f"axis {other[0]} is no setting that could be tuned")
+    goal = read_goal(metric, guards)
+    _tune(
+        told, found, goal, Path(out), choice, chosen, given, budget=budget, trials=trials, minutes=minutes,
+        pairs=pairs, fresh=fresh,
+    )  # fmt: skip
+
+
+def _tune(
+    prompts: "list[str]", axes: "list[Axis]", goal: "Goal", out: Path, choice: ModelChoice,
+    preset: "Preset | None", given: dict[str, Any], *, budget: float | None, trials: int,
+    minutes: float | None, pairs: int, fresh: int,
+) -> None:  # fmt: skip
+    from tqdm import tqdm
+
+    from ssd1b.cli import drawing
+    from ssd1b.lab.metrics import meter
+    from ssd1b.lab.store import Store
+    from ssd1b.lab.sweep import attempts, describe
+    from ssd1b.lab.tune import RIVALS, prove, search
+    from ssd1b.lab.tuning import Looker, opened_study, pairs_of, write_tuned
+    from ssd1b.runtime import choose_device, choose_dtype
+
+    name = choice.model or DEFAULT_MODEL
+    device = choose_device(choice.device)
+    dtype = choose_dtype(choice.dtype, device)
+    with closing(Store(out)) as store, ExitStack() as stack:
+        known = cache(partial(describe, store=store, offline=choice.offline))
+        model = known(name)
+
+        @cache
+        def prepare(name: str) -> "Attempt":
+            pipeline = drawing.load(replace(choice, model=name))
+            return stack.enter_context(attempts(pipeline, meter(pipeline, model.path)))
+
+        first, second = pairs_of(prompts, model, pairs, fresh)
+        beneath = {**(preset.settings if preset else {}), **given}
+        look = Looker(
+            store=store, axes=axes, goal=goal, model=name, known=known, prepare=prepare, beneath=beneath,
+            device=device, dtype=dtype,
+        )  # fmt: skip
+        study = opened_study(
+            out, axes, goal, {"model": model.fingerprint, "pairs": first, "settings": beneath}
+        )
+        until = None if minutes is None else time.monotonic() + 60 * minutes
+        with tqdm(total=trials, desc="search", unit="trial", disable=None, leave=False) as bar:
+            found = search(
+                axes, goal, look, first, study=study, trials=trials, advance=bar.update,
+                go_on=lambda: until is None or time.monotonic() < until,
+            )  # fmt: skip
+        with tqdm(total=RIVALS + 2, desc="prove", unit="setting", disable=None, leave=False) as bar:
+            tuned = prove(found, goal, look, second, pairs=pairs, budget=budget, advance=bar.update)
+        paths = write_tuned(out, tuned, axes, goal, name, beneath)
+    click.echo(_told(tuned, axes, goal))
+    for path in paths:
+        click.echo(click.format_filename(path))
+
+
+def _told(tuned: "Tuned", axes: "Sequence[Axis]", goal: "Goal") -> str:
+    """What was found, for people."""
+    from ssd1b.lab.tuning import labels_of
+
+    def row(word: str, each: "Candidate", score: str, difference: str) -> list[str]:
+        return [word, *labels_of(axes, each.choice), f"{each.seconds:.3g}", score, difference]
+
+    fresh, gain = tuned.score, tuned.gain
+    names = [axis.name.upper() for axis in axes]
+    rows = [["", *names, "SECONDS", "SCORE", "BEHIND BY"]]
+    rows.append(row("winner", tuned.winner, f"{fresh.mean:.3g}", ""))
+    for each in tuned.verdicts:
+        between = f"{each.behind.mean:.3g} ({each.behind.low:.3g} to {each.behind.high:.3g})"
+        rows.append(row(each.word, each.rival, f"{each.rival.scores.mean():.3g}", between))
+    front = [["", *names, "SECONDS", "SCORE"]]
+    front += [
+        ["", *labels_of(axes, e.choice), f"{e.seconds:.3g}", f"{e.scores.mean():.3g}"] for e in tuned.front
+    ]
+    return "\n".join(
+        [
+            f"{goal}: {fresh.mean:.3g} ({fresh.low:.3g} to {fresh.high:.3g}) on {fresh.size} fresh pairs, "
+            f"{gain.mean:+.3g} ({gain.low:+.3g} to {gain.high:+.3g}) against the model's own settings",
+            f"{tuned.searched} combinations were tried, {tuned.dropped} of them given up early",
+            "",
+            columns(rows),
+            "",
+            "the best for each time, in the search:",
+            columns(front),
+            "",
+        ]
+    )

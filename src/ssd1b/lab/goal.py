@@ -1,0 +1,92 @@
+"""What tuning is for: metrics with their weights, and guards that must hold whatever the metrics say."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssd1b.errors import InputError, unknown
+from ssd1b.settings import shown
+
+_WEIGHTED = re.compile(r"(?:(-?\d+\.?\d*|-?\.\d+)\s*\*\s*)?([a-z_]+)")
+_GUARD = re.compile(r"\s*([a-z_]+)\s*(<=|>=)\s*([+-]?\d+\.?\d*(?:e-?\d+)?)\s*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guard:
+    """A bound on the mean of a metric."""
+
+    metric: str
+    at_most: bool
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.metric}{'<=' if self.at_most else '>='}{self.bound:g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """What is to be as large as can be.
+
+    Attributes:
+        weights: of metrics, in their sum.
+        guards: bounds that must hold. A metric alone can be won by what nobody wants: those that were learned
+            from people's choices like oversaturated pictures.
+    """
+
+    weights: Mapping[str, float]
+    guards: tuple[Guard, ...] = ()
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """Of one picture.
+
+        Raises:
+            InputError: a metric was not measured.
+        """
+        return sum(weight * _value(metrics, name) for name, weight in self.weights.items())
+
+    def broken(self, pictures: Sequence[Mapping[str, float]]) -> list[str]:
+        """Guards that do not hold on the average of some pictures.
+
+        Raises:
+            InputError: a metric was not measured.
+        """
+        found = []
+        for guard in self.guards:
+            mean = float(np.mean([_value(each, guard.metric) for each in pictures]))
+            if (mean > guard.bound) if guard.at_most else (mean < guard.bound):
+                found.append(f"{guard.metric} is {mean:.3g}, not {guard}")
+        return found
+
+    def __str__(self) -> str:
+        terms = (name if weight == 1 else f"{weight:g}*{name}" for name, weight in self.weights.items())
+        return " + ".join(terms) + "".join(f", {guard}" for guard in self.guards)
+
+
+def read_goal(metric: str, guards: Sequence[str] = ()) -> Goal:
+    """Read a metric, or a weighted sum as ``right + 0.5*clip``, and guards as ``clipping<=0.05``.
+
+    Raises:
+        InputError: it is written otherwise.
+    """
+    weights: dict[str, float] = {}
+    for term in metric.split("+"):
+        match = _WEIGHTED.fullmatch(term.strip())
+        if match is None:
+            raise InputError(f"metric {shown(metric)} is no sum: write it as right + 0.5*clip")
+        weights[match[2]] = weights.get(match[2], 0.0) + float(match[1] or 1)
+    return Goal(weights=weights, guards=tuple(map(_guard, guards)))
+
+
+def _guard(text: str) -> Guard:
+    match = _GUARD.fullmatch(text)
+    if match is None:
+        raise InputError(f"guard {shown(text)} is no bound: write it as clipping<=0.05 or clean>=0.9")
+    return Guard(metric=match[1], at_most=match[2] == "<=", bound=float(match[3]))
+
+
+def _value(metrics: Mapping[str, float], name: str) -> float:
+    if name not in metrics:
+        raise unknown("metric", name, metrics)
+    return metrics[name]

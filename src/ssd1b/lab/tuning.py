@@ -1,0 +1,206 @@
+"""What tuning draws with and what it leaves: pairs of prompt and seed, cells, the search, the preset."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ssd1b.errors import InputError
+from ssd1b.lab.axes import Axis
+from ssd1b.lab.goal import Goal
+from ssd1b.lab.store import FAILED, Store
+from ssd1b.lab.sweep import Attempt, Cell, Model, Sweep, cells, draw
+from ssd1b.lab.tune import Candidate, Choice, Pair, Seen, Tuned
+from ssd1b.tabletop.evaluation import SEED, cases
+from ssd1b.tabletop.views import SIZE
+from ssd1b.weights.files import replacing, write_json
+from ssd1b.weights.loading import open_checkpoint
+
+if TYPE_CHECKING:
+    import optuna
+
+STREAMS = (SEED + 10, SEED + 11)
+"""Of captions for the search and the proof; ``evaluate`` has its own."""
+
+ENOUGH_PROMPTS = 16
+"""From so many prompts on, the proof has prompts of its own; with fewer, only seeds of its own."""
+
+FRESH_SEEDS = 1_000_000
+
+
+def pairs_of(prompts: Sequence[str], model: Model, pairs: int, fresh: int) -> tuple[list[Pair], list[Pair]]:
+    """Pairs for the search and for the proof.
+
+    Args:
+        prompts: none for captions of Tabletop that no training saw.
+        model: that is tuned.
+        pairs: for the search.
+        fresh: for the proof.
+
+    Raises:
+        InputError: there are no prompts, and the model does not draw Tabletop.
+    """
+    if not prompts:
+        if open_checkpoint(model.path).info.layout.size != SIZE:
+            raise InputError("no prompt: say what to draw, or name a file of prompts with --file")
+        first, second = (
+            [(case.caption, case.seed) for case in cases(count, stream=stream)]
+            for stream, count in zip(STREAMS, (pairs, fresh), strict=True)
+        )
+        return first, second
+    own, other = (prompts[::2], prompts[1::2]) if len(prompts) >= ENOUGH_PROMPTS else (prompts, prompts)
+    return (
+        [(own[number % len(own)], number) for number in range(pairs)],
+        [(other[number % len(other)], FRESH_SEEDS + number) for number in range(fresh)],
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Looker:
+    """Draws pairs with a combination of settings, each as a cell of the store.
+
+    Attributes:
+        store: where cells are kept; axes: what is searched; goal: that scores pictures.
+        model: its name; known: finds a model; prepare: loads it.
+        beneath: settings that all combinations have.
+        device: where to draw; dtype: in which number format.
+    """
+
+    store: Store
+    axes: Sequence[Axis]
+    goal: Goal
+    model: str
+    known: Callable[[str], Model]
+    prepare: Callable[[str], Attempt]
+    beneath: Mapping[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+
+    def __call__(self, choice: Choice | None, pairs: Sequence[Pair]) -> list[Seen]:
+        """Draw what is not there yet.
+
+        Raises:
+            InputError: a picture failed, or a metric of the goal was not measured.
+        """
+        wanted = [self._cell(choice, pair) for pair in pairs]
+        draw(wanted, self.store, lambda name: nullcontext(self.prepare(name)))
+        found = self.store.outcomes(cell.key for cell in wanted)
+        seen = []
+        for cell in wanted:
+            outcome = found[cell.key]
+            if outcome.state == FAILED or outcome.seconds is None:
+                raise InputError(f"a picture of {cell.settings.prompt!r:.80} failed: {outcome.error}")
+            metrics = {**(outcome.metrics or {}), "seconds": outcome.seconds}
+            seen.append(Seen(score=self.goal.score(metrics), seconds=outcome.seconds, metrics=metrics))
+        return seen
+
+    def _cell(self, choice: Choice | None, pair: Pair) -> Cell:
+        prompt, seed = pair
+        one = Sweep(
+            prompts=(prompt,), axes=() if choice is None else single(self.axes, choice), model=self.model,
+            settings={**self.beneath, "seed": seed},
+        )  # fmt: skip
+        (cell,) = cells(one, self.known, device=self.device, dtype=self.dtype)
+        return cell
+
+
+def single(axes: Sequence[Axis], choice: Choice) -> tuple[Axis, ...]:
+    """The axes with one value each."""
+    return tuple(
+        Axis(name=axis.name, values=(axis.values[place],)) for axis, place in zip(axes, choice, strict=True)
+    )
+
+
+def settings_of(axes: Sequence[Axis], choice: Choice | None) -> dict[str, Any]:
+    """What a combination sets; nothing where it is the model's own settings."""
+    found: dict[str, Any] = {}
+    for axis in () if choice is None else single(axes, choice):
+        found |= axis.values[0].settings
+    return found
+
+
+def labels_of(axes: Sequence[Axis], choice: Choice | None) -> list[str]:
+    """What the values of a combination are called."""
+    if choice is None:
+        return ["own"] * len(axes)
+    return [axis.values[0].label for axis in single(axes, choice)]
+
+
+def opened_study(out: Path, axes: Sequence[Axis], goal: Goal, what: Mapping[str, Any]) -> "optuna.Study":
+    """The search's memory in ``out``: one for each question that is asked there.
+
+    Args:
+        out: a folder.
+        axes: of the search.
+        goal: of the search.
+        what: everything else that the answers depend on, for JSON.
+    """
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    labels = [[axis.name, *(value.label for value in axis.values)] for axis in axes]
+    name = sha256(json.dumps([labels, str(goal), what], sort_keys=True).encode()).hexdigest()[:16]
+    return optuna.create_study(
+        study_name=name, directions=["maximize", "minimize"], load_if_exists=True,
+        storage=JournalStorage(JournalFileBackend(str(out / "search.log"))),
+        sampler=optuna.samplers.TPESampler(seed=0),
+    )  # fmt: skip
+
+
+def facts(tuned: Tuned, axes: Sequence[Axis], goal: Goal, model: str) -> dict[str, Any]:
+    """Everything that was found, for JSON."""
+
+    def about(each: Candidate) -> dict[str, Any]:
+        return {"settings": settings_of(axes, each.choice), "seconds": each.seconds}
+
+    return {
+        "model": model,
+        "goal": str(goal),
+        "winner": {**about(tuned.winner), "score": tuned.score._asdict()},
+        "gain": tuned.gain._asdict(),
+        "rivals": [
+            {**about(each.rival), "behind": each.behind._asdict(), "verdict": each.word}
+            for each in tuned.verdicts
+        ],
+        "front": [{**about(each), "score": float(each.scores.mean())} for each in tuned.front],
+        "searched": tuned.searched,
+        "dropped": tuned.dropped,
+        "ssd1b": version("ssd1b"),
+    }
+
+
+def write_tuned(
+    out: Path, tuned: Tuned, axes: Sequence[Axis], goal: Goal, model: str, beneath: Mapping[str, Any]
+) -> list[Path]:
+    """Write ``tuned.json`` and ``preset.json``, which ``--preset`` takes.
+
+    Args:
+        out: a folder.
+        tuned: what was found.
+        axes: of the search.
+        goal: of the search.
+        model: its name.
+        beneath: settings that all combinations had.
+    """
+    gain, ties = tuned.gain, sum(each.word == "not distinguishable" for each in tuned.verdicts)
+    source = (
+        f"ssd1b tune, {goal} on {model}: {tuned.score.mean:.3g} ({tuned.score.low:.3g} to "
+        f"{tuned.score.high:.3g}) on {tuned.score.size} fresh pairs, {gain.mean:+.3g} ({gain.low:+.3g} to "
+        f"{gain.high:+.3g}) against the model's own settings; {ties} of {len(tuned.verdicts)} rivals are not "
+        "distinguishable"
+    )
+    settings = {**beneath, **settings_of(axes, tuned.winner.choice)}
+    preset = {"name": "tuned", "source": source, "settings": settings}
+    paths = [out / "tuned.json", out / "preset.json"]
+    for path, content in zip(paths, (facts(tuned, axes, goal, model), preset), strict=True):
+        with replacing(path) as aside:
+            write_json(aside, content)
+    return paths

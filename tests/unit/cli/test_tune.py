@@ -1,0 +1,58 @@
+"""``ssd1b tune``: what it leaves, and what it refuses."""
+
+import json
+
+import pytest
+
+QUICK = ("--pairs", 8, "--fresh", 8, "--trials", 3, "--metric", "sharpness", "--steps", 1)
+
+
+@pytest.fixture
+def tune(run, tiny_model):
+    def call(*arguments):
+        # Of an option that is given twice the last one counts: what is tested.
+        return run("tune", *QUICK, "--model", tiny_model, "--out", "tuned", *arguments)
+
+    return call
+
+
+def test_a_preset_that_generate_takes(run, tune, tiny_model, tmp_path):
+    done = tune("a cube", "a cone", "--axis", "guidance=1,5,9", "--negative", "ugly")
+    assert done.code == 0, done.err
+    assert "winner" in done.out and "against the model's own settings" in done.out
+    told = json.loads((tmp_path / "tuned/tuned.json").read_text())
+    preset = json.loads((tmp_path / "tuned/preset.json").read_text())
+    assert preset["settings"] == {"negative_prompt": "ugly", "steps": 1, **told["winner"]["settings"]}
+    assert "8 fresh pairs" in preset["source"]
+    assert {rival["verdict"] for rival in told["rivals"]} <= {"worse", "not distinguishable", "better"}
+    drawn = run("generate", "a cube", "--model", tiny_model, "--preset", "tuned/preset.json", "--json")
+    assert drawn.code == 0, drawn.err
+
+    pictures = len([*(tmp_path / "tuned/pictures").rglob("*.png")])
+    again = tune("a cube", "a cone", "--axis", "guidance=1,5,9", "--negative", "ugly")
+    assert again.out == done.out
+    assert len([*(tmp_path / "tuned/pictures").rglob("*.png")]) == pictures, "nothing is drawn again"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["no prompt"]),
+        (["a cube", "--metric", "right"], ["unknown metric 'right'"]),
+        (["a cube", "--metric", "sharp ness"], ["is no sum", "right + 0.5*clip"]),
+        (["a cube", "--guard", "clipping<1"], ["is no bound", "clipping<=0.05"]),
+        (["a cube", "--guard", "clippin<=1"], ["unknown metric 'clippin'", "did you mean 'clipping'"]),
+        (["a cube", "--guard", "sharpness>=100000"], ["keeps every guard"]),
+        (["a cube", "--budget", "0.000001"], ["budget is 1e-06 s", "the fastest"]),
+        (["a cube", "--axis", "seed=1-4"], ["axis seed is no setting"]),
+        (["a cube", "--axis", "guidance=1", "--axis", "guidance=2"], ["axis guidance is there twice"]),
+        (["a cube", "--seed", "3"], ["seed is no setting"]),
+        (["a cube", "--trials", "0"], ["trials is 0"]),
+        (["a cube", "--pairs", "4"], ["pairs is 4"]),
+    ],
+)
+def test_wrong_calls(tune, arguments, words):
+    axis = () if "--axis" in arguments else ("--axis", "guidance=1,5")
+    done = tune(*axis, *arguments)
+    assert done.code == 2 and done.out == ""
+    assert all(word in done.err for word in words), done.err

@@ -1,0 +1,177 @@
+"""Tuning against a world in which the best settings are known."""
+
+import numpy as np
+import optuna
+import pytest
+
+from ssd1b.errors import InputError
+from ssd1b.lab.axes import Axis, parse_axis
+from ssd1b.lab.goal import Guard, read_goal
+from ssd1b.lab.tune import RIVALS, Choice, Look, Pair, Seen, front, prove, search
+
+AXES = [parse_axis("guidance=1-9"), parse_axis("steps=5,10,20"), parse_axis("sampler=UniPC,Euler,DDPM")]
+GOAL = read_goal("right")
+PAIRS: list[Pair] = [(f"prompt {number}", number) for number in range(48)]
+FRESH: list[Pair] = [(f"prompt {number}", 1000 + number) for number in range(96)]
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+
+
+def study(seed: int = 0) -> optuna.Study:
+    sampler = optuna.samplers.TPESampler(seed=seed)
+    return optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+
+
+class World:
+    """Pictures are right by chance; the chance depends on the settings and on the prompt's difficulty."""
+
+    def __init__(
+        self,
+        chances: "dict[Choice | None, float] | None" = None,
+        *,
+        clipping: float = 0.0,
+        own_steps: int = 20,
+    ) -> None:
+        self.chances, self.clipping, self.own_steps = chances, clipping, own_steps
+        self.drawn = 0
+
+    def chance(self, choice: Choice | None) -> float:
+        if self.chances is not None:
+            return self.chances[choice]
+        if choice is None:
+            return 0.4
+        guidance, steps, _ = choice
+        return 0.85 - 0.09 * abs(guidance - 5) - (0.3, 0.05, 0.0)[steps]
+
+    def __call__(self, choice: Choice | None, pairs: "list[Pair]") -> list[Seen]:
+        self.drawn += len(pairs)
+        found = []
+        for prompt, seed in pairs:
+            rng = np.random.default_rng(
+                [seed, *map(ord, prompt), 0 if choice is None else 1, *(choice or ())]
+            )
+            right = float(rng.random() < self.chance(choice))
+            steps = self.own_steps if choice is None else (5, 10, 20)[choice[1]] if len(choice) > 1 else 10
+            metrics = {"right": right, "clipping": self.clipping * (choice[0] if choice else 0)}
+            found.append(Seen(score=GOAL.score(metrics), seconds=0.1 * steps, metrics=metrics))
+        return found
+
+
+def searched(world: Look, axes: "list[Axis]" = AXES, *, trials: int = 60, goal=GOAL):
+    return search(axes, goal, world, PAIRS, study=study(), trials=trials)
+
+
+def test_a_planted_better_setting_is_found_and_the_rest_is_given_up_early() -> None:
+    world = World()
+    found = searched(world)
+    assert found[0].choice is None
+    tuned = prove(found, GOAL, world, FRESH, pairs=len(PAIRS))
+    assert tuned.winner.choice is not None
+    guidance, steps, _ = tuned.winner.choice
+    assert abs(guidance - 5) <= 1 and steps >= 1
+    assert tuned.gain.low > 0.2
+    assert tuned.score.low > 0.6
+    assert world.drawn <= len(PAIRS) * len(found) + len(FRESH) * (RIVALS + 2)
+
+
+@pytest.mark.parametrize("own_steps", [5, 20])
+def test_what_is_clearly_behind_is_given_up_early_but_not_what_is_faster(own_steps: int) -> None:
+    world = World({None: 0.9, **{(place,): 0.2 for place in range(9)}}, own_steps=own_steps)
+    found = searched(world, [parse_axis("guidance=1-9")], trials=30)
+    lengths = [len(each.seen) for each in found[1:]]
+    assert len(lengths) >= 5
+    if own_steps == 5:
+        assert max(lengths) <= 16
+    else:
+        assert lengths.count(len(PAIRS)) >= len(lengths) / 2
+
+
+def test_a_planted_tie_is_not_distinguishable_and_a_planted_loser_is_worse() -> None:
+    world = World({None: 0.3, (0,): 0.8, (1,): 0.8, (2,): 0.78, (3,): 0.45})
+    found = searched(world, [parse_axis("guidance=2,4,6,8")], trials=20)
+    tuned = prove(found, GOAL, world, [*FRESH, *((f"more {n}", n) for n in range(100))], pairs=len(PAIRS))
+    words = {verdict.rival.choice: verdict.word for verdict in tuned.verdicts}
+    tied = words.keys() & {(0,), (1,), (2,)}
+    assert tied and {words[choice] for choice in tied} == {"not distinguishable"}
+    assert words[None] == "worse" and words.get((3,), "worse") == "worse"
+
+
+def test_among_settings_that_are_all_the_same_hardly_ever_a_winner_is_declared() -> None:
+    false = 0
+    for trial in range(60):
+        rng = np.random.default_rng(trial)
+
+        def look(choice: Choice | None, pairs: "list[Pair]", rng: np.random.Generator = rng) -> list[Seen]:
+            right = (rng.random(len(pairs)) < 0.7) * 1.0
+            return [Seen(score=each, seconds=1.0, metrics={"right": each}) for each in right]
+
+        found = search(
+            [parse_axis("guidance=1-9")], GOAL, look, PAIRS[:16], study=study(trial), trials=9
+        )  # fmt: skip
+        tuned = prove(found, GOAL, look, FRESH[:40], pairs=16)
+        false += any(verdict.word == "worse" for verdict in tuned.verdicts)
+    assert false / 60 <= 0.1
+
+
+def test_a_search_that_goes_on_draws_nothing_again_and_asks_for_the_rest() -> None:
+    told = study()
+    cache: dict = {}
+    world = World()
+
+    def look(choice: Choice | None, pairs: "list[Pair]") -> list[Seen]:
+        missing = [pair for pair in pairs if (choice, pair) not in cache]
+        cache.update(
+            {(choice, pair): each for pair, each in zip(missing, world(choice, missing), strict=True)}
+        )
+        return [cache[choice, pair] for pair in pairs]
+
+    search(AXES, GOAL, look, PAIRS, study=told, trials=7)
+    before, drawn = len(told.trials), world.drawn
+    again = search(AXES, GOAL, look, PAIRS, study=told, trials=7)
+    assert (len(told.trials), world.drawn) == (before, drawn)
+    search(AXES, GOAL, look, PAIRS, study=told, trials=9)
+    assert len(told.trials) == before + 2
+    assert {each.choice for each in again} <= {None, *(tuple(t.user_attrs["choice"]) for t in told.trials)}
+
+
+def test_guards_and_budgets_are_kept() -> None:
+    # Guidance from 6 on clips too much, and 20 steps take too long.
+    world = World(clipping=0.01)
+    goal = read_goal("right", ["clipping<=0.035"])
+    found = searched(world, goal=goal)
+    tuned = prove(found, goal, world, FRESH, pairs=len(PAIRS), budget=1.5)
+    assert tuned.winner.choice is not None
+    guidance, steps, _ = tuned.winner.choice
+    assert guidance <= 3 and steps <= 1
+    assert all(not each.broken(goal) for each in front(found, goal, len(PAIRS)))
+    with pytest.raises(InputError, match=r"budget is 0\.01 s: the fastest settings that were tried take"):
+        prove(found, goal, world, FRESH, pairs=len(PAIRS), budget=0.01)
+    strict = read_goal("right", ["right>=2"])
+    with pytest.raises(InputError, match=r"keeps every guard: right is .*, not right>=2"):
+        prove(found, strict, world, FRESH, pairs=len(PAIRS))
+
+
+def test_the_front_is_beaten_by_none() -> None:
+    found = searched(World())
+    best = front(found, GOAL, len(PAIRS))
+    assert [each.seconds for each in best] == sorted({each.seconds for each in best})
+    scores = [each.scores.mean() for each in best]
+    assert scores == sorted(scores)
+
+
+def test_goals_are_read() -> None:
+    goal = read_goal("right + 0.5*clip + -2*clipping", ["clean>=0.9", " clipping <= 1e-3 "])
+    assert goal.weights == {"right": 1.0, "clip": 0.5, "clipping": -2.0}
+    assert goal.guards[1] == Guard(metric="clipping", at_most=True, bound=0.001)
+    assert goal.score({"right": 1.0, "clip": 0.4, "clipping": 0.1}) == pytest.approx(1.0)
+    low, high = {"clean": 1.0, "clipping": 0.0}, {"clean": 0.7, "clipping": 0.0}
+    assert goal.broken([low]) == [] and goal.broken([low, high]) == ["clean is 0.85, not clean>=0.9"]
+    assert str(goal) == "right + 0.5*clip + -2*clipping, clean>=0.9, clipping<=0.001"
+    for wrong in ("", "right * 2", "right - clip", "Right"):
+        with pytest.raises(InputError, match="is no sum"):
+            read_goal(wrong)
+    with pytest.raises(InputError, match="is no bound"):
+        read_goal("right", ["clipping<0.1"])
+    with pytest.raises(InputError, match="unknown metric 'rigth': did you mean 'right'"):
+        read_goal("rigth").score({"right": 1.0})
