@@ -149,7 +149,7 @@ class Store:
             InputError: the disk refused; the cell is free again when this process ends.
         """
         if picture is not None:
-            with replacing(self.picture(key)) as aside:
+            with replacing(self.picture(key), self._unfinished(self._worker)) as aside:
                 aside.write_bytes(picture)
         metrics = None if outcome.metrics is None else json.dumps(outcome.metrics)
         row = (
@@ -215,12 +215,17 @@ class Store:
             lock.acquire(blocking=False)
         except Timeout:
             return True
+        self._unfinished(worker).unlink(missing_ok=True)
         lock.release()
         self._lock_file(worker).unlink(missing_ok=True)
         return False
 
     def _lock_file(self, worker: str) -> Path:
         return self.folder / "workers" / f"{worker}.lock"
+
+    def _unfinished(self, worker: str) -> Path:
+        """Where a picture is written before it is moved into its place."""
+        return self.folder / "workers" / f"{worker}.png"
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -160,15 +160,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``target``, and move what was written there into place at the end.
+def replacing(target: Path, temporary: Path | None = None) -> Iterator[Path]:
+    """Give a temporary path, and move what was written there into place at the end.
 
     If anything goes wrong, a full disk or Ctrl-C, the temporary is removed and ``target`` is what it was.
+
+    Args:
+        target: the file or folder to be written.
+        temporary: on the same disk, and this process's alone; if None, one beside ``target``. SIGKILL leaves it
+            behind: whoever gives a name can find it and remove it.
 
     Raises:
         InputError: the disk refused.
     """
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    temporary = temporary or target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -182,7 +182,8 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_p
     with closing(Store(tmp_path / "whole")) as whole:
         run(whole, sweep(*FIVE_HUNDRED), Fake())
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
-    assert not list((tmp_path / "killed/pictures").rglob("*.partial"))
+    assert len([path for path in (tmp_path / "killed/pictures").rglob("*") if path.is_file()]) == 500
+    assert not list((tmp_path / "killed/workers").iterdir())
 
 
 def test_two_processes_in_one_folder_share_the_cells(tmp_path: Path) -> None:
@@ -197,8 +198,11 @@ def test_two_processes_in_one_folder_share_the_cells(tmp_path: Path) -> None:
 def test_what_a_dead_process_had_claimed_is_free(tmp_path: Path) -> None:
     with closing(Store(tmp_path)) as one, closing(Store(tmp_path)) as other:
         assert one.claim("a") and not other.claim("a")
+        half = one._unfinished(one._worker)
+        half.touch()
         one._lock.release()  # as the system does when a process dies
         assert other.claim("a") and not one.claim("a")
+        assert not half.exists(), "nor is what it had half written in anybody's way"
 
 
 def test_more_combinations_than_anybody_wants_are_refused_before_they_are_made() -> None:
