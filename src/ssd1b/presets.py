@@ -1,8 +1,11 @@
 """Presets: settings under a name, with the reason for them; those we ship and those that users write."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+
+import click
 
 from ssd1b.errors import InputError, unknown
 from ssd1b.settings import ARTICLE, CARD, Preset, check_names, check_text, resolve_settings, shown
@@ -55,8 +58,20 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({
 })  # fmt: skip
 
 
+def users_folder() -> Path:
+    """Where the user's own presets are kept, a file each, named for the preset."""
+    return Path(click.get_app_dir("ssd1b")) / "presets"
+
+
+def users_files() -> dict[str, Path]:
+    """The user's own presets by their names."""
+    folder = users_folder()
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {path.stem: path for path in found if path.suffix.lower() in READERS}
+
+
 def load_preset(name: str) -> Preset:
-    """Find a preset by its name, or read it from a ``.toml`` or ``.json`` file.
+    """Find a preset by its name, ours or the user's, or read it from a ``.toml`` or ``.json`` file.
 
     A file holds a table ``settings`` and may have a ``name`` and a ``source``:
 
@@ -69,16 +84,34 @@ def load_preset(name: str) -> Preset:
     Raises:
         InputError: there is no such preset or file, or what it says is not allowed.
     """
-    path = Path(name)
     if name in PRESETS:
         return PRESETS[name]
+    kept = users_files()
+    path = kept.get(name, Path(name))
     if path.suffix.lower() not in READERS:
-        raise unknown("preset", name, [*PRESETS, "a .toml file", "a .json file"])
+        raise unknown("preset", name, [*PRESETS, *kept, "a .toml file", "a .json file"])
     table = read_table(path)
     try:
         return _from_table(table, path.stem)
     except InputError as error:
         raise InputError(f"preset {name}: {error}") from None
+
+
+def as_toml(preset: Preset) -> str:
+    """A preset as a TOML file, which ``load_preset`` reads.
+
+    Settings that are None are left out, since TOML knows no null: a preset does not undo a negative prompt.
+    """
+    lines = [f"name = {_told(preset.name)}", f"source = {_told(preset.source)}"] if preset.name else []
+    lines += ["[settings]"]
+    lines += [f"{name} = {_told(value)}" for name, value in preset.settings.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _told(value: object) -> str:
+    # Numbers, texts and lists of numbers are written in TOML as they are in JSON.
+    text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    return text.replace("\x7f", "\\u007f")
 
 
 def _from_table(table: object, default_name: str) -> Preset:

@@ -19,6 +19,8 @@ COMMANDS = {
     "sweep": "Draw every combination of some settings, and measure each.",
     "report": "Write what a sweep found, as a page to look at.",
     "tune": "Find the best settings, and prove them.",
+    "guide": "Do the guide to settings again on a model, claim by claim.",
+    "presets": "List settings that have a name, each with its evidence.",
     "distill": "Make a smaller model of a large one.",
     "evaluate": "Tell how good a model's pictures are, with the uncertainty.",
     "inspect": "Tell what a model or a picture is made of.",

@@ -6,10 +6,10 @@ This module imports torch; commands import it when they get to work.
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
@@ -20,11 +20,16 @@ from ssd1b.settings import GenerationSettings
 from ssd1b.tensors import Latents
 from ssd1b.weights.files import replacing
 
+if TYPE_CHECKING:
+    from ssd1b.lab.sweep import Cell
+
 PREVIEW = "ssd1b-preview.png"
 """The file, beside the pictures, that shows the one that is being drawn."""
 
 PREVIEW_SHARE = 0.1
 """How much of the time previews may take."""
+
+_CELLS = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
 def load(choice: ModelChoice) -> Pipeline:
@@ -40,6 +45,23 @@ def load(choice: ModelChoice) -> Pipeline:
 def progress_bar(steps: int) -> "tqdm[NoReturn]":
     """Show steps done and time left, on a terminal only."""
     return tqdm(total=steps, unit="step", disable=None, leave=False)
+
+
+@contextmanager
+def cells_bar(wanted: "Iterable[Cell]", left: Set[str]) -> "Iterator[Callable[[Cell], None]]":
+    """Show how much of cells is drawn, by what they cost, and the time left; on a terminal only.
+
+    Args:
+        wanted: the cells.
+        left: keys of those that were not there before.
+    """
+    costs = {cell.key: cell.cost for cell in wanted if cell.key in left}
+    with tqdm(total=sum(costs.values()), disable=None, leave=False, bar_format=_CELLS) as bar:
+
+        def advance(cell: "Cell") -> None:
+            bar.update(costs.pop(cell.key, 0))
+
+        yield advance
 
 
 def draw(

@@ -24,11 +24,9 @@ from ssd1b.tables import read_table
 
 if TYPE_CHECKING:
     from ssd1b.lab.axes import Axis
-    from ssd1b.lab.sweep import Attempt, Cell, Sweep
+    from ssd1b.lab.sweep import Attempt, Sweep
 
 SEEDS = Range(low=1, high=1000, multiple_of=1)
-
-_BAR = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
 @click.command("sweep")
@@ -114,8 +112,6 @@ def _read_axes(path: Path) -> "list[Axis]":
 
 
 def _sweep(sweep: "Sweep", choice: ModelChoice, out: Path, *, retry: bool, dry_run: bool) -> None:
-    from tqdm import tqdm
-
     from ssd1b.cli import drawing
     from ssd1b.lab.metrics import meter
     from ssd1b.lab.store import FAILED, Store
@@ -140,13 +136,7 @@ def _sweep(sweep: "Sweep", choice: ModelChoice, out: Path, *, retry: bool, dry_r
             pipeline = drawing.load(replace(choice, model=name))
             return attempts(pipeline, meter(pipeline, known(name).path))
 
-        total = sum(cell.cost for cell in wanted if cell.key in left)
-        with tqdm(total=total, disable=None, leave=False, bar_format=_BAR) as bar:
-
-            def advance(cell: "Cell") -> None:
-                if cell.key in left:
-                    bar.update(cell.cost)
-
+        with drawing.cells_bar(wanted, left) as advance:
             draw(wanted, store, prepare, retry=retry, advance=advance)
         after = store.outcomes(cell.key for cell in wanted)
     failed = Counter(each.error for each in after.values() if each.state == FAILED)

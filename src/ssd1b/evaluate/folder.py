@@ -13,11 +13,10 @@ from ssd1b.errors import InputError
 from ssd1b.evaluate.cost import counted, unet_macs
 from ssd1b.evaluate.distances import frechet_distance, kernel_distance
 from ssd1b.evaluate.drawing import draw
-from ssd1b.evaluate.published import SCORERS, Inception, Scorer, inception_weights
+from ssd1b.evaluate.published import Inception, find_scorers, inception_weights
 from ssd1b.evaluate.statistics import Estimate, by_prompt, difference, estimate
 from ssd1b.images import open_picture
 from ssd1b.pipeline import Pipeline
-from ssd1b.weights import hub
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -108,15 +107,8 @@ def evaluate_folder(
     with counted(pipeline.unet) as batches:
         drawn = list(draw(pipeline, tasks, batch_size=1, **settings))
     images = [image for image, _ in drawn]
-    missing: dict[str, str] = {}
-    values: dict[str, NDArray[np.float64]] = {}
-    for name, repository in SCORERS.items():
-        try:
-            scorer = Scorer(hub.resolve(repository, offline=offline).path, pipeline.device)
-        except InputError as error:
-            missing[name] = str(error)
-        else:
-            values[name] = scorer(images, [caption for caption, _ in tasks])
+    scorers, missing = find_scorers(pipeline.device, offline=offline)
+    values = {name: scorer(images, [caption for caption, _ in tasks]) for name, scorer in scorers.items()}
     width, height = images[0].size
     factor = pipeline.layout.vae.factor
     return FolderEvaluation(

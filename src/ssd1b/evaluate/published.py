@@ -1,6 +1,6 @@
 """Published metrics of real pictures, with the published weights of the networks that they rest on.
 
-Nothing is downloaded here: weights come from folders, and where there are none, the metric is left out.
+Where a network's weights are missing, its metric is left out.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssd1b.errors import InputError
+from ssd1b.weights import hub
 
 SCORERS = {
     "CLIP score": "openai/clip-vit-large-patch14",
@@ -60,6 +61,25 @@ class Scorer:
             ).to(self.model.device)
             scores.append(float(self.model(**inputs).logits_per_image))
         return np.array(scores)
+
+
+def find_scorers(device: torch.device, *, offline: bool) -> tuple[dict[str, Scorer], dict[str, str]]:
+    """Read the networks of ``SCORERS``.
+
+    Args:
+        device: where they are to compute.
+        offline: take them from the hub's cache only.
+
+    Returns:
+        Those that are there, and of the others the reason, by their names.
+    """
+    found, missing = {}, {}
+    for name, repository in SCORERS.items():
+        try:
+            found[name] = Scorer(hub.resolve(repository, offline=offline).path, device)
+        except InputError as error:
+            missing[name] = str(error)
+    return found, missing
 
 
 class Inception:

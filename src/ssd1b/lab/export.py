@@ -1,9 +1,9 @@
 """What leaves the lab: tables of all cells, contact sheets, a command or a preset that draws a cell again."""
 
 import csv
-import json
 import shlex
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,15 @@ from PIL import Image, ImageOps
 from ssd1b.lab.results import SECONDS, SEED, Results
 from ssd1b.lab.store import Store
 from ssd1b.lab.sweep import PROMPT, Choice
+from ssd1b.presets import as_toml
+from ssd1b.settings import Preset
 from ssd1b.tabletop.sheet import table
 from ssd1b.weights.files import replacing
 
 SHEETS = 8
 """Prompts that get a contact sheet."""
 
-_SIDE = 192
+_SIDE, _SMALL = 192, 112
 
 _OPTIONS = {
     "negative_prompt": "--negative", "guidance_scale": "--guidance", "guidance_rescale": "--guidance-rescale",
@@ -42,13 +44,9 @@ def command_line(chosen: Choice) -> str:
 
 
 def preset_text(chosen: Choice) -> str:
-    """A picture's settings as a preset file for ``--preset``."""
-    lines = ["[settings]"]
-    for name, value in chosen.settings.items():
-        if value is not None and name != SEED:  # TOML has no null, and a preset should leave the seed free
-            told = list(value) if isinstance(value, tuple | list) else value
-            lines.append(f"{name} = {json.dumps(told, ensure_ascii=False)}")
-    return "\n".join(lines) + "\n"
+    """A picture's settings as a preset file for ``--preset``, which leaves the seed free."""
+    settings = {name: value for name, value in chosen.settings.items() if name != SEED}
+    return as_toml(Preset(name="", source="", settings=settings))
 
 
 def _plain(value: Any) -> str:
@@ -106,9 +104,21 @@ def contact_sheets(results: Results, store: Store) -> Iterator[Image.Image]:
         first = [0] * len(names)
         first[names.index(PROMPT)] = prompt
         rows = [
-            [_shown(store, results, place) for place in row] for row in _places(results, first, across, down)
+            [_shown(store, results, place, _SIDE) for place in row]
+            for row in _places(results, first, across, down)
         ]
         yield table(rows, _labels(results, across), _labels(results, down))
+
+
+def strip(results: Results, store: Store, rows: int) -> Image.Image:
+    """The first prompts, or the first words of an axis of words, with every value of the last setting."""
+    names = [axis.name for axis in results.axes]
+    down = names.index("words" if "words" in names else PROMPT)
+    across = results.setting_axes[-1]
+    places = islice(_places(results, [0] * len(names), across, down), rows)
+    pictures = [[_shown(store, results, place, _SMALL) for place in row] for row in places]
+    labels = [value.label for value in results.axes[down].values[:rows]]
+    return table(pictures, [value.label for value in results.axes[across].values], labels)
 
 
 def _places(
@@ -130,10 +140,10 @@ def _labels(results: Results, axis: int | None) -> list[str]:
     return [f"{results.axes[axis].name} {value.label}" for value in results.axes[axis].values]
 
 
-def _shown(store: Store, results: Results, places: tuple[int, ...]) -> Image.Image:
+def _shown(store: Store, results: Results, places: tuple[int, ...], side: int) -> Image.Image:
     """A cell's picture in a square; grey where there is none."""
     try:
         with Image.open(store.picture(results.key(places))) as image:
-            return ImageOps.pad(image.convert("RGB"), (_SIDE, _SIDE), color="white")
+            return ImageOps.pad(image.convert("RGB"), (side, side), color="white")
     except OSError:
-        return Image.new("RGB", (_SIDE, _SIDE), "lightgrey")
+        return Image.new("RGB", (side, side), "lightgrey")

@@ -1,14 +1,14 @@
-"""Curves and fronts of a sweep, as SVG."""
+"""Curves and fronts of a sweep."""
 
 import io
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ssd1b.lab.axes import number_of
-from ssd1b.lab.results import EMPTY, SECONDS, Results
+from ssd1b.lab.results import DIVERSITY, EMPTY, SECONDS, UNCONVERGED, Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,30 +17,46 @@ if TYPE_CHECKING:
 ACROSS = 4
 """Panels beside each other."""
 
+MEANING = {
+    "right": "share of pictures in which everything is as the caption says",
+    "clean": "share of pictures that are not spoiled",
+    "material": "share of solids whose material is as the caption says",
+    "clip": "CLIP score",
+    "pickscore": "PickScore: what people would choose",
+    DIVERSITY: "distance from the pictures of other seeds (levels of 256, on thumbnails)",
+    UNCONVERGED: "distance from the picture with the most steps (levels of 256, on thumbnails)",
+    SECONDS: "of one picture",
+    "sharpness": "of edges and textures (levels of 256)",
+    "contrast": "spread of brightness (levels of 256)",
+    "colourfulness": "Hasler and Süsstrunk's, 0 to about 110",
+    "saturation": "of colours, 0 to 1",
+    "clipping": "share of pixels at the end of their range, as too much guidance makes them",
+}
+"""Of metrics, in words."""
+
 _LONGEST_LABEL = 24
 
 
-def curves(results: Results, place: int, meaning: Mapping[str, str]) -> str:
-    """Draw what an axis does to each metric: means with their intervals.
+def curves(results: Results, place: int, names: Sequence[str]) -> "Figure":
+    """Draw what an axis does to metrics: means with their intervals.
 
     Args:
         results: of the sweep.
         place: of the axis, among ``results.axes``.
-        meaning: of metrics, in words, for their panels' axes.
+        names: of the metrics.
     """
     from matplotlib.figure import Figure
 
-    names = results.told
     down = -(-len(names) // ACROSS)
     figure = Figure(figsize=(3.2 * min(ACROSS, len(names)), 2.6 * down), layout="constrained")
     panels = [*figure.subplots(down, min(ACROSS, len(names)), squeeze=False).flat]
     for name, panel in zip(names, panels, strict=False):
         _curve(panel, results, place, name)
         panel.set_title(name, fontsize=10)
-        panel.set_ylabel(_wrapped(meaning.get(name, "")), fontsize=7)
+        panel.set_ylabel(_wrapped(MEANING.get(name, "")), fontsize=7)
     for panel in panels[len(names) :]:
         panel.axis("off")
-    return _svg(figure)
+    return figure
 
 
 def _curve(panel: "Axes", results: Results, place: int, metric: str) -> None:
@@ -67,7 +83,37 @@ def _curve(panel: "Axes", results: Results, place: int, metric: str) -> None:
         label.set_parse_math(False)  # "$" is a letter in prompts
 
 
-def pareto(results: Results, metric: str) -> str:
+def grouped(results: Results, across: int, series: int, metric: str) -> "Figure":
+    """Draw a metric's means with their intervals over two axes, side by side for each value of ``across``.
+
+    Args:
+        results: of the sweep.
+        across: place of an axis, among ``results.axes``.
+        series: likewise, behind it.
+        metric: its name.
+    """
+    from matplotlib.figure import Figure
+
+    values, kinds = results.axes[across].values, results.axes[series].values
+    found = results.estimates(metric, (across, series))
+    figure = Figure(figsize=(1.2 * len(values) + 2, 3.2), layout="constrained")
+    panel = figure.subplots()
+    for number, kind in enumerate(kinds):
+        each = found[number :: len(kinds)]
+        means, lows, highs = (np.array([getattr(e, part) for e in each]) for part in ("mean", "low", "high"))
+        places = np.arange(len(values)) + 0.2 * (number - (len(kinds) - 1) / 2)
+        label = f"{results.axes[series].name} prompt: {_shortened(kind.label)}"
+        panel.errorbar(places, means, [means - lows, highs - means], fmt="o", capsize=3, label=label)
+    panel.set_xticks(
+        range(len(values)), [_shortened(value.label) for value in values], rotation=20, ha="right"
+    )
+    panel.set_ylabel(_wrapped(MEANING.get(metric, metric)), fontsize=8)
+    panel.set_ylim(-0.05, 1.05)
+    panel.legend(fontsize=8)
+    return figure
+
+
+def pareto(results: Results, metric: str) -> "Figure":
     """Draw each combination of settings by its seconds and a metric, with the line that nothing beats."""
     from matplotlib.figure import Figure
 
@@ -94,7 +140,7 @@ def pareto(results: Results, metric: str) -> str:
             fontsize=7, parse_math=False,
         )  # fmt: skip
     panel.set(xlabel="seconds a picture", ylabel=metric)
-    return _svg(figure)
+    return figure
 
 
 def _shortened(label: str) -> str:
@@ -106,8 +152,8 @@ def _wrapped(text: str) -> str:
     return "\n".join(textwrap.wrap(text, 34))
 
 
-def _svg(figure: "Figure") -> str:
-    """The figure as an element of an HTML page."""
+def svg(figure: "Figure") -> str:
+    """A figure as an element of an HTML page."""
     from matplotlib import rc_context
 
     buffer = io.StringIO()

@@ -8,6 +8,7 @@ from PIL import Image
 
 from ssd1b.evaluate.clip_score import ClipScore
 from ssd1b.evaluate.looks import looks
+from ssd1b.evaluate.published import find_scorers
 from ssd1b.lab.sweep import Measure
 from ssd1b.models.vision import IMAGE_ENCODER
 from ssd1b.pipeline import Pipeline
@@ -15,19 +16,30 @@ from ssd1b.tabletop.captions import understood
 from ssd1b.tabletop.evaluation import score
 from ssd1b.tabletop.judge import load_judge
 from ssd1b.tabletop.views import SIZE
+from ssd1b.weights.loading import open_checkpoint
+
+_NAMES = {"CLIP score": "clip", "PickScore": "pickscore"}
+"""What published metrics are called beside the others."""
+
+
+def draws_tabletop(model: Path) -> bool:
+    """Whether a model, by its folder or file, draws the world of which a judge can tell what is right."""
+    return open_checkpoint(model).info.layout.size == SIZE
 
 
 def meter(pipeline: Pipeline, model: Path) -> Measure:
     """What can be measured of a model's pictures.
 
-    Of all: how they look. Of a model with an image encoder of its own: the CLIP score. Of one that draws
-    Tabletop, from prompts that are complete captions: what the judge finds right.
+    Of all: how they look. Of a model with an image encoder of its own: the CLIP score; else the published
+    CLIP score and PickScore, if their networks are in the hub's cache. Of one that draws Tabletop: whether
+    the judge finds a picture spoiled, and from prompts that are complete captions, what it finds right.
 
     Args:
         pipeline: the model.
         model: its folder or file.
     """
     clip = ClipScore.load(model, pipeline.text) if (model / IMAGE_ENCODER).is_dir() else None
+    scorers = {} if clip is not None else find_scorers(pipeline.device, offline=True)[0]
     judge = load_judge() if pipeline.layout.size == SIZE else None
 
     def measure(picture: Image.Image, prompt: str) -> Mapping[str, float]:
@@ -35,9 +47,13 @@ def meter(pipeline: Pipeline, model: Path) -> Measure:
         found = looks(pixels)
         if clip is not None:
             found["clip"] = float(clip([picture], [prompt])[0, 0])
-        wanted = understood(prompt) if judge is not None and picture.size == (SIZE, SIZE) else None
-        if judge is not None and wanted is not None:
-            found |= score(wanted, judge.read(pixels[None])[0]).values
+        found |= {_NAMES[name]: float(each([picture], [prompt])[0]) for name, each in scorers.items()}
+        if judge is not None and picture.size == (SIZE, SIZE):
+            (seen,) = judge.read(pixels[None])
+            wanted = understood(prompt)
+            found |= (
+                {"clean": float(seen.degradation is None)} if wanted is None else score(wanted, seen).values
+            )
         return found
 
     return measure

@@ -18,8 +18,8 @@ from PIL import Image
 
 from ssd1b.evaluate.statistics import Estimate
 from ssd1b.lab.export import command_line, preset_text
-from ssd1b.lab.figures import curves, pareto
-from ssd1b.lab.results import DIVERSITY, EMPTY, SECONDS, SEED, UNCONVERGED, Results
+from ssd1b.lab.figures import MEANING, curves, pareto, svg
+from ssd1b.lab.results import EMPTY, SECONDS, SEED, Results
 from ssd1b.lab.store import Store
 from ssd1b.lab.sweep import PROMPT
 from ssd1b.weights.files import replacing
@@ -32,19 +32,6 @@ MAX_ROWS = 200
 
 _SIDE = 512
 _TEMPLATE = Path(__file__).parent.parent / "data" / "report"
-
-MEANING = {
-    "right": "share of pictures in which everything is as the caption says",
-    "clip": "CLIP score",
-    DIVERSITY: "distance from the pictures of other seeds (levels of 256, on thumbnails)",
-    UNCONVERGED: "distance from the picture with the most steps (levels of 256, on thumbnails)",
-    SECONDS: "of one picture",
-    "sharpness": "of edges and textures (levels of 256)",
-    "contrast": "spread of brightness (levels of 256)",
-    "colourfulness": "Hasler and Süsstrunk's, 0 to about 110",
-    "saturation": "of colours, 0 to 1",
-    "clipping": "share of pixels at the end of their range, as too much guidance makes them",
-}
 
 
 def write_page(results: Results, store: Store, out: Path, *, metric: str | None = None) -> None:
@@ -204,14 +191,14 @@ def _figures(results: Results, ranked: str | None) -> Iterator[_Figure]:
             yield _Figure(
                 f"What {results.axes[place].name} does",
                 f"Mean and 95 % interval over {_units(results)}.{averaged}",
-                Markup(curves(results, place, MEANING)),
+                Markup(svg(curves(results, place, results.told))),
             )
     if ranked is not None and results.front(ranked).size > 1:
         yield _Figure(
             "What quality costs",
             f"Each point is one combination of settings: {MEANING.get(ranked, ranked)}, against seconds a "
             "picture. No other one is both better and faster than those on the line.",
-            Markup(pareto(results, ranked)),
+            Markup(svg(pareto(results, ranked))),
         )
 
 

@@ -24,7 +24,7 @@ DIVERSITY = "diversity"
 UNCONVERGED = "unconverged"
 """How far it lies from the picture with the most steps, everything else being equal."""
 
-QUALITIES = ("right", "clip")
+QUALITIES = ("right", "pickscore", "clip")
 """What tells a good picture, the more trustworthy first."""
 
 EMPTY = "(empty)"

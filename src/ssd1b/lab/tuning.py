@@ -14,13 +14,12 @@ import torch
 from ssd1b.errors import InputError
 from ssd1b.lab.axes import Axis
 from ssd1b.lab.goal import Goal
+from ssd1b.lab.metrics import draws_tabletop
 from ssd1b.lab.store import FAILED, Store
 from ssd1b.lab.sweep import Attempt, Cell, Model, Sweep, cells, draw
 from ssd1b.lab.tune import Candidate, Choice, Pair, Seen, Tuned
 from ssd1b.tabletop.evaluation import SEED, cases
-from ssd1b.tabletop.views import SIZE
 from ssd1b.weights.files import replacing, write_json
-from ssd1b.weights.loading import open_checkpoint
 
 if TYPE_CHECKING:
     import optuna
@@ -32,6 +31,17 @@ ENOUGH_PROMPTS = 16
 """From so many prompts on, the proof has prompts of its own; with fewer, only seeds of its own."""
 
 FRESH_SEEDS = 1_000_000
+
+
+def captions(model: Model, count: int, *, stream: int = SEED + 12) -> list[str]:
+    """Captions of Tabletop that no training saw.
+
+    Raises:
+        InputError: the model does not draw Tabletop.
+    """
+    if not draws_tabletop(model.path):
+        raise InputError("no prompt: say what to draw, or name a file of prompts with --file")
+    return [case.caption for case in cases(count, stream=stream)]
 
 
 def pairs_of(prompts: Sequence[str], model: Model, pairs: int, fresh: int) -> tuple[list[Pair], list[Pair]]:
@@ -47,10 +57,8 @@ def pairs_of(prompts: Sequence[str], model: Model, pairs: int, fresh: int) -> tu
         InputError: there are no prompts, and the model does not draw Tabletop.
     """
     if not prompts:
-        if open_checkpoint(model.path).info.layout.size != SIZE:
-            raise InputError("no prompt: say what to draw, or name a file of prompts with --file")
         first, second = (
-            [(case.caption, case.seed) for case in cases(count, stream=stream)]
+            [(caption, number) for number, caption in enumerate(captions(model, count, stream=stream))]
             for stream, count in zip(STREAMS, (pairs, fresh), strict=True)
         )
         return first, second

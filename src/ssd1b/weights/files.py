@@ -167,8 +167,8 @@ def replacing(target: Path, temporary: Path | None = None) -> Iterator[Path]:
 
     Args:
         target: the file or folder to be written.
-        temporary: on the same disk, and this process's alone; if None, one beside ``target``. SIGKILL leaves it
-            behind: whoever gives a name can find it and remove it.
+        temporary: on the same disk, and this process's alone; if None, one beside ``target``. SIGKILL
+            leaves it behind: whoever gives a name can find it and remove it.
 
     Raises:
         InputError: the disk refused.

@@ -106,7 +106,7 @@ def test_a_score_is_the_models_cosine_times_its_temperature(scorer: Path, data: 
 def test_what_is_there_is_measured_and_what_is_not_is_named(
     scorer: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SCORERS", {"CLIP score": str(scorer), "PickScore": "nobody/nothing"})
+    monkeypatch.setattr(published, "SCORERS", {"CLIP score": str(scorer), "PickScore": "nobody/nothing"})
     monkeypatch.setattr(module, "inception_weights", lambda: tmp_path / "inception.pth")
     pipeline = Pipeline.load("mini-sdxl")
     found = evaluate_folder(pipeline, captioned(data), seeds=2, offline=True, steps=1)
@@ -124,7 +124,7 @@ def test_distances_are_measured_where_the_network_is(
 ) -> None:
     weights = tmp_path / "inception.pth"
     weights.touch()
-    monkeypatch.setattr(module, "SCORERS", {})
+    monkeypatch.setattr(published, "SCORERS", {})
     monkeypatch.setattr(module, "inception_weights", lambda: weights)
     library = ModuleType("torch_fidelity.feature_extractor_inceptionv3")
     library.FeatureExtractorInceptionV3 = FakeInception  # type: ignore[attr-defined]

@@ -1,0 +1,134 @@
+"""``ssd1b guide``: what the article says of settings, measured on a model."""
+
+from contextlib import AbstractContextManager, closing
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ssd1b.cli.options import (
+    DEFAULT_MODEL,
+    ModelChoice,
+    check_settings,
+    model_options,
+    read_prompts,
+    setting_options,
+)
+from ssd1b.errors import InputError, unknown
+from ssd1b.settings import Range
+
+if TYPE_CHECKING:
+    from ssd1b.lab.sweep import Attempt
+
+PAIRS = Range(low=8, high=100_000, multiple_of=1)
+
+
+@click.command("guide")
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@click.option("--file", metavar="FILE", help="One prompt a line; - is the standard input.")
+@click.option(
+    "--pairs",
+    type=int,
+    default=64,
+    show_default=True,
+    help="Of prompt and seed, for each value of a setting.",
+)
+@click.option("--only", multiple=True, metavar="NAME", help="guidance, steps, negative, faults, sampler.")
+@setting_options
+@model_options
+@click.option("--out", metavar="FOLDER", required=True, help="Where the pages go; pictures go to its cells/.")
+def command(
+    prompts: tuple[str, ...],
+    file: str | None,
+    pairs: int,
+    only: tuple[str, ...],
+    given: dict[str, Any],
+    choice: ModelChoice,
+    out: str,
+) -> None:
+    """Do the guide to SSD-1B's settings again on a model, claim by claim.
+
+    Guidance from 1 to 25, steps from 5 to 60, each named negative prompt, each scheduler: every value draws
+    the same prompts from the same noise, and each of the article's claims is confirmed, contradicted or not
+    decidable on this model, with the figures. Without prompts the miniatures draw captions that no training
+    saw, and a judge counts what is right; of other models CLIP score and PickScore are measured, if their
+    networks are in the hub's cache. What was drawn is not drawn again.
+
+    \b
+    Examples:
+      ssd1b guide --out guide
+      ssd1b guide --model ssd-1b --file prompts.txt --out guide
+      ssd1b guide "a lighthouse" --model mine.safetensors --only guidance --only steps --out guide
+    """  # noqa: D301 (\b keeps click from wrapping)
+    pairs = int(PAIRS.check("pairs", pairs))
+    told = [*prompts, *(read_prompts(file) if file is not None else ())]
+    for prompt in told or ["a sphere"]:
+        check_settings(prompt, given)
+    if "seed" in given:
+        raise InputError("seed is no setting of a guide: pairs have seeds of their own")
+
+    from ssd1b.lab.guide import EXPERIMENTS
+
+    names = [each.name for each in EXPERIMENTS]
+    if wrong := [name for name in only if name not in names]:
+        raise unknown("experiment", wrong[0], names)
+    _guide(told, pairs, only or tuple(names), given, choice, Path(out))
+
+
+def _guide(
+    prompts: list[str],
+    pairs: int,
+    only: tuple[str, ...],
+    given: dict[str, Any],
+    choice: ModelChoice,
+    out: Path,
+) -> None:
+    from ssd1b.cli import drawing
+    from ssd1b.lab.guide import EXPERIMENTS, Chapter, own_settings, sweep_of, write_guide
+    from ssd1b.lab.metrics import draws_tabletop, meter
+    from ssd1b.lab.results import load_results
+    from ssd1b.lab.store import Store
+    from ssd1b.lab.sweep import attempts, cells, definition, describe, draw, identity
+    from ssd1b.lab.tuning import captions
+    from ssd1b.runtime import choose_device, choose_dtype
+
+    name = choice.model or DEFAULT_MODEL
+    device = choose_device(choice.device)
+    dtype = choose_dtype(choice.dtype, device)
+    with closing(Store(out / "cells")) as store:
+        known = cache(partial(describe, store=store, offline=choice.offline))
+        model = known(name)
+        own = own_settings(model, given)
+        judged = draws_tabletop(model.path)
+        told = prompts or captions(model, pairs)
+        chosen = [each for each in EXPERIMENTS if each.name in only]
+        wanted = {
+            each.name: sweep_of(each, told, pairs, model=name, own=own, beneath=given)
+            for each in chosen
+            if judged or not each.faults
+        }
+        drawn = {key: list(cells(sweep, known, device=device, dtype=dtype)) for key, sweep in wanted.items()}
+        identities = {key: identity(wanted[key], each) for key, each in drawn.items()}
+        for key, each in drawn.items():
+            store.record(identities[key], definition(wanted[key]), [(cell.key, cell.places) for cell in each])
+        everything = [cell for each in drawn.values() for cell in each]
+
+        def prepare(name: str) -> "AbstractContextManager[Attempt]":
+            pipeline = drawing.load(replace(choice, model=name))
+            return attempts(pipeline, meter(pipeline, model.path))
+
+        left = {cell.key for cell in everything} - store.outcomes(cell.key for cell in everything).keys()
+        with drawing.cells_bar(everything, left) as advance:
+            draw(everything, store, prepare, advance=advance)
+        chapters = [
+            Chapter(each, load_results(store, identities[each.name]) if each.name in identities else None)
+            for each in chosen
+        ]
+        paths = write_guide(out, chapters, store, model=name, own=own)
+    for chapter in chapters:
+        for claim, finding in chapter.findings(own):
+            click.echo(f"{finding.word}: {claim.name} ({finding.told})")
+    for path in paths:
+        click.echo(click.format_filename(path))

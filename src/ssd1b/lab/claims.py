@@ -1,0 +1,328 @@
+"""What the guide to SSD-1B's settings claims, each claim with the comparison that decides it.
+
+All comparisons are of the same prompts and noise, and were fixed before anything was measured. A claim is
+confirmed or contradicted where the 95 % interval lies wholly on one side; else it is not decidable on the
+model, by these pictures or at all.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssd1b.evaluate.statistics import Estimate, differences, estimate
+from ssd1b.lab.axes import Value, number_of
+from ssd1b.lab.results import DIVERSITY, UNCONVERGED, Results
+from ssd1b.settings import GenerationSettings
+
+CONFIRMED = "confirmed"
+CONTRADICTED = "contradicted"
+UNDECIDED = "not decidable"
+
+ENOUGH = 8
+"""Independent pairs without which nothing is decided."""
+
+MARGINS = {"right": 0.05, "pickscore": 0.2}
+"""What counts as no difference: 5 pictures of 100, or what makes 55 of 100 people choose one picture of two
+(the sigmoid of a difference of PickScores; Kirstain et al. 2023, 2305.01569, section 3)."""
+
+VISIBLE = 2.5
+"""Root mean square in levels of 256, between thumbnails: a hundredth of the range is seen side by side."""
+
+Measure = tuple[str, ...]
+"""Metrics that are averaged."""
+
+QUALITY: tuple[Measure, ...] = (("right",), ("pickscore",))
+OBEDIENCE: tuple[Measure, ...] = (("shape", "color", "size", "number", "background"), ("clip",))
+DETAIL: tuple[Measure, ...] = (("material",), ("sharpness",))
+"""What a claim is measured by, the more trustworthy first: the truth, where it is known."""
+
+_WORDS = {
+    "right": "pictures with everything right",
+    "pickscore": "PickScore",
+    "shape": "what the caption says and the picture shows",
+    "clip": "CLIP score",
+    "material": "solids with the right material, which the highlight tells",
+    "sharpness": "sharpness",
+    "clean": "pictures that are not spoiled",
+    DIVERSITY: "distance between pictures of different seeds",
+    UNCONVERGED: "distance from the picture with the most steps",
+}
+"""Of a measure's first metric."""
+
+_SHARES = {"right", "shape", "material", "clean"}
+"""Measures between 0 and 1, which are told in percent."""
+
+Where = Callable[[Value, GenerationSettings], bool]
+"""Whether a value of the axis is meant, on a model with these settings of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What pictures say of a claim.
+
+    Attributes:
+        word: ``CONFIRMED``, ``CONTRADICTED`` or ``UNDECIDED``.
+        told: the figures in words.
+        estimate: of what decides; None where nothing could be compared.
+    """
+
+    word: str
+    told: str
+    estimate: Estimate | None = None
+
+
+Decide = Callable[[Results, GenerationSettings], Finding]
+"""``decide(results, own)``: from the experiment's figures, and the model's own settings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A claim of the article.
+
+    Attributes:
+        name: short, for tables and JSON.
+        says: what the article says.
+        experiment: the name of the sweep that decides it.
+        decide: says how.
+    """
+
+    name: str
+    says: str
+    experiment: str
+    decide: Decide
+
+
+def more(measures: Sequence[Measure], here: Where, there: Where, *, sign: int = 1) -> Decide:
+    """Decide whether a measure is larger (``sign`` 1) or smaller (-1) at some values than at others."""
+
+    def decide(results: Results, own: GenerationSettings) -> Finding:
+        measure = _known(results, measures)
+        if measure is None:
+            return _unmeasured(measures)
+        values = _values(results, measure)
+        first, second = (_chosen(results, where, own) for where in (here, there))
+        found = estimate(values[first].mean(axis=0) - values[second].mean(axis=0))
+        told = f"{_of(results, first)} against {_of(results, second)}: {_difference(measure, found)}"
+        return Finding(word=_word(sign * found.low, sign * found.high, found.size), told=told, estimate=found)
+
+    return decide
+
+
+def steady(measures: Sequence[Measure], here: Where, there: Where) -> Decide:
+    """Decide whether a measure is the same at some values as at others, but for its margin."""
+
+    def decide(results: Results, own: GenerationSettings) -> Finding:
+        measure = _known(results, measures)
+        if measure is None:
+            return _unmeasured(measures)
+        values, margin = _values(results, measure), MARGINS[measure[0]]
+        first, second = (_chosen(results, where, own) for where in (here, there))
+        found = estimate(values[first].mean(axis=0) - values[second].mean(axis=0))
+        told = (
+            f"{_of(results, first)} against {_of(results, second)}: {_difference(measure, found)}; "
+            f"up to {_amount(measure, margin)} is no difference"
+        )
+        # The nearest and the farthest that the difference may lie from zero.
+        reach = max(abs(found.low), abs(found.high))
+        least = max(found.low, -found.high, 0)
+        word = _word(margin - reach, margin - least, found.size)
+        return Finding(word=word, told=told, estimate=found)
+
+    return decide
+
+
+def at_least(metric: str, level: float, where: Where) -> Decide:
+    """Decide whether a metric's mean exceeds a level."""
+
+    def decide(results: Results, own: GenerationSettings) -> Finding:
+        if metric not in results.metrics:
+            return _unmeasured([(metric,)])
+        places = _chosen(results, where, own)
+        found = estimate(_values(results, (metric,))[places].mean(axis=0))
+        told = (
+            f"{_of(results, places)}: {_WORDS[metric]} {found.mean:.2g} "
+            f"({found.low:.2g} to {found.high:.2g}); {level:g} is visible"
+        )
+        return Finding(
+            word=_word(found.low - level, found.high - level, found.size), told=told, estimate=found
+        )
+
+    return decide
+
+
+def recommended(measures: Sequence[Measure], label: str) -> Decide:
+    """Decide whether one value is beaten by no other, and beats at least one.
+
+    The intervals hold for all others together. Told is the difference from the best of the others.
+    """
+
+    def decide(results: Results, own: GenerationSettings) -> Finding:
+        measure = _known(results, measures)
+        if measure is None:
+            return _unmeasured(measures)
+        values = _values(results, measure)
+        labels = [value.label for value in results.axes[_place(results)].values]
+        place = labels.index(label)
+        others = [name for name in labels if name != label]
+        rivals = differences(values[place], np.delete(values, place, axis=0))
+        best = int(np.argmax([each.mean for each in rivals]))
+        ahead = [name for name, each in zip(others, rivals, strict=True) if each.low > 0]
+        behind = [name for name, each in zip(others, rivals, strict=True) if each.high < 0]
+        told = (
+            f"{others[best]}, the best of the others: {_difference(measure, rivals[best])}; beyond chance "
+            f"{', '.join(ahead) or 'none'} ahead of it and {', '.join(behind) or 'none'} behind"
+        )
+        enough = values.shape[1] >= ENOUGH
+        word = CONTRADICTED if ahead and enough else CONFIRMED if behind and enough else UNDECIDED
+        return Finding(word=word, told=told, estimate=rivals[best])
+
+    return decide
+
+
+def better(measures: Sequence[Measure], label: str, reference: str) -> Decide:
+    """Decide whether one value is better than another, beside all others that are compared with it."""
+
+    def decide(results: Results, own: GenerationSettings) -> Finding:
+        measure = _known(results, measures)
+        if measure is None:
+            return _unmeasured(measures)
+        values = _values(results, measure)
+        labels = [value.label for value in results.axes[_place(results)].values]
+        others = [name for name in labels if name != reference]
+        rows = values[[labels.index(name) for name in others]]
+        found = differences(values[labels.index(reference)], rows)[others.index(label)]
+        return Finding(
+            word=_word(found.low, found.high, found.size), estimate=found,
+            told=f"{label} against {reference}: {_difference(measure, found)}",
+        )  # fmt: skip
+
+    return decide
+
+
+def _word(low: float, high: float, size: int) -> str:
+    if size < ENOUGH:
+        return UNDECIDED
+    return CONFIRMED if low > 0 else CONTRADICTED if high < 0 else UNDECIDED
+
+
+def _known(results: Results, measures: Sequence[Measure]) -> Measure | None:
+    return next((each for each in measures if set(each) <= set(results.told)), None)
+
+
+def _unmeasured(measures: Sequence[Measure]) -> Finding:
+    names = " or ".join(_WORDS[each[0]] for each in measures)
+    return Finding(word=UNDECIDED, told=f"not measured of this model: {names}")
+
+
+def _place(results: Results) -> int:
+    """Of the experiment's axis: the last one that is a setting."""
+    return results.setting_axes[-1]
+
+
+def _values(results: Results, measure: Measure) -> NDArray[np.float64]:
+    """``[values of the axis, units]``."""
+    return np.mean([results.units(name, (_place(results),)) for name in measure], axis=0)
+
+
+def _chosen(results: Results, where: Where, own: GenerationSettings) -> list[int]:
+    values = results.axes[_place(results)].values
+    return [place for place, value in enumerate(values) if where(value, own)]
+
+
+def _of(results: Results, places: list[int]) -> str:
+    axis = results.axes[_place(results)]
+    return f"{axis.name} {', '.join(axis.values[place].label or 'empty' for place in places)}"
+
+
+def _difference(measure: Measure, found: Estimate) -> str:
+    words = _WORDS[measure[0]]
+    if measure[0] in _SHARES:
+        mean, low, high = (100 * each for each in found[:3])
+        return f"{words} {mean:+.1f} points ({low:+.1f} to {high:+.1f})"
+    return f"{words} {found.mean:+.3g} ({found.low:+.3g} to {found.high:+.3g})"
+
+
+def _amount(measure: Measure, value: float) -> str:
+    return f"{100 * value:.3g} points" if measure[0] in _SHARES else f"{value:.2g}"
+
+
+def _between(low: int, high: int) -> Where:
+    return lambda value, own: low <= number_of(value) <= high
+
+
+def _own_guidance(value: Value, own: GenerationSettings) -> bool:
+    return number_of(value) == own.guidance_scale
+
+
+def _labelled(label: str) -> Where:
+    return lambda value, own: value.label == label
+
+
+DETAILED, STRICT = _between(12, 17), _between(19, 25)
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        name="guidance near 1 costs quality", experiment="guidance",
+        says="values near 1 may slightly compromise artistic quality",
+        decide=more(QUALITY, _between(1, 1), _own_guidance, sign=-1),
+    ),
+    Claim(
+        name="guidance of 12 to 17 brings details", experiment="guidance",
+        says="between 12 and 17 the emphasis shifts to details in the image",
+        decide=more(DETAIL, DETAILED, _between(2, 9)),
+    ),
+    Claim(
+        name="guidance above 19 is strict", experiment="guidance",
+        says="values above 19 or 20 enforce strict adherence to the text",
+        decide=more(OBEDIENCE, STRICT, DETAILED),
+    ),
+    Claim(
+        name="guidance above 19 costs quality", experiment="guidance",
+        says="values above 19 or 20 may also impact artistic quality",
+        decide=more(QUALITY, STRICT, DETAILED, sign=-1),
+    ),
+    Claim(
+        name="more guidance costs diversity", experiment="guidance",
+        says="a higher value comes at the expense of diversity",
+        decide=more([(DIVERSITY,)], _between(12, 25), _between(1, 5), sign=-1),
+    ),
+    Claim(
+        name="quality comes by 15 to 25 steps", experiment="steps",
+        says="high-quality images are notably observed between 15 and 25 steps",
+        decide=more(QUALITY, _between(15, 25), _between(5, 8)),
+    ),
+    Claim(
+        name="quality stays beyond 25 steps", experiment="steps",
+        says="beyond this range further steps make no significant difference in quality",
+        decide=steady(QUALITY, _between(40, 60), _between(25, 25)),
+    ),
+    Claim(
+        name="the form changes beyond 25 steps", experiment="steps",
+        says="but the form of the image undergoes repeated changes",
+        decide=at_least(UNCONVERGED, VISIBLE, _between(25, 40)),
+    ),
+    Claim(
+        name="negative prompts keep out what they name", experiment="faults",
+        says="negative prompts tell what should not be seen",
+        decide=more([("clean",)], _labelled("named"), _labelled("none")),
+    ),
+    *(
+        Claim(
+            name=f"the negative prompt “{name}” raises quality", experiment="negative",
+            says="negative prompts enhance overall image quality",
+            decide=better(QUALITY, name, "none"),
+        )
+        for name in ("basic", "adult-content", "realistic-people")
+    ),
+    *(
+        Claim(
+            name=f"{name} is to be recommended", experiment="sampler",
+            says="UniPC, Euler and DDPM are highly recommended",
+            decide=recommended(QUALITY, name),
+        )
+        for name in ("UniPC", "Euler", "DDPM")
+    ),
+)  # fmt: skip
+"""In the article's order."""

@@ -1,0 +1,251 @@
+"""The guide to SSD-1B's settings, done again on a model: experiments as sweeps, a verdict for each claim."""
+
+import base64
+import io
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ssd1b.lab.axes import Axis, Value, make_axis
+from ssd1b.lab.claims import CLAIMS, CONFIRMED, CONTRADICTED, UNDECIDED, Claim, Finding
+from ssd1b.lab.export import strip
+from ssd1b.lab.figures import curves, grouped, svg
+from ssd1b.lab.results import DIVERSITY, SECONDS, SEED, UNCONVERGED, Results
+from ssd1b.lab.store import Store
+from ssd1b.lab.sweep import Model, Sweep
+from ssd1b.presets import NEGATIVE_PROMPTS
+from ssd1b.sampler_names import SAMPLERS
+from ssd1b.settings import ARTICLE, GenerationSettings, resolve_settings
+from ssd1b.tabletop.degradations import DEGRADATIONS
+from ssd1b.weights.files import replacing, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+GUIDANCE = (1, 2, 3, 5, 7, 9, 12, 14.5, 17, 20, 25)
+STEPS = (5, 8, 10, 15, 20, 25, 40, 60)
+OTHERS = [each.a1111 for name, each in SAMPLERS.items() if name != "lcm"]
+"""Samplers that are compared; LCM is for models that were distilled for it."""
+
+FAULTS = tuple(word for word in NEGATIVE_PROMPTS["basic"].split(", ") if word in DEGRADATIONS)
+"""The basic negative prompt's words of which the judge can tell whether a picture obeys them."""
+
+ROWS = 4
+"""Of pictures on the page, for each experiment."""
+
+_TEMPLATES = Path(__file__).parent.parent / "data" / "guide"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """One setting taken through its range, everything else as the model has it.
+
+    Attributes:
+        name: for files and ``--only``.
+        title: for people.
+        axes: given the model's own settings.
+        shown: metrics on the page, as far as they are measured.
+        seeds: of each prompt; there are so many fewer prompts.
+        faults: whether prompts ask for each of ``FAULTS``.
+    """
+
+    name: str
+    title: str
+    axes: Callable[[GenerationSettings], tuple[Axis, ...]]
+    shown: tuple[str, ...]
+    seeds: int = 1
+    faults: bool = False
+
+
+def _guidance(own: GenerationSettings) -> tuple[Axis, ...]:
+    values = sorted({*map(float, GUIDANCE), own.guidance_scale})
+    return (make_axis("guidance", [f"{value:g}" for value in values]),)
+
+
+def _named_or_not(own: GenerationSettings) -> tuple[Axis, ...]:
+    # The axis of words puts each of them in the first one's place, in both prompts.
+    named = Value(label="named", settings={"negative_prompt": FAULTS[0]})
+    none = Value(label="none", settings={"negative_prompt": None})
+    return make_axis("words", FAULTS), Axis(name="negative", values=(none, named))
+
+
+EXPERIMENTS: tuple[Experiment, ...] = (
+    Experiment(
+        name="guidance", title="Guidance scale", axes=_guidance, seeds=2,
+        shown=(
+            "right", "pickscore", "material", "clean", "clip", DIVERSITY,
+            "sharpness", "saturation", "clipping",
+        ),
+    ),
+    Experiment(
+        name="steps", title="Steps",
+        axes=lambda own: (make_axis("steps", [*map(str, STEPS)]),),
+        shown=("right", "pickscore", "clean", "clip", UNCONVERGED, "sharpness", SECONDS),
+    ),
+    Experiment(
+        name="negative", title="Negative prompts",
+        axes=lambda own: (make_axis("negative-preset", ["none", *NEGATIVE_PROMPTS]),),
+        shown=("right", "pickscore", "clean", "clip", "sharpness", "saturation"),
+    ),
+    Experiment(
+        name="faults", title="What a negative prompt names", axes=_named_or_not, shown=("clean",), faults=True
+    ),
+    Experiment(
+        name="sampler", title="Schedulers",
+        axes=lambda own: (make_axis("sampler", OTHERS),),
+        shown=("right", "pickscore", "clean", "clip", "sharpness", SECONDS),
+    ),
+)  # fmt: skip
+
+
+def own_settings(model: Model, beneath: Mapping[str, Any]) -> GenerationSettings:
+    """What a model draws with if nobody says otherwise, but for what is ``beneath`` all experiments."""
+    defaults = {"seed": 0, **model.defaults}
+    return resolve_settings("any", family=model.family, model_defaults=defaults, preset=None, **beneath)
+
+
+def sweep_of(
+    experiment: Experiment, prompts: Sequence[str], pairs: int, *, model: str, own: GenerationSettings,
+    beneath: Mapping[str, Any],
+) -> Sweep:  # fmt: skip
+    """The experiment as a sweep of about ``pairs`` pairs of prompt and seed for each value.
+
+    Args:
+        experiment: what is varied.
+        prompts: as many as are needed are taken; where there are fewer, each is drawn from more seeds.
+        pairs: for each value.
+        model: its name.
+        own: its settings.
+        beneath: settings of all pictures.
+    """
+    count = pairs // (experiment.seeds * (len(FAULTS) if experiment.faults else 1))
+    chosen = list(prompts[: max(1, count)])
+    seeds = max(experiment.seeds, math.ceil(count / len(chosen)))
+    if experiment.faults:
+        chosen = [f"{prompt}, {FAULTS[0]}" for prompt in chosen]
+    axes = (*experiment.axes(own), make_axis("seed", [f"0-{seeds - 1}"]))
+    return Sweep(prompts=tuple(chosen), axes=axes, model=model, settings=beneath)
+
+
+class Chapter(NamedTuple):
+    """An experiment with its figures, None where the model does not draw what it is about."""
+
+    experiment: Experiment
+    results: Results | None
+
+    def findings(self, own: GenerationSettings) -> list[tuple[Claim, Finding]]:
+        """The experiment's claims with what the pictures say of them."""
+        mine = [claim for claim in CLAIMS if claim.experiment == self.experiment.name]
+        if self.results is None:
+            untold = Finding(word=UNDECIDED, told="of this model's pictures nobody can count what was obeyed")
+            return [(claim, untold) for claim in mine]
+        return [(claim, claim.decide(self.results, own)) for claim in mine]
+
+
+def write_guide(
+    out: Path, chapters: Iterable[Chapter], store: Store, *, model: str, own: GenerationSettings
+) -> list[Path]:
+    """Write the guide: ``guide.html`` alone, ``guide.md`` with its pictures, ``guide.json``.
+
+    Args:
+        out: a folder; what is there is replaced.
+        chapters: what was drawn.
+        store: where.
+        model: its name.
+        own: its settings.
+
+    Returns:
+        The pages.
+    """
+    told = [_told(chapter, own, store) for chapter in chapters]
+    for each in told:
+        for name, content in each["files"].items():
+            with replacing(out / name) as aside:
+                aside.write_bytes(content)
+    rows = [row for each in told for row in each["claims"]]
+    counts = {word: sum(row["word"] == word for row in rows) for word in (CONFIRMED, CONTRADICTED, UNDECIDED)}
+    page = {
+        "model": model,
+        "own": own,
+        "article": ARTICLE,
+        "chapters": told,
+        "counts": counts,
+        "version": version("ssd1b"),
+    }
+    paths = [out / "guide.html", out / "guide.md", out / "guide.json"]
+    for path in paths[:2]:
+        with replacing(path) as aside:
+            aside.write_text(_rendered(path.name, page), encoding="utf-8")
+    with replacing(paths[2]) as aside:
+        settings = {name: value for name, value in asdict(own).items() if name not in ("prompt", "seed")}
+        write_json(
+            aside,
+            {"model": model, "ssd1b": version("ssd1b"), "own": settings, "claims": rows, **_sizes(told)},
+        )
+    return paths
+
+
+def _sizes(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {"pictures": {each["name"]: each["pictures"] for each in told}}
+
+
+def _told(chapter: Chapter, own: GenerationSettings, store: Store) -> dict[str, Any]:
+    """A chapter for the pages."""
+    experiment, results = chapter
+    claims = [
+        {
+            "name": claim.name,
+            "says": claim.says,
+            "word": finding.word,
+            "told": finding.told,
+            "estimate": finding.estimate and finding.estimate._asdict(),
+        }
+        for claim, finding in chapter.findings(own)
+    ]
+    told: dict[str, Any] = {
+        "name": experiment.name,
+        "title": experiment.title,
+        "claims": claims,
+        "pictures": 0,
+        "files": {},
+    }
+    if results is None:
+        return told
+    curve = svg(_figure(experiment, results))
+    sheet = io.BytesIO()
+    strip(results, store, len(FAULTS) if experiment.faults else ROWS).save(sheet, "WEBP", quality=85)
+    (seeds,) = (axis.values for axis in results.axes if axis.name == SEED)
+    told |= {
+        "pictures": results.keys.size,
+        "missing": results.missing,
+        "failures": dict(results.failures),
+        "curve": curve,
+        "sheet": f"data:image/webp;base64,{base64.b64encode(sheet.getvalue()).decode()}",
+        "files": {f"{experiment.name}.svg": curve.encode(), f"{experiment.name}.webp": sheet.getvalue()},
+        "prompts": len(results.sweep.prompts),
+        "seeds": len(seeds),
+        "units": "prompts"
+        if results.many_prompts
+        else "pairs of prompt and seed: it speaks of these prompts",
+    }
+    return told
+
+
+def _figure(experiment: Experiment, results: Results) -> "Figure":
+    place = results.setting_axes[-1]
+    if experiment.faults:
+        return grouped(results, results.setting_axes[0], place, experiment.shown[0])
+    return curves(results, place, [name for name in experiment.shown if name in results.told])
+
+
+def _rendered(template: str, page: Mapping[str, Any]) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=template.endswith(".html"), undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    return environment.get_template(template).render(page)
