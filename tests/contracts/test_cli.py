@@ -30,6 +30,8 @@ OPTIONS = {
         "--file", "--axis", "--metric", "--guard", "--budget", "--trials", "--minutes", "--pairs", "--fresh",
         "--out", *SETTINGS, *MODEL,
     },
+    "guide": {"--file", "--pairs", "--only", "--out", *SETTINGS - {"--preset"}, *MODEL},
+    "presets": {"--keep", "--name", "--json"},
     "distill": {
         "--teacher", "--student", "--data", "--stages", "--out", "--cache", "--steps", "--batch-size",
         "--seed", "--dry-run", "--resume", "--device", "--offline",

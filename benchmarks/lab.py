@@ -1,0 +1,131 @@
+"""Measure what a sweep costs beside drawing, and how long a large one takes to list and report.
+
+    python benchmarks/lab.py --cells 200 --recorded 100000 --out docs/log/lab.json
+
+The miniature draws ``--cells`` pictures in few steps, the hardest case; time that is not drawing is measuring
+(the judge, the CLIP score, looks) or the sweep's own (hashes, PNG files, SQLite). Then a store with
+``--recorded`` cells, of which none has a picture, is listed, loaded and reported.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from contextlib import closing, contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ssd1b import Pipeline
+from ssd1b.lab.axes import parse_axis
+from ssd1b.lab.export import write_csv
+from ssd1b.lab.metrics import meter
+from ssd1b.lab.report import write_page
+from ssd1b.lab.results import load_results
+from ssd1b.lab.store import DONE, Outcome, Store
+from ssd1b.lab.sweep import THUMBNAIL, Sweep, attempts, cells, definition, describe, draw, identity
+from ssd1b.tabletop.evaluation import cases
+from ssd1b.weights import hub
+from ssd1b.weights.files import replacing, write_json
+
+MODEL = "mini-sdxl"
+
+
+def swept(folder: Path, count: int, steps: int) -> dict[str, float]:
+    """Seconds of a picture that a sweep of the miniature takes, and what they are spent on."""
+    pipeline = Pipeline.load(MODEL, device="cpu", dtype="fp32")
+    spent = {"measuring": 0.0}
+    measure = meter(pipeline, hub.resolve(MODEL, offline=True).path)
+
+    def timed(*given: Any) -> Any:
+        start = time.perf_counter()
+        found = measure(*given)
+        spent["measuring"] += time.perf_counter() - start
+        return found
+
+    # No two cells have any work in common, which memory would save.
+    prompts = tuple(dict.fromkeys(case.caption for case in cases(count)))
+    what = Sweep(prompts=prompts, model=MODEL, settings={"steps": steps})
+    with closing(Store(folder)) as store, attempts(pipeline, timed) as attempt:
+        start = time.perf_counter()
+        known = cache(partial(describe, store=store, offline=True))
+        wanted = list(cells(what, known, device=pipeline.device, dtype=pipeline.dtype))
+        store.record(identity(what, wanted), definition(what), [(cell.key, cell.places) for cell in wanted])
+
+        @contextmanager
+        def prepare(name: str) -> Any:
+            yield attempt
+
+        draw(wanted, store, prepare)
+        whole = time.perf_counter() - start
+        drawing = sum(each.seconds or 0.0 for each in store.outcomes(cell.key for cell in wanted).values())
+    own, count = whole - drawing - spent["measuring"], len(wanted)
+    return {
+        "cells": count, "steps": steps, "drawing": drawing / count, "measuring": spent["measuring"] / count,
+        "sweep": own / count, "sweep_share": own / drawing,
+    }  # fmt: skip
+
+
+def reported(folder: Path, count: int) -> dict[str, float]:
+    """Seconds that a store with many cells takes to open, list, load and report."""
+    prompts = tuple(f"a cube {number}" for number in range(count // 1000))
+    axes = (parse_axis("guidance=1-10"), parse_axis("steps=1-10"), parse_axis("seed=1-10"))
+    what = Sweep(prompts=prompts, axes=axes, model=MODEL, settings={})
+    with closing(Store(folder)) as store:
+        known = cache(partial(describe, store=store, offline=True))
+        wanted = cells(what, known, device=torch.device("cpu"), dtype=torch.float32)
+        wanted = list(tqdm(wanted, total=what.count, desc="cells", disable=None))
+        outcome = Outcome(
+            state=DONE, digest="", seconds=1.0, thumbnail=bytes(THUMBNAIL * THUMBNAIL * 3),
+            metrics=dict.fromkeys(("right", "clip", "sharpness", "contrast", "saturation"), 0.5),
+        )  # fmt: skip
+        store.record(identity(what, wanted), definition(what), [(cell.key, cell.places) for cell in wanted])
+        for cell in tqdm(wanted, desc="record", disable=None):
+            store.finish(cell.key, outcome, None)
+    told: dict[str, float] = {"recorded": len(wanted)}
+
+    @contextmanager
+    def clock(name: str) -> Any:
+        start = time.perf_counter()
+        yield
+        told[name] = time.perf_counter() - start
+
+    with clock("open"):
+        store = Store(folder)
+    with closing(store):
+        with clock("known"):
+            store.outcomes(cell.key for cell in wanted)
+        with clock("load"):
+            results = load_results(store)
+        with clock("page"):
+            write_page(results, store, folder / "report.html")
+        with clock("csv"):
+            write_csv(results, store, folder / "cells.csv")
+    return told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cells", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--recorded", type=int, default=100_000)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        told = {
+            "sweep": swept(Path(folder) / "swept", options.cells, options.steps),
+            "report": reported(Path(folder) / "reported", options.recorded),
+        }
+    print(json.dumps(told, indent=1))
+    if options.out is not None:
+        with replacing(options.out) as aside:
+            write_json(aside, told)
+
+
+if __name__ == "__main__":
+    main()
