@@ -213,7 +213,8 @@ def _costs(
 
     cells, dtype = layout.size // layout.vae.factor, training_dtype(device)
     whole, macs = parameters(layout.unet), unet_macs(layout.unet, cells, cells)
-    speed = measured_speed(teacher and teacher.unet, macs, cells, dtype, device)
+    at_once = max(each.stage.train.batch_size // each.stage.train.micro_batches for each in planned)
+    speed = measured_speed(teacher and teacher.unet, macs, cells, dtype, device, batch_size=at_once)
 
     rows = [["teacher", "", f"{whole:,}", "100 %", f"{macs / 1e9:,.4g}", "1.00", "", "", ""]]
     needs, total = [], 0.0

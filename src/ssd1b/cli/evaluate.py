@@ -99,7 +99,9 @@ def command(
     if out is not None:
         _write(Path(out), facts, results)
     if as_json:
-        click.echo(json.dumps(facts))
+        from ssd1b.weights.files import json_value
+
+        click.echo(json.dumps(json_value(facts)))
         return
     for model, each in zip(models, results, strict=True):
         click.echo(f"{model}\n{each.text}\n")

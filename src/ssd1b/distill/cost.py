@@ -27,6 +27,9 @@ OPTIMISER_BYTES = {"adamw": 2 * FLOAT32, "adamw-8bit": 2, "adafactor": 0}
 _LONGEST_FORWARD = 10.0
 """Seconds that measuring a forward pass may take; where it would take longer the product's rate must do."""
 
+_LONG_ENOUGH = 0.5
+"""Seconds, at best, of the forward pass that tells how fast batches are; one picture keeps few cores busy."""
+
 _TOKENS = 77
 
 
@@ -127,8 +130,9 @@ def _bytes(storages: dict[int, torch.UntypedStorage]) -> int:
 
 
 def measured_speed(
-    teacher: Callable[[], UNet] | None, macs: int, cells: int, dtype: torch.dtype, device: str
-) -> Speed:
+    teacher: Callable[[], UNet] | None, macs: int, cells: int, dtype: torch.dtype, device: str, *,
+    batch_size: int,
+) -> Speed:  # fmt: skip
     """How fast the device is, from a forward pass of the teacher if there is one, else from a matrix product.
 
     Args:
@@ -137,14 +141,16 @@ def measured_speed(
         cells: side of the latents.
         dtype: in which to compute.
         device: on which.
+        batch_size: pictures that are learned at a time; where they would take long, fewer are timed.
     """
     product = _product_rate(dtype, device)
     if teacher is None or macs / product > _LONGEST_FORWARD:
         return Speed(product, f"from the rate of a large matrix product in {dtype_name(dtype)}: at best")
     unet = teacher().to(device, dtype)
-    given = _inputs(unet.layout, cells, dtype, device)
+    count = max(1, min(batch_size, int(_LONG_ENOUGH * product / macs)))
+    given = _inputs(unet.layout, cells, dtype, device, count=count)
     with torch.inference_mode():
-        seconds = _timed(lambda: unet(*given), device)
+        seconds = _timed(lambda: unet(*given), device) / count
     return Speed(
         macs / seconds,
         f"from a forward pass of the teacher in {dtype_name(dtype)}, {seconds:.3g} s a picture",
@@ -169,14 +175,16 @@ def _timed(work: Callable[[], object], device: str) -> float:
     return min(seconds[1:])
 
 
-def _inputs(layout: UNetLayout, cells: int, dtype: torch.dtype, device: str | None = None) -> Inputs:
-    """Of one picture; zeros, since speed and memory do not depend on values."""
+def _inputs(
+    layout: UNetLayout, cells: int, dtype: torch.dtype, device: str | None = None, *, count: int = 1
+) -> Inputs:
+    """Of some pictures; zeros, since speed and memory do not depend on values."""
     return (
-        torch.zeros(1, layout.in_channels, cells, cells, dtype=dtype, device=device),
-        torch.zeros(1, device=device),
-        torch.zeros(1, _TOKENS, layout.cross_attention_dim, dtype=dtype, device=device),
-        torch.zeros(1, layout.pooled_dim, dtype=dtype, device=device),
-        torch.zeros(1, 6, device=device),
+        torch.zeros(count, layout.in_channels, cells, cells, dtype=dtype, device=device),
+        torch.zeros(count, device=device),
+        torch.zeros(count, _TOKENS, layout.cross_attention_dim, dtype=dtype, device=device),
+        torch.zeros(count, layout.pooled_dim, dtype=dtype, device=device),
+        torch.zeros(count, 6, device=device),
     )
 
 

@@ -140,9 +140,15 @@ def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
     return value
 
 
+def json_value(value: Any) -> Any:
+    """What JSON can say of a value: NaN and infinity, for which it has no words, are null."""
+    return json.loads(json.dumps(value), parse_constant=lambda name: None)
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object, two spaces deep, as the hub's libraries do."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write a JSON object, two spaces deep, as the hub's libraries do; see ``json_value``."""
+    text = json.dumps(json_value(value), indent=2, sort_keys=True, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -1,5 +1,6 @@
 """safetensors only, by content; nothing half-written; nothing lost."""
 
+import json
 import os
 import pickle
 import random
@@ -280,3 +281,9 @@ def test_the_order_of_the_bytes_is_the_order_of_the_header(tmp_path):
         list(read_header(tmp_path / "t.safetensors").tensors)
         == open_file(tmp_path / "t.safetensors").offset_keys()
     )
+
+
+def test_json_has_no_words_for_what_is_no_number(tmp_path):
+    write_json(tmp_path / "a.json", {"mean": float("nan"), "rows": [{"high": float("inf"), "low": 1.5}]})
+    told = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
+    assert told == {"mean": None, "rows": [{"high": None, "low": 1.5}]}
