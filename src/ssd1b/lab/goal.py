@@ -1,13 +1,27 @@
 """What tuning is for: metrics with their weights, and guards that must hold whatever the metrics say."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
 from ssd1b.errors import InputError, unknown
 from ssd1b.settings import shown
+
+_OF_CAPTIONS = ("right", "shape", "color", "size", "material", "number", "background", "relation")
+_JUDGE = "a model that draws Tabletop, and prompts that are complete captions"
+
+NEEDS: Mapping[str, str] = MappingProxyType({
+    **dict.fromkeys(_OF_CAPTIONS, _JUDGE),
+    "clean": "a model that draws Tabletop",
+    "clip": "a model with an image encoder, or openai/clip-vit-large-patch14 in the hub's cache",
+    "pickscore": "yuvalkirstain/PickScore_v1 in the hub's cache",
+    "diversity": "several seeds",
+    "unconverged": "several numbers of steps",
+})  # fmt: skip
+"""What metrics need that are not measured of every picture."""
 
 _WEIGHTED = re.compile(r"(?:(-?\d+\.?\d*|-?\.\d+)\s*\*\s*)?([a-z_]+)")
 _GUARD = re.compile(r"\s*([a-z_]+)\s*(<=|>=)\s*([+-]?\d+\.?\d*(?:e-?\d+)?)\s*")
@@ -86,7 +100,16 @@ def _guard(text: str) -> Guard:
     return Guard(metric=match[1], at_most=match[2] == "<=", bound=float(match[3]))
 
 
+def unmeasured(name: str, measured: Iterable[str]) -> InputError:
+    """What to say of a metric that is not there: what it needs, or which one may have been meant."""
+    if name in NEEDS:
+        return InputError(
+            f"metric {name!r} was not measured: it needs {NEEDS[name]}; measured were {', '.join(measured)}"
+        )
+    return unknown("metric", name, measured)
+
+
 def _value(metrics: Mapping[str, float], name: str) -> float:
     if name not in metrics:
-        raise unknown("metric", name, metrics)
+        raise unmeasured(name, metrics)
     return metrics[name]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ssd1b.errors import InputError, unknown
 from ssd1b.evaluate.statistics import Estimate, estimates
 from ssd1b.lab.axes import Axis
+from ssd1b.lab.goal import unmeasured
 from ssd1b.lab.store import DONE, Store
 from ssd1b.lab.sweep import PROMPT, THUMBNAIL, Sweep, restored
 
@@ -106,7 +107,7 @@ class Results:
             InputError: no such metric.
         """
         if metric not in self.metrics:
-            raise unknown("metric", metric, self.metrics)
+            raise unmeasured(metric, self.metrics)
         values = self.metrics[metric]
         units = (PROMPT,) if self.many_prompts else (PROMPT, SEED)
         over = tuple(n for n, axis in enumerate(self.axes) if axis.name in units)

@@ -94,8 +94,11 @@ class Looker:
         """Draw what is not there yet.
 
         Raises:
-            InputError: a picture failed, or a metric of the goal was not measured.
+            InputError: a picture failed, or a metric of the goal was not measured, which the first one tells.
         """
+        return [*self._seen(choice, pairs[:1]), *self._seen(choice, pairs[1:])]
+
+    def _seen(self, choice: Choice | None, pairs: Sequence[Pair]) -> list[Seen]:
         wanted = [self._cell(choice, pair) for pair in pairs]
         draw(wanted, self.store, lambda name: nullcontext(self.prepare(name)))
         found = self.store.outcomes(cell.key for cell in wanted)

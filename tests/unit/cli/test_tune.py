@@ -38,7 +38,8 @@ def test_a_preset_that_generate_takes(run, tune, tiny_model, tmp_path):
     ("arguments", "words"),
     [
         ([], ["no prompt"]),
-        (["a cube", "--metric", "right"], ["unknown metric 'right'"]),
+        (["a cube", "--metric", "right"], ["metric 'right' was not measured", "draws Tabletop"]),
+        (["a cube", "--metric", "pickscore"], ["it needs yuvalkirstain/PickScore_v1 in the hub's cache"]),
         (["a cube", "--metric", "sharp ness"], ["is no sum", "right + 0.5*clip"]),
         (["a cube", "--guard", "clipping<1"], ["is no bound", "clipping<=0.05"]),
         (["a cube", "--guard", "clippin<=1"], ["unknown metric 'clippin'", "did you mean 'clipping'"]),
