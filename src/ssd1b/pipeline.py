@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from ssd1b.images import Picture, to_images
 from ssd1b.layouts import ModelLayout
 from ssd1b.models.layers import guidance_embedding
 from ssd1b.models.text import Conditioning, TextEncoder, TextEncoders, clip_tokenizer, load_tokenizer
-from ssd1b.models.unet import UNet
+from ssd1b.models.unet import ReadPrompts, UNet
 from ssd1b.models.vae import VAE
 from ssd1b.recipe import ModelIdentity, Recipe
 from ssd1b.runtime import choose_device, choose_dtype, dtype_name
@@ -253,21 +254,28 @@ class Pipeline:
         sizes = [[*s.original_size, *s.crop_top_left, *s.target_size] for s in batch]
         time_ids = torch.tensor(sizes, dtype=torch.float32, device=self.device)
         both = Conditioning(*(torch.cat(pair) for pair in zip(negative, positive, strict=True)))
+        absent = self.zeros_for_no_negative and all(s.negative_prompt is None for s in batch)
+        # Read when they are first needed, and never again.
+        alone = cache(lambda: self.unet.read(positive.embeds))
+        paired = cache(lambda: self.unet.read(both.embeds, without_text=len(batch) if absent else 0))
         dim = self.layout.unet.guidance_embed_dim
         scales = None
         if dim is not None:
             scale = torch.full((len(batch),), batch[0].guidance_scale, device=self.device)
             scales = guidance_embedding(scale, dim).to(self.dtype)
 
-        def forward(x: Tensor, timestep: float, conditioning: Conditioning, time_ids: Tensor) -> Tensor:
+        def forward(
+            x: Tensor, timestep: float, prompts: ReadPrompts, pooled: Tensor, time_ids: Tensor
+        ) -> Tensor:
             timesteps = torch.full((len(x),), timestep, device=x.device)
-            return self.unet(x.to(self.dtype), timesteps, *conditioning, time_ids, scales)
+            return self.unet(x.to(self.dtype), timesteps, prompts, pooled, time_ids, scales)
 
         def predict(x: Latents, timestep: float) -> Latents:
-            return forward(x, timestep, positive, time_ids)
+            return forward(x, timestep, alone(), positive.pooled, time_ids)
 
         def predict_pair(x: Latents, timestep: float) -> tuple[Latents, Latents]:
-            first, second = forward(x.repeat(2, 1, 1, 1), timestep, both, time_ids.repeat(2, 1)).chunk(2)
+            twice = x.repeat(2, 1, 1, 1)
+            first, second = forward(twice, timestep, paired(), both.pooled, time_ids.repeat(2, 1)).chunk(2)
             return first, second
 
         return predict, predict_pair

@@ -84,6 +84,40 @@ def test_same_prediction(name: str, size: tuple[int, int]) -> None:
     assert (actual - expected).norm() / expected.norm() < 1e-5
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_text_that_was_read_once_gives_the_same_prediction(name: str) -> None:
+    torch.manual_seed(0)
+    model = UNet(LAYOUTS[name]).eval()
+    latents, timesteps, embeds, pooled, time_ids = inputs(LAYOUTS[name], 8, 8)
+    with torch.no_grad():
+        expected = model(latents, timesteps, embeds, pooled, time_ids)
+        read = model.read(embeds)
+        asked = [
+            module.register_forward_hook(lambda *given: pytest.fail("read again"))
+            for key, module in model.named_modules()
+            if key.endswith(("attn2.to_k", "attn2.to_v"))
+        ]
+        assert len(read.keys_values) == len(asked) / 2
+        assert model(latents, timesteps, read, pooled, time_ids).equal(expected)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_of_no_text_nothing_is_computed_and_the_prediction_stays(name: str) -> None:
+    torch.manual_seed(0)
+    model = UNet(LAYOUTS[name]).eval()
+    latents, timesteps, embeds, pooled, time_ids = inputs(LAYOUTS[name], 8, 8)
+    embeds[0], pooled[0] = 0.0, 0.0
+    rows: list[int] = []
+    with torch.no_grad():
+        expected = model(latents, timesteps, embeds, pooled, time_ids)
+        for key, module in model.named_modules():
+            if key.endswith("attn2.to_q"):
+                module.register_forward_hook(lambda module, given, output: rows.append(len(output)))
+        actual = model(latents, timesteps, model.read(embeds, without_text=1), pooled, time_ids)
+    assert set(rows) == {1}
+    assert (actual - expected).norm() / expected.norm() < 1e-5
+
+
 @pytest.mark.parametrize("name", UNETS)
 def test_published_keys_and_shapes(name: str) -> None:
     with torch.device("meta"):

@@ -1,9 +1,15 @@
 """The transformer half of the UNet: self-attention over cells, cross-attention to the text, feed-forward."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TypeAlias, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+KeysValues: TypeAlias = tuple[Tensor, Tensor]
+"""What a cross-attention makes of a text, each ``[B, heads, T, head_dim]``. There may be fewer than pictures:
+the first pictures then have no text, which is zeros."""
 
 
 class Attention(nn.Module):
@@ -25,15 +31,27 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_channels, channels, bias=qkv_bias)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """``x`` ``[B, N, C]``, ``context`` ``[B, T, D]`` -> ``[B, N, C]``."""
-        context = x if context is None else context
-        q, k, v = (
-            tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, heads, N or T, head_dim]
-            for tokens in (self.to_q(x), self.to_k(context), self.to_v(context))
-        )
-        attended = self.attend(q, k, v)
-        return self.to_out[0](attended.transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, context: Tensor | KeysValues | None = None) -> Tensor:
+        """``x`` ``[B, N, C]``, ``context`` ``[B, T, D]`` or what was read of it -> ``[B, N, C]``."""
+        if not isinstance(context, tuple):
+            context = self.read(x if context is None else context)
+        k, v = context
+        without_text = len(x) - len(k)
+        q = self._heads(self.to_q(x[without_text:]))
+        attended = self.to_out[0](self.attend(q, k, v).transpose(1, 2).flatten(2))
+        if not without_text:
+            return attended
+        # Zeros stay zeros in projections without a bias: of no text only the output's bias is left.
+        bias = cast(nn.Linear, self.to_out[0]).bias
+        return torch.cat([bias.expand(without_text, *x.shape[1:]), attended])
+
+    def read(self, context: Tensor) -> KeysValues:
+        """Keys and values of ``[B, T, D]``, which steps with the same text have in common."""
+        return self._heads(self.to_k(context)), self._heads(self.to_v(context))
+
+    def _heads(self, tokens: Tensor) -> Tensor:
+        """``[B, N, C] -> [B, heads, N, head_dim]``."""
+        return tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -86,8 +104,8 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """``x`` ``[B, N, C]``, ``context`` ``[B, T, D]`` -> ``[B, N, C]``."""
+    def forward(self, x: Tensor, context: Tensor | KeysValues) -> Tensor:
+        """``x`` ``[B, N, C]``, ``context`` ``[B, T, D]`` or what was read of it -> ``[B, N, C]``."""
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
@@ -108,10 +126,10 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """``x`` ``[B, C, H, W]``, ``context`` ``[B, T, D]`` -> ``[B, C, H, W]``."""
+    def forward(self, x: Tensor, contexts: Iterator[Tensor | KeysValues]) -> Tensor:
+        """``x`` ``[B, C, H, W]`` -> ``[B, C, H, W]``; of ``contexts`` one is taken for each block."""
         height, width = x.shape[-2:]
         tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))  # [B, H*W, C]
         for block in self.transformer_blocks:
-            tokens = block(tokens, context)
+            tokens = block(tokens, next(contexts))
         return x + self.proj_out(tokens).transpose(1, 2).unflatten(2, (height, width))

@@ -4,18 +4,31 @@ Podell et al. 2023 (2307.01952) for SDXL; Gupta et al. 2024 (2401.02677) for SSD
 """
 
 from collections.abc import Iterator
-from typing import cast
+from itertools import repeat
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssd1b.layouts import UNetLayout
-from ssd1b.models.attention import SpatialTransformer
+from ssd1b.models.attention import KeysValues, SpatialTransformer, TransformerBlock
 from ssd1b.models.layers import Downsample, ResnetBlock, TimestepEmbedding, Upsample, sinusoidal_embedding
 from ssd1b.tensors import Latents, PooledEmbeds, PromptEmbeds, TimeIds, Timesteps
 
 RESNET_EPS = 1e-5
+
+
+class ReadPrompts(NamedTuple):
+    """What all steps have in common that draw the same prompts.
+
+    Attributes:
+        prompt_embeds: that were read.
+        keys_values: of each transformer block, in the order in which they run.
+    """
+
+    prompt_embeds: PromptEmbeds
+    keys_values: list[KeysValues]
 
 
 class UNet(nn.Module):
@@ -61,11 +74,28 @@ class UNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(layout.norm_groups, width, eps=RESNET_EPS)
         self.conv_out = nn.Conv2d(width, layout.out_channels, 3, padding=1)
 
+    def read(self, prompt_embeds: PromptEmbeds, *, without_text: int = 0) -> ReadPrompts:
+        """Compute the cross-attentions' keys and values, once for all steps.
+
+        Args:
+            prompt_embeds: as ``forward`` takes them.
+            without_text: so many of them, the first ones, are zeros: nothing is computed for these, neither
+                now nor in any step, since projections without bias leave them zeros.
+        """
+        texts = prompt_embeds[without_text:]
+        return ReadPrompts(prompt_embeds, [block.attn2.read(texts) for block in self._transformer_blocks()])
+
+    def _transformer_blocks(self) -> Iterator[TransformerBlock]:
+        """In the order in which they run, which is not the one in which they are registered."""
+        middle = [] if self.mid_block is None else [self.mid_block]
+        for part in (*self.down_blocks, *middle, *self.up_blocks):
+            yield from (module for module in part.modules() if isinstance(module, TransformerBlock))
+
     def forward(
         self,
         latents: Latents,
         timesteps: Timesteps,
-        prompt_embeds: PromptEmbeds,
+        prompt_embeds: PromptEmbeds | ReadPrompts,
         pooled_prompt_embeds: PooledEmbeds,
         time_ids: TimeIds,
         guidance_embeds: Tensor | None = None,
@@ -75,7 +105,7 @@ class UNet(nn.Module):
         Args:
             latents: noisy latents at unit variance, ``x / sqrt(sigma^2 + 1)``.
             timesteps: one diffusion time a picture, in [0, 999].
-            prompt_embeds: penultimate hidden states of both text encoders.
+            prompt_embeds: penultimate hidden states of both text encoders, or what was read of them.
             pooled_prompt_embeds: projected end-of-text state of the second text encoder.
             time_ids: original size, crop, target size in pixels; required, never defaulted.
             guidance_embeds: ``[B, guidance_embed_dim]``, LCM-distilled layouts only.
@@ -89,24 +119,26 @@ class UNet(nn.Module):
         embedding = self.time_embedding(time, guidance_embeds)
         embedding = embedding + self.add_embedding(torch.cat([pooled_prompt_embeds, sizes], dim=-1))
 
+        read = isinstance(prompt_embeds, ReadPrompts)
+        contexts = iter(prompt_embeds.keys_values) if read else repeat(prompt_embeds)
         x = self.conv_in(latents)
         skips = [x]
         for block in cast(list[Block], self.down_blocks):
             for resnet, attention in block.layers():
                 x = resnet(x, embedding)
-                x = x if attention is None else attention(x, prompt_embeds)
+                x = x if attention is None else attention(x, contexts)
                 skips.append(x)
             for downsample in block.downsamplers or ():
                 x = downsample(x)
                 skips.append(x)
 
         if self.mid_block is not None:
-            x = self.mid_block(x, embedding, prompt_embeds)
+            x = self.mid_block(x, embedding, contexts)
 
         for block in cast(list[Block], self.up_blocks):
             for resnet, attention in block.layers():
                 x = resnet(torch.cat([x, skips.pop()], dim=1), embedding)
-                x = x if attention is None else attention(x, prompt_embeds)
+                x = x if attention is None else attention(x, contexts)
             for upsample in block.upsamplers or ():
                 x = upsample(x, skips[-1].shape[-2:])
 
@@ -144,11 +176,11 @@ class MidBlock(nn.Module):
         self.resnets = nn.ModuleList(_resnet(layout, channels, channels) for _ in range(2 if depth else 1))
         self.attentions = nn.ModuleList([_transformer(layout, channels, depth)]) if depth else None
 
-    def forward(self, x: Tensor, embedding: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """``[B, C, H, W] -> [B, C, H, W]``."""
+    def forward(self, x: Tensor, embedding: Tensor, contexts: Iterator[Tensor | KeysValues]) -> Tensor:
+        """``[B, C, H, W] -> [B, C, H, W]``; see ``SpatialTransformer``."""
         x = self.resnets[0](x, embedding)
         if self.attentions is not None:
-            x = self.resnets[1](self.attentions[0](x, prompt_embeds), embedding)
+            x = self.resnets[1](self.attentions[0](x, contexts), embedding)
         return x
 
 
