@@ -9,11 +9,12 @@ from typing import Any
 import click
 
 from ssd1b.cli.options import (
+    NO_PROMPT,
     ModelChoice,
     check_settings,
     model_options,
     out_option,
-    read_prompts,
+    prompt_options,
     setting_options,
 )
 from ssd1b.errors import InputError
@@ -24,8 +25,7 @@ COUNT = Range(low=1, high=10_000, multiple_of=1)
 
 
 @click.command("generate")
-@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
-@click.option("--file", metavar="FILE", help="One prompt a line; - is the standard input.")
+@prompt_options
 @setting_options
 @click.option("--preset", metavar="NAME|FILE", help=f"{', '.join(PRESETS)}, or a .toml or .json file.")
 @click.option("--count", type=int, metavar="N", default=1, show_default=True, help="Pictures of each prompt.")
@@ -35,8 +35,7 @@ COUNT = Range(low=1, high=10_000, multiple_of=1)
 @click.option("--preview", is_flag=True, help="Show the picture being drawn in a file beside the pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each picture.")
 def command(
-    prompts: tuple[str, ...],
-    file: str | None,
+    prompts: list[str],
     given: dict[str, Any],
     preset: str | None,
     count: int,
@@ -61,11 +60,10 @@ def command(
     """  # noqa: D301 (\b keeps click from wrapping)
     begin = time.perf_counter()
     chosen_preset = None if preset is None else load_preset(preset)
-    all_prompts = [*prompts, *(read_prompts(file) if file is not None else ())]
     count = int(COUNT.check("count", count))
-    if not all_prompts:
-        raise InputError("no prompt: say what to draw, or name a file of prompts with --file")
-    for prompt in all_prompts:
+    if not prompts:
+        raise InputError(NO_PROMPT)
+    for prompt in prompts:
         check_settings(prompt, given, chosen_preset)
 
     from tqdm import tqdm
@@ -76,15 +74,15 @@ def command(
 
     folder = check_destination(out, picture_format)
     pipeline = drawing.load(choice)
-    first = pipeline.settings(all_prompts[0], preset=chosen_preset, **given)
+    first = pipeline.settings(prompts[0], preset=chosen_preset, **given)
     for line in advise(first, pipeline.layout.size, pipeline.family):
         click.echo(f"advice: {line}", err=True)
-    total = len(all_prompts) * count
+    total = len(prompts) * count
     loaded = time.perf_counter()
     previews = drawing.preview(pipeline, folder) if preview else nullcontext()
     with drawing.progress_bar(first.steps * total) as bar, previews as show:
         for index in range(total):
-            settings = replace(first, prompt=all_prompts[index // count], seed=(first.seed + index) % 2**64)
+            settings = replace(first, prompt=prompts[index // count], seed=(first.seed + index) % 2**64)
             start = time.perf_counter()
             picture = drawing.draw(pipeline, settings, bar, show)
             path = str(save_picture(picture, out, picture_format))

@@ -13,7 +13,7 @@ from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
     model_options,
-    read_prompts,
+    prompt_options,
     setting_options,
 )
 from ssd1b.errors import InputError, unknown
@@ -26,8 +26,7 @@ PAIRS = Range(low=8, high=100_000, multiple_of=1)
 
 
 @click.command("guide")
-@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
-@click.option("--file", metavar="FILE", help="One prompt a line; - is the standard input.")
+@prompt_options
 @click.option(
     "--pairs",
     type=int,
@@ -40,8 +39,7 @@ PAIRS = Range(low=8, high=100_000, multiple_of=1)
 @model_options
 @click.option("--out", metavar="FOLDER", required=True, help="Where the pages go; pictures go to its cells/.")
 def command(
-    prompts: tuple[str, ...],
-    file: str | None,
+    prompts: list[str],
     pairs: int,
     only: tuple[str, ...],
     given: dict[str, Any],
@@ -63,8 +61,7 @@ def command(
       ssd1b guide "a lighthouse" --model mine.safetensors --only guidance --only steps --out guide
     """  # noqa: D301 (\b keeps click from wrapping)
     pairs = int(PAIRS.check("pairs", pairs))
-    told = [*prompts, *(read_prompts(file) if file is not None else ())]
-    for prompt in told or ["a sphere"]:
+    for prompt in prompts or ["a sphere"]:
         check_settings(prompt, given)
     if "seed" in given:
         raise InputError("seed is no setting of a guide: pairs have seeds of their own")
@@ -74,7 +71,7 @@ def command(
     names = [each.name for each in EXPERIMENTS]
     if wrong := [name for name in only if name not in names]:
         raise unknown("experiment", wrong[0], names)
-    _guide(told, pairs, only or tuple(names), given, choice, Path(out))
+    _guide(prompts, pairs, only or tuple(names), given, choice, Path(out))
 
 
 def _guide(

@@ -36,6 +36,21 @@ class ModelChoice:
     offline: bool
 
 
+def prompt_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the argument ``prompts``, a list: those of the command line, then those of a file."""
+
+    @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+    @click.option("--file", metavar="FILE", help="One prompt a line; - is the standard input.")
+    @wraps(command)
+    def bundled(*args: Any, prompts: tuple[str, ...], file: str | None, **rest: Any) -> None:
+        command(*args, prompts=[*prompts, *([] if file is None else read_prompts(file))], **rest)
+
+    return bundled
+
+
+NO_PROMPT = "no prompt: say what to draw, or name a file of prompts with --file"
+
+
 def model_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the argument ``choice``, a ``ModelChoice``."""
 

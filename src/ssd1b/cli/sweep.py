@@ -11,10 +11,11 @@ import click
 
 from ssd1b.cli.options import (
     DEFAULT_MODEL,
+    NO_PROMPT,
     ModelChoice,
     check_settings,
     model_options,
-    read_prompts,
+    prompt_options,
     setting_options,
 )
 from ssd1b.errors import InputError
@@ -30,8 +31,7 @@ SEEDS = Range(low=1, high=1000, multiple_of=1)
 
 
 @click.command("sweep")
-@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
-@click.option("--file", metavar="FILE", help="One prompt a line; - is the standard input.")
+@prompt_options
 @click.option("--axis", "axes", multiple=True, metavar="NAME=VALUES", help="See below; may be given often.")
 @click.option("--axes", "axes_file", metavar="FILE", help="A .toml or .json file: [axes] with NAME = VALUES.")
 @click.option("--seeds", type=int, metavar="N", help="So many from --seed on: an axis, too.")
@@ -44,8 +44,7 @@ SEEDS = Range(low=1, high=1000, multiple_of=1)
 @click.option("--retry", is_flag=True, help="Draw again what failed before.")
 @click.option("--dry-run", is_flag=True, help="Tell how many cells there are, and how many would be drawn.")
 def command(
-    prompts: tuple[str, ...],
-    file: str | None,
+    prompts: list[str],
     axes: tuple[str, ...],
     axes_file: str | None,
     seeds: int | None,
@@ -75,10 +74,9 @@ def command(
     from ssd1b.lab.axes import parse_axis
 
     chosen = None if preset is None else load_preset(preset)
-    all_prompts = [*prompts, *(read_prompts(file) if file is not None else ())]
-    if not all_prompts:
-        raise InputError("no prompt: say what to draw, or name a file of prompts with --file")
-    for prompt in all_prompts:
+    if not prompts:
+        raise InputError(NO_PROMPT)
+    for prompt in prompts:
         check_settings(prompt, given, chosen)
     found = [parse_axis(each) for each in axes]
     found += [] if axes_file is None else _read_axes(Path(axes_file))
@@ -89,7 +87,7 @@ def command(
     from ssd1b.lab.sweep import Sweep
 
     sweep = Sweep(
-        prompts=tuple(all_prompts), axes=tuple(found), model=choice.model or DEFAULT_MODEL, preset=chosen,
+        prompts=tuple(prompts), axes=tuple(found), model=choice.model or DEFAULT_MODEL, preset=chosen,
         settings=given,
     )  # fmt: skip
     _sweep(sweep, choice, Path(out), retry=retry, dry_run=dry_run)

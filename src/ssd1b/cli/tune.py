@@ -14,7 +14,7 @@ from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
     model_options,
-    read_prompts,
+    prompt_options,
     setting_options,
 )
 from ssd1b.cli.table import columns
@@ -44,8 +44,7 @@ USUAL_AXES = (
 
 
 @click.command("tune")
-@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
-@click.option("--file", metavar="FILE", help="One prompt a line; - is the standard input.")
+@prompt_options
 @click.option("--axis", "axes", multiple=True, metavar="NAME=VALUES", help="What is searched, as in sweep.")
 @click.option(
     "--metric", default="right", show_default=True, metavar="SUM", help="As right, clip, right + 0.5*clip."
@@ -65,8 +64,7 @@ USUAL_AXES = (
     "--out", metavar="FOLDER", required=True, help="Where cells, the search and the preset are kept."
 )
 def command(
-    prompts: tuple[str, ...],
-    file: str | None,
+    prompts: list[str],
     axes: tuple[str, ...],
     metric: str,
     guards: tuple[str, ...],
@@ -102,8 +100,7 @@ def command(
     ):  # fmt: skip
         allowed.check(name, value)
     chosen = None if preset is None else load_preset(preset)
-    told = [*prompts, *(read_prompts(file) if file is not None else ())]
-    for prompt in told or ["a sphere"]:
+    for prompt in prompts or ["a sphere"]:
         check_settings(prompt, given, chosen)
     if "seed" in given:
         raise InputError("seed is no setting that could be tuned: pairs have seeds of their own")
@@ -114,7 +111,7 @@ def command(
         raise InputError(f"axis {other[0]} is no setting that could be tuned")
     goal = read_goal(metric, guards)
     _tune(
-        told, found, goal, Path(out), choice, chosen, given, budget=budget, trials=trials, minutes=minutes,
+        prompts, found, goal, Path(out), choice, chosen, given, budget=budget, trials=trials, minutes=minutes,
         pairs=pairs, fresh=fresh,
     )  # fmt: skip
 

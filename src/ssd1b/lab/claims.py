@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssd1b.evaluate.statistics import Estimate, differences, estimate
-from ssd1b.lab.axes import Value, number_of
+from ssd1b.lab.axes import Axis, Value, number_of
 from ssd1b.lab.results import DIVERSITY, UNCONVERGED, Results
 from ssd1b.settings import GenerationSettings
 
@@ -97,59 +97,57 @@ class Claim:
 def more(measures: Sequence[Measure], here: Where, there: Where, *, sign: int = 1) -> Decide:
     """Decide whether a measure is larger (``sign`` 1) or smaller (-1) at some values than at others."""
 
-    def decide(results: Results, own: GenerationSettings) -> Finding:
-        measure = _known(results, measures)
-        if measure is None:
-            return _unmeasured(measures)
-        values = _values(results, measure)
-        first, second = (_chosen(results, where, own) for where in (here, there))
-        found = estimate(values[first].mean(axis=0) - values[second].mean(axis=0))
-        told = f"{_of(results, first)} against {_of(results, second)}: {_difference(measure, found)}"
+    def compare(seen: _Seen) -> Finding:
+        found, told = seen.apart(here, there)
         return Finding(word=_word(sign * found.low, sign * found.high, found.size), told=told, estimate=found)
 
-    return decide
+    return _measured(measures, compare)
 
 
 def steady(measures: Sequence[Measure], here: Where, there: Where) -> Decide:
     """Decide whether a measure is the same at some values as at others, but for its margin."""
 
-    def decide(results: Results, own: GenerationSettings) -> Finding:
-        measure = _known(results, measures)
-        if measure is None:
-            return _unmeasured(measures)
-        values, margin = _values(results, measure), MARGINS[measure[0]]
-        first, second = (_chosen(results, where, own) for where in (here, there))
-        found = estimate(values[first].mean(axis=0) - values[second].mean(axis=0))
-        told = (
-            f"{_of(results, first)} against {_of(results, second)}: {_difference(measure, found)}; "
-            f"up to {_amount(measure, margin)} is no difference"
-        )
-        # The nearest and the farthest that the difference may lie from zero.
-        reach = max(abs(found.low), abs(found.high))
-        least = max(found.low, -found.high, 0)
-        word = _word(margin - reach, margin - least, found.size)
-        return Finding(word=word, told=told, estimate=found)
+    def compare(seen: _Seen) -> Finding:
+        found, told = seen.apart(here, there)
+        margin = MARGINS[seen.measure[0]]
+        # The farthest and the nearest that the difference may lie from zero.
+        most, least = max(abs(found.low), abs(found.high)), max(found.low, -found.high, 0)
+        return Finding(
+            word=_word(margin - most, margin - least, found.size), estimate=found,
+            told=f"{told}; up to {_amount(seen.measure, margin)} is no difference",
+        )  # fmt: skip
 
-    return decide
+    return _measured(measures, compare)
 
 
 def at_least(metric: str, level: float, where: Where) -> Decide:
     """Decide whether a metric's mean exceeds a level."""
 
-    def decide(results: Results, own: GenerationSettings) -> Finding:
-        if metric not in results.metrics:
-            return _unmeasured([(metric,)])
-        places = _chosen(results, where, own)
-        found = estimate(_values(results, (metric,))[places].mean(axis=0))
+    def compare(seen: _Seen) -> Finding:
+        places = seen.places(where)
+        found = estimate(seen.values[places].mean(axis=0))
         told = (
-            f"{_of(results, places)}: {_WORDS[metric]} {found.mean:.2g} "
+            f"{seen.named(places)}: {_WORDS[metric]} {found.mean:.2g} "
             f"({found.low:.2g} to {found.high:.2g}); {level:g} is visible"
         )
         return Finding(
             word=_word(found.low - level, found.high - level, found.size), told=told, estimate=found
         )
 
-    return decide
+    return _measured([(metric,)], compare)
+
+
+def better(measures: Sequence[Measure], label: str, reference: str) -> Decide:
+    """Decide whether one value is better than another, beside all others that are compared with it."""
+
+    def compare(seen: _Seen) -> Finding:
+        found = seen.against(reference)[label]
+        return Finding(
+            word=_word(found.low, found.high, found.size), estimate=found,
+            told=f"{label} against {reference}: {_difference(seen.measure, found)}",
+        )  # fmt: skip
+
+    return _measured(measures, compare)
 
 
 def recommended(measures: Sequence[Measure], label: str) -> Decide:
@@ -158,45 +156,71 @@ def recommended(measures: Sequence[Measure], label: str) -> Decide:
     The intervals hold for all others together. Told is the difference from the best of the others.
     """
 
-    def decide(results: Results, own: GenerationSettings) -> Finding:
-        measure = _known(results, measures)
-        if measure is None:
-            return _unmeasured(measures)
-        values = _values(results, measure)
-        labels = [value.label for value in results.axes[_place(results)].values]
-        place = labels.index(label)
-        others = [name for name in labels if name != label]
-        rivals = differences(values[place], np.delete(values, place, axis=0))
-        best = int(np.argmax([each.mean for each in rivals]))
-        ahead = [name for name, each in zip(others, rivals, strict=True) if each.low > 0]
-        behind = [name for name, each in zip(others, rivals, strict=True) if each.high < 0]
+    def compare(seen: _Seen) -> Finding:
+        rivals = seen.against(label)
+        best = max(rivals, key=lambda name: rivals[name].mean)
+        words = {name: _word(each.low, each.high, each.size) for name, each in rivals.items()}
+        ahead, behind = (
+            [name for name in rivals if words[name] == word] for word in (CONFIRMED, CONTRADICTED)
+        )
         told = (
-            f"{others[best]}, the best of the others: {_difference(measure, rivals[best])}; beyond chance "
+            f"{best}, the best of the others: {_difference(seen.measure, rivals[best])}; beyond chance "
             f"{', '.join(ahead) or 'none'} ahead of it and {', '.join(behind) or 'none'} behind"
         )
-        enough = values.shape[1] >= ENOUGH
-        word = CONTRADICTED if ahead and enough else CONFIRMED if behind and enough else UNDECIDED
+        word = CONTRADICTED if ahead else CONFIRMED if behind else UNDECIDED
         return Finding(word=word, told=told, estimate=rivals[best])
 
-    return decide
+    return _measured(measures, compare)
 
 
-def better(measures: Sequence[Measure], label: str, reference: str) -> Decide:
-    """Decide whether one value is better than another, beside all others that are compared with it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    """What was measured along an experiment's axis, which is the last one that is a setting.
+
+    Attributes:
+        axis: the setting; own: the model's own settings.
+        measure: what was measured; values: ``[values of the axis, units]``.
+    """
+
+    axis: Axis
+    own: GenerationSettings
+    measure: Measure
+    values: NDArray[np.float64]
+
+    def places(self, where: Where) -> list[int]:
+        """Which values are meant."""
+        return [place for place, value in enumerate(self.axis.values) if where(value, self.own)]
+
+    def named(self, places: list[int]) -> str:
+        """What these values are called."""
+        return f"{self.axis.name} {', '.join(self.axis.values[place].label or 'empty' for place in places)}"
+
+    def apart(self, here: Where, there: Where) -> tuple[Estimate, str]:
+        """By how much the mean at some values exceeds that at others, and the same in words."""
+        first, second = self.places(here), self.places(there)
+        found = estimate(self.values[first].mean(axis=0) - self.values[second].mean(axis=0))
+        told = f"{self.named(first)} against {self.named(second)}: {_difference(self.measure, found)}"
+        return found, told
+
+    def against(self, label: str) -> dict[str, Estimate]:
+        """By how much each other value exceeds one, with intervals that hold for all together."""
+        labels = [value.label for value in self.axis.values]
+        place = labels.index(label)
+        found = differences(self.values[place], np.delete(self.values, place, axis=0))
+        return dict(zip([*labels[:place], *labels[place + 1 :]], found, strict=True))
+
+
+def _measured(measures: Sequence[Measure], compare: Callable[[_Seen], Finding]) -> Decide:
+    """Decide by the first of the measures that is known of the model; by none, if there is none."""
 
     def decide(results: Results, own: GenerationSettings) -> Finding:
-        measure = _known(results, measures)
+        measure = next((each for each in measures if set(each) <= set(results.told)), None)
         if measure is None:
-            return _unmeasured(measures)
-        values = _values(results, measure)
-        labels = [value.label for value in results.axes[_place(results)].values]
-        others = [name for name in labels if name != reference]
-        rows = values[[labels.index(name) for name in others]]
-        found = differences(values[labels.index(reference)], rows)[others.index(label)]
-        return Finding(
-            word=_word(found.low, found.high, found.size), estimate=found,
-            told=f"{label} against {reference}: {_difference(measure, found)}",
-        )  # fmt: skip
+            names = " or ".join(_WORDS[each[0]] for each in measures)
+            return Finding(word=UNDECIDED, told=f"not measured of this model: {names}")
+        place = results.setting_axes[-1]
+        values = np.mean([results.units(name, (place,)) for name in measure], axis=0)
+        return compare(_Seen(axis=results.axes[place], own=own, measure=measure, values=values))
 
     return decide
 
@@ -205,35 +229,6 @@ def _word(low: float, high: float, size: int) -> str:
     if size < ENOUGH:
         return UNDECIDED
     return CONFIRMED if low > 0 else CONTRADICTED if high < 0 else UNDECIDED
-
-
-def _known(results: Results, measures: Sequence[Measure]) -> Measure | None:
-    return next((each for each in measures if set(each) <= set(results.told)), None)
-
-
-def _unmeasured(measures: Sequence[Measure]) -> Finding:
-    names = " or ".join(_WORDS[each[0]] for each in measures)
-    return Finding(word=UNDECIDED, told=f"not measured of this model: {names}")
-
-
-def _place(results: Results) -> int:
-    """Of the experiment's axis: the last one that is a setting."""
-    return results.setting_axes[-1]
-
-
-def _values(results: Results, measure: Measure) -> NDArray[np.float64]:
-    """``[values of the axis, units]``."""
-    return np.mean([results.units(name, (_place(results),)) for name in measure], axis=0)
-
-
-def _chosen(results: Results, where: Where, own: GenerationSettings) -> list[int]:
-    values = results.axes[_place(results)].values
-    return [place for place, value in enumerate(values) if where(value, own)]
-
-
-def _of(results: Results, places: list[int]) -> str:
-    axis = results.axes[_place(results)]
-    return f"{axis.name} {', '.join(axis.values[place].label or 'empty' for place in places)}"
 
 
 def _difference(measure: Measure, found: Estimate) -> str:
