@@ -64,7 +64,8 @@ class FolderEvaluation:
         distances: "FID" and "KID", from the folder's own pictures.
         missing: each metric that was left out, with the reason.
         seconds: of one picture, median.
-        macs: multiply-accumulate operations in the UNet for one picture.
+        macs: multiply-accumulate operations of the UNet's passes for one picture, each counted whole, as
+            published figures do, although what is read of the text is computed once.
     """
 
     pictures: list[NDArray[np.uint8]]

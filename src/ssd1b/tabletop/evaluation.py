@@ -133,7 +133,8 @@ class Evaluation:
         pictures: one for each case, ``[cases, SIZE, SIZE, 3]``.
         values: for each name of ``Score.values``, and "clip", one value for each case.
         seconds: of one picture, median.
-        macs: multiply-accumulate operations in the UNet for one picture.
+        macs: multiply-accumulate operations of the UNet's passes for one picture, each counted whole, as
+            published figures do, although what is read of the text is computed once.
         frechet: squared distance of the pictures from renders of other scenes, in the judge's features;
             ``frechet_renders`` is what two such sets of renders have.
         kernel: likewise.
