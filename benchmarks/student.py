@@ -1,0 +1,73 @@
+"""Measure how much faster a student's UNet is than its teacher's: one forward pass, interleaved.
+
+python benchmarks/student.py --teacher mini-sdxl --student mini-ssd-1b --out docs/log/student-speed.json
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ssd1b import Pipeline
+from ssd1b.models.unet import UNet
+from ssd1b.weights.files import replacing, write_json
+
+BATCHES = (2, 16, 64)
+
+
+@torch.inference_mode()
+def seconds(unet: UNet, batch: int, cells: int) -> float:
+    """Of one forward pass."""
+    layout, dtype = unet.layout, unet.conv_in.weight.dtype
+    given = (
+        torch.randn(batch, layout.in_channels, cells, cells, dtype=dtype),
+        torch.full((batch,), 500.0),
+        torch.randn(batch, 77, layout.cross_attention_dim, dtype=dtype),
+        torch.randn(batch, layout.pooled_dim, dtype=dtype),
+        torch.zeros(batch, 6),
+    )
+    start = time.perf_counter()
+    unet(*given)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--teacher", default="mini-sdxl")
+    parser.add_argument("--student", default="mini-ssd-1b")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    pipelines = [Pipeline.load(name, device="cpu") for name in (options.teacher, options.student)]
+    teacher, student = (pipeline.unet for pipeline in pipelines)
+    sizes = [sum(each.numel() for each in unet.parameters()) for unet in (teacher, student)]
+    layout = pipelines[0].layout
+    cells = layout.size // layout.vae.factor
+    told = {
+        "parameters": sizes, "share": sizes[1] / sizes[0], "dtype": str(teacher.conv_in.weight.dtype),
+        "threads": torch.get_num_threads(), "batches": {},
+    }  # fmt: skip
+    for batch in BATCHES:
+        rows = np.array(
+            [[seconds(unet, batch, cells) for unet in (teacher, student)] for _ in range(options.rounds + 1)][
+                1:
+            ]
+        )
+        ratios = rows[:, 0] / rows[:, 1]
+        told["batches"][str(batch)] = {
+            "teacher": float(np.median(rows[:, 0])), "student": float(np.median(rows[:, 1])),
+            "faster": float(np.median(ratios)), "low": float(ratios.min()), "high": float(ratios.max()),
+        }  # fmt: skip
+    print(json.dumps(told, indent=1))
+    if options.out is not None:
+        with replacing(options.out) as aside:
+            write_json(aside, told)
+
+
+if __name__ == "__main__":
+    main()
