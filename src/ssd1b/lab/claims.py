@@ -46,7 +46,7 @@ _WORDS = {
     "material": "solids with the right material, which the highlight tells",
     "sharpness": "sharpness",
     "clean": "pictures that are not spoiled",
-    DIVERSITY: "distance between pictures of different seeds",
+    DIVERSITY: "distance between pictures of different seeds, by their own contrast,",
     UNCONVERGED: "distance from the picture with the most steps",
 }
 """Of a measure's first metric."""
@@ -99,7 +99,8 @@ def more(measures: Sequence[Measure], here: Where, there: Where, *, sign: int = 
 
     def compare(seen: _Seen) -> Finding:
         found, told = seen.apart(here, there)
-        return Finding(word=_word(sign * found.low, sign * found.high, found.size), told=told, estimate=found)
+        low, high = sorted((sign * found.low, sign * found.high))
+        return Finding(word=_word(low, high, found.size), told=told, estimate=found)
 
     return _measured(measures, compare)
 

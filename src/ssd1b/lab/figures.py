@@ -23,7 +23,7 @@ MEANING = {
     "material": "share of solids whose material is as the caption says",
     "clip": "CLIP score",
     "pickscore": "PickScore: what people would choose",
-    DIVERSITY: "distance from the pictures of other seeds (levels of 256, on thumbnails)",
+    DIVERSITY: "distance from the pictures of other seeds, over their contrast (on thumbnails)",
     UNCONVERGED: "distance from the picture with the most steps (levels of 256, on thumbnails)",
     SECONDS: "of one picture",
     "sharpness": "of edges and textures (levels of 256)",

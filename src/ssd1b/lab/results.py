@@ -21,7 +21,8 @@ SEED, STEPS = "seed", "steps"
 
 SECONDS = "seconds"
 DIVERSITY = "diversity"
-"""How far a picture lies from those of other seeds, everything else being equal."""
+"""How far a picture lies from those of other seeds, everything else being equal, in units of their contrast:
+else whatever drives colours apart, as much guidance does, would pass for diversity."""
 UNCONVERGED = "unconverged"
 """How far it lies from the picture with the most steps, everything else being equal."""
 
@@ -46,7 +47,7 @@ class Results:
         keys: of the cells, an array with one axis for each of ``axes``.
         metrics: arrays of the same shape by name, NaN where nothing is known. Beside what was measured of
             each picture: ``SECONDS``; ``DIVERSITY`` and ``UNCONVERGED``, root mean square distances of
-            thumbnails in levels of 256.
+            thumbnails, the latter in levels of 256.
         failures: how many cells failed, by the reason.
         missing: how many were not drawn yet.
     """
@@ -195,14 +196,15 @@ def _compared(sweep: Sweep, thumbnails: NDArray[np.float32]) -> dict[str, Values
 
 
 def _from_others(pictures: NDArray[np.float32]) -> Values:
-    """Mean distance of each of ``[..., n, pixels]`` from the other n - 1."""
+    """Mean distance of each of ``[..., n, pixels]`` from the other n - 1, over the mean contrast of all n."""
     products = pictures @ pictures.swapaxes(-1, -2)
     squares = np.diagonal(products, axis1=-2, axis2=-1)
     apart = squares[..., :, None] + squares[..., None, :] - 2 * products
     distances = np.sqrt(np.maximum(apart, 0) / pictures.shape[-1]).astype(np.float64)
     places = np.arange(distances.shape[-1])
     distances[..., places, places] = np.nan
-    return _mean(distances)
+    contrast = pictures.std(axis=-1).mean(axis=-1, keepdims=True)
+    return _mean(distances) / np.where(contrast > 0, contrast, np.nan)
 
 
 def _from_one(pictures: NDArray[np.float32], one: int) -> Values:

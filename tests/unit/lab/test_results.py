@@ -28,11 +28,10 @@ def measuring(**metrics: Callable[[GenerationSettings], float]) -> Callable[...,
 
     def attempt(settings: GenerationSettings) -> tuple[Outcome, bytes]:
         found = {name: float(measure(settings)) for name, measure in metrics.items()}
-        level = min(255, settings.seed * 10 + settings.steps)
+        level = min(250, settings.seed * 10 + settings.steps)
         seconds = found.pop("seconds", 1.0)
-        outcome = Outcome(
-            state=DONE, digest="d", seconds=seconds, metrics=found, thumbnail=bytes([level]) * (16 * 16 * 3)
-        )
+        form = bytes([level - 5, level + 5]) * (16 * 16 * 3 // 2)  # a contrast of 5
+        outcome = Outcome(state=DONE, digest="d", seconds=seconds, metrics=found, thumbnail=form)
         return outcome, b"picture"
 
     return attempt
@@ -66,7 +65,7 @@ def test_diversity_is_over_seeds_and_convergence_over_steps(store: Store) -> Non
     found = load_results(store)
     assert [axis.name for axis in found.axes] == ["prompt", "seed", "steps"]
     for steps in range(3):
-        assert found.metrics[DIVERSITY][0, :, steps] == pytest.approx([20, 15, 25], rel=1e-4)
+        assert found.metrics[DIVERSITY][0, :, steps] == pytest.approx([4, 3, 5], rel=1e-4)
     assert found.metrics[UNCONVERGED][0, 0] == pytest.approx([6, np.nan, 2], nan_ok=True)
 
 
