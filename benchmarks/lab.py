@@ -84,7 +84,7 @@ def reported(folder: Path, count: int) -> dict[str, float]:
         )  # fmt: skip
         store.record(identity(what, wanted), definition(what), [(cell.key, cell.places) for cell in wanted])
         for cell in tqdm(wanted, desc="record", disable=None):
-            store.finish(cell.key, outcome, None)
+            store.finish([(cell.key, outcome, None)])
     told: dict[str, float] = {"recorded": len(wanted)}
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from io import BytesIO
 from pathlib import Path
@@ -25,7 +26,10 @@ class Fake:
         self.drawn = 0
         self._log, self._seconds = log, seconds
 
-    def __call__(self, settings: GenerationSettings) -> tuple[Outcome, bytes | None]:
+    def __call__(self, batch: Sequence[GenerationSettings]) -> list[tuple[Outcome, bytes | None]]:
+        return [self.one(settings) for settings in batch]
+
+    def one(self, settings: GenerationSettings) -> tuple[Outcome, bytes | None]:
         self.drawn += 1
         if settings.prompt == "a broken one":
             return Outcome(state=FAILED, error="the picture is no numbers"), None

@@ -125,40 +125,51 @@ class Store:
                 found[key] = _outcome(*row)
         return found
 
-    def claim(self, key: str, *, retry: bool = False) -> bool:
-        """Take a cell for this process, if it is neither drawn nor taken by one that lives.
+    def claim(self, keys: Iterable[str], *, retry: bool = False) -> list[str]:
+        """Take cells for this process, those that are neither drawn nor taken by one that lives.
 
         Args:
-            key: of the cell.
-            retry: also where it failed before.
+            keys: of the cells.
+            retry: also those that failed before.
+
+        Returns:
+            The keys that were taken.
         """
         with self._transaction():
-            row = self._database.execute("select state from cells where key = ?", (key,)).fetchone()
-            if row is not None and not (retry and row[0] == FAILED):
-                return False
-            claimed = self._database.execute("select worker from claims where key = ?", (key,)).fetchone()
-            if claimed is not None and self._lives(claimed[0]):
-                return False
-            self._database.execute("insert or replace into claims values (?, ?)", (key, self._worker))
-            return True
+            taken = [key for key in dict.fromkeys(keys) if self._free(key, retry=retry)]
+            rows = [(key, self._worker) for key in taken]
+            self._database.executemany("insert or replace into claims values (?, ?)", rows)
+        return taken
 
-    def finish(self, key: str, outcome: Outcome, picture: bytes | None) -> None:
-        """Write down what became of a claimed cell: first the picture, then the row that believes in it.
+    def _free(self, key: str, *, retry: bool) -> bool:
+        row = self._database.execute("select state from cells where key = ?", (key,)).fetchone()
+        if row is not None and not (retry and row[0] == FAILED):
+            return False
+        claimed = self._database.execute("select worker from claims where key = ?", (key,)).fetchone()
+        return claimed is None or not self._lives(claimed[0])
+
+    def finish(self, cells: Iterable[tuple[str, Outcome, bytes | None]]) -> None:
+        """Write down what became of claimed cells: first the pictures, then all rows that believe in them.
+
+        Args:
+            cells: of each its key, what became of it, and the picture's file if there is one.
 
         Raises:
-            InputError: the disk refused; the cell is free again when this process ends.
+            InputError: the disk refused; the cells are free again when this process ends.
         """
-        if picture is not None:
-            with replacing(self.picture(key), self._unfinished(self._worker)) as aside:
-                aside.write_bytes(picture)
-        metrics = None if outcome.metrics is None else json.dumps(outcome.metrics)
-        row = (
-            key, outcome.state, outcome.digest, outcome.seconds, metrics, outcome.error, outcome.thumbnail
-        )  # fmt: skip
+        rows = []
+        for key, outcome, picture in cells:
+            if picture is not None:
+                with replacing(self.picture(key), self._unfinished(self._worker)) as aside:
+                    aside.write_bytes(picture)
+            metrics = None if outcome.metrics is None else json.dumps(outcome.metrics)
+            rows.append((
+                key, outcome.state, outcome.digest, outcome.seconds, metrics, outcome.error, outcome.thumbnail
+            ))  # fmt: skip
         try:
             with self._transaction():
-                self._database.execute("insert or replace into cells values (?, ?, ?, ?, ?, ?, ?)", row)
-                self._database.execute("delete from claims where key = ?", (key,))
+                self._database.executemany("insert or replace into cells values (?, ?, ?, ?, ?, ?, ?)", rows)
+                self._database.executemany("delete from claims where key = ?", [row[:1] for row in rows])
         except sqlite3.OperationalError as error:
             raise InputError(f"cannot write {self.folder / FILE}: {error}") from None
 

@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 
 from ssd1b.errors import InputError
-from ssd1b.images import encode_picture
+from ssd1b.images import Picture, encode_picture
 from ssd1b.lab.axes import AXES, Axis, Value
 from ssd1b.lab.memory import remembering
 from ssd1b.lab.store import DONE, FAILED, Outcome, Store
-from ssd1b.pipeline import Pipeline, recommended_settings
+from ssd1b.pipeline import SHARED, Pipeline, recommended_settings
 from ssd1b.runtime import dtype_name
 from ssd1b.settings import GenerationSettings, Preset, resolve_settings, shown
 from ssd1b.weights import hub
@@ -43,8 +43,11 @@ _WAIT = 0.5
 Measure = Callable[[Image.Image, str], Mapping[str, float]]
 """``measure(picture, prompt)``: figures by name."""
 
-Attempt = Callable[[GenerationSettings], tuple[Outcome, bytes | None]]
-"""``attempt(settings)``: what became of a picture, and the file if there is one."""
+Attempt = Callable[[Sequence[GenerationSettings]], list[tuple[Outcome, bytes | None]]]
+"""``attempt(batch)``: of each picture what became of it, and the file if there is one."""
+
+PIXELS_AT_ONCE = 8 * 128 * 128
+"""In one batch: small pictures leave a processor idle one by one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,7 +249,9 @@ def draw(
 ) -> None:
     """Draw every cell that nobody has drawn or is drawing; then wait for what others are drawing.
 
-    A cell that fails is written down with its reason, and the others go on.
+    Cells that can be are drawn in batches, which depend on what is wanted and not on what is there already:
+    so a sweep that was killed ends with the same pictures. A cell that fails is written down with its reason,
+    and the others go on.
 
     Args:
         wanted: cells, those of a model together.
@@ -265,18 +270,37 @@ def draw(
             attempt: Attempt | None = None
             while left:
                 waiting = []
-                for cell in left:
-                    if store.claim(cell.key, retry=retry):
+                for batch in batches(left):
+                    mine = store.claim((cell.key for cell in batch), retry=retry)
+                    if mine:
                         if attempt is None:
                             attempt = stack.enter_context(prepare(name))
-                        store.finish(cell.key, *attempt(cell.settings))
-                    elif not store.outcomes([cell.key]):
-                        waiting.append(cell)
-                        continue
-                    advance(cell)
+                        settings = {cell.key: cell.settings for cell in batch}
+                        found = attempt([settings[key] for key in mine])
+                        store.finish((key, *each) for key, each in zip(mine, found, strict=True))
+                    known = store.outcomes(cell.key for cell in batch)
+                    for cell in batch:
+                        if cell.key in known:
+                            advance(cell)
+                        else:
+                            waiting.append(cell)
                 left = waiting
                 if left:
                     time.sleep(_WAIT)
+
+
+def batches(wanted: Iterable[Cell]) -> list[list[Cell]]:
+    """Share out cells of one model among batches, in the order of each one's first cell."""
+    found: list[list[Cell]] = []
+    open_ones: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in wanted:
+        shared = tuple(getattr(cell.settings, name) for name in SHARED)
+        most = max(1, PIXELS_AT_ONCE // (cell.settings.width * cell.settings.height))
+        if len(open_ones.get(shared, ())) in (0, most):
+            open_ones[shared] = []
+            found.append(open_ones[shared])
+        open_ones[shared].append(cell)
+    return found
 
 
 def thumbnail(image: Image.Image) -> bytes:
@@ -286,23 +310,28 @@ def thumbnail(image: Image.Image) -> bytes:
 
 @contextmanager
 def attempts(pipeline: Pipeline, measure: Measure) -> Iterator[Attempt]:
-    """What draws and measures one picture after another, remembering what they have in common.
+    """What draws and measures batches of pictures, remembering what they have in common.
 
     Args:
         pipeline: the model.
         measure: what is measured of each picture; what is not a number is left out.
     """
 
-    def attempt(settings: GenerationSettings) -> tuple[Outcome, bytes | None]:
+    def attempt(batch: Sequence[GenerationSettings]) -> list[tuple[Outcome, bytes | None]]:
         start, saved = time.perf_counter(), memory.saved
         try:
-            *_, last = pipeline.steps([settings])
-            (picture,) = pipeline.pictures(last.latents, [settings])
+            *_, last = pipeline.steps(batch)
+            pictures = pipeline.pictures(last.latents, batch)
             # What memory saved belongs to what the settings cost.
-            seconds = time.perf_counter() - start + memory.saved - saved
-            metrics = measure(picture.image, settings.prompt)
+            seconds = (time.perf_counter() - start + memory.saved - saved) / len(batch)
+            return [finished(each, seconds) for each in pictures]
         except (ArithmeticError, InputError, MemoryError, RuntimeError) as error:
-            return Outcome(state=FAILED, error=" ".join(str(error).split()) or type(error).__name__), None
+            if len(batch) > 1:  # the others of its batch are not to blame
+                return [found for settings in batch for found in attempt([settings])]
+            return [(Outcome(state=FAILED, error=" ".join(str(error).split()) or type(error).__name__), None)]
+
+    def finished(picture: Picture, seconds: float) -> tuple[Outcome, bytes]:
+        metrics = measure(picture.image, picture.recipe.settings.prompt)
         known = {name: value for name, value in metrics.items() if not math.isnan(value)}
         digest = hashlib.sha256(picture.image.tobytes()).hexdigest()
         outcome = Outcome(

@@ -44,7 +44,7 @@ def drawing(chances: dict[str, Chance], level: Chance = lambda settings: 0.0):
     """What draws pictures that have something right with a known chance, for all settings from one luck."""
     pixels = len(thumbnail(Image.new("RGB", (64, 64))))
 
-    def attempt(settings: GenerationSettings) -> tuple[Outcome, None]:
+    def one(settings: GenerationSettings) -> tuple[Outcome, None]:
         luck = random.Random(f"{settings.prompt} {settings.seed}").random()
         metrics = {name: float(luck < chance(settings)) for name, chance in chances.items()}
         shade = int(level(settings)) % 156
@@ -52,7 +52,7 @@ def drawing(chances: dict[str, Chance], level: Chance = lambda settings: 0.0):
         outcome = Outcome(state=DONE, digest="", seconds=1.0, metrics=metrics, thumbnail=form)
         return outcome, None
 
-    return attempt
+    return lambda batch: [one(settings) for settings in batch]
 
 
 def found(

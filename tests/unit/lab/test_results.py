@@ -23,10 +23,10 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-def measuring(**metrics: Callable[[GenerationSettings], float]) -> Callable[..., tuple[Outcome, bytes]]:
+def measuring(**metrics: Callable[[GenerationSettings], float]) -> Callable[..., list[tuple[Outcome, bytes]]]:
     """What draws pictures of which everything is known."""
 
-    def attempt(settings: GenerationSettings) -> tuple[Outcome, bytes]:
+    def one(settings: GenerationSettings) -> tuple[Outcome, bytes]:
         found = {name: float(measure(settings)) for name, measure in metrics.items()}
         level = min(250, settings.seed * 10 + settings.steps)
         seconds = found.pop("seconds", 1.0)
@@ -34,7 +34,7 @@ def measuring(**metrics: Callable[[GenerationSettings], float]) -> Callable[...,
         outcome = Outcome(state=DONE, digest="d", seconds=seconds, metrics=found, thumbnail=form)
         return outcome, b"picture"
 
-    return attempt
+    return lambda batch: [one(settings) for settings in batch]
 
 
 def test_other_settings_and_seeds_are_averaged_and_prompts_are_the_units(store: Store) -> None:

@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -24,7 +26,18 @@ from ssd1b.errors import InputError
 from ssd1b.images import decode_recipe
 from ssd1b.lab.axes import parse_axis
 from ssd1b.lab.store import DONE, FAILED, FILE, Outcome, Store
-from ssd1b.lab.sweep import MAX_CELLS, Model, Sweep, attempts, cells, definition, draw, identity, restored
+from ssd1b.lab.sweep import (
+    MAX_CELLS,
+    Model,
+    Sweep,
+    attempts,
+    batches,
+    cells,
+    definition,
+    draw,
+    identity,
+    restored,
+)
 from ssd1b.pipeline import Pipeline
 from ssd1b.presets import load_preset
 
@@ -102,15 +115,16 @@ def test_a_model_draws_and_is_measured(store: Store) -> None:
         return {"width": float(picture.width), "words": float(len(prompt.split())), "nothing": float("nan")}
 
     with attempts(mini, measure) as attempt:
-        outcome, file = attempt(settings)
-        again, _ = attempt(settings)
+        ((outcome, file),) = attempt([settings])
+        ((again, _),) = attempt([settings])
     (picture,) = mini.generate("a red cube", seed=7, steps=2)
     assert outcome.state == DONE and outcome.metrics == {"width": 128.0, "words": 3.0}
     assert outcome.digest == again.digest == sha256(picture.image.tobytes()).hexdigest()
     assert file is not None and decode_recipe(file) == picture.recipe
     assert again.seconds is not None and outcome.seconds is not None
     assert again.seconds > 0.3 * outcome.seconds, "what was remembered still counts"
-    store.finish("k", outcome, file)
+    assert store.claim(["k"]) == ["k"]
+    store.finish([("k", outcome, file)])
     assert store.outcomes(["k"]) == {"k": outcome}
     assert store.picture("k").read_bytes() == file
 
@@ -122,8 +136,38 @@ def test_what_goes_wrong_with_a_picture_is_its_outcome() -> None:
         raise FloatingPointError("no\nnumbers")
 
     with attempts(mini, measure) as attempt:
-        outcome, file = attempt(mini.settings("a red cube", seed=7, steps=1))
+        ((outcome, file),) = attempt([mini.settings("a red cube", seed=7, steps=1)])
     assert (outcome.state, outcome.error, file) == (FAILED, "no numbers", None)
+
+
+def test_pictures_with_the_same_steps_and_guidance_are_drawn_together() -> None:
+    found = wanted(sweep("guidance=2,5", "seed=1-20", prompts=("a cube", "a cone")))
+    shared = [[(c.settings.guidance_scale, c.settings.width) for c in batch] for batch in batches(found)]
+    assert [(len(batch), *set(batch)) for batch in shared] == [
+        (32, (2.0, 64)), (32, (5.0, 64)), (8, (2.0, 64)), (8, (5.0, 64))
+    ]  # fmt: skip
+    large = [cell._replace(settings=replace(cell.settings, width=1024, height=1024)) for cell in found]
+    assert [len(batch) for batch in batches(large)] == [1] * 80
+
+
+def test_a_batch_draws_what_its_pictures_are_alone_and_blames_the_one_that_fails() -> None:
+    mini = Pipeline.load("mini-sdxl", device="cpu", dtype="fp32")
+    prompts = ("a red cube", "a blue cone", "a green torus")
+    batch = [mini.settings(prompt, seed=seed, steps=2) for seed, prompt in enumerate(prompts)]
+
+    def measure(picture: Image.Image, prompt: str) -> dict[str, float]:
+        if "cone" in prompt:
+            raise FloatingPointError("no numbers")
+        return {}
+
+    with attempts(mini, measure) as attempt:
+        found = attempt(batch)
+    assert [outcome.state for outcome, _ in found] == [DONE, FAILED, DONE]
+    with attempts(mini, lambda picture, prompt: {}) as attempt:
+        together = [Image.open(BytesIO(file or b"")) for _, file in attempt(batch)]
+    for settings, picture in zip(batch, together, strict=True):
+        (alone,) = mini.generate(settings.prompt, seed=settings.seed, steps=2)
+        assert np.abs(np.asarray(picture, int) - np.asarray(alone.image, int)).max() <= 1
 
 
 def test_failures_are_written_down_and_drawn_again_when_asked(store: Store) -> None:
@@ -177,7 +221,7 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_p
     assert child(tmp_path / "killed", log).wait() == 0
     drawn = Counter(log.read_text().splitlines())
     assert len(drawn) == 500
-    assert drawn.total() <= 500 + kills, "no more than the one in work is lost with each kill"
+    assert drawn.total() <= 500 + 10 * kills, "no more than the batch in work is lost with each kill"
 
     with closing(Store(tmp_path / "whole")) as whole:
         run(whole, sweep(*FIVE_HUNDRED), Fake())
@@ -197,11 +241,11 @@ def test_two_processes_in_one_folder_share_the_cells(tmp_path: Path) -> None:
 
 def test_what_a_dead_process_had_claimed_is_free(tmp_path: Path) -> None:
     with closing(Store(tmp_path)) as one, closing(Store(tmp_path)) as other:
-        assert one.claim("a") and not other.claim("a")
+        assert one.claim(["a", "b", "a"]) == ["a", "b"] and other.claim("abc") == ["c"]
         half = one._unfinished(one._worker)
         half.touch()
         one._lock.release()  # as the system does when a process dies
-        assert other.claim("a") and not one.claim("a")
+        assert other.claim("ab") == ["a", "b"] and not one.claim("abc")
         assert not half.exists(), "nor is what it had half written in anybody's way"
 
 
@@ -251,5 +295,5 @@ def test_an_identity_is_that_of_axes_and_cells() -> None:
 
 def test_outcomes_come_back_as_they_were(store: Store) -> None:
     outcome = Outcome(state=DONE, digest="d", seconds=0.5, metrics={"a": 1.0}, thumbnail=b"\0\xff")
-    store.finish("k", outcome, b"picture")
+    store.finish([("k", outcome, b"picture")])
     assert store.outcomes(["k", "unknown"]) == {"k": outcome}
