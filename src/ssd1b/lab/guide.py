@@ -33,6 +33,9 @@ OTHERS = [each.a1111 for name, each in SAMPLERS.items() if name != "lcm"]
 FAULTS = tuple(word for word in NEGATIVE_PROMPTS["basic"].split(", ") if word in DEGRADATIONS)
 """The basic negative prompt's words of which the judge can tell whether a picture obeys them."""
 
+WORDS_SHARE = 4
+"""Of so many prompts one is drawn with every fault: each is drawn with many already."""
+
 ROWS = 4
 """Of pictures on the page, for each experiment."""
 
@@ -121,7 +124,7 @@ def sweep_of(
         own: its settings.
         beneath: settings of all pictures.
     """
-    count = pairs // (experiment.seeds * (len(FAULTS) if experiment.faults else 1))
+    count = pairs // (experiment.seeds * (WORDS_SHARE if experiment.faults else 1))
     chosen = list(prompts[: max(1, count)])
     seeds = max(experiment.seeds, math.ceil(count / len(chosen)))
     if experiment.faults:
@@ -181,15 +184,16 @@ def write_guide(
             aside.write_text(_rendered(path.name, page), encoding="utf-8")
     with replacing(paths[2]) as aside:
         settings = {name: value for name, value in asdict(own).items() if name not in ("prompt", "seed")}
-        write_json(
-            aside,
-            {"model": model, "ssd1b": version("ssd1b"), "own": settings, "claims": rows, **_sizes(told)},
-        )
+        sizes = {each["name"]: each["pictures"] for each in told}
+        facts = {
+            "model": model,
+            "ssd1b": version("ssd1b"),
+            "own": settings,
+            "pictures": sizes,
+            "claims": rows,
+        }
+        write_json(aside, facts)
     return paths
-
-
-def _sizes(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {"pictures": {each["name"]: each["pictures"] for each in told}}
 
 
 def _told(chapter: Chapter, own: GenerationSettings, store: Store) -> dict[str, Any]:
@@ -227,9 +231,7 @@ def _told(chapter: Chapter, own: GenerationSettings, store: Store) -> dict[str, 
         "files": {f"{experiment.name}.svg": curve.encode(), f"{experiment.name}.webp": sheet.getvalue()},
         "prompts": len(results.sweep.prompts),
         "seeds": len(seeds),
-        "units": "prompts"
-        if results.many_prompts
-        else "pairs of prompt and seed: it speaks of these prompts",
+        "units": "prompts" if results.many_prompts else "pairs of prompt and seed, for these prompts alone",
     }
     return told
 

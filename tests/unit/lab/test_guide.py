@@ -164,7 +164,7 @@ def test_models_of_which_nothing_is_known_are_told_so(store):
     [
         ("steps", 64, 64, (64, 1)),
         ("guidance", 64, 64, (32, 2)),
-        ("faults", 64, 64, (8, 1)),
+        ("faults", 64, 64, (16, 1)),
         ("steps", 3, 64, (3, 22)),
     ],
 )
