@@ -23,7 +23,7 @@ from ssd1b.models.unet import ReadPrompts, UNet
 from ssd1b.models.vae import VAE
 from ssd1b.recipe import ModelIdentity, Recipe
 from ssd1b.runtime import choose_device, choose_dtype, dtype_name
-from ssd1b.settings import GenerationSettings, Preset, random_seed, resolve_settings
+from ssd1b.settings import DEFAULT_MODEL, GenerationSettings, Preset, random_seed, resolve_settings
 from ssd1b.tensors import Latents
 from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import ModelInfo
@@ -81,7 +81,7 @@ class Pipeline:
     @classmethod
     def load(
         cls,
-        model: str = "mini-sdxl",
+        model: str = DEFAULT_MODEL,
         *,
         device: str | None = None,
         dtype: str | None = None,

@@ -15,6 +15,9 @@ ARTICLE = "Segmind, 'SSD-1B: Best settings for crafting compelling images'"
 CARD = "model card of segmind/SSD-1B"
 """The two sources of advice on SSD-1B, as they are named to the user."""
 
+DEFAULT_MODEL = "mini-ssd-1b"
+"""The model that draws if nobody names one: built in, so that everything runs at once."""
+
 MAX_PROMPT_LENGTH = 10_000
 """Characters; a longer prompt is a mistake or an attack."""
 

@@ -19,17 +19,17 @@ PROMPTS = (
     "a large yellow metal cone on a purple background",
     "a large black rubber torus on a pink background",
 )
-MODEL = Path(str(files("ssd1b"))) / "data" / "mini-sdxl"
+DATA = Path(str(files("ssd1b"))) / "data"
 
 
-@pytest.fixture(scope="module")
-def miniature() -> Pipeline:
-    return Pipeline.load("mini-sdxl", device="cpu", dtype="fp32")
+@pytest.fixture(scope="module", params=["mini-sdxl", "mini-ssd-1b"])
+def miniature(request: pytest.FixtureRequest) -> Pipeline:
+    return Pipeline.load(request.param, device="cpu", dtype="fp32")
 
 
 def test_each_picture_is_nearest_to_its_own_prompt(miniature: Pipeline) -> None:
     images = [miniature.generate(prompt, seed=1)[0].image for prompt in PROMPTS]
-    scores = ClipScore.load(MODEL, miniature.text)(images, PROMPTS)
+    scores = ClipScore.load(DATA / miniature.identity.name, miniature.text)(images, PROMPTS)
     assert scores.argmax(dim=1).tolist() == [0, 1, 2, 3]
 
 
@@ -55,14 +55,16 @@ def test_the_judge_reads_what_was_asked_for(miniature: Pipeline) -> None:
 
 
 def test_weights_fit_the_package() -> None:
-    size = sum(path.stat().st_size for path in MODEL.parent.rglob("*.safetensors"))
+    size = sum(path.stat().st_size for path in DATA.rglob("*.safetensors"))
     assert size <= 60 * 2**20
 
 
 def test_diffusers_draws_the_same_picture(miniature: Pipeline) -> None:
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
-    oracle = StableDiffusionXLPipeline.from_pretrained(MODEL, torch_dtype=torch.float32)
+    oracle = StableDiffusionXLPipeline.from_pretrained(
+        DATA / miniature.identity.name, torch_dtype=torch.float32
+    )
     oracle.set_progress_bar_config(disable=True)
     assert isinstance(oracle.scheduler, EulerDiscreteScheduler)
     generator = torch.Generator("cpu").manual_seed(1)
@@ -77,5 +79,5 @@ def test_a_fixed_recipe_gives_a_fixed_picture(miniature: Pipeline) -> None:
     """Bit-equal in one process; across machines to the rounding of their kernels."""
     first, second = (np.array(miniature.generate(PROMPTS[0], seed=1, steps=8)[0].image) for _ in range(2))
     assert hashlib.sha256(first.tobytes()).digest() == hashlib.sha256(second.tobytes()).digest()
-    golden = np.array(np.load(Path(__file__).parent / "miniature.npy"))
+    golden = np.array(np.load(Path(__file__).parent / f"{miniature.identity.name}.npy"))
     assert np.abs(first.astype(int) - golden.astype(int)).max() <= 3

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
-from ssd1b.cli.options import DEFAULT_MODEL, ModelChoice
+from ssd1b.cli.options import ModelChoice
 from ssd1b.images import Picture
 from ssd1b.pipeline import Pipeline
-from ssd1b.settings import GenerationSettings
+from ssd1b.settings import DEFAULT_MODEL, GenerationSettings
 from ssd1b.tensors import Latents
 from ssd1b.weights.files import replacing
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from ssd1b.cli.options import DEFAULT_MODEL, ModelChoice, check_settings, model_options, setting_options
+from ssd1b.cli.options import ModelChoice, check_settings, model_options, setting_options
 from ssd1b.cli.table import columns, percent
 from ssd1b.errors import InputError
 from ssd1b.presets import PRESETS, load_preset
-from ssd1b.settings import Range
+from ssd1b.settings import DEFAULT_MODEL, Range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

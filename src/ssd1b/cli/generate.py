@@ -47,8 +47,8 @@ def command(
 ) -> None:
     """Draw pictures from prompts, and print where they are.
 
-    The built-in mini-sdxl draws if no --model is named, on the fastest device there is. Settings that are not
-    given come from the preset, then from the model. Each picture carries its recipe, from which
+    The built-in mini-ssd-1b draws if no --model is named, on the fastest device there is. Settings that are
+    not given come from the preset, then from the model. Each picture carries its recipe, from which
     `ssd1b rerun` draws it again.
 
     \b

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ssd1b.cli.options import (
-    DEFAULT_MODEL,
     ModelChoice,
     check_settings,
     model_options,
@@ -17,7 +16,7 @@ from ssd1b.cli.options import (
     setting_options,
 )
 from ssd1b.errors import InputError, unknown
-from ssd1b.settings import Range
+from ssd1b.settings import DEFAULT_MODEL, Range
 
 if TYPE_CHECKING:
     from ssd1b.lab.sweep import Attempt

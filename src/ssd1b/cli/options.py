@@ -16,8 +16,6 @@ from ssd1b.prompts import parse_prompt, split_prompts
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
 from ssd1b.settings import Preset, read_size, resolve_settings
 
-DEFAULT_MODEL = "mini-sdxl"
-
 MAX_PROMPT_FILE_BYTES = 16 * 2**20
 
 out_option = click.option(

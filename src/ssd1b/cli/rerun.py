@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 import click
 
 from ssd1b.cli.again import model_name
-from ssd1b.cli.options import DEFAULT_MODEL, ModelChoice, check_settings, model_options, out_option
+from ssd1b.cli.options import ModelChoice, check_settings, model_options, out_option
 from ssd1b.errors import InputError
 from ssd1b.recipe import Recipe
+from ssd1b.settings import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ssd1b.cli.options import (
-    DEFAULT_MODEL,
     NO_PROMPT,
     ModelChoice,
     check_settings,
@@ -20,7 +19,7 @@ from ssd1b.cli.options import (
 )
 from ssd1b.errors import InputError
 from ssd1b.presets import PRESETS, load_preset
-from ssd1b.settings import Range
+from ssd1b.settings import DEFAULT_MODEL, Range
 from ssd1b.tables import read_table
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ssd1b.cli.options import (
-    DEFAULT_MODEL,
     ModelChoice,
     check_settings,
     model_options,
@@ -20,7 +19,7 @@ from ssd1b.cli.options import (
 from ssd1b.cli.table import columns
 from ssd1b.errors import InputError
 from ssd1b.presets import PRESETS, load_preset
-from ssd1b.settings import Range
+from ssd1b.settings import DEFAULT_MODEL, Range
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

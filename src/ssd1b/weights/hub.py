@@ -15,7 +15,7 @@ from ssd1b.weights.files import read_json
 from ssd1b.weights.keymap import PARTS
 from ssd1b.weights.vocabulary import DATA
 
-BUILT_IN: dict[str, Path] = {"mini-sdxl": DATA / "mini-sdxl"}
+BUILT_IN: dict[str, Path] = {name: DATA / name for name in ("mini-ssd-1b", "mini-sdxl")}
 """Models that come with the package."""
 
 ALIASES: dict[str, str] = {

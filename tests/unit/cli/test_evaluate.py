@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ssd1b.evaluate.cost import unet_macs
-from ssd1b.layouts import SDXL_MINI
+from ssd1b.layouts import SSD_1B_MINI
 from ssd1b.tabletop.judge import Judge
 
 
@@ -29,18 +29,18 @@ def test_figures_as_json_and_on_disk(run, ignorant, tmp_path):
     facts = json.loads(done.out)
     assert facts == json.loads((tmp_path / "result/evaluation.json").read_text())
     (model,) = facts["models"]
-    assert model["model"] == "mini-sdxl" and facts["difference"] == {}
+    assert model["model"] == "mini-ssd-1b" and facts["difference"] == {}
     assert set(model["table"]) == {"all", "one solid", "two solids", "seen", "new"}
     assert model["table"]["all"]["right"]["size"] == 4, "pictures of one caption count once"
     assert model["diversity"]["size"] == 4
     # Two steps of two passes, each a picture's worth.
-    assert model["unet_gmacs"] == pytest.approx(4 * unet_macs(SDXL_MINI, 16, 16) / 1e9)
+    assert model["unet_gmacs"] == pytest.approx(4 * unet_macs(SSD_1B_MINI, 16, 16) / 1e9)
     with Image.open(tmp_path / "result/sheet-0.png") as sheet:
         assert sheet.width > 128
 
 
 def test_a_model_beside_itself_cannot_be_told_apart(run, ignorant):
-    done = run(*QUICK, "--judge", ignorant, "--versus", "mini-sdxl")
+    done = run(*QUICK, "--judge", ignorant, "--versus", "mini-ssd-1b")
     assert done.code == 0, done.err
     assert done.out.count("not to be told from zero") >= 9
 
