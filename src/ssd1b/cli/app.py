@@ -111,6 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return done.exit_code
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
+        # CPython notes down an interrupt that passed through an exec(), as dataclasses are made by, and would
+        # end by SIGINT instead of our code. The next exec() clears the note.
+        exec("")
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read has left. What is still buffered must not fail again when Python flushes it at the end.

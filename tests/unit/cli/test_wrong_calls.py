@@ -292,6 +292,19 @@ def test_control_c_in_a_process_of_its_own(tmp_path, tiny_model):
     assert list(out.iterdir()) == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_an_interrupt_that_passed_through_exec_ends_with_the_same_code(tmp_path):
+    """Dataclasses are made by exec(), wherever a module is being imported when Ctrl-C comes."""
+    (tmp_path / "interrupted.py").write_text(
+        "import sys\n"
+        "from ssd1b.cli import app\n"
+        "app.cli.invoke = lambda context: exec('raise KeyboardInterrupt')\n"
+        "sys.exit(app.main(['models']))\n"
+    )
+    done = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 def test_reader_that_leaves_is_no_error():
     read, write = os.pipe()
     os.close(read)
