@@ -29,6 +29,8 @@ COMMA_BACKTRACK = 20
 MAX_PROMPTS = 10_000
 """Most prompts that are taken from one file."""
 
+NO_PROMPT = "no prompt: say what to draw, or name a file of prompts with --file"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:

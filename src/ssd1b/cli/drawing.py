@@ -7,7 +7,9 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Set
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -16,12 +18,16 @@ from tqdm import tqdm
 from ssd1b.cli.options import ModelChoice
 from ssd1b.images import Picture
 from ssd1b.pipeline import Pipeline
+from ssd1b.runtime import choose_device, choose_dtype
 from ssd1b.settings import DEFAULT_MODEL, GenerationSettings
 from ssd1b.tensors import Latents
 from ssd1b.weights.files import replacing
 
 if TYPE_CHECKING:
-    from ssd1b.lab.sweep import Cell
+    import torch
+
+    from ssd1b.lab.store import Store
+    from ssd1b.lab.sweep import Attempt, Cell, Model
 
 PREVIEW = "ssd1b-preview.png"
 """The file, beside the pictures, that shows the one that is being drawn."""
@@ -40,6 +46,47 @@ def load(choice: ModelChoice) -> Pipeline:
     return Pipeline.load(
         choice.model or DEFAULT_MODEL, device=choice.device, dtype=choice.dtype, offline=choice.offline
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workplace:
+    """Where the lab draws.
+
+    Attributes:
+        store: of the cells.
+        known: finds a model by its name.
+        prepare: loads it, to draw and measure.
+        device: where; dtype: in which number format.
+    """
+
+    store: "Store"
+    known: "Callable[[str], Model]"
+    prepare: "Callable[[str], AbstractContextManager[Attempt]]"
+    device: "torch.device"
+    dtype: "torch.dtype"
+
+
+@contextmanager
+def workplace(choice: ModelChoice, out: Path) -> Iterator[Workplace]:
+    """Open the folder of a sweep, a search or a guide.
+
+    Raises:
+        InputError: no such device or number format, or the folder is none of ours.
+    """
+    from ssd1b.lab.metrics import meter
+    from ssd1b.lab.store import Store
+    from ssd1b.lab.sweep import attempts, describe
+
+    device = choose_device(choice.device)
+    dtype = choose_dtype(choice.dtype, device)
+    with closing(Store(out)) as store:
+        known = cache(partial(describe, store=store, offline=choice.offline))
+
+        def prepare(name: str) -> "AbstractContextManager[Attempt]":
+            pipeline = load(replace(choice, model=name))
+            return attempts(pipeline, meter(pipeline, known(name).path))
+
+        yield Workplace(store=store, known=known, prepare=prepare, device=device, dtype=dtype)
 
 
 def progress_bar(steps: int) -> "tqdm[NoReturn]":

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from ssd1b.cli.options import (
-    NO_PROMPT,
     ModelChoice,
     check_settings,
     model_options,
@@ -19,6 +18,7 @@ from ssd1b.cli.options import (
 )
 from ssd1b.errors import InputError
 from ssd1b.presets import PRESETS, load_preset
+from ssd1b.prompts import NO_PROMPT
 from ssd1b.settings import GenerationSettings, Range
 
 COUNT = Range(low=1, high=10_000, multiple_of=1)

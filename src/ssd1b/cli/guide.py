@@ -1,10 +1,7 @@
 """``ssd1b guide``: what the article says of settings, measured on a model."""
 
-from contextlib import AbstractContextManager, closing
-from dataclasses import replace
-from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -17,9 +14,6 @@ from ssd1b.cli.options import (
 )
 from ssd1b.errors import InputError, unknown
 from ssd1b.settings import DEFAULT_MODEL, Range
-
-if TYPE_CHECKING:
-    from ssd1b.lab.sweep import Attempt
 
 PAIRS = Range(low=8, high=100_000, multiple_of=1)
 
@@ -82,42 +76,35 @@ def _guide(
     out: Path,
 ) -> None:
     from ssd1b.cli import drawing
-    from ssd1b.lab.guide import EXPERIMENTS, Chapter, own_settings, sweep_of, write_guide
-    from ssd1b.lab.metrics import draws_tabletop, meter
+    from ssd1b.lab.guide import EXPERIMENTS, STREAM, Chapter, own_settings, sweep_of, write_guide
+    from ssd1b.lab.metrics import captions, draws_tabletop
     from ssd1b.lab.results import load_results
-    from ssd1b.lab.store import Store
-    from ssd1b.lab.sweep import attempts, cells, definition, describe, draw, identity
-    from ssd1b.lab.tuning import captions
-    from ssd1b.runtime import choose_device, choose_dtype
+    from ssd1b.lab.sweep import cells, definition, draw, identity
 
     name = choice.model or DEFAULT_MODEL
-    device = choose_device(choice.device)
-    dtype = choose_dtype(choice.dtype, device)
-    with closing(Store(out / "cells")) as store:
-        known = cache(partial(describe, store=store, offline=choice.offline))
-        model = known(name)
+    with drawing.workplace(choice, out / "cells") as place:
+        store, model = place.store, place.known(name)
         own = own_settings(model, given)
         judged = draws_tabletop(model.path)
-        told = prompts or captions(model, pairs)
+        told = prompts or captions(model.path, pairs, stream=STREAM)
         chosen = [each for each in EXPERIMENTS if each.name in only]
         wanted = {
             each.name: sweep_of(each, told, pairs, model=name, own=own, beneath=given)
             for each in chosen
             if judged or not each.faults
         }
-        drawn = {key: list(cells(sweep, known, device=device, dtype=dtype)) for key, sweep in wanted.items()}
+        drawn = {
+            key: list(cells(sweep, place.known, device=place.device, dtype=place.dtype))
+            for key, sweep in wanted.items()
+        }
         identities = {key: identity(wanted[key], each) for key, each in drawn.items()}
         for key, each in drawn.items():
             store.record(identities[key], definition(wanted[key]), [(cell.key, cell.places) for cell in each])
         everything = [cell for each in drawn.values() for cell in each]
 
-        def prepare(name: str) -> "AbstractContextManager[Attempt]":
-            pipeline = drawing.load(replace(choice, model=name))
-            return attempts(pipeline, meter(pipeline, model.path))
-
         left = {cell.key for cell in everything} - store.outcomes(cell.key for cell in everything).keys()
         with drawing.cells_bar(everything, left) as advance:
-            draw(everything, store, prepare, advance=advance)
+            draw(everything, store, place.prepare, advance=advance)
         chapters = [
             Chapter(each, load_results(store, identities[each.name]) if each.name in identities else None)
             for each in chosen

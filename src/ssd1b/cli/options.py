@@ -46,9 +46,6 @@ def prompt_options(command: Callable[..., None]) -> Callable[..., None]:
     return bundled
 
 
-NO_PROMPT = "no prompt: say what to draw, or name a file of prompts with --file"
-
-
 def model_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the argument ``choice``, a ``ModelChoice``."""
 

@@ -1,16 +1,12 @@
 """``ssd1b sweep``: every combination of some settings, each drawn once."""
 
 from collections import Counter
-from contextlib import AbstractContextManager, closing
-from dataclasses import replace
-from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ssd1b.cli.options import (
-    NO_PROMPT,
     ModelChoice,
     check_settings,
     model_options,
@@ -24,7 +20,7 @@ from ssd1b.tables import read_table
 
 if TYPE_CHECKING:
     from ssd1b.lab.axes import Axis
-    from ssd1b.lab.sweep import Attempt, Sweep
+    from ssd1b.lab.sweep import Sweep
 
 SEEDS = Range(low=1, high=1000, multiple_of=1)
 
@@ -73,8 +69,6 @@ def command(
     from ssd1b.lab.axes import parse_axis
 
     chosen = None if preset is None else load_preset(preset)
-    if not prompts:
-        raise InputError(NO_PROMPT)
     for prompt in prompts:
         check_settings(prompt, given, chosen)
     found = [parse_axis(each) for each in axes]
@@ -110,16 +104,12 @@ def _read_axes(path: Path) -> "list[Axis]":
 
 def _sweep(sweep: "Sweep", choice: ModelChoice, out: Path, *, retry: bool, dry_run: bool) -> None:
     from ssd1b.cli import drawing
-    from ssd1b.lab.metrics import meter
-    from ssd1b.lab.store import FAILED, Store
-    from ssd1b.lab.sweep import attempts, cells, definition, describe, draw, identity
-    from ssd1b.runtime import choose_device, choose_dtype
+    from ssd1b.lab.store import FAILED
+    from ssd1b.lab.sweep import cells, definition, draw, identity
 
-    device = choose_device(choice.device)
-    dtype = choose_dtype(choice.dtype, device)
-    with closing(Store(out)) as store:
-        known = cache(partial(describe, store=store, offline=choice.offline))
-        wanted = list(cells(sweep, known, device=device, dtype=dtype))
+    with drawing.workplace(choice, out) as place:
+        store = place.store
+        wanted = list(cells(sweep, place.known, device=place.device, dtype=place.dtype))
         before = store.outcomes(cell.key for cell in wanted)
         left = {cell.key for cell in wanted if cell.key not in before}
         if retry:
@@ -128,13 +118,8 @@ def _sweep(sweep: "Sweep", choice: ModelChoice, out: Path, *, retry: bool, dry_r
         if dry_run:
             return
         store.record(identity(sweep, wanted), definition(sweep), [(cell.key, cell.places) for cell in wanted])
-
-        def prepare(name: str) -> "AbstractContextManager[Attempt]":
-            pipeline = drawing.load(replace(choice, model=name))
-            return attempts(pipeline, meter(pipeline, known(name).path))
-
         with drawing.cells_bar(wanted, left) as advance:
-            draw(wanted, store, prepare, retry=retry, advance=advance)
+            draw(wanted, store, place.prepare, retry=retry, advance=advance)
         after = store.outcomes(cell.key for cell in wanted)
     failed = Counter(each.error for each in after.values() if each.state == FAILED)
     click.echo(f"{len(after) - failed.total()} pictures in {click.format_filename(out)}")

@@ -1,9 +1,8 @@
 """``ssd1b tune``: the best settings, found and proven."""
 
 import time
-from contextlib import ExitStack, closing
-from dataclasses import replace
-from functools import cache, partial
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
     from ssd1b.lab.axes import Axis
     from ssd1b.lab.goal import Goal
-    from ssd1b.lab.sweep import Attempt
     from ssd1b.lab.tune import Candidate, Tuned
     from ssd1b.settings import Preset
 
@@ -46,7 +44,7 @@ USUAL_AXES = (
 @prompt_options
 @click.option("--axis", "axes", multiple=True, metavar="NAME=VALUES", help="What is searched, as in sweep.")
 @click.option(
-    "--metric", default="right", show_default=True, metavar="SUM", help="As right, clip, right + 0.5*clip."
+    "--metric", default="flawless", show_default=True, metavar="SUM", help="As clip, or right + 0.5*clip."
 )
 @click.option("--guard", "guards", multiple=True, metavar="BOUND", help="As clipping<=0.05, clean>=0.9.")
 @click.option("--budget", type=float, metavar="SECONDS", help="What a picture may take.")
@@ -81,8 +79,9 @@ def command(
 
     Combinations are proposed by a model of what was seen (Optuna's TPE), draw the same pairs of prompt and
     seed, and are given up when they are clearly behind. The winner and its best rivals then draw fresh
-    pairs: each rival is worse, or not to be told apart. Without prompts the miniature draws captions that no
-    training saw. The same command goes on with a search that was stopped, and several may share a folder.
+    pairs: each rival is worse, or not to be told apart. One of them is the baseline: the model's own
+    settings, with those that are given here. Without prompts the miniatures draw captions that no training
+    saw. The same command goes on with a search that was stopped, and several may share a folder.
 
     \b
     Examples:
@@ -123,30 +122,19 @@ def _tune(
     from tqdm import tqdm
 
     from ssd1b.cli import drawing
-    from ssd1b.lab.metrics import meter
-    from ssd1b.lab.store import Store
-    from ssd1b.lab.sweep import attempts, describe
     from ssd1b.lab.tune import RIVALS, prove, search
-    from ssd1b.lab.tuning import Looker, opened_study, pairs_of, write_tuned
-    from ssd1b.runtime import choose_device, choose_dtype
+    from ssd1b.lab.tuning import Looker, baseline, opened_study, pairs_of, write_tuned
 
     name = choice.model or DEFAULT_MODEL
-    device = choose_device(choice.device)
-    dtype = choose_dtype(choice.dtype, device)
-    with closing(Store(out)) as store, ExitStack() as stack:
-        known = cache(partial(describe, store=store, offline=choice.offline))
-        model = known(name)
-
-        @cache
-        def prepare(name: str) -> "Attempt":
-            pipeline = drawing.load(replace(choice, model=name))
-            return stack.enter_context(attempts(pipeline, meter(pipeline, model.path)))
-
+    with drawing.workplace(choice, out) as place, ExitStack() as stack:
+        model = place.known(name)
+        # Loaded when the first picture is to be drawn, and kept for all trials.
+        prepare = cache(lambda name: stack.enter_context(place.prepare(name)))
         first, second = pairs_of(prompts, model, pairs, fresh)
         beneath = {**(preset.settings if preset else {}), **given}
         look = Looker(
-            store=store, axes=axes, goal=goal, model=name, known=known, prepare=prepare, beneath=beneath,
-            device=device, dtype=dtype,
+            store=place.store, axes=axes, goal=goal, model=name, known=place.known, prepare=prepare,
+            beneath=beneath, device=place.device, dtype=place.dtype,
         )  # fmt: skip
         study = opened_study(
             out, axes, goal, {"model": model.fingerprint, "pairs": first, "settings": beneath}
@@ -160,12 +148,12 @@ def _tune(
         with tqdm(total=RIVALS + 2, desc="prove", unit="setting", disable=None, leave=False) as bar:
             tuned = prove(found, goal, look, second, pairs=pairs, budget=budget, advance=bar.update)
         paths = write_tuned(out, tuned, axes, goal, name, beneath)
-    click.echo(_told(tuned, axes, goal))
+    click.echo(_told(tuned, axes, goal, baseline(beneath)))
     for path in paths:
         click.echo(click.format_filename(path))
 
 
-def _told(tuned: "Tuned", axes: "Sequence[Axis]", goal: "Goal") -> str:
+def _told(tuned: "Tuned", axes: "Sequence[Axis]", goal: "Goal", what: str) -> str:
     """What was found, for people."""
     from ssd1b.lab.tuning import labels_of
 
@@ -186,7 +174,7 @@ def _told(tuned: "Tuned", axes: "Sequence[Axis]", goal: "Goal") -> str:
     return "\n".join(
         [
             f"{goal}: {fresh.mean:.3g} ({fresh.low:.3g} to {fresh.high:.3g}) on {fresh.size} fresh pairs, "
-            f"{gain.mean:+.3g} ({gain.low:+.3g} to {gain.high:+.3g}) against the model's own settings",
+            f"{gain.mean:+.3g} ({gain.low:+.3g} to {gain.high:+.3g}) against {what}",
             f"{tuned.searched} combinations were tried, {tuned.dropped} of them given up early",
             "",
             columns(rows),

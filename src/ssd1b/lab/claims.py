@@ -23,7 +23,7 @@ UNDECIDED = "not decidable"
 ENOUGH = 8
 """Independent pairs without which nothing is decided."""
 
-MARGINS = {"right": 0.05, "pickscore": 0.2}
+MARGINS = {"flawless": 0.05, "pickscore": 0.2}
 """What counts as no difference: 5 pictures of 100, or what makes 55 of 100 people choose one picture of two
 (the sigmoid of a difference of PickScores; Kirstain et al. 2023, 2305.01569, section 3)."""
 
@@ -33,13 +33,13 @@ VISIBLE = 2.5
 Measure = tuple[str, ...]
 """Metrics that are averaged."""
 
-QUALITY: tuple[Measure, ...] = (("right",), ("pickscore",))
+QUALITY: tuple[Measure, ...] = (("flawless",), ("pickscore",))
 OBEDIENCE: tuple[Measure, ...] = (("shape", "color", "size", "number", "background"), ("clip",))
 DETAIL: tuple[Measure, ...] = (("material",), ("sharpness",))
 """What a claim is measured by, the more trustworthy first: the truth, where it is known."""
 
 _WORDS = {
-    "right": "pictures with everything right",
+    "flawless": "pictures with everything right, and not spoiled",
     "pickscore": "PickScore",
     "shape": "what the caption says and the picture shows",
     "clip": "CLIP score",
@@ -51,7 +51,7 @@ _WORDS = {
 }
 """Of a measure's first metric."""
 
-_SHARES = {"right", "shape", "material", "clean"}
+_SHARES = {"flawless", "shape", "material", "clean"}
 """Measures between 0 and 1, which are told in percent."""
 
 Where = Callable[[Value, GenerationSettings], bool]

@@ -18,7 +18,8 @@ ACROSS = 4
 """Panels beside each other."""
 
 MEANING = {
-    "right": "share of pictures in which everything is as the caption says",
+    "flawless": "share of pictures in which everything is as the caption says, and nothing spoiled",
+    "right": "share of pictures in which everything is as the caption says, spoiled or not",
     "clean": "share of pictures that are not spoiled",
     "material": "share of solids whose material is as the caption says",
     "clip": "CLIP score",

@@ -10,7 +10,9 @@ import numpy as np
 from ssd1b.errors import InputError, unknown
 from ssd1b.settings import shown
 
-_OF_CAPTIONS = ("right", "shape", "color", "size", "material", "number", "background", "relation")
+_OF_CAPTIONS = (
+    "flawless", "right", "shape", "color", "size", "material", "number", "background", "relation",
+)  # fmt: skip
 _JUDGE = "a model that draws Tabletop, and prompts that are complete captions"
 
 NEEDS: Mapping[str, str] = MappingProxyType({

@@ -20,6 +20,7 @@ from ssd1b.presets import NEGATIVE_PROMPTS
 from ssd1b.sampler_names import SAMPLERS
 from ssd1b.settings import ARTICLE, GenerationSettings, resolve_settings
 from ssd1b.tabletop.degradations import DEGRADATIONS
+from ssd1b.tabletop.evaluation import SEED as SCENES
 from ssd1b.weights.files import replacing, write_json
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ FAULTS = tuple(word for word in NEGATIVE_PROMPTS["basic"].split(", ") if word in
 
 WORDS_SHARE = 4
 """Of so many prompts one is drawn with every fault: each is drawn with many already."""
+
+STREAM = SCENES + 12
+"""Of captions; ``evaluate`` and ``tune`` have their own."""
 
 ROWS = 4
 """Of pictures on the page, for each experiment."""
@@ -79,19 +83,19 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         name="guidance", title="Guidance scale", axes=_guidance, seeds=2,
         shown=(
-            "right", "pickscore", "material", "clean", "clip", DIVERSITY,
+            "flawless", "right", "pickscore", "material", "clean", "clip", DIVERSITY,
             "sharpness", "saturation", "clipping",
         ),
     ),
     Experiment(
         name="steps", title="Steps",
         axes=lambda own: (make_axis("steps", [*map(str, STEPS)]),),
-        shown=("right", "pickscore", "clean", "clip", UNCONVERGED, "sharpness", SECONDS),
+        shown=("flawless", "pickscore", "clean", "clip", UNCONVERGED, "sharpness", SECONDS),
     ),
     Experiment(
         name="negative", title="Negative prompts",
         axes=lambda own: (make_axis("negative-preset", ["none", *NEGATIVE_PROMPTS]),),
-        shown=("right", "pickscore", "clean", "clip", "sharpness", "saturation"),
+        shown=("flawless", "pickscore", "clean", "clip", "sharpness", "saturation"),
     ),
     Experiment(
         name="faults", title="What a negative prompt names", axes=_named_or_not, shown=("clean",), faults=True
@@ -99,7 +103,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         name="sampler", title="Schedulers",
         axes=lambda own: (make_axis("sampler", OTHERS),),
-        shown=("right", "pickscore", "clean", "clip", "sharpness", SECONDS),
+        shown=("flawless", "pickscore", "clean", "clip", "sharpness", SECONDS),
     ),
 )  # fmt: skip
 

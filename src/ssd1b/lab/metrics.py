@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ssd1b.errors import InputError
 from ssd1b.evaluate.clip_score import ClipScore
 from ssd1b.evaluate.looks import looks
 from ssd1b.evaluate.published import find_scorers
 from ssd1b.lab.sweep import Measure
 from ssd1b.models.vision import IMAGE_ENCODER
 from ssd1b.pipeline import Pipeline
+from ssd1b.prompts import NO_PROMPT
 from ssd1b.tabletop.captions import understood
-from ssd1b.tabletop.evaluation import score
+from ssd1b.tabletop.evaluation import cases, score
 from ssd1b.tabletop.judge import load_judge
 from ssd1b.tabletop.views import SIZE
 from ssd1b.weights.loading import open_checkpoint
@@ -25,6 +27,22 @@ _NAMES = {"CLIP score": "clip", "PickScore": "pickscore"}
 def draws_tabletop(model: Path) -> bool:
     """Whether a model, by its folder or file, draws the world of which a judge can tell what is right."""
     return open_checkpoint(model).info.layout.size == SIZE
+
+
+def captions(model: Path, count: int, *, stream: int) -> list[str]:
+    """Captions that no training saw, for a model of which a judge can tell what is right.
+
+    Args:
+        model: its folder or file.
+        count: how many.
+        stream: of scenes.
+
+    Raises:
+        InputError: the model does not draw Tabletop.
+    """
+    if not draws_tabletop(model):
+        raise InputError(NO_PROMPT)
+    return [case.caption for case in cases(count, stream=stream)]
 
 
 def meter(pipeline: Pipeline, model: Path) -> Measure:

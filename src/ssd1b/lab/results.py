@@ -26,7 +26,7 @@ else whatever drives colours apart, as much guidance does, would pass for divers
 UNCONVERGED = "unconverged"
 """How far it lies from the picture with the most steps, everything else being equal."""
 
-QUALITIES = ("right", "pickscore", "clip")
+QUALITIES = ("flawless", "right", "pickscore", "clip")
 """What tells a good picture, the more trustworthy first."""
 
 EMPTY = "(empty)"

@@ -21,6 +21,7 @@ from ssd1b.lab.axes import AXES, Axis, Value
 from ssd1b.lab.memory import remembering
 from ssd1b.lab.store import DONE, FAILED, Outcome, Store
 from ssd1b.pipeline import SHARED, Pipeline, recommended_settings
+from ssd1b.prompts import NO_PROMPT
 from ssd1b.runtime import dtype_name
 from ssd1b.settings import GenerationSettings, Preset, resolve_settings, shown
 from ssd1b.weights import hub
@@ -71,7 +72,7 @@ class Sweep:
     def __post_init__(self) -> None:
         """Check what can be checked without a model."""
         if not self.prompts:
-            raise InputError("no prompt: say what to draw")
+            raise InputError(NO_PROMPT)
         names = [axis.name for axis in self.axes]
         if twice := [name for name in names if names.count(name) > 1]:
             raise InputError(f"axis {twice[0]} is there twice: write all its values into one")

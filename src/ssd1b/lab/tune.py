@@ -52,7 +52,7 @@ class Seen:
 
 
 Look = Callable[[Choice | None, Sequence[Pair]], list[Seen]]
-"""``look(choice, pairs)``: draw and measure; None is the model's own settings."""
+"""``look(choice, pairs)``: draw and measure; None is the baseline: no axis sets anything."""
 
 
 @dataclass(slots=True)
@@ -104,8 +104,8 @@ class Tuned:
     Attributes:
         winner: with its fresh pairs.
         score: its mean on them.
-        gain: over the model's own settings, paired.
-        verdicts: on the rivals, the nearest first; the model's own settings are among them.
+        gain: over the baseline, paired.
+        verdicts: on the rivals, the nearest first; the baseline is among them.
         front: of the search, settings that no other one beats in both score and time, the fastest first.
         searched: how many settings were tried; dropped: how many of them were given up early.
     """
@@ -136,8 +136,7 @@ def search(
         advance: told of each trial that is done.
 
     Returns:
-        Every combination that was tried, with as many pairs as were drawn of it; the model's own settings
-        first.
+        Every combination that was tried, with as many pairs as were drawn of it; the baseline first.
     """
     own = Candidate(None, look(None, pairs))
     tried: dict[Choice | None, Candidate] = {None: own}
@@ -215,7 +214,7 @@ def prove(
     """Draw fresh pairs with the winner of a search and its best rivals, and tell them apart.
 
     Args:
-        candidates: of the search, the model's own settings first.
+        candidates: of the search, the baseline first.
         goal: of the search.
         look: draws and measures.
         fresh: pairs that the search has not seen.

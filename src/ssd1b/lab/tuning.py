@@ -14,34 +14,23 @@ import torch
 from ssd1b.errors import InputError
 from ssd1b.lab.axes import Axis
 from ssd1b.lab.goal import Goal
-from ssd1b.lab.metrics import draws_tabletop
+from ssd1b.lab.metrics import captions
 from ssd1b.lab.store import FAILED, Store
 from ssd1b.lab.sweep import Attempt, Cell, Model, Sweep, cells, draw
 from ssd1b.lab.tune import Candidate, Choice, Pair, Seen, Tuned
-from ssd1b.tabletop.evaluation import SEED, cases
+from ssd1b.tabletop.evaluation import SEED
 from ssd1b.weights.files import replacing, write_json
 
 if TYPE_CHECKING:
     import optuna
 
 STREAMS = (SEED + 10, SEED + 11)
-"""Of captions for the search and the proof; ``evaluate`` has its own."""
+"""Of captions for the search and the proof; ``evaluate`` and ``guide`` have their own."""
 
 ENOUGH_PROMPTS = 16
 """From so many prompts on, the proof has prompts of its own; with fewer, only seeds of its own."""
 
 FRESH_SEEDS = 1_000_000
-
-
-def captions(model: Model, count: int, *, stream: int = SEED + 12) -> list[str]:
-    """Captions of Tabletop that no training saw.
-
-    Raises:
-        InputError: the model does not draw Tabletop.
-    """
-    if not draws_tabletop(model.path):
-        raise InputError("no prompt: say what to draw, or name a file of prompts with --file")
-    return [case.caption for case in cases(count, stream=stream)]
 
 
 def pairs_of(prompts: Sequence[str], model: Model, pairs: int, fresh: int) -> tuple[list[Pair], list[Pair]]:
@@ -58,7 +47,7 @@ def pairs_of(prompts: Sequence[str], model: Model, pairs: int, fresh: int) -> tu
     """
     if not prompts:
         first, second = (
-            [(caption, number) for number, caption in enumerate(captions(model, count, stream=stream))]
+            [(caption, number) for number, caption in enumerate(captions(model.path, count, stream=stream))]
             for stream, count in zip(STREAMS, (pairs, fresh), strict=True)
         )
         return first, second
@@ -129,7 +118,7 @@ def single(axes: Sequence[Axis], choice: Choice) -> tuple[Axis, ...]:
 
 
 def settings_of(axes: Sequence[Axis], choice: Choice | None) -> dict[str, Any]:
-    """What a combination sets; nothing where it is the model's own settings."""
+    """What a combination sets; nothing where it is the baseline."""
     found: dict[str, Any] = {}
     for axis in () if choice is None else single(axes, choice):
         found |= axis.values[0].settings
@@ -139,7 +128,7 @@ def settings_of(axes: Sequence[Axis], choice: Choice | None) -> dict[str, Any]:
 def labels_of(axes: Sequence[Axis], choice: Choice | None) -> list[str]:
     """What the values of a combination are called."""
     if choice is None:
-        return ["own"] * len(axes)
+        return ["baseline"] * len(axes)
     return [axis.values[0].label for axis in single(axes, choice)]
 
 
@@ -188,6 +177,12 @@ def facts(tuned: Tuned, axes: Sequence[Axis], goal: Goal, model: str) -> dict[st
     }
 
 
+def baseline(beneath: Mapping[str, Any]) -> str:
+    """What the search is compared with, in words."""
+    given = ", ".join(f"{name} {value}" for name, value in beneath.items())
+    return f"the model's own settings{' with ' if given else ''}{given}"
+
+
 def write_tuned(
     out: Path, tuned: Tuned, axes: Sequence[Axis], goal: Goal, model: str, beneath: Mapping[str, Any]
 ) -> list[Path]:
@@ -205,7 +200,7 @@ def write_tuned(
     source = (
         f"ssd1b tune, {goal} on {model}: {tuned.score.mean:.3g} ({tuned.score.low:.3g} to "
         f"{tuned.score.high:.3g}) on {tuned.score.size} fresh pairs, {gain.mean:+.3g} ({gain.low:+.3g} to "
-        f"{gain.high:+.3g}) against the model's own settings; {ties} of {len(tuned.verdicts)} rivals are not "
+        f"{gain.high:+.3g}) against {baseline(beneath)}; {ties} of {len(tuned.verdicts)} rivals are not "
         "distinguishable"
     )
     settings = {**beneath, **settings_of(axes, tuned.winner.choice)}

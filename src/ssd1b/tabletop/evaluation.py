@@ -58,6 +58,8 @@ class Score:
         clean: whether the picture shows no degradation.
         right: whether everything is that the caption says: number, background, every attribute of every
             solid, and how two solids stand.
+        flawless: right and clean. The judge reads what spoiled pictures show, too, and only this tells a
+            good one.
     """
 
     solids: dict[str, float]
@@ -66,11 +68,12 @@ class Score:
     relation: float
     clean: float
     right: float
+    flawless: float
 
     @property
     def values(self) -> dict[str, float]:
         """Everything by name."""
-        names = ("number", "background", "relation", "clean", "right")
+        names = ("number", "background", "relation", "clean", "right", "flawless")
         return {**self.solids, **{name: getattr(self, name) for name in names}}
 
 
@@ -99,13 +102,16 @@ def score(wanted: Scene, seen: Reading) -> Score:
     number = float(len(seen.solids) == len(wanted.solids))
     background = float(seen.background == wanted.background)
     relation = float(stand_as_wanted(pairs)) if len(pairs) == 2 else float("nan")
+    right = bool(number and background and relation != 0 and all(value == 1 for value in solids.values()))
+    clean = seen.degradation is None
     return Score(
         solids=solids,
         number=number,
         background=background,
         relation=relation,
-        clean=float(seen.degradation is None),
-        right=float(number and background and relation != 0 and all(value == 1 for value in solids.values())),
+        clean=float(clean),
+        right=float(right),
+        flawless=float(right and clean),
     )
 
 

@@ -19,7 +19,8 @@ def tune(run, tiny_model):
 def test_a_preset_that_generate_takes(run, tune, tiny_model, tmp_path):
     done = tune("a cube", "a cone", "--axis", "guidance=1,5,9", "--negative", "ugly")
     assert done.code == 0, done.err
-    assert "winner" in done.out and "against the model's own settings" in done.out
+    assert "winner" in done.out
+    assert "against the model's own settings with negative_prompt ugly, steps 1" in done.out
     told = json.loads((tmp_path / "tuned/tuned.json").read_text())
     preset = json.loads((tmp_path / "tuned/preset.json").read_text())
     assert preset["settings"] == {"negative_prompt": "ugly", "steps": 1, **told["winner"]["settings"]}

@@ -73,7 +73,7 @@ def test_each_experiment_has_claims_and_each_claim_an_experiment():
 
 def test_a_model_as_the_article_describes_it_confirms_what_it_says_of_guidance(store):
     chances = {
-        "right": lambda s: 0.2 if s.guidance_scale < 2 else 0.9 if s.guidance_scale < 19 else 0.5,
+        "flawless": lambda s: 0.2 if s.guidance_scale < 2 else 0.9 if s.guidance_scale < 19 else 0.5,
         "material": lambda s: 0.9 if 12 <= s.guidance_scale <= 17 else 0.4,
         **dict.fromkeys(("shape", "color", "size", "number", "background"), lambda s: s.guidance_scale / 26),
     }
@@ -83,7 +83,7 @@ def test_a_model_as_the_article_describes_it_confirms_what_it_says_of_guidance(s
 
 def test_a_model_that_does_the_contrary_contradicts_it(store):
     chances = {
-        "right": lambda s: 0.9 if s.guidance_scale < 2 or s.guidance_scale > 19 else 0.2,
+        "flawless": lambda s: 0.9 if s.guidance_scale < 2 or s.guidance_scale > 19 else 0.2,
         "material": lambda s: 0.2 if 12 <= s.guidance_scale <= 17 else 0.9,
         **dict.fromkeys(
             ("shape", "color", "size", "number", "background"), lambda s: 1 - s.guidance_scale / 26
@@ -95,7 +95,7 @@ def test_a_model_that_does_the_contrary_contradicts_it(store):
 
 def test_what_makes_no_difference_is_not_decided(store):
     always = dict.fromkeys(
-        ("right", "material", "shape", "color", "size", "number", "background"), lambda s: 0.7
+        ("flawless", "material", "shape", "color", "size", "number", "background"), lambda s: 0.7
     )
     assert set(found(store, "guidance", drawing(always)).values()) == {UNDECIDED}
     assert set(found(store, "negative", drawing(always)).values()) == {UNDECIDED}
@@ -105,7 +105,7 @@ def test_what_makes_no_difference_is_not_decided(store):
 
 def test_chance_is_seldom_taken_for_a_difference(store):
     """Of 13 claims at 95 %, in 4 worlds without any difference, about 2 or 3 are decided."""
-    names = ("right", "material", "shape", "color", "size", "number", "background", "clean")
+    names = ("flawless", "material", "shape", "color", "size", "number", "background", "clean")
     decided = 0
     for world in range(4):
         luck = random.Random(world)
@@ -119,15 +119,15 @@ def test_chance_is_seldom_taken_for_a_difference(store):
 
 
 def test_a_few_pairs_decide_nothing(store):
-    chances = {"right": lambda s: float(s.guidance_scale > 1)}
+    chances = {"flawless": lambda s: float(s.guidance_scale > 1)}
     told = found(store, "guidance", drawing(chances), pairs=4, prompts=["a cube"])
     assert set(told.values()) == {UNDECIDED}
 
 
 def test_steps_that_settle_and_go_on_changing(store):
-    settled = {"right": lambda s: min(1.0, s.steps / 25)}
+    settled = {"flawless": lambda s: min(1.0, s.steps / 25)}
     assert set(found(store, "steps", drawing(settled, lambda s: s.steps)).values()) == {CONFIRMED}
-    rising = {"right": lambda s: s.steps / 60}
+    rising = {"flawless": lambda s: s.steps / 60}
     told = found(store, "steps", drawing(rising), prompts=[f"a cone {number}" for number in range(64)])
     assert told["quality stays beyond 25 steps"] == CONTRADICTED
     assert told["the form changes beyond 25 steps"] == CONTRADICTED
@@ -135,7 +135,7 @@ def test_steps_that_settle_and_go_on_changing(store):
 
 def test_one_negative_prompt_helps_and_another_harms(store):
     chance = {NEGATIVE_PROMPTS["basic"]: 0.9, NEGATIVE_PROMPTS["adult-content"]: 0.2}
-    told = found(store, "negative", drawing({"right": lambda s: chance.get(s.negative_prompt or "", 0.5)}))
+    told = found(store, "negative", drawing({"flawless": lambda s: chance.get(s.negative_prompt or "", 0.5)}))
     assert [*told.values()] == [CONFIRMED, CONTRADICTED, UNDECIDED]
 
 
@@ -150,7 +150,7 @@ def test_faults_are_asked_for_and_then_named(store):
 
 def test_a_sampler_that_is_beaten_is_not_recommended(store):
     chance = {"unipc": 0.9, "euler": 0.5, "ddpm": 0.7, "heun": 0.3}
-    told = found(store, "sampler", drawing({"right": lambda s: chance.get(s.sampler, 0.7)}))
+    told = found(store, "sampler", drawing({"flawless": lambda s: chance.get(s.sampler, 0.7)}))
     assert [*told.values()] == [CONFIRMED, CONTRADICTED, CONTRADICTED]
 
 

@@ -262,9 +262,9 @@ def test_more_combinations_than_anybody_wants_are_refused_before_they_are_made()
 def test_a_hundred_thousand_cells_are_listed_in_seconds(store: Store) -> None:
     rows = [(f"{number:06}", (number,)) for number in range(100_000)]
     store.record("many", {}, rows)
-    start = time.perf_counter()
+    start = time.process_time()
     assert sum(1 for _ in store.members("many")) == 100_000
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_folder_that_is_no_store(tmp_path: Path) -> None:
