@@ -1,8 +1,9 @@
 """What draws nothing in no time, in a model's place, and what a process does that is to be killed."""
 
+import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +16,8 @@ from ssd1b.lab.axes import parse_axis
 from ssd1b.lab.store import DONE, FAILED, Outcome, Store
 from ssd1b.lab.sweep import Cell, Model, Sweep, cells, definition, draw, identity, thumbnail
 from ssd1b.settings import GenerationSettings
+
+Chance = Callable[[GenerationSettings], float]
 
 FAKE = Model(Path(), "sdxl", {"width": 64, "height": 64, "sampler": "euler"}, "fingerprint")
 
@@ -60,6 +63,21 @@ def run(store: Store, what: Sweep, fake: Any, **how: Any) -> list[Cell]:
     store.record(identity(what, all_cells), definition(what), [(cell.key, cell.places) for cell in all_cells])
     draw(all_cells, store, lambda name: nullcontext(fake), **how)
     return all_cells
+
+
+def drawing(chances: dict[str, Chance], level: Chance = lambda settings: 0.0):
+    """What draws pictures that have something right with a known chance, for all settings from one luck."""
+    pixels = len(thumbnail(Image.new("RGB", (64, 64))))
+
+    def one(settings: GenerationSettings) -> tuple[Outcome, None]:
+        luck = random.Random(f"{settings.prompt} {settings.seed}").random()
+        metrics = {name: float(luck < chance(settings)) for name, chance in chances.items()}
+        shade = int(level(settings)) % 156
+        form = bytes([shade, shade + 100]) * (pixels // 2)
+        outcome = Outcome(state=DONE, digest="", seconds=1.0, metrics=metrics, thumbnail=form)
+        return outcome, None
+
+    return lambda batch: [one(settings) for settings in batch]
 
 
 FIVE_HUNDRED = ("seed=1-10", "steps=1-10", "guidance=1-5")

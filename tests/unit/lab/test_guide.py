@@ -2,14 +2,14 @@
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from lab_cells import FAKE, Fake, run
+from lab_cells import FAKE, Fake, drawing, run
 from ssd1b.lab.claims import CLAIMS, CONFIRMED, CONTRADICTED, UNDECIDED
 from ssd1b.lab.guide import (
     EXPERIMENTS,
@@ -22,8 +22,7 @@ from ssd1b.lab.guide import (
     write_guide,
 )
 from ssd1b.lab.results import load_results
-from ssd1b.lab.store import DONE, Outcome, Store
-from ssd1b.lab.sweep import thumbnail
+from ssd1b.lab.store import Store
 from ssd1b.presets import NEGATIVE_PROMPTS
 from ssd1b.settings import GenerationSettings
 
@@ -31,28 +30,11 @@ OWN = own_settings(FAKE, {})
 PROMPTS = [f"a cube {number}" for number in range(64)]
 NAMED = {each.name: each for each in EXPERIMENTS}
 
-Chance = Callable[[GenerationSettings], float]
-
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     with closing(Store(tmp_path / "cells")) as opened:
         yield opened
-
-
-def drawing(chances: dict[str, Chance], level: Chance = lambda settings: 0.0):
-    """What draws pictures that have something right with a known chance, for all settings from one luck."""
-    pixels = len(thumbnail(Image.new("RGB", (64, 64))))
-
-    def one(settings: GenerationSettings) -> tuple[Outcome, None]:
-        luck = random.Random(f"{settings.prompt} {settings.seed}").random()
-        metrics = {name: float(luck < chance(settings)) for name, chance in chances.items()}
-        shade = int(level(settings)) % 156
-        form = bytes([shade, shade + 100]) * (pixels // 2)
-        outcome = Outcome(state=DONE, digest="", seconds=1.0, metrics=metrics, thumbnail=form)
-        return outcome, None
-
-    return lambda batch: [one(settings) for settings in batch]
 
 
 def found(
