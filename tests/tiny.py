@@ -1,8 +1,19 @@
-"""Models with a published UNet's blocks and CLIP's vocabulary, everything else as small as can be."""
+"""Models with a published UNet's blocks, everything else as small as can be; published UNets, narrowed."""
 
 from dataclasses import replace
 
-from ssd1b.layouts import SSD_1B, ModelLayout, TextLayout, UNetLayout, VAELayout
+import torch
+
+from ssd1b.layouts import (
+    SDXL_MINI,
+    SSD_1B,
+    SSD_1B_MINI,
+    UNETS,
+    ModelLayout,
+    TextLayout,
+    UNetLayout,
+    VAELayout,
+)
 
 
 def tiny(unet: UNetLayout) -> ModelLayout:
@@ -31,3 +42,32 @@ def tiny(unet: UNetLayout) -> ModelLayout:
 
 
 TINY = tiny(SSD_1B)
+
+
+def narrowed(layout: UNetLayout) -> UNetLayout:
+    levels = tuple(replace(level, channels=32 * 2**i) for i, level in enumerate(layout.levels))
+    return replace(
+        layout,
+        levels=levels,
+        head_dim=16,
+        cross_attention_dim=48,
+        pooled_dim=24,
+        time_ids_dim=8,
+        norm_groups=8,
+    )
+
+
+LAYOUTS = {name: narrowed(layout) for name, layout in UNETS.items()} | {
+    "mini": SDXL_MINI,
+    "mini-ssd": SSD_1B_MINI,
+}
+"""Every published UNet, narrowed, and the miniatures'."""
+
+
+def inputs(layout: UNetLayout, height: int, width: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(7)
+    latents = torch.randn(2, 4, height, width, generator=generator)
+    embeds = torch.randn(2, 11, layout.cross_attention_dim, generator=generator)
+    pooled = torch.randn(2, layout.pooled_dim, generator=generator)
+    time_ids = torch.tensor([[1024, 768, 0, 16, 1024, 1024], [64, 64, 0, 0, 128, 128]], dtype=torch.float32)
+    return latents, torch.tensor([999.0, 20.0]), embeds, pooled, time_ids

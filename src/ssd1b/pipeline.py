@@ -24,6 +24,7 @@ from ssd1b.models.vae import VAE
 from ssd1b.recipe import ModelIdentity, Recipe
 from ssd1b.runtime import choose_device, choose_dtype, dtype_name
 from ssd1b.settings import DEFAULT_MODEL, GenerationSettings, Preset, random_seed, resolve_settings
+from ssd1b.speed.packing import pack
 from ssd1b.tensors import Latents
 from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import ModelInfo
@@ -120,7 +121,7 @@ class Pipeline:
             }
         for part, network in networks.items():
             load_component(network, checkpoint, part, dtype=number, device=where)
-            network.requires_grad_(False).eval()
+            pack(network.requires_grad_(False).eval())
         on_disk = Path(model).expanduser().exists()
         source = str(found.path.resolve()) if on_disk else found.name.partition("@")[0]
         return cls(
@@ -241,12 +242,12 @@ class Pipeline:
     @property
     def device(self) -> torch.device:
         """Where the UNet lives."""
-        return self.unet.conv_in.weight.device
+        return self.unet.conv_norm_out.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """What the UNet computes in."""
-        return self.unet.conv_in.weight.dtype
+        return self.unet.conv_norm_out.weight.dtype
 
     def _predictors(self, batch: Sequence[GenerationSettings]) -> tuple[Predict, PredictPair]:
         """The forward pass for the prompts, and the one for negative prompts and prompts as one batch."""

@@ -1,26 +1,12 @@
 """The UNet against diffusers: every layout, narrowed, on the same weights."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from ssd1b.layouts import SDXL_MINI, SSD_1B_MINI, UNETS, UNetLayout
+from ssd1b.layouts import UNETS, UNetLayout
 from ssd1b.models.unet import UNet
-
-
-def narrowed(layout: UNetLayout) -> UNetLayout:
-    levels = tuple(replace(level, channels=32 * 2**i) for i, level in enumerate(layout.levels))
-    return replace(
-        layout,
-        levels=levels,
-        head_dim=16,
-        cross_attention_dim=48,
-        pooled_dim=24,
-        time_ids_dim=8,
-        norm_groups=8,
-    )
+from tiny import LAYOUTS, inputs
 
 
 def diffusers_unet(layout: UNetLayout) -> UNet2DConditionModel:
@@ -50,21 +36,6 @@ def diffusers_unet(layout: UNetLayout) -> UNet2DConditionModel:
         addition_time_embed_dim=layout.time_ids_dim,
         projection_class_embeddings_input_dim=6 * layout.time_ids_dim + layout.pooled_dim,
     )
-
-
-def inputs(layout: UNetLayout, height: int, width: int) -> tuple[torch.Tensor, ...]:
-    generator = torch.Generator().manual_seed(7)
-    latents = torch.randn(2, 4, height, width, generator=generator)
-    embeds = torch.randn(2, 11, layout.cross_attention_dim, generator=generator)
-    pooled = torch.randn(2, layout.pooled_dim, generator=generator)
-    time_ids = torch.tensor([[1024, 768, 0, 16, 1024, 1024], [64, 64, 0, 0, 128, 128]], dtype=torch.float32)
-    return latents, torch.tensor([999.0, 20.0]), embeds, pooled, time_ids
-
-
-LAYOUTS = {name: narrowed(layout) for name, layout in UNETS.items()} | {
-    "mini": SDXL_MINI,
-    "mini-ssd": SSD_1B_MINI,
-}
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -20,11 +20,10 @@ def reconstructed(
         pictures: sides are multiples of the autoencoder's factor.
         batch_size: how many at a time.
     """
-    weight = vae.quant_conv.weight
     back = []
     for start in range(0, len(pictures), batch_size):
         few = pictures[start : start + batch_size]
-        pixels = torch.cat([to_pixels(Image.fromarray(picture)) for picture in few]).to(weight)
+        pixels = torch.cat([to_pixels(Image.fromarray(picture)) for picture in few]).to(vae.device, vae.dtype)
         back += [np.asarray(image) for image in to_images(vae.decode(vae.encode(pixels).mean))]
     return np.stack(back)
 

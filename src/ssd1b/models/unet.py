@@ -113,8 +113,8 @@ class UNet(nn.Module):
         Returns:
             The prediction, shaped as ``latents``.
         """
-        dtype = self.conv_in.weight.dtype
-        time = sinusoidal_embedding(timesteps, self.conv_in.out_channels).to(dtype)
+        dtype = self.conv_norm_out.weight.dtype
+        time = sinusoidal_embedding(timesteps, self.layout.levels[0].channels).to(dtype)
         sizes = sinusoidal_embedding(time_ids, self.layout.time_ids_dim).flatten(1).to(dtype)
         embedding = self.time_embedding(time, guidance_embeds)
         embedding = embedding + self.add_embedding(torch.cat([pooled_prompt_embeds, sizes], dim=-1))

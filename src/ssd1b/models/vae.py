@@ -64,8 +64,8 @@ class VAE(nn.Module):
         pixels = self._decode(latents, tile)
         if pixels.isfinite().all():
             return pixels
-        dtype = self.post_quant_conv.weight.dtype
-        if dtype != torch.float32 and latents.isfinite().all():
+        dtype = self.dtype
+        if dtype == torch.float16 and latents.isfinite().all():
             warnings.warn(
                 f"the VAE overflowed in {dtype}; decoding again in float32", RuntimeWarning, stacklevel=2
             )
@@ -77,8 +77,18 @@ class VAE(nn.Module):
             raise UndecodableLatents("the latents decode to NaN or infinity even in float32")
         return pixels
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.decoder.conv_norm_out.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lives."""
+        return self.decoder.conv_norm_out.weight.device
+
     def _decode(self, latents: Latents, tile: int | None) -> Pixels:
-        latents = latents.to(self.post_quant_conv.weight.dtype) / self.layout.scaling_factor
+        latents = latents.to(self.dtype) / self.layout.scaling_factor
         if tile is None or max(latents.shape[-2:]) <= tile:
             return self.decoder(self.post_quant_conv(latents))
         return self._decode_tiles(latents, tile)

@@ -277,6 +277,6 @@ def _encode(vae: VAE, seed: int, world: World, indices: range, batch_size: int =
         pictures = np.stack(
             [photograph(each, view(seed, index)) for index, each in zip(few, scenes, strict=True)]
         )
-        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(vae.quant_conv.weight.device)
+        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(vae.device)
         parts.append(vae.encode(pixels.float() / 127.5 - 1.0).mean.half().cpu().numpy())
     return np.concatenate(parts)

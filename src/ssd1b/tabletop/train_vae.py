@@ -188,7 +188,7 @@ def normalise_latents(vae: VAE, pictures: int = 512, world: World = PLAIN) -> No
 
     Exact: the decoder undoes what the encoder now does.
     """
-    device = vae.quant_conv.weight.device
+    device = vae.device
     means = torch.cat([vae.encode(batch.to(device)).mean for batch in _validation(pictures, world=world)])
     mean, std = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))
     channels = vae.layout.latent_channels

@@ -63,19 +63,18 @@ def encode_pictures(pictures: Sequence[Placed], vae: VAE, cache: Cache, dtype: t
     """
     missing = _missing(cache, {picture.key: picture for picture in pictures}, label="check latents")
     troubles = {}
-    weight = vae.quant_conv.weight
     for picture, pixels in zip(
         missing, in_threads(partial(_pixels, cache), missing, label="encode pictures"), strict=True
     ):
         if isinstance(pixels, Unusable):
             troubles[picture.key] = str(pixels)
         elif pixels is not None:
-            batch = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(weight.device)
+            batch = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(vae.device)
             with torch.inference_mode():
-                latents = vae.encode((batch.float() / 127.5 - 1).to(weight.dtype)).mean[0].to(dtype)
+                latents = vae.encode((batch.float() / 127.5 - 1).to(vae.dtype)).mean[0].to(dtype)
             if not latents.isfinite().all():
                 raise InputError(
-                    f"the VAE gives NaN or infinity in {weight.dtype} for {picture.scanned.example.key}: "
+                    f"the VAE gives NaN or infinity in {vae.dtype} for {picture.scanned.example.key}: "
                     "load it in float32 or bfloat16"
                 )
             cache.write(picture.key, {"latents": latents})

@@ -1,0 +1,91 @@
+"""Networks made fast from outside give what they gave before; that diffusers agrees, the other files show."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from ssd1b.layouts import CLIP_MINI_2, VAE_MINI
+from ssd1b.models.text import TextEncoder
+from ssd1b.models.unet import UNet
+from ssd1b.models.vae import VAE
+from ssd1b.speed import packing
+from ssd1b.speed.packing import PackedConv2d, PackedGEGLU, PackedLinear, pack
+from tiny import LAYOUTS, inputs
+
+needs_operators = pytest.mark.skipif(
+    not packing._works(torch.float32), reason="torch has no oneDNN here, as on processors other than x86"
+)
+
+
+@pytest.fixture
+def everything_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small it is."""
+    monkeypatch.setattr(packing, "SMALLEST", 0)
+
+
+def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return make().eval().requires_grad_(False)
+
+
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+@needs_operators
+@pytest.mark.usefixtures("everything_packed")
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("size", [(16, 16), (9, 14)])
+def test_a_packed_unet_predicts_the_same(name: str, size: tuple[int, int]) -> None:
+    model = seeded(lambda: UNet(LAYOUTS[name]))
+    latents, timesteps, embeds, pooled, time_ids = inputs(LAYOUTS[name], *size)
+    embeds[0] = 0.0
+    expected = model(latents, timesteps, embeds, pooled, time_ids)
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    pack(model)
+    assert apart(model(latents, timesteps, embeds, pooled, time_ids), expected) < 1e-5
+    read = model.read(embeds, without_text=1)
+    assert apart(model(latents, timesteps, read, pooled, time_ids), expected) < 1e-5
+    kinds = {type(module) for module in model.modules()}
+    assert {PackedConv2d, PackedGEGLU, PackedLinear} <= kinds
+    assert not {nn.Conv2d, nn.Linear} & kinds, "every product is packed"
+    after = model.state_dict()
+    assert weights.keys() == after.keys()
+    assert all(value.equal(after[key]) for key, value in weights.items())
+
+
+@needs_operators
+@pytest.mark.usefixtures("everything_packed")
+def test_packed_companions_do_the_same() -> None:
+    vae = seeded(lambda: VAE(VAE_MINI))
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.rand(2, 3, 64, 40, generator=generator) * 2 - 1
+    mean, _ = vae.encode(pixels)
+    decoded, tiled = vae.decode(mean), vae.decode(mean, tile=4)
+    text = seeded(lambda: TextEncoder(CLIP_MINI_2))
+    ids = torch.randint(0, 1000, (2, 77), generator=generator)
+    states, ends = text(ids)
+    pack(vae)
+    pack(text)
+    assert apart(vae.encode(pixels).mean, mean) < 1e-5
+    assert apart(vae.decode(mean), decoded) < 1e-5
+    assert apart(vae.decode(mean, tile=4), tiled) < 1e-5
+    again, again_ends = text(ids)
+    assert apart(again, states) < 1e-5 and apart(again_ends, ends) < 1e-5
+
+
+def test_what_cannot_be_packed_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    half = seeded(lambda: VAE(VAE_MINI)).half()
+    pack(half)
+    assert not any(isinstance(module, PackedConv2d) for module in half.modules())
+    with torch.device("meta"):
+        pack(elsewhere := VAE(VAE_MINI))
+    assert not any(isinstance(module, PackedConv2d) for module in elsewhere.modules())
+    monkeypatch.setattr(packing, "PackedConv2d", lambda layer: torch.ops.mkldnn._an_operator_that_went())
+    packing._works.cache_clear()
+    try:
+        assert not packing._works(torch.float32)
+    finally:
+        packing._works.cache_clear()
