@@ -186,3 +186,10 @@ MINI_SDXL = ModelLayout(
     text_encoder_2=CLIP_MINI_2,
     size=128,
 )
+
+
+def model_layout(name: str) -> ModelLayout:
+    """The whole model around a UNet that has a name, one of ``NAMED``."""
+    if name in UNETS:
+        return ModelLayout(name=name, unet=UNETS[name], text_encoder=CLIP_L, text_encoder_2=CLIP_BIGG)
+    return replace(MINI_SDXL, name=name, unet=NAMED[name])

@@ -36,6 +36,10 @@ OPTIONS = {
         "--teacher", "--student", "--data", "--stages", "--out", "--cache", "--steps", "--batch-size",
         "--seed", "--dry-run", "--resume", "--device", "--offline",
     },
+    "bench": {
+        "--layout", "--part", "--latent", "--batch", "--peers", "--rounds", "--device", "--dtype", "--json",
+        "--out",
+    },
     "rerun": {"--out", "--model", "--device", "--dtype", "--offline"},
     "inspect": {"--json"},
     "models": {"--json"},

@@ -7,10 +7,12 @@ import torch
 from torch import nn
 
 from ssd1b.layouts import CLIP_MINI_2, VAE_MINI
+from ssd1b.models.layers import Upsample
 from ssd1b.models.text import TextEncoder
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.speed import packing
+from ssd1b.speed.folding import FoldedUpsample
 from ssd1b.speed.packing import PackedConv2d, PackedGEGLU, PackedLinear, pack
 from tiny import LAYOUTS, inputs
 
@@ -50,7 +52,9 @@ def test_a_packed_unet_predicts_the_same(name: str, size: tuple[int, int]) -> No
     assert apart(model(latents, timesteps, read, pooled, time_ids), expected) < 1e-5
     kinds = {type(module) for module in model.modules()}
     assert {PackedConv2d, PackedGEGLU, PackedLinear} <= kinds
-    assert not {nn.Conv2d, nn.Linear} & kinds, "every product is packed"
+    assert FoldedUpsample in kinds and Upsample not in kinds
+    left = [key for key, module in model.named_modules() if type(module) in (nn.Conv2d, nn.Linear)]
+    assert all(key.endswith("upsamplers.0.conv") for key in left), "else every product is packed"
     after = model.state_dict()
     assert weights.keys() == after.keys()
     assert all(value.equal(after[key]) for key, value in weights.items())

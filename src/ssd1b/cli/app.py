@@ -23,6 +23,7 @@ COMMANDS = {
     "presets": "List settings that have a name, each with its evidence.",
     "distill": "Make a smaller model of a large one.",
     "evaluate": "Tell how good a model's pictures are, with the uncertainty.",
+    "bench": "Tell how fast a model computes here, beside peers.",
     "inspect": "Tell what a model or a picture is made of.",
     "models": "List the models that have a name.",
     "tabletop": "Render the miniature's world, and train the miniature on it.",
@@ -33,7 +34,7 @@ WRONG_INPUT = 2
 INTERRUPTED = 130
 """Exit codes: 128 + SIGINT is what shells expect of a program that Ctrl-C ended."""
 
-EXTRAS = {"scipy": "eval", "matplotlib": "eval", "jinja2": "lab", "optuna": "lab"}
+EXTRAS = {"scipy": "eval", "matplotlib": "eval", "jinja2": "lab", "optuna": "lab", "psutil": "bench"}
 """Libraries that the base installation leaves out, with the extra that brings them."""
 
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)

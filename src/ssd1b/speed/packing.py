@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ssd1b.models.attention import GEGLU
+from ssd1b.models.layers import Upsample
+from ssd1b.speed.folding import FoldedUpsample, phases
 
 FORMATS = (torch.float32, torch.bfloat16)
 """That are packed: float16 has no kernels on processors."""
@@ -22,8 +24,8 @@ a poor one."""
 
 
 SMALLEST = 2**17
-"""Numbers in a matrix below which calling oneDNN costs more than it saves: the miniature's UNet, with matrices
-of up to 96 x 768, took 1.2 times as long with them packed, and 0.9 with its convolutions alone."""
+"""Numbers in a matrix below which calling oneDNN costs more than it saves: the miniature's UNet, of matrices
+up to 96 x 768, took 1.2 times as long with them packed, and 0.9 with its convolutions alone."""
 
 
 class _Product:
@@ -143,6 +145,8 @@ def _packed(layer: nn.Module) -> nn.Module | None:
             return PackedGEGLU(layer)
         case nn.Linear() if layer.weight.numel() >= SMALLEST:
             return PackedLinear(layer)
+        case Upsample():
+            return FoldedUpsample(layer, PackedConv2d(phases(layer)))
         case nn.Conv2d() if layer.groups == 1 and layer.padding_mode == "zeros":
             return PackedConv2d(layer)
     return None

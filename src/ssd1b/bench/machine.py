@@ -1,0 +1,32 @@
+"""What a figure was measured on."""
+
+import platform
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_LINUX = Path("/proc/cpuinfo")
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What figures depend on, for JSON."""
+    return {
+        "device": processor(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "ssd1b": version("ssd1b"),
+    }
+
+
+def processor(device: torch.device) -> str:
+    """The name of the processor or the accelerator."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu" and _LINUX.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", _LINUX.read_text(), re.MULTILINE)
+        features = torch.backends.cpu.get_cpu_capability()
+        return f"{found[1]} ({features})" if found else features
+    return platform.processor() or platform.machine()

@@ -1,0 +1,144 @@
+"""Timing on machines that do other things, too: engines take turns, and ratios are taken round by round."""
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssd1b.bench.case import Case
+from ssd1b.bench.engines import ENGINES, Choice, Work
+from ssd1b.runtime import dtype_name
+from ssd1b.speed.packing import pack
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What was measured of an engine.
+
+    Attributes:
+        engine: its name; dtype: its number format.
+        seconds: of one call, median; low and high: the shortest and the longest.
+        ratio: of its seconds to the first peer's, median of the rounds' ratios; ratio_low and ratio_high:
+            the smallest and the largest of them.
+        apart: norm of the difference from the reference's output, by the norm of that.
+        gflops: billions of floating-point operations a second, two to a multiplication, if they were counted;
+            what an engine need not compute counts as computed.
+        share: of the measured rate of matrix products in its number format.
+        preparation: seconds of what happens once, the first call included.
+        memory: bytes by which the process grew meanwhile.
+    """
+
+    engine: str
+    dtype: str
+    seconds: float
+    low: float
+    high: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    apart: float
+    gflops: float | None
+    share: float | None
+    preparation: float
+    memory: int
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@torch.inference_mode()
+def compare(
+    case: Case, choices: Sequence[Choice], *, reference: Choice, rounds: int, device: torch.device,
+    advance: Callable[[str], None] = lambda what: None,
+) -> list[Row]:  # fmt: skip
+    """Time engines on a case in turn: A B C, A B C ...
+
+    Args:
+        case: what is computed.
+        choices: engines; ratios are to the second, if there are several.
+        reference: whose output the others are compared with.
+        rounds: how many.
+        device: where.
+        advance: told what is done next; ``(rounds + 1) * len(choices) + 1`` times in all.
+    """
+    import psutil
+
+    process = psutil.Process()
+    advance(f"{reference}: for reference")
+    expected = ENGINES[reference.name].prepare(case, reference.dtype, device)().float().cpu()
+    gc.collect()
+    works: list[Work] = []
+    preparations, grown, apart = [], [], []
+    for choice in choices:
+        advance(f"{choice}: prepare")
+        before, start = process.memory_info().rss, time.perf_counter()
+        works.append(ENGINES[choice.name].prepare(case, choice.dtype, device))
+        output = works[-1]()
+        _wait(device)
+        preparations.append(time.perf_counter() - start)
+        gc.collect()
+        grown.append(process.memory_info().rss - before)
+        apart.append(_apart(output.float().cpu(), expected))
+    peaks = {dtype: product_rate(dtype, device) for dtype in {choice.dtype for choice in choices}}
+    seconds = np.empty((rounds, len(choices)))
+    for number in range(rounds):
+        for place, work in enumerate(works):
+            advance(f"{choices[place]}: round {number + 1}")
+            start = time.perf_counter()
+            work()
+            _wait(device)
+            seconds[number, place] = time.perf_counter() - start
+    ratios = seconds / seconds[:, [min(1, len(choices) - 1)]]
+    rows = []
+    for place, choice in enumerate(choices):
+        mine, against = seconds[:, place], ratios[:, place]
+        rate = None if case.macs is None else 2 * case.macs / float(np.median(mine))
+        rows.append(
+            Row(
+                engine=choice.name, dtype=dtype_name(choice.dtype), seconds=float(np.median(mine)),
+                low=float(mine.min()), high=float(mine.max()), ratio=float(np.median(against)),
+                ratio_low=float(against.min()), ratio_high=float(against.max()), apart=apart[place],
+                gflops=rate and rate / 1e9, share=rate and rate / peaks[choice.dtype],
+                preparation=preparations[place], memory=grown[place],
+            )
+        )  # fmt: skip
+    return rows
+
+
+PRODUCTS = ((2048, 640, 5120), (512, 1280, 1280), (4096, 640, 640))
+"""Rows, inputs and outputs of matrices as SSD-1B multiplies them."""
+
+
+def product_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """What the machine reaches at best in matrix products, packed or not: operations a second."""
+    best = 0.0
+    for rows, inputs, outputs in PRODUCTS:
+        x = torch.randn(rows, inputs).to(device, dtype)
+        for packed in (False, True):
+            layers = torch.nn.Sequential(torch.nn.Linear(inputs, outputs)).to(device, dtype)
+            layers.requires_grad_(False)
+            if packed:
+                pack(layers)
+            for _ in range(4):
+                start = time.perf_counter()
+                layers(x)
+                _wait(device)
+                best = max(best, 2 * rows * inputs * outputs / (time.perf_counter() - start))
+    return best
+
+
+def _apart(output: Tensor, expected: Tensor) -> float:
+    return float((output - expected).norm() / expected.norm())
+
+
+def _wait(device: torch.device) -> None:
+    """Until what was asked of an accelerator is done."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize()

@@ -1,0 +1,70 @@
+"""``ssd1b bench``: engines agree on what they compute, and figures are what they are said to be."""
+
+import json
+
+import pytest
+
+from ssd1b.bench.engines import ENGINES
+
+QUICK = ("--layout", "mini-ssd-1b", "--latent", 8, "--rounds", 2)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the peers
+@pytest.mark.parametrize("part", ["unet", "vae", "text"])
+def test_engines_compute_the_same(run, part):
+    done = run(
+        "bench", *QUICK, "--part", part, "--peers", "ssd1b-plain,diffusers", "--dtype", "fp32", "--json"
+    )
+    assert done.code == 0, done.err
+    table = json.loads(done.out)
+    assert (table["layout"], table["part"], table["latent"], table["batch"]) == ("mini-ssd-1b", part, 8, 2)
+    assert table["reference"] == "diffusers:fp32" and table["threads"] >= 1
+    rows = {row["engine"]: row for row in table["rows"]}
+    assert [*rows] == ["ssd1b", "ssd1b-plain", "diffusers"]
+    for row in rows.values():
+        assert 0 < row["low"] <= row["seconds"] <= row["high"]
+        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+        assert row["apart"] < 1e-4
+        if part == "unet":
+            assert 0 < row["share"] < 1 and row["gflops"] > 0
+    assert rows["ssd1b-plain"]["ratio"] == 1.0, "ratios are to the first peer"
+
+
+def test_a_table_a_plot_and_lines_of_json(run, tmp_path):
+    done = run("bench", *QUICK, "--latent", 16, "--out", "speed")
+    assert done.code == 0, done.err
+    assert "BY SSD1B" in done.out and "latent 16x16" in done.out
+    lines = (tmp_path / "speed/bench.jsonl").read_text().splitlines()
+    assert [json.loads(line)["latent"] for line in lines] == [8, 16]
+    assert "<svg" in (tmp_path / "speed/bench.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--peers", "difusers"], ["unknown engine 'difusers'", "did you mean 'diffusers'"]),
+        (["--peers", "diffusers:fp8"], ["unknown dtype 'fp8'", "bf16"]),
+        (["--layout", "sdlx"], ["unknown layout 'sdlx'", "did you mean 'sdxl'"]),
+        (["--part", "clip"], ["unknown part 'clip'", "unet"]),
+        (["--latent", "7"], ["latent is 7", "multiples of 8"]),
+        (["--rounds", "0"], ["rounds is 0"]),
+    ],
+)
+def test_wrong_calls(run, arguments, words):
+    done = run("bench", *arguments)
+    assert done.code == 2 and done.out == ""
+    assert all(word in done.err for word in words), done.err
+
+
+def test_a_peer_that_is_not_installed(run, monkeypatch):
+    monkeypatch.setattr("ssd1b.bench.engines.find_spec", lambda name: None)
+    done = run("bench", *QUICK, "--peers", "openvino")
+    assert done.code == 2
+    assert "engine openvino needs openvino, which is not installed: pip install openvino" in done.err
+    assert all(engine.says for engine in ENGINES.values())
+
+
+def test_what_does_not_fit_is_refused_before_it_is_made(run, monkeypatch):
+    monkeypatch.setattr("ssd1b.bench.engines.needed_bytes", lambda parameters, choices: 2**60)
+    done = run("bench", *QUICK)
+    assert done.code == 2 and "1.15e+06 TB for weights alone" in done.err and "name fewer --peers" in done.err
