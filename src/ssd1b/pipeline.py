@@ -25,6 +25,7 @@ from ssd1b.recipe import ModelIdentity, Recipe
 from ssd1b.runtime import choose_device, choose_dtype, dtype_name
 from ssd1b.settings import DEFAULT_MODEL, GenerationSettings, Preset, random_seed, resolve_settings
 from ssd1b.speed.packing import pack
+from ssd1b.speed.reuse import FeatureReuse
 from ssd1b.tensors import Latents
 from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import ModelInfo
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 SHARED = (
     "width", "height", "steps", "sampler", "schedule",
-    "guidance_scale", "guidance_rescale", "guidance_interval",
+    "guidance_scale", "guidance_rescale", "guidance_interval", "feature_reuse",
 )  # fmt: skip
 """Settings that all pictures of a batch have in common."""
 
@@ -265,11 +266,17 @@ class Pipeline:
             scale = torch.full((len(batch),), batch[0].guidance_scale, device=self.device)
             scales = guidance_embedding(scale, dim).to(self.dtype)
 
+        through = None
+        if tolerance := batch[0].feature_reuse:
+            if any(self.layout.unet.levels[0].up):
+                raise InputError("feature_reuse needs a UNet whose finest level reads no text: take 0")
+            through = FeatureReuse(tolerance)
+
         def forward(
             x: Tensor, timestep: float, prompts: ReadPrompts, pooled: Tensor, time_ids: Tensor
         ) -> Tensor:
             timesteps = torch.full((len(x),), timestep, device=x.device)
-            return self.unet(x.to(self.dtype), timesteps, prompts, pooled, time_ids, scales)
+            return self.unet(x.to(self.dtype), timesteps, prompts, pooled, time_ids, scales, through)
 
         def predict(x: Latents, timestep: float) -> Latents:
             return forward(x, timestep, alone(), positive.pooled, time_ids)

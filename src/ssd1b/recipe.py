@@ -101,6 +101,10 @@ def write_json(recipe: Recipe) -> str:
     return json.dumps({"format": FORMAT, **asdict(recipe)}, allow_nan=False)
 
 
+_SINCE = {"feature_reuse": 0.0}
+"""Settings that recipes of earlier versions lack, and what pictures had then."""
+
+
 def read_json(text: str) -> Recipe:
     """Read what ``write_json`` wrote.
 
@@ -115,6 +119,8 @@ def read_json(text: str) -> Recipe:
         raise InputError(f"recipe has no format: {shown(table)}")
     if (found := table.pop("format")) != FORMAT:
         raise InputError(f"recipe has format {shown(found)}: this version of ssd1b reads format {FORMAT}")
+    if isinstance(settings := table.get("settings"), dict):
+        table["settings"] = {**_SINCE, **settings}
     parts = {"settings": GenerationSettings, "model": ModelIdentity}
     built = {name: _build(part, name, table[name]) for name, part in parts.items() if name in table}
     return _build(Recipe, "recipe", table | built)

@@ -63,6 +63,7 @@ class Range:
 RANGES: Mapping[str, Range] = MappingProxyType({
     "guidance_scale": Range(low=0, high=100),
     "guidance_rescale": Range(low=0, high=1),
+    "feature_reuse": Range(low=0, high=1),
     "steps": Range(low=1, high=1000, multiple_of=1),
     "seed": Range(low=0, high=2**64 - 1, multiple_of=1),
     "width": Range(low=64, high=4096, multiple_of=8),
@@ -91,6 +92,8 @@ class GenerationSettings:
         guidance_rescale: 0 to 1, how far guidance is held back from overexposing (2305.08891, section 3.4).
         guidance_interval: begin and end of guidance, as fractions of the way from noise (0) to picture (1)
             (2404.07724).
+        feature_reuse: how far the UNet's finest features may move, by their norm, before its deep ones are
+            computed anew (after 2312.00858); 0 computes them at every step.
         steps: of denoising.
         sampler: a name of ``sampler_names.SAMPLERS``.
         schedule: a name of ``sampler_names.SCHEDULES``; None is the sampler's own, else the model's own.
@@ -108,6 +111,7 @@ class GenerationSettings:
     guidance_scale: float
     guidance_rescale: float
     guidance_interval: tuple[float, float]
+    feature_reuse: float
     steps: int
     sampler: str
     schedule: str | None
@@ -148,6 +152,7 @@ DEFAULTS: Mapping[str, object] = MappingProxyType({
     "negative_prompt": None,
     "guidance_rescale": 0.0,
     "guidance_interval": (0.0, 1.0),
+    "feature_reuse": 0.0,
     "steps": 25,  # the article: more do not yield a significant difference
     "sampler": "euler",  # the scheduler that SDXL and its distilled models are published with
     "schedule": None,

@@ -13,8 +13,8 @@ HEAVY = {"torch", "numpy", "PIL", "transformers", "safetensors", "huggingface_hu
 
 SETTINGS = {
     "--negative", "--negative-prompt", "--negative-preset", "--guidance", "--guidance-scale",
-    "--guidance-rescale", "--guidance-interval", "--steps", "--sampler", "--schedule", "--seed", "--size",
-    "--preset",
+    "--guidance-rescale", "--guidance-interval", "--feature-reuse", "--steps", "--sampler", "--schedule",
+    "--seed", "--size", "--preset",
 }  # fmt: skip
 MODEL = {"--model", "--device", "--dtype", "--offline"}
 

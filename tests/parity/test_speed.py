@@ -14,6 +14,7 @@ from ssd1b.models.vae import VAE
 from ssd1b.speed import packing
 from ssd1b.speed.folding import FoldedUpsample
 from ssd1b.speed.packing import PackedConv2d, PackedGEGLU, PackedLinear, pack
+from ssd1b.speed.reuse import FeatureReuse
 from tiny import LAYOUTS, inputs
 
 needs_operators = pytest.mark.skipif(
@@ -93,3 +94,23 @@ def test_what_cannot_be_packed_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -
         assert not packing._works(torch.float32)
     finally:
         packing._works.cache_clear()
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_deep_features_are_kept_while_shallow_ones_stay(name: str) -> None:
+    model = seeded(lambda: UNet(LAYOUTS[name]))
+    given = inputs(LAYOUTS[name], 16, 16)
+    expected = model(*given)
+    asked: list[int] = []
+    model.down_blocks[1].resnets[0].register_forward_hook(lambda *_: asked.append(1))
+    reuse = FeatureReuse(0.05)
+    assert model(*given, None, reuse).equal(expected) and asked == [1]
+    assert model(*given, None, reuse).equal(expected) and asked == [1], "nothing moved"
+    near, far = (given[0] + share * torch.randn_like(given[0]) for share in (1e-3, 1.0))
+    kept = model(near, *given[1:], None, reuse)
+    assert asked == [1] and not kept.equal(expected), "the finest level always sees its latents"
+    assert apart(kept, model(near, *given[1:])) < 0.05
+    asked.clear()
+    assert model(far, *given[1:], None, reuse).equal(model(far, *given[1:])) and asked == [1, 1]
+    assert model(far[:1], *(each[:1] for each in given[1:]), None, reuse).shape[0] == 1, "another batch"
+    assert (reuse.computed, reuse.reused) == (3, 2)

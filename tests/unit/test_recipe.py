@@ -63,6 +63,7 @@ RECIPES = st.builds(
     negative_prompt=st.none() | TEXT,
     guidance_scale=st.floats(0, 100),
     guidance_interval=st.sampled_from([(0.0, 1.0), (0.1, 0.75)]),
+    feature_reuse=st.sampled_from([0.0, 0.2]),
     steps=st.integers(1, 1000),
     sampler=st.sampled_from(sorted(SAMPLERS)),
     schedule=st.none() | st.sampled_from(sorted(SCHEDULES)),
@@ -78,6 +79,9 @@ def test_json_says_everything(made):
     assert read_json(text) == made
     assert text.isascii()
     assert "\n" not in text
+    older = json.loads(text)
+    del older["settings"]["feature_reuse"]
+    assert read_json(json.dumps(older)).settings.feature_reuse == 0.0
 
 
 def test_json_tells_no_negative_prompt_from_an_empty_one():
@@ -189,6 +193,7 @@ def test_the_text_is_read_back(made):
         preset=None,
         **read.settings(),
         guidance_interval=made.settings.guidance_interval,
+        feature_reuse=made.settings.feature_reuse,
         crop_top_left=made.settings.crop_top_left,
     )
     assert again == made.settings

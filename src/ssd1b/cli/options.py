@@ -95,6 +95,12 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
         metavar="START END",
         help="Guide only in this part of the way from noise (0) to picture (1).",
     )
+    @click.option(
+        "--feature-reuse",
+        type=float,
+        metavar="SHARE",
+        help="0 to 1: keep deep features while shallow ones change less. Faster; not the same picture.",
+    )
     @click.option("--steps", type=int, metavar="N", help="Steps of denoising.")
     @click.option(
         "--sampler",
@@ -121,8 +127,8 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 _PLAIN_SETTINGS = (
-    "negative_prompt", "guidance_scale", "guidance_rescale", "guidance_interval", "steps", "sampler",
-    "schedule", "seed",
+    "negative_prompt", "guidance_scale", "guidance_rescale", "guidance_interval", "feature_reuse", "steps",
+    "sampler", "schedule", "seed",
 )  # fmt: skip
 """Options whose value is the setting's."""
 

@@ -232,6 +232,7 @@ _KINDS: dict[str, Callable[[list[str]], list[Value]]] = {
     "steps": _numbers("steps"),
     "guidance-interval": _intervals,
     "guidance-rescale": _numbers("guidance_rescale"),
+    "feature-reuse": _numbers("feature_reuse"),
     "guidance": _numbers("guidance_scale"),
 }
 """Readers of each axis's values; those that are dear to change stand first, and are the outer loops."""
@@ -244,6 +245,7 @@ _ALSO = {
     "cfg-scale": "guidance",
     "rescale": "guidance-rescale",
     "interval": "guidance-interval",
+    "reuse": "feature-reuse",
     "negative-prompt": "negative",
     "replace": "words",
     "prompt-s/r": "words",
@@ -258,5 +260,6 @@ _EXAMPLES = {
     "size": "512,512x768",
     "guidance-interval": "0-1,0.2-0.8",
     "guidance-rescale": "0,0.7",
+    "feature-reuse": "0,0.1,0.3",
     "words": "red,blue",
 }

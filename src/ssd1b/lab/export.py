@@ -25,6 +25,7 @@ _SIDE, _SMALL = 192, 112
 
 _OPTIONS = {
     "negative_prompt": "--negative", "guidance_scale": "--guidance", "guidance_rescale": "--guidance-rescale",
+    "feature_reuse": "--feature-reuse",
     "steps": "--steps", "sampler": "--sampler", "schedule": "--schedule", "seed": "--seed",
 }  # fmt: skip
 

@@ -3,9 +3,9 @@
 Podell et al. 2023 (2307.01952) for SDXL; Gupta et al. 2024 (2401.02677) for SSD-1B and Vega.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import repeat
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,10 @@ from ssd1b.models.layers import Downsample, ResnetBlock, TimestepEmbedding, Upsa
 from ssd1b.tensors import Latents, PooledEmbeds, PromptEmbeds, TimeIds, Timesteps
 
 RESNET_EPS = 1e-5
+
+Through: TypeAlias = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
+"""``through(x, deep)``: what the coarser levels make of the finest level's features ``x``, which ``deep(x)``
+computes."""
 
 
 class ReadPrompts(NamedTuple):
@@ -99,6 +103,7 @@ class UNet(nn.Module):
         pooled_prompt_embeds: PooledEmbeds,
         time_ids: TimeIds,
         guidance_embeds: Tensor | None = None,
+        through: Through | None = None,
     ) -> Latents:
         """Run the network once.
 
@@ -109,6 +114,8 @@ class UNet(nn.Module):
             pooled_prompt_embeds: projected end-of-text state of the second text encoder.
             time_ids: original size, crop, target size in pixels; required, never defaulted.
             guidance_embeds: ``[B, guidance_embed_dim]``, LCM-distilled layouts only.
+            through: gives the features that come back from the coarser levels, if not by computing them; for
+                layouts whose finest level reads no text, as all published ones.
 
         Returns:
             The prediction, shaped as ``latents``.
@@ -121,27 +128,25 @@ class UNet(nn.Module):
 
         read = isinstance(prompt_embeds, ReadPrompts)
         contexts = iter(prompt_embeds.keys_values) if read else repeat(prompt_embeds)
+        down, up = cast(list[Block], self.down_blocks), cast(list[Block], self.up_blocks)
+        skips: list[Tensor] = []
+
+        def deep(x: Tensor) -> Tensor:
+            """Through all levels but the finest, and back."""
+            x = down[0].resampled(x, skips)
+            for block in down[1:]:
+                x = block.resampled(block.down(x, embedding, contexts, skips), skips)
+            if self.mid_block is not None:
+                x = self.mid_block(x, embedding, contexts)
+            for block in up[:-1]:
+                x = block.resampled(block.up(x, embedding, contexts, skips), skips)
+            return x
+
         x = self.conv_in(latents)
-        skips = [x]
-        for block in cast(list[Block], self.down_blocks):
-            for resnet, attention in block.layers():
-                x = resnet(x, embedding)
-                x = x if attention is None else attention(x, contexts)
-                skips.append(x)
-            for downsample in block.downsamplers or ():
-                x = downsample(x)
-                skips.append(x)
-
-        if self.mid_block is not None:
-            x = self.mid_block(x, embedding, contexts)
-
-        for block in cast(list[Block], self.up_blocks):
-            for resnet, attention in block.layers():
-                x = resnet(torch.cat([x, skips.pop()], dim=1), embedding)
-                x = x if attention is None else attention(x, contexts)
-            for upsample in block.upsamplers or ():
-                x = upsample(x, skips[-1].shape[-2:])
-
+        skips.append(x)
+        x = down[0].down(x, embedding, contexts, skips)
+        x = deep(x) if through is None else through(x, deep)
+        x = up[-1].up(x, embedding, contexts, skips)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
@@ -162,7 +167,35 @@ class Block(nn.Module):
         self.downsamplers = nn.ModuleList([resample]) if isinstance(resample, Downsample) else None
         self.upsamplers = nn.ModuleList([resample]) if isinstance(resample, Upsample) else None
 
-    def layers(self) -> Iterator[tuple[nn.Module, nn.Module | None]]:
+    def down(
+        self, x: Tensor, embedding: Tensor, contexts: Iterator[Tensor | KeysValues], skips: list[Tensor]
+    ) -> Tensor:
+        """Apply resnets and transformers, and leave what each pair gives in ``skips``."""
+        for resnet, attention in self._layers():
+            x = resnet(x, embedding)
+            x = x if attention is None else attention(x, contexts)
+            skips.append(x)
+        return x
+
+    def up(
+        self, x: Tensor, embedding: Tensor, contexts: Iterator[Tensor | KeysValues], skips: list[Tensor]
+    ) -> Tensor:
+        """Apply resnets and transformers, each beside the last of ``skips``, which is taken away."""
+        for resnet, attention in self._layers():
+            x = resnet(torch.cat([x, skips.pop()], dim=1), embedding)
+            x = x if attention is None else attention(x, contexts)
+        return x
+
+    def resampled(self, x: Tensor, skips: list[Tensor]) -> Tensor:
+        """Go to the next level: halved and left in ``skips``, or doubled to the size of the last of them."""
+        for downsample in self.downsamplers or ():
+            x = downsample(x)
+            skips.append(x)
+        for upsample in self.upsamplers or ():
+            x = upsample(x, skips[-1].shape[-2:])
+        return x
+
+    def _layers(self) -> Iterator[tuple[nn.Module, nn.Module | None]]:
         """Each resnet with the transformer that follows it, if any."""
         attentions = self.attentions or [None] * len(self.resnets)
         return zip(self.resnets, attentions, strict=True)

@@ -63,6 +63,7 @@ def test_pictures_are_the_same_and_share_what_they_can(mini: Pipeline) -> None:
         replace(first, guidance_scale=5.0),  # the same first step
         replace(first, guidance_interval=(0.0, 0.5)),  # the same first half
         replace(first, guidance_interval=(0.0, 0.8)),
+        replace(first, feature_reuse=0.5),  # nothing: what it reuses is no answer to what it was asked alone
         replace(first, prompt="a blue cone"),
         first,
     ]
@@ -80,5 +81,5 @@ def test_pictures_are_the_same_and_share_what_they_can(mini: Pipeline) -> None:
     finally:
         del mini.unet.forward
     assert all(one.equal(other) for one, other in zip(alone, together, strict=True))
-    assert len(calls) <= 4 + 3 + 2 + 1 + 4 + 0
+    assert len(calls) <= 4 + 3 + 2 + 1 + 4 + 4 + 0
     assert memory.saved > 0
