@@ -111,8 +111,10 @@ def steady(measures: Sequence[Measure], here: Where, there: Where) -> Decide:
     def compare(seen: _Seen) -> Finding:
         found, told = seen.apart(here, there)
         margin = MARGINS[seen.measure[0]]
+        # Where no pair differed, one in n / 3 may yet (the rule of three): of that, resampling knows nothing.
+        unseen = 3 / found.size if seen.measure[0] in _SHARES else 0.0
         # The farthest and the nearest that the difference may lie from zero.
-        most, least = max(abs(found.low), abs(found.high)), max(found.low, -found.high, 0)
+        most, least = max(abs(found.low), abs(found.high), unseen), max(found.low, -found.high, 0)
         return Finding(
             word=_word(margin - most, margin - least, found.size), estimate=found,
             told=f"{told}; up to {_amount(seen.measure, margin)} is no difference",
@@ -234,6 +236,8 @@ def _word(low: float, high: float, size: int) -> str:
 
 def _difference(measure: Measure, found: Estimate) -> str:
     words = _WORDS[measure[0]]
+    if found.low == found.mean == found.high == 0:
+        return f"{words} in none of {found.size} pairs another"
     if measure[0] in _SHARES:
         mean, low, high = (100 * each for each in found[:3])
         return f"{words} {mean:+.1f} points ({low:+.1f} to {high:+.1f})"

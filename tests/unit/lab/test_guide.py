@@ -109,6 +109,8 @@ def test_a_few_pairs_decide_nothing(store):
 def test_steps_that_settle_and_go_on_changing(store):
     settled = {"flawless": lambda s: min(1.0, s.steps / 25)}
     assert set(found(store, "steps", drawing(settled, lambda s: s.steps)).values()) == {CONFIRMED}
+    few = found(store, "steps", drawing(settled, lambda s: s.steps), pairs=32, prompts=PROMPTS[:32])
+    assert few["quality stays beyond 25 steps"] == UNDECIDED, "that 32 pairs agree proves little"
     rising = {"flawless": lambda s: s.steps / 60}
     told = found(store, "steps", drawing(rising), prompts=[f"a cone {number}" for number in range(64)])
     assert told["quality stays beyond 25 steps"] == CONTRADICTED
