@@ -123,7 +123,7 @@ class Pipeline:
         for part, network in networks.items():
             load_component(network, checkpoint, part, dtype=number, device=where)
             pack(network.requires_grad_(False).eval())
-        on_disk = Path(model).expanduser().exists()
+        on_disk = found.path == Path(model).expanduser()
         source = str(found.path.resolve()) if on_disk else found.name.partition("@")[0]
         return cls(
             identity=ModelIdentity(

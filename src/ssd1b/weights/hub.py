@@ -72,7 +72,8 @@ def resolve(model: str, *, offline: bool = False, half: bool = False) -> Resolve
     """Find a model, downloading it if it must be.
 
     Args:
-        model: a path, a built-in name, an alias or a hub id; the last two with ``@revision`` if wanted.
+        model: a path, a built-in name, an alias or a hub id; the last two with ``@revision`` if wanted. A
+            folder without a model in it, as a sweep may be called, does not stand in the way of a name.
         offline: use what is on disk only.
         half: the model will run in 16 bits, so that the smaller fp16 files do where there are any.
 
@@ -80,7 +81,8 @@ def resolve(model: str, *, offline: bool = False, half: bool = False) -> Resolve
         InputError: no such model, no access to it, or no network and no copy in the cache.
     """
     path = Path(model).expanduser()
-    if model and path.exists():
+    named = model in BUILT_IN or model.lower() in ALIASES
+    if model and path.exists() and not (named and path.is_dir() and not _holds_model(path)):
         return Resolved(path=path, name=model)
     if model in BUILT_IN:
         return Resolved(path=BUILT_IN[model], name=model)
@@ -247,6 +249,8 @@ def _is_of_the_family(index: Path) -> bool:
 
 def _checkpoint_in(folder: Path) -> Path:
     """What ``loading.open_checkpoint`` wants of a snapshot: a model's folder, or the only file in it."""
-    if (folder / "model_index.json").exists() or (folder / "config.json").exists():
-        return folder
-    return next(folder.glob("*.safetensors"))
+    return folder if _holds_model(folder) else next(folder.glob("*.safetensors"))
+
+
+def _holds_model(folder: Path) -> bool:
+    return (folder / "model_index.json").exists() or (folder / "config.json").exists()

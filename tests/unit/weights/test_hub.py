@@ -1,6 +1,7 @@
 """Names of models to places on disk, with a hub that is made up and a cache that is laid by hand."""
 
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -122,6 +123,17 @@ def lay(cache, repository, source, revision="main", commit=COMMIT):
     (storage / "refs").mkdir(parents=True, exist_ok=True)
     (storage / "refs" / revision).write_text(commit)
     return shutil.copytree(source, storage / "snapshots" / commit)
+
+
+def test_a_folder_that_is_no_model_does_not_stand_in_the_way_of_a_name(tmp_path, cache, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mini-sdxl", "another"):
+        (tmp_path / name / "cells").mkdir(parents=True)
+    assert resolve("mini-sdxl").path == BUILT_IN["mini-sdxl"]
+    assert resolve("./mini-sdxl").path == Path("mini-sdxl")
+    assert resolve("another").path == Path("another")
+    (tmp_path / "mini-sdxl/model_index.json").write_text("{}")
+    assert resolve("mini-sdxl").path == Path("mini-sdxl")
 
 
 def test_paths_and_built_in_models_need_nothing(tmp_path, cache):
