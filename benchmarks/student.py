@@ -21,7 +21,7 @@ BATCHES = (2, 16, 64)
 @torch.inference_mode()
 def seconds(unet: UNet, batch: int, cells: int) -> float:
     """Of one forward pass."""
-    layout, dtype = unet.layout, unet.conv_in.weight.dtype
+    layout, dtype = unet.layout, unet.conv_norm_out.weight.dtype
     given = (
         torch.randn(batch, layout.in_channels, cells, cells, dtype=dtype),
         torch.full((batch,), 500.0),
@@ -45,11 +45,11 @@ def main() -> None:
     options = parser.parse_args()
     pipelines = [Pipeline.load(name, device="cpu") for name in (options.teacher, options.student)]
     teacher, student = (pipeline.unet for pipeline in pipelines)
-    sizes = [sum(each.numel() for each in unet.parameters()) for unet in (teacher, student)]
+    sizes = [sum(each.numel() for each in unet.state_dict().values()) for unet in (teacher, student)]
     layout = pipelines[0].layout
     cells = layout.size // layout.vae.factor
     told = {
-        "parameters": sizes, "share": sizes[1] / sizes[0], "dtype": str(teacher.conv_in.weight.dtype),
+        "parameters": sizes, "share": sizes[1] / sizes[0], "dtype": str(pipelines[0].dtype),
         "threads": torch.get_num_threads(), "batches": {},
     }  # fmt: skip
     for batch in BATCHES:

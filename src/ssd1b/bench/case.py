@@ -15,9 +15,6 @@ from ssd1b.models.text import CONTEXT, TextEncoder
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 
-PARTS = ("unet", "vae", "text")
-"""A step of the UNet, decoding a picture, and the large text encoder; SDXL's small one is a sixth of it."""
-
 TIMESTEP = 500.0
 
 
@@ -26,12 +23,12 @@ class Case:
     """A network and its inputs, in float32.
 
     Attributes:
-        part: one of ``PARTS``.
+        part: one of ``bench.PARTS``.
         layout: of the model.
         network: with random weights.
         inputs: for its forward pass: the UNet's five, the VAE's latents, the encoder's token ids.
-        batch: of the UNet's inputs the first half has no text, as a pair for guidance has without a negative
-            prompt.
+        batch: how many inputs; of the UNet's the first half has no text, as a pair for guidance has without a
+            negative prompt.
         macs: multiply-accumulate operations, each counted whole; None where nobody counted.
         copies: of the network in other number formats or places, as engines come to need them.
     """
@@ -49,7 +46,7 @@ def make_case(part: str, layout: ModelLayout, *, latent: int, batch: int, seed: 
     """Make a network and its inputs.
 
     Args:
-        part: one of ``PARTS``.
+        part: one of ``bench.PARTS``.
         layout: of the model.
         latent: side of the latents.
         batch: how many at a time; decoded is one picture.
@@ -76,7 +73,7 @@ def make_case(part: str, layout: ModelLayout, *, latent: int, batch: int, seed: 
         inputs = (ids,)
     return Case(
         part=part, layout=layout, network=random_network(_MAKERS[part](layout), generator), inputs=inputs,
-        batch=batch, macs=macs,
+        batch=len(inputs[0]), macs=macs,
     )  # fmt: skip
 
 

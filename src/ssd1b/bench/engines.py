@@ -7,6 +7,7 @@ package.
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from types import MappingProxyType
@@ -32,13 +33,11 @@ class Engine:
     """What computes a case.
 
     Attributes:
-        says: what it is.
         needs: libraries beyond our own.
         prepare: ``prepare(case, dtype, device)``: everything that happens once.
         copies: of the weights that it makes in its number format.
     """
 
-    says: str
     prepare: Callable[[Case, torch.dtype, torch.device], Work]
     needs: tuple[str, ...] = ()
     copies: int = 0
@@ -108,21 +107,23 @@ def _diffusers_network(case: Case, dtype: torch.dtype, device: torch.device) -> 
 
 
 class _Decoder(nn.Module):
-    """diffusers' autoencoder, of which a picture needs the second half."""
+    """An autoencoder's second half, as a picture needs it; diffusers' and ours have the same parts."""
 
     def __init__(self, vae: nn.Module) -> None:
         super().__init__()
-        self.vae = vae
+        self.post_quant_conv, self.decoder = cast(Any, vae).post_quant_conv, cast(Any, vae).decoder
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """Decode."""
-        return cast(Any, self.vae).decode(latents, return_dict=False)[0]
+    def forward(self, scaled: Tensor) -> Tensor:
+        """Decode latents that were divided by the scaling factor."""
+        return self.decoder(self.post_quant_conv(scaled))
 
 
 def _openvino(case: Case, dtype: torch.dtype, device: torch.device) -> Work:
     openvino: Any = import_module("openvino")
     network = _Decoder(case.network) if case.part == "vae" else case.network
     inputs = _inputs(case, torch.float32, torch.device("cpu"))
+    if case.part == "vae":
+        inputs = (inputs[0] / case.layout.vae.scaling_factor,)
     model = openvino.convert_model(network, example_input=inputs)
     hint = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
     compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
@@ -131,20 +132,14 @@ def _openvino(case: Case, dtype: torch.dtype, device: torch.device) -> Work:
 
 
 ENGINES: Mapping[str, Engine] = MappingProxyType({
-    "ssd1b": Engine(says="this package, as it draws", prepare=_ours, copies=1),
-    "ssd1b-plain": Engine(
-        says="the same network as it is written", prepare=lambda *given: _ours(*given, fast=False)
-    ),
-    "diffusers": Engine(says="diffusers as it is loaded", prepare=_diffusers, needs=("diffusers",)),
-    "diffusers-compiled": Engine(
-        says="diffusers through torch.compile, weights frozen", prepare=_compiled, needs=("diffusers",),
-        copies=1,
-    ),
-    "openvino": Engine(
-        says="the network converted by OpenVINO, on the CPU", prepare=_openvino, needs=("openvino",),
-        copies=2,
-    ),
+    "ssd1b": Engine(prepare=_ours, copies=1),
+    "ssd1b-plain": Engine(prepare=partial(_ours, fast=False)),
+    "diffusers": Engine(prepare=_diffusers, needs=("diffusers",)),
+    "diffusers-compiled": Engine(prepare=_compiled, needs=("diffusers",), copies=1),
+    "openvino": Engine(prepare=_openvino, needs=("openvino",), copies=2),
 })  # fmt: skip
+"""This package as it draws, and its networks as they are written; diffusers as it is loaded, and compiled
+with its weights frozen; our network converted by OpenVINO."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """A picture of what was timed."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ssd1b.evaluate.plots import svg
 
 
 def plot(tables: Sequence[Mapping[str, Any]]) -> str:
@@ -14,7 +15,6 @@ def plot(tables: Sequence[Mapping[str, Any]]) -> str:
     Returns:
         SVG.
     """
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     parts = list(dict.fromkeys(table["part"] for table in tables))
@@ -38,7 +38,4 @@ def plot(tables: Sequence[Mapping[str, Any]]) -> str:
         panel.set_ylim(bottom=0)
         panel.set_title(part)
         panel.legend(fontsize=8)
-    buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": "ssd1b"}):  # the same figure is the same text
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+    return svg(figure)

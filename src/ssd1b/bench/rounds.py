@@ -3,8 +3,7 @@
 import gc
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -46,11 +45,6 @@ class Row:
     share: float | None
     preparation: float
     memory: int
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 @torch.inference_mode()

@@ -1,12 +1,14 @@
 """``ssd1b bench``: how fast a model computes on this machine, beside peers."""
 
 import json
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ssd1b.bench import PARTS
 from ssd1b.cli.table import byte_size, columns
 from ssd1b.errors import InputError, unknown
 from ssd1b.layouts import NAMED, model_layout
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from ssd1b.bench.rounds import Row
     from ssd1b.layouts import ModelLayout
 
-PARTS = ("unet", "vae", "text")
+FILES = ("bench.jsonl", "bench.svg")
 NUMBERS = {
     "latent": Range(low=8, high=512, multiple_of=8),
     "batch": Range(low=1, high=256, multiple_of=1),
@@ -123,14 +125,14 @@ def command(
             _check_memory(what, layout, [reference, *choices], where)
             case = make_case(what["part"], layout, latent=what["latent"], batch=batch)
             rows = compare(case, choices, reference=reference, rounds=rounds, device=where, advance=advance)
-            facts = [each.facts for each in rows]
-            tables.append(
-                {**what, "batch": batch, "reference": str(reference), **machine(where), "rows": facts}
-            )
+            facts = {"batch": case.batch, "reference": str(reference), **machine(where)}
+            tables.append({**what, **facts, "rows": [asdict(each) for each in rows]})
+            if out is not None:
+                _write(Path(out), tables)
             with tqdm.external_write_mode():
                 click.echo(json.dumps(tables[-1]) if as_json else _told(tables[-1], rows))
-    if out is not None:
-        _write(Path(out), tables)
+    for path in (Path(out, name) for name in FILES if out is not None):
+        click.echo(click.format_filename(path))
 
 
 def _check_memory(
@@ -176,12 +178,11 @@ def _told(what: "Mapping[str, Any]", rows: "list[Row]") -> str:
 
 
 def _write(folder: Path, tables: list[dict[str, Any]]) -> None:
+    """After each table, so that nothing is lost where the next one is stopped."""
     from ssd1b.bench.plot import plot
     from ssd1b.weights.files import replacing
 
-    with replacing(folder / "bench.jsonl") as aside:
-        aside.write_text("".join(json.dumps(table) + "\n" for table in tables), encoding="utf-8")
-    with replacing(folder / "bench.svg") as aside:
-        aside.write_text(plot(tables), encoding="utf-8")
-    for name in ("bench.jsonl", "bench.svg"):
-        click.echo(click.format_filename(folder / name))
+    lines = "".join(json.dumps(table) + "\n" for table in tables)
+    for name, text in zip(FILES, (lines, plot(tables)), strict=True):
+        with replacing(folder / name) as aside:
+            aside.write_text(text, encoding="utf-8")

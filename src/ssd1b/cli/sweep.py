@@ -53,9 +53,9 @@ def command(
     """Draw prompts with every combination of settings, from the same noise for each seed, and measure each.
 
     An axis is model, size, words (the first value is searched in the prompt, the others take its place),
-    negative, negative-preset, preset, seed, sampler, schedule, steps, guidance, guidance-interval or
-    guidance-rescale. Values are separated by commas, or by || where they hold commas; numbers may be ranges:
-    1-10, 1-10 (+2), 1-10 [5], or 5, 10, .., 30.
+    negative, negative-preset, preset, seed, sampler, schedule, steps, guidance, guidance-interval,
+    guidance-rescale or feature-reuse. Values are separated by commas, or by || where they hold commas;
+    numbers may be ranges: 1-10, 1-10 (+2), 1-10 [5], or 5, 10, .., 30.
 
     What was drawn before, by whichever sweep, is not drawn again: a sweep that was stopped goes on with the
     same command, and several processes may share a folder.

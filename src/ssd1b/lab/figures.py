@@ -1,6 +1,5 @@
 """Curves and fronts of a sweep."""
 
-import io
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -151,14 +150,3 @@ def _shortened(label: str) -> str:
 
 def _wrapped(text: str) -> str:
     return "\n".join(textwrap.wrap(text, 34))
-
-
-def svg(figure: "Figure") -> str:
-    """A figure as an element of an HTML page."""
-    from matplotlib import rc_context
-
-    buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": "ssd1b"}):  # the same figure is the same text
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]

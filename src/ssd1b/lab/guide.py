@@ -9,10 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ssd1b.evaluate.plots import svg
 from ssd1b.lab.axes import Axis, Value, make_axis
 from ssd1b.lab.claims import CLAIMS, CONFIRMED, CONTRADICTED, UNDECIDED, Claim, Finding
 from ssd1b.lab.export import strip
-from ssd1b.lab.figures import curves, grouped, svg
+from ssd1b.lab.figures import curves, grouped
 from ssd1b.lab.results import DIVERSITY, SECONDS, SEED, UNCONVERGED, Results
 from ssd1b.lab.store import Store
 from ssd1b.lab.sweep import Model, Sweep

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ssd1b.evaluate.plots import svg
 from ssd1b.evaluate.statistics import Estimate
 from ssd1b.lab.export import command_line, preset_text
-from ssd1b.lab.figures import MEANING, curves, pareto, svg
+from ssd1b.lab.figures import MEANING, curves, pareto
 from ssd1b.lab.results import EMPTY, SECONDS, SEED, Results
 from ssd1b.lab.store import Store
 from ssd1b.lab.sweep import PROMPT

@@ -27,7 +27,7 @@ class LatentDistribution(NamedTuple):
 
 
 class UndecodableLatents(FloatingPointError):
-    """The decoder gave NaN or infinity even in float32: the latents themselves are broken."""
+    """The decoder gave NaN or infinity with float32's range: the latents themselves are broken."""
 
 
 class VAE(nn.Module):
@@ -59,7 +59,7 @@ class VAE(nn.Module):
                 maps do not fit in memory; None decodes in one go.
 
         Raises:
-            UndecodableLatents: NaN or infinity even in float32.
+            UndecodableLatents: NaN or infinity with float32's range, which bfloat16 has, too.
         """
         pixels = self._decode(latents, tile)
         if pixels.isfinite().all():
@@ -74,7 +74,7 @@ class VAE(nn.Module):
             finally:
                 self.to(dtype)
         if not pixels.isfinite().all():
-            raise UndecodableLatents("the latents decode to NaN or infinity even in float32")
+            raise UndecodableLatents("the latents decode to NaN or infinity")
         return pixels
 
     @property

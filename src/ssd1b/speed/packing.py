@@ -1,9 +1,9 @@
 """Layers whose weights lie in memory as the processor's kernels want them, put in place of a network's own.
 
-torch calls MKL for float32 products, which on AMD processors runs at half speed, and reorders the weights
-of a convolution at every call. oneDNN, which every build of torch for x86 carries, is fast on either, and
-reads weights best in an order of its own. torch's compiler packs them so when it freezes a network; here that
-is done alone, through the same operators, without compiling anything.
+torch calls MKL for float32 products, which on AMD processors is slow with some shapes (docs/log), and
+orders the weights of a convolution anew at every call. oneDNN, which every build of torch for x86 carries,
+reads weights best in an order of its own. torch's compiler packs them so when it freezes a network; here
+that is done alone, through the same operators, without compiling anything.
 """
 
 from functools import cache
@@ -21,7 +21,6 @@ FORMATS = (torch.float32, torch.bfloat16)
 _SIDE = 64
 """Of the feature map that convolutions are packed for: the order hardly depends on it, but without any it is
 a poor one."""
-
 
 SMALLEST = 2**17
 """Numbers in a matrix below which calling oneDNN costs more than it saves: the miniature's UNet, of matrices
@@ -156,9 +155,9 @@ def _packed(layer: nn.Module) -> nn.Module | None:
 def _works(dtype: torch.dtype) -> bool:
     """Whether the operators, no part of torch's public interface, are there and do what they did."""
     x = torch.linspace(-1, 1, 64, dtype=dtype).view(1, 4, 4, 4)
-    layers = {
-        PackedGEGLU: GEGLU(4, 4), PackedLinear: nn.Linear(4, 4), PackedConv2d: nn.Conv2d(4, 4, 3, padding=1)
-    }  # fmt: skip
+    with torch.random.fork_rng(devices=[]):  # whoever loads a model keeps the random numbers that he had
+        conv = nn.Conv2d(4, 4, 3, padding=1)
+        layers = {PackedGEGLU: GEGLU(4, 4), PackedLinear: nn.Linear(4, 4), PackedConv2d: conv}
     try:
         for packed, layer in layers.items():
             own = layer.to(dtype).requires_grad_(False)

@@ -19,13 +19,9 @@ class FeatureReuse:
     Attributes:
         tolerance: the largest change of the finest level's features, by their norm, for which the deep ones
             are taken from memory.
-        computed: how often they were computed.
-        reused: how often not.
     """
 
     tolerance: float
-    computed: int = 0
-    reused: int = 0
     _shallow: Tensor | None = field(default=None, repr=False)
     _deep: Tensor | None = field(default=None, repr=False)
 
@@ -37,10 +33,8 @@ class FeatureReuse:
             compute: the way through all coarser levels and back.
         """
         if self._deep is not None and self._change(shallow) <= self.tolerance:
-            self.reused += 1
             return self._deep
         self._shallow, self._deep = shallow, compute(shallow)
-        self.computed += 1
         return self._deep
 
     def _change(self, shallow: Tensor) -> float:

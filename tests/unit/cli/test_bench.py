@@ -4,8 +4,6 @@ import json
 
 import pytest
 
-from ssd1b.bench.engines import ENGINES
-
 QUICK = ("--layout", "mini-ssd-1b", "--latent", 8, "--rounds", 2)
 
 
@@ -17,7 +15,8 @@ def test_engines_compute_the_same(run, part):
     )
     assert done.code == 0, done.err
     table = json.loads(done.out)
-    assert (table["layout"], table["part"], table["latent"], table["batch"]) == ("mini-ssd-1b", part, 8, 2)
+    assert (table["layout"], table["part"], table["latent"]) == ("mini-ssd-1b", part, 8)
+    assert table["batch"] == (1 if part == "vae" else 2), "decoded is one picture"
     assert table["reference"] == "diffusers:fp32" and table["threads"] >= 1
     rows = {row["engine"]: row for row in table["rows"]}
     assert [*rows] == ["ssd1b", "ssd1b-plain", "diffusers"]
@@ -61,7 +60,6 @@ def test_a_peer_that_is_not_installed(run, monkeypatch):
     done = run("bench", *QUICK, "--peers", "openvino")
     assert done.code == 2
     assert "engine openvino needs openvino, which is not installed: pip install openvino" in done.err
-    assert all(engine.says for engine in ENGINES.values())
 
 
 def test_what_does_not_fit_is_refused_before_it_is_made(run, monkeypatch):
