@@ -34,7 +34,7 @@ def plot(tables: Sequence[Mapping[str, Any]]) -> str:
         ticks = sorted({table["latent"] for table in tables if table["part"] == part})
         panel.set_xticks(ticks, [f"{side}x{side}" for side in ticks])
         panel.set_xlabel("latent cells, an eighth of the picture's side")
-        panel.set_ylabel("seconds of one call: median, shortest and longest")
+        panel.set_ylabel("seconds of one call: median and extremes")
         panel.set_ylim(bottom=0)
         panel.set_title(part)
         panel.legend(fontsize=8)
