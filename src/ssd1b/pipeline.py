@@ -24,7 +24,7 @@ from ssd1b.models.vae import VAE
 from ssd1b.recipe import ModelIdentity, Recipe
 from ssd1b.runtime import choose_device, choose_dtype, dtype_name
 from ssd1b.settings import DEFAULT_MODEL, GenerationSettings, Preset, random_seed, resolve_settings
-from ssd1b.speed.packing import pack
+from ssd1b.speed.preparing import prepare
 from ssd1b.speed.reuse import FeatureReuse
 from ssd1b.tensors import Latents
 from ssd1b.weights import hub
@@ -122,7 +122,7 @@ class Pipeline:
             }
         for part, network in networks.items():
             load_component(network, checkpoint, part, dtype=number, device=where)
-            pack(network.requires_grad_(False).eval())
+            prepare(network.requires_grad_(False).eval())
         on_disk = found.path == Path(model).expanduser()
         source = str(found.path.resolve()) if on_disk else found.name.partition("@")[0]
         return cls(

@@ -1,5 +1,7 @@
 """Where a model runs and in which number format."""
 
+from collections.abc import Mapping
+
 import torch
 
 from ssd1b.errors import InputError, unknown
@@ -61,11 +63,18 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
 
 def cpu_multiplies_bfloat16() -> bool:
     """Whether the processor has instructions for bfloat16 products; without, float32 is faster."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10
-    if capabilities:
-        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # since torch 2.5
-    return bool(probe and probe())
+    able = cpu_capabilities()
+    return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+
+
+def cpu_capabilities() -> Mapping[str, bool]:
+    """The processor's instruction sets by torch's names, as far as this torch tells."""
+    told = getattr(torch.cpu, "get_capabilities", None)  # since torch 2.10
+    if told is not None:
+        return told()
+    probes = {name: getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")}
+    found = {name: bool(probe and probe()) for name, probe in probes.items()}
+    return found | {"amx_bf16": found["amx_tile"]}
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -1,5 +1,7 @@
 """Networks made fast from outside give what they gave before; that diffusers agrees, the other files show."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +15,9 @@ from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.speed import packing
 from ssd1b.speed.folding import FoldedUpsample
+from ssd1b.speed.fusing import SelfAttention, fuse
 from ssd1b.speed.packing import PackedConv2d, PackedGEGLU, PackedLinear, pack
+from ssd1b.speed.preparing import prepare
 from ssd1b.speed.reuse import FeatureReuse
 from tiny import LAYOUTS, inputs
 
@@ -41,19 +45,20 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
 @pytest.mark.usefixtures("everything_packed")
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("size", [(16, 16), (9, 14)])
-def test_a_packed_unet_predicts_the_same(name: str, size: tuple[int, int]) -> None:
+def test_a_prepared_unet_predicts_the_same(name: str, size: tuple[int, int]) -> None:
     model = seeded(lambda: UNet(LAYOUTS[name]))
     latents, timesteps, embeds, pooled, time_ids = inputs(LAYOUTS[name], *size)
     embeds[0] = 0.0
     expected = model(latents, timesteps, embeds, pooled, time_ids)
     weights = {key: value.clone() for key, value in model.state_dict().items()}
-    pack(model)
+    prepare(model)
     assert apart(model(latents, timesteps, embeds, pooled, time_ids), expected) < 1e-5
     read = model.read(embeds, without_text=1)
     assert apart(model(latents, timesteps, read, pooled, time_ids), expected) < 1e-5
     kinds = {type(module) for module in model.modules()}
-    assert {PackedConv2d, PackedGEGLU, PackedLinear} <= kinds
-    assert FoldedUpsample in kinds and Upsample not in kinds
+    assert {PackedConv2d, PackedGEGLU, PackedLinear, SelfAttention} <= kinds
+    folded = not name.startswith("mini")  # whose levels have too few channels
+    assert (FoldedUpsample in kinds, Upsample in kinds) == (folded, not folded)
     left = [key for key, module in model.named_modules() if type(module) in (nn.Conv2d, nn.Linear)]
     assert all(key.endswith("upsamplers.0.conv") for key in left), "else every product is packed"
     after = model.state_dict()
@@ -72,13 +77,47 @@ def test_packed_companions_do_the_same() -> None:
     text = seeded(lambda: TextEncoder(CLIP_MINI_2))
     ids = torch.randint(0, 1000, (2, 77), generator=generator)
     states, ends = text(ids)
-    pack(vae)
-    pack(text)
+    prepare(vae)
+    prepare(text)
     assert apart(vae.encode(pixels).mean, mean) < 1e-5
     assert apart(vae.decode(mean), decoded) < 1e-5
     assert apart(vae.decode(mean, tile=4), tiled) < 1e-5
     again, again_ends = text(ids)
     assert apart(again, states) < 1e-5 and apart(again_ends, ends) < 1e-5
+
+
+# In a process of its own: what the tests check at run time, shapes, the compiler does not read.
+ONE_GRAPH = """
+import sys; sys.path.insert(0, "tests")
+import torch
+from ssd1b.models.unet import UNet
+from ssd1b.speed.fusing import fuse
+from tiny import LAYOUTS, inputs
+torch.manual_seed(0)
+model = UNet(LAYOUTS["ssd-1b"]).eval().requires_grad_(False)
+latents, timesteps, embeds, pooled, time_ids = inputs(LAYOUTS["ssd-1b"], 16, 16)
+embeds[0] = 0.0
+expected = model(latents, timesteps, embeds, pooled, time_ids)
+fuse(model)
+whole = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
+predicted = whole(latents, timesteps, model.read(embeds, without_text=1), pooled, time_ids)
+assert (predicted - expected).norm() / expected.norm() < 1e-5
+"""
+
+
+def test_a_fused_unet_is_one_graph() -> None:
+    """A break in it would send an accelerator back to Python within a step."""
+    done = subprocess.run([sys.executable, "-c", ONE_GRAPH], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_folded_kernels_follow_the_network() -> None:
+    model = seeded(lambda: UNet(LAYOUTS["ssd-1b"]))
+    fuse(model)
+    (folded, *_) = [each for each in model.modules() if isinstance(each, FoldedUpsample)]
+    assert folded.four.weight.dtype == torch.float32
+    model.half()
+    assert folded.four.weight.dtype == torch.float16
 
 
 def test_what_cannot_be_packed_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,15 +14,26 @@ from types import MappingProxyType
 from typing import Any, cast
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ssd1b.bench.case import Case
+from ssd1b.diffusion.noise import noise_source
+from ssd1b.diffusion.schedule import NoiseSchedule
 from ssd1b.errors import InputError, unknown
+from ssd1b.images import to_pixels
+from ssd1b.layouts import ModelLayout
+from ssd1b.models.text import TextEncoder, TextEncoders, clip_tokenizer, load_tokenizer
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
+from ssd1b.pipeline import Pipeline
+from ssd1b.recipe import ModelIdentity
 from ssd1b.runtime import DTYPES, choose_dtype
-from ssd1b.speed.packing import pack
+from ssd1b.settings import DEFAULT_MODEL
+from ssd1b.speed.compiling import compile_network
+from ssd1b.speed.preparing import prepare
 from ssd1b.weights.configs import unet_config, vae_config
+from ssd1b.weights.vocabulary import DATA, PADDING, VOCABULARY_SIZE, clip_vocabulary
 
 Work = Callable[[], Tensor]
 """Computes once."""
@@ -43,35 +54,140 @@ class Engine:
     copies: int = 0
 
 
-def _ours(case: Case, dtype: torch.dtype, device: torch.device, *, fast: bool = True) -> Work:
-    network = _converted(case, dtype, device)
+def _ours(
+    case: Case,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    compiled: bool = False,
+    quantized: str | None = None,
+) -> Work:
+    network = _shell(_converted(case, dtype, device))
+    for each in network.values() if isinstance(network, nn.ModuleDict) else (network,):
+        drawing = isinstance(each, UNet)
+        prepare(
+            each,
+            compiled=compiled and (drawing or isinstance(each, VAE)),
+            quantized=quantized if drawing else None,
+        )
+    if isinstance(network, nn.ModuleDict):
+        return _drawn(case, network)
     inputs = _inputs(case, dtype, device)
-    if fast:
-        network = _shell(network)
-        pack(network)
     if isinstance(network, UNet):
         latents, timesteps, embeds, pooled, sizes = inputs
         # Once a picture, and so no part of a step.
-        context = network.read(embeds, without_text=case.batch // 2) if fast else embeds
+        context = network.read(embeds, without_text=case.batch)
         return lambda: network(latents, timesteps, context, pooled, sizes)
+    return _called_ours(network, inputs)
+
+
+def _plain(case: Case, dtype: torch.dtype, device: torch.device) -> Work:
+    network = _converted(case, dtype, device)
+    if isinstance(network, nn.ModuleDict):
+        return _drawn(case, network)
+    return _called_ours(network, _inputs(case, dtype, device))
+
+
+def _called_ours(network: nn.Module, inputs: tuple[Tensor, ...]) -> Work:
     if isinstance(network, VAE):
         return lambda: network.decode(*inputs)
-    return lambda: network(*inputs)[0]
+    if isinstance(network, TextEncoder):
+        return lambda: network(*inputs)[0]
+    return lambda: network(*inputs)
+
+
+def _drawn(case: Case, networks: nn.ModuleDict) -> Work:
+    """From the prompt to the picture, as ``ssd1b generate`` goes."""
+    pipeline = _pipeline(case, networks)
+    chosen = [pipeline.settings(**case.settings)] * case.batch
+
+    def draw() -> Tensor:
+        *_, last = pipeline.steps(chosen)
+        return _pixels([picture.image for picture in pipeline.pictures(last.latents, chosen)])
+
+    return draw
+
+
+def _pipeline(case: Case, networks: nn.ModuleDict) -> Pipeline:
+    parts = cast(Any, networks)
+    return Pipeline(
+        identity=ModelIdentity(name="random", source="random", revision=None, layout=case.layout.name),
+        layout=case.layout, family="sdxl", unet=parts["unet"], vae=parts["vae"],
+        text=TextEncoders(
+            encoder=parts["text_encoder"], encoder_2=parts["text_encoder_2"],
+            tokenizer=_tokenizer(case.layout, "text_encoder"),
+            tokenizer_2=_tokenizer(case.layout, "text_encoder_2"),
+        ),
+        noise_schedule=NoiseSchedule(), defaults={}, zeros_for_no_negative=True,
+    )  # fmt: skip
+
+
+def _tokenizer(layout: ModelLayout, part: str) -> Any:
+    """CLIP's, or for a layout of fewer tokens the miniatures'."""
+    if layout.text_encoder.vocab_size == VOCABULARY_SIZE:
+        return clip_tokenizer(*clip_vocabulary(), PADDING[part])
+    return load_tokenizer(DATA / DEFAULT_MODEL / part.replace("text_encoder", "tokenizer"))
+
+
+def _pixels(images: Sequence[Image.Image]) -> Tensor:
+    return torch.cat([to_pixels(image) for image in images])
 
 
 def _diffusers(case: Case, dtype: torch.dtype, device: torch.device) -> Work:
-    return _called(case, dtype, device, _diffusers_network(case, dtype, device))
+    if case.part == "picture":
+        return _drawn_by_diffusers(case, dtype, device)
+    return _called(case, dtype, device, _diffusers_network(case.part, case, dtype, device))
+
+
+def _compile(network: nn.Module) -> None:
+    """As diffusers' guide has it, by the same compiler with the same options as our own networks."""
+    cast(Any, network).to(memory_format=torch.channels_last)
+    compile_network(network)
 
 
 def _compiled(case: Case, dtype: torch.dtype, device: torch.device) -> Work:
-    from torch._inductor import config
+    if case.part == "picture":
+        return _drawn_by_diffusers(case, dtype, device, compiled=True)
+    network = deepcopy(_diffusers_network(case.part, case, dtype, device))  # layouts in memory will change
+    _compile(network)
+    return _called(case, dtype, device, network)
 
-    network = _diffusers_network(case, dtype, device)
-    mode = "max-autotune" if device.type == "cuda" else None
-    work = _called(case, dtype, device, cast(nn.Module, torch.compile(network, mode=mode)))
-    with config.patch(freezing=True):  # folds weights into what is compiled, where nothing learns
-        work()
-    return work
+
+def _drawn_by_diffusers(
+    case: Case, dtype: torch.dtype, device: torch.device, *, compiled: bool = False
+) -> Work:
+    """Its pipeline; texts are encoded by the same encoders as ours, since it leaves them to transformers."""
+    diffusers: Any = import_module("diffusers")
+    networks = cast(nn.ModuleDict, _converted(case, dtype, device))
+    ours = _pipeline(case, networks)
+    unet, vae = (_diffusers_network(part, case, dtype, device) for part in ("unet", "vae"))
+    if compiled:
+        unet, vae = deepcopy(unet), deepcopy(vae)  # layouts in memory will change
+        unet.fuse_qkv_projections()
+        _compile(unet)
+        _compile(vae.decoder)
+    pipe = diffusers.StableDiffusionXLPipeline(
+        vae=vae, text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None, unet=unet,
+        scheduler=diffusers.EulerDiscreteScheduler.from_config(ours.noise_schedule.to_config()),
+        add_watermarker=False,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    given = case.settings
+
+    cells = given["width"] // case.layout.vae.factor
+
+    def draw() -> Tensor:
+        embeds, pooled = ours.text.encode(ours.text.tokenize([given["prompt"]] * case.batch))
+        # The same noise as ours; left to itself it would draw other numbers in each number format.
+        noise = noise_source([given["seed"]] * case.batch, cells, cells, device)()
+        pictures = pipe(
+            prompt_embeds=embeds.to(dtype), pooled_prompt_embeds=pooled.to(dtype),
+            latents=noise.to(dtype), num_inference_steps=given["steps"],
+            guidance_scale=given["guidance_scale"], width=given["width"], height=given["height"],
+        )  # fmt: skip
+        return _pixels(pictures.images)
+
+    return draw
 
 
 def _called(case: Case, dtype: torch.dtype, device: torch.device, network: nn.Module) -> Work:
@@ -87,21 +203,23 @@ def _called(case: Case, dtype: torch.dtype, device: torch.device, network: nn.Mo
     return lambda: network(latents, timesteps[0], embeds, added_cond_kwargs=added, return_dict=False)[0]
 
 
-def _diffusers_network(case: Case, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The peer's own module, sharing our weights."""
-    if case.part == "text":
+def _diffusers_network(part: str, case: Case, dtype: torch.dtype, device: torch.device) -> Any:
+    """The peer's own module, sharing our weights; of the VAE alone its second half."""
+    ours: Any = _converted(case, dtype, device)
+    if part == "text":
         # diffusers leaves texts to transformers, as we do.
-        return cast(Any, _converted(case, dtype, device)).text_model
+        return ours.text_model
     diffusers: Any = import_module("diffusers")
     side = case.layout.size
     config, kind = (
         (unet_config(case.layout.unet, side // case.layout.vae.factor), diffusers.UNet2DConditionModel)
-        if case.part == "unet"
+        if part == "unet"
         else (vae_config(case.layout.vae, side), diffusers.AutoencoderKL)
     )
     with torch.device("meta"):
         network = kind.from_config(config)
-    network.load_state_dict(_converted(case, dtype, device).state_dict(), assign=True)
+    weights = ours[part] if isinstance(ours, nn.ModuleDict) else ours
+    network.load_state_dict(weights.state_dict(), assign=True)
     network.requires_grad_(False).eval()
     return _Decoder(network) if case.part == "vae" else network
 
@@ -119,6 +237,8 @@ class _Decoder(nn.Module):
 
 
 def _openvino(case: Case, dtype: torch.dtype, device: torch.device) -> Work:
+    if case.part == "picture":
+        raise InputError("engine openvino computes single networks here: take --part unet, vae or text")
     openvino: Any = import_module("openvino")
     network = _Decoder(case.network) if case.part == "vae" else case.network
     inputs = _inputs(case, torch.float32, torch.device("cpu"))
@@ -131,15 +251,22 @@ def _openvino(case: Case, dtype: torch.dtype, device: torch.device) -> Work:
     return lambda: torch.from_numpy(compiled(given)[0])
 
 
+def _quantized(name: str) -> Engine:
+    return Engine(prepare=partial(_ours, compiled=True, quantized=name), needs=("torchao",), copies=1)
+
+
 ENGINES: Mapping[str, Engine] = MappingProxyType({
     "ssd1b": Engine(prepare=_ours, copies=1),
-    "ssd1b-plain": Engine(prepare=partial(_ours, fast=False)),
+    "ssd1b-compiled": Engine(prepare=partial(_ours, compiled=True), copies=1),
+    "ssd1b-fp8": _quantized("fp8"),
+    "ssd1b-int8": _quantized("int8"),
+    "ssd1b-plain": Engine(prepare=_plain),
     "diffusers": Engine(prepare=_diffusers, needs=("diffusers",)),
     "diffusers-compiled": Engine(prepare=_compiled, needs=("diffusers",), copies=1),
     "openvino": Engine(prepare=_openvino, needs=("openvino",), copies=2),
 })  # fmt: skip
-"""This package as it draws, and its networks as they are written; diffusers as it is loaded, and compiled
-with its weights frozen; our network converted by OpenVINO."""
+"""This package as it draws, compiled, and with its matrices in eight bits; its networks as they are written;
+diffusers as it is loaded, and compiled as its guide has it; our network converted by OpenVINO."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,19 +312,18 @@ def needed_bytes(parameters: int, choices: Sequence[Choice]) -> int:
 
 
 def _converted(case: Case, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The case's network, or a copy in another format or place, which all engines of that share."""
+    """The case's network in a format and place, which all engines of that share."""
     where = (dtype, device)
-    if where == (torch.float32, torch.device("cpu")):
-        return case.network
     if where not in case.copies:
         case.copies[where] = deepcopy(case.network).to(device, dtype)
     return case.copies[where]
 
 
 def _shell(network: nn.Module) -> nn.Module:
-    """A copy that shares its weights, whose layers may be changed."""
+    """A copy whose layers may be changed; on a CPU it shares its weights, which are replaced, not changed."""
     weights = [*network.parameters(), *network.buffers()]
-    return deepcopy(network, {id(weight): weight for weight in weights})
+    shared = {id(weight): weight for weight in weights if weight.device.type == "cpu"}
+    return deepcopy(network, shared)
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:

@@ -25,11 +25,11 @@ class Row:
         ratio: of its seconds to the first peer's, median of the rounds' ratios; ratio_low and ratio_high:
             the smallest and the largest of them.
         apart: norm of the difference from the reference's output, by the norm of that.
-        gflops: billions of floating-point operations a second, two to a multiplication, if they were counted;
-            what an engine need not compute counts as computed.
+        gflops: billions of floating-point operations a second, two to a multiplication; what an engine need
+            not compute counts as computed.
         share: of the measured rate of matrix products in its number format.
         preparation: seconds of what happens once, the first call included.
-        memory: bytes by which the process grew meanwhile.
+        memory: bytes by which the process grew meanwhile; on a GPU, how much more of it was in use at most.
     """
 
     engine: str
@@ -41,8 +41,8 @@ class Row:
     ratio_low: float
     ratio_high: float
     apart: float
-    gflops: float | None
-    share: float | None
+    gflops: float
+    share: float
     preparation: float
     memory: int
 
@@ -62,9 +62,6 @@ def compare(
         device: where.
         advance: told what is done next; ``(rounds + 1) * len(choices) + 1`` times in all.
     """
-    import psutil
-
-    process = psutil.Process()
     advance(f"{reference}: for reference")
     expected = ENGINES[reference.name].prepare(case, reference.dtype, device)().float().cpu()
     gc.collect()
@@ -72,13 +69,13 @@ def compare(
     preparations, grown, apart = [], [], []
     for choice in choices:
         advance(f"{choice}: prepare")
-        before, start = process.memory_info().rss, time.perf_counter()
+        before, start = _in_use(device), time.perf_counter()
         works.append(ENGINES[choice.name].prepare(case, choice.dtype, device))
         output = works[-1]()
         _wait(device)
         preparations.append(time.perf_counter() - start)
         gc.collect()
-        grown.append(process.memory_info().rss - before)
+        grown.append(_most_in_use(device) - before)
         apart.append(_apart(output.float().cpu(), expected))
     peaks = {dtype: product_rate(dtype, device) for dtype in {choice.dtype for choice in choices}}
     seconds = np.empty((rounds, len(choices)))
@@ -93,27 +90,32 @@ def compare(
     rows = []
     for place, choice in enumerate(choices):
         mine, against = seconds[:, place], ratios[:, place]
-        rate = None if case.macs is None else 2 * case.macs / float(np.median(mine))
+        rate = 2 * case.macs / float(np.median(mine))
         rows.append(
             Row(
                 engine=choice.name, dtype=dtype_name(choice.dtype), seconds=float(np.median(mine)),
                 low=float(mine.min()), high=float(mine.max()), ratio=float(np.median(against)),
                 ratio_low=float(against.min()), ratio_high=float(against.max()), apart=apart[place],
-                gflops=rate and rate / 1e9, share=rate and rate / peaks[choice.dtype],
+                gflops=rate / 1e9, share=rate / peaks[choice.dtype],
                 preparation=preparations[place], memory=grown[place],
             )
         )  # fmt: skip
     return rows
 
 
-PRODUCTS = ((2048, 640, 5120), (512, 1280, 1280), (4096, 640, 640))
-"""Rows, inputs and outputs of matrices as SSD-1B multiplies them."""
+PRODUCTS = {"cpu": ((2048, 640, 5120), (512, 1280, 1280), (4096, 640, 640)), "cuda": ((8192, 8192, 8192),)}
+"""Rows, inputs and outputs of matrices: on processors as SSD-1B multiplies them, as larger ones are no faster
+there; on a GPU such that it has enough to do."""
+
+_TOGETHER = 8
+"""Products that an accelerator is given at once, so that none waits for the one before to be noticed."""
 
 
 def product_rate(dtype: torch.dtype, device: torch.device) -> float:
     """What the machine reaches at best in matrix products, packed or not: operations a second."""
     best = 0.0
-    for rows, inputs, outputs in PRODUCTS:
+    together = 1 if device.type == "cpu" else _TOGETHER
+    for rows, inputs, outputs in PRODUCTS.get(device.type, PRODUCTS["cpu"]):
         x = torch.randn(rows, inputs).to(device, dtype)
         for packed in (False, True):
             layers = torch.nn.Sequential(torch.nn.Linear(inputs, outputs)).to(device, dtype)
@@ -122,10 +124,28 @@ def product_rate(dtype: torch.dtype, device: torch.device) -> float:
                 pack(layers)
             for _ in range(4):
                 start = time.perf_counter()
-                layers(x)
+                for _ in range(together):
+                    layers(x)
                 _wait(device)
-                best = max(best, 2 * rows * inputs * outputs / (time.perf_counter() - start))
+                seconds = (time.perf_counter() - start) / together
+                best = max(best, 2 * rows * inputs * outputs / seconds)
     return best
+
+
+def _in_use(device: torch.device) -> int:
+    """Bytes of the process, or of the GPU; from here on its most is counted anew."""
+    if device.type != "cuda":
+        return _most_in_use(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def _most_in_use(device: torch.device) -> int:
+    import psutil
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss
 
 
 def _apart(output: Tensor, expected: Tensor) -> float:

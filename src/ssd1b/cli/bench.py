@@ -27,6 +27,7 @@ FILES = ("bench.jsonl", "bench.svg")
 NUMBERS = {
     "latent": Range(low=8, high=512, multiple_of=8),
     "batch": Range(low=1, high=256, multiple_of=1),
+    "steps": Range(low=1, high=1000, multiple_of=1),
     "rounds": Range(low=1, high=1000, multiple_of=1),
 }
 
@@ -38,19 +39,21 @@ NUMBERS = {
 )  # fmt: skip
 @click.option(
     "--part", "parts", multiple=True, default=("unet",), show_default=True, metavar="NAME",
-    help="unet (a step), vae (decoding a picture), text (the large encoder); may be given often.",
+    help="unet (a step), vae (decoding), text (the large encoder), picture (all); may be given often.",
 )  # fmt: skip
 @click.option(
     "--latent", "latents", type=int, multiple=True, default=(64,), show_default=True, metavar="N",
     help="Side of the latents, an eighth of the picture's; may be given often.",
 )  # fmt: skip
 @click.option(
-    "--batch", type=int, default=2, show_default=True, metavar="N",
-    help="At a time; half of them without a text, as a pair for guidance.",
+    "--batch", type=int, default=1, show_default=True, metavar="N",
+    help="Pictures at a time; for each the UNet computes a pair, as guidance takes it.",
 )  # fmt: skip
+@click.option("--steps", type=int, default=20, show_default=True, metavar="N", help="Of a picture, guided.")
 @click.option(
     "--peers", default="", metavar="LIST",
-    help="ssd1b-plain, diffusers, diffusers-compiled, openvino; with a number format as diffusers:bf16.",
+    help="ssd1b-compiled, ssd1b-fp8, ssd1b-int8, ssd1b-plain, diffusers, diffusers-compiled, openvino; with "
+    "a number format as diffusers:bf16.",
 )  # fmt: skip
 @click.option(
     "--rounds", type=int, default=5, show_default=True, metavar="N", help="Of each engine, in turn."
@@ -64,6 +67,7 @@ def command(
     parts: tuple[str, ...],
     latents: tuple[int, ...],
     batch: int,
+    steps: int,
     peers: str,
     rounds: int,
     device: str | None,
@@ -85,7 +89,8 @@ def command(
       ssd1b bench --layout ssd-1b --layout sdxl --latent 64 --latent 128 --rounds 3 --out speed
       ssd1b bench --part vae --peers diffusers:bf16,openvino --dtype bf16
     """  # noqa: D301 (\b keeps click from wrapping)
-    for name, values in (("latent", latents), ("batch", (batch,)), ("rounds", (rounds,))):
+    numbers = {"latent": latents, "batch": (batch,), "steps": (steps,), "rounds": (rounds,)}
+    for name, values in numbers.items():
         for value in values:
             NUMBERS[name].check(name, value)
     for kind, chosen, allowed in (("layout", layouts, NAMED), ("part", parts, PARTS)):
@@ -123,9 +128,16 @@ def command(
         for what in wanted:
             layout = model_layout(what["layout"])
             _check_memory(what, layout, [reference, *choices], where)
-            case = make_case(what["part"], layout, latent=what["latent"], batch=batch)
+            case = make_case(
+                what["part"], layout, latent=what["latent"], batch=batch, steps=steps, device=where
+            )
             rows = compare(case, choices, reference=reference, rounds=rounds, device=where, advance=advance)
-            facts = {"batch": case.batch, "reference": str(reference), **machine(where)}
+            facts = {
+                "batch": batch,
+                "steps": case.settings.get("steps"),
+                "reference": str(reference),
+                **machine(where),
+            }
             tables.append({**what, **facts, "rows": [asdict(each) for each in rows]})
             if out is not None:
                 _write(Path(out), tables)
@@ -166,8 +178,8 @@ def _told(what: "Mapping[str, Any]", rows: "list[Row]") -> str:
             f"{each.ratio:.2f}",
             f"{each.ratio_low:.2f} to {each.ratio_high:.2f}",
             f"{each.apart:.1e}",
-            "" if each.gflops is None else f"{each.gflops:.0f}",
-            "" if each.share is None else f"{each.share:.0%}",
+            f"{each.gflops:.0f}",
+            f"{each.share:.0%}",
             f"{each.preparation:.1f} s",
             byte_size(max(each.memory, 0)),
         ]

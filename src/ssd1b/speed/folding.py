@@ -34,19 +34,23 @@ def phases(layer: Upsample) -> nn.Conv2d:
 
 
 class FoldedUpsample(nn.Module):
-    """``Upsample`` by four kernels at once; where a side is not doubled exactly, as it is written."""
+    """``Upsample`` by four kernels at once; where a side is not doubled exactly, as it is written.
 
-    def __init__(self, layer: Upsample, four: nn.Module) -> None:
+    ``state_dict`` holds the weights of ``conv`` alone, which the four kernels are sums of.
+    """
+
+    def __init__(self, layer: Upsample) -> None:
         super().__init__()
         self.conv = layer.conv
-        self._four = [four]  # no module of its own, so that the weights' names stay
+        self.four: nn.Module = phases(layer)
+        self.register_state_dict_post_hook(_without_four)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """``[B, C, H, W] -> [B, C, *size]``, as ``Upsample``."""
         height, width = x.shape[-2:]
         if size not in (None, (2 * height, 2 * width)):
             return self.conv(F.interpolate(x, size=size, mode="nearest"))
-        four = self._four[0](x).unflatten(1, (2, 2, -1))
+        four = self.four(x).unflatten(1, (2, 2, -1))
         shape = (len(x), four.shape[3], 2 * height, 2 * width)
         doubled = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         for row in range(2):
@@ -54,3 +58,8 @@ class FoldedUpsample(nn.Module):
                 part = four[:, row, column, :, row : row + height, column : column + width]
                 doubled[:, :, row::2, column::2] = part
         return doubled
+
+
+def _without_four(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
+    for name in [name for name in state if name.startswith(f"{prefix}four.")]:
+        del state[name]

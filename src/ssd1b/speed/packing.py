@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ssd1b.models.attention import GEGLU
-from ssd1b.models.layers import Upsample
-from ssd1b.speed.folding import FoldedUpsample, phases
+from ssd1b.speed.folding import FoldedUpsample
 
 FORMATS = (torch.float32, torch.bfloat16)
 """That are packed: float16 has no kernels on processors."""
@@ -132,6 +131,8 @@ def pack(network: nn.Module) -> None:
 def _pack(network: nn.Module) -> None:
     for name, child in network.named_children():
         packed = _packed(child)
+        if isinstance(network, FoldedUpsample) and name == "conv":
+            continue  # of sizes that hardly occur
         if packed is None:
             _pack(child)
         else:
@@ -140,15 +141,18 @@ def _pack(network: nn.Module) -> None:
 
 def _packed(layer: nn.Module) -> nn.Module | None:
     match layer:
-        case GEGLU() if layer.proj.weight.numel() >= SMALLEST:
+        case GEGLU() if _worthwhile(layer.proj):
             return PackedGEGLU(layer)
-        case nn.Linear() if layer.weight.numel() >= SMALLEST:
+        case nn.Linear() if _worthwhile(layer):
             return PackedLinear(layer)
-        case Upsample():
-            return FoldedUpsample(layer, PackedConv2d(phases(layer)))
         case nn.Conv2d() if layer.groups == 1 and layer.padding_mode == "zeros":
             return PackedConv2d(layer)
     return None
+
+
+def _worthwhile(layer: nn.Linear) -> bool:
+    """Large, and not quantized already."""
+    return layer.weight.numel() >= SMALLEST and type(layer.weight) is nn.Parameter
 
 
 @cache

@@ -8,7 +8,7 @@ QUICK = ("--layout", "mini-ssd-1b", "--latent", 8, "--rounds", 2)
 
 
 @pytest.mark.filterwarnings("ignore")  # of the peers
-@pytest.mark.parametrize("part", ["unet", "vae", "text"])
+@pytest.mark.parametrize("part", ["unet", "vae", "text", "picture"])
 def test_engines_compute_the_same(run, part):
     done = run(
         "bench", *QUICK, "--part", part, "--peers", "ssd1b-plain,diffusers", "--dtype", "fp32", "--json"
@@ -16,14 +16,14 @@ def test_engines_compute_the_same(run, part):
     assert done.code == 0, done.err
     table = json.loads(done.out)
     assert (table["layout"], table["part"], table["latent"]) == ("mini-ssd-1b", part, 8)
-    assert table["batch"] == (1 if part == "vae" else 2), "decoded is one picture"
+    assert table["batch"] == 1
     assert table["reference"] == "diffusers:fp32" and table["threads"] >= 1
     rows = {row["engine"]: row for row in table["rows"]}
     assert [*rows] == ["ssd1b", "ssd1b-plain", "diffusers"]
     for row in rows.values():
         assert 0 < row["low"] <= row["seconds"] <= row["high"]
         assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
-        assert row["apart"] < 1e-4
+        assert row["apart"] < (1e-3 if part == "picture" else 1e-4), "a picture has 256 levels"
         if part == "unet":
             assert 0 < row["share"] < 1 and row["gflops"] > 0
     assert rows["ssd1b-plain"]["ratio"] == 1.0, "ratios are to the first peer"

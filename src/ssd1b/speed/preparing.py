@@ -1,0 +1,32 @@
+"""Everything that makes a network draw faster, in its order."""
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from ssd1b.speed.blocks import use_blocks
+from ssd1b.speed.compiling import compile_network
+from ssd1b.speed.fusing import fuse
+from ssd1b.speed.packing import pack
+from ssd1b.speed.quantizing import quantize
+
+
+def prepare(network: nn.Module, *, compiled: bool = False, quantized: str | None = None) -> None:
+    """Make a network fast, in place; it does not learn from then on.
+
+    Args:
+        network: with its weights, where it is to run.
+        compiled: by torch's compiler, when it first runs.
+        quantized: one of ``quantizing.QUANTIZATIONS``: not the same numbers any more.
+    """
+    fuse(network)
+    if quantized is not None:
+        quantize(network, quantized)
+    use_blocks(network)
+    if not compiled:
+        pack(network)
+    if compiled or next(network.parameters()).device.type != "cpu":
+        cast(Any, network).to(memory_format=torch.channels_last)  # as accelerators' convolutions read it
+    if compiled:
+        compile_network(network)
