@@ -134,7 +134,7 @@ def prepare_ssd1b():
     import transformers.models.clip.modeling_clip
     import transformers.models.clip.tokenization_clip  # noqa: F401
 
-    from ssd1b.models.text import load_tokenizer
+    from ssd1b.models.tokenizer import load_tokenizer
     from ssd1b.weights.loading import load_component, open_checkpoint
 
     def load(path, dtype):

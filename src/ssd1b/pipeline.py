@@ -4,12 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from ssd1b.computing import DEFAULT, Computing
 from ssd1b.diffusion.denoiser import Guidance, Predict, PredictPair, denoiser, guided
 from ssd1b.diffusion.noise import noise_source
 from ssd1b.diffusion.samplers import SAMPLERS, Step
@@ -18,23 +19,23 @@ from ssd1b.errors import InputError
 from ssd1b.images import Picture, to_images
 from ssd1b.layouts import ModelLayout
 from ssd1b.models.layers import guidance_embedding
-from ssd1b.models.text import Conditioning, TextEncoder, TextEncoders, clip_tokenizer, load_tokenizer
+from ssd1b.models.text import Conditioning, TextEncoder, TextEncoders
+from ssd1b.models.tokenizer import CLIPTokenizer, load_tokenizer
 from ssd1b.models.unet import ReadPrompts, UNet
 from ssd1b.models.vae import VAE
 from ssd1b.recipe import ModelIdentity, Recipe
 from ssd1b.runtime import choose_device, choose_dtype, dtype_name
 from ssd1b.settings import DEFAULT_MODEL, GenerationSettings, Preset, random_seed, resolve_settings
 from ssd1b.speed.preparing import prepare
+from ssd1b.speed.quantizing import check_quantization
+from ssd1b.speed.residence import Room, in_turn
 from ssd1b.speed.reuse import FeatureReuse
 from ssd1b.tensors import Latents
 from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.files import some
 from ssd1b.weights.loading import broken_tensors, load_component, open_checkpoint
-from ssd1b.weights.vocabulary import PADDING, clip_vocabulary
-
-if TYPE_CHECKING:
-    from transformers import CLIPTokenizer
+from ssd1b.weights.vocabulary import clip_tokenizer
 
 SHARED = (
     "width", "height", "steps", "sampler", "schedule",
@@ -68,6 +69,7 @@ class Pipeline:
         noise_schedule: what the model was trained with.
         defaults: settings that its makers recommend.
         zeros_for_no_negative: whether "no negative prompt" is zeros, as in SDXL, or the embedding of "".
+        computing: how networks compute, beyond device and number format.
     """
 
     identity: ModelIdentity
@@ -79,6 +81,7 @@ class Pipeline:
     noise_schedule: NoiseSchedule
     defaults: Mapping[str, Any]
     zeros_for_no_negative: bool
+    computing: Computing = DEFAULT
 
     @classmethod
     def load(
@@ -88,6 +91,7 @@ class Pipeline:
         device: str | None = None,
         dtype: str | None = None,
         offline: bool = False,
+        computing: Computing = DEFAULT,
     ) -> "Pipeline":
         """Load a model.
 
@@ -97,32 +101,42 @@ class Pipeline:
             device: "cpu", "cuda", "cuda:1", "mps"; None takes the fastest there is.
             dtype: "fp32", "bf16", "fp16"; None takes what the hardware is fast at.
             offline: never use the network, whatever the name.
+            computing: how, beyond that: compiled, in eight bits, in little memory.
 
         Raises:
-            InputError: there is no such model, or its files are damaged or contradict each other.
+            InputError: there is no such model, or its files are damaged or contradict each other; or the
+                machine cannot compute as it should.
         """
         where = choose_device(device)
         number = choose_dtype(dtype, where)
-        half = number.itemsize == 2
+        if computing.quantized in ("int8", "fp8"):
+            check_quantization(computing.quantized, where)
+        low = computing.memory == "low"
+        half = low or number.itemsize == 2
         found = hub.resolve(model, offline=offline, half=half)
         checkpoint = open_checkpoint(found.path, half=half)
         info = checkpoint.info
         layout = info.layout
 
-        def tokenizer(part: str) -> "CLIPTokenizer":
+        def tokenizer(part: str) -> CLIPTokenizer:
             folder = info.tokenizers.get(part)
-            return load_tokenizer(folder) if folder else clip_tokenizer(*clip_vocabulary(), PADDING[part])
+            return load_tokenizer(folder) if folder else clip_tokenizer(part)
 
         with torch.device("meta"):  # nothing is allocated before the files have been checked
-            networks = {
+            networks: dict[str, nn.Module] = {
                 "unet": UNet(layout.unet),
                 "vae": VAE(layout.vae),
                 "text_encoder": TextEncoder(layout.text_encoder),
                 "text_encoder_2": TextEncoder(layout.text_encoder_2),
             }
+        room = Room()
         for part, network in networks.items():
+            if low and part != "vae":
+                networks[part] = in_turn(network, checkpoint, part, room, dtype=number, device=where)
+                continue
             load_component(network, checkpoint, part, dtype=number, device=where)
-            prepare(network.requires_grad_(False).eval())
+            network.requires_grad_(False).eval()
+            prepare(network, compiled=computing.compiled, quantized=computing.quantized)
         on_disk = found.path == Path(model).expanduser()
         source = str(found.path.resolve()) if on_disk else found.name.partition("@")[0]
         return cls(
@@ -134,17 +148,18 @@ class Pipeline:
             ),
             layout=layout,
             family=checkpoint.family or "sdxl",
-            unet=networks["unet"],
-            vae=networks["vae"],
+            unet=cast(UNet, networks["unet"]),
+            vae=cast(VAE, networks["vae"]),
             text=TextEncoders(
-                encoder=networks["text_encoder"],
-                encoder_2=networks["text_encoder_2"],
+                encoder=cast(TextEncoder, networks["text_encoder"]),
+                encoder_2=cast(TextEncoder, networks["text_encoder_2"]),
                 tokenizer=tokenizer("text_encoder"),
                 tokenizer_2=tokenizer("text_encoder_2"),
             ),
             noise_schedule=NoiseSchedule.from_config(info.scheduler),
             defaults=recommended_settings(info),
             zeros_for_no_negative=info.force_zeros_for_empty_prompt,
+            computing=computing,
         )
 
     def settings(self, prompt: str, *, preset: Preset | None = None, **given: Any) -> GenerationSettings:
@@ -225,7 +240,8 @@ class Pipeline:
             FloatingPointError: the latents are no numbers for another reason.
         """
         # Above 1024 x 1024 the decoder's feature maps outgrow the UNet: there it works in tiles.
-        tile = 128 if max(latents.shape[-2:]) > 128 else None
+        side = 64 if self.computing.memory == "low" else 128
+        tile = side if max(latents.shape[-2:]) > side else None
         try:
             return to_images(self.vae.decode(latents, tile=tile))
         except FloatingPointError:
@@ -308,4 +324,5 @@ class Pipeline:
             dtype=dtype_name(self.dtype),
             device=self.device.type,
             batch_size=batch_size,
+            computing=self.computing,
         )

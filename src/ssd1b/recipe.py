@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from typing import Any, Self, no_type_check
 
+from ssd1b.computing import DEFAULT, Computing
 from ssd1b.errors import InputError
 from ssd1b.sampler_names import SAMPLERS, SCHEDULES
 from ssd1b.settings import GenerationSettings, Range, check_names, check_text, shown
@@ -57,6 +58,7 @@ class Recipe:
         device: kind of device, as "cuda".
         batch_size: pictures that were drawn at once.
         threads: of the CPU.
+        computing: compiled, in eight bits, in little memory.
     """
 
     settings: GenerationSettings
@@ -67,10 +69,18 @@ class Recipe:
     threads: int
     torch_version: str
     ssd1b_version: str
+    computing: Computing = DEFAULT
 
     @classmethod
     def of(
-        cls, settings: GenerationSettings, model: ModelIdentity, *, dtype: str, device: str, batch_size: int
+        cls,
+        settings: GenerationSettings,
+        model: ModelIdentity,
+        *,
+        dtype: str,
+        device: str,
+        batch_size: int,
+        computing: Computing = DEFAULT,
     ) -> Self:
         """Note down what this process is drawing, with its own versions and threads."""
         import torch  # here, because reading recipes takes no torch
@@ -84,12 +94,14 @@ class Recipe:
             threads=torch.get_num_threads(),
             torch_version=str(torch.__version__),
             ssd1b_version=version("ssd1b"),
+            computing=computing,
         )
 
     def __post_init__(self) -> None:
         """Check every field."""
         assert isinstance(self.settings, GenerationSettings)
         assert isinstance(self.model, ModelIdentity)
+        assert isinstance(self.computing, Computing)
         for name in ("dtype", "device", "torch_version", "ssd1b_version"):
             check_text(name, getattr(self, name))
         for name in ("batch_size", "threads"):
@@ -121,7 +133,8 @@ def read_json(text: str) -> Recipe:
         raise InputError(f"recipe has format {shown(found)}: this version of ssd1b reads format {FORMAT}")
     if isinstance(settings := table.get("settings"), dict):
         table["settings"] = {**_SINCE, **settings}
-    parts = {"settings": GenerationSettings, "model": ModelIdentity}
+    table.setdefault("computing", asdict(DEFAULT))  # as recipes of earlier versions, which lack it
+    parts = {"settings": GenerationSettings, "model": ModelIdentity, "computing": Computing}
     built = {name: _build(part, name, table[name]) for name, part in parts.items() if name in table}
     return _build(Recipe, "recipe", table | built)
 

@@ -10,13 +10,14 @@ from diffusers import StableDiffusionXLPipeline
 
 from ssd1b.layouts import MINI_SDXL, SSD_1B_MINI, ModelLayout
 from ssd1b.models.text import TextEncoder
+from ssd1b.models.tokenizer import END
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.pipeline import Pipeline
 from ssd1b.tabletop.tokenizer import train_tokenizer
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.folder import save_folder
-from ssd1b.weights.vocabulary import END, write_tokenizer
+from ssd1b.weights.vocabulary import write_tokenizer
 
 PROMPT = "a large red metal sphere on a blue background"
 LAYOUTS = {"sdxl": MINI_SDXL, "ssd-1b": replace(MINI_SDXL, unet=SSD_1B_MINI)}

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ssd1b.layouts import CLIP_MINI, CLIP_MINI_2, TextLayout
-from ssd1b.models.text import TextEncoder, TextEncoders, load_tokenizer
+from ssd1b.models.text import TextEncoder, TextEncoders
+from ssd1b.models.tokenizer import END, load_tokenizer
 from ssd1b.tabletop.tokenizer import train_tokenizer
-from ssd1b.weights.vocabulary import END, write_tokenizer
+from ssd1b.weights.vocabulary import write_tokenizer
 
 LONG = ", ".join(["a large red metal sphere to the left of a small green cube"] * 12)
 
@@ -44,6 +45,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[TextEncoders, Stable
     write_tokenizer(folder / "1", *train_tokenizer(), END)
     write_tokenizer(folder / "2", *train_tokenizer(), "!")
     tokenizers = [load_tokenizer(Path(folder / name)) for name in ("1", "2")]
+    theirs = [CLIPTokenizer.from_pretrained(folder / name, local_files_only=True) for name in ("1", "2")]
     torch.manual_seed(0)
     oracle = CLIPTextModel(transformers_config(CLIP_MINI)).eval()
     oracle_2 = CLIPTextModelWithProjection(transformers_config(CLIP_MINI_2)).eval()
@@ -52,7 +54,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[TextEncoders, Stable
     encoder_2.load_state_dict(published(oracle_2.state_dict()))
     pipeline = StableDiffusionXLPipeline(
         vae=None, unet=None, scheduler=None,
-        text_encoder=oracle, text_encoder_2=oracle_2, tokenizer=tokenizers[0], tokenizer_2=tokenizers[1],
+        text_encoder=oracle, text_encoder_2=oracle_2, tokenizer=theirs[0], tokenizer_2=theirs[1],
     )  # fmt: skip
     ours = TextEncoders(
         encoder=encoder, encoder_2=encoder_2, tokenizer=tokenizers[0], tokenizer_2=tokenizers[1]

@@ -130,7 +130,7 @@ def _decoder_macs(layout: ModelLayout, latent: int) -> int:
 def _text_macs(layout: ModelLayout) -> int:
     with torch.device("meta"):
         encoder, ids = TextEncoder(layout.text_encoder_2), torch.zeros(1, CONTEXT, dtype=torch.long)
-    return _macs(lambda: encoder.text_model(input_ids=ids))
+    return _macs(lambda: encoder(ids))
 
 
 def _macs(run: Callable[[], object]) -> int:
@@ -152,11 +152,7 @@ def random_network(
     generator = torch.Generator(device).manual_seed(seed)
     with torch.device("meta"):
         network = make().to(dtype)
-    buffers = {name: buffer for name, buffer in network.named_buffers() if buffer.is_meta}
     network.to_empty(device=device).requires_grad_(False).eval()
-    for name, buffer in buffers.items():
-        # CLIP's position numbers are the only buffers there are.
-        network.get_buffer(name).copy_(torch.arange(buffer.shape[-1]).expand(buffer.shape))
     for name, parameter in network.named_parameters():
         if parameter.ndim > 1:
             bound = (3 / parameter[0].numel()) ** 0.5

@@ -22,8 +22,9 @@ from ssd1b.diffusion.noise import noise_source
 from ssd1b.diffusion.schedule import NoiseSchedule
 from ssd1b.errors import InputError, unknown
 from ssd1b.images import to_pixels
-from ssd1b.layouts import ModelLayout
-from ssd1b.models.text import TextEncoder, TextEncoders, clip_tokenizer, load_tokenizer
+from ssd1b.layouts import ModelLayout, TextLayout
+from ssd1b.models.text import TextEncoder, TextEncoders
+from ssd1b.models.tokenizer import CLIPTokenizer, load_tokenizer
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.pipeline import Pipeline
@@ -32,8 +33,8 @@ from ssd1b.runtime import DTYPES, choose_dtype
 from ssd1b.settings import DEFAULT_MODEL
 from ssd1b.speed.compiling import compile_network
 from ssd1b.speed.preparing import prepare
-from ssd1b.weights.configs import unet_config, vae_config
-from ssd1b.weights.vocabulary import DATA, PADDING, VOCABULARY_SIZE, clip_vocabulary
+from ssd1b.weights.configs import text_config, unet_config, vae_config
+from ssd1b.weights.vocabulary import DATA, VOCABULARY_SIZE, clip_tokenizer
 
 Work = Callable[[], Tensor]
 """Computes once."""
@@ -64,12 +65,7 @@ def _ours(
 ) -> Work:
     network = _shell(_converted(case, dtype, device))
     for each in network.values() if isinstance(network, nn.ModuleDict) else (network,):
-        drawing = isinstance(each, UNet)
-        prepare(
-            each,
-            compiled=compiled and (drawing or isinstance(each, VAE)),
-            quantized=quantized if drawing else None,
-        )
+        prepare(each, compiled=compiled, quantized=quantized)
     if isinstance(network, nn.ModuleDict):
         return _drawn(case, network)
     inputs = _inputs(case, dtype, device)
@@ -122,10 +118,10 @@ def _pipeline(case: Case, networks: nn.ModuleDict) -> Pipeline:
     )  # fmt: skip
 
 
-def _tokenizer(layout: ModelLayout, part: str) -> Any:
+def _tokenizer(layout: ModelLayout, part: str) -> CLIPTokenizer:
     """CLIP's, or for a layout of fewer tokens the miniatures'."""
     if layout.text_encoder.vocab_size == VOCABULARY_SIZE:
-        return clip_tokenizer(*clip_vocabulary(), PADDING[part])
+        return clip_tokenizer(part)
     return load_tokenizer(DATA / DEFAULT_MODEL / part.replace("text_encoder", "tokenizer"))
 
 
@@ -156,7 +152,7 @@ def _compiled(case: Case, dtype: torch.dtype, device: torch.device) -> Work:
 def _drawn_by_diffusers(
     case: Case, dtype: torch.dtype, device: torch.device, *, compiled: bool = False
 ) -> Work:
-    """Its pipeline; texts are encoded by the same encoders as ours, since it leaves them to transformers."""
+    """Its pipeline; texts are encoded by our own encoders, which are as fast as transformers' (docs/log)."""
     diffusers: Any = import_module("diffusers")
     networks = cast(nn.ModuleDict, _converted(case, dtype, device))
     ours = _pipeline(case, networks)
@@ -197,7 +193,8 @@ def _called(case: Case, dtype: torch.dtype, device: torch.device, network: nn.Mo
         decoder = cast(Any, network)
         return lambda: decoder(scaled)
     if case.part == "text":
-        return lambda: network(inputs[0], output_hidden_states=True).hidden_states[-2]
+        texts = cast(Any, network)
+        return lambda: texts(input_ids=inputs[0], output_hidden_states=True).hidden_states[-2]
     latents, timesteps, embeds, pooled, sizes = inputs
     added = {"text_embeds": pooled, "time_ids": sizes}
     return lambda: network(latents, timesteps[0], embeds, added_cond_kwargs=added, return_dict=False)[0]
@@ -207,8 +204,7 @@ def _diffusers_network(part: str, case: Case, dtype: torch.dtype, device: torch.
     """The peer's own module, sharing our weights; of the VAE alone its second half."""
     ours: Any = _converted(case, dtype, device)
     if part == "text":
-        # diffusers leaves texts to transformers, as we do.
-        return ours.text_model
+        return _transformers_text(case.layout.text_encoder_2, ours.text_model.state_dict())
     diffusers: Any = import_module("diffusers")
     side = case.layout.size
     config, kind = (
@@ -222,6 +218,23 @@ def _diffusers_network(part: str, case: Case, dtype: torch.dtype, device: torch.
     network.load_state_dict(weights.state_dict(), assign=True)
     network.requires_grad_(False).eval()
     return _Decoder(network) if case.part == "vae" else network
+
+
+def _transformers_text(layout: TextLayout, weights: Mapping[str, Tensor]) -> nn.Module:
+    """What diffusers leaves texts to, sharing our weights."""
+    transformers: Any = import_module("transformers")
+    config = transformers.CLIPTextConfig.from_dict(text_config(layout))
+    with torch.device("meta"):
+        model = transformers.CLIPTextModel(config)
+    network = getattr(model, "text_model", model)  # newer versions have no such module
+    positions = {name: buffer.shape for name, buffer in network.named_buffers() if buffer.is_meta}
+    network.load_state_dict(weights, assign=True)
+    device = next(iter(weights.values())).device
+    for name, shape in positions.items():
+        owner, _, leaf = name.rpartition(".")
+        numbers = torch.arange(shape[-1], device=device).expand(shape)
+        network.get_submodule(owner).register_buffer(leaf, numbers, persistent=False)
+    return model.requires_grad_(False).eval()
 
 
 class _Decoder(nn.Module):

@@ -44,7 +44,11 @@ def load(choice: ModelChoice) -> Pipeline:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.formatwarning = lambda message, *where, **line: f"warning: {message}\n"
     return Pipeline.load(
-        choice.model or DEFAULT_MODEL, device=choice.device, dtype=choice.dtype, offline=choice.offline
+        choice.model or DEFAULT_MODEL,
+        device=choice.device,
+        dtype=choice.dtype,
+        offline=choice.offline,
+        computing=choice.computing,
     )
 
 

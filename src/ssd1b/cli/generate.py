@@ -11,6 +11,7 @@ import click
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
+    computing_options,
     model_options,
     out_option,
     prompt_options,
@@ -30,6 +31,7 @@ COUNT = Range(low=1, high=10_000, multiple_of=1)
 @click.option("--preset", metavar="NAME|FILE", help=f"{', '.join(PRESETS)}, or a .toml or .json file.")
 @click.option("--count", type=int, metavar="N", default=1, show_default=True, help="Pictures of each prompt.")
 @model_options
+@computing_options
 @out_option
 @click.option("--format", "picture_format", metavar="FORMAT", help="png, jpeg, webp. Default: by --out.")
 @click.option("--preview", is_flag=True, help="Show the picture being drawn in a file beside the pictures.")

@@ -4,12 +4,13 @@
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
 
 import click
 
+from ssd1b.computing import DEFAULT, Computing
 from ssd1b.errors import InputError, unknown
 from ssd1b.presets import NEGATIVE_PROMPTS
 from ssd1b.prompts import parse_prompt, split_prompts
@@ -26,12 +27,13 @@ out_option = click.option(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelChoice:
-    """Which model, and where it runs; None is for the program to choose."""
+    """Which model, where it runs and how; None is for the program to choose."""
 
     model: str | None
     device: str | None
     dtype: str | None
     offline: bool
+    computing: Computing = DEFAULT
 
 
 def prompt_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -59,6 +61,39 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         choice = ModelChoice(model=model, device=device, dtype=dtype, offline=offline)
         command(*args, choice=choice, **rest)
+
+    return bundled
+
+
+def computing_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Have the argument ``choice`` of a command with ``model_options`` say how the model computes, too."""
+
+    @click.option(
+        "--compile", "compiled", is_flag=True, help="By torch's compiler: a wait once, then faster."
+    )
+    @click.option(
+        "--quantize", "quantized", metavar="NAME",
+        help="int8, fp8 or int8-weights: the UNet's matrices in eight bits. Not the same picture.",
+    )  # fmt: skip
+    @click.option(
+        "--memory", metavar="NAME", default="normal", show_default=True,
+        help="low: text encoders and UNet in eight bits and never both in memory, decoding in tiles.",
+    )  # fmt: skip
+    @click.option(
+        "--backend", metavar="NAME", default="torch", show_default=True, help="torch or, on a CPU, openvino."
+    )
+    @wraps(command)
+    def bundled(
+        *args: Any,
+        choice: ModelChoice,
+        compiled: bool,
+        quantized: str | None,
+        memory: str,
+        backend: str,
+        **rest: Any,
+    ) -> None:
+        how = Computing(compiled=compiled, quantized=quantized, memory=memory, backend=backend)
+        command(*args, choice=replace(choice, computing=how), **rest)
 
     return bundled
 

@@ -1,12 +1,13 @@
 """``ssd1b rerun``: a picture again, and whether it is the same."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ssd1b.cli.again import model_name
-from ssd1b.cli.options import ModelChoice, check_settings, model_options, out_option
+from ssd1b.cli.options import ModelChoice, check_settings, computing_options, model_options, out_option
+from ssd1b.computing import DEFAULT
 from ssd1b.errors import InputError
 from ssd1b.recipe import Recipe
 from ssd1b.settings import DEFAULT_MODEL
@@ -14,7 +15,7 @@ from ssd1b.settings import DEFAULT_MODEL
 if TYPE_CHECKING:
     from PIL import Image
 
-CIRCUMSTANCES = ("device", "dtype", "threads", "batch_size", "torch_version", "ssd1b_version")
+CIRCUMSTANCES = ("device", "dtype", "threads", "computing", "batch_size", "torch_version", "ssd1b_version")
 """What of a recipe, beside settings and model, can change the last bits of a picture."""
 
 
@@ -22,6 +23,7 @@ CIRCUMSTANCES = ("device", "dtype", "threads", "batch_size", "torch_version", "s
 @click.argument("image", metavar="PICTURE")
 @out_option
 @model_options
+@computing_options
 def command(image: str, out: str, choice: ModelChoice) -> None:
     """Draw a picture again, from the recipe inside it, and tell whether every pixel is the same.
 
@@ -44,6 +46,7 @@ def command(image: str, out: str, choice: ModelChoice) -> None:
             model=choice.model or model_name(recipe.model),
             device=choice.device or _available(recipe.device),
             dtype=choice.dtype or recipe.dtype,
+            computing=recipe.computing if choice.computing == DEFAULT else choice.computing,
         )
         pipeline = drawing.load(choice)
         settings = recipe.settings
@@ -113,6 +116,7 @@ def _size(image: "Image.Image") -> str:
 
 def _changes(old: Recipe, new: Recipe) -> list[str]:
     """What is not as it was when the picture was drawn."""
+    pairs: list[tuple[str, Any, Any]]
     pairs = [(name, getattr(old, name), getattr(new, name)) for name in CIRCUMSTANCES]
     pairs += [
         (f"model {name}", getattr(old.model, name), getattr(new.model, name))

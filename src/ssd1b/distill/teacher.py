@@ -1,7 +1,7 @@
 """A model to learn from: described first, loaded network by network when it is needed."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -9,17 +9,15 @@ from torch import nn
 from ssd1b.diffusion.schedule import NoiseSchedule
 from ssd1b.errors import InputError
 from ssd1b.layouts import CLIP_BIGG, CLIP_L, MINI_SDXL, NAMED, SDXL, ModelLayout, UNetLayout
-from ssd1b.models.text import TextEncoder, TextEncoders, clip_tokenizer, load_tokenizer
+from ssd1b.models.text import TextEncoder, TextEncoders
+from ssd1b.models.tokenizer import CLIPTokenizer, load_tokenizer
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.training.objective import Objective
 from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import Checkpoint, ModelInfo
 from ssd1b.weights.loading import load_component, open_checkpoint
-from ssd1b.weights.vocabulary import PADDING, clip_vocabulary
-
-if TYPE_CHECKING:
-    from transformers import CLIPTokenizer
+from ssd1b.weights.vocabulary import clip_tokenizer
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -94,9 +92,9 @@ class Teacher:
         load_component(network, self.checkpoint, part, dtype=dtype, device=device)
         return network.requires_grad_(False).eval()
 
-    def _tokenizer(self, part: str) -> "CLIPTokenizer":
+    def _tokenizer(self, part: str) -> CLIPTokenizer:
         folder = self.info.tokenizers.get(part)
-        return load_tokenizer(folder) if folder else clip_tokenizer(*clip_vocabulary(), PADDING[part])
+        return load_tokenizer(folder) if folder else clip_tokenizer(part)
 
 
 def check_distillable(layout: UNetLayout) -> None:

@@ -1,23 +1,23 @@
-"""Prompts to conditioning: two CLIP text encoders (Radford et al. 2021, 2103.00020), through transformers."""
+"""Prompts to conditioning: two CLIP text encoders (Radford et al. 2021, 2103.00020)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssd1b.layouts import TextLayout
+from ssd1b.models.tokenizer import CLIPTokenizer
 from ssd1b.prompts import chunk, parse_prompt
 from ssd1b.tensors import PooledEmbeds, PromptEmbeds, TokenIds
 
-if TYPE_CHECKING:
-    from transformers import CLIPTokenizer
-
 CONTEXT = 77
 """Tokens of one chunk, begin and end token included."""
+
+EPS = 1e-5
 
 
 class Conditioning(NamedTuple):
@@ -27,33 +27,96 @@ class Conditioning(NamedTuple):
     pooled: PooledEmbeds
 
 
-class TextEncoder(nn.Module):
-    """One CLIP text encoder; state-dict keys are those of the published files (``text_model.*``).
+def quick_gelu(x: Tensor) -> Tensor:
+    """The sigmoid that OpenAI's CLIP takes for GELU."""
+    return x * torch.sigmoid(1.702 * x)
 
-    transformers names the keys of its modules differently from version to version, so the network inside is
-    hung up under the name it has in files.
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+class TextAttention(nn.Module):
+    """Multi-head attention in which no token sees a later one, ``[B, T, C] -> [B, T, C]``.
+
+    ``attend`` is the kernel, ``(q, k, v) -> [B, heads, T, C / heads]``; a module may be given another one.
     """
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.k_proj = nn.Linear(channels, channels)
+        self.v_proj = nn.Linear(channels, channels)
+        self.q_proj = nn.Linear(channels, channels)
+        self.out_proj = nn.Linear(channels, channels)
+
+    @staticmethod
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Torch's own kernel."""
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (each(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in projections)
+        return self.out_proj(self.attend(q, k, v).transpose(1, 2).flatten(2))
+
+
+class TextLayer(nn.Module):
+    """Attention and a perceptron, each normalised before and added to its input: ``[B, T, C]`` again."""
 
     def __init__(self, layout: TextLayout) -> None:
         super().__init__()
-        from transformers import CLIPTextConfig, CLIPTextModel  # seconds to import
+        channels = layout.hidden_size
+        self.self_attn = TextAttention(channels, layout.heads)
+        self.layer_norm1 = nn.LayerNorm(channels, eps=EPS)
+        self.mlp = nn.ModuleDict({
+            "fc1": nn.Linear(channels, layout.intermediate_size),
+            "fc2": nn.Linear(layout.intermediate_size, channels),
+        })  # fmt: skip
+        self.layer_norm2 = nn.LayerNorm(channels, eps=EPS)
+        self.activation = ACTIVATIONS[layout.activation]
 
-        model = CLIPTextModel(
-            CLIPTextConfig(
-                hidden_size=layout.hidden_size,
-                num_hidden_layers=layout.layers,
-                num_attention_heads=layout.heads,
-                intermediate_size=layout.intermediate_size,
-                hidden_act=layout.activation,
-                vocab_size=layout.vocab_size,
-                max_position_embeddings=layout.max_length,
-                bos_token_id=layout.bos_token_id,
-                eos_token_id=layout.eos_token_id,
-                pad_token_id=layout.pad_token_id,
-            )
-        )
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer."""
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp["fc2"](self.activation(self.mlp["fc1"](self.layer_norm2(x))))
+
+
+class TextModel(nn.Module):
+    """CLIP's text transformer without projection."""
+
+    def __init__(self, layout: TextLayout) -> None:
+        super().__init__()
+        self.embeddings = nn.ModuleDict({
+            "token_embedding": _embedding(layout.vocab_size, layout.hidden_size),
+            "position_embedding": _embedding(layout.max_length, layout.hidden_size),
+        })  # fmt: skip
+        layers = nn.ModuleList(TextLayer(layout) for _ in range(layout.layers))
+        self.encoder = nn.ModuleDict({"layers": layers})
+        self.final_layer_norm = nn.LayerNorm(layout.hidden_size, eps=EPS)
+
+    def forward(self, ids: TokenIds) -> tuple[Tensor, Tensor]:
+        """``[B, T]`` -> the penultimate layer's states, and the last layer's, normalised, ``[B, T, C]``."""
+        positions = self.embeddings.get_parameter("position_embedding.weight")[: ids.shape[1]]
+        x = self.embeddings["token_embedding"](ids) + positions
+        *layers, last = cast(nn.ModuleList, self.encoder["layers"])
+        for layer in layers:
+            x = layer(x)
+        return x, self.final_layer_norm(last(x))
+
+
+def _embedding(count: int, channels: int) -> nn.Embedding:
+    """Zeros; torch would fill it by a function that imports its compiler on the meta device: a second."""
+    return nn.Embedding(count, channels, _weight=torch.zeros(count, channels))
+
+
+class TextEncoder(nn.Module):
+    """One CLIP text encoder; state-dict keys are those of the published files (``text_model.*``)."""
+
+    def __init__(self, layout: TextLayout) -> None:
+        super().__init__()
         self.layout = layout
-        self.text_model = getattr(model, "text_model", model)
+        self.text_model = TextModel(layout)
         self.text_projection = (
             None
             if layout.projection_dim is None
@@ -67,12 +130,10 @@ class TextEncoder(nn.Module):
             The penultimate layer's hidden states, without the final norm, ``[B, 77, hidden_size]``; and the
             last layer's state at the first end token, normalised, and projected if there is a projection.
         """
-        output = self.text_model(input_ids=ids, output_hidden_states=True)
+        states, last = self.text_model(ids)
         end = (ids == self.layout.eos_token_id).int().argmax(dim=-1)
-        pooled = output.last_hidden_state[torch.arange(len(ids), device=ids.device), end]
-        return output.hidden_states[-2], pooled if self.text_projection is None else self.text_projection(
-            pooled
-        )
+        pooled = last[torch.arange(len(ids), device=ids.device), end]
+        return states, pooled if self.text_projection is None else self.text_projection(pooled)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +142,8 @@ class TextEncoders:
 
     encoder: TextEncoder
     encoder_2: TextEncoder
-    tokenizer: "CLIPTokenizer"
-    tokenizer_2: "CLIPTokenizer"
+    tokenizer: CLIPTokenizer
+    tokenizer_2: CLIPTokenizer
 
     def tokenize(self, prompts: Sequence[str]) -> "list[Tokens]":
         """Cut prompts into chunks of 77 tokens, once per tokenizer.
@@ -119,23 +180,8 @@ class Tokens(NamedTuple):
     weights: Tensor
 
 
-def load_tokenizer(folder: Path) -> "CLIPTokenizer":
-    """Open a model folder's own tokenizer (``vocab.json``, ``merges.txt``); no network."""
-    from transformers import CLIPTokenizer
-
-    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-def clip_tokenizer(vocabulary: dict[str, int], merges: list[Any], pad_token: str) -> "CLIPTokenizer":
-    """Build CLIP's tokenizer for a checkpoint without; ``pad_token`` is "!" for the second encoder."""
-    from transformers import CLIPTokenizer
-
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad_token)
-
-
-def _tokenize(tokenizer: "CLIPTokenizer", layout: TextLayout, prompts: Sequence[str]) -> Tokens:
-    comma = tokenizer.convert_tokens_to_ids(",</w>")
-    assert isinstance(comma, int)
+def _tokenize(tokenizer: CLIPTokenizer, layout: TextLayout, prompts: Sequence[str]) -> Tokens:
+    comma = tokenizer.vocabulary[",</w>"]
     chunked = [chunk(_weighted_ids(tokenizer, prompt), comma_id=comma) for prompt in prompts]
     count = max(map(len, chunked))
     rows = [[*chunks, *[[]] * (count - len(chunks))] for chunks in chunked]
@@ -153,9 +199,9 @@ def _tokenize(tokenizer: "CLIPTokenizer", layout: TextLayout, prompts: Sequence[
     )
 
 
-def _weighted_ids(tokenizer: "CLIPTokenizer", prompt: str) -> Iterable[list[tuple[int, float]]]:
+def _weighted_ids(tokenizer: CLIPTokenizer, prompt: str) -> Iterable[list[tuple[int, float]]]:
     for part in parse_prompt(prompt):
-        ids = [tokenizer(segment.text, add_special_tokens=False).input_ids for segment in part]
+        ids = [tokenizer.ids(segment.text) for segment in part]
         yield [(id, segment.weight) for segment, row in zip(part, ids, strict=True) for id in row]
 
 

@@ -5,8 +5,11 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from ssd1b.models.unet import UNet
+from ssd1b.models.vae import VAE
 from ssd1b.speed.blocks import use_blocks
 from ssd1b.speed.compiling import compile_network
+from ssd1b.speed.eight_bits import keep_in_eight_bits
 from ssd1b.speed.fusing import fuse
 from ssd1b.speed.packing import pack
 from ssd1b.speed.quantizing import quantize
@@ -17,11 +20,14 @@ def prepare(network: nn.Module, *, compiled: bool = False, quantized: str | None
 
     Args:
         network: with its weights, where it is to run.
-        compiled: by torch's compiler, when it first runs.
-        quantized: one of ``quantizing.QUANTIZATIONS``: not the same numbers any more.
+        compiled: by torch's compiler, when it first runs; text encoders, which run once, are not.
+        quantized: one of ``computing.QUANTIZATIONS``, for UNets: not the same numbers any more.
     """
+    compiled = compiled and isinstance(network, UNet | VAE)
     fuse(network)
-    if quantized is not None:
+    if isinstance(network, UNet) and quantized == "int8-weights":
+        keep_in_eight_bits(network)
+    elif isinstance(network, UNet) and quantized is not None:
         quantize(network, quantized)
     use_blocks(network)
     if not compiled:

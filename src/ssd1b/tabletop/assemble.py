@@ -12,7 +12,8 @@ from torch import nn
 from ssd1b.errors import InputError, unknown
 from ssd1b.evaluate.clip_score import load_image_encoder
 from ssd1b.layouts import MINI_SDXL
-from ssd1b.models.text import TextEncoders, load_tokenizer
+from ssd1b.models.text import TextEncoders
+from ssd1b.models.tokenizer import load_tokenizer
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.models.vision import CLIP_VISION_MINI, IMAGE_ENCODER, ImageEncoder, vision_config

@@ -6,11 +6,11 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from ssd1b.layouts import CLIP_MINI
+from ssd1b.models.tokenizer import WORD_END
 from ssd1b.tabletop.captions import VOCABULARY, caption
 from ssd1b.tabletop.scenes import scene
 
 CAPTIONS = 5000
-WORD_END = "</w>"
 
 
 def train_tokenizer() -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ssd1b.layouts import CLIP_MINI, CLIP_MINI_2
-from ssd1b.models.text import TextEncoder, TextEncoders, load_tokenizer
+from ssd1b.models.text import TextEncoder, TextEncoders
+from ssd1b.models.tokenizer import load_tokenizer
 from ssd1b.models.vision import CLIP_VISION_MINI, ImageEncoder
 from ssd1b.tabletop.cache import Shards
 from ssd1b.tabletop.captions import caption, full_caption
@@ -51,8 +52,8 @@ class ContrastiveTrio(nn.Module):
         super().__init__()
         width = CLIP_VISION_MINI.projection_dim
         self.image_encoder = ImageEncoder(CLIP_VISION_MINI)
-        self.text_encoder = TextEncoder(CLIP_MINI)
-        self.text_encoder_2 = TextEncoder(CLIP_MINI_2)
+        self.text_encoder = _from_scratch(TextEncoder(CLIP_MINI))
+        self.text_encoder_2 = _from_scratch(TextEncoder(CLIP_MINI_2))
         self.projection = nn.Linear(CLIP_MINI.hidden_size, width, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)] * 2))
 
@@ -63,6 +64,22 @@ class ContrastiveTrio(nn.Module):
             self.projection(self.text_encoder(ids)[1]),
             self.text_encoder_2(ids_2)[1],
         )
+
+
+def _from_scratch(encoder: TextEncoder) -> TextEncoder:
+    """Give the matrices OpenAI's initial spread (openai/CLIP ``clip/model.py``), the deeper the narrower."""
+    width = encoder.layout.hidden_size
+    inner, outer = width**-0.5, (2 * width * encoder.layout.layers) ** -0.5
+    spreads = {"out_proj": outer, "fc1": (2 * width) ** -0.5, "fc2": outer}
+    embeddings = encoder.text_model.embeddings
+    nn.init.normal_(embeddings.get_parameter("token_embedding.weight"), std=0.02)
+    nn.init.normal_(embeddings.get_parameter("position_embedding.weight"), std=0.01)
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=spreads.get(name.rpartition(".")[2], inner))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return encoder
 
 
 @dataclass(frozen=True, kw_only=True)

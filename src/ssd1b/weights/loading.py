@@ -73,7 +73,6 @@ def load_component(
     wanted = {name: tuple(parameter.shape) for name, parameter in module.state_dict().items()}
     _check(wanted, checkpoint.parts[part], f"{checkpoint.path}: {part}")
     module.load_state_dict(read_part(checkpoint, part, dtype=dtype, device=device), assign=True)
-    _fill_buffers(module, device)
 
 
 def read_part(
@@ -167,13 +166,3 @@ def _check(wanted: Mapping[str, Shape], part: Part, where: str) -> None:
         problems.append(f"{len(misshaped)} have another shape: {shapes}")
     if problems:
         raise InputError(f"{where}: {'; '.join(problems)}")
-
-
-def _fill_buffers(module: nn.Module, device: torch.device | str) -> None:
-    """Make the buffers real that no file holds; CLIP's position numbers are the only ones."""
-    for name, buffer in list(module.named_buffers()):
-        if buffer.is_meta:
-            owner, _, leaf = name.rpartition(".")
-            assert leaf == "position_ids", f"no value is known for the buffer {name}"
-            positions = torch.arange(buffer.shape[-1], device=device, dtype=buffer.dtype).expand(buffer.shape)
-            module.get_submodule(owner).register_buffer(leaf, positions, persistent=False)

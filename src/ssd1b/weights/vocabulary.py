@@ -8,13 +8,13 @@ import gzip
 import json
 from pathlib import Path
 
+from ssd1b.models.tokenizer import BEGIN, END, CLIPTokenizer
 from ssd1b.weights.files import write_json
 
 DATA = Path(__file__).parent.parent / "data"
 _MERGES_FILE = DATA / "clip" / "bpe_simple_vocab_16e6.txt.gz"
 
 VOCABULARY_SIZE = 49408
-BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 PADDING = {"text_encoder": END, "text_encoder_2": "!"}
 """The padding token of each encoder's tokenizer."""
 
@@ -33,6 +33,11 @@ def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     letters = _byte_letters()
     tokens = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges), BEGIN, END]
     return {token: index for index, token in enumerate(tokens)}, merges
+
+
+def clip_tokenizer(part: str) -> CLIPTokenizer:
+    """CLIP's tokenizer for a text encoder that brings none, one of ``PADDING``."""
+    return CLIPTokenizer(*clip_vocabulary(), PADDING[part])
 
 
 def _byte_letters() -> list[str]:

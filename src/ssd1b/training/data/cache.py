@@ -80,7 +80,7 @@ def texts_cache(folder: Path, text: TextEncoders, dtype: torch.dtype) -> Cache:
     """The cache of what these two encoders and their tokenizers make, in this number format."""
     pairs = ((text.encoder, text.tokenizer), (text.encoder_2, text.tokenizer_2))
     what = repr([
-        (encoder.layout, tokenizer.pad_token_id, sorted(tokenizer.get_vocab().items()))
+        (encoder.layout, tokenizer.pad_token_id, sorted(tokenizer.vocabulary.items()))
         for encoder, tokenizer in pairs
     ])  # fmt: skip
     return Cache(folder / "texts" / f"{_weights_digest([e for e, _ in pairs], what)}-{dtype_name(dtype)}")

@@ -1,0 +1,63 @@
+"""How a model computes, beyond device and number format: what changes speed and memory, as data; no torch."""
+
+from dataclasses import dataclass
+from typing import no_type_check
+
+from ssd1b.errors import InputError, unknown
+from ssd1b.settings import shown
+
+BACKENDS = ("torch", "openvino")
+QUANTIZATIONS = ("int8", "fp8", "int8-weights")
+MEMORIES = ("normal", "low")
+
+
+@no_type_check  # __post_init__ checks the types itself: recipes come from anybody's files
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computing:
+    """The choices of whoever draws; the first of each changes nothing but the last bits of a picture.
+
+    Attributes:
+        backend: what runs UNet and VAE: torch, or OpenVINO on a CPU.
+        compiled: by torch's compiler, when they first run.
+        quantized: the UNet's matrices in eight bits: multiplied so (``int8``, ``fp8``), or only kept so
+            (``int8-weights``). None for not.
+        memory: ``low`` keeps text encoders and UNet in eight bits and never both in memory, and decodes in
+            small tiles.
+
+    Raises:
+        InputError: a value that is none of these, or two that exclude each other.
+    """
+
+    backend: str = "torch"
+    compiled: bool = False
+    quantized: str | None = None
+    memory: str = "normal"
+
+    def __post_init__(self) -> None:
+        """Check every field and what they are together."""
+        for kind, given, allowed in (
+            ("backend", self.backend, BACKENDS),
+            ("quantization", self.quantized, (None, *QUANTIZATIONS)),
+            ("memory", self.memory, MEMORIES),
+        ):
+            if given not in allowed:
+                raise unknown(
+                    kind, given if isinstance(given, str) else shown(given), [a for a in allowed if a]
+                )
+        if not isinstance(self.compiled, bool):
+            raise InputError(f"compiled is {shown(self.compiled)}: it must be true or false")
+        if self.backend == "openvino" and (self.compiled or self.memory == "low"):
+            raise InputError("backend openvino compiles by itself and takes memory: leave those choices out")
+        if self.backend == "openvino" and self.quantized not in (None, "int8"):
+            raise InputError(f"backend openvino quantizes to int8, not {self.quantized}")
+        if self.memory == "low" and (self.compiled or self.quantized not in (None, "int8-weights")):
+            raise InputError("memory low has its own eight bits and is not compiled: leave the others out")
+
+    def __str__(self) -> str:
+        """What is not as it is by default: "compiled, int8"."""
+        said = [self.backend if self.backend != "torch" else "", "compiled" if self.compiled else ""]
+        said += [self.quantized or "", "low memory" if self.memory == "low" else ""]
+        return ", ".join(filter(None, said)) or "as by default"
+
+
+DEFAULT = Computing()

@@ -1,0 +1,91 @@
+"""CLIP's tokenizer, by the library tokenizers: words to byte pairs, as OpenAI's and transformers' do."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+from ssd1b.errors import InputError
+
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+WORD_END = "</w>"
+
+_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+"""What is a word, in CLIP's own words (openai/CLIP ``clip/simple_tokenizer.py``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CLIPTokenizer:
+    """Texts to token ids, without begin, end and padding.
+
+    Attributes:
+        vocabulary: ids by token, with ``</w>`` at the end of a word.
+        merges: pairs of tokens that become one, in order.
+        padding: the token to pad with. Like begin and end it is a token of its own wherever a text has it,
+            as with transformers: an exclamation mark is 0 to the encoder that pads with it.
+    """
+
+    vocabulary: dict[str, int]
+    merges: Sequence[tuple[str, str]] = field(repr=False)
+    padding: str
+    _library: Tokenizer = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Build the library's tokenizer."""
+        unknown = END
+        model = models.BPE(
+            vocab=self.vocabulary, merges=list(self.merges), unk_token=unknown, end_of_word_suffix=WORD_END
+        )
+        library = Tokenizer(model)
+        library.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        )
+        library.pre_tokenizer = pre_tokenizers.Sequence([
+            pre_tokenizers.Split(Regex(_WORDS), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ])  # fmt: skip
+        library.add_special_tokens(
+            [AddedToken(token, normalized=False, special=True) for token in (BEGIN, END, self.padding)]
+        )
+        object.__setattr__(self, "_library", library)
+
+    @property
+    def pad_token_id(self) -> int:
+        """Of the padding token."""
+        return self.vocabulary[self.padding]
+
+    def ids(self, text: str) -> list[int]:
+        """The tokens of a text."""
+        return self._library.encode(text, add_special_tokens=False).ids
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Open a model folder's own tokenizer: ``vocab.json`` and ``merges.txt``, or ``tokenizer.json``.
+
+    Raises:
+        InputError: neither is there, or what is there is no tokenizer of CLIP's kind.
+    """
+    try:
+        if (folder / "vocab.json").exists():
+            vocabulary, merges = models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+        else:
+            told = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+            vocabulary, merges = told["vocab"], told["merges"]
+        pairs = [(left, right) for left, right in (e.split() if isinstance(e, str) else e for e in merges)]
+        return CLIPTokenizer(vocabulary, pairs, _padding(folder))
+    except InputError:
+        raise
+    except Exception as error:  # the library raises bare ones
+        raise InputError(f"{folder}: no tokenizer that can be read: {error}") from None
+
+
+def _padding(folder: Path) -> str:
+    """The padding token, a string or a table with its content; CLIP's own is the end token."""
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        file = folder / name
+        told = json.loads(file.read_text(encoding="utf-8")).get("pad_token") if file.exists() else None
+        if told is not None:
+            return told if isinstance(told, str) else told["content"]
+    return END
