@@ -1,6 +1,6 @@
 """The way of a prompt to a picture, all of it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -26,6 +26,7 @@ from ssd1b.models.vae import VAE
 from ssd1b.recipe import ModelIdentity, Recipe
 from ssd1b.runtime import choose_device, choose_dtype, dtype_name
 from ssd1b.settings import DEFAULT_MODEL, GenerationSettings, Preset, random_seed, resolve_settings
+from ssd1b.speed import openvino
 from ssd1b.speed.preparing import prepare
 from ssd1b.speed.quantizing import check_quantization
 from ssd1b.speed.residence import Room, in_turn
@@ -34,8 +35,8 @@ from ssd1b.tensors import Latents
 from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.files import some
-from ssd1b.weights.loading import broken_tensors, load_component, open_checkpoint
-from ssd1b.weights.vocabulary import clip_tokenizer
+from ssd1b.weights.loading import broken_tensors, load_component, open_checkpoint, stored_dtype
+from ssd1b.weights.vocabulary import calibration_prompts, clip_tokenizer
 
 SHARED = (
     "width", "height", "steps", "sampler", "schedule",
@@ -92,6 +93,7 @@ class Pipeline:
         dtype: str | None = None,
         offline: bool = False,
         computing: Computing = DEFAULT,
+        told: Callable[[str], None] = lambda what: None,
     ) -> "Pipeline":
         """Load a model.
 
@@ -102,6 +104,7 @@ class Pipeline:
             dtype: "fp32", "bf16", "fp16"; None takes what the hardware is fast at.
             offline: never use the network, whatever the name.
             computing: how, beyond that: compiled, in eight bits, in little memory.
+            told: hears of what takes minutes the first time.
 
         Raises:
             InputError: there is no such model, or its files are damaged or contradict each other; or the
@@ -109,7 +112,10 @@ class Pipeline:
         """
         where = choose_device(device)
         number = choose_dtype(dtype, where)
-        if computing.quantized in ("int8", "fp8"):
+        converted = computing.backend == "openvino"
+        if converted:
+            openvino.check_openvino(where, quantized=computing.quantized is not None)
+        elif computing.quantized in ("int8", "fp8"):
             check_quantization(computing.quantized, where)
         low = computing.memory == "low"
         half = low or number.itemsize == 2
@@ -134,12 +140,16 @@ class Pipeline:
             if low and part != "vae":
                 networks[part] = in_turn(network, checkpoint, part, room, dtype=number, device=where)
                 continue
+            if converted and part in ("unet", "vae"):
+                load_component(network, checkpoint, part, dtype=stored_dtype(checkpoint, part))
+                networks[part] = openvino.stand_in(network, checkpoint.parts[part], number, told)
+                continue
             load_component(network, checkpoint, part, dtype=number, device=where)
             network.requires_grad_(False).eval()
             prepare(network, compiled=computing.compiled, quantized=computing.quantized)
         on_disk = found.path == Path(model).expanduser()
         source = str(found.path.resolve()) if on_disk else found.name.partition("@")[0]
-        return cls(
+        pipeline = cls(
             identity=ModelIdentity(
                 name=Path(source).name,
                 source=source,
@@ -161,6 +171,20 @@ class Pipeline:
             zeros_for_no_negative=info.force_zeros_for_empty_prompt,
             computing=computing,
         )
+        if converted and computing.quantized:
+            unet = cast(openvino.OpenVINOUNet, networks["unet"])
+            openvino.quantized(unet, checkpoint.parts["unet"], pipeline._calibrate, told)
+        return pipeline
+
+    def _calibrate(self) -> None:
+        """Draw what a quantized network's ranges are read off."""
+        side = min(self.layout.size, 512)
+        prompts = calibration_prompts(self.layout)
+        for seed, prompt in enumerate(prompts):
+            steps = openvino.SAMPLES // len(prompts)
+            settings = self.settings(prompt, seed=seed, steps=steps, width=side, height=side)
+            for _ in self.steps([settings]):
+                pass
 
     def settings(self, prompt: str, *, preset: Preset | None = None, **given: Any) -> GenerationSettings:
         """Complete the settings of a picture: what is given, over the preset, over the model's defaults.

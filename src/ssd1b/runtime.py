@@ -1,7 +1,9 @@
 """Where a model runs and in which number format."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
+import platformdirs
 import torch
 
 from ssd1b.errors import InputError, unknown
@@ -75,6 +77,11 @@ def cpu_capabilities() -> Mapping[str, bool]:
     probes = {name: getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")}
     found = {name: bool(probe and probe()) for name, probe in probes.items()}
     return found | {"amx_bf16": found["amx_tile"]}
+
+
+def cache_folder() -> Path:
+    """Where this program keeps what it can make again."""
+    return platformdirs.user_cache_path("ssd1b")
 
 
 def dtype_name(dtype: torch.dtype) -> str:

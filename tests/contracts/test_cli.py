@@ -14,14 +14,17 @@ HEAVY = {"torch", "numpy", "PIL", "transformers", "safetensors", "huggingface_hu
 SETTINGS = {
     "--negative", "--negative-prompt", "--negative-preset", "--guidance", "--guidance-scale",
     "--guidance-rescale", "--guidance-interval", "--feature-reuse", "--steps", "--sampler", "--schedule",
-    "--seed", "--size", "--preset",
+    "--seed", "--size", "--speed", "--preset",
 }  # fmt: skip
 MODEL = {"--model", "--device", "--dtype", "--offline"}
+COMPUTING = {"--compile", "--quantize", "--memory", "--backend"}
 
 OPTIONS = {
-    "generate": {"--file", "--count", "--out", "--format", "--preview", "--json", *SETTINGS, *MODEL},
+    "generate": {
+        "--file", "--count", "--out", "--format", "--preview", "--json", *SETTINGS, *MODEL, *COMPUTING
+    },
     "evaluate": {"--captions", "--seeds", "--data", "--versus", "--judge", "--out", "--json",
-                 *SETTINGS, *MODEL},
+                 *SETTINGS, *MODEL, *COMPUTING},
     "sweep": {
         "--file", "--axis", "--axes", "--seeds", "--out", "--retry", "--dry-run", *SETTINGS, *MODEL
     },
@@ -37,10 +40,10 @@ OPTIONS = {
         "--seed", "--dry-run", "--resume", "--device", "--offline",
     },
     "bench": {
-        "--layout", "--part", "--latent", "--batch", "--peers", "--rounds", "--device", "--dtype", "--json",
-        "--out",
+        "--layout", "--part", "--latent", "--batch", "--steps", "--peers", "--rounds", "--device", "--dtype",
+        "--json", "--out",
     },
-    "rerun": {"--out", "--model", "--device", "--dtype", "--offline"},
+    "rerun": {"--out", *MODEL, *COMPUTING},
     "inspect": {"--json"},
     "models": {"--json"},
     "tabletop render": {"--count", "--seed", "--split", "--world", "--out"},

@@ -4,6 +4,7 @@ This module imports torch; commands import it when they get to work.
 """
 
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Set
@@ -49,6 +50,7 @@ def load(choice: ModelChoice) -> Pipeline:
         dtype=choice.dtype,
         offline=choice.offline,
         computing=choice.computing,
+        told=lambda what: print(f"{what} ...", file=sys.stderr),  # noqa: T201
     )
 
 

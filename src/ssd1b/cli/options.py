@@ -12,7 +12,7 @@ import click
 
 from ssd1b.computing import DEFAULT, Computing
 from ssd1b.errors import InputError, unknown
-from ssd1b.presets import NEGATIVE_PROMPTS
+from ssd1b.presets import NEGATIVE_PROMPTS, SPEEDS
 from ssd1b.prompts import parse_prompt, split_prompts
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
 from ssd1b.settings import Preset, read_size, resolve_settings
@@ -136,6 +136,9 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
         metavar="SHARE",
         help="0 to 1: keep deep features while shallow ones change less. Faster; not the same picture.",
     )
+    @click.option(
+        "--speed", metavar="NAME", help=f"{', '.join(SPEEDS)}: leave out work, at a price it tells."
+    )
     @click.option("--steps", type=int, metavar="N", help="Steps of denoising.")
     @click.option(
         "--sampler",
@@ -152,11 +155,14 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
     )
     @click.option("--size", metavar="WIDTHxHEIGHT", help="In pixels; one number for a square.")
     @wraps(command)
-    def bundled(*args: Any, negative_preset: str | None, size: str | None, **options: Any) -> None:
+    def bundled(
+        *args: Any, negative_preset: str | None, size: str | None, speed: str | None, **options: Any
+    ) -> None:
         chosen = {name: options.pop(name) for name in _PLAIN_SETTINGS}
         given = {name: value for name, value in chosen.items() if value is not None}
         given |= {} if size is None else read_size(size)
-        command(*args, given=given | _negative(given, negative_preset), **options)
+        given = _hurried(speed) | given | _negative(given, negative_preset)
+        command(*args, given=given, **options)
 
     return bundled
 
@@ -166,6 +172,16 @@ _PLAIN_SETTINGS = (
     "sampler", "schedule", "seed",
 )  # fmt: skip
 """Options whose value is the setting's."""
+
+
+def _hurried(speed: str | None) -> dict[str, Any]:
+    """The settings of a speed, whose price is told."""
+    if speed is None:
+        return {}
+    if speed not in SPEEDS:
+        raise unknown("speed", speed, SPEEDS)
+    click.echo(f"speed {speed}: {SPEEDS[speed].source}", err=True)
+    return dict(SPEEDS[speed].settings)
 
 
 def _negative(given: Mapping[str, Any], preset: str | None) -> dict[str, str]:

@@ -120,12 +120,31 @@ class UNet(nn.Module):
         Returns:
             The prediction, shaped as ``latents``.
         """
+        embedding = self.embed(timesteps, pooled_prompt_embeds, time_ids, guidance_embeds)
+        return self.denoise(latents, embedding, prompt_embeds, through)
+
+    def embed(
+        self,
+        timesteps: Timesteps,
+        pooled_prompt_embeds: PooledEmbeds,
+        time_ids: TimeIds,
+        guidance_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """What every residual block is told beside its features, ``[B, 4 x width]``; see ``forward``."""
         dtype = self.conv_norm_out.weight.dtype
         time = sinusoidal_embedding(timesteps, self.layout.levels[0].channels).to(dtype)
         sizes = sinusoidal_embedding(time_ids, self.layout.time_ids_dim).flatten(1).to(dtype)
         embedding = self.time_embedding(time, guidance_embeds)
-        embedding = embedding + self.add_embedding(torch.cat([pooled_prompt_embeds, sizes], dim=-1))
+        return embedding + self.add_embedding(torch.cat([pooled_prompt_embeds, sizes], dim=-1))
 
+    def denoise(
+        self,
+        latents: Latents,
+        embedding: Tensor,
+        prompt_embeds: PromptEmbeds | ReadPrompts,
+        through: Through | None = None,
+    ) -> Latents:
+        """The way down and up again, ``embedding`` as ``embed`` gives it; see ``forward``."""
         read = isinstance(prompt_embeds, ReadPrompts)
         contexts = iter(prompt_embeds.keys_values) if read else repeat(prompt_embeds)
         down, up = cast(list[Block], self.down_blocks), cast(list[Block], self.up_blocks)

@@ -11,7 +11,7 @@ from ssd1b.models.unet import UNet
 from ssd1b.speed.eight_bits import keep_in_eight_bits
 from ssd1b.speed.preparing import prepare
 from ssd1b.weights.checkpoint import Checkpoint
-from ssd1b.weights.loading import load_component
+from ssd1b.weights.loading import load_component, stored_dtype
 
 
 class Room:
@@ -78,9 +78,8 @@ def in_turn(
     Returns:
         A stand-in for the network.
     """
-    stored = next(iter(checkpoint.parts[part].tensors.values())).dtype
     # In the file's own 16 bits weights stay in the mapped file until they are rounded, layer by layer.
-    kept = stored if stored.itemsize == 2 else torch.float16
+    kept = stored_dtype(checkpoint, part)
 
     def load() -> nn.Module:
         network = deepcopy(empty)

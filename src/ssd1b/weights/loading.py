@@ -75,6 +75,13 @@ def load_component(
     module.load_state_dict(read_part(checkpoint, part, dtype=dtype, device=device), assign=True)
 
 
+def stored_dtype(checkpoint: Checkpoint, part: str) -> torch.dtype:
+    """The number format in which a network's weights can stay in the mapped file, or float16 for others."""
+    formats = {stored.dtype for stored in checkpoint.parts[part].tensors.values()}
+    first = next(iter(formats))
+    return first if len(formats) == 1 and first.itemsize == 2 else torch.float16
+
+
 def read_part(
     checkpoint: Checkpoint,
     part: str,

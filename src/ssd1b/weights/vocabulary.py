@@ -8,6 +8,7 @@ import gzip
 import json
 from pathlib import Path
 
+from ssd1b.layouts import ModelLayout
 from ssd1b.models.tokenizer import BEGIN, END, CLIPTokenizer
 from ssd1b.weights.files import write_json
 
@@ -38,6 +39,12 @@ def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 def clip_tokenizer(part: str) -> CLIPTokenizer:
     """CLIP's tokenizer for a text encoder that brings none, one of ``PADDING``."""
     return CLIPTokenizer(*clip_vocabulary(), PADDING[part])
+
+
+def calibration_prompts(layout: ModelLayout) -> list[str]:
+    """Prompts that draw what a model's layers commonly see: photographs and paintings, or Tabletop."""
+    name = "clip" if layout.text_encoder.vocab_size == VOCABULARY_SIZE else "tabletop"
+    return (DATA / "calibration" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
 
 
 def _byte_letters() -> list[str]:

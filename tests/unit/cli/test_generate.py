@@ -7,6 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
+from ssd1b.computing import Computing
 from ssd1b.images import read_recipe
 from ssd1b.pipeline import Pipeline
 from ssd1b.presets import NEGATIVE_PROMPTS
@@ -56,6 +57,42 @@ def test_every_option_reaches_the_recipe(generate, tmp_path):
     assert (settings.steps, settings.sampler, settings.schedule) == (3, "dpmpp_2m", "karras")
     assert (settings.seed, settings.width, settings.height) == (9, 72, 64)
     assert (recipe.dtype, recipe.device, recipe.batch_size) == ("float32", "cpu", 1)
+
+
+def test_how_it_computes_reaches_the_recipe_and_its_rerun(generate, run, tmp_path):
+    done = generate("a cube", "--memory", "low", "--speed", "fast", "--seed", 1, "--out", "cube.png")
+    assert done.err.startswith("speed fast: on mini-ssd-1b 0.68 of the time, 43 dB")
+    recipe = read_recipe(tmp_path / "cube.png")
+    assert recipe.computing == Computing(memory="low")
+    assert recipe.settings.feature_reuse == 0.2
+    again = run("rerun", tmp_path / "cube.png", "--out", "again.png")
+    assert again.code == 0 and again.err == "bit-equal: every pixel is the same\n"
+    other = run("rerun", tmp_path / "cube.png", "--quantize", "int8-weights", "--out", "other.png")
+    assert "computing low memory, now int8-weights" in other.err
+
+
+def test_what_is_given_beside_a_speed_wins(generate, tmp_path):
+    generate(
+        "a cube", "--speed", "fast", "--feature-reuse", 0.05, "--preset", "article-fast", "--out", "c.png"
+    )
+    settings = read_recipe(tmp_path / "c.png").settings
+    assert (settings.feature_reuse, settings.sampler) == (0.05, "unipc")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--speed", "fastest"], ["unknown speed 'fastest'", "did you mean 'fast'", "balanced"]),
+        (["--memory", "tiny"], ["unknown memory 'tiny'", "low"]),
+        (["--memory", "low", "--compile"], ["memory low", "not compiled"]),
+        (["--quantize", "fp8", "--device", "cpu"], ["quantize fp8 needs"]),
+        (["--backend", "onnx"], ["unknown backend 'onnx'", "openvino"]),
+    ],
+)
+def test_wrong_ways_to_compute(run, tiny_model, arguments, words):
+    done = run("generate", "a cube", "--model", tiny_model, *arguments)
+    assert done.code == 2 and done.out == "" and len(done.err.splitlines()) == 1
+    assert all(word in done.err for word in words), done.err
 
 
 def test_one_number_is_the_side_of_a_square(generate, tmp_path, image_at):

@@ -1,0 +1,92 @@
+"""A whole picture at full size, from the start of a process to its file, by this package and by diffusers.
+
+    python benchmarks/picture.py --model /tmp/ssd-1b --layout ssd-1b --size 512 --steps 20
+    python benchmarks/picture.py --model /tmp/ssd-1b --engines ssd1b --size 1024 --steps 1 -- --memory low
+
+The model is made where it is not there: published shapes, random weights, float16. What stands behind ``--``
+goes to ``ssd1b generate``. Told are seconds of the wall clock and the most memory that the process had.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from ssd1b.bench.case import make_case
+from ssd1b.layouts import model_layout
+from ssd1b.weights.checkpoint import ModelInfo
+from ssd1b.weights.folder import save_folder
+
+PROMPT = "a lighthouse on a cliff above the sea at dusk"
+
+DIFFUSERS = """
+import sys, torch
+from diffusers import StableDiffusionXLPipeline
+model, dtype, size, steps, guidance, out = sys.argv[1:]
+kind = getattr(torch, dtype)
+pipe = StableDiffusionXLPipeline.from_pretrained(model, torch_dtype=kind, local_files_only=True)
+pipe.set_progress_bar_config(disable=True)
+settings = dict(width=int(size), height=int(size), guidance_scale=float(guidance))
+noise = torch.Generator().manual_seed(1)
+pictures = pipe(sys.stdin.read(), num_inference_steps=int(steps), generator=noise, **settings)
+pictures.images[0].save(out)
+"""
+
+
+def write_model(folder: Path, name: str) -> None:
+    layout = model_layout(name)
+    networks = make_case("picture", layout, latent=8, batch=1, dtype=torch.float16).network
+    weights = {part: network.state_dict() for part, network in networks.named_children()}
+    save_folder(folder, ModelInfo(layout=layout), weights)
+
+
+def run(command: list[str]) -> tuple[float, int]:
+    """Seconds, and bytes at most."""
+    begin = time.perf_counter()
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert process.stdin is not None
+    process.stdin.write(PROMPT.encode())
+    process.stdin.close()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{command[0]} ended with {os.waitstatus_to_exitcode(status)}")
+    return time.perf_counter() - begin, usage.ru_maxrss * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A whole picture, from the start of a process to its file.")
+    parser.add_argument("--model", required=True, type=Path)
+    parser.add_argument("--layout", default="ssd-1b")
+    parser.add_argument("--engines", default="ssd1b,diffusers")
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=9.0)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("rest", nargs="*", help="for ssd1b generate")
+    given = parser.parse_args()
+    if not given.model.exists():
+        write_model(given.model, given.layout)
+    with tempfile.TemporaryDirectory() as folder:
+        size, steps, guidance = str(given.size), str(given.steps), str(given.guidance)
+        commands = {
+            "ssd1b": [sys.executable, "-m", "ssd1b", "generate", "--file", "-", "--model", str(given.model),
+                      "--dtype", given.dtype, "--size", size, "--steps", steps, "--guidance", guidance,
+                      "--seed", "1", "--out", folder, *given.rest],
+            "diffusers": [sys.executable, "-c", DIFFUSERS, str(given.model), given.dtype, size, steps,
+                          guidance, f"{folder}/theirs.png"],
+        }  # fmt: skip
+        for engine in given.engines.split(","):
+            seconds, memory = run(commands[engine])
+            row = {"engine": engine, "layout": given.layout, "size": given.size, "steps": given.steps}
+            row |= {"dtype": given.dtype, "options": " ".join(given.rest)}
+            print(json.dumps(row | {"seconds": round(seconds, 1), "gigabytes": round(memory / 1e9, 2)}))
+
+
+if __name__ == "__main__":
+    main()

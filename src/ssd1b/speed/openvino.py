@@ -1,0 +1,259 @@
+"""UNet and VAE decoder by OpenVINO, on a CPU: converted once and kept on disk, in eight bits if wanted.
+
+OpenVINO is no part of torch and imports for a second; nothing here does so before it is asked for.
+"""
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ssd1b.errors import InputError
+from ssd1b.models.layers import sinusoidal_embedding
+from ssd1b.models.unet import Through, UNet
+from ssd1b.models.vae import VAE
+from ssd1b.runtime import cache_folder
+from ssd1b.tensors import Latents, PooledEmbeds, PromptEmbeds, TimeIds, Timesteps
+from ssd1b.weights.checkpoint import Part
+from ssd1b.weights.files import replacing
+
+PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+
+SAMPLES = 32
+"""Steps of pictures that the ranges of activations are read off."""
+
+
+def check_openvino(device: torch.device, *, quantized: bool) -> None:
+    """See that OpenVINO can be used.
+
+    Raises:
+        InputError: it, or what quantizes for it, is not installed, or the device is no CPU.
+    """
+    if device.type != "cpu":
+        raise InputError(f"backend openvino computes on a CPU, not on {device}: add --device cpu")
+    for library in ("openvino", *(["nncf"] if quantized else [])):
+        if find_spec(library) is None:
+            raise InputError(
+                f"backend openvino needs {library}, which is not installed: pip install 'ssd1b[openvino]'"
+            )
+
+
+def _library(name: str) -> Any:
+    """Import a library of OpenVINO's without the one through which it reports its use over the network."""
+    if "openvino_telemetry" not in sys.modules:
+        sys.modules["openvino_telemetry"] = cast(Any, None)  # as if it were not installed
+    return import_module(name)
+
+
+class Compiled:
+    """A converted network, compiled for a shape when it first comes and kept while that stays."""
+
+    def __init__(self, file: Path, dtype: torch.dtype) -> None:
+        openvino = _library("openvino")
+        self._core = openvino.Core()
+        self._core.set_property({"CACHE_DIR": str(file.parent / "compiled")})
+        self._model = self._core.read_model(file)
+        self._precision = PRECISIONS[dtype]
+        self._shapes: list[tuple[int, ...]] = []
+        self._request: Any = None
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Compute; inputs and output are float32."""
+        arrays = [each.float().contiguous().numpy() for each in inputs]
+        shapes = [each.shape for each in arrays]
+        if shapes != self._shapes:
+            self._request = None  # before the next one takes its memory
+            self._model.reshape({place: list(shape) for place, shape in enumerate(shapes)})
+            hint = {"INFERENCE_PRECISION_HINT": self._precision}
+            self._request = self._core.compile_model(self._model, "CPU", hint).create_infer_request()
+            self._shapes = shapes
+        return torch.from_numpy(self._request.infer(arrays, share_inputs=True)[0].copy())
+
+
+class OpenVINOUNet(nn.Module):
+    """Stands for a ``UNet`` where prompts are drawn.
+
+    The embedding of times and sizes stays with torch, in float32: its sines are what bfloat16 spoils.
+    """
+
+    def __init__(self, unet: UNet, compiled: Compiled, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layout, self.compiled = unet.layout, compiled
+        self.time_embedding, self.add_embedding = unet.time_embedding.float(), unet.add_embedding.float()
+        self.conv_norm_out = unet.conv_norm_out.to(dtype)  # tells device and number format
+        self.seen: list[list[np.ndarray]] | None = None
+
+    def read(self, prompt_embeds: PromptEmbeds, *, without_text: int = 0) -> PromptEmbeds:
+        """Nothing is computed ahead."""
+        return prompt_embeds
+
+    def forward(
+        self,
+        latents: Latents,
+        timesteps: Timesteps,
+        prompt_embeds: PromptEmbeds,
+        pooled_prompt_embeds: PooledEmbeds,
+        time_ids: TimeIds,
+        guidance_embeds: Tensor | None = None,
+        through: Through | None = None,
+    ) -> Latents:
+        """Run the network once, as ``UNet``.
+
+        Raises:
+            InputError: features are to be kept between steps, which a converted network does not do.
+        """
+        if through is not None:
+            raise InputError("feature_reuse is 0 with backend openvino: its network is one piece")
+        time = sinusoidal_embedding(timesteps, self.layout.levels[0].channels)
+        sizes = sinusoidal_embedding(time_ids, self.layout.time_ids_dim).flatten(1)
+        guidance = None if guidance_embeds is None else guidance_embeds.float()
+        added = self.add_embedding(torch.cat([pooled_prompt_embeds.float(), sizes], dim=-1))
+        embedding = self.time_embedding(time, guidance) + added
+        inputs = (latents, embedding, prompt_embeds)
+        if self.seen is not None:
+            self.seen.append([each.float().numpy().copy() for each in inputs])
+        return self.compiled(*inputs)
+
+
+class OpenVINODecoder(nn.Module):
+    """Stands for a VAE's decoder."""
+
+    def __init__(self, vae: VAE, compiled: Compiled, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.conv_norm_out, self.compiled = vae.decoder.conv_norm_out.to(dtype), compiled
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, latent_channels, h, w] -> [B, 3, 8h, 8w]``."""
+        return self.compiled(x)
+
+
+class _Denoise(nn.Module):
+    def __init__(self, unet: UNet) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, latents: Tensor, embedding: Tensor, prompt_embeds: Tensor) -> Tensor:
+        return self.unet.denoise(latents, embedding, prompt_embeds)
+
+
+def _key(part: Part) -> str:
+    """A name for what is converted from a network's files, as they are now."""
+    files = sorted({stored.file for stored in part.tensors.values()})
+    told = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr((told, version("openvino"), version("ssd1b"))).encode()).hexdigest()[:24]
+
+
+def stand_in(network: nn.Module, part: Part, dtype: torch.dtype, told: Callable[[str], None]) -> nn.Module:
+    """Give what draws in a network's place, converting it if that was not done before.
+
+    Args:
+        network: a UNet or a VAE with its weights, on the CPU, in any number format.
+        part: where they came from.
+        dtype: number format to compute in.
+        told: hears of what takes long.
+    """
+    unet = isinstance(network, UNet)
+    file = _folder(part) / "exact" / "network.xml"
+    if not file.exists():
+        told(f"OpenVINO converts the {'UNet' if unet else 'VAE'}, once")
+        half = all(stored.dtype.itemsize == 2 for stored in part.tensors.values())
+        convert = _convert_unet if unet else _convert_decoder
+        convert(cast(Any, network), file, half=half)
+    compiled = Compiled(file, dtype)
+    if unet:
+        return OpenVINOUNet(network, compiled, dtype).requires_grad_(False).eval()
+    vae = cast(VAE, network)
+    vae.decoder = cast(Any, OpenVINODecoder(vae, compiled, dtype))
+    vae.post_quant_conv.to(dtype)
+    return vae.requires_grad_(False).eval()
+
+
+def quantized(unet: OpenVINOUNet, part: Part, draw: Callable[[], None], told: Callable[[str], None]) -> None:
+    """Have a UNet compute in eight bits, rounding it if that was not done before.
+
+    Args:
+        unet: as ``stand_in`` gave it.
+        part: where its weights came from.
+        draw: draws pictures with it.
+        told: hears of what takes long.
+    """
+    file = _folder(part) / "int8" / "network.xml"
+    if not file.exists():
+        told(f"a calibration: {SAMPLES} steps of pictures, once")
+        with _watching(unet) as seen:
+            draw()
+        told("NNCF quantizes the UNet, once")
+        _quantize(_folder(part) / "exact" / "network.xml", file, seen)
+    unet.compiled = Compiled(file, unet.conv_norm_out.weight.dtype)
+
+
+@contextmanager
+def _watching(unet: OpenVINOUNet) -> Iterator[list[list[np.ndarray]]]:
+    """What is asked of a UNet meanwhile."""
+    unet.seen = []
+    try:
+        yield unet.seen
+    finally:
+        unet.seen = None
+
+
+def _folder(part: Part) -> Path:
+    return cache_folder() / "openvino" / _key(part)
+
+
+def _convert_unet(unet: UNet, file: Path, *, half: bool) -> None:
+    layout = unet.layout
+    side, width = 8 * 2 ** (len(layout.levels) - 1), 4 * layout.levels[0].channels
+    inputs = (
+        torch.zeros(2, layout.in_channels, side, side),
+        torch.zeros(2, width),
+        torch.zeros(2, 77, layout.cross_attention_dim),
+    )
+    shapes = [[-1, layout.in_channels, -1, -1], [-1, width], [-1, -1, layout.cross_attention_dim]]
+    _convert(_Denoise(unet.float()), inputs, shapes, file, half=half)
+
+
+def _convert_decoder(vae: VAE, file: Path, *, half: bool) -> None:
+    channels = vae.layout.latent_channels
+    inputs = (torch.zeros(1, channels, 16, 16),)
+    _convert(vae.decoder.float(), inputs, [[-1, channels, -1, -1]], file, half=half)
+
+
+def _convert(
+    network: nn.Module, inputs: tuple[Tensor, ...], shapes: Sequence[list[int]], file: Path, *, half: bool
+) -> None:
+    openvino = _library("openvino")
+    _library("openvino.tools.ovc")
+    model = openvino.convert_model(
+        network, example_input=inputs, input=[openvino.PartialShape(s) for s in shapes]
+    )
+    _save(model, file, half=half)
+
+
+def _save(model: Any, file: Path, *, half: bool) -> None:
+    with replacing(file.parent) as aside:
+        aside.mkdir(parents=True)
+        _library("openvino").save_model(model, aside / file.name, compress_to_fp16=half)
+
+
+def _quantize(exact: Path, file: Path, samples: Sequence[Sequence[np.ndarray]]) -> None:
+    """Round matrices and convolutions, and what they multiply, whose ranges are read off the samples."""
+    nncf, openvino = _library("nncf"), _library("openvino")
+    nncf.set_log_level(40)  # errors
+    model = openvino.Core().read_model(exact)
+    small = nncf.quantize(
+        model,
+        nncf.Dataset(list(samples)),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(samples),
+    )
+    _save(small, file, half=True)
