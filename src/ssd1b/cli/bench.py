@@ -139,6 +139,7 @@ def command(
                 **machine(where),
             }
             tables.append({**what, **facts, "rows": [asdict(each) for each in rows]})
+            del case  # before the next one takes its memory
             if out is not None:
                 _write(Path(out), tables)
             with tqdm.external_write_mode():

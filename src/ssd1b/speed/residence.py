@@ -78,12 +78,11 @@ def in_turn(
     Returns:
         A stand-in for the network.
     """
-    # In the file's own 16 bits weights stay in the mapped file until they are rounded, layer by layer.
-    kept = stored_dtype(checkpoint, part)
+    kept = stored_dtype(checkpoint, part)  # 16 bits, until they are rounded, layer by layer
 
     def load() -> nn.Module:
         network = deepcopy(empty)
-        load_component(network, checkpoint, part, dtype=kept)
+        load_component(network, checkpoint, part, dtype=kept, copied=True)
         network.requires_grad_(False).eval()
         if isinstance(network, UNet):
             prepare(network, quantized="int8-weights")

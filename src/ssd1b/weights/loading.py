@@ -52,6 +52,7 @@ def load_component(
     *,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
+    copied: bool = False,
 ) -> None:
     """Give a module, built on the meta device, its weights.
 
@@ -64,6 +65,8 @@ def load_component(
         part: which network, one of ``keymap.PARTS``.
         dtype: number format to run in.
         device: where to.
+        copied: take every tensor out of the mapped file, whose pages would stay in memory for as long as
+            one of them is used.
 
     Raises:
         InputError: no such network; tensors that are missing, unknown, misshaped or not finite.
@@ -72,7 +75,8 @@ def load_component(
         raise InputError(f"{checkpoint.path}: no {part} in it, only {some(checkpoint.parts)}")
     wanted = {name: tuple(parameter.shape) for name, parameter in module.state_dict().items()}
     _check(wanted, checkpoint.parts[part], f"{checkpoint.path}: {part}")
-    module.load_state_dict(read_part(checkpoint, part, dtype=dtype, device=device), assign=True)
+    tensors = read_part(checkpoint, part, dtype=dtype, device=device, copied=copied)
+    module.load_state_dict(tensors, assign=True)
 
 
 def stored_dtype(checkpoint: Checkpoint, part: str) -> torch.dtype:
@@ -88,6 +92,7 @@ def read_part(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    copied: bool = False,
 ) -> dict[str, Tensor]:
     """Read the tensors of one network, by our names.
 
@@ -96,6 +101,7 @@ def read_part(
         part: which network.
         dtype: number format to get; None keeps the file's, and then nothing is copied on the CPU.
         device: where to.
+        copied: see ``load_component``.
 
     Raises:
         InputError: some that were copied hold NaN or infinity, or overflow in ``dtype``; or the file has gone
@@ -111,6 +117,8 @@ def read_part(
             handle, file, read = open_file(stored.file), stored.file, 0
         source = _read(handle, stored)
         tensor = _cast(source.to(device), dtype or source.dtype)  # in this order: a GPU casts faster
+        if copied and tensor is source:
+            tensor = source.clone()
         if tensor is not source:
             read += source.nbytes  # else the mapping has to stay
             if not is_finite(tensor):
