@@ -40,6 +40,6 @@ def test_what_cannot_be_quantized(monkeypatch):
     with pytest.raises(InputError, match="quantize int8 needs torchao, which is not installed: pip install"):
         check_quantization("int8", CPU)
     monkeypatch.setattr(quantizing, "find_spec", lambda name: object())
-    with pytest.raises(InputError, match="fp8 needs an NVIDIA GPU"):
+    with pytest.raises(InputError, match="fp8 needs"):
         check_quantization("fp8", CPU)
     check_quantization("int8", CPU)
