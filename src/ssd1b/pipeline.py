@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssd1b.computing import DEFAULT, Computing
 from ssd1b.diffusion.denoiser import Guidance, Predict, PredictPair, denoiser, guided
@@ -27,15 +27,13 @@ from ssd1b.recipe import ModelIdentity, Recipe
 from ssd1b.runtime import choose_device, choose_dtype, dtype_name
 from ssd1b.settings import DEFAULT_MODEL, GenerationSettings, Preset, random_seed, resolve_settings
 from ssd1b.speed import openvino
-from ssd1b.speed.preparing import prepare
-from ssd1b.speed.quantizing import check_quantization
-from ssd1b.speed.residence import Room, in_turn
+from ssd1b.speed.loading import Loader, check_computing
 from ssd1b.speed.reuse import FeatureReuse
 from ssd1b.tensors import Latents
 from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.files import some
-from ssd1b.weights.loading import broken_tensors, load_component, open_checkpoint, stored_dtype
+from ssd1b.weights.loading import broken_tensors, open_checkpoint
 from ssd1b.weights.vocabulary import calibration_prompts, clip_tokenizer
 
 SHARED = (
@@ -112,13 +110,8 @@ class Pipeline:
         """
         where = choose_device(device)
         number = choose_dtype(dtype, where)
-        converted = computing.backend == "openvino"
-        if converted:
-            openvino.check_openvino(where, quantized=computing.quantized is not None)
-        elif computing.quantized in ("int8", "fp8"):
-            check_quantization(computing.quantized, where)
-        low = computing.memory == "low"
-        half = low or number.itemsize == 2
+        check_computing(computing, where)
+        half = computing.memory == "low" or number.itemsize == 2
         found = hub.resolve(model, offline=offline, half=half)
         checkpoint = open_checkpoint(found.path, half=half)
         info = checkpoint.info
@@ -128,25 +121,7 @@ class Pipeline:
             folder = info.tokenizers.get(part)
             return load_tokenizer(folder) if folder else clip_tokenizer(part)
 
-        with torch.device("meta"):  # nothing is allocated before the files have been checked
-            networks: dict[str, nn.Module] = {
-                "unet": UNet(layout.unet),
-                "vae": VAE(layout.vae),
-                "text_encoder": TextEncoder(layout.text_encoder),
-                "text_encoder_2": TextEncoder(layout.text_encoder_2),
-            }
-        room = Room()
-        for part, network in networks.items():
-            if low and part != "vae":
-                networks[part] = in_turn(network, checkpoint, part, room, dtype=number, device=where)
-                continue
-            if converted and part in ("unet", "vae"):
-                load_component(network, checkpoint, part, dtype=stored_dtype(checkpoint, part))
-                networks[part] = openvino.stand_in(network, checkpoint.parts[part], number, told)
-                continue
-            load_component(network, checkpoint, part, dtype=number, device=where)
-            network.requires_grad_(False).eval()
-            prepare(network, compiled=computing.compiled, quantized=computing.quantized)
+        loader = Loader(checkpoint=checkpoint, device=where, dtype=number, computing=computing, told=told)
         on_disk = found.path == Path(model).expanduser()
         source = str(found.path.resolve()) if on_disk else found.name.partition("@")[0]
         pipeline = cls(
@@ -158,11 +133,11 @@ class Pipeline:
             ),
             layout=layout,
             family=checkpoint.family or "sdxl",
-            unet=cast(UNet, networks["unet"]),
-            vae=cast(VAE, networks["vae"]),
+            unet=loader.network(UNet, layout.unet, "unet"),
+            vae=loader.network(VAE, layout.vae, "vae"),
             text=TextEncoders(
-                encoder=cast(TextEncoder, networks["text_encoder"]),
-                encoder_2=cast(TextEncoder, networks["text_encoder_2"]),
+                encoder=loader.network(TextEncoder, layout.text_encoder, "text_encoder"),
+                encoder_2=loader.network(TextEncoder, layout.text_encoder_2, "text_encoder_2"),
                 tokenizer=tokenizer("text_encoder"),
                 tokenizer_2=tokenizer("text_encoder_2"),
             ),
@@ -171,9 +146,8 @@ class Pipeline:
             zeros_for_no_negative=info.force_zeros_for_empty_prompt,
             computing=computing,
         )
-        if converted and computing.quantized:
-            unet = cast(openvino.OpenVINOUNet, networks["unet"])
-            openvino.quantized(unet, checkpoint.parts["unet"], pipeline._calibrate, told)
+        if computing.backend == "openvino" and computing.quantized:
+            openvino.quantized(pipeline.unet, checkpoint.parts["unet"], pipeline._calibrate, told)
         return pipeline
 
     def _calibrate(self) -> None:

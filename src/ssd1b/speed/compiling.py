@@ -1,8 +1,11 @@
 """Networks through torch's compiler: the same up to rounding, after a wait that the disk remembers."""
 
+import os
+
 from torch import nn
 
 from ssd1b.models.vae import VAE
+from ssd1b.runtime import cache_folder
 
 _OPTIONS: dict[str, dict[str, bool]] = {
     # A step is some thousand kernels: replayed as one graph, none waits for Python.
@@ -20,6 +23,8 @@ def compile_network(network: nn.Module) -> None:
     Args:
         network: with its weights, where it is to run; of a VAE it is the decoder.
     """
+    # Where torch puts it by itself, the next start of the machine empties.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     target = network.decoder if isinstance(network, VAE) else network
     device = next(network.parameters()).device.type
     target.compile(dynamic=False, options=_OPTIONS.get(device, {}))

@@ -177,7 +177,7 @@ def stand_in(network: nn.Module, part: Part, dtype: torch.dtype, told: Callable[
     return vae.requires_grad_(False).eval()
 
 
-def quantized(unet: OpenVINOUNet, part: Part, draw: Callable[[], None], told: Callable[[str], None]) -> None:
+def quantized(unet: nn.Module, part: Part, draw: Callable[[], None], told: Callable[[str], None]) -> None:
     """Have a UNet compute in eight bits, rounding it if that was not done before.
 
     Args:
@@ -186,6 +186,7 @@ def quantized(unet: OpenVINOUNet, part: Part, draw: Callable[[], None], told: Ca
         draw: draws pictures with it.
         told: hears of what takes long.
     """
+    assert isinstance(unet, OpenVINOUNet)
     file = _folder(part) / "int8" / "network.xml"
     if not file.exists():
         told(f"a calibration: {SAMPLES} steps of pictures, once")
