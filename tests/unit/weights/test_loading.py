@@ -47,13 +47,11 @@ def test_modules_get_their_weights_in_the_wanted_format(tiny_folder, tiny_weight
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2"])
-def test_buffers_that_no_file_holds_are_real(tiny_folder, part):
+def test_a_text_encoder_is_whole_with_what_files_hold(tiny_folder, part):
+    """Published files may hold CLIP's position numbers or not; ours needs none."""
     text = modules(TINY)[part]
     load_component(text, open_checkpoint(tiny_folder), part, dtype=torch.float32)
-    buffers = dict(text.named_buffers())
-    assert buffers, "CLIP has a buffer of position numbers"
-    for buffer in buffers.values():
-        assert torch.equal(buffer, torch.arange(77)[None])
+    assert not dict(text.named_buffers())
     ids = torch.randint(0, 1000, (1, 77))
     real = modules(TINY, device="cpu")[part]
     real.load_state_dict(text.state_dict())
