@@ -74,7 +74,8 @@ def cpu_capabilities() -> Mapping[str, bool]:
     told = getattr(torch.cpu, "get_capabilities", None)  # since torch 2.10
     if told is not None:
         return told()
-    probes = {name: getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")}
+    known = ("avx512_bf16", "amx_tile", "vnni")
+    probes = {name: getattr(torch.cpu, f"_is_{name}_supported", None) for name in known}
     found = {name: bool(probe and probe()) for name, probe in probes.items()}
     return found | {"amx_bf16": found["amx_tile"]}
 

@@ -33,6 +33,7 @@ from ssd1b.runtime import DTYPES, choose_dtype
 from ssd1b.settings import DEFAULT_MODEL
 from ssd1b.speed.compiling import compile_network
 from ssd1b.speed.preparing import prepare
+from ssd1b.speed.quantizing import check_quantization
 from ssd1b.weights.configs import text_config, unet_config, vae_config
 from ssd1b.weights.vocabulary import DATA, VOCABULARY_SIZE, clip_tokenizer
 
@@ -48,11 +49,13 @@ class Engine:
         needs: libraries beyond our own.
         prepare: ``prepare(case, dtype, device)``: everything that happens once.
         copies: of the weights that it makes in its number format.
+        quantized: one of ``computing.QUANTIZATIONS``.
     """
 
     prepare: Callable[[Case, torch.dtype, torch.device], Work]
     needs: tuple[str, ...] = ()
     copies: int = 0
+    quantized: str | None = None
 
 
 def _ours(
@@ -265,7 +268,11 @@ def _openvino(case: Case, dtype: torch.dtype, device: torch.device) -> Work:
 
 
 def _quantized(name: str) -> Engine:
-    return Engine(prepare=partial(_ours, compiled=True, quantized=name), needs=("torchao",), copies=1)
+    def prepared(case: Case, dtype: torch.dtype, device: torch.device) -> Work:
+        kernels = name == "int8" and device.type == "cpu"  # of its own
+        return _ours(case, dtype, device, compiled=not kernels, quantized=name)
+
+    return Engine(prepare=prepared, copies=1, quantized=name)
 
 
 ENGINES: Mapping[str, Engine] = MappingProxyType({
@@ -303,7 +310,7 @@ def read_choice(text: str, dtype: str | None, device: torch.device) -> Choice:
         device: where it is to run.
 
     Raises:
-        InputError: no such engine or format, or a library is missing.
+        InputError: no such engine or format, or the machine lacks what it needs.
     """
     name, _, own = text.partition(":")
     if name not in ENGINES:
@@ -312,6 +319,8 @@ def read_choice(text: str, dtype: str | None, device: torch.device) -> Choice:
         raise InputError(
             f"engine {name} needs {missing[0]}, which is not installed: pip install {missing[0]}"
         )
+    if (quantized := ENGINES[name].quantized) is not None:
+        check_quantization(quantized, device)
     if own and own not in DTYPES:
         raise unknown("dtype", own, DTYPES)
     return Choice(name, choose_dtype(own or dtype, device))

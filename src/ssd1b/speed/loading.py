@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ssd1b.computing import Computing
+from ssd1b.errors import InputError
 from ssd1b.speed import openvino
 from ssd1b.speed.preparing import prepare
 from ssd1b.speed.quantizing import check_quantization
@@ -22,12 +23,14 @@ def check_computing(computing: Computing, device: torch.device) -> None:
     """See that this machine can compute so.
 
     Raises:
-        InputError: a library is missing, or the device does not do it.
+        InputError: a library is missing, or the device does not do it, or not both at once.
     """
     if computing.backend == "openvino":
         openvino.check_openvino(device, quantized=computing.quantized is not None)
     elif computing.quantized in ("int8", "fp8"):
         check_quantization(computing.quantized, device)
+        if computing.compiled and computing.quantized == "int8" and device.type == "cpu":
+            raise InputError("on a CPU quantize int8 has kernels of its own: leave compile out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from ssd1b.speed.eight_bits import keep_in_eight_bits
 from ssd1b.speed.fusing import fuse
 from ssd1b.speed.packing import pack
 from ssd1b.speed.quantizing import quantize
+from ssd1b.speed.rounding import round_products
 
 
 def prepare(network: nn.Module, *, compiled: bool = False, quantized: str | None = None) -> None:
@@ -24,15 +25,18 @@ def prepare(network: nn.Module, *, compiled: bool = False, quantized: str | None
         quantized: one of ``computing.QUANTIZATIONS``, for UNets: not the same numbers any more.
     """
     compiled = compiled and isinstance(network, UNet | VAE)
+    on_cpu = next(network.parameters()).device.type == "cpu"
     fuse(network)
     if isinstance(network, UNet) and quantized == "int8-weights":
         keep_in_eight_bits(network)
+    elif isinstance(network, UNet) and quantized == "int8" and on_cpu:
+        round_products(network)
     elif isinstance(network, UNet) and quantized is not None:
         quantize(network, quantized)
     use_blocks(network)
     if not compiled:
         pack(network)
-    if compiled or next(network.parameters()).device.type != "cpu":
+    if compiled or not on_cpu:
         cast(Any, network).to(memory_format=torch.channels_last)  # as accelerators' convolutions read it
     if compiled:
         compile_network(network)

@@ -1,4 +1,4 @@
-"""The UNet's matrices multiplied in eight bits, by torchao: on some hardware in less time."""
+"""The UNet's matrices multiplied in eight bits, on GPUs by torchao: on some hardware in less time."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ssd1b.errors import InputError
+from ssd1b.speed.rounding import rounds_fast
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,15 @@ def check_quantization(name: str, device: torch.device) -> None:
     """See that matrices can be multiplied so.
 
     Raises:
-        InputError: torchao is missing, or the device does not multiply float8.
+        InputError: torchao is missing, or the device does not multiply so.
     """
+    if name == "int8" and device.type == "cpu":
+        if not rounds_fast():
+            raise InputError(
+                "quantize int8 needs a processor that multiplies eight bits (VNNI), and this one does not: "
+                "take int8-weights, which saves memory"
+            )
+        return
     if find_spec("torchao") is None:
         raise InputError(f"quantize {name} needs torchao, which is not installed: pip install torchao")
     if name == "fp8" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):

@@ -1,4 +1,4 @@
-"""torchao's eight bits: which matrices, and how near what they give is."""
+"""Matrices in eight bits, by torchao and by oneDNN: which, and how near what they give is."""
 
 from importlib.util import find_spec
 
@@ -6,11 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from ssd1b.computing import Computing
 from ssd1b.errors import InputError
+from ssd1b.models.attention import GEGLU
 from ssd1b.models.unet import UNet
 from ssd1b.speed import quantizing
+from ssd1b.speed.loading import check_computing
 from ssd1b.speed.preparing import prepare
 from ssd1b.speed.quantizing import QUANTIZATIONS, Quantization, check_quantization
+from ssd1b.speed.rounding import RoundedConv2d, RoundedGEGLU, RoundedLinear, rounds_fast
 from tiny import LAYOUTS, inputs
 
 CPU = torch.device("cpu")
@@ -26,7 +30,7 @@ def test_a_unet_in_int8_predicts_nearly_the_same(monkeypatch):
     given = inputs(LAYOUTS["ssd-1b"], 16, 16)
     with torch.inference_mode():
         expected = model(*given)
-        prepare(model, quantized="int8")
+        quantizing.quantize(model, "int8")
         error = (model(*given) - expected).norm() / expected.norm()
     assert 1e-4 < error < 0.05
     kinds = {name: type(each.weight) for name, each in model.named_modules() if isinstance(each, nn.Linear)}
@@ -38,8 +42,69 @@ def test_a_unet_in_int8_predicts_nearly_the_same(monkeypatch):
 def test_what_cannot_be_quantized(monkeypatch):
     monkeypatch.setattr(quantizing, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="quantize int8 needs torchao, which is not installed: pip install"):
-        check_quantization("int8", CPU)
+        check_quantization("int8", torch.device("cuda"))
     monkeypatch.setattr(quantizing, "find_spec", lambda name: object())
     with pytest.raises(InputError, match="fp8 needs"):
         check_quantization("fp8", CPU)
+    monkeypatch.setattr(quantizing, "rounds_fast", lambda: False)
+    with pytest.raises(InputError, match=r"multiplies eight bits.*take int8-weights"):
+        check_quantization("int8", CPU)
+    monkeypatch.setattr(quantizing, "rounds_fast", lambda: True)
     check_quantization("int8", CPU)
+    with pytest.raises(InputError, match="leave compile out"):
+        check_computing(Computing(compiled=True, quantized="int8"), CPU)
+
+
+needs_kernels = pytest.mark.skipif(not rounds_fast(), reason="the processor does not multiply eight bits")
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("layer", "rounded", "shape"),
+    [
+        (nn.Linear(96, 64), RoundedLinear, (2, 10, 96)),
+        (nn.Linear(96, 64, bias=False), RoundedLinear, (2, 10, 96)),
+        (GEGLU(64, 128), RoundedGEGLU, (2, 10, 64)),
+        (nn.Conv2d(48, 64, 3, padding=1), RoundedConv2d, (2, 48, 9, 7)),
+        (nn.Conv2d(48, 64, 3, stride=2, padding=1), RoundedConv2d, (2, 48, 9, 7)),
+        (nn.Conv2d(48, 64, 1), RoundedConv2d, (2, 48, 9, 7)),
+    ],
+)
+@pytest.mark.parametrize("ranges", ["both sides", "positive", "negative", "far from zero", "zeros"])
+def test_a_rounded_layer_computes_nearly_the_same(layer, rounded, shape, dtype, ranges):
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    x = {"both sides": x, "positive": x.abs(), "negative": -x.abs(), "far from zero": x + 20, "zeros": 0 * x}[
+        ranges
+    ].to(dtype)
+    own = layer.to(torch.float32).requires_grad_(False)
+    with torch.inference_mode():
+        expected, seen = own(x.float()), rounded(own).eval()(x)
+    assert seen.dtype == dtype
+    # Half a step of what goes in: a 253th of its range.
+    bound = 0.02 * expected.abs().mean() + 0.01 * x.abs().max()
+    assert (seen.float() - expected).abs().mean() <= bound
+
+
+@needs_kernels
+def test_of_a_rounded_network_the_ends_and_what_is_computed_once_stay():
+    torch.manual_seed(0)
+    model = UNet(LAYOUTS["ssd-1b"]).eval().requires_grad_(False)
+    given = inputs(LAYOUTS["ssd-1b"], 16, 16)
+    with torch.inference_mode():
+        expected = model(*given)
+        prepare(model, quantized="int8")
+        error = (model(*given) - expected).norm() / expected.norm()
+    assert 1e-4 < error < 0.1
+    kinds = {name: type(each) for name, each in model.named_modules()}
+    rounded = {name for name, kind in kinds.items() if kind in (RoundedLinear, RoundedGEGLU, RoundedConv2d)}
+    assert any(name.endswith("resnets.0.conv1") for name in rounded)
+    assert any(name.endswith("attn1.to_qkv") for name in rounded) and any(".ff." in name for name in rounded)
+    assert not any(name.endswith(("conv_in", "conv_out", "to_k", "time_emb_proj")) for name in rounded)
+
+
+@needs_kernels
+def test_what_is_no_number_stays_none():
+    layer = RoundedLinear(nn.Linear(96, 64).requires_grad_(False))
+    assert layer(torch.full((2, 96), float("nan"))).isnan().all()

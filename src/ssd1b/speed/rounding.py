@@ -1,0 +1,173 @@
+"""Products and convolutions in eight bits on CPUs, by oneDNN's kernels, activations rounded as they come.
+
+Weights are whole numbers from -127 to 127 with a scale for each output channel. What they multiply becomes
+numbers from 0 to 255 with one scale and one zero, from the least and the greatest of the tensor at hand, so
+that nothing has to be calibrated. With VNNI such products take half the time of bfloat16's (docs/log);
+finding the range and rounding are a twentieth of it.
+"""
+
+import math
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from ssd1b.models.attention import GEGLU
+from ssd1b.runtime import cpu_capabilities
+from ssd1b.speed.folding import FoldedUpsample
+
+SMALLEST = 2**14
+"""Numbers in a matrix or kernel below which rounding what it multiplies costs more than it saves."""
+
+_KEPT = ("conv_in", "conv_out", "time_embedding", "add_embedding", "time_emb_proj", "to_k", "to_v")
+"""The first and the last convolution, which have few channels and whose errors are seen; what is computed for
+one row of numbers; keys and values of the text, computed once a picture (``fuse`` has joined those of
+self-attention)."""
+
+_SIDE = 64
+"""Of the feature map that convolutions are packed for."""
+
+_ZERO = 128
+"""What stands for zero while weights are packed; another may stand for it when they multiply, but 0 itself,
+for which they would be packed otherwise."""
+
+_INSTRUCTIONS = ("avx512_vnni", "avx2_vnni", "avx_vnni", "amx_int8", "vnni")
+
+
+def rounds_fast() -> bool:
+    """Whether the processor has instructions for eight bits, and torch the operators that use them."""
+    able = cpu_capabilities()
+    return any(able.get(name) for name in _INSTRUCTIONS) and _works()
+
+
+class _Rounded:
+    """Numbers of a tensor from 1 to 255."""
+
+    __slots__ = ("numbers", "scale", "zero")
+
+    def __init__(self, x: Tensor) -> None:
+        low, high = (float(each) for each in torch.aminmax(x))
+        low, high = min(low, 0.0), max(high, 0.0)  # zero is exact: convolutions pad with it
+        # 253 steps, so that a zero that is rounded up leaves the greatest within 255.
+        self.scale = max((high - low) / 253, torch.finfo(torch.float32).tiny)
+        self.zero = 1 + round(-low / self.scale) if math.isfinite(self.scale) else _ZERO
+        # Half is added and the fraction cut off, as in one pass fewer than by rounding.
+        scaled = x.to(torch.float32, copy=True, memory_format=torch.preserve_format)
+        self.numbers = scaled.mul_(1 / self.scale).add_(self.zero + 0.5).to(torch.uint8)
+
+
+class _Product:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.bias = None if bias is None else bias.float()
+        numbers, self._scales = _whole(weight)
+        self._zeros = torch.zeros(len(weight), dtype=torch.int32)
+        self._packed = torch.ops.onednn.qlinear_prepack(numbers, None)
+
+    def __call__(self, x: _Rounded, dtype: torch.dtype, activation: str = "none") -> Tensor:
+        return torch.ops.onednn.qlinear_pointwise(
+            x.numbers, x.scale, x.zero, self._packed, self._scales, self._zeros, self.bias,
+            1.0, 0, dtype, activation, [], "none",
+        )  # fmt: skip
+
+
+class RoundedLinear(nn.Module):
+    """``nn.Linear``, ``[..., in] -> [..., out]``."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.bias = layer.bias
+        self._product = _Product(layer.weight, layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer."""
+        return self._product(_Rounded(x.contiguous()), x.dtype)
+
+
+class RoundedGEGLU(nn.Module):
+    """``GEGLU`` as two products of the same numbers, the gate's with its GELU."""
+
+    def __init__(self, layer: GEGLU) -> None:
+        super().__init__()
+        weights, biases = layer.proj.weight.chunk(2), layer.proj.bias.chunk(2)
+        self._value, self._gate = map(_Product, weights, biases)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, N, C] -> [B, N, out_channels]``."""
+        rounded = _Rounded(x.contiguous())
+        return self._value(rounded, x.dtype).mul_(self._gate(rounded, x.dtype, "gelu"))
+
+
+class RoundedConv2d(nn.Module):
+    """``nn.Conv2d`` of one group, ``[B, in, H, W] -> [B, out, H', W']``, both channels last."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        assert not isinstance(layer.padding, str)
+        self.bias = None if layer.bias is None else layer.bias.float()
+        self._how = (list(layer.stride), list(layer.padding), list(layer.dilation), 1)
+        numbers, self._scales = _whole(layer.weight)
+        self._zeros = torch.zeros(layer.out_channels, dtype=torch.int32)
+        size = [2, layer.in_channels, _SIDE, _SIDE]
+        self._packed = torch.ops.onednn.qconv_prepack(numbers, self._scales, 1.0, _ZERO, *self._how, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer."""
+        rounded = _Rounded(x.contiguous(memory_format=torch.channels_last))
+        return torch.ops.onednn.qconv_pointwise(
+            rounded.numbers, rounded.scale, rounded.zero, self._packed, self._scales, self._zeros, self.bias,
+            *self._how, 1.0, 0, x.dtype, "none", [], "none",
+        )  # fmt: skip
+
+
+def _whole(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers from -127 to 127 and a scale for each row, ``[out, ...] -> [out, ...], [out]``."""
+    weight = weight.detach().float().contiguous()
+    scales = weight.flatten(1).abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+    by_row = scales.view(-1, *[1] * (weight.ndim - 1))
+    return (weight / by_row).round().to(torch.int8), scales
+
+
+def round_products(network: nn.Module) -> None:
+    """Put layers that multiply in eight bits in place of a UNet's own, one after the other.
+
+    What is computed once a picture or for one row of numbers, and the first and last convolution, stay.
+
+    Args:
+        network: with its weights, on a CPU; it is for drawing from then on and does not learn.
+    """
+    for name, child in list(network.named_children()):
+        if name in _KEPT or (isinstance(network, FoldedUpsample) and name == "conv"):
+            continue
+        rounded = _rounded(child)
+        if rounded is None:
+            round_products(child)
+        else:
+            setattr(network, name, rounded.eval())
+
+
+def _rounded(layer: nn.Module) -> nn.Module | None:
+    match layer:
+        case GEGLU() if layer.proj.weight.numel() >= SMALLEST:
+            return RoundedGEGLU(layer)
+        case nn.Linear() if layer.weight.numel() >= SMALLEST:
+            return RoundedLinear(layer)
+        case nn.Conv2d() if layer.groups == 1 and layer.weight.numel() >= SMALLEST:
+            return RoundedConv2d(layer)
+    return None
+
+
+@cache
+def _works() -> bool:
+    """Whether the operators, no part of torch's public interface, are there and do what they did."""
+    x = torch.linspace(-1, 2, 128).view(2, 4, 4, 4)
+    with torch.random.fork_rng(devices=[]):  # whoever loads a model keeps the random numbers that he had
+        conv = nn.Conv2d(4, 4, 3, padding=1)
+        layers = {RoundedGEGLU: GEGLU(4, 4), RoundedLinear: nn.Linear(4, 4), RoundedConv2d: conv}
+    try:
+        for rounded, layer in layers.items():
+            own = layer.requires_grad_(False)
+            if not torch.allclose(rounded(own)(x), own(x), rtol=0.05, atol=0.05):
+                return False
+    except (AttributeError, RuntimeError):
+        return False
+    return True
