@@ -52,8 +52,8 @@ NUMBERS = {
 @click.option("--steps", type=int, default=20, show_default=True, metavar="N", help="Of a picture, guided.")
 @click.option(
     "--peers", default="", metavar="LIST",
-    help="ssd1b-compiled, ssd1b-fp8, ssd1b-int8, ssd1b-plain, diffusers, diffusers-compiled, openvino; with "
-    "a number format as diffusers:bf16.",
+    help="ssd1b-compiled, ssd1b-fp8, ssd1b-int8, ssd1b-plain, diffusers, diffusers-compiled, openvino, "
+    "openvino-int8; with a number format as diffusers:bf16.",
 )  # fmt: skip
 @click.option(
     "--rounds", type=int, default=5, show_default=True, metavar="N", help="Of each engine, in turn."

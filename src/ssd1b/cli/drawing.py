@@ -3,6 +3,7 @@
 This module imports torch; commands import it when they get to work.
 """
 
+import math
 import os
 import sys
 import time
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, NoReturn
 from tqdm import tqdm
 
 from ssd1b.cli.options import ModelChoice
-from ssd1b.images import Picture
+from ssd1b.images import Picture, to_images, to_pixels
 from ssd1b.pipeline import Pipeline
 from ssd1b.runtime import choose_device, choose_dtype
 from ssd1b.settings import DEFAULT_MODEL, GenerationSettings
+from ssd1b.speed.linear_decoder import LinearDecoder
 from ssd1b.tensors import Latents
 from ssd1b.weights.files import replacing
 
@@ -34,7 +36,7 @@ PREVIEW = "ssd1b-preview.png"
 """The file, beside the pictures, that shows the one that is being drawn."""
 
 PREVIEW_SHARE = 0.1
-"""How much of the time previews may take."""
+"""How much of the time decoded previews may take, and those between them."""
 
 _CELLS = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
@@ -143,24 +145,33 @@ def draw(
 
 @contextmanager
 def preview(pipeline: Pipeline, folder: Path) -> Iterator[Callable[[Latents], None]]:
-    """Give a function that shows latents in ``PREVIEW``, as often as costs little; in the end the file goes.
+    """Give a function that shows latents in ``PREVIEW``; in the end the file goes.
+
+    They are decoded as often as costs little, and in between by what was learnt from the last decoding.
 
     Raises:
         InputError: the file cannot be written.
     """
     path = folder / PREVIEW
-    due = 0.0
+    decoding_due = sketch_due = -math.inf
+    sketch: LinearDecoder | None = None
 
     def show(latents: Latents) -> None:
-        nonlocal due
+        nonlocal decoding_due, sketch_due, sketch
         begin = time.perf_counter()
-        if begin < due:
+        decodes = begin >= decoding_due
+        if sketch is None or decodes:
+            (image,) = pipeline.preview(latents)
+            sketch = LinearDecoder(latents, to_pixels(image).to(latents.device))
+        elif begin >= sketch_due:
+            (image,) = to_images(sketch(latents))
+        else:
             return
-        (image,) = pipeline.preview(latents)
         with replacing(path) as aside:
-            image.save(aside, "PNG")
+            image.save(aside, "PNG", compress_level=1)
         end = time.perf_counter()
         due = end + (end - begin) * (1 / PREVIEW_SHARE - 1)
+        decoding_due, sketch_due = (due, sketch_due) if decodes else (decoding_due, due)
 
     try:
         yield show

@@ -40,15 +40,19 @@ def check_openvino(device: torch.device, *, quantized: bool) -> None:
     """
     if device.type != "cpu":
         raise InputError(f"backend openvino computes on a CPU, not on {device}: add --device cpu")
-    for library in ("openvino", *(["nncf"] if quantized else [])):
-        if find_spec(library) is None:
+    for name in ("openvino", *(["nncf"] if quantized else [])):
+        if find_spec(name) is None:
             raise InputError(
-                f"backend openvino needs {library}, which is not installed: pip install 'ssd1b[openvino]'"
+                f"backend openvino needs {name}, which is not installed: pip install 'ssd1b[openvino]'"
             )
 
 
-def _library(name: str) -> Any:
-    """Import a library of OpenVINO's without the one through which it reports its use over the network."""
+def library(name: str) -> Any:
+    """Import one of OpenVINO's libraries without that through which it reports its use over the network.
+
+    Args:
+        name: openvino, one of its modules, or nncf.
+    """
     if "openvino_telemetry" not in sys.modules:
         sys.modules["openvino_telemetry"] = cast(Any, None)  # as if it were not installed
     return import_module(name)
@@ -58,7 +62,7 @@ class Compiled:
     """A converted network, compiled for a shape when it first comes and kept while that stays."""
 
     def __init__(self, file: Path, dtype: torch.dtype) -> None:
-        openvino = _library("openvino")
+        openvino = library("openvino")
         self._core = openvino.Core()
         self._core.set_property({"CACHE_DIR": str(file.parent / "compiled")})
         self._model = self._core.read_model(file)
@@ -232,8 +236,8 @@ def _convert_decoder(vae: VAE, file: Path, *, half: bool) -> None:
 def _convert(
     network: nn.Module, inputs: tuple[Tensor, ...], shapes: Sequence[list[int]], file: Path, *, half: bool
 ) -> None:
-    openvino = _library("openvino")
-    _library("openvino.tools.ovc")
+    openvino = library("openvino")
+    library("openvino.tools.ovc")
     model = openvino.convert_model(
         network, example_input=inputs, input=[openvino.PartialShape(s) for s in shapes]
     )
@@ -243,12 +247,12 @@ def _convert(
 def _save(model: Any, file: Path, *, half: bool) -> None:
     with replacing(file.parent) as aside:
         aside.mkdir(parents=True)
-        _library("openvino").save_model(model, aside / file.name, compress_to_fp16=half)
+        library("openvino").save_model(model, aside / file.name, compress_to_fp16=half)
 
 
 def _quantize(exact: Path, file: Path, samples: Sequence[Sequence[np.ndarray]]) -> None:
     """Round matrices and convolutions, and what they multiply, whose ranges are read off the samples."""
-    nncf, openvino = _library("nncf"), _library("openvino")
+    nncf, openvino = library("nncf"), library("openvino")
     nncf.set_log_level(40)  # errors
     model = openvino.Core().read_model(exact)
     small = nncf.quantize(

@@ -11,6 +11,7 @@ from ssd1b.computing import Computing
 from ssd1b.images import read_recipe
 from ssd1b.pipeline import Pipeline
 from ssd1b.presets import NEGATIVE_PROMPTS
+from ssd1b.speed.linear_decoder import LinearDecoder
 
 
 @pytest.fixture
@@ -202,14 +203,18 @@ def test_preview_shows_the_picture_while_it_is_drawn(generate, monkeypatch, tmp_
 
 
 def test_preview_costs_little(generate, monkeypatch):
-    """A preview that takes 9 seconds keeps quiet for the next 81."""
+    """A decoding that takes 9 seconds comes again after 81; in between, each step is sketched."""
     clock = [0.0]
-    shown = []
+    shown, sketched = [], []
 
     def slow(self, latents):
         clock[0] += 9.0
         shown.append(clock[0])
-        return [Image.new("RGB", (8, 8))]
+        return [Image.new("RGB", (64, 64))]
+
+    def quick(self, latents):
+        sketched.append(clock[0])
+        return self.pixels
 
     draw = Pipeline.steps
 
@@ -221,8 +226,10 @@ def test_preview_costs_little(generate, monkeypatch):
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     monkeypatch.setattr(Pipeline, "steps", second_by_second)
     monkeypatch.setattr(Pipeline, "preview", slow)
+    monkeypatch.setattr(LinearDecoder, "forward", quick)
     generate("a cube", "--steps", "12", "--preview")
     assert shown == [19.0, 118.0, 147.0]  # the last is the finished picture
+    assert sketched == [29.0, 39.0, 49.0, 59.0, 69.0, 79.0, 89.0, 99.0, 128.0, 138.0]
 
 
 def test_a_prompt_longer_than_one_chunk_draws_without_a_word(generate):
