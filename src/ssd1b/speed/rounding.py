@@ -31,6 +31,9 @@ _ZERO = 128
 """What stands for zero while weights are packed; another may stand for it when they multiply, but 0 itself,
 for which they would be packed otherwise."""
 
+_ROOM = 2**20
+"""Numbers that are rounded at a time: what they become on the way stays in the cache."""
+
 _INSTRUCTIONS = ("avx512_vnni", "avx2_vnni", "avx_vnni", "amx_int8", "vnni")
 
 
@@ -41,19 +44,37 @@ def rounds_fast() -> bool:
 
 
 class _Rounded:
-    """Numbers of a tensor from 1 to 255."""
+    """Numbers of a tensor from 1 to 255.
+
+    Args:
+        x: whose numbers lie side by side in memory, in any order.
+    """
 
     __slots__ = ("numbers", "scale", "zero")
 
     def __init__(self, x: Tensor) -> None:
-        low, high = (float(each) for each in torch.aminmax(x))
+        flat = x.as_strided(
+            (x.numel(),), (1,)
+        )  # torch would copy what is channels last to look for its range
+        low, high = (float(each) for each in torch.aminmax(flat))
         low, high = min(low, 0.0), max(high, 0.0)  # zero is exact: convolutions pad with it
         # 253 steps, so that a zero that is rounded up leaves the greatest within 255.
         self.scale = max((high - low) / 253, torch.finfo(torch.float32).tiny)
         self.zero = 1 + round(-low / self.scale) if math.isfinite(self.scale) else _ZERO
-        # Half is added and the fraction cut off, as in one pass fewer than by rounding.
-        scaled = x.to(torch.float32, copy=True, memory_format=torch.preserve_format)
-        self.numbers = scaled.mul_(1 / self.scale).add_(self.zero + 0.5).to(torch.uint8)
+        # From -127 to 127, whose conversion torch has vectorised; the highest bit makes that 1 to 255.
+        whole = torch.empty_like(x, dtype=torch.int8)
+        room, shift = torch.empty(min(_ROOM, x.numel())), torch.tensor(float(self.zero - 128))
+        for part, out in zip(
+            flat.split(_ROOM), whole.as_strided((x.numel(),), (1,)).split(_ROOM), strict=True
+        ):
+            scaled = room[: len(part)].copy_(part)
+            out.copy_(torch.add(shift, scaled, alpha=1 / self.scale, out=scaled).round_())
+        self.numbers = whole.view(torch.uint8).bitwise_xor_(128)
+
+
+def _in_line(x: Tensor) -> Tensor:
+    """All numbers, in the order they have in memory."""
+    return x.as_strided((x.numel(),), (1,))
 
 
 class _Product:
