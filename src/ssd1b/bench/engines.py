@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -32,7 +34,7 @@ from ssd1b.recipe import ModelIdentity
 from ssd1b.runtime import DTYPES, choose_dtype
 from ssd1b.settings import DEFAULT_MODEL
 from ssd1b.speed.compiling import compile_network
-from ssd1b.speed.openvino import library
+from ssd1b.speed.openvino import library, round_file, save
 from ssd1b.speed.preparing import prepare
 from ssd1b.speed.quantizing import check_quantization
 from ssd1b.weights.configs import text_config, unet_config, vae_config
@@ -264,11 +266,12 @@ def _openvino(case: Case, dtype: torch.dtype, device: torch.device, *, quantized
     given = [each.numpy() for each in inputs]
     model = openvino.convert_model(network, example_input=inputs)
     if quantized:
-        nncf = library("nncf")
-        nncf.set_log_level(40)  # errors
-        # Ranges are read off what is about to be computed: the best case.
-        kind = nncf.ModelType.TRANSFORMER
-        model = nncf.quantize(model, nncf.Dataset([given]), model_type=kind, subset_size=1)
+        with TemporaryDirectory() as folder:
+            exact, rounded = (Path(folder, name, "network.xml") for name in ("exact", "int8"))
+            save(model, exact, half=True)
+            del model  # beside which NNCF would need too much memory
+            round_file(exact, rounded, [given])  # read off what is about to be computed: its best case
+            model = openvino.Core().read_model(rounded)
     hint = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
     compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
     return lambda: torch.from_numpy(compiled(given)[0])

@@ -27,7 +27,8 @@ class Row:
         apart: norm of the difference from the reference's output, by the norm of that.
         gflops: billions of floating-point operations a second, two to a multiplication; what an engine need
             not compute counts as computed.
-        share: of the measured rate of matrix products in its number format.
+        share: of the measured rate of matrix products in its number format; what multiplies in eight bits may
+            have more than all of it.
         preparation: seconds of what happens once, the first call included.
         memory: bytes by which the process grew meanwhile; on a GPU, how much more of it was in use at most.
     """

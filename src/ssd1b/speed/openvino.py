@@ -197,7 +197,7 @@ def quantized(unet: nn.Module, part: Part, draw: Callable[[], None], told: Calla
         with _watching(unet) as seen:
             draw()
         told("NNCF quantizes the UNet, once")
-        _quantize(_folder(part) / "exact" / "network.xml", file, seen)
+        round_file(_folder(part) / "exact" / "network.xml", file, seen)
     unet.compiled = Compiled(file, unet.conv_norm_out.weight.dtype)
 
 
@@ -241,17 +241,30 @@ def _convert(
     model = openvino.convert_model(
         network, example_input=inputs, input=[openvino.PartialShape(s) for s in shapes]
     )
-    _save(model, file, half=half)
+    save(model, file, half=half)
 
 
-def _save(model: Any, file: Path, *, half: bool) -> None:
+def save(model: Any, file: Path, *, half: bool) -> None:
+    """Write a network into a folder of its own, wholly or not at all.
+
+    Args:
+        model: OpenVINO's.
+        file: ends with .xml; weights go beside it.
+        half: store them in 16 bits.
+    """
     with replacing(file.parent) as aside:
         aside.mkdir(parents=True)
         library("openvino").save_model(model, aside / file.name, compress_to_fp16=half)
 
 
-def _quantize(exact: Path, file: Path, samples: Sequence[Sequence[np.ndarray]]) -> None:
-    """Round matrices and convolutions, and what they multiply, whose ranges are read off the samples."""
+def round_file(exact: Path, file: Path, samples: Sequence[Sequence[np.ndarray]]) -> None:
+    """Round matrices and convolutions, and what they multiply, whose ranges are read off the samples.
+
+    Args:
+        exact: the network, as ``save`` wrote it.
+        file: where to write the rounded one.
+        samples: inputs of steps.
+    """
     nncf, openvino = library("nncf"), library("openvino")
     nncf.set_log_level(40)  # errors
     model = openvino.Core().read_model(exact)
@@ -261,4 +274,4 @@ def _quantize(exact: Path, file: Path, samples: Sequence[Sequence[np.ndarray]]) 
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(samples),
     )
-    _save(small, file, half=True)
+    save(small, file, half=True)

@@ -145,7 +145,7 @@ def _whole(weight: Tensor) -> tuple[Tensor, Tensor]:
     weight = weight.detach().float().contiguous()
     scales = weight.flatten(1).abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
     by_row = scales.view(-1, *[1] * (weight.ndim - 1))
-    return (weight / by_row).round().to(torch.int8), scales
+    return (weight / by_row).round_().to(torch.int8), scales
 
 
 def round_products(network: nn.Module) -> None:

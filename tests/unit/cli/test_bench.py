@@ -1,8 +1,13 @@
 """``ssd1b bench``: engines agree on what they compute, and figures are what they are said to be."""
 
 import json
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
+
+from ssd1b.speed.rounding import rounds_fast
 
 QUICK = ("--layout", "mini-ssd-1b", "--latent", 8, "--rounds", 2)
 
@@ -66,3 +71,22 @@ def test_what_does_not_fit_is_refused_before_it_is_made(run, monkeypatch):
     monkeypatch.setattr("ssd1b.bench.engines.needed_bytes", lambda parameters, choices: 2**60)
     done = run("bench", *QUICK)
     assert done.code == 2 and "1.15e+06 TB for weights alone" in done.err and "name fewer --peers" in done.err
+
+
+@pytest.mark.skipif(find_spec("openvino") is None or find_spec("nncf") is None, reason="not installed")
+def test_openvino_computes_about_the_same_in_32_and_in_8_bits():
+    """In a process of its own: OpenVINO traces our networks, which the tests' checks of shapes disturb."""
+    peers = ("--peers", "openvino,openvino-int8", "--dtype", "fp32", "--json")
+    command = [sys.executable, "-m", "ssd1b", "bench", *map(str, QUICK), "--part", "text", *peers]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = {row["engine"]: row for row in json.loads(done.stdout.splitlines()[-1])["rows"]}
+    assert rows["openvino"]["apart"] < 1e-4 < rows["openvino-int8"]["apart"] < 0.2
+
+
+@pytest.mark.skipif(not rounds_fast(), reason="the processor does not multiply eight bits")
+def test_our_eight_bits_are_one_of_the_engines(run):
+    done = run("bench", *QUICK, "--peers", "ssd1b-int8,ssd1b-plain", "--dtype", "fp32", "--json")
+    assert done.code == 0, done.err
+    rows = {row["engine"]: row for row in json.loads(done.out)["rows"]}
+    assert rows["ssd1b-plain"]["apart"] < 1e-4 < rows["ssd1b-int8"]["apart"] < 0.1
