@@ -97,8 +97,8 @@ class TextModel(nn.Module):
 
     def forward(self, ids: TokenIds) -> tuple[Tensor, Tensor]:
         """``[B, T]`` -> the penultimate layer's states, and the last layer's, normalised, ``[B, T, C]``."""
-        positions = self.embeddings.get_parameter("position_embedding.weight")[: ids.shape[1]]
-        x = self.embeddings["token_embedding"](ids) + positions
+        places = torch.arange(ids.shape[1], device=ids.device)
+        x = self.embeddings["token_embedding"](ids) + self.embeddings["position_embedding"](places)
         *layers, last = cast(nn.ModuleList, self.encoder["layers"])
         for layer in layers:
             x = layer(x)
