@@ -165,7 +165,7 @@ def _told(tuned: "Tuned", axes: "Sequence[Axis]", goal: "Goal", what: str) -> st
     rows = [["", *names, "SECONDS", "SCORE", "BEHIND BY"]]
     rows.append(row("winner", tuned.winner, f"{fresh.mean:.3g}", ""))
     for each in tuned.verdicts:
-        between = f"{each.behind.mean:.3g} ({each.behind.low:.3g} to {each.behind.high:.3g})"
+        between = f"{each.behind.mean:z.3g} ({each.behind.low:z.3g} to {each.behind.high:z.3g})"
         rows.append(row(each.word, each.rival, f"{each.rival.scores.mean():.3g}", between))
     front = [["", *names, "SECONDS", "SCORE"]]
     front += [
