@@ -46,6 +46,14 @@ def write_model(folder: Path, name: str) -> None:
     save_folder(folder, ModelInfo(layout=layout), weights)
 
 
+def generating(model: Path, dtype: str, *, size: int, steps: int, guidance: float, out: str) -> list[str]:
+    """What draws with this package; the prompt comes by standard input."""
+    return [
+        sys.executable, "-m", "ssd1b", "generate", "--file", "-", "--model", str(model), "--dtype", dtype,
+        "--size", str(size), "--steps", str(steps), "--guidance", str(guidance), "--seed", "1", "--out", out,
+    ]  # fmt: skip
+
+
 def run(command: list[str]) -> tuple[float, int]:
     """Seconds, and bytes at most."""
     begin = time.perf_counter()
@@ -73,14 +81,12 @@ def main() -> None:
     if not given.model.exists():
         write_model(given.model, given.layout)
     with tempfile.TemporaryDirectory() as folder:
-        size, steps, guidance = str(given.size), str(given.steps), str(given.guidance)
+        settings = {"size": given.size, "steps": given.steps, "guidance": given.guidance}
+        theirs = [str(given.model), given.dtype, *map(str, settings.values()), f"{folder}/theirs.png"]
         commands = {
-            "ssd1b": [sys.executable, "-m", "ssd1b", "generate", "--file", "-", "--model", str(given.model),
-                      "--dtype", given.dtype, "--size", size, "--steps", steps, "--guidance", guidance,
-                      "--seed", "1", "--out", folder, *given.rest],
-            "diffusers": [sys.executable, "-c", DIFFUSERS, str(given.model), given.dtype, size, steps,
-                          guidance, f"{folder}/theirs.png"],
-        }  # fmt: skip
+            "ssd1b": [*generating(given.model, given.dtype, **settings, out=folder), *given.rest],
+            "diffusers": [sys.executable, "-c", DIFFUSERS, *theirs],
+        }
         for engine in given.engines.split(","):
             seconds, memory = run(commands[engine])
             row = {"engine": engine, "layout": given.layout, "size": given.size, "steps": given.steps}

@@ -3,7 +3,8 @@
     python benchmarks/scaling.py --model /tmp/ssd-1b --out docs/log/speed
 
 Steps of the UNet are timed in this process, one network after the other; whole pictures in processes of
-their own, of which the wall clock and the most memory are told. The model is made where it is not there.
+their own, of which the wall clock and the most memory are told. Of a step the shortest of two is taken. The
+model is made where it is not there.
 """
 
 import argparse
@@ -18,38 +19,37 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from picture import PROMPT, run, write_model
+from picture import generating, run, write_model
 
-from ssd1b.bench.case import Case, make_case
+from ssd1b.bench.case import make_case
 from ssd1b.bench.engines import ENGINES
 from ssd1b.bench.machine import machine
-from ssd1b.computing import Computing
 from ssd1b.errors import InputError
 from ssd1b.evaluate.plots import svg
 from ssd1b.layouts import model_layout
 from ssd1b.runtime import choose_dtype, dtype_name
-from ssd1b.speed.loading import check_computing
+from ssd1b.speed.quantizing import check_quantization
 
 CPU = torch.device("cpu")
 SHAPES = ((32, 1), (64, 1), (96, 1), (128, 1), (64, 2), (64, 4))
 """Side of the latents, and pictures at a time."""
 
 SIZES = (256, 512, 768, 1024)
-STEPS = (1, 5, 10)
+MORE_STEPS = (5, 10)
 ROUNDS = 2
 
 
 def steps(dtype: torch.dtype) -> Iterator[dict[str, Any]]:
     engines = ["ssd1b"]
     try:
-        check_computing(Computing(quantized="int8"), CPU)
+        check_quantization("int8", CPU, dtype)
         engines.append("ssd1b-int8")
     except InputError as lacking:
         print(lacking, file=sys.stderr)
     layout = model_layout("ssd-1b")
     for engine in engines:
         for latent, batch in SHAPES:
-            case: Case = make_case("unet", layout, latent=latent, batch=batch)
+            case = make_case("unet", layout, latent=latent, batch=batch)
             work = ENGINES[engine].prepare(case, dtype, CPU)
             with torch.inference_mode():
                 work()
@@ -66,12 +66,10 @@ def _timed(work: Any) -> float:
 
 def pictures(model: Path, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
     for memory in ("normal", "low"):
-        for size, count in [(size, 1) for size in SIZES] + [(512, count) for count in STEPS[1:]]:
+        for size, count in [(size, 1) for size in SIZES] + [(512, count) for count in MORE_STEPS]:
             with tempfile.TemporaryDirectory() as folder:
-                command = [sys.executable, "-m", "ssd1b", "generate", PROMPT, "--model", str(model)]
-                command += ["--size", str(size), "--steps", str(count), "--seed", "1", "--out", folder]
-                command += ["--dtype", dtype_name(dtype), "--memory", memory, "--guidance", "9"]
-                seconds, most = run(command)
+                command = generating(model, dtype_name(dtype), size=size, steps=count, guidance=9, out=folder)
+                seconds, most = run([*command, "--memory", memory])
             row = {"what": "picture", "memory": memory, "size": size, "steps": count}
             yield row | {"seconds": seconds, "bytes": most}
 
@@ -120,6 +118,7 @@ def main() -> None:
     if not given.model.exists():
         write_model(given.model, "ssd-1b")
     common = {**machine(CPU), "dtype": dtype_name(dtype)}
+    given.out.mkdir(parents=True, exist_ok=True)
     rows = []
     with (given.out / "scaling.jsonl").open("w") as lines:
         for row in chain(pictures(given.model, dtype), steps(dtype)):

@@ -110,7 +110,7 @@ class Pipeline:
         """
         where = choose_device(device)
         number = choose_dtype(dtype, where)
-        check_computing(computing, where)
+        check_computing(computing, where, number)
         half = computing.memory == "low" or number.itemsize == 2
         found = hub.resolve(model, offline=offline, half=half)
         checkpoint = open_checkpoint(found.path, half=half)

@@ -269,7 +269,7 @@ def _openvino(case: Case, dtype: torch.dtype, device: torch.device, *, quantized
         with TemporaryDirectory() as folder:
             exact, rounded = (Path(folder, name, "network.xml") for name in ("exact", "int8"))
             save(model, exact, half=True)
-            del model  # beside which NNCF would need too much memory
+            del model  # NNCF needs the memory
             round_file(exact, rounded, [given])  # read off what is about to be computed: its best case
             model = openvino.Core().read_model(rounded)
     hint = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
@@ -333,11 +333,12 @@ def read_choice(text: str, dtype: str | None, device: torch.device) -> Choice:
         raise InputError(
             f"engine {name} needs {missing[0]}, which is not installed: pip install {missing[0]}"
         )
-    if (quantized := ENGINES[name].quantized) is not None:
-        check_quantization(quantized, device)
     if own and own not in DTYPES:
         raise unknown("dtype", own, DTYPES)
-    return Choice(name, choose_dtype(own or dtype, device))
+    number = choose_dtype(own or dtype, device)
+    if (quantized := ENGINES[name].quantized) is not None:
+        check_quantization(quantized, device, number)
+    return Choice(name, number)
 
 
 def needed_bytes(parameters: int, choices: Sequence[Choice]) -> int:

@@ -3,7 +3,6 @@
 This module imports torch; commands import it when they get to work.
 """
 
-import math
 import os
 import sys
 import time
@@ -18,12 +17,12 @@ from typing import TYPE_CHECKING, NoReturn
 from tqdm import tqdm
 
 from ssd1b.cli.options import ModelChoice
+from ssd1b.diffusion.samplers import Step
 from ssd1b.images import Picture, to_images, to_pixels
 from ssd1b.pipeline import Pipeline
 from ssd1b.runtime import choose_device, choose_dtype
 from ssd1b.settings import DEFAULT_MODEL, GenerationSettings
 from ssd1b.speed.linear_decoder import LinearDecoder
-from ssd1b.tensors import Latents
 from ssd1b.weights.files import replacing
 
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ def draw(
     pipeline: Pipeline,
     settings: GenerationSettings,
     bar: "tqdm[NoReturn]",
-    show: Callable[[Latents], None] | None = None,
+    show: Callable[[Step], None] | None = None,
 ) -> Picture:
     """Draw one picture, alone, so that it depends on no other.
 
@@ -131,47 +130,50 @@ def draw(
         pipeline: the model.
         settings: of the picture.
         bar: moved on by each step.
-        show: gets the model's guess at the picture after each step.
+        show: gets each step.
     """
     step = None
     for step in pipeline.steps([settings]):
         bar.update()
         if show:
-            show(step.denoised)
+            show(step)
     assert step is not None
     (picture,) = pipeline.pictures(step.latents, [settings])
     return picture
 
 
 @contextmanager
-def preview(pipeline: Pipeline, folder: Path) -> Iterator[Callable[[Latents], None]]:
-    """Give a function that shows latents in ``PREVIEW``; in the end the file goes.
+def preview(pipeline: Pipeline, folder: Path) -> Iterator[Callable[[Step], None]]:
+    """Give a function that shows steps in ``PREVIEW``; in the end the file goes.
 
-    They are decoded as often as costs little, and in between by what was learnt from the last decoding.
+    They are decoded as often as costs little, and in between by what was learnt from the last decoding of the
+    same picture.
 
     Raises:
         InputError: the file cannot be written.
     """
     path = folder / PREVIEW
-    decoding_due = sketch_due = -math.inf
+    due = {"decoding": 0.0, "sketch": 0.0}
     sketch: LinearDecoder | None = None
 
-    def show(latents: Latents) -> None:
-        nonlocal decoding_due, sketch_due, sketch
-        begin = time.perf_counter()
-        decodes = begin >= decoding_due
-        if sketch is None or decodes:
+    def show(step: Step) -> None:
+        nonlocal sketch
+        if step.index == 0:  # of another picture than the one before
+            sketch = None
+        begin, latents = time.perf_counter(), step.denoised
+        if begin >= due["decoding"]:
+            way = "decoding"
             (image,) = pipeline.preview(latents)
             sketch = LinearDecoder(latents, to_pixels(image).to(latents.device))
-        elif begin >= sketch_due:
+        elif sketch is not None and begin >= due["sketch"]:
+            way = "sketch"
             (image,) = to_images(sketch(latents))
         else:
             return
         with replacing(path) as aside:
             image.save(aside, "PNG", compress_level=1)
         end = time.perf_counter()
-        due = end + (end - begin) * (1 / PREVIEW_SHARE - 1)
-        decoding_due, sketch_due = (due, sketch_due) if decodes else (decoding_due, due)
+        due[way] = end + (end - begin) * (1 / PREVIEW_SHARE - 1)
 
     try:
         yield show

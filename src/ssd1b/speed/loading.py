@@ -19,7 +19,7 @@ from ssd1b.weights.loading import load_component, stored_dtype
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def check_computing(computing: Computing, device: torch.device) -> None:
+def check_computing(computing: Computing, device: torch.device, dtype: torch.dtype) -> None:
     """See that this machine can compute so.
 
     Raises:
@@ -28,7 +28,7 @@ def check_computing(computing: Computing, device: torch.device) -> None:
     if computing.backend == "openvino":
         openvino.check_openvino(device, quantized=computing.quantized is not None)
     elif computing.quantized in ("int8", "fp8"):
-        check_quantization(computing.quantized, device)
+        check_quantization(computing.quantized, device, dtype)
         if computing.compiled and computing.quantized == "int8" and device.type == "cpu":
             raise InputError("on a CPU quantize int8 has kernels of its own: leave compile out")
 

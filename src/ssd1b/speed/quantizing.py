@@ -43,7 +43,7 @@ QUANTIZATIONS: Mapping[str, Quantization] = MappingProxyType({
 """What multiplies in eight bits, activations rounded row by row as they come."""
 
 
-def check_quantization(name: str, device: torch.device) -> None:
+def check_quantization(name: str, device: torch.device, dtype: torch.dtype) -> None:
     """See that matrices can be multiplied so.
 
     Raises:
@@ -54,6 +54,10 @@ def check_quantization(name: str, device: torch.device) -> None:
             raise InputError(
                 "quantize int8 needs a processor that multiplies eight bits (VNNI), and this one does not: "
                 "take int8-weights, which saves memory"
+            )
+        if dtype == torch.float16:
+            raise InputError(
+                "quantize int8 computes in fp32 or bf16 on a CPU, not in fp16: say so with dtype"
             )
         return
     if find_spec("torchao") is None:

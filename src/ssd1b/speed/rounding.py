@@ -53,9 +53,7 @@ class _Rounded:
     __slots__ = ("numbers", "scale", "zero")
 
     def __init__(self, x: Tensor) -> None:
-        flat = x.as_strided(
-            (x.numel(),), (1,)
-        )  # torch would copy what is channels last to look for its range
+        flat = _in_line(x)  # torch would copy what is channels last to look for its range
         low, high = (float(each) for each in torch.aminmax(flat))
         low, high = min(low, 0.0), max(high, 0.0)  # zero is exact: convolutions pad with it
         # 253 steps, so that a zero that is rounded up leaves the greatest within 255.
@@ -64,9 +62,7 @@ class _Rounded:
         # From -127 to 127, whose conversion torch has vectorised; the highest bit makes that 1 to 255.
         whole = torch.empty_like(x, dtype=torch.int8)
         room, shift = torch.empty(min(_ROOM, x.numel())), torch.tensor(float(self.zero - 128))
-        for part, out in zip(
-            flat.split(_ROOM), whole.as_strided((x.numel(),), (1,)).split(_ROOM), strict=True
-        ):
+        for part, out in zip(flat.split(_ROOM), _in_line(whole).split(_ROOM), strict=True):
             scaled = room[: len(part)].copy_(part)
             out.copy_(torch.add(shift, scaled, alpha=1 / self.scale, out=scaled).round_())
         self.numbers = whole.view(torch.uint8).bitwise_xor_(128)

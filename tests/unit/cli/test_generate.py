@@ -62,7 +62,7 @@ def test_every_option_reaches_the_recipe(generate, tmp_path):
 
 def test_how_it_computes_reaches_the_recipe_and_its_rerun(generate, run, tmp_path):
     done = generate("a cube", "--memory", "low", "--speed", "fast", "--seed", 1, "--out", "cube.png")
-    assert done.err.startswith("speed fast: on mini-ssd-1b 0.68 of the time, 43 dB")
+    assert done.err.startswith("speed fast: on mini-ssd-1b 0.66 of the time, 42 dB")
     recipe = read_recipe(tmp_path / "cube.png")
     assert recipe.computing == Computing(memory="low")
     assert recipe.settings.feature_reuse == 0.2
@@ -230,6 +230,24 @@ def test_preview_costs_little(generate, monkeypatch):
     generate("a cube", "--steps", "12", "--preview")
     assert shown == [19.0, 118.0, 147.0]  # the last is the finished picture
     assert sketched == [29.0, 39.0, 49.0, 59.0, 69.0, 79.0, 89.0, 99.0, 128.0, 138.0]
+
+
+def test_no_picture_is_sketched_from_the_one_before(generate, monkeypatch):
+    clock, sketched = [0.0], []
+
+    def slow(self, latents):
+        clock[0] += 9.0
+        return [Image.new("RGB", (64, 64))]
+
+    def quick(self, latents):
+        sketched.append(latents)
+        return self.pixels
+
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(Pipeline, "preview", slow)
+    monkeypatch.setattr(LinearDecoder, "forward", quick)
+    generate("a cube", "--steps", "3", "--count", "2", "--preview")
+    assert len(sketched) == 2, "of the first picture, whose first step was decoded; no decoding was due later"
 
 
 def test_a_prompt_longer_than_one_chunk_draws_without_a_word(generate):

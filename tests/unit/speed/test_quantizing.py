@@ -10,7 +10,7 @@ from ssd1b.computing import Computing
 from ssd1b.errors import InputError
 from ssd1b.models.attention import GEGLU
 from ssd1b.models.unet import UNet
-from ssd1b.speed import quantizing
+from ssd1b.speed import quantizing, rounding
 from ssd1b.speed.loading import check_computing
 from ssd1b.speed.preparing import prepare
 from ssd1b.speed.quantizing import QUANTIZATIONS, Quantization, check_quantization
@@ -42,17 +42,19 @@ def test_a_unet_in_int8_predicts_nearly_the_same(monkeypatch):
 def test_what_cannot_be_quantized(monkeypatch):
     monkeypatch.setattr(quantizing, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="quantize int8 needs torchao, which is not installed: pip install"):
-        check_quantization("int8", torch.device("cuda"))
+        check_quantization("int8", torch.device("cuda"), torch.float16)
     monkeypatch.setattr(quantizing, "find_spec", lambda name: object())
     with pytest.raises(InputError, match="fp8 needs"):
-        check_quantization("fp8", CPU)
+        check_quantization("fp8", CPU, torch.float32)
     monkeypatch.setattr(quantizing, "rounds_fast", lambda: False)
     with pytest.raises(InputError, match=r"multiplies eight bits.*take int8-weights"):
-        check_quantization("int8", CPU)
+        check_quantization("int8", CPU, torch.float32)
     monkeypatch.setattr(quantizing, "rounds_fast", lambda: True)
-    check_quantization("int8", CPU)
+    check_quantization("int8", CPU, torch.float32)
+    with pytest.raises(InputError, match="fp32 or bf16 on a CPU, not in fp16"):
+        check_quantization("int8", CPU, torch.float16)
     with pytest.raises(InputError, match="leave compile out"):
-        check_computing(Computing(compiled=True, quantized="int8"), CPU)
+        check_computing(Computing(compiled=True, quantized="int8"), CPU, torch.bfloat16)
 
 
 needs_kernels = pytest.mark.skipif(not rounds_fast(), reason="the processor does not multiply eight bits")
@@ -102,6 +104,17 @@ def test_of_a_rounded_network_the_ends_and_what_is_computed_once_stay():
     assert any(name.endswith("resnets.0.conv1") for name in rounded)
     assert any(name.endswith("attn1.to_qkv") for name in rounded) and any(".ff." in name for name in rounded)
     assert not any(name.endswith(("conv_in", "conv_out", "to_k", "time_emb_proj")) for name in rounded)
+
+
+@needs_kernels
+@pytest.mark.parametrize("layer", [nn.Linear(7, 64), nn.Conv2d(48, 64, 3, padding=1)])
+def test_large_tensors_are_rounded_part_by_part(layer, monkeypatch):
+    x = torch.randn(2, 48, 9, 7)
+    rounded = RoundedLinear(layer) if isinstance(layer, nn.Linear) else RoundedConv2d(layer)
+    with torch.inference_mode():
+        whole = rounded(x)
+        monkeypatch.setattr(rounding, "_ROOM", 1000)  # does not divide the number of numbers
+        assert torch.equal(rounded(x), whole)
 
 
 @needs_kernels
