@@ -19,9 +19,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ssd1b.bench import ggml
 from ssd1b.bench.case import Case
 from ssd1b.diffusion.noise import noise_source
-from ssd1b.diffusion.schedule import NoiseSchedule
+from ssd1b.diffusion.samplers import SAMPLERS
+from ssd1b.diffusion.schedule import NoiseSchedule, steps_for
 from ssd1b.errors import InputError, unknown
 from ssd1b.images import to_pixels
 from ssd1b.layouts import ModelLayout, TextLayout
@@ -277,6 +279,16 @@ def _openvino(case: Case, dtype: torch.dtype, device: torch.device, *, quantized
     return lambda: torch.from_numpy(compiled(given)[0])
 
 
+def _ggml(case: Case, dtype: torch.dtype, device: torch.device, *, quantized: str | None = None) -> Work:
+    if case.part != "picture" or device.type != "cpu":
+        raise InputError(
+            "engine stable-diffusion.cpp draws whole pictures here, on a CPU: take --part picture"
+        )
+    levels = steps_for(NoiseSchedule(), case.settings["steps"], grid=SAMPLERS[case.settings["sampler"]].grid)
+    draw = ggml.load(case, levels.sigmas, dtype, quantized=quantized)
+    return lambda: _pixels(draw())
+
+
 def _quantized(name: str) -> Engine:
     def prepared(case: Case, dtype: torch.dtype, device: torch.device) -> Work:
         kernels = name == "int8" and device.type == "cpu"  # of its own
@@ -297,10 +309,18 @@ ENGINES: Mapping[str, Engine] = MappingProxyType({
     "openvino-int8": Engine(
         prepare=partial(_openvino, quantized=True), needs=("openvino", "nncf"), copies=2
     ),
+    "stable-diffusion.cpp": Engine(prepare=_ggml, needs=("stable_diffusion_cpp",), copies=1),
+    "stable-diffusion.cpp-q8": Engine(
+        prepare=partial(_ggml, quantized="q8_0"), needs=("stable_diffusion_cpp",), copies=1
+    ),
 })  # fmt: skip
 """This package as it draws, compiled, and with its matrices in eight bits; its networks as they are written;
 diffusers as it is loaded, and compiled as its guide has it; our network converted by OpenVINO, and rounded to
-eight bits by NNCF."""
+eight bits by NNCF; stable-diffusion.cpp, and with its matrices in eight bits."""
+
+
+_DISTRIBUTIONS = {"stable_diffusion_cpp": "stable-diffusion-cpp-python"}
+"""Libraries that have another name where they are installed from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +351,8 @@ def read_choice(text: str, dtype: str | None, device: torch.device) -> Choice:
         raise unknown("engine", name, ENGINES)
     if missing := [each for each in ENGINES[name].needs if find_spec(each) is None]:
         raise InputError(
-            f"engine {name} needs {missing[0]}, which is not installed: pip install {missing[0]}"
+            f"engine {name} needs {missing[0]}, which is not installed: "
+            f"pip install {_DISTRIBUTIONS.get(missing[0], missing[0])}"
         )
     if own and own not in DTYPES:
         raise unknown("dtype", own, DTYPES)

@@ -53,7 +53,7 @@ NUMBERS = {
 @click.option(
     "--peers", default="", metavar="LIST",
     help="ssd1b-compiled, ssd1b-fp8, ssd1b-int8, ssd1b-plain, diffusers, diffusers-compiled, openvino, "
-    "openvino-int8; with a number format as diffusers:bf16.",
+    "openvino-int8, stable-diffusion.cpp, stable-diffusion.cpp-q8; with a number format as diffusers:bf16.",
 )  # fmt: skip
 @click.option(
     "--rounds", type=int, default=5, show_default=True, metavar="N", help="Of each engine, in turn."
@@ -88,6 +88,7 @@ def command(
       ssd1b bench --layout ssd-1b --latent 64 --peers diffusers,diffusers-compiled --json
       ssd1b bench --layout ssd-1b --layout sdxl --latent 64 --latent 128 --rounds 3 --out speed
       ssd1b bench --part vae --peers diffusers:bf16,openvino --dtype bf16
+      ssd1b bench --part picture --steps 4 --peers diffusers,stable-diffusion.cpp-q8
     """  # noqa: D301 (\b keeps click from wrapping)
     numbers = {"latent": latents, "batch": (batch,), "steps": (steps,), "rounds": (rounds,)}
     for name, values in numbers.items():

@@ -65,6 +65,8 @@ def test_a_peer_that_is_not_installed(run, monkeypatch):
     done = run("bench", *QUICK, "--peers", "openvino")
     assert done.code == 2
     assert "engine openvino needs openvino, which is not installed: pip install openvino" in done.err
+    done = run("bench", *QUICK, "--peers", "stable-diffusion.cpp-q8")
+    assert done.code == 2 and done.err.rstrip().endswith("pip install stable-diffusion-cpp-python")
 
 
 def test_what_does_not_fit_is_refused_before_it_is_made(run, monkeypatch):
