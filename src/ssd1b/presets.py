@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -28,27 +29,43 @@ NEGATIVE_PROMPTS: Mapping[str, str] = MappingProxyType({
 """The article's three lists, word by word."""
 
 
-def _price(time: float, likeness: int, points: int, low: int, high: int, clip: float, captions: int) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """Work that is left out, under a name.
+
+    Attributes:
+        settings: of the picture.
+        eight_bits: multiply in them where the processor is faster at it, and nothing else was chosen.
+        price: what it was measured to cost on mini-ssd-1b (docs/guide/speed.md).
+    """
+
+    settings: Mapping[str, float]
+    eight_bits: bool
+    price: str
+
+
+def _cost(time: float, likeness: int, points: float, low: float, high: float) -> str:
     return (
-        f"on mini-ssd-1b {time:g} of the time, {likeness} dB from the exact picture, {points:+} points of "
-        f"right and clean pictures ({low:+} to {high:+}), CLIP score {clip:+g} "
-        f"({captions} captions, 20 steps)"
+        f"{time:g} of the time, {likeness} dB from the exact picture, {points:+g} points of right and clean "
+        f"pictures ({low:+g} to {high:+g})"
     )
 
 
-SPEEDS: Mapping[str, Preset] = MappingProxyType({
-    preset.name: preset
-    for preset in (
-        Preset(name="exact", source="every step computed whole", settings={"feature_reuse": 0.0}),
-        Preset(
-            name="balanced", source=_price(0.73, 50, 0, -4, 4, -0.001, 96), settings={"feature_reuse": 0.1}
-        ),
-        Preset(
-            name="fast", source=_price(0.66, 42, -1, -4, 1, -0.0002, 500), settings={"feature_reuse": 0.2}
-        ),
-    )
+SPEEDS: Mapping[str, Speed] = MappingProxyType({
+    "exact": Speed(settings={"feature_reuse": 0.0}, eight_bits=False, price="every step computed whole"),
+    "balanced": Speed(
+        settings={"feature_reuse": 0.1},
+        eight_bits=False,
+        price=f"on mini-ssd-1b {_cost(0.81, 52, 1.6, -0.4, 3.6)}",
+    ),
+    "fast": Speed(
+        settings={"feature_reuse": 0.2},
+        eight_bits=True,
+        price=f"on mini-ssd-1b {_cost(0.58, 42, -1.2, -4.2, 1.4)}; where the processor has instructions for "
+        f"eight bits, {_cost(0.34, 41, -0.4, -3.6, 2.8)}",
+    ),
 })  # fmt: skip
-"""How much is left out, each with its price: measured on mini-ssd-1b (docs/guide/speed.md)."""
+"""How much is left out."""
 
 PRESETS: Mapping[str, Preset] = MappingProxyType({
     preset.name: preset

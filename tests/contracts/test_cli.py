@@ -14,17 +14,18 @@ HEAVY = {"torch", "numpy", "PIL", "transformers", "safetensors", "huggingface_hu
 SETTINGS = {
     "--negative", "--negative-prompt", "--negative-preset", "--guidance", "--guidance-scale",
     "--guidance-rescale", "--guidance-interval", "--feature-reuse", "--steps", "--sampler", "--schedule",
-    "--seed", "--size", "--speed", "--preset",
+    "--seed", "--size", "--preset",
 }  # fmt: skip
 MODEL = {"--model", "--device", "--dtype", "--offline"}
 COMPUTING = {"--compile", "--quantize", "--memory", "--backend"}
 
 OPTIONS = {
     "generate": {
-        "--file", "--count", "--out", "--format", "--preview", "--json", *SETTINGS, *MODEL, *COMPUTING
+        "--file", "--count", "--out", "--format", "--preview", "--json",
+        "--speed", *SETTINGS, *MODEL, *COMPUTING
     },
     "evaluate": {"--captions", "--seeds", "--data", "--versus", "--judge", "--out", "--json",
-                 *SETTINGS, *MODEL, *COMPUTING},
+                 "--speed", *SETTINGS, *MODEL, *COMPUTING},
     "sweep": {
         "--file", "--axis", "--axes", "--seeds", "--out", "--retry", "--dry-run", *SETTINGS, *MODEL
     },

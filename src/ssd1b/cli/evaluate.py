@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from ssd1b.cli.options import ModelChoice, check_settings, computing_options, model_options, setting_options
+from ssd1b.cli.options import (
+    ModelChoice,
+    check_settings,
+    computing_options,
+    model_options,
+    setting_options,
+    speed_option,
+)
 from ssd1b.cli.table import columns, percent
 from ssd1b.errors import InputError
 from ssd1b.presets import PRESETS, load_preset
@@ -42,6 +49,7 @@ _ON_SHEET = 64
 @click.option("--preset", metavar="NAME|FILE", help=f"{', '.join(PRESETS)}, or a .toml or .json file.")
 @model_options
 @computing_options
+@speed_option
 @click.option("--judge", metavar="FILE", help="Weights of a judge other than the one that comes along.")
 @click.option("--out", metavar="FOLDER", help="Where the figures and a sheet of pictures go.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -16,6 +16,7 @@ from ssd1b.cli.options import (
     out_option,
     prompt_options,
     setting_options,
+    speed_option,
 )
 from ssd1b.errors import InputError
 from ssd1b.presets import PRESETS, load_preset
@@ -32,6 +33,7 @@ COUNT = Range(low=1, high=10_000, multiple_of=1)
 @click.option("--count", type=int, metavar="N", default=1, show_default=True, help="Pictures of each prompt.")
 @model_options
 @computing_options
+@speed_option
 @out_option
 @click.option("--format", "picture_format", metavar="FORMAT", help="png, jpeg, webp. Default: by --out.")
 @click.option("--preview", is_flag=True, help="Show the picture being drawn in a file beside the pictures.")

@@ -12,6 +12,7 @@ from ssd1b.images import read_recipe
 from ssd1b.pipeline import Pipeline
 from ssd1b.presets import NEGATIVE_PROMPTS
 from ssd1b.speed.linear_decoder import LinearDecoder
+from ssd1b.speed.rounding import rounds_fast
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_every_option_reaches_the_recipe(generate, tmp_path):
 
 def test_how_it_computes_reaches_the_recipe_and_its_rerun(generate, run, tmp_path):
     done = generate("a cube", "--memory", "low", "--speed", "fast", "--seed", 1, "--out", "cube.png")
-    assert done.err.startswith("speed fast: on mini-ssd-1b 0.66 of the time, 42 dB")
+    assert done.err.startswith("speed fast: on mini-ssd-1b 0.58 of the time, 42 dB")
     recipe = read_recipe(tmp_path / "cube.png")
     assert recipe.computing == Computing(memory="low")
     assert recipe.settings.feature_reuse == 0.2
@@ -74,10 +75,25 @@ def test_how_it_computes_reaches_the_recipe_and_its_rerun(generate, run, tmp_pat
 
 def test_what_is_given_beside_a_speed_wins(generate, tmp_path):
     generate(
-        "a cube", "--speed", "fast", "--feature-reuse", 0.05, "--preset", "article-fast", "--out", "c.png"
-    )
-    settings = read_recipe(tmp_path / "c.png").settings
-    assert (settings.feature_reuse, settings.sampler) == (0.05, "unipc")
+        "a cube", "--speed", "fast", "--feature-reuse", 0.05, "--preset", "article-fast",
+        "--quantize", "int8-weights", "--out", "c.png",
+    )  # fmt: skip
+    recipe = read_recipe(tmp_path / "c.png")
+    assert (recipe.settings.feature_reuse, recipe.settings.sampler) == (0.05, "unipc")
+    assert recipe.computing == Computing(quantized="int8-weights")
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_fast_is_in_eight_bits_where_the_processor_multiplies_them(generate, tmp_path, monkeypatch, able):
+    if able and not rounds_fast():
+        pytest.skip("this processor does not")
+    monkeypatch.setattr("ssd1b.speed.quantizing.rounds_fast", lambda: able)
+    done = generate("a cube", "--speed", "fast", "--seed", 1, "--out", "fast.png")
+    assert done.code == 0, done.err
+    recipe = read_recipe(tmp_path / "fast.png")
+    assert recipe.computing == Computing(quantized="int8" if able else None)
+    generate("a cube", "--speed", "balanced", "--out", "balanced.png")
+    assert read_recipe(tmp_path / "balanced.png").computing == Computing()
 
 
 @pytest.mark.parametrize(
