@@ -7,7 +7,7 @@ from ssd1b.errors import InputError, unknown
 from ssd1b.settings import shown
 
 BACKENDS = ("torch", "openvino")
-QUANTIZATIONS = ("int8", "fp8", "int8-weights")
+QUANTIZATIONS = ("int8", "fp8", "int8-weights", "auto")
 MEMORIES = ("normal", "low")
 
 
@@ -20,7 +20,8 @@ class Computing:
         backend: what runs UNet and VAE: torch, or OpenVINO on a CPU.
         compiled: by torch's compiler, when they first run.
         quantized: the UNet's matrices in eight bits: multiplied so (``int8``, ``fp8``), or only kept so
-            (``int8-weights``). None for not.
+            (``int8-weights``); ``auto`` is int8 on CPUs that are faster so with this model, settled when
+            it is loaded. None for not.
         memory: ``low`` keeps text encoders and UNet in eight bits and never both in memory, and decodes in
             small tiles.
 

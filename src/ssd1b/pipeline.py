@@ -27,7 +27,7 @@ from ssd1b.recipe import ModelIdentity, Recipe
 from ssd1b.runtime import choose_device, choose_dtype, dtype_name
 from ssd1b.settings import DEFAULT_MODEL, GenerationSettings, Preset, random_seed, resolve_settings
 from ssd1b.speed import openvino
-from ssd1b.speed.loading import Loader, check_computing
+from ssd1b.speed.loading import Loader, check_computing, settle
 from ssd1b.speed.reuse import FeatureReuse
 from ssd1b.tensors import Latents
 from ssd1b.weights import hub
@@ -116,6 +116,7 @@ class Pipeline:
         checkpoint = open_checkpoint(found.path, half=half)
         info = checkpoint.info
         layout = info.layout
+        computing = settle(computing, layout.unet, where, number)
 
         def tokenizer(part: str) -> CLIPTokenizer:
             folder = info.tokenizers.get(part)

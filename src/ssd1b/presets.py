@@ -35,13 +35,13 @@ class Speed:
 
     Attributes:
         settings: of the picture.
-        eight_bits: multiply in them where the processor is faster at it, and nothing else was chosen.
+        quantized: one of ``computing.QUANTIZATIONS``, where nothing else was chosen.
         price: what it was measured to cost on mini-ssd-1b (docs/guide/speed.md).
     """
 
     settings: Mapping[str, float]
-    eight_bits: bool
     price: str
+    quantized: str | None = None
 
 
 def _cost(time: float, likeness: int, points: float, low: float, high: float) -> str:
@@ -52,17 +52,16 @@ def _cost(time: float, likeness: int, points: float, low: float, high: float) ->
 
 
 SPEEDS: Mapping[str, Speed] = MappingProxyType({
-    "exact": Speed(settings={"feature_reuse": 0.0}, eight_bits=False, price="every step computed whole"),
+    "exact": Speed(settings={"feature_reuse": 0.0}, price="every step computed whole"),
     "balanced": Speed(
         settings={"feature_reuse": 0.1},
-        eight_bits=False,
         price=f"on mini-ssd-1b {_cost(0.81, 52, 1.6, -0.4, 3.6)}",
     ),
     "fast": Speed(
         settings={"feature_reuse": 0.2},
-        eight_bits=True,
-        price=f"on mini-ssd-1b {_cost(0.58, 42, -1.2, -4.2, 1.4)}; where the processor has instructions for "
-        f"eight bits, {_cost(0.34, 41, -0.4, -3.6, 2.8)}",
+        quantized="auto",
+        price=f"on mini-ssd-1b {_cost(0.58, 42, -1.2, -4.2, 1.4)}; in eight bits, as wider models "
+        f"compute where that is faster, {_cost(0.34, 41, -0.4, -3.6, 2.8)}",
     ),
 })  # fmt: skip
 """How much is left out."""

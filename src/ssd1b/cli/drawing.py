@@ -17,15 +17,12 @@ from typing import TYPE_CHECKING, NoReturn
 from tqdm import tqdm
 
 from ssd1b.cli.options import ModelChoice
-from ssd1b.computing import DEFAULT, Computing
 from ssd1b.diffusion.samplers import Step
-from ssd1b.errors import InputError
 from ssd1b.images import Picture, to_images, to_pixels
 from ssd1b.pipeline import Pipeline
 from ssd1b.runtime import choose_device, choose_dtype
 from ssd1b.settings import DEFAULT_MODEL, GenerationSettings
 from ssd1b.speed.linear_decoder import LinearDecoder
-from ssd1b.speed.loading import check_computing
 from ssd1b.weights.files import replacing
 
 if TYPE_CHECKING:
@@ -53,21 +50,9 @@ def load(choice: ModelChoice) -> Pipeline:
         device=choice.device,
         dtype=choice.dtype,
         offline=choice.offline,
-        computing=_computing(choice),
+        computing=choice.computing,
         told=lambda what: print(f"{what} ...", file=sys.stderr),  # noqa: T201
     )
-
-
-def _computing(choice: ModelChoice) -> Computing:
-    if not choice.eight_bits or choice.computing != DEFAULT:
-        return choice.computing
-    device = choose_device(choice.device)
-    rounded = Computing(quantized="int8")
-    try:
-        check_computing(rounded, device, choose_dtype(choice.dtype, device))
-    except InputError:
-        return DEFAULT
-    return rounded if device.type == "cpu" else DEFAULT  # a GPU would have to compile it first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

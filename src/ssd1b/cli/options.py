@@ -27,18 +27,13 @@ out_option = click.option(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelChoice:
-    """Which model, where it runs and how; None is for the program to choose.
-
-    Attributes:
-        eight_bits: multiply in them where ``computing`` says nothing and the processor is faster at it.
-    """
+    """Which model, where it runs and how; None is for the program to choose."""
 
     model: str | None
     device: str | None
     dtype: str | None
     offline: bool
     computing: Computing = DEFAULT
-    eight_bits: bool = False
 
 
 def prompt_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -78,7 +73,8 @@ def computing_options(command: Callable[..., None]) -> Callable[..., None]:
     )
     @click.option(
         "--quantize", "quantized", metavar="NAME",
-        help="int8, fp8 or int8-weights: the UNet's matrices in eight bits. Not the same picture.",
+        help="int8, fp8 or int8-weights: the UNet's matrices in eight bits; auto: int8 where that is faster. "
+        "Not the same picture.",
     )  # fmt: skip
     @click.option(
         "--memory", metavar="NAME", default="normal", show_default=True,
@@ -190,7 +186,8 @@ def speed_option(command: Callable[..., None]) -> Callable[..., None]:
             named = SPEEDS[speed]
             click.echo(f"speed {speed}: {named.price}", err=True)
             given = {**named.settings, **given}
-            choice = replace(choice, eight_bits=named.eight_bits)
+            if choice.computing == DEFAULT:
+                choice = replace(choice, computing=Computing(quantized=named.quantized))
         command(*args, given=given, choice=choice, **rest)
 
     return bundled

@@ -17,10 +17,6 @@ from ssd1b.speed.folding import FoldedUpsample
 FORMATS = (torch.float32, torch.bfloat16)
 """That are packed: float16 has no kernels on processors."""
 
-_SIDE = 64
-"""Of the feature map that convolutions are packed for: the order hardly depends on it, but without any it is
-a poor one."""
-
 SMALLEST = 2**17
 """Numbers in a matrix below which calling oneDNN costs more than it saves: the miniature's UNet, of matrices
 up to 96 x 768, took 1.2 times as long with them packed, and 0.9 with its convolutions alone."""
@@ -84,7 +80,12 @@ class PackedGEGLU(nn.Module):
 
 
 class PackedConv2d(nn.Module):
-    """``nn.Conv2d`` of one group, ``[B, in, H, W] -> [B, out, H', W']``, both channels last."""
+    """``nn.Conv2d`` of one group, ``[B, in, H, W] -> [B, out, H', W']``, both channels last.
+
+    Its weights are packed when the first map comes, for maps of its size: oneDNN's order depends on it, and
+    packed for another size they would be ordered anew at every call, which takes longer than a small
+    convolution itself.
+    """
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
@@ -92,19 +93,20 @@ class PackedConv2d(nn.Module):
         assert not isinstance(layer.padding, str)
         padding, stride, dilation = map(list, (layer.padding, layer.stride, layer.dilation))
         self._how = (padding, stride, dilation, 1)
-        weight = layer.weight.contiguous()
-        size = [2, layer.in_channels, _SIDE, _SIDE]
-        self._packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._how, size)
+        self._packed = (torch.Size(), layer.weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer."""
+        size, weight = self._packed
+        if size != x.shape:
+            dense = weight.to_dense().contiguous()
+            weight = torch.ops.mkldnn._reorder_convolution_weight(dense, *self._how, list(x.shape))
+            self._packed = (x.shape, weight)
         x = x.contiguous(memory_format=torch.channels_last)
-        return torch.ops.mkldnn._convolution_pointwise(
-            x, self._packed, self.bias, *self._how, "none", [], "none"
-        )
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *self._how, "none", [], "none")
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
-        _save(destination, prefix, self._packed.to_dense(), self.bias)
+        _save(destination, prefix, self._packed[1].to_dense(), self.bias)
 
 
 def _save(destination: dict[str, Tensor], prefix: str, weight: Tensor, bias: Tensor | None) -> None:

@@ -24,9 +24,6 @@ _KEPT = ("conv_in", "conv_out", "time_embedding", "add_embedding", "time_emb_pro
 one row of numbers; keys and values of the text, computed once a picture (``fuse`` has joined those of
 self-attention)."""
 
-_SIDE = 64
-"""Of the feature map that convolutions are packed for."""
-
 _ZERO = 128
 """What stands for zero while weights are packed; another may stand for it when they multiply, but 0 itself,
 for which they would be packed otherwise."""
@@ -115,7 +112,10 @@ class RoundedGEGLU(nn.Module):
 
 
 class RoundedConv2d(nn.Module):
-    """``nn.Conv2d`` of one group, ``[B, in, H, W] -> [B, out, H', W']``, both channels last."""
+    """``nn.Conv2d`` of one group, ``[B, in, H, W] -> [B, out, H', W']``, both channels last.
+
+    Its weights are packed when the first map comes, as those of ``PackedConv2d`` are.
+    """
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
@@ -124,14 +124,19 @@ class RoundedConv2d(nn.Module):
         self._how = (list(layer.stride), list(layer.padding), list(layer.dilation), 1)
         numbers, self._scales = _whole(layer.weight)
         self._zeros = torch.zeros(layer.out_channels, dtype=torch.int32)
-        size = [2, layer.in_channels, _SIDE, _SIDE]
-        self._packed = torch.ops.onednn.qconv_prepack(numbers, self._scales, 1.0, _ZERO, *self._how, size)
+        self._packed = (torch.Size(), numbers)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer."""
+        size, weight = self._packed
+        if size != x.shape:
+            weight = torch.ops.onednn.qconv_prepack(
+                weight.to_dense(), self._scales, 1.0, _ZERO, *self._how, list(x.shape)
+            )
+            self._packed = (x.shape, weight)
         rounded = _Rounded(x.contiguous(memory_format=torch.channels_last))
         return torch.ops.onednn.qconv_pointwise(
-            rounded.numbers, rounded.scale, rounded.zero, self._packed, self._scales, self._zeros, self.bias,
+            rounded.numbers, rounded.scale, rounded.zero, weight, self._scales, self._zeros, self.bias,
             *self._how, 1.0, 0, x.dtype, "none", [], "none",
         )  # fmt: skip
 

@@ -8,10 +8,11 @@ from torch import nn
 
 from ssd1b.computing import Computing
 from ssd1b.errors import InputError
+from ssd1b.layouts import SSD_1B, model_layout
 from ssd1b.models.attention import GEGLU
 from ssd1b.models.unet import UNet
 from ssd1b.speed import quantizing, rounding
-from ssd1b.speed.loading import check_computing
+from ssd1b.speed.loading import check_computing, settle
 from ssd1b.speed.preparing import prepare
 from ssd1b.speed.quantizing import QUANTIZATIONS, Quantization, check_quantization
 from ssd1b.speed.rounding import RoundedConv2d, RoundedGEGLU, RoundedLinear, rounds_fast
@@ -57,6 +58,30 @@ def test_what_cannot_be_quantized(monkeypatch):
         check_computing(Computing(compiled=True, quantized="int8"), CPU, torch.bfloat16)
 
 
+@pytest.mark.parametrize(
+    ("layout", "able", "device", "dtype", "given", "expected"),
+    [
+        (SSD_1B, True, "cpu", torch.bfloat16, {}, "int8"),
+        (SSD_1B, True, "cpu", torch.float32, {}, "int8"),
+        (SSD_1B, False, "cpu", torch.bfloat16, {}, None),
+        (SSD_1B, True, "cuda", torch.bfloat16, {}, None),
+        (SSD_1B, True, "cpu", torch.float16, {}, None),
+        (SSD_1B, True, "cpu", torch.bfloat16, {"compiled": True}, None),
+        (model_layout("mini-ssd-1b").unet, True, "cpu", torch.float32, {}, None),
+    ],
+)
+def test_eight_bits_where_they_are_faster(monkeypatch, layout, able, device, dtype, given, expected):
+    monkeypatch.setattr("ssd1b.speed.loading.rounds_fast", lambda: able)
+    asked = Computing(quantized="auto", **given)
+    check_computing(asked, torch.device(device), dtype)
+    assert settle(asked, layout, torch.device(device), dtype) == Computing(quantized=expected, **given)
+
+
+def test_what_was_chosen_is_settled():
+    chosen = Computing(memory="low", quantized="int8-weights")
+    assert settle(chosen, SSD_1B, CPU, torch.float32) == chosen
+
+
 needs_kernels = pytest.mark.skipif(not rounds_fast(), reason="the processor does not multiply eight bits")
 
 
@@ -82,7 +107,11 @@ def test_a_rounded_layer_computes_nearly_the_same(layer, rounded, shape, dtype, 
     ].to(dtype)
     own = layer.to(torch.float32).requires_grad_(False)
     with torch.inference_mode():
-        expected, seen = own(x.float()), rounded(own).eval()(x)
+        eight = rounded(own).eval()
+        eight(
+            torch.zeros(1, *shape[1:-2], 4, shape[-1])
+        )  # its weights are ordered for one size, then another
+        expected, seen = own(x.float()), eight(x)
     assert seen.dtype == dtype
     # Half a step of what goes in: a 253th of its range.
     bound = 0.02 * expected.abs().mean() + 0.01 * x.abs().max()
