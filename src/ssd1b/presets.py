@@ -55,13 +55,13 @@ SPEEDS: Mapping[str, Speed] = MappingProxyType({
     "exact": Speed(settings={"feature_reuse": 0.0}, price="every step computed whole"),
     "balanced": Speed(
         settings={"feature_reuse": 0.1},
-        price=f"on mini-ssd-1b {_cost(0.81, 52, 1.6, -0.4, 3.6)}",
+        price=f"on mini-ssd-1b {_cost(0.86, 52, 1.6, -0.4, 3.6)}",
     ),
     "fast": Speed(
         settings={"feature_reuse": 0.2},
         quantized="auto",
-        price=f"on mini-ssd-1b {_cost(0.58, 42, -1.2, -4.2, 1.4)}; in eight bits, as wider models "
-        f"compute where that is faster, {_cost(0.34, 41, -0.4, -3.6, 2.8)}",
+        price=f"on mini-ssd-1b {_cost(0.59, 42, -1.2, -4.2, 1.4)}; in eight bits, as wider models "
+        f"compute where that is faster, {_cost(0.52, 41, -0.4, -3.6, 2.8)}",
     ),
 })  # fmt: skip
 """How much is left out."""

@@ -63,7 +63,7 @@ def test_every_option_reaches_the_recipe(generate, tmp_path):
 
 def test_how_it_computes_reaches_the_recipe_and_its_rerun(generate, run, tmp_path):
     done = generate("a cube", "--memory", "low", "--speed", "fast", "--seed", 1, "--out", "cube.png")
-    assert done.err.startswith("speed fast: on mini-ssd-1b 0.58 of the time, 42 dB")
+    assert done.err.startswith("speed fast: on mini-ssd-1b 0.59 of the time, 42 dB")
     recipe = read_recipe(tmp_path / "cube.png")
     assert recipe.computing == Computing(memory="low")
     assert recipe.settings.feature_reuse == 0.2
