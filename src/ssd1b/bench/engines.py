@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ssd1b.bench import ggml
+from ssd1b.bench import PARTS, ggml
 from ssd1b.bench.case import Case
 from ssd1b.diffusion.noise import noise_source
 from ssd1b.diffusion.samplers import SAMPLERS
@@ -55,12 +55,18 @@ class Engine:
         prepare: ``prepare(case, dtype, device)``: everything that happens once.
         copies: of the weights that it makes in its number format.
         quantized: one of ``computing.QUANTIZATIONS``.
+        parts: of ``bench.PARTS``, that it computes here.
+        layouts: whose names it knows; empty for all.
+        on_cpu: and nowhere else.
     """
 
     prepare: Callable[[Case, torch.dtype, torch.device], Work]
     needs: tuple[str, ...] = ()
     copies: int = 0
     quantized: str | None = None
+    parts: tuple[str, ...] = PARTS
+    layouts: tuple[str, ...] = ()
+    on_cpu: bool = False
 
 
 def _ours(
@@ -258,8 +264,6 @@ class _Decoder(nn.Module):
 
 
 def _openvino(case: Case, dtype: torch.dtype, device: torch.device, *, quantized: bool = False) -> Work:
-    if case.part == "picture":
-        raise InputError("engine openvino computes single networks here: take --part unet, vae or text")
     openvino = library("openvino")
     network = _Decoder(case.network) if case.part == "vae" else case.network
     inputs = _inputs(case, torch.float32, torch.device("cpu"))
@@ -280,10 +284,6 @@ def _openvino(case: Case, dtype: torch.dtype, device: torch.device, *, quantized
 
 
 def _ggml(case: Case, dtype: torch.dtype, device: torch.device, *, quantized: str | None = None) -> Work:
-    if case.part != "picture" or device.type != "cpu":
-        raise InputError(
-            "engine stable-diffusion.cpp draws whole pictures here, on a CPU: take --part picture"
-        )
     levels = steps_for(NoiseSchedule(), case.settings["steps"], grid=SAMPLERS[case.settings["sampler"]].grid)
     draw = ggml.load(case, levels.sigmas, dtype, quantized=quantized)
     return lambda: _pixels(draw())
@@ -297,6 +297,11 @@ def _quantized(name: str) -> Engine:
     return Engine(prepare=prepared, copies=1, quantized=name)
 
 
+_GGML: Any = {
+    "needs": ("stable_diffusion_cpp",), "copies": 1, "parts": ("picture",),
+    "layouts": ("sdxl", "ssd-1b", "vega"), "on_cpu": True,
+}  # fmt: skip
+
 ENGINES: Mapping[str, Engine] = MappingProxyType({
     "ssd1b": Engine(prepare=_ours, copies=1),
     "ssd1b-compiled": Engine(prepare=partial(_ours, compiled=True), copies=1),
@@ -305,14 +310,15 @@ ENGINES: Mapping[str, Engine] = MappingProxyType({
     "ssd1b-plain": Engine(prepare=_plain),
     "diffusers": Engine(prepare=_diffusers, needs=("diffusers",)),
     "diffusers-compiled": Engine(prepare=_compiled, needs=("diffusers",), copies=1),
-    "openvino": Engine(prepare=_openvino, needs=("openvino",), copies=2),
+    "openvino": Engine(
+        prepare=_openvino, needs=("openvino",), copies=2, parts=("unet", "vae", "text"), on_cpu=True
+    ),
     "openvino-int8": Engine(
-        prepare=partial(_openvino, quantized=True), needs=("openvino", "nncf"), copies=2
+        prepare=partial(_openvino, quantized=True), needs=("openvino", "nncf"), copies=2,
+        parts=("unet", "vae", "text"), on_cpu=True,
     ),
-    "stable-diffusion.cpp": Engine(prepare=_ggml, needs=("stable_diffusion_cpp",), copies=1),
-    "stable-diffusion.cpp-q8": Engine(
-        prepare=partial(_ggml, quantized="q8_0"), needs=("stable_diffusion_cpp",), copies=1
-    ),
+    "stable-diffusion.cpp": Engine(prepare=_ggml, **_GGML),
+    "stable-diffusion.cpp-q8": Engine(prepare=partial(_ggml, quantized="q8_0"), **_GGML),
 })  # fmt: skip
 """This package as it draws, compiled, and with its matrices in eight bits; its networks as they are written;
 diffusers as it is loaded, and compiled as its guide has it; our network converted by OpenVINO, and rounded to
@@ -360,6 +366,23 @@ def read_choice(text: str, dtype: str | None, device: torch.device) -> Choice:
     if (quantized := ENGINES[name].quantized) is not None:
         check_quantization(quantized, device, number)
     return Choice(name, number)
+
+
+def check_engine(name: str, part: str, layout: ModelLayout, device: torch.device) -> None:
+    """See that an engine computes such a case.
+
+    Raises:
+        InputError: it has no such part, does not know the layout, or computes elsewhere.
+    """
+    engine = ENGINES[name]
+    if part not in engine.parts:
+        raise InputError(f"engine {name} does not do part {part} here: allowed are {', '.join(engine.parts)}")
+    if engine.layouts and layout.name not in engine.layouts:
+        raise InputError(
+            f"engine {name} does not know the layout {layout.name}: allowed are {', '.join(engine.layouts)}"
+        )
+    if engine.on_cpu and device.type != "cpu":
+        raise InputError(f"engine {name} computes on a CPU here, not on {device}: add --device cpu")
 
 
 def needed_bytes(parameters: int, choices: Sequence[Choice]) -> int:

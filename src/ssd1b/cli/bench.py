@@ -103,7 +103,7 @@ def command(
     from tqdm import tqdm
 
     from ssd1b.bench.case import make_case
-    from ssd1b.bench.engines import read_choice
+    from ssd1b.bench.engines import check_engine, read_choice
     from ssd1b.bench.machine import machine
     from ssd1b.bench.rounds import compare
     from ssd1b.runtime import choose_device
@@ -126,6 +126,8 @@ def command(
             bar.set_description(what)
             bar.update()
 
+        for what, choice in product(wanted, choices):  # all of them before the first takes its time
+            check_engine(choice.name, what["part"], model_layout(what["layout"]), where)
         for what in wanted:
             layout = model_layout(what["layout"])
             _check_memory(what, layout, [reference, *choices], where)

@@ -69,6 +69,25 @@ def test_a_peer_that_is_not_installed(run, monkeypatch):
     assert done.code == 2 and done.err.rstrip().endswith("pip install stable-diffusion-cpp-python")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--part", "unet", "--peers", "stable-diffusion.cpp-q8"], ["does not do part unet", "picture"]),
+        (["--part", "picture", "--peers", "openvino"], ["does not do part picture", "unet, vae, text"]),
+        (
+            ["--part", "picture", "--peers", "stable-diffusion.cpp"],
+            ["layout mini-ssd-1b", "sdxl, ssd-1b, vega"],
+        ),
+    ],
+)
+def test_what_a_peer_does_not_do_is_told_before_anything_is_computed(run, monkeypatch, arguments, words):
+    monkeypatch.setattr("ssd1b.bench.engines.find_spec", lambda name: object())
+    monkeypatch.setattr("ssd1b.bench.case.make_case", lambda *given, **how: pytest.fail("computed"))
+    done = run("bench", *QUICK, *arguments)
+    assert done.code == 2 and done.out == "" and len(done.err.splitlines()) == 1, done.err
+    assert all(word in done.err for word in words), done.err
+
+
 def test_what_does_not_fit_is_refused_before_it_is_made(run, monkeypatch):
     monkeypatch.setattr("ssd1b.bench.engines.needed_bytes", lambda parameters, choices: 2**60)
     done = run("bench", *QUICK)
