@@ -120,14 +120,16 @@ def test_folded_kernels_follow_the_network() -> None:
     assert folded.four.weight.dtype == torch.float16
 
 
+@needs_operators
 def test_convolutions_are_packed_anew_for_maps_of_another_size() -> None:
     own = nn.Conv2d(96, 48, 3, padding=1).requires_grad_(False)
     packed = PackedConv2d(own)
     assert torch.equal(packed.state_dict()["weight"], own.weight)
     for shape in ((2, 96, 4, 4), (2, 96, 16, 16), (1, 96, 16, 16), (2, 96, 4, 4)):
-        x = torch.randn(shape)
+        x, before = torch.randn(shape), packed._packed[1]
         torch.testing.assert_close(packed(x), own(x), rtol=1e-4, atol=1e-4)
         first = packed._packed[1]
+        assert first is not before
         packed(x)
         assert packed._packed[1] is first, "once for a size"
         assert torch.equal(packed.state_dict()["weight"], own.weight)

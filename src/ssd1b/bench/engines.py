@@ -297,10 +297,12 @@ def _quantized(name: str) -> Engine:
     return Engine(prepare=prepared, copies=1, quantized=name)
 
 
-_GGML: Any = {
-    "needs": ("stable_diffusion_cpp",), "copies": 1, "parts": ("picture",),
-    "layouts": ("sdxl", "ssd-1b", "vega"), "on_cpu": True,
-}  # fmt: skip
+def _stable_diffusion_cpp(quantized: str | None = None) -> Engine:
+    return Engine(
+        prepare=partial(_ggml, quantized=quantized), needs=("stable_diffusion_cpp",), copies=1,
+        parts=("picture",), layouts=("sdxl", "ssd-1b", "vega"), on_cpu=True,
+    )  # fmt: skip
+
 
 ENGINES: Mapping[str, Engine] = MappingProxyType({
     "ssd1b": Engine(prepare=_ours, copies=1),
@@ -317,13 +319,12 @@ ENGINES: Mapping[str, Engine] = MappingProxyType({
         prepare=partial(_openvino, quantized=True), needs=("openvino", "nncf"), copies=2,
         parts=("unet", "vae", "text"), on_cpu=True,
     ),
-    "stable-diffusion.cpp": Engine(prepare=_ggml, **_GGML),
-    "stable-diffusion.cpp-q8": Engine(prepare=partial(_ggml, quantized="q8_0"), **_GGML),
+    "stable-diffusion.cpp": _stable_diffusion_cpp(),
+    "stable-diffusion.cpp-q8": _stable_diffusion_cpp("q8_0"),
 })  # fmt: skip
 """This package as it draws, compiled, and with its matrices in eight bits; its networks as they are written;
 diffusers as it is loaded, and compiled as its guide has it; our network converted by OpenVINO, and rounded to
 eight bits by NNCF; stable-diffusion.cpp, and with its matrices in eight bits."""
-
 
 _DISTRIBUTIONS = {"stable_diffusion_cpp": "stable-diffusion-cpp-python"}
 """Libraries that have another name where they are installed from."""

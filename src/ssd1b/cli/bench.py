@@ -118,6 +118,8 @@ def command(
         for layout, part in product(layouts, parts)
         for latent in (latents if part != "text" else latents[:1])  # a text has no size
     ]
+    for what, choice in product(wanted, choices):  # all of them before the first takes its time
+        check_engine(choice.name, what["part"], model_layout(what["layout"]), where)
     tables = []
     calls = len(wanted) * ((rounds + 1) * len(choices) + 1)
     with tqdm(total=calls, unit="call", disable=None, leave=False) as bar:
@@ -126,8 +128,6 @@ def command(
             bar.set_description(what)
             bar.update()
 
-        for what, choice in product(wanted, choices):  # all of them before the first takes its time
-            check_engine(choice.name, what["part"], model_layout(what["layout"]), where)
         for what in wanted:
             layout = model_layout(what["layout"])
             _check_memory(what, layout, [reference, *choices], where)

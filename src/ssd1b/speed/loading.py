@@ -38,7 +38,7 @@ def check_computing(computing: Computing, device: torch.device, dtype: torch.dty
 
 WIDE = 256
 """Channels of the widest level from which a UNet is faster in eight bits: SSD-1B's 1280 take half the time,
-the miniatures' 96 take 0.8 of it in batches of 8 and 1.4 alone (docs/log)."""
+the miniatures' 96 take 0.9 of it in batches of 8 and 1.4 alone (docs/log)."""
 
 
 def settle(computing: Computing, unet: UNetLayout, device: torch.device, dtype: torch.dtype) -> Computing:

@@ -91,7 +91,7 @@ class OpenVINOUNet(nn.Module):
 
     def __init__(self, unet: UNet, compiled: Compiled, dtype: torch.dtype) -> None:
         super().__init__()
-        self.layout, self.compiled = unet.layout, cast(Compiled | None, compiled)
+        self.layout, self.compiled = unet.layout, compiled
         self.time_embedding, self.add_embedding = unet.time_embedding.float(), unet.add_embedding.float()
         self.conv_norm_out = unet.conv_norm_out.to(dtype)  # tells device and number format
         self.seen: list[list[np.ndarray]] | None = None
@@ -125,7 +125,6 @@ class OpenVINOUNet(nn.Module):
         inputs = (latents, embedding, prompt_embeds)
         if self.seen is not None:
             self.seen.append([each.float().numpy().copy() for each in inputs])
-        assert self.compiled is not None
         return self.compiled(*inputs)
 
 
@@ -197,7 +196,6 @@ def quantized(unet: nn.Module, part: Part, draw: Callable[[], None], told: Calla
         told(f"a calibration: {SAMPLES} steps of pictures, once")
         with _watching(unet) as seen:
             draw()
-        unet.compiled = None  # NNCF needs the memory
         told("NNCF quantizes the UNet, once")
         round_file(_folder(part) / "exact" / "network.xml", file, seen)
     unet.compiled = Compiled(file, unet.conv_norm_out.weight.dtype)

@@ -19,7 +19,7 @@ FORMATS = (torch.float32, torch.bfloat16)
 
 SMALLEST = 2**17
 """Numbers in a matrix below which calling oneDNN costs more than it saves: the miniature's UNet, of matrices
-up to 96 x 768, took 1.2 times as long with them packed, and 0.9 with its convolutions alone."""
+up to 96 x 768, took 1.2 times as long with them packed."""
 
 
 class _Product:

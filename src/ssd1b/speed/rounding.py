@@ -188,8 +188,10 @@ def _works() -> bool:
     try:
         for rounded, layer in layers.items():
             own = layer.requires_grad_(False)
-            if not torch.allclose(rounded(own)(x), own(x), rtol=0.05, atol=0.05):
-                return False
+            eight = rounded(own)
+            for given in (x, x[:1]):  # a convolution is packed anew for the second
+                if not torch.allclose(eight(given), own(given), rtol=0.05, atol=0.05):
+                    return False
     except (AttributeError, RuntimeError):
         return False
     return True
