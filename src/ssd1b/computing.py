@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import no_type_check
 
-from ssd1b.errors import InputError, unknown
-from ssd1b.settings import shown
+from ssd1b.errors import InputError, shown, unknown
 
 BACKENDS = ("torch", "openvino")
 QUANTIZATIONS = ("int8", "fp8", "int8-weights", "auto")

@@ -8,8 +8,8 @@ from types import MappingProxyType
 
 import click
 
-from ssd1b.errors import InputError, unknown
-from ssd1b.settings import ARTICLE, CARD, Preset, check_names, check_text, resolve_settings, shown
+from ssd1b.errors import InputError, shown, unknown
+from ssd1b.settings import ARTICLE, CARD, Preset, check_names, check_text, resolve_settings
 from ssd1b.tables import READERS, read_table
 
 NEGATIVE_PROMPTS: Mapping[str, str] = MappingProxyType({

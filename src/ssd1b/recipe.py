@@ -13,9 +13,9 @@ from importlib.metadata import version
 from typing import Any, Self, no_type_check
 
 from ssd1b.computing import DEFAULT, Computing
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, shown
 from ssd1b.sampler_names import SAMPLERS, SCHEDULES
-from ssd1b.settings import GenerationSettings, Range, check_names, check_text, shown
+from ssd1b.settings import GenerationSettings, Range, check_names, check_text
 
 FORMAT = 1
 """Of the JSON; another number is another format."""

@@ -8,7 +8,7 @@ from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any, no_type_check
 
-from ssd1b.errors import InputError, unknown
+from ssd1b.errors import InputError, shown, unknown
 from ssd1b.sampler_names import SAMPLERS, SCHEDULES, resolve, resolve_schedule
 
 ARTICLE = "Segmind, 'SSD-1B: Best settings for crafting compelling images'"
@@ -245,15 +245,6 @@ def check_text(name: str, value: object) -> str:
     return value
 
 
-def shown(value: object) -> str:
-    """Write a value into an error message, whatever it is: one short line."""
-    try:
-        text = repr(value) if isinstance(value, str) else " ".join(str(value).split())
-    except (ValueError, RecursionError):  # an integer of thousands of digits, a list of thousands of lists
-        return f"too large a value ({type(value).__name__})"
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def _is_number(value: object, *, whole: bool) -> bool:
     # A bool is a number to Python, but True steps are a mistake. numpy's numbers are numbers.
     return isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
@@ -267,7 +258,7 @@ def check_names(kind: str, given: Mapping[str, object], allowed: frozenset[str])
 
 def _check_name(kind: str, given: object, allowed: Mapping[str, object] | frozenset[str]) -> None:
     if not isinstance(given, str) or given not in allowed:
-        raise unknown(kind, given[:80] if isinstance(given, str) else shown(given), allowed)
+        raise unknown(kind, given if isinstance(given, str) else shown(given), allowed)
 
 
 def _check_pair(name: str, value: object, allowed: Range) -> tuple[Any, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, shown
 from ssd1b.presets import PRESETS, as_toml, load_preset, users_files, users_folder
-from ssd1b.settings import Preset, shown
+from ssd1b.settings import Preset
 from ssd1b.tables import READERS
 
 _NAME = re.compile(r"[\w-][\w.-]{0,99}")

@@ -9,8 +9,8 @@ import click
 from ssd1b.cli.app import Group
 from ssd1b.cli.options import ModelChoice
 from ssd1b.cli.table import columns, percent
-from ssd1b.errors import InputError
-from ssd1b.settings import RANGES, Range, shown
+from ssd1b.errors import InputError, shown
+from ssd1b.settings import RANGES, Range
 
 COUNT = Range(low=1, high=1_000_000, multiple_of=1)
 SHEET_COUNT = Range(low=1, high=400, multiple_of=1)

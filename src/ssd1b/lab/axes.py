@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from decimal import ROUND_DOWN, Decimal
 from typing import Any
 
-from ssd1b.errors import InputError, unknown
+from ssd1b.errors import InputError, shown, unknown
 from ssd1b.presets import NEGATIVE_PROMPTS, load_preset
-from ssd1b.settings import PAIR_RANGES, RANGES, Range, read_size, resolve_settings, shown
+from ssd1b.settings import PAIR_RANGES, RANGES, Range, read_size, resolve_settings
 
 MAX_VALUES = 1000
 """On one axis."""

@@ -7,8 +7,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from ssd1b.errors import InputError, unknown
-from ssd1b.settings import shown
+from ssd1b.errors import InputError, shown, unknown
 
 _OF_CAPTIONS = (
     "flawless", "right", "shape", "color", "size", "material", "number", "background", "relation",

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, shown
 from ssd1b.images import Picture, encode_picture
 from ssd1b.lab.axes import AXES, Axis, Value
 from ssd1b.lab.memory import remembering
@@ -23,7 +23,7 @@ from ssd1b.lab.store import DONE, FAILED, Outcome, Store
 from ssd1b.pipeline import SHARED, Pipeline, recommended_settings
 from ssd1b.prompts import NO_PROMPT
 from ssd1b.runtime import dtype_name
-from ssd1b.settings import GenerationSettings, Preset, resolve_settings, shown
+from ssd1b.settings import GenerationSettings, Preset, resolve_settings
 from ssd1b.weights import hub
 from ssd1b.weights.loading import open_checkpoint
 

@@ -8,11 +8,11 @@ from typing import Any, no_type_check
 import numpy as np
 import torch
 
-from ssd1b.errors import InputError, unknown
+from ssd1b.errors import InputError, shown, unknown
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.vae import VAE
 from ssd1b.runtime import DTYPES
-from ssd1b.settings import Range, shown
+from ssd1b.settings import Range
 from ssd1b.training.data.buckets import CROPS, Crop, buckets_for, nearest, place
 from ssd1b.training.data.cache import Cache, latents_cache, texts_cache
 from ssd1b.training.data.encoding import (
