@@ -19,7 +19,7 @@ from ssd1b.settings import GenerationSettings
 
 Chance = Callable[[GenerationSettings], float]
 
-FAKE = Model(Path(), "sdxl", {"width": 64, "height": 64, "sampler": "euler"}, "fingerprint")
+FAKE = Model(Path(), "sdxl", {"width": 64, "height": 64, "sampler": "euler"}, "fingerprint", ())
 
 
 class Fake:

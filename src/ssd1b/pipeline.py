@@ -1,6 +1,6 @@
 """The way of a prompt to a picture, all of it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ssd1b.batching import SHARED, batch_key, batch_limit
 from ssd1b.computing import DEFAULT, Computing
 from ssd1b.diffusion.denoiser import Guidance, Predict, PredictPair, denoiser, guided
 from ssd1b.diffusion.noise import noise_source
@@ -20,7 +21,6 @@ from ssd1b.images import Picture, to_images
 from ssd1b.layouts import ModelLayout
 from ssd1b.models.layers import guidance_embedding
 from ssd1b.models.text import Conditioning, TextEncoder, TextEncoders
-from ssd1b.models.tokenizer import CLIPTokenizer, load_tokenizer
 from ssd1b.models.unet import ReadPrompts, UNet
 from ssd1b.models.vae import VAE
 from ssd1b.recipe import ModelIdentity, Recipe
@@ -34,13 +34,7 @@ from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.files import some
 from ssd1b.weights.loading import broken_tensors, open_checkpoint
-from ssd1b.weights.vocabulary import calibration_prompts, clip_tokenizer
-
-SHARED = (
-    "width", "height", "steps", "sampler", "schedule",
-    "guidance_scale", "guidance_rescale", "guidance_interval", "feature_reuse",
-)  # fmt: skip
-"""Settings that all pictures of a batch have in common."""
+from ssd1b.weights.vocabulary import calibration_prompts, tokenizers
 
 
 def recommended_settings(info: ModelInfo) -> dict[str, Any]:
@@ -118,10 +112,7 @@ class Pipeline:
         layout = info.layout
         computing = settle(computing, layout.unet, where, number)
 
-        def tokenizer(part: str) -> CLIPTokenizer:
-            folder = info.tokenizers.get(part)
-            return load_tokenizer(folder) if folder else clip_tokenizer(part)
-
+        tokenizer, tokenizer_2 = tokenizers(info)
         loader = Loader(checkpoint=checkpoint, device=where, dtype=number, computing=computing, told=told)
         on_disk = found.path == Path(model).expanduser()
         source = str(found.path.resolve()) if on_disk else found.name.partition("@")[0]
@@ -139,8 +130,8 @@ class Pipeline:
             text=TextEncoders(
                 encoder=loader.network(TextEncoder, layout.text_encoder, "text_encoder"),
                 encoder_2=loader.network(TextEncoder, layout.text_encoder_2, "text_encoder_2"),
-                tokenizer=tokenizer("text_encoder"),
-                tokenizer_2=tokenizer("text_encoder_2"),
+                tokenizer=tokenizer,
+                tokenizer_2=tokenizer_2,
             ),
             noise_schedule=NoiseSchedule.from_config(info.scheduler),
             defaults=recommended_settings(info),
@@ -203,11 +194,13 @@ class Pipeline:
         Whoever iterates owns progress, preview (``preview(step.denoised)``) and cancellation: stop iterating.
 
         Raises:
-            InputError: the pictures differ in more than prompts, seed and micro-conditioning.
+            InputError: the pictures have different batch keys: they differ in more than seed,
+                micro-conditioning and the words of their prompts.
         """
         common = batch[0]
-        for name in SHARED:
-            if len({getattr(settings, name) for settings in batch}) > 1:
+        keys = [self.batch_key(settings) for settings in batch]
+        for name, values in zip((*SHARED, "number of prompt chunks"), zip(*keys, strict=True), strict=True):
+            if len(set(values)) > 1:
                 raise InputError(f"pictures of one batch must have the same {name}; draw them one by one")
         sampler = SAMPLERS[common.sampler]
         levels = steps_for(self.noise_schedule, common.steps, grid=sampler.grid, schedule=common.schedule)
@@ -222,6 +215,18 @@ class Pipeline:
         seeds = [settings.seed for settings in batch]
         noise = noise_source(seeds, common.height // factor, common.width // factor, self.device)
         yield from sampler.run(denoise, noise() * levels.initial_scale, levels.sigmas, noise)
+
+    def batch_key(self, settings: GenerationSettings) -> tuple[Hashable, ...]:
+        """Give what pictures must have in common to be drawn in one batch; see ``batching.batch_key``."""
+        return batch_key(settings, (self.text.tokenizer, self.text.tokenizer_2))
+
+    def batch_limit(self, settings: GenerationSettings, limit: int) -> int:
+        """Lower the number of pictures in a batch to 1 where drawing them at once would change them.
+
+        Eight bits are scaled by the range of a whole tensor, unless the ranges were calibrated beforehand.
+        """
+        ranges = self.computing.quantized in ("int8", "fp8") and self.computing.backend != "openvino"
+        return 1 if ranges else batch_limit(settings, limit)
 
     def pictures(self, latents: Latents, batch: Sequence[GenerationSettings]) -> list[Picture]:
         """Decode finished latents and attach to each picture the recipe it was drawn by."""

@@ -10,14 +10,13 @@ from ssd1b.diffusion.schedule import NoiseSchedule
 from ssd1b.errors import InputError
 from ssd1b.layouts import CLIP_BIGG, CLIP_L, MINI_SDXL, NAMED, SDXL, ModelLayout, UNetLayout
 from ssd1b.models.text import TextEncoder, TextEncoders
-from ssd1b.models.tokenizer import CLIPTokenizer, load_tokenizer
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.training.objective import Objective
 from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import Checkpoint, ModelInfo
 from ssd1b.weights.loading import load_component, open_checkpoint
-from ssd1b.weights.vocabulary import clip_tokenizer
+from ssd1b.weights.vocabulary import tokenizers
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -74,13 +73,14 @@ class Teacher:
     def text(self, device: str, dtype: torch.dtype) -> TextEncoders:
         """Both text encoders with their tokenizers."""
         layout = self.info.layout
+        tokenizer, tokenizer_2 = tokenizers(self.info)
         with torch.device("meta"):
             encoder, encoder_2 = TextEncoder(layout.text_encoder), TextEncoder(layout.text_encoder_2)
         return TextEncoders(
             encoder=self._loaded(encoder, "text_encoder", dtype, device),
             encoder_2=self._loaded(encoder_2, "text_encoder_2", dtype, device),
-            tokenizer=self._tokenizer("text_encoder"),
-            tokenizer_2=self._tokenizer("text_encoder_2"),
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer_2,
         )
 
     def objective(self, text: TextEncoders, device: str, dtype: torch.dtype) -> Objective:
@@ -91,10 +91,6 @@ class Teacher:
     def _loaded(self, network: Network, part: str, dtype: torch.dtype, device: str) -> Network:
         load_component(network, self.checkpoint, part, dtype=dtype, device=device)
         return network.requires_grad_(False).eval()
-
-    def _tokenizer(self, part: str) -> CLIPTokenizer:
-        folder = self.info.tokenizers.get(part)
-        return load_tokenizer(folder) if folder else clip_tokenizer(part)
 
 
 def check_distillable(layout: UNetLayout) -> None:

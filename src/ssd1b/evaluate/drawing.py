@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 from PIL import Image
 from tqdm import tqdm
 
+from ssd1b.batching import batches
 from ssd1b.pipeline import Pipeline
 
 Task: TypeAlias = tuple[str, int]
@@ -16,24 +17,30 @@ Task: TypeAlias = tuple[str, int]
 def draw(
     pipeline: Pipeline, tasks: Sequence[Task], *, batch_size: int, label: str = "draw", **settings: Any
 ) -> Iterator[tuple[Image.Image, float]]:
-    """Draw in batches: each picture with its share of the seconds that its batch took.
+    """Draw in batches: each picture with its share of the seconds that its batch took, in the tasks' order.
 
     Args:
         pipeline: the model.
         tasks: what to draw; a picture does not depend on the others of its batch.
-        batch_size: pictures drawn at a time.
+        batch_size: pictures drawn at a time, fewer where drawing them at once would change them.
         label: what the progress bar is called.
         **settings: any field of ``GenerationSettings`` but prompt and seed.
     """
+    chosen = [pipeline.settings(caption, seed=seed, **settings) for caption, seed in tasks]
+    found: dict[int, tuple[Image.Image, float]] = {}
+    following = 0
     with tqdm(total=len(tasks), desc=label, unit="picture", disable=None, leave=False) as bar:
-        for start in range(0, len(tasks), batch_size):
-            batch = [
-                pipeline.settings(caption, seed=seed, **settings)
-                for caption, seed in tasks[start : start + batch_size]
-            ]
+        for places in batches(
+            range(len(chosen)),
+            key=lambda place: pipeline.batch_key(chosen[place]),
+            limit=lambda place: pipeline.batch_limit(chosen[place], batch_size),
+        ):
             clock = time.perf_counter()
-            *_, last = pipeline.steps(batch)
+            *_, last = pipeline.steps([chosen[place] for place in places])
             images = pipeline.preview(last.latents)
-            seconds = (time.perf_counter() - clock) / len(batch)
-            yield from ((image, seconds) for image in images)
-            bar.update(len(batch))
+            seconds = (time.perf_counter() - clock) / len(places)
+            found |= {place: (image, seconds) for place, image in zip(places, images, strict=True)}
+            while following in found:
+                yield found.pop(following)
+                following += 1
+            bar.update(len(places))

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -15,17 +15,21 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
+from ssd1b.batching import batch_key, batch_limit
+from ssd1b.batching import batches as divided
 from ssd1b.errors import InputError, shown
 from ssd1b.images import Picture, encode_picture
 from ssd1b.lab.axes import AXES, Axis, Value
 from ssd1b.lab.memory import remembering
 from ssd1b.lab.store import DONE, FAILED, Outcome, Store
-from ssd1b.pipeline import SHARED, Pipeline, recommended_settings
+from ssd1b.models.tokenizer import CLIPTokenizer
+from ssd1b.pipeline import Pipeline, recommended_settings
 from ssd1b.prompts import NO_PROMPT
 from ssd1b.runtime import dtype_name
 from ssd1b.settings import GenerationSettings, Preset, resolve_settings
 from ssd1b.weights import hub
 from ssd1b.weights.loading import open_checkpoint
+from ssd1b.weights.vocabulary import tokenizers
 
 MAX_CELLS = 100_000
 
@@ -34,6 +38,12 @@ PROMPT = "prompt"
 
 _ORDER = ("model", "size", PROMPT, *AXES)
 """Outer loops first: what is dear to change."""
+
+DRAWING = 2
+"""Raised when the same settings draw another picture, so that cells drawn before are not taken for known.
+
+2: a picture is no longer padded to the longest prompt of its batch.
+"""
 
 THUMBNAIL = 16
 """Pixels on a side."""
@@ -126,12 +136,14 @@ class Model(NamedTuple):
     Attributes:
         path: of its folder or file; family: whose advice applies; defaults: its makers' settings.
         fingerprint: of everything in its files.
+        tokenizers: of its text encoders.
     """
 
     path: Path
     family: str
     defaults: dict[str, Any]
     fingerprint: str
+    tokenizers: tuple[CLIPTokenizer, ...]
 
 
 class Cell(NamedTuple):
@@ -141,12 +153,14 @@ class Cell(NamedTuple):
         key: the hash of all that decides the picture.
         places: which value it has on each of ``Sweep.all_axes``.
         model: as it was named; settings: of the picture.
+        batch: equal for cells that may be drawn at once; see ``batching.batch_key``.
     """
 
     key: str
     places: tuple[int, ...]
     model: str
     settings: GenerationSettings
+    batch: tuple[Hashable, ...]
 
     @property
     def cost(self) -> int:
@@ -168,7 +182,13 @@ def describe(name: str, store: Store, *, offline: bool) -> Model:
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(path)} {store.file_digest(file)}\n".encode())
-    return Model(path, checkpoint.family or "sdxl", recommended_settings(checkpoint.info), digest.hexdigest())
+    return Model(
+        path=path,
+        family=checkpoint.family or "sdxl",
+        defaults=recommended_settings(checkpoint.info),
+        fingerprint=digest.hexdigest(),
+        tokenizers=tokenizers(checkpoint.info),
+    )
 
 
 def cells(
@@ -185,7 +205,12 @@ def cells(
     Raises:
         InputError: a setting that is not allowed, or words that are not in the prompt.
     """
-    drawn_by = {"device": device.type, "dtype": dtype_name(dtype), "ssd1b": version("ssd1b")}
+    drawn_by = {
+        "device": device.type,
+        "dtype": dtype_name(dtype),
+        "ssd1b": version("ssd1b"),
+        "drawing": DRAWING,
+    }
     for places in product(*(range(len(axis.values)) for axis in sweep.all_axes)):
         chosen = sweep.chosen(places)
         model = describe(chosen.model)
@@ -195,7 +220,7 @@ def cells(
         )  # fmt: skip
         decides = {"settings": asdict(settings), "model": model.fingerprint, **drawn_by}
         key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-        yield Cell(key, places, chosen.model, settings)
+        yield Cell(key, places, chosen.model, settings, batch_key(settings, model.tokenizers))
 
 
 def _replaced(
@@ -291,17 +316,13 @@ def draw(
 
 
 def batches(wanted: Iterable[Cell]) -> list[list[Cell]]:
-    """Share out cells of one model among batches, in the order of each one's first cell."""
-    found: list[list[Cell]] = []
-    open_ones: dict[tuple[Any, ...], list[Cell]] = {}
-    for cell in wanted:
-        shared = tuple(getattr(cell.settings, name) for name in SHARED)
-        most = max(1, PIXELS_AT_ONCE // (cell.settings.width * cell.settings.height))
-        if len(open_ones.get(shared, ())) in (0, most):
-            open_ones[shared] = []
-            found.append(open_ones[shared])
-        open_ones[shared].append(cell)
-    return found
+    """Divide cells of one model into batches, ordered by each batch's first cell."""
+
+    def limit(cell: Cell) -> int:
+        settings = cell.settings
+        return batch_limit(settings, PIXELS_AT_ONCE // (settings.width * settings.height))
+
+    return divided(wanted, lambda cell: cell.batch, limit)
 
 
 def thumbnail(image: Image.Image) -> bytes:

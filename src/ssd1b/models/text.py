@@ -151,7 +151,8 @@ class TextEncoders:
         All prompts get as many chunks as the longest has; what they lack is chunks of an empty text.
         """
         pairs = ((self.tokenizer, self.encoder.layout), (self.tokenizer_2, self.encoder_2.layout))
-        return [_tokenize(tokenizer, layout, prompts) for tokenizer, layout in pairs]
+        count = chunk_count([tokenizer for tokenizer, _ in pairs], prompts)
+        return [_tokenize(tokenizer, layout, prompts, count) for tokenizer, layout in pairs]
 
     @torch.inference_mode()
     def encode(self, tokens: "Sequence[Tokens]") -> Conditioning:
@@ -180,10 +181,22 @@ class Tokens(NamedTuple):
     weights: Tensor
 
 
-def _tokenize(tokenizer: CLIPTokenizer, layout: TextLayout, prompts: Sequence[str]) -> Tokens:
-    comma = tokenizer.vocabulary[",</w>"]
-    chunked = [chunk(_weighted_ids(tokenizer, prompt), comma_id=comma) for prompt in prompts]
-    count = max(map(len, chunked))
+def chunk_count(tokenizers: Iterable[CLIPTokenizer], prompts: Iterable[str]) -> int:
+    """Count the chunks that prompts are padded to, those of the longest one.
+
+    A text may fill more chunks with one tokenizer than with the other: "!" pads SDXL's second one, and is a
+    token of its own there wherever it stands.
+    """
+    texts = list(prompts)
+    return max((len(_chunks(tokenizer, text)) for tokenizer in tokenizers for text in texts), default=1)
+
+
+def _chunks(tokenizer: CLIPTokenizer, prompt: str) -> list[list[tuple[int, float]]]:
+    return chunk(_weighted_ids(tokenizer, prompt), comma_id=tokenizer.vocabulary[",</w>"])
+
+
+def _tokenize(tokenizer: CLIPTokenizer, layout: TextLayout, prompts: Sequence[str], count: int) -> Tokens:
+    chunked = [_chunks(tokenizer, prompt) for prompt in prompts]
     rows = [[*chunks, *[[]] * (count - len(chunks))] for chunks in chunked]
     pad = tokenizer.pad_token_id
 

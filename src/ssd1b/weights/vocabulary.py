@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 
 from ssd1b.layouts import ModelLayout
-from ssd1b.models.tokenizer import BEGIN, END, CLIPTokenizer
+from ssd1b.models.tokenizer import BEGIN, END, CLIPTokenizer, load_tokenizer
+from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.files import write_json
 
 DATA = Path(__file__).parent.parent / "data"
@@ -39,6 +40,19 @@ def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 def clip_tokenizer(part: str) -> CLIPTokenizer:
     """CLIP's tokenizer for a text encoder that brings none, one of ``PADDING``."""
     return CLIPTokenizer(*clip_vocabulary(), PADDING[part])
+
+
+def tokenizers(info: ModelInfo) -> tuple[CLIPTokenizer, CLIPTokenizer]:
+    """Give the tokenizers of a model's text encoders: its own, or CLIP's where it brings none.
+
+    Raises:
+        InputError: a tokenizer of its own cannot be read.
+    """
+    first, second = (
+        load_tokenizer(info.tokenizers[part]) if part in info.tokenizers else clip_tokenizer(part)
+        for part in PADDING
+    )
+    return first, second
 
 
 def calibration_prompts(layout: ModelLayout) -> list[str]:
