@@ -2,8 +2,8 @@
 
     python benchmarks/lab.py --cells 200 --recorded 100000 --out docs/log/lab.json
 
-The miniature draws ``--cells`` pictures in few steps, the hardest case; time that is not drawing is measuring
-(the judge, the CLIP score, looks) or the sweep's own (hashes, PNG files, SQLite). Then a store with
+The miniature draws ``--cells`` pictures in few steps, the hardest case; time that is not drawing them as PNG
+is measuring (the judge, the CLIP score, looks) or the sweep's own (hashes, writing, SQLite). Then a store with
 ``--recorded`` cells, of which none has a picture, is listed, loaded and reported.
 """
 
@@ -11,6 +11,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import closing, contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -37,19 +38,22 @@ MODEL = "mini-sdxl"
 def swept(folder: Path, count: int, steps: int) -> dict[str, float]:
     """Seconds of a picture that a sweep of the miniature takes, and what they are spent on."""
     pipeline = Pipeline.load(MODEL, device="cpu", dtype="fp32")
-    spent = {"measuring": 0.0}
+    spent = {"drawing": 0.0, "measuring": 0.0}
     measure = meter(pipeline, hub.resolve(MODEL, offline=True).path)
 
-    def timed(*given: Any) -> Any:
-        start = time.perf_counter()
-        found = measure(*given)
-        spent["measuring"] += time.perf_counter() - start
-        return found
+    def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any) -> Any:
+            start = time.perf_counter()
+            found = call(*given)
+            spent[name] += time.perf_counter() - start
+            return found
+
+        return run
 
     # No two cells have any work in common, which memory would save.
     prompts = tuple(dict.fromkeys(case.caption for case in cases(count)))
     what = Sweep(prompts=prompts, model=MODEL, settings={"steps": steps})
-    with closing(Store(folder)) as store, attempts(pipeline, timed) as attempt:
+    with closing(Store(folder)) as store, attempts(pipeline, timed("measuring", measure)) as attempt:
         start = time.perf_counter()
         known = cache(partial(describe, store=store, offline=True))
         wanted = list(cells(what, known, device=pipeline.device, dtype=pipeline.dtype))
@@ -57,12 +61,12 @@ def swept(folder: Path, count: int, steps: int) -> dict[str, float]:
 
         @contextmanager
         def prepare(name: str) -> Any:
-            yield attempt
+            yield timed("drawing", attempt)
 
         draw(wanted, store, prepare)
         whole = time.perf_counter() - start
-        drawing = sum(each.seconds or 0.0 for each in store.outcomes(cell.key for cell in wanted).values())
-    own, count = whole - drawing - spent["measuring"], len(wanted)
+    own, count = whole - spent["drawing"], len(wanted)
+    drawing = spent["drawing"] - spent["measuring"]
     return {
         "cells": count, "steps": steps, "drawing": drawing / count, "measuring": spent["measuring"] / count,
         "sweep": own / count, "sweep_share": own / drawing,
@@ -79,7 +83,7 @@ def reported(folder: Path, count: int) -> dict[str, float]:
         wanted = cells(what, known, device=torch.device("cpu"), dtype=torch.float32)
         wanted = list(tqdm(wanted, total=what.count, desc="cells", disable=None))
         outcome = Outcome(
-            state=DONE, digest="", seconds=1.0, thumbnail=bytes(THUMBNAIL * THUMBNAIL * 3),
+            state=DONE, digest="", passes=1.0, thumbnail=bytes(THUMBNAIL * THUMBNAIL * 3),
             metrics=dict.fromkeys(("right", "clip", "sharpness", "contrast", "saturation"), 0.5),
         )  # fmt: skip
         store.record(identity(what, wanted), definition(what), [(cell.key, cell.places) for cell in wanted])

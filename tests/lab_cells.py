@@ -44,7 +44,7 @@ class Fake:
             with self._log.open("a") as log:
                 log.write(f"{settings.seed} {settings.steps} {settings.guidance_scale}\n")
         outcome = Outcome(
-            state=DONE, digest=str(color), seconds=0.1, metrics={"red": float(color[0])},
+            state=DONE, digest=str(color), passes=4.0, metrics={"red": float(color[0])},
             thumbnail=thumbnail(Image.new("RGB", (64, 64), color)),
         )  # fmt: skip
         return outcome, file.getvalue()
@@ -74,7 +74,7 @@ def drawing(chances: dict[str, Chance], level: Chance = lambda settings: 0.0):
         metrics = {name: float(luck < chance(settings)) for name, chance in chances.items()}
         shade = int(level(settings)) % 156
         form = bytes([shade, shade + 100]) * (pixels // 2)
-        outcome = Outcome(state=DONE, digest="", seconds=1.0, metrics=metrics, thumbnail=form)
+        outcome = Outcome(state=DONE, digest="", passes=1.0, metrics=metrics, thumbnail=form)
         return outcome, None
 
     return lambda batch: [one(settings) for settings in batch]

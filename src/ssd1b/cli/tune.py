@@ -47,7 +47,7 @@ USUAL_AXES = (
     "--metric", default="flawless", show_default=True, metavar="SUM", help="As clip, or right + 0.5*clip."
 )
 @click.option("--guard", "guards", multiple=True, metavar="BOUND", help="As clipping<=0.05, clean>=0.9.")
-@click.option("--budget", type=float, metavar="SECONDS", help="What a picture may take.")
+@click.option("--budget", type=float, metavar="PASSES", help="Of the UNet, that a picture may take.")
 @click.option("--trials", type=int, default=60, show_default=True, help="Combinations to try, in all.")
 @click.option("--minutes", type=float, help="Begin no further trial after so long.")
 @click.option(
@@ -86,7 +86,7 @@ def command(
     \b
     Examples:
       ssd1b tune --out tuned
-      ssd1b tune --budget 0.5 --guard "clipping<=0.05" --out tuned
+      ssd1b tune --budget 20 --guard "clipping<=0.05" --out tuned
       ssd1b tune --model ssd-1b --file prompts.txt --metric clip --axis guidance=3-15 --out mine
       ssd1b generate "a red cube" --preset tuned/preset.json
     """  # noqa: D301 (\b keeps click from wrapping)
@@ -158,18 +158,18 @@ def _told(tuned: "Tuned", axes: "Sequence[Axis]", goal: "Goal", what: str) -> st
     from ssd1b.lab.tuning import labels_of
 
     def row(word: str, each: "Candidate", score: str, difference: str) -> list[str]:
-        return [word, *labels_of(axes, each.choice), f"{each.seconds:.3g}", score, difference]
+        return [word, *labels_of(axes, each.choice), f"{each.passes:.4g}", score, difference]
 
     fresh, gain = tuned.score, tuned.gain
     names = [axis.name.upper() for axis in axes]
-    rows = [["", *names, "SECONDS", "SCORE", "BEHIND BY"]]
+    rows = [["", *names, "PASSES", "SCORE", "BEHIND BY"]]
     rows.append(row("winner", tuned.winner, f"{fresh.mean:.3g}", ""))
     for each in tuned.verdicts:
         between = f"{each.behind.mean:z.3g} ({each.behind.low:z.3g} to {each.behind.high:z.3g})"
         rows.append(row(each.word, each.rival, f"{each.rival.scores.mean():.3g}", between))
-    front = [["", *names, "SECONDS", "SCORE"]]
+    front = [["", *names, "PASSES", "SCORE"]]
     front += [
-        ["", *labels_of(axes, e.choice), f"{e.seconds:.3g}", f"{e.scores.mean():.3g}"] for e in tuned.front
+        ["", *labels_of(axes, e.choice), f"{e.passes:.4g}", f"{e.scores.mean():.3g}"] for e in tuned.front
     ]
     return "\n".join(
         [
@@ -179,7 +179,7 @@ def _told(tuned: "Tuned", axes: "Sequence[Axis]", goal: "Goal", what: str) -> st
             "",
             columns(rows),
             "",
-            "the best for each time, in the search:",
+            "the best for each number of passes, in the search:",
             columns(front),
             "",
         ]

@@ -200,10 +200,12 @@ class Sampler:
     Attributes:
         run: ``run(denoise, latents, sigmas, noise)`` yields one ``Step`` per step.
         grid: the steps it is used on.
+        evaluations: of the model in every step but the last, which takes one.
     """
 
     run: Callable[..., Iterator[Step]]
     grid: Grid
+    evaluations: int = 1
 
 
 _POINTS = Grid()
@@ -214,12 +216,12 @@ _CONSISTENCY = Grid(whole_timesteps=True, unit_start=True, schedule="lcm")
 SAMPLERS: dict[str, Sampler] = {
     "euler": Sampler(run=euler, grid=_POINTS),
     "euler_ancestral": Sampler(run=partial(euler, eta=1.0), grid=_POINTS),
-    "heun": Sampler(run=heun, grid=_POINTS),
+    "heun": Sampler(run=heun, grid=_POINTS, evaluations=2),
     "ddim": Sampler(run=euler, grid=_PRESERVING),
     "ddpm": Sampler(run=partial(euler, eta=1.0), grid=_PRESERVING),
     "dpmpp_2m": Sampler(run=dpmpp_2m, grid=_INTERVALS),
     "dpmpp_2m_sde": Sampler(run=partial(dpmpp_2m, eta=1.0), grid=_INTERVALS),
-    "dpmpp_sde": Sampler(run=dpmpp_sde, grid=_POINTS),
+    "dpmpp_sde": Sampler(run=dpmpp_sde, grid=_POINTS, evaluations=2),
     "unipc": Sampler(run=unipc, grid=_INTERVALS),
     "lcm": Sampler(run=lcm, grid=_CONSISTENCY),
 }

@@ -1,10 +1,11 @@
-"""What a picture costs, in multiplications: a figure that does not depend on the machine."""
+"""The cost of a picture, in multiplications or passes of the UNet: figures that depend on no machine."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssd1b.layouts import UNetLayout
@@ -20,6 +21,33 @@ def unet_macs(layout: UNetLayout, height: int, width: int, tokens: int = 77) -> 
         width: of the latents.
         tokens: of the text.
     """
+    return _macs(layout, height, width, tokens)[0]
+
+
+@cache
+def deep_share(layout: UNetLayout, height: int, width: int) -> float:
+    """Share of a pass that ``feature_reuse`` leaves out when it takes the deep features from memory.
+
+    Args:
+        layout: the UNet.
+        height: of the latents.
+        width: of the latents.
+    """
+    whole, deep = _macs(layout, height, width, 77)
+    return deep / whole
+
+
+def _macs(layout: UNetLayout, height: int, width: int, tokens: int) -> tuple[int, int]:
+    """Operations of a whole pass, and of its levels but the finest."""
+    deep = 0
+
+    def through(shallow: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        nonlocal deep
+        before = counter.get_total_flops()
+        found = compute(shallow)
+        deep = counter.get_total_flops() - before
+        return found
+
     with torch.device("meta"):
         unet = UNet(layout)
         x = torch.empty(1, layout.in_channels, height, width)
@@ -27,8 +55,8 @@ def unet_macs(layout: UNetLayout, height: int, width: int, tokens: int = 77) -> 
         pooled = torch.empty(1, layout.pooled_dim)
         scales = layout.guidance_embed_dim and torch.empty(1, layout.guidance_embed_dim)
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            unet(x, torch.empty(1), embeds, pooled, torch.empty(1, 6), scales)
-    return counter.get_total_flops() // 2
+            unet(x, torch.empty(1), embeds, pooled, torch.empty(1, 6), scales, through)
+    return counter.get_total_flops() // 2, deep // 2
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from ssd1b.lab.results import SECONDS, SEED, Results
+from ssd1b.lab.results import SEED, Results
 from ssd1b.lab.store import Store
 from ssd1b.lab.sweep import PROMPT, Choice
 from ssd1b.presets import as_toml
@@ -85,8 +85,7 @@ def _rows(results: Results, store: Store) -> Iterator[dict[str, Any]]:
             for name, values in results.metrics.items()
         }
         key = results.key(places)
-        drawn = metrics[SECONDS] is not None
-        picture = str(store.picture(key).relative_to(store.folder)) if drawn else None
+        picture = str(store.picture(key).relative_to(store.folder)) if results.drawn[places] else None
         yield {**labels, **metrics, "key": key, "picture": picture}
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ssd1b.lab.axes import number_of
-from ssd1b.lab.results import DIVERSITY, EMPTY, SECONDS, UNCONVERGED, Results
+from ssd1b.lab.results import DIVERSITY, EMPTY, PASSES, UNCONVERGED, Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +25,7 @@ MEANING = {
     "pickscore": "PickScore: what people would choose",
     DIVERSITY: "distance from the pictures of other seeds, over their contrast (on thumbnails)",
     UNCONVERGED: "distance from the picture with the most steps (levels of 256, on thumbnails)",
-    SECONDS: "of one picture",
+    PASSES: "of the UNet, for one picture",
     "sharpness": "of edges and textures (levels of 256)",
     "contrast": "spread of brightness (levels of 256)",
     "colourfulness": "Hasler and Süsstrunk's, 0 to about 110",
@@ -114,20 +114,20 @@ def grouped(results: Results, across: int, series: int, metric: str) -> "Figure"
 
 
 def pareto(results: Results, metric: str) -> "Figure":
-    """Draw each combination of settings by its seconds and a metric, with the line that nothing beats."""
+    """Draw each combination of settings by its passes of the UNet and a metric, with the line that nothing beats."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     panel = figure.subplots()
     quality = results.estimates(metric, results.setting_axes)
-    seconds = np.array([each.mean for each in results.estimates(SECONDS, results.setting_axes)])
+    passes = np.array([each.mean for each in results.estimates(PASSES, results.setting_axes)])
     means = np.array([each.mean for each in quality])
     gaps = [[each.mean - each.low for each in quality], [each.high - each.mean for each in quality]]
-    panel.errorbar(seconds, means, gaps, fmt="o", markersize=4, alpha=0.5, elinewidth=0.6)
+    panel.errorbar(passes, means, gaps, fmt="o", markersize=4, alpha=0.5, elinewidth=0.6)
     front = np.flatnonzero(results.front(metric))
-    front = front[np.argsort(seconds[front])]
-    panel.step(seconds[front], means[front], where="post", color="C1")
-    panel.plot(seconds[front], means[front], "o", color="C1")
+    front = front[np.argsort(passes[front])]
+    panel.step(passes[front], means[front], where="post", color="C1")
+    panel.plot(passes[front], means[front], "o", color="C1")
     places = list(np.ndindex(tuple(len(results.axes[n].values) for n in results.setting_axes)))
     for number in front:
         labels = [
@@ -136,10 +136,10 @@ def pareto(results: Results, metric: str) -> "Figure":
             if len(results.axes[n].values) > 1
         ]
         panel.annotate(
-            ", ".join(labels), (seconds[number], means[number]), (4, 4), textcoords="offset points",
+            ", ".join(labels), (passes[number], means[number]), (4, 4), textcoords="offset points",
             fontsize=7, parse_math=False,
         )  # fmt: skip
-    panel.set(xlabel="seconds a picture", ylabel=metric)
+    panel.set(xlabel="passes of the UNet, for one picture", ylabel=metric)
     return figure
 
 

@@ -14,7 +14,7 @@ from ssd1b.lab.axes import Axis, Value, make_axis
 from ssd1b.lab.claims import CLAIMS, CONFIRMED, CONTRADICTED, UNDECIDED, Claim, Finding
 from ssd1b.lab.export import strip
 from ssd1b.lab.figures import curves, grouped
-from ssd1b.lab.results import DIVERSITY, SECONDS, SEED, UNCONVERGED, Results
+from ssd1b.lab.results import DIVERSITY, PASSES, SEED, UNCONVERGED, Results
 from ssd1b.lab.store import Store
 from ssd1b.lab.sweep import Model, Sweep
 from ssd1b.presets import NEGATIVE_PROMPTS
@@ -91,7 +91,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         name="steps", title="Steps",
         axes=lambda own: (make_axis("steps", [*map(str, STEPS)]),),
-        shown=("flawless", "pickscore", "clean", "clip", UNCONVERGED, "sharpness", SECONDS),
+        shown=("flawless", "pickscore", "clean", "clip", UNCONVERGED, "sharpness"),
     ),
     Experiment(
         name="negative", title="Negative prompts",
@@ -104,7 +104,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         name="sampler", title="Schedulers",
         axes=lambda own: (make_axis("sampler", OTHERS),),
-        shown=("flawless", "pickscore", "clean", "clip", "sharpness", SECONDS),
+        shown=("flawless", "pickscore", "clean", "clip", "sharpness", PASSES),
     ),
 )  # fmt: skip
 

@@ -5,7 +5,6 @@ scales and samplers from one noise, every step before guidance intervals part. W
 same.
 """
 
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,12 +26,12 @@ class Memory:
     """Answers by the digest of what was asked.
 
     Attributes:
-        saved: seconds that the answers from memory took when they were computed.
+        answered: how many answers came from memory.
     """
 
     limit: int = LIMIT
-    saved: float = 0.0
-    _answers: OrderedDict[bytes, tuple[Any, float]] = field(default_factory=OrderedDict)
+    answered: int = 0
+    _answers: OrderedDict[bytes, Any] = field(default_factory=OrderedDict)
     _size: int = 0
 
     def answer(self, name: str, forward: Callable[..., Any], given: tuple[Any, ...]) -> Any:
@@ -40,15 +39,12 @@ class Memory:
         key = _digest(name, given)
         if key in self._answers:
             self._answers.move_to_end(key)
-            found, seconds = self._answers[key]
-            self.saved += seconds
-            return found
-        start = time.perf_counter()
-        found = forward(*given)
-        self._answers[key] = found, time.perf_counter() - start
+            self.answered += 1
+            return self._answers[key]
+        found = self._answers[key] = forward(*given)
         self._size += _size(found)
         while self._size > self.limit and len(self._answers) > 1:
-            _, (oldest, _) = self._answers.popitem(last=False)
+            _, oldest = self._answers.popitem(last=False)
             self._size -= _size(oldest)
         return found
 

@@ -20,7 +20,7 @@ from ssd1b.evaluate.plots import svg
 from ssd1b.evaluate.statistics import Estimate
 from ssd1b.lab.export import command_line, preset_text
 from ssd1b.lab.figures import MEANING, curves, pareto
-from ssd1b.lab.results import EMPTY, SECONDS, SEED, Results
+from ssd1b.lab.results import EMPTY, SEED, Results
 from ssd1b.lab.store import Store
 from ssd1b.lab.sweep import PROMPT
 from ssd1b.weights.files import replacing
@@ -73,7 +73,7 @@ def _page(results: Results, store: Store, ranked: str | None) -> str:
         )
     warnings += [f"{count} pictures failed: {reason}" for reason, count in results.failures.items()]
     cells, embedded = _cells(results, store)
-    if embedded < np.count_nonzero(~np.isnan(results.metrics[SECONDS])):
+    if embedded < np.count_nonzero(results.drawn):
         warnings.append(
             f"This page holds {embedded} pictures; the others are in {store.folder / 'pictures'}."
         )
@@ -135,10 +135,9 @@ def _cells(results: Results, store: Store) -> tuple[list[dict[str, Any] | None],
     """
     found: list[dict[str, Any] | None] = []
     embedded = 0
-    drawn = ~np.isnan(results.metrics[SECONDS])
     varying = {PROMPT, *(axis.name for axis in results.axes if len(axis.values) > 1)}
     for places in np.ndindex(results.keys.shape):
-        if not drawn[places]:
+        if not results.drawn[places]:
             found.append({"picture": None, "state": "not drawn"})
             continue
         picture = _embedded(store.picture(results.key(places))) if embedded < MAX_PICTURES else None
@@ -197,8 +196,8 @@ def _figures(results: Results, ranked: str | None) -> Iterator[_Figure]:
     if ranked is not None and results.front(ranked).size > 1:
         yield _Figure(
             "What quality costs",
-            f"Each point is one combination of settings: {MEANING.get(ranked, ranked)}, against seconds a "
-            "picture. No other one is both better and faster than those on the line.",
+            f"Each point is one combination of settings: {MEANING.get(ranked, ranked)}, against passes "
+            "of the UNet. No other one is both better and cheaper than those on the line.",
             Markup(svg(pareto(results, ranked))),
         )
 
@@ -223,7 +222,7 @@ def _table(results: Results, ranked: str | None) -> dict[str, Any]:
         for row in order[:MAX_ROWS]
     ]
     more = f" The best {MAX_ROWS} of {len(places)}; all are in cells.csv." if len(places) > MAX_ROWS else ""
-    marked = " Marked: none is both better and faster." if ranked is not None else ""
+    marked = " Marked: none is both better and cheaper." if ranked is not None else ""
     return {
         "headings": [*(axis.name for axis in axes), *found],
         "rows": rows,

@@ -19,7 +19,9 @@ from ssd1b.lab.sweep import PROMPT, THUMBNAIL, Sweep, restored
 
 SEED, STEPS = "seed", "steps"
 
-SECONDS = "seconds"
+PASSES = "passes"
+"""Of the UNet, for a picture. Seconds are no measure: a sweep draws one value after the other, so they would
+show how busy the machine was at the time."""
 DIVERSITY = "diversity"
 """How far a picture lies from those of other seeds, everything else being equal, in units of their contrast:
 else whatever drives colours apart, as much guidance does, would pass for diversity."""
@@ -46,8 +48,9 @@ class Results:
         sweep: what was asked for.
         keys: of the cells, an array with one axis for each of ``axes``.
         metrics: arrays of the same shape by name, NaN where nothing is known. Beside what was measured of
-            each picture: ``SECONDS``; ``DIVERSITY`` and ``UNCONVERGED``, root mean square distances of
+            each picture: ``PASSES``, ``DIVERSITY`` and ``UNCONVERGED``, root mean square distances of
             thumbnails, the latter in levels of 256.
+        drawn: which cells are, an array of the same shape.
         failures: how many cells failed, by the reason.
         missing: how many were not drawn yet.
     """
@@ -55,6 +58,7 @@ class Results:
     sweep: Sweep
     keys: NDArray[np.object_]
     metrics: Mapping[str, Values]
+    drawn: NDArray[np.bool_]
     failures: Mapping[str, int]
     missing: int
 
@@ -91,7 +95,7 @@ class Results:
     def told(self) -> list[str]:
         """Metrics of which something is known; those that judge first, then those that only describe."""
         known = [name for name, values in self.metrics.items() if not np.isnan(values).all()]
-        first = [name for name in (*QUALITIES, SECONDS, DIVERSITY, UNCONVERGED) if name in known]
+        first = [name for name in (*QUALITIES, PASSES, DIVERSITY, UNCONVERGED) if name in known]
         return [*first, *(name for name in known if name not in first)]
 
     def units(self, metric: str, kept: tuple[int, ...]) -> Values:
@@ -123,16 +127,16 @@ class Results:
         return estimates(values.reshape(-1, values.shape[-1]))
 
     def front(self, metric: str) -> NDArray[np.bool_]:
-        """Which settings no other one beats in both the metric's mean and seconds: the Pareto front.
+        """Which settings no other one beats in both the metric's mean and passes: the Pareto front.
 
         Returns:
             One entry for each place on ``setting_axes``, flattened.
         """
         quality = np.array([each.mean for each in self.estimates(metric, self.setting_axes)])
-        seconds = np.array([each.mean for each in self.estimates(SECONDS, self.setting_axes)])
-        better = (quality >= quality[:, None]) & (seconds <= seconds[:, None])
-        strictly = (quality > quality[:, None]) | (seconds < seconds[:, None])
-        known = ~np.isnan(quality) & ~np.isnan(seconds)
+        passes = np.array([each.mean for each in self.estimates(PASSES, self.setting_axes)])
+        better = (quality >= quality[:, None]) & (passes <= passes[:, None])
+        strictly = (quality > quality[:, None]) | (passes < passes[:, None])
+        known = ~np.isnan(quality) & ~np.isnan(passes)
         return known & ~(better & strictly).any(axis=1)
 
 
@@ -157,6 +161,7 @@ def load_results(store: Store, sweep: str | None = None) -> Results:
     keys = np.empty(shape, object)
     measured: dict[str, Values] = defaultdict(lambda: np.full(shape, np.nan))
     thumbnails = np.full((*shape, THUMBNAIL * THUMBNAIL * 3), np.nan, np.float32)
+    drawn = np.zeros(shape, bool)
     failures: Counter[str] = Counter()
     missing = 0
     for member in store.members(chosen[0]):
@@ -167,7 +172,8 @@ def load_results(store: Store, sweep: str | None = None) -> Results:
         elif outcome.state != DONE:
             failures[outcome.error or ""] += 1
         else:
-            for name, value in {SECONDS: outcome.seconds, **(outcome.metrics or {})}.items():
+            drawn[member.places] = True
+            for name, value in {PASSES: outcome.passes, **(outcome.metrics or {})}.items():
                 measured[name][member.places] = value
             thumbnails[member.places] = np.frombuffer(outcome.thumbnail or b"", np.uint8)
     if not measured:
@@ -175,8 +181,8 @@ def load_results(store: Store, sweep: str | None = None) -> Results:
             f"nothing of this sweep is drawn: {missing} cells are missing, {failures.total()} failed"
         )
     return Results(
-        sweep=what, keys=keys, metrics={**measured, **_compared(what, thumbnails)}, failures=failures,
-        missing=missing,
+        sweep=what, keys=keys, metrics={**measured, **_compared(what, thumbnails)}, drawn=drawn,
+        failures=failures, missing=missing,
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ PICTURES = "pictures"
 
 _TABLES = """
 create table if not exists cells (
-    key text primary key, state text not null, digest text, seconds real, metrics text, error text,
+    key text primary key, state text not null, digest text, passes real, metrics text, error text,
     thumbnail blob
 ) without rowid;
 create table if not exists claims (key text primary key, worker text not null) without rowid;
@@ -37,7 +37,10 @@ create table if not exists members (
 create table if not exists files (path text primary key, state text not null, digest text not null);
 """
 
-_COLUMNS = "state, digest, seconds, metrics, error, thumbnail"
+SCHEMA = 1
+"""Version of the tables, kept in the file. 0, before there were numbers, kept seconds in place of passes."""
+
+_COLUMNS = "state, digest, passes, metrics, error, thumbnail"
 
 DONE, FAILED = "done", "failed"
 
@@ -48,14 +51,16 @@ class Outcome:
 
     Attributes:
         state: ``DONE`` or ``FAILED``.
-        digest: of the picture's pixels; seconds: that drawing took; metrics: by name. None if it failed.
+        digest: of the picture's pixels; metrics: by name. None if it failed.
+        passes: of the UNet that the picture took, each for one picture. Unlike seconds, they do not depend on
+            what else the machine did meanwhile.
         error: why it failed, else None.
         thumbnail: of the picture, see ``sweep.thumbnail``; None if it failed.
     """
 
     state: str
     digest: str | None = None
-    seconds: float | None = None
+    passes: float | None = None
     metrics: Mapping[str, float] | None = None
     error: str | None = None
     thumbnail: bytes | None = None
@@ -99,10 +104,20 @@ class Store:
             self._database.execute("pragma journal_mode = wal")
             self._database.execute("pragma synchronous = normal")
             self._database.executescript(_TABLES)
+            self._upgrade()
         except OSError as error:
             raise InputError(f"cannot write {str(folder)!r}: {error.strerror or error}") from None
         except sqlite3.Error as error:
             raise InputError(f"{folder / FILE} is no store of cells: {error}") from None
+
+    def _upgrade(self) -> None:
+        with self._transaction():
+            (version,) = self._database.execute("pragma user_version").fetchone()
+            columns = [row[1] for row in self._database.execute("pragma table_info(cells)")]
+            if version == 0 and "seconds" in columns:
+                self._database.execute("alter table cells rename column seconds to passes")
+                self._database.execute("update cells set passes = null")
+            self._database.execute(f"pragma user_version = {SCHEMA}")
 
     def close(self) -> None:
         """Give up what this process has claimed."""
@@ -164,7 +179,7 @@ class Store:
                     aside.write_bytes(picture)
             metrics = None if outcome.metrics is None else json.dumps(outcome.metrics)
             rows.append((
-                key, outcome.state, outcome.digest, outcome.seconds, metrics, outcome.error, outcome.thumbnail
+                key, outcome.state, outcome.digest, outcome.passes, metrics, outcome.error, outcome.thumbnail
             ))  # fmt: skip
         try:
             with self._transaction():
@@ -250,10 +265,10 @@ class Store:
 
 
 def _outcome(
-    state: str, digest: str | None, seconds: float | None, metrics: str | None, error: str | None,
+    state: str, digest: str | None, passes: float | None, metrics: str | None, error: str | None,
     thumbnail: bytes | None,
 ) -> Outcome:  # fmt: skip
     told = None if metrics is None else json.loads(metrics)
     return Outcome(
-        state=state, digest=digest, seconds=seconds, metrics=told, error=error, thumbnail=thumbnail
+        state=state, digest=digest, passes=passes, metrics=told, error=error, thumbnail=thumbnail
     )

@@ -17,7 +17,9 @@ from PIL import Image
 
 from ssd1b.batching import batch_key, batch_limit
 from ssd1b.batching import batches as divided
+from ssd1b.diffusion.samplers import SAMPLERS
 from ssd1b.errors import InputError, shown
+from ssd1b.evaluate.cost import counted, deep_share
 from ssd1b.images import Picture, encode_picture
 from ssd1b.lab.axes import AXES, Axis, Value
 from ssd1b.lab.memory import remembering
@@ -164,10 +166,12 @@ class Cell(NamedTuple):
 
     @property
     def cost(self) -> int:
-        """Passes of the UNet, times pixels."""
-        start, end = self.settings.guidance_interval
-        passes = 1 if self.settings.guidance_scale == 1 else 1 + (end - start)
-        return round(self.settings.steps * passes * self.settings.width * self.settings.height)
+        """About how many passes of the UNet, times pixels; ``Outcome.passes`` counts them."""
+        settings = self.settings
+        start, end = settings.guidance_interval
+        guided = 0.0 if settings.guidance_scale == 1 else end - start
+        evaluations = SAMPLERS[settings.sampler].evaluations * (settings.steps - 1) + 1
+        return round(evaluations * (1 + guided) * settings.width * settings.height)
 
 
 def describe(name: str, store: Store, *, offline: bool) -> Model:
@@ -340,27 +344,38 @@ def attempts(pipeline: Pipeline, measure: Measure) -> Iterator[Attempt]:
     """
 
     def attempt(batch: Sequence[GenerationSettings]) -> list[tuple[Outcome, bytes | None]]:
-        start, saved = time.perf_counter(), memory.saved
+        whole.clear()
+        deep.clear()
         try:
             *_, last = pipeline.steps(batch)
             pictures = pipeline.pictures(last.latents, batch)
-            # What memory saved belongs to what the settings cost.
-            seconds = (time.perf_counter() - start + memory.saved - saved) / len(batch)
-            return [finished(each, seconds) for each in pictures]
+            return [finished(each, passes_taken(batch[0]) / len(batch)) for each in pictures]
         except (ArithmeticError, InputError, MemoryError, RuntimeError) as error:
             if len(batch) > 1:  # the others of its batch are not to blame
                 return [found for settings in batch for found in attempt([settings])]
             return [(Outcome(state=FAILED, error=" ".join(str(error).split()) or type(error).__name__), None)]
 
-    def finished(picture: Picture, seconds: float) -> tuple[Outcome, bytes]:
+    def passes_taken(settings: GenerationSettings) -> float:
+        """For all pictures that were just drawn, those answered from memory included."""
+        if settings.feature_reuse == 0:
+            return float(sum(whole))
+        factor = pipeline.layout.vae.factor
+        share = deep_share(pipeline.layout.unet, settings.height // factor, settings.width // factor)
+        return sum(whole) - share * (sum(whole) - sum(deep))
+
+    def finished(picture: Picture, passes: float) -> tuple[Outcome, bytes]:
         metrics = measure(picture.image, picture.recipe.settings.prompt)
         known = {name: value for name, value in metrics.items() if not math.isnan(value)}
         digest = hashlib.sha256(picture.image.tobytes()).hexdigest()
         outcome = Outcome(
-            state=DONE, digest=digest, seconds=seconds, metrics=known, thumbnail=thumbnail(picture.image)
+            state=DONE, digest=digest, passes=passes, metrics=known, thumbnail=thumbnail(picture.image)
         )
         return outcome, encode_picture(picture, "png")
 
-    text = pipeline.text
-    with remembering([pipeline.unet, text.encoder, text.encoder_2]) as memory:
+    unet, text = pipeline.unet, pipeline.text
+    with (
+        remembering([unet, text.encoder, text.encoder_2]),
+        counted(unet) as whole,
+        counted(unet.up_blocks[0].resnets[0]) as deep,  # type: ignore[index]
+    ):
         yield attempt

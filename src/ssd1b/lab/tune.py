@@ -1,7 +1,7 @@
-"""The best settings for a model, some prompts, a goal and the time a picture may take: searched, then proven.
+"""The best settings for a model, prompts, a goal and what a picture may cost: searched, then proven.
 
 The search draws pairs of prompt and seed, the same for all settings, so that settings are compared on equal
-terms; one that is clearly behind another that is no slower is given up after a few pairs (racing, Maron &
+terms; one that is clearly behind another that is no dearer is given up after a few pairs (racing, Maron &
 Moore 1994). What wins a search is partly luck. So the winner and its best rivals draw fresh pairs afterwards,
 and only these say which rival is worse and which is merely not to be told apart.
 """
@@ -42,12 +42,12 @@ class Seen:
 
     Attributes:
         score: the goal's.
-        seconds: that drawing took.
+        passes: of the UNet.
         metrics: everything that was measured.
     """
 
     score: float
-    seconds: float
+    passes: float
     metrics: Mapping[str, float]
 
 
@@ -68,9 +68,9 @@ class Candidate:
         return np.array([each.score for each in self.seen])
 
     @property
-    def seconds(self) -> float:
-        """Of a picture, median: a machine that was busy for a while does not count."""
-        return float(np.median([each.seconds for each in self.seen]))
+    def passes(self) -> float:
+        """Of the UNet, for a picture; the mean, since only with ``feature_reuse`` pictures differ."""
+        return float(np.mean([each.passes for each in self.seen]))
 
     def broken(self, goal: Goal) -> list[str]:
         """Guards that it breaks."""
@@ -106,7 +106,7 @@ class Tuned:
         score: its mean on them.
         gain: over the baseline, paired.
         verdicts: on the rivals, the nearest first; the baseline is among them.
-        front: of the search, settings that no other one beats in both score and time, the fastest first.
+        front: of the search, settings that no other one beats in both score and passes, the cheapest first.
         searched: how many settings were tried; dropped: how many of them were given up early.
     """
 
@@ -156,7 +156,7 @@ def search(
         # What breaks a guard is as bad as the worst that was seen.
         worst = min(float(each.scores.mean()) for each in tried.values())
         score = worst if found.broken(goal) else float(found.scores.mean())
-        study.tell(trial, [score, found.seconds])
+        study.tell(trial, [score, found.passes])
         advance()
     return list(tried.values())
 
@@ -185,20 +185,20 @@ def _rungs(count: int) -> Iterator[int]:
 
 
 def _beaten(found: Candidate, tried: Iterable[Candidate], goal: Goal) -> bool:
-    """Whether any other one is better by more than chance, and no slower; many others, many chances."""
+    """Whether any other one is better by more than chance, and no dearer; many others, many chances."""
     count = len(found.seen)
     rivals = [
         each.scores[:count]
         for each in tried
-        if len(each.seen) >= count and each.seconds <= found.seconds and not each.broken(goal)
+        if len(each.seen) >= count and each.passes <= found.passes and not each.broken(goal)
     ]
     return bool(rivals) and any(each.low > 0 for each in differences(found.scores, rivals))
 
 
 def front(candidates: Iterable[Candidate], goal: Goal, pairs: int) -> list[Candidate]:
-    """Settings that were drawn to the end, keep the guards, and are beaten by none in both score and time."""
+    """Settings that were drawn to the end, keep the guards, and are beaten by none in both score and passes."""
     whole = [each for each in candidates if len(each.seen) == pairs and not each.broken(goal)]
-    whole.sort(key=lambda each: (each.seconds, -each.scores.mean()))
+    whole.sort(key=lambda each: (each.passes, -each.scores.mean()))
     best, found = -np.inf, []
     for each in whole:
         if each.scores.mean() > best:
@@ -219,14 +219,14 @@ def prove(
         look: draws and measures.
         fresh: pairs that the search has not seen.
         pairs: how many the search had.
-        budget: seconds that a picture may take.
+        budget: passes of the UNet that a picture may take.
         advance: told of each combination that has drawn its fresh pairs; there are ``RIVALS`` + 2 at most.
 
     Raises:
         InputError: no settings keep the guards and the budget.
     """
     whole = [each for each in candidates if len(each.seen) == pairs and not each.broken(goal)]
-    affordable = [each for each in whole if budget is None or each.seconds <= budget]
+    affordable = [each for each in whole if budget is None or each.passes <= budget]
     if not affordable:
         raise InputError(_why_none(candidates, goal, pairs, budget))
     ranked = sorted(affordable, key=lambda each: -each.scores.mean())
@@ -257,9 +257,9 @@ def prove(
 def _why_none(candidates: Sequence[Candidate], goal: Goal, pairs: int, budget: float | None) -> str:
     whole = [each for each in candidates if len(each.seen) == pairs]
     reasons = [reason for each in whole for reason in each.broken(goal)[:1]]
-    slow = min(each.seconds for each in whole)
-    if budget is not None and slow > budget:
-        return f"budget is {budget:g} s: the fastest settings that were tried take {slow:.3g} s a picture"
+    least = min(each.passes for each in whole)
+    if budget is not None and least > budget:
+        return f"budget is {budget:g} passes of the UNet: the cheapest settings tried take {least:.4g}"
     return f"none of the {len(whole)} settings that were tried keeps every guard: {reasons[0]}"
 
 

@@ -15,6 +15,7 @@ from ssd1b.errors import InputError
 from ssd1b.lab.axes import Axis
 from ssd1b.lab.goal import Goal
 from ssd1b.lab.metrics import captions
+from ssd1b.lab.results import PASSES
 from ssd1b.lab.store import FAILED, Store
 from ssd1b.lab.sweep import Attempt, Cell, Model, Sweep, cells, draw
 from ssd1b.lab.tune import Candidate, Choice, Pair, Seen, Tuned
@@ -94,10 +95,10 @@ class Looker:
         seen = []
         for cell in wanted:
             outcome = found[cell.key]
-            if outcome.state == FAILED or outcome.seconds is None:
+            if outcome.state == FAILED or outcome.passes is None:
                 raise InputError(f"a picture of {cell.settings.prompt!r:.80} failed: {outcome.error}")
-            metrics = {**(outcome.metrics or {}), "seconds": outcome.seconds}
-            seen.append(Seen(score=self.goal.score(metrics), seconds=outcome.seconds, metrics=metrics))
+            metrics = {**(outcome.metrics or {}), PASSES: outcome.passes}
+            seen.append(Seen(score=self.goal.score(metrics), passes=outcome.passes, metrics=metrics))
         return seen
 
     def _cell(self, choice: Choice | None, pair: Pair) -> Cell:
@@ -147,7 +148,7 @@ def opened_study(out: Path, axes: Sequence[Axis], goal: Goal, what: Mapping[str,
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     labels = [[axis.name, *(value.label for value in axis.values)] for axis in axes]
-    name = sha256(json.dumps([labels, str(goal), what], sort_keys=True).encode()).hexdigest()[:16]
+    name = sha256(json.dumps([labels, str(goal), PASSES, what], sort_keys=True).encode()).hexdigest()[:16]
     return optuna.create_study(
         study_name=name, directions=["maximize", "minimize"], load_if_exists=True,
         storage=JournalStorage(JournalFileBackend(str(out / "search.log"))),
@@ -159,7 +160,7 @@ def facts(tuned: Tuned, axes: Sequence[Axis], goal: Goal, model: str) -> dict[st
     """Everything that was found, for JSON."""
 
     def about(each: Candidate) -> dict[str, Any]:
-        return {"settings": settings_of(axes, each.choice), "seconds": each.seconds}
+        return {"settings": settings_of(axes, each.choice), "passes": each.passes}
 
     return {
         "model": model,

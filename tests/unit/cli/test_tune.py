@@ -45,7 +45,7 @@ def test_a_preset_that_generate_takes(run, tune, tiny_model, tmp_path):
         (["a cube", "--guard", "clipping<1"], ["is no bound", "clipping<=0.05"]),
         (["a cube", "--guard", "clippin<=1"], ["unknown metric 'clippin'", "did you mean 'clipping'"]),
         (["a cube", "--guard", "sharpness>=100000"], ["keeps every guard"]),
-        (["a cube", "--budget", "0.000001"], ["budget is 1e-06 s", "the fastest"]),
+        (["a cube", "--budget", "0.000001"], ["budget is 1e-06 passes", "the cheapest"]),
         (["a cube", "--axis", "seed=1-4"], ["axis seed is no setting"]),
         (["a cube", "--axis", "guidance=1", "--axis", "guidance=2"], ["axis guidance is there twice"]),
         (["a cube", "--seed", "3"], ["seed is no setting"]),

@@ -66,7 +66,7 @@ def test_the_page_needs_nothing_from_elsewhere(store: Store, tmp_path: Path) -> 
     assert [axis["name"] for axis in told["axes"]] == ["prompt", "seed", "steps", "guidance"]
     assert len(told["cells"]) == 8
     assert all(cell["picture"].startswith("data:image/webp;base64,") for cell in told["cells"])
-    assert text.count("<svg") == 3, "steps, guidance, quality against time"
+    assert text.count("<svg") == 3, "steps, guidance, quality against passes"
 
 
 def test_prompts_are_text(store: Store, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from lab_cells import Fake, run, sweep, wanted
 from ssd1b.errors import InputError
-from ssd1b.lab.results import DIVERSITY, SECONDS, UNCONVERGED, load_results
+from ssd1b.lab.results import DIVERSITY, PASSES, UNCONVERGED, load_results
 from ssd1b.lab.store import DONE, Outcome, Store
 from ssd1b.lab.sweep import definition
 from ssd1b.settings import GenerationSettings
@@ -29,9 +29,9 @@ def measuring(**metrics: Callable[[GenerationSettings], float]) -> Callable[...,
     def one(settings: GenerationSettings) -> tuple[Outcome, bytes]:
         found = {name: float(measure(settings)) for name, measure in metrics.items()}
         level = min(250, settings.seed * 10 + settings.steps)
-        seconds = found.pop("seconds", 1.0)
+        passes = found.pop("passes", 1.0)
         form = bytes([level - 5, level + 5]) * (16 * 16 * 3 // 2)  # a contrast of 5
-        outcome = Outcome(state=DONE, digest="d", seconds=seconds, metrics=found, thumbnail=form)
+        outcome = Outcome(state=DONE, digest="d", passes=passes, metrics=found, thumbnail=form)
         return outcome, b"picture"
 
     return lambda batch: [one(settings) for settings in batch]
@@ -82,14 +82,14 @@ def test_what_is_missing_or_failed_is_counted_and_left_out(store: Store) -> None
 
 
 def test_the_front_is_what_nothing_beats_in_both(store: Store) -> None:
-    # Of steps 1 to 4, 3 is slower than 2 and no better.
-    quality, seconds = {1: 0.2, 2: 0.7, 3: 0.6, 4: 0.9}, {1: 1, 2: 2, 3: 3, 4: 4}
-    fake = measuring(right=lambda s: quality[s.steps], seconds=lambda s: seconds[s.steps])
+    # Of steps 1 to 4, 3 costs more than 2 and no better.
+    quality, passes = {1: 0.2, 2: 0.7, 3: 0.6, 4: 0.9}, {1: 1, 2: 2, 3: 3, 4: 4}
+    fake = measuring(right=lambda s: quality[s.steps], passes=lambda s: passes[s.steps])
     run(store, sweep("steps=1-4", "seed=1,2"), fake)
     found = load_results(store)
     assert found.quality == "right"
     assert found.front("right").tolist() == [True, True, False, True]
-    assert [each.mean for each in found.estimates(SECONDS, found.setting_axes)] == [1, 2, 3, 4]
+    assert [each.mean for each in found.estimates(PASSES, found.setting_axes)] == [1, 2, 3, 4]
 
 
 def test_a_sweep_is_found_by_the_beginning_of_its_id_and_the_last_one_without(store: Store) -> None:

@@ -24,6 +24,7 @@ from PIL import Image
 from lab_cells import FAKE, FIVE_HUNDRED, Fake, run, sweep, wanted
 from ssd1b.errors import InputError
 from ssd1b.images import decode_recipe
+from ssd1b.evaluate.cost import deep_share
 from ssd1b.lab.axes import parse_axis
 from ssd1b.lab.store import DONE, FAILED, FILE, Outcome, Store
 from ssd1b.lab.sweep import (
@@ -121,12 +122,42 @@ def test_a_model_draws_and_is_measured(store: Store) -> None:
     assert outcome.state == DONE and outcome.metrics == {"width": 128.0, "words": 3.0}
     assert outcome.digest == again.digest == sha256(picture.image.tobytes()).hexdigest()
     assert file is not None and decode_recipe(file) == picture.recipe
-    assert again.seconds is not None and outcome.seconds is not None
-    assert again.seconds > 0.3 * outcome.seconds, "what was remembered still counts"
+    assert outcome.passes == again.passes == 4, "what was remembered still counts"
     assert store.claim(["k"]) == ["k"]
     store.finish([("k", outcome, file)])
     assert store.outcomes(["k"]) == {"k": outcome}
     assert store.picture("k").read_bytes() == file
+
+
+@pytest.mark.parametrize(
+    ("given", "passes"),
+    [
+        ({}, 8),
+        ({"guidance_scale": 1.0}, 4),
+        ({"guidance_interval": (0.0, 0.5)}, 6),
+        ({"sampler": "heun"}, 14),  # twice a step but for the last one
+        ({"sampler": "dpmpp_sde", "guidance_scale": 1.0}, 7),
+    ],
+)
+def test_a_picture_costs_the_passes_that_its_settings_take_alone_and_in_a_batch(given, passes) -> None:
+    mini = Pipeline.load("mini-sdxl", device="cpu", dtype="fp32")
+    batch = [mini.settings("a red cube", seed=seed, **{"steps": 4, **given}) for seed in (1, 2)]
+    with attempts(mini, lambda picture, prompt: {}) as attempt:
+        found = [*attempt(batch[:1]), *attempt(batch), *attempt(batch[1:])]
+    assert [outcome.passes for outcome, _ in found] == [passes] * 4
+
+
+def test_features_that_are_reused_leave_out_their_share_of_a_pass() -> None:
+    mini = Pipeline.load("mini-sdxl", device="cpu", dtype="fp32")
+    own = mini.settings("a red cube", seed=1, steps=6)
+    factor = mini.layout.vae.factor
+    shallow = 1 - deep_share(mini.layout.unet, own.height // factor, own.width // factor)
+    assert 0 < shallow < 0.5
+    with attempts(mini, lambda picture, prompt: {}) as attempt:
+        ((outcome, _),) = attempt([replace(own, feature_reuse=1.0)])
+    assert outcome.passes is not None
+    computed = (outcome.passes - 12 * shallow) / (1 - shallow)
+    assert computed == pytest.approx(round(computed)) and 2 <= round(computed) <= 8, "of 12 passes"
 
 
 def test_what_goes_wrong_with_a_picture_is_its_outcome() -> None:
@@ -294,6 +325,6 @@ def test_an_identity_is_that_of_axes_and_cells() -> None:
 
 
 def test_outcomes_come_back_as_they_were(store: Store) -> None:
-    outcome = Outcome(state=DONE, digest="d", seconds=0.5, metrics={"a": 1.0}, thumbnail=b"\0\xff")
+    outcome = Outcome(state=DONE, digest="d", passes=8.0, metrics={"a": 1.0}, thumbnail=b"\0\xff")
     store.finish([("k", outcome, b"picture")])
     assert store.outcomes(["k", "unknown"]) == {"k": outcome}

@@ -54,7 +54,7 @@ class World:
             right = float(rng.random() < self.chance(choice))
             steps = self.own_steps if choice is None else (5, 10, 20)[choice[1]] if len(choice) > 1 else 10
             metrics = {"right": right, "clipping": self.clipping * (choice[0] if choice else 0)}
-            found.append(Seen(score=GOAL.score(metrics), seconds=0.1 * steps, metrics=metrics))
+            found.append(Seen(score=GOAL.score(metrics), passes=2.0 * steps, metrics=metrics))
         return found
 
 
@@ -104,7 +104,7 @@ def test_among_settings_that_are_all_the_same_hardly_ever_a_winner_is_declared()
 
         def look(choice: Choice | None, pairs: "list[Pair]", rng: np.random.Generator = rng) -> list[Seen]:
             right = (rng.random(len(pairs)) < 0.7) * 1.0
-            return [Seen(score=each, seconds=1.0, metrics={"right": each}) for each in right]
+            return [Seen(score=each, passes=1.0, metrics={"right": each}) for each in right]
 
         found = search(
             [parse_axis("guidance=1-9")], GOAL, look, PAIRS[:16], study=study(trial), trials=9
@@ -136,17 +136,17 @@ def test_a_search_that_goes_on_draws_nothing_again_and_asks_for_the_rest() -> No
 
 
 def test_guards_and_budgets_are_kept() -> None:
-    # Guidance from 6 on clips too much, and 20 steps take too long.
+    # Guidance from 6 on clips too much, and 20 steps cost too much.
     world = World(clipping=0.01)
     goal = read_goal("right", ["clipping<=0.035"])
     found = searched(world, goal=goal)
-    tuned = prove(found, goal, world, FRESH, pairs=len(PAIRS), budget=1.5)
+    tuned = prove(found, goal, world, FRESH, pairs=len(PAIRS), budget=30.0)
     assert tuned.winner.choice is not None
     guidance, steps, _ = tuned.winner.choice
     assert guidance <= 3 and steps <= 1
     assert all(not each.broken(goal) for each in front(found, goal, len(PAIRS)))
-    with pytest.raises(InputError, match=r"budget is 0\.01 s: the fastest settings that were tried take"):
-        prove(found, goal, world, FRESH, pairs=len(PAIRS), budget=0.01)
+    with pytest.raises(InputError, match="budget is 2 passes of the UNet: the cheapest settings tried take 10"):
+        prove(found, goal, world, FRESH, pairs=len(PAIRS), budget=2.0)
     strict = read_goal("right", ["right>=2"])
     with pytest.raises(InputError, match=r"keeps every guard: right is .*, not right>=2"):
         prove(found, strict, world, FRESH, pairs=len(PAIRS))
@@ -155,7 +155,7 @@ def test_guards_and_budgets_are_kept() -> None:
 def test_the_front_is_beaten_by_none() -> None:
     found = searched(World())
     best = front(found, GOAL, len(PAIRS))
-    assert [each.seconds for each in best] == sorted({each.seconds for each in best})
+    assert [each.passes for each in best] == sorted({each.passes for each in best})
     scores = [each.scores.mean() for each in best]
     assert scores == sorted(scores)
 
