@@ -3,7 +3,7 @@
     python benchmarks/lab.py --cells 200 --recorded 100000 --out docs/log/lab.json
 
 The miniature draws ``--cells`` pictures in few steps, the hardest case; time that is not drawing them as PNG
-is measuring (the judge, the CLIP score, looks) or the sweep's own (hashes, writing, SQLite). Then a store with
+is measuring (the judge, the CLIP score, looks) or the sweep's own (hashes, files, SQLite). Then a store with
 ``--recorded`` cells, of which none has a picture, is listed, loaded and reported.
 """
 

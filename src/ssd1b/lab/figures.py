@@ -114,7 +114,7 @@ def grouped(results: Results, across: int, series: int, metric: str) -> "Figure"
 
 
 def pareto(results: Results, metric: str) -> "Figure":
-    """Draw each combination of settings by its passes of the UNet and a metric, with the line that nothing beats."""
+    """Draw each combination of settings by its passes and a metric, with the line that nothing beats."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")

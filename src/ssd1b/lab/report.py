@@ -20,7 +20,7 @@ from ssd1b.evaluate.plots import svg
 from ssd1b.evaluate.statistics import Estimate
 from ssd1b.lab.export import command_line, preset_text
 from ssd1b.lab.figures import MEANING, curves, pareto
-from ssd1b.lab.results import EMPTY, SEED, Results
+from ssd1b.lab.results import EMPTY, PASSES, SEED, Results
 from ssd1b.lab.store import Store
 from ssd1b.lab.sweep import PROMPT
 from ssd1b.weights.files import replacing
@@ -193,7 +193,7 @@ def _figures(results: Results, ranked: str | None) -> Iterator[_Figure]:
                 f"Mean and 95 % interval over {_units(results)}.{averaged}",
                 Markup(svg(curves(results, place, results.told))),
             )
-    if ranked is not None and results.front(ranked).size > 1:
+    if ranked is not None and PASSES in results.told and results.front(ranked).size > 1:
         yield _Figure(
             "What quality costs",
             f"Each point is one combination of settings: {MEANING.get(ranked, ranked)}, against passes "

@@ -269,6 +269,4 @@ def _outcome(
     thumbnail: bytes | None,
 ) -> Outcome:  # fmt: skip
     told = None if metrics is None else json.loads(metrics)
-    return Outcome(
-        state=state, digest=digest, passes=passes, metrics=told, error=error, thumbnail=thumbnail
-    )
+    return Outcome(state=state, digest=digest, passes=passes, metrics=told, error=error, thumbnail=thumbnail)

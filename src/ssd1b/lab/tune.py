@@ -196,7 +196,7 @@ def _beaten(found: Candidate, tried: Iterable[Candidate], goal: Goal) -> bool:
 
 
 def front(candidates: Iterable[Candidate], goal: Goal, pairs: int) -> list[Candidate]:
-    """Settings that were drawn to the end, keep the guards, and are beaten by none in both score and passes."""
+    """Settings that were drawn to the end, keep the guards, and are beaten by none in both score and cost."""
     whole = [each for each in candidates if len(each.seen) == pairs and not each.broken(goal)]
     whole.sort(key=lambda each: (each.passes, -each.scores.mean()))
     best, found = -np.inf, []

@@ -95,6 +95,19 @@ def test_a_consistency_model_keeps_the_variance_in_four_steps():
         assert step.latents.std().item() == pytest.approx(math.hypot(SPREAD, step.sigma), rel=0.02)
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_says_how_often_it_evaluates_the_model(name):
+    steps, asked = steps_for(NoiseSchedule(), 5, grid=SAMPLERS[name].grid), []
+
+    def denoise(x, sigma):
+        asked.append(sigma)
+        return gaussian(x, sigma)
+
+    noise = noise_source([1], 8, 8, CPU)
+    last(SAMPLERS[name].run(denoise, noise(), steps.sigmas, noise))
+    assert len(asked) == SAMPLERS[name].evaluations * 4 + 1
+
+
 def test_ddim_at_eta_one_is_the_posterior_of_the_diffusion():
     """2006.11239, equation 7, in variance exploding space: the next state, given the present one and x0."""
     sigma, sigma_next, x0 = 3.0, 1.2, 0.4

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -23,9 +24,10 @@ from PIL import Image
 
 from lab_cells import FAKE, FIVE_HUNDRED, Fake, run, sweep, wanted
 from ssd1b.errors import InputError
-from ssd1b.images import decode_recipe
 from ssd1b.evaluate.cost import deep_share
+from ssd1b.images import decode_recipe
 from ssd1b.lab.axes import parse_axis
+from ssd1b.lab.results import PASSES, load_results
 from ssd1b.lab.store import DONE, FAILED, FILE, Outcome, Store
 from ssd1b.lab.sweep import (
     MAX_CELLS,
@@ -145,6 +147,13 @@ def test_a_picture_costs_the_passes_that_its_settings_take_alone_and_in_a_batch(
     with attempts(mini, lambda picture, prompt: {}) as attempt:
         found = [*attempt(batch[:1]), *attempt(batch), *attempt(batch[1:])]
     assert [outcome.passes for outcome, _ in found] == [passes] * 4
+
+
+def test_the_expected_cost_of_a_cell_is_that_of_its_passes() -> None:
+    costs = {name: [] for name in ("euler", "heun")}
+    for cell in wanted(sweep("sampler=euler,heun", "guidance=1,5", "steps=1,4")):
+        costs[cell.settings.sampler].append(cell.cost / 64**2)
+    assert costs == {"euler": [1, 2, 4, 8], "heun": [1, 2, 7, 14]}
 
 
 def test_features_that_are_reused_leave_out_their_share_of_a_pass() -> None:
@@ -305,6 +314,22 @@ def test_a_folder_that_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write"):
         Store(tmp_path / "file")
+
+
+def test_a_store_of_the_version_that_kept_seconds_opens_and_forgets_them(tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as store:
+        found = run(store, sweep("seed=1,2"), Fake())
+    with closing(sqlite3.connect(tmp_path / FILE)) as database:
+        database.execute("alter table cells rename column passes to seconds")
+        database.execute("pragma user_version = 0")
+        database.commit()
+    for _ in range(2):
+        with closing(Store(tmp_path)) as store:
+            results = load_results(store)
+            assert results.drawn.all() and np.isnan(results.metrics[PASSES]).all()
+            assert PASSES not in results.told and not results.front("red").any()
+            outcome = store.outcomes([found[0].key])[found[0].key]
+            assert outcome.passes is None and outcome.metrics == {"red": 1.0}
 
 
 def test_a_sweep_comes_back_from_its_definition() -> None:
