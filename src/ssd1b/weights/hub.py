@@ -68,7 +68,7 @@ class Listed:
     ready: bool
 
 
-def resolve(model: str, *, offline: bool = False, half: bool = False) -> Resolved:
+def resolve(model: str, *, offline: bool = False, half: bool = False, token: bool = True) -> Resolved:
     """Find a model, downloading it if it must be.
 
     Args:
@@ -76,6 +76,7 @@ def resolve(model: str, *, offline: bool = False, half: bool = False) -> Resolve
             folder without a model in it, as a sweep may be called, does not stand in the way of a name.
         offline: use what is on disk only.
         half: the model will run in 16 bits, so that the smaller fp16 files do where there are any.
+        token: send the user's token to the hub. False for a repository that a file names and not the user.
 
     Raises:
         InputError: no such model, no access to it, or no network and no copy in the cache.
@@ -92,10 +93,25 @@ def resolve(model: str, *, offline: bool = False, half: bool = False) -> Resolve
         raise InputError(f"{model}: no such file or folder")
     if not _REPOSITORY.fullmatch(repository):
         raise unknown("model", model, [*BUILT_IN, *ALIASES])
-    if revision and (".." in revision or not _REVISION.fullmatch(revision)):
+    if not _is_revision(revision):
         raise InputError(f"{model}: {revision!r} is no branch, tag or commit")
-    folder = _snapshot(repository, revision or "main", offline=offline, half=half)
+    folder = _snapshot(repository, revision or "main", offline=offline, half=half, token=token)
     return Resolved(path=_checkpoint_in(folder), name=model, commit=folder.name)
+
+
+def is_known(model: str) -> bool:
+    """Whether a name that comes from a file may be used without asking the user.
+
+    True for built-in models, aliases, and hub ids whose files are in the cache. False for paths, and for a
+    name that is also a file or folder here: ``resolve`` would take it for that.
+    """
+    name, _, revision = model.partition("@")
+    if model in BUILT_IN or name.lower() in ALIASES:
+        return True
+    if Path(model).exists() or not _REPOSITORY.fullmatch(name) or not _is_revision(revision):
+        return False
+    folder = _cached_snapshot(name, revision or "main")
+    return folder is not None and not _lacking(folder)
 
 
 def models() -> list[Listed]:
@@ -112,6 +128,11 @@ def models() -> list[Listed]:
         Listed(name=name, source="cache", ready=True) for name in sorted(cached - set(ALIASES.values()))
     ]
     return built_in + aliases + others
+
+
+def _is_revision(revision: str) -> bool:
+    """Whether this can name a branch, tag or commit; nothing at all stands for the main branch."""
+    return not revision or (".." not in revision and _REVISION.fullmatch(revision) is not None)
 
 
 def wanted_files(files: Iterable[str], *, half: bool) -> list[str]:
@@ -157,11 +178,11 @@ def _standard(weights: Sequence[str]) -> list[str]:
     return [file for file in weights if stem.fullmatch(file.rpartition("/")[2])]
 
 
-def _snapshot(repository: str, revision: str, *, offline: bool, half: bool) -> Path:
+def _snapshot(repository: str, revision: str, *, offline: bool, half: bool, token: bool) -> Path:
     """The folder of a repository's snapshot with its wanted files; the folder's name is the commit."""
     reason = "the hub was not asked (offline)"
     if not offline:
-        fetched = _download(repository, revision, half)
+        fetched = _download(repository, revision, half, token)
         if isinstance(fetched, Path):
             return fetched
         reason = fetched
@@ -174,7 +195,7 @@ def _snapshot(repository: str, revision: str, *, offline: bool, half: bool) -> P
     return folder
 
 
-def _download(repository: str, revision: str, half: bool) -> Path | str:
+def _download(repository: str, revision: str, half: bool, token: bool) -> Path | str:
     """Fetch what is wanted, or say why the network is of no use.
 
     Raises:
@@ -186,10 +207,15 @@ def _download(repository: str, revision: str, half: bool) -> Path | str:
     # A broken connection raises an error of the HTTP client, whichever it is; the library's own share its
     # base class.
     network_errors = cast("tuple[type[Exception], ...]", (OSError, *errors.HfHubHTTPError.__bases__))
+    send = None if token else False  # None: the token of HF_TOKEN or of the login
     try:
-        listed = huggingface_hub.HfApi().model_info(repository, revision=revision)
+        listed = huggingface_hub.HfApi().model_info(repository, revision=revision, token=send)
         files = wanted_files((file.rfilename for file in listed.siblings or ()), half=half)
-        return Path(huggingface_hub.snapshot_download(repository, revision=listed.sha, allow_patterns=files))
+        return Path(
+            huggingface_hub.snapshot_download(
+                repository, revision=listed.sha, allow_patterns=files, token=send
+            )
+        )
     except errors.GatedRepoError as error:
         page = f"https://huggingface.co/{repository}"
         raise InputError(

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants, errors
 
 from ssd1b.errors import InputError
-from ssd1b.weights.hub import ALIASES, BUILT_IN, Listed, models, resolve, wanted_files
+from ssd1b.weights.hub import ALIASES, BUILT_IN, Listed, is_known, models, resolve, wanted_files
 from ssd1b.weights.loading import open_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -235,12 +235,12 @@ def test_what_the_hub_refuses(cache, monkeypatch, tiny_folder, kind, status, mes
 def test_a_download_fetches_what_is_wanted_at_the_commit_the_hub_names(cache, monkeypatch, tiny_folder):
     asked = {}
 
-    def model_info(_, repository, revision):
+    def model_info(_, repository, revision, token):
         siblings = [SimpleNamespace(rfilename=file) for file in REPOSITORY]
         asked["info"] = (repository, revision)
         return SimpleNamespace(sha=COMMIT, siblings=siblings)
 
-    def snapshot_download(repository, *, revision, allow_patterns):
+    def snapshot_download(repository, *, revision, allow_patterns, token):
         asked["download"] = (repository, revision, allow_patterns)
         return str(lay(cache, repository, tiny_folder))
 
@@ -275,6 +275,28 @@ def test_a_repository_without_a_model_is_named(cache, monkeypatch):
 def test_names_that_cannot_be(cache, model, message):
     with pytest.raises(InputError, match=message):
         resolve(model)
+
+
+def test_what_may_be_used_without_asking(cache, tiny_folder, tmp_path, monkeypatch):
+    lay(cache, "some-one/model", tiny_folder)
+    (lay(cache, "some-one/broken", tiny_folder) / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    known = ["mini-sdxl", "ssd-1b", "SDXL@v1", "some-one/model", "some-one/model@main"]
+    assert [name for name in known if not is_known(name)] == []
+    unknown = [
+        "some-one/else",
+        "some-one/model@v2",
+        "some-one/broken",
+        str(tiny_folder),
+        "~/x",
+        "..",
+        "",
+        "mini",
+    ]
+    unknown += ["some-one/model@../main"]
+    assert [name for name in unknown if is_known(name)] == []
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some-one" / "model").mkdir(parents=True)
+    assert not is_known("some-one/model"), "resolve would take it for the folder"
 
 
 def test_models_lists_what_can_be_used(cache, tiny_folder):
