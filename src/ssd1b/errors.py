@@ -14,6 +14,13 @@ class InputError(ValueError):
     """
 
 
+SHOWN = 80
+"""Most characters of a value that a message repeats."""
+
+LINE = 900
+"""Most characters of a message: names out of files and lists of problems may be much longer."""
+
+
 def unknown(kind: str, given: str, allowed: Iterable[str]) -> InputError:
     """Build the error for a name that is none of ``allowed``, with the nearest valid name first."""
     names = sorted(allowed)
@@ -23,9 +30,25 @@ def unknown(kind: str, given: str, allowed: Iterable[str]) -> InputError:
 
 
 def shown(value: object) -> str:
-    """Write a value into an error message, whatever it is: one short line."""
+    """Write a value into a message, whatever it is: one short line that a terminal can print."""
     try:
-        text = repr(value) if isinstance(value, str) else " ".join(str(value).split())
+        text = repr(value[: SHOWN + 1]) if isinstance(value, str) else printable(" ".join(str(value).split()))
     except (ValueError, RecursionError):  # an integer of thousands of digits, a list of thousands of lists
         return f"too large a value ({type(value).__name__})"
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+def printable(text: str) -> str:
+    """Replace what a terminal would act on, line ends and escape sequences, by Python's escapes."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def line(text: str) -> str:
+    """Make a message one printable line of at most ``LINE`` characters; a longer one loses its middle."""
+    # Cut before the work, because a message may hold megabytes, and after it, because escapes are longer.
+    return _cut(printable(" ".join(_cut(text).split())))
+
+
+def _cut(text: str) -> str:
+    half = (LINE - 5) // 2
+    return text if len(text) <= LINE else f"{text[:half]} ... {text[-half:]}"

@@ -11,7 +11,7 @@ from importlib import import_module
 
 import click
 
-from ssd1b.errors import InputError, unknown
+from ssd1b.errors import InputError, line, unknown
 
 COMMANDS = {
     "generate": "Draw pictures from prompts.",
@@ -146,7 +146,7 @@ def _explained(error: Exception) -> str | None:
 
 
 def _fail(message: str) -> int:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    click.echo(f"error: {line(message)}", err=True)
     return WRONG_INPUT
 
 

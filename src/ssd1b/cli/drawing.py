@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ssd1b.cli.options import ModelChoice
 from ssd1b.diffusion.samplers import Step
+from ssd1b.errors import line
 from ssd1b.images import Picture, to_images, to_pixels
 from ssd1b.pipeline import Pipeline
 from ssd1b.runtime import choose_device, choose_dtype
@@ -44,7 +45,7 @@ def load(choice: ModelChoice) -> Pipeline:
     """Load a model, as ``Pipeline.load`` does; from here on warnings are one line each."""
     # The tokenizer warns of prompts beyond 77 tokens, which are cut into chunks here, not cut off.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.formatwarning = lambda message, *where, **line: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *where, **source: f"warning: {line(str(message))}\n"
     return Pipeline.load(
         choice.model or DEFAULT_MODEL,
         device=choice.device,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ssd1b.cli.again import command_line
-from ssd1b.cli.table import byte_size, columns, printable
-from ssd1b.errors import InputError
+from ssd1b.cli.table import byte_size, columns
+from ssd1b.errors import InputError, printable
 from ssd1b.recipe import Recipe
 from ssd1b.settings import resolve_settings
 

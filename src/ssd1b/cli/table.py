@@ -33,8 +33,3 @@ def byte_size(count: int) -> str:
         size /= 1000
         del units[0]
     return f"{size:.3g} {units[0]}"
-
-
-def printable(text: str) -> str:
-    """Write what a terminal would act on, line ends and escape sequences, as Python's escapes."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

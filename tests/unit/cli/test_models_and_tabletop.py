@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssd1b.cli.table import byte_size, columns, printable
+from ssd1b.cli.table import byte_size, columns
 from ssd1b.tabletop import assemble
 from ssd1b.tabletop.captions import full_caption
 from ssd1b.tabletop.renderer import render
@@ -110,7 +110,3 @@ def test_byte_size(count, text):
 
 def test_columns_end_flush_or_begin_flush():
     assert columns([("a", "1", "x"), ("bcd", "22", "")], right=(1,)) == "a     1  x\nbcd  22"
-
-
-def test_printable_keeps_letters_and_shows_the_rest():
-    assert printable("grün\n\x1b[0m\u2028") == r"grün\n\x1b[0m\u2028"
