@@ -8,7 +8,6 @@ Where the recipe goes (``ssd1b.recipe`` has its two forms):
   picture, holds any bytes, and is no caption that a photo program would show.
 """
 
-import errno
 import io
 import itertools
 import os
@@ -18,6 +17,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ from PIL import Image, ImageOps, PngImagePlugin
 from PIL.ExifTags import IFD, Base
 
 from ssd1b.errors import InputError, unknown
+from ssd1b.files import check_path, named, read_file, reason
 from ssd1b.recipe import Parameters, Recipe, read_json, read_parameters, write_json, write_parameters
+from ssd1b.saving import check_folder, sync, take_name
 from ssd1b.settings import GenerationSettings
 from ssd1b.tensors import Pixels
 
@@ -43,10 +45,15 @@ MAX_TEXT_LENGTH = 2**20
 """Of what is read: bytes of the file, pixels of the picture, characters of each recipe in it."""
 
 _SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+_OTHER_SUFFIXES = {
+    ".avif", ".bmp", ".dds", ".dng", ".exr", ".gif", ".hdr", ".heic", ".heif", ".ico", ".jfif", ".jp2",
+    ".jxl", ".pdf", ".pgm", ".ppm", ".psd", ".raw", ".svg", ".tga", ".tif", ".tiff",
+}  # fmt: skip
+"""Of pictures that are not written here."""
+
+_SLASHES = tuple(filter(None, (os.sep, os.altsep)))
 _JSON_MARK = b"ssd1b\0"
 _UTF16_MARK = b"UNICODE\0"
-# What the file systems without hard links say (FAT, some network folders).
-_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +121,10 @@ def save_picture(picture: Picture, path: str | Path, format: str | None = None) 
 
     Args:
         picture: what to save.
-        path: a file with a suffix that says the format, or a folder, which is made if need be; in it the
-            picture is named after seed and prompt. A name that is taken gets the next free number.
+        path: a file whose suffix says the format (.png, .jpg, .jpeg, .webp), or a folder, which is made if
+            need be; in it the picture is named after seed and prompt. A folder is whatever exists as one, has
+            a slash at its end, or does not end as a picture's name does. A name that is taken gets the next
+            free number.
         format: of ``FORMATS``; None is what the suffix says, PNG in a folder.
 
     Returns:
@@ -125,20 +134,22 @@ def save_picture(picture: Picture, path: str | Path, format: str | None = None) 
         InputError: the format is unknown or not the suffix's, or the file cannot be written (disk full,
             permission); then nothing of it is left.
     """
-    path = Path(path)
+    folder, stem, suffix = _destination(path, format)
+    data = encode_picture(picture, _SUFFIXES[suffix.lower()])
     try:
-        folder, stem, suffix = _destination(path, format)
-        data = encode_picture(picture, _SUFFIXES[suffix.lower()])
         folder.mkdir(parents=True, exist_ok=True)
         return _write_new(data, folder, stem or picture_stem(picture.recipe.settings), suffix)
-    except InputError:
-        raise
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        raise _unwritable(path, error) from None
+        raise InputError(f"cannot write {named(path)}: {reason(error)}") from None
 
 
-def check_destination(path: str | Path, format: str | None = None) -> Path:
+def check_destination(path: str | Path, format: str | None = None, recipe: Recipe | None = None) -> Path:
     """Find out before the work of drawing whether ``save_picture`` could save there; nothing is written.
+
+    Args:
+        path: as ``save_picture``.
+        format: as ``save_picture``.
+        recipe: of a picture, which must fit into the format; None as long as it is not known.
 
     Returns:
         The folder that the picture would lie in; it may not exist yet.
@@ -146,37 +157,40 @@ def check_destination(path: str | Path, format: str | None = None) -> Path:
     Raises:
         InputError: as ``save_picture``, as far as can be known before.
     """
-    path = Path(path)
-    try:
-        folder, _, _ = _destination(path, format)
-        existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-        if not existing.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if not os.access(existing, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        return folder
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        raise _unwritable(path, error) from None
+    folder, _, suffix = _destination(path, format)
+    check_folder(folder)
+    if recipe is not None:
+        encode_picture(Picture(image=Image.new("RGB", (8, 8)), recipe=recipe), _SUFFIXES[suffix.lower()])
+    return folder
 
 
-def _unwritable(path: Path, error: Exception) -> InputError:
-    return InputError(f"cannot write {str(path)!r}: {getattr(error, 'strerror', None) or error}")
-
-
-def _destination(path: Path, format: str | None) -> tuple[Path, str | None, str]:
+def _destination(place: str | Path, format: str | None) -> tuple[Path, str | None, str]:
     """Folder, stem (None for one made of the recipe) and suffix."""
     if format is not None and format not in FORMATS:
         raise unknown("picture format", format, FORMATS)
-    if path.is_dir() or not path.suffix:
+    check_path(place)
+    path = Path(place)
+    suffix = path.suffix.lower()
+    if str(place).endswith(_SLASHES) or path.is_dir() or not _meant_as_picture(suffix):
+        check_path(path / ("x" * 100))  # longer than what ``picture_stem`` makes
         return path, None, FORMATS[format or "png"]
-    said = _SUFFIXES.get(path.suffix.lower())
+    said = _SUFFIXES.get(suffix)
     if said is None:
-        raise unknown("picture suffix", path.suffix, _SUFFIXES)
+        error = unknown("picture suffix", path.suffix, _SUFFIXES)
+        raise InputError(f"{error}; a folder of that name is written with a slash at its end")
     if format not in (None, said):
         raise InputError(f"format is {format!r}, but the name {path.name!r} says {said!r}")
+    check_path(path.with_name(f"{path.stem}-123456{suffix}"))  # room for a number
     return path.parent, path.stem, path.suffix
+
+
+def _meant_as_picture(suffix: str) -> bool:
+    """Whether a name with this suffix is a picture's, of any format or misspelt: ".5" and ".02" are none."""
+    return suffix in _SUFFIXES or suffix in _OTHER_SUFFIXES or _is_misspelt(suffix)
+
+
+def _is_misspelt(suffix: str) -> bool:
+    return suffix[1:].isalpha() and bool(get_close_matches(suffix, _SUFFIXES, n=1, cutoff=0.7))
 
 
 def picture_stem(settings: GenerationSettings) -> str:
@@ -196,29 +210,13 @@ def _write_new(data: bytes, folder: Path, stem: str, suffix: str) -> Path:
             os.fsync(file.fileno())
         path = folder / f"{stem}{suffix}"
         for number in itertools.count(2):
-            if _take_name(part, path):
+            if take_name(part, path):
                 break
             path = folder / f"{stem}-{number}{suffix}"
+        sync(folder)
         return path
     finally:
         part.unlink(missing_ok=True)
-
-
-def _take_name(part: Path, path: Path) -> bool:
-    """Make ``part`` known as ``path`` unless something has that name: one step, whoever else tries."""
-    try:
-        os.link(part, path)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_HARD_LINKS:
-            raise
-        try:
-            path.open("xb").close()
-        except FileExistsError:
-            return False
-        os.replace(part, path)  # over the empty file that holds the name for us
-    return True
 
 
 def read_recipe(path: str | Path) -> Recipe | Parameters:
@@ -228,8 +226,9 @@ def read_recipe(path: str | Path) -> Recipe | Parameters:
         InputError: the file cannot be read, is no PNG, JPEG or WebP, is too large, or carries no recipe or a
             damaged one.
     """
+    data = read_file(path, most=MAX_FILE_BYTES)
     with _naming(path):
-        return decode_recipe(_read(path))
+        return decode_recipe(data)
 
 
 def open_picture(path: str | Path) -> Image.Image:
@@ -238,7 +237,8 @@ def open_picture(path: str | Path) -> Image.Image:
     Raises:
         InputError: the file cannot be read, is no PNG, JPEG or WebP, or is too large.
     """
-    with _naming(path), _opened(_read(path)) as image:
+    data = read_file(path, most=MAX_FILE_BYTES)
+    with _naming(path), _opened(data) as image:
         return ImageOps.exif_transpose(image).convert("RGB")
 
 
@@ -248,14 +248,7 @@ def _naming(path: str | Path) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{str(path)!r}: {error}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _read(path: str | Path) -> bytes:
-    with Path(path).open("rb") as file:
-        return file.read(MAX_FILE_BYTES + 1)
+        raise InputError(f"{named(path)}: {error}") from None
 
 
 def decode_recipe(data: bytes) -> Recipe | Parameters:

@@ -232,7 +232,7 @@ class Pipeline:
         """Decode finished latents and attach to each picture the recipe it was drawn by."""
         images = self.preview(latents)
         return [
-            Picture(image=image, recipe=self._recipe(settings, len(batch)))
+            Picture(image=image, recipe=self.recipe(settings, len(batch)))
             for image, settings in zip(images, batch, strict=True)
         ]
 
@@ -321,7 +321,8 @@ class Pipeline:
         split = len(batch)
         return Conditioning(embeds[:split], pooled[:split]), Conditioning(embeds[split:], pooled[split:])
 
-    def _recipe(self, settings: GenerationSettings, batch_size: int) -> Recipe:
+    def recipe(self, settings: GenerationSettings, batch_size: int = 1) -> Recipe:
+        """Note down what this pipeline would draw a picture by, alone or in a batch."""
         return Recipe.of(
             settings,
             self.identity,

@@ -377,7 +377,7 @@ def small_disk():
 
 
 def test_a_write_that_fails_midway_leaves_nothing(tmp_path, small_disk):
-    with pytest.raises(InputError, match=r"^cannot write '.*one\.png': File too large$"):
+    with pytest.raises(InputError, match=r"^cannot write .*one\.png: File too large$"):
         save_picture(picture(), tmp_path / "one.png")
     assert leftovers(tmp_path) == []
 
@@ -415,10 +415,15 @@ def test_an_interrupt_leaves_nothing_half_written(tmp_path, monkeypatch, step):
         ("one.png", "jpeg", "format is 'jpeg', but the name 'one.png' says 'png'"),
         ("folder", "gif", "unknown picture format 'gif'"),
         ("one.png", "gif", "unknown picture format 'gif'"),
-        ("file/one.png", None, "cannot write '.*': "),
-        ("file", None, "cannot write '.*': "),
-        ("x" * 300 + ".png", None, "cannot write '.*': File name too long"),
-        ("a\0b.png", None, "cannot write '.*': embedded null byte"),
+        ("file/one.png", None, "cannot write .*: "),
+        ("file", None, "cannot write .*: "),
+        ("x" * 300 + ".png", None, "cannot be a path here: File name too long"),
+        ("x" * 251 + ".png", None, "cannot be a path here: File name too long"),
+        ("x" * 300, None, "cannot be a path here: File name too long"),
+        ("new/" + "x" * 300 + "/one.png", None, "cannot be a path here: File name too long"),
+        ("/".join(["x" * 250] * 16)[:-20], None, "cannot be a path here: File name too long"),
+        ("a\0b.png", None, "cannot be a path here: embedded null byte"),
+        ("half-\ud800.png", None, "cannot be a path here: .*surrogates not allowed"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_refused_in_one_line(tmp_path, name, format, message):
@@ -438,7 +443,7 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_line(tmp_path, name):
 def test_a_refused_file_is_named(tmp_path):
     path = tmp_path / "notes.png"
     path.write_text("no picture")
-    with pytest.raises(InputError, match=r"^'.*notes\.png': no readable PNG, JPEG or WebP"):
+    with pytest.raises(InputError, match=r"^.*notes\.png: no readable PNG, JPEG or WebP"):
         read_recipe(path)
 
 
@@ -460,3 +465,82 @@ def test_destination_is_checked_without_writing(tmp_path):
         with pytest.raises(InputError):
             save_picture(picture(), tmp_path / path, format)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+FOLDERS = [
+    "v1.5",
+    "v1.5/",
+    "2024.01.02",
+    "a.b/c.d",
+    "run.final",
+    "x.5",
+    "ends.",
+    "one.png/",
+    "photos.backup",
+    ".hidden",
+]
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_only_a_pictures_suffix_makes_a_file(tmp_path, name):
+    where = f"{tmp_path}/{name}"
+    assert check_destination(where) == Path(where)
+    assert save_picture(picture(), where) == Path(where, "7-a-red-cube.png")
+
+
+@pytest.mark.parametrize(
+    "suffix", [".gif", ".BMP", ".tiff", ".avif", ".heic", ".svg", ".pgn", ".jpgg", ".jepg", ".wepb"]
+)
+def test_suffixes_of_other_pictures_and_misspelt_ones_are_refused(tmp_path, suffix):
+    for make in (check_destination, lambda path: save_picture(picture(), path)):
+        with pytest.raises(InputError, match=rf"unknown picture suffix '{suffix}'.*with a slash at its end"):
+            make(f"{tmp_path}/one{suffix}")
+    assert save_picture(picture(), f"{tmp_path}/one{suffix}/").parent == tmp_path / f"one{suffix}"
+
+
+def test_a_recipe_that_does_not_fit_is_refused_before_drawing(tmp_path):
+    large = picture("🦊" * 9_000, negative_prompt="🦊" * 9_000).recipe
+    for path, format in (("one.jpg", None), ("folder", "jpeg")):
+        with pytest.raises(InputError, match="EXIF data is too long; png holds it"):
+            check_destination(tmp_path / path, format, large)
+        check_destination(tmp_path / path, format, picture().recipe)
+    check_destination(tmp_path / "one.png", recipe=large)
+    check_destination(tmp_path / "one.webp", recipe=large)
+
+
+def test_a_picture_is_on_the_disk_before_it_gets_its_name_and_then_the_name_is(tmp_path, monkeypatch):
+    told = []
+    fsync, link = os.fsync, os.link
+
+    def note_sync(descriptor):
+        told.append("folder" if os.fstat(descriptor).st_mode & 0o40000 else "file")
+        fsync(descriptor)
+
+    def note_link(source, target):
+        told.append("name")
+        link(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "link", note_link)
+    save_picture(picture(), tmp_path / "one.png")
+    assert told == ["file", "name", "folder"]
+
+
+def test_a_picture_is_whole_before_it_gets_its_name(tmp_path, monkeypatch):
+    link = os.link
+
+    def look(source, target):
+        assert not Path(target).exists()
+        assert read_recipe(source) == picture().recipe
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", look)
+    save_picture(picture(), tmp_path / "one.png")
+    assert read_recipe(tmp_path / "one.png") == picture().recipe
+
+
+def test_a_pipe_in_a_pictures_place_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(InputError, match=r"pipe\.png: it is a named pipe, not a file"):
+        read_recipe(tmp_path / "pipe.png")
+    assert save_picture(picture(), tmp_path / "pipe.png").name == "pipe-2.png"

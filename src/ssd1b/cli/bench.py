@@ -196,7 +196,7 @@ def _told(what: "Mapping[str, Any]", rows: "list[Row]") -> str:
 def _write(folder: Path, tables: list[dict[str, Any]]) -> None:
     """After each table, so that nothing is lost where the next one is stopped."""
     from ssd1b.bench.plot import plot
-    from ssd1b.weights.files import replacing
+    from ssd1b.saving import replacing
 
     lines = "".join(json.dumps(table) + "\n" for table in tables)
     for name, text in zip(FILES, (lines, plot(tables)), strict=True):

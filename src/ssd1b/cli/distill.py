@@ -280,7 +280,7 @@ def _duration(seconds: float) -> str:
 
 def _show_layers(folder: Path, planned: "Sequence[PlannedStage]") -> None:
     from ssd1b.distill.picture import draw_layers
-    from ssd1b.weights.files import replacing
+    from ssd1b.saving import replacing
 
     picture = draw_layers(planned)
     keys = planned[-1].layers.keys

@@ -3,8 +3,10 @@
 This module imports torch; commands import it when they get to work.
 """
 
+import itertools
 import os
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Set
@@ -14,17 +16,20 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+import click
+from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
 from ssd1b.cli.options import ModelChoice
 from ssd1b.diffusion.samplers import Step
-from ssd1b.errors import line
-from ssd1b.images import Picture, to_images, to_pixels
+from ssd1b.errors import InputError, line
+from ssd1b.files import open_regular
+from ssd1b.images import Picture, save_picture, to_images, to_pixels
 from ssd1b.pipeline import Pipeline
 from ssd1b.runtime import choose_device, choose_dtype
+from ssd1b.saving import replacing
 from ssd1b.settings import DEFAULT_MODEL, GenerationSettings
 from ssd1b.speed.linear_decoder import LinearDecoder
-from ssd1b.weights.files import replacing
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +37,11 @@ if TYPE_CHECKING:
     from ssd1b.lab.store import Store
     from ssd1b.lab.sweep import Attempt, Cell, Model
 
-PREVIEW = "ssd1b-preview.png"
-"""The file, beside the pictures, that shows the one that is being drawn."""
+PREVIEW = "ssd1b-preview"
+"""Name of the PNG, beside the pictures, that shows the one that is being drawn."""
+
+_PREVIEW_MARK = "ssd1b-preview"
+"""Key of a text in it, by which it is known from a picture of the user's."""
 
 PREVIEW_SHARE = 0.1
 """How much of the time decoded previews may take, and those between them."""
@@ -143,9 +151,44 @@ def draw(
     return picture
 
 
+def save(picture: Picture, out: str, format: str | None) -> Path:
+    """Save a finished picture, in the folder for temporary files if its own place takes it no longer.
+
+    Raises:
+        InputError: its own place took it not; the message says where the picture is.
+    """
+    try:
+        return save_picture(picture, out, format)
+    except InputError as error:
+        folder = tempfile.mkdtemp(prefix="ssd1b-")
+        try:
+            kept = save_picture(picture, folder + os.sep, format)
+        except InputError:
+            os.rmdir(folder)
+            raise InputError(f"{error}; {folder} does not take the picture either, so it is lost") from None
+        raise InputError(f"{error}; the picture is kept as {kept}, and no other was begun") from None
+
+
+def preview_file(folder: Path) -> Path:
+    """The name for a preview: the first that is free, or that an earlier preview left."""
+    for number in itertools.count(1):
+        path = folder / (f"{PREVIEW}.png" if number == 1 else f"{PREVIEW}-{number}.png")
+        if not os.path.lexists(path) or _is_preview(path):
+            return path
+    raise AssertionError("numbers do not end")
+
+
+def _is_preview(path: Path) -> bool:
+    try:
+        with open_regular(path) as file, Image.open(file, formats=["PNG"]) as image:
+            return not path.is_symlink() and image.info.get(_PREVIEW_MARK) is not None
+    except (InputError, OSError, SyntaxError, ValueError):  # no PNG, or a damaged one
+        return False
+
+
 @contextmanager
 def preview(pipeline: Pipeline, folder: Path) -> Iterator[Callable[[Step], None]]:
-    """Give a function that shows steps in ``PREVIEW``; in the end the file goes.
+    """Give a function that shows steps in ``preview_file``; in the end the file goes.
 
     They are decoded as often as costs little, and in between by what was learnt from the last decoding of the
     same picture.
@@ -153,12 +196,16 @@ def preview(pipeline: Pipeline, folder: Path) -> Iterator[Callable[[Step], None]
     Raises:
         InputError: the file cannot be written.
     """
-    path = folder / PREVIEW
+    path = preview_file(folder)
+    if path.stem != PREVIEW:
+        click.echo(f"preview: {click.format_filename(path)}", err=True)
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text(_PREVIEW_MARK, "a preview, which goes when the picture is finished")
     due = {"decoding": 0.0, "sketch": 0.0}
     sketch: LinearDecoder | None = None
 
     def show(step: Step) -> None:
-        nonlocal sketch
+        nonlocal sketch, path
         if step.index == 0:  # of another picture than the one before
             sketch = None
         begin, latents = time.perf_counter(), step.denoised
@@ -171,12 +218,14 @@ def preview(pipeline: Pipeline, folder: Path) -> Iterator[Callable[[Step], None]
             (image,) = to_images(sketch(latents))
         else:
             return
-        with replacing(path) as aside:
-            image.save(aside, "PNG", compress_level=1)
+        path = preview_file(folder) if not _is_preview(path) else path
+        with replacing(path, durable=False) as aside:
+            image.save(aside, "PNG", compress_level=1, pnginfo=mark)
         end = time.perf_counter()
         due[way] = end + (end - begin) * (1 / PREVIEW_SHARE - 1)
 
     try:
         yield show
     finally:
-        path.unlink(missing_ok=True)
+        if _is_preview(path):
+            path.unlink()

@@ -175,8 +175,9 @@ def _folder(
 
 
 def _write(folder: Path, facts: dict[str, Any], results: list[_Result]) -> None:
+    from ssd1b.saving import replacing
     from ssd1b.tabletop.sheet import contact_sheet
-    from ssd1b.weights.files import replacing, write_json
+    from ssd1b.weights.files import write_json
 
     with replacing(folder / "evaluation.json") as aside:
         write_json(aside, facts)

@@ -74,13 +74,15 @@ def command(
 
     from ssd1b.advice import advise
     from ssd1b.cli import drawing
-    from ssd1b.images import check_destination, save_picture
+    from ssd1b.images import check_destination
 
     folder = check_destination(out, picture_format)
     pipeline = drawing.load(choice)
     first = pipeline.settings(prompts[0], preset=chosen_preset, **given)
     for line in advise(first, pipeline.layout.size, pipeline.family):
         click.echo(f"advice: {line}", err=True)
+    for prompt in prompts:
+        check_destination(out, picture_format, pipeline.recipe(replace(first, prompt=prompt)))
     total = len(prompts) * count
     loaded = time.perf_counter()
     previews = drawing.preview(pipeline, folder) if preview else nullcontext()
@@ -89,7 +91,7 @@ def command(
             settings = replace(first, prompt=prompts[index // count], seed=(first.seed + index) % 2**64)
             start = time.perf_counter()
             picture = drawing.draw(pipeline, settings, bar, show)
-            path = str(save_picture(picture, out, picture_format))
+            path = str(drawing.save(picture, out, picture_format))
             seconds = time.perf_counter() - start
             with tqdm.external_write_mode():
                 click.echo(_line(path, settings, seconds) if as_json else click.format_filename(path))

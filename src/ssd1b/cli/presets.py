@@ -89,7 +89,7 @@ def _kept(path: Path, name: str | None) -> Path:
     if there is not None:
         raise InputError(f"there is a preset {preset.name!r} already ({there}): take another --name")
 
-    from ssd1b.weights.files import replacing
+    from ssd1b.saving import replacing
 
     kept = users_folder() / f"{preset.name}.toml"
     with replacing(kept) as aside:

@@ -58,7 +58,7 @@ def _write(store: "Store", chosen: str | None, metric: str | None, out: Path) ->
     from ssd1b.lab.export import contact_sheets, write_csv, write_parquet
     from ssd1b.lab.report import write_page
     from ssd1b.lab.results import load_results
-    from ssd1b.weights.files import replacing
+    from ssd1b.saving import replacing
 
     results = load_results(store, chosen)
     if results.missing:

@@ -9,6 +9,7 @@ from ssd1b.cli.again import model_name
 from ssd1b.cli.options import ModelChoice, check_settings, computing_options, model_options, out_option
 from ssd1b.computing import DEFAULT
 from ssd1b.errors import InputError
+from ssd1b.files import named, open_regular
 from ssd1b.recipe import Recipe
 from ssd1b.settings import DEFAULT_MODEL
 
@@ -35,7 +36,7 @@ def command(image: str, out: str, choice: ModelChoice) -> None:
       ssd1b rerun pictures/7-an-astronaut-riding-a-horse.png
     """  # noqa: D301 (\b keeps click from wrapping)
     from ssd1b.cli import drawing
-    from ssd1b.images import check_destination, read_recipe, save_picture
+    from ssd1b.images import check_destination, read_recipe
 
     recipe = read_recipe(image)
     original = _exact_pixels(image)
@@ -60,9 +61,10 @@ def command(image: str, out: str, choice: ModelChoice) -> None:
         )
         pipeline = drawing.load(choice)
         settings = pipeline.settings(recipe.prompt, **given)
+    check_destination(out, recipe=pipeline.recipe(settings))
     with drawing.progress_bar(settings.steps) as bar:
         picture = drawing.draw(pipeline, settings, bar)
-    click.echo(click.format_filename(save_picture(picture, out)))
+    click.echo(click.format_filename(drawing.save(picture, out, None)))
     if isinstance(recipe, Recipe):
         click.echo(_verdict(original, picture.image), err=True)
         if changes := _changes(recipe, picture.recipe):
@@ -78,12 +80,14 @@ def _exact_pixels(path: str) -> "Image.Image | None":
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with open_regular(path) as file, Image.open(file, formats=["PNG"]) as image:
             return image.convert("RGB")
     except UnidentifiedImageError:
         return None
+    except InputError:
+        raise
     except (OSError, SyntaxError, ValueError) as error:  # Pillow has many words for damage
-        raise InputError(f"{path!r}: its pixels are damaged: {error}") from None
+        raise InputError(f"{named(path)}: its pixels are damaged: {error}") from None
 
 
 def _available(device: str) -> str | None:

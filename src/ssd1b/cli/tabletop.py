@@ -67,10 +67,10 @@ def render_command(count: int, seed: int, split: Split, world: str, out: str) ->
     from PIL import Image
     from tqdm import tqdm
 
+    from ssd1b.saving import replacing
     from ssd1b.tabletop.captions import full_caption
     from ssd1b.tabletop.renderer import render
     from ssd1b.tabletop.scenes import WORLDS, scene
-    from ssd1b.weights.files import replacing
 
     for index in tqdm(range(count), unit="picture", disable=None, leave=False):
         each = scene(seed, index, split=split, world=WORLDS[world])
@@ -106,11 +106,11 @@ def show_command(count: int, seed: int, split: Split, world: str, model: str | N
 
     from tqdm import tqdm
 
+    from ssd1b.saving import replacing
     from ssd1b.tabletop.captions import full_caption
     from ssd1b.tabletop.renderer import render
     from ssd1b.tabletop.scenes import WORLDS, scene
     from ssd1b.tabletop.sheet import contact_sheet
-    from ssd1b.weights.files import replacing
 
     scenes = [scene(seed, index, split=split, world=WORLDS[world]) for index in range(count)]
     if model is None:

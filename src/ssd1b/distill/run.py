@@ -22,10 +22,11 @@ from ssd1b.models.text import TextEncoders
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.models.vision import IMAGE_ENCODER
+from ssd1b.saving import check_renewable, renewing, replacing
 from ssd1b.training.loop import Batches, LoopSettings
 from ssd1b.training.precision import training_dtype
 from ssd1b.training.processes import accelerator
-from ssd1b.weights.files import read_json, replacing, write_json, write_tensors
+from ssd1b.weights.files import read_json, write_json, write_tensors
 from ssd1b.weights.folder import save_folder
 from ssd1b.weights.keymap import PARTS
 from ssd1b.weights.loading import read_part
@@ -42,6 +43,7 @@ CONFIG = "distill.json"
 """In the run's folder: what was asked for, all of it, and what came of it."""
 
 IMPORTANCE = "importance.json"
+MODEL, MODEL_FILE = "model", "model.safetensors"
 _ENCODING_MINUTES = 7 * 24 * 60.0
 EXAMPLES, EXAMPLE_SIZE = 8, 8
 """Batches, and pictures in each, on which importance is measured."""
@@ -80,19 +82,21 @@ def measured_importance(
         examples = [objective(batches[step]).inputs for step in range(EXAMPLES)]
     found = block_importance(teacher.unet().to(device, dtype), examples)
     if path:
-        with replacing(path) as aside:
+        with renewing(path) as aside:
             write_json(aside, {"of": of, "blocks": found})
     return found
 
 
 def check_free(out: Path, *, resume: bool) -> None:
-    """See that ``out`` holds no run, or one that is to be gone on with.
+    """See that ``out`` holds no run, or one that is to be continued, and nothing else in a result's place.
 
     Raises:
-        InputError: there is a run and ``resume`` is False.
+        InputError: there is a run and ``resume`` is False; or something that no run wrote is in the way.
     """
     if _begun(out) and not resume:
         raise InputError(f"{out} holds a run already: go on with --resume, or name another folder")
+    for name in (MODEL, MODEL_FILE, IMPORTANCE, *([] if _begun(out) else [CONFIG])):
+        check_renewable(out / name)
 
 
 def claim(out: Path, config: Mapping[str, Any]) -> None:
@@ -104,7 +108,7 @@ def claim(out: Path, config: Mapping[str, Any]) -> None:
     path = out / CONFIG
     told = json.loads(json.dumps(config))
     if not _begun(out):
-        with replacing(path) as aside:
+        with renewing(path) as aside:
             write_json(aside, {**told, "ssd1b_version": version("ssd1b")})
         return
     there = read_json(path)
@@ -219,20 +223,21 @@ def write_model(out: Path, student: UNet, teacher: Teacher) -> Made:
     parts = {part: read_part(teacher.checkpoint, part) for part in PARTS if part != "unet"}
     parts["unet"] = {name: tensor.to(teacher.stored_dtype) for name, tensor in student.state_dict().items()}
     made = _made(out, teacher)
-    with replacing(made.folder) as aside:
+    with renewing(made.folder) as aside:
         save_folder(aside, info, parts)
         images = teacher.checkpoint.path / IMAGE_ENCODER
         if images.is_dir():
             shutil.copytree(images, aside / IMAGE_ENCODER)
     if made.file is not None:
-        save_single_file(made.file, info, parts, overwrite=True)
+        with renewing(made.file) as aside:
+            save_single_file(aside, info, parts)
     return made
 
 
 def _made(out: Path, teacher: Teacher) -> Made:
     layout = teacher.info.layout
     clip = {layout.text_encoder.vocab_size, layout.text_encoder_2.vocab_size} == {VOCABULARY_SIZE}
-    return Made(out / "model", out / "model.safetensors" if clip else None)
+    return Made(out / MODEL, out / MODEL_FILE if clip else None)
 
 
 def _weights(folder: Path) -> Path:

@@ -14,9 +14,9 @@ from ssd1b.lab.results import SEED, Results
 from ssd1b.lab.store import Store
 from ssd1b.lab.sweep import PROMPT, Choice
 from ssd1b.presets import as_toml
+from ssd1b.saving import replacing
 from ssd1b.settings import Preset
 from ssd1b.tabletop.sheet import table
-from ssd1b.weights.files import replacing
 
 SHEETS = 8
 """Prompts that get a contact sheet."""

@@ -19,10 +19,11 @@ from ssd1b.lab.store import Store
 from ssd1b.lab.sweep import Model, Sweep
 from ssd1b.presets import NEGATIVE_PROMPTS
 from ssd1b.sampler_names import SAMPLERS
+from ssd1b.saving import replacing
 from ssd1b.settings import ARTICLE, GenerationSettings, resolve_settings
 from ssd1b.tabletop.degradations import DEGRADATIONS
 from ssd1b.tabletop.evaluation import SEED as SCENES
-from ssd1b.weights.files import replacing, write_json
+from ssd1b.weights.files import write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -23,7 +23,7 @@ from ssd1b.lab.figures import MEANING, curves, pareto
 from ssd1b.lab.results import EMPTY, PASSES, SEED, Results
 from ssd1b.lab.store import Store
 from ssd1b.lab.sweep import PROMPT
-from ssd1b.weights.files import replacing
+from ssd1b.saving import replacing
 
 MAX_PICTURES = 2000
 """In the page; the others are in the store's folder."""

@@ -18,7 +18,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from ssd1b.errors import InputError
-from ssd1b.weights.files import replacing
+from ssd1b.saving import replacing
 
 FILE = "cells.sqlite"
 PICTURES = "pictures"

@@ -19,8 +19,9 @@ from ssd1b.lab.results import PASSES
 from ssd1b.lab.store import FAILED, Store
 from ssd1b.lab.sweep import Attempt, Cell, Model, Sweep, cells, draw
 from ssd1b.lab.tune import Candidate, Choice, Pair, Seen, Tuned
+from ssd1b.saving import replacing
 from ssd1b.tabletop.evaluation import SEED
-from ssd1b.weights.files import replacing, write_json
+from ssd1b.weights.files import write_json
 
 if TYPE_CHECKING:
     import optuna

@@ -22,9 +22,9 @@ from ssd1b.models.layers import sinusoidal_embedding
 from ssd1b.models.unet import Through, UNet
 from ssd1b.models.vae import VAE
 from ssd1b.runtime import cache_folder
+from ssd1b.saving import renewing
 from ssd1b.tensors import Latents, PooledEmbeds, PromptEmbeds, TimeIds, Timesteps
 from ssd1b.weights.checkpoint import Part
-from ssd1b.weights.files import replacing
 
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
@@ -252,7 +252,7 @@ def save(model: Any, file: Path, *, half: bool) -> None:
         file: ends with .xml; weights go beside it.
         half: store them in 16 bits.
     """
-    with replacing(file.parent) as aside:
+    with renewing(file.parent) as aside:
         aside.mkdir(parents=True)
         library("openvino").save_model(model, aside / file.name, compress_to_fp16=half)
 

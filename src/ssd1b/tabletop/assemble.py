@@ -17,6 +17,7 @@ from ssd1b.models.tokenizer import load_tokenizer
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.models.vision import CLIP_VISION_MINI, IMAGE_ENCODER, ImageEncoder, vision_config
+from ssd1b.saving import check_renewable, renewing, replacing
 from ssd1b.tabletop import train_clip, train_judge, train_unet, train_vae
 from ssd1b.tabletop.judge import load_judge
 from ssd1b.tabletop.scenes import WORLDS
@@ -25,7 +26,7 @@ from ssd1b.tabletop.train_clip import ContrastiveTrio
 from ssd1b.training.loop import LoopSettings
 from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import ModelInfo
-from ssd1b.weights.files import replacing, write_json, write_tensors
+from ssd1b.weights.files import write_json, write_tensors
 from ssd1b.weights.folder import save_folder
 from ssd1b.weights.loading import load_component, open_checkpoint
 from ssd1b.weights.vocabulary import PADDING, write_tokenizer
@@ -115,6 +116,7 @@ def train_part(
         judge = start and load_judge(start)
         return _save(train_judge.train_judge(run / part, vae, start=judge, **how), run / part)
 
+    check_renewable(run / "model")
     companions = _companions(run, start)
     beside = (companions.vae.to(device), companions.text, run)
     if start is None:
@@ -165,11 +167,14 @@ def _realign(run: Path, how: dict[str, Any]) -> Path:
     model = run / "model"
     if not model.exists():
         raise InputError(f"{model} is missing: train 'unet' first, in the same run")
+    check_renewable(model)
     trio = _taken_trio(model)
     trio.text_encoder.requires_grad_(False)
     trio.text_encoder_2.requires_grad_(False)
     trained = train_clip.train_clip(run / "image-encoder", _tokenizers(run, model), start=trio, **how)
-    _save_image_encoder(trained.image_encoder, model)
+    with renewing(model) as aside:
+        shutil.copytree(model, aside, ignore=shutil.ignore_patterns(IMAGE_ENCODER))
+        _save_image_encoder(trained.image_encoder, aside)
     return model
 
 
@@ -182,17 +187,18 @@ def assemble(target: Path, unet: UNet, companions: Companions) -> Path:
         "text_encoder_2": companions.text.encoder_2.state_dict(),
     }
     info = ModelInfo(layout=MINI_SDXL, tokenizers=companions.tokenizers, settings=DEFAULTS)
-    save_folder(target, info, parts, dtype=torch.float16, overwrite=True)
-    _save_image_encoder(companions.image_encoder, target)
+    with renewing(target) as aside:
+        save_folder(aside, info, parts, dtype=torch.float16)
+        _save_image_encoder(companions.image_encoder, aside)
     return target
 
 
 def _save_image_encoder(encoder: ImageEncoder, model: Path) -> None:
-    with replacing(model / IMAGE_ENCODER) as folder:
-        folder.mkdir()
-        halves = {name: tensor.half() for name, tensor in encoder.state_dict().items()}
-        write_tensors(folder / "model.safetensors", halves, {})
-        write_json(folder / "config.json", vision_config(CLIP_VISION_MINI))
+    folder = model / IMAGE_ENCODER
+    folder.mkdir()
+    halves = {name: tensor.half() for name, tensor in encoder.state_dict().items()}
+    write_tensors(folder / "model.safetensors", halves, {})
+    write_json(folder / "config.json", vision_config(CLIP_VISION_MINI))
 
 
 def _tokenizers(run: Path, start: Path | None) -> dict[str, Path]:

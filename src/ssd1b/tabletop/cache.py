@@ -1,12 +1,13 @@
 """Arrays that are slow to make and read many times, kept in shards on disk."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
+
+from ssd1b.saving import replacing
 
 SHARD = 1024
 """Items per file: what is lost when the making is interrupted."""
@@ -24,10 +25,9 @@ class Shards:
         for start in tqdm(range(0, count, SHARD), desc=label, unit="shard", disable=None):
             path = folder / f"{start:08d}.npy"
             if not path.exists():
-                aside = path.with_suffix(".partial")
-                with aside.open("wb") as file:
-                    np.save(file, make(range(start, start + SHARD)))
-                os.replace(aside, path)
+                items = make(range(start, start + SHARD))
+                with replacing(path) as aside, aside.open("wb") as file:
+                    np.save(file, items)
             self._parts.append(np.load(path, mmap_mode="r"))
 
     def __len__(self) -> int:

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ssd1b.errors import InputError
+from ssd1b.saving import replacing
 from ssd1b.training.guard import Guard
 from ssd1b.training.optimizers import Optimizers
 from ssd1b.training.processes import Processes, shared_out, whole
 from ssd1b.training.settings import LoopSettings
-from ssd1b.weights.files import replacing, write_tensors
+from ssd1b.weights.files import write_tensors
 
 FOLDER = "checkpoints"
 """In a run's folder."""

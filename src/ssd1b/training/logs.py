@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssd1b.errors import InputError
-from ssd1b.weights.files import replacing
+from ssd1b.saving import replacing
 
 _Values = Mapping[str, float | Tensor]
 

@@ -3,14 +3,9 @@
 The library parses; what this module adds is a sentence for people when it refuses.
 """
 
-import errno
 import json
 import math
-import os
-import shutil
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ssd1b.errors import InputError
+from ssd1b.files import check_regular, named, open_regular, read_file, reason
+from ssd1b.saving import replacing as replacing  # for those who still import it from here
 
 Shape = tuple[int, ...]
 
@@ -68,18 +65,19 @@ def open_file(path: Path) -> Any:
     Raises:
         InputError: no such file, not readable, or not a safetensors file, whatever its name says.
     """
+    check_regular(path)
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise InputError(
-            f"{path}: {_describe(path, str(error))}; only whole safetensors files are read"
+            f"{named(path)}: {_describe(path, str(error))}; only whole safetensors files are read"
         ) from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise InputError(f"cannot read {named(path)}: {reason(error)}") from error
 
 
 def _describe(path: Path, reason: str) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(64).lstrip()
     if not start:
         return "an empty file"
@@ -121,12 +119,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, or something else in it.
     """
-    try:
-        if path.stat().st_size > _LARGEST_JSON:
-            raise InputError(f"{path}: larger than {_LARGEST_JSON >> 20} MiB, which no configuration is")
-        return parse_json(path.read_bytes(), str(path))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return parse_json(read_file(path, most=_LARGEST_JSON), named(path))
 
 
 def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
@@ -152,68 +145,18 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file and wait until it is on the disk.
+    """Write a safetensors file.
 
     "format": "pt" is what transformers and diffusers demand.
+
+    Raises:
+        OSError: the disk refused.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path.touch()
     usual = path.stat().st_mode
-    save_file(contiguous, path, metadata={"format": "pt", **metadata})
+    try:
+        save_file(contiguous, path, metadata={"format": "pt", **metadata})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     path.chmod(usual)  # safetensors makes files that nobody else can read
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def replacing(target: Path, temporary: Path | None = None) -> Iterator[Path]:
-    """Give a temporary path, and move what was written there into place at the end.
-
-    If anything goes wrong, a full disk or Ctrl-C, the temporary is removed and ``target`` is what it was.
-
-    Args:
-        target: the file or folder to be written.
-        temporary: on the same disk, and this process's alone; if None, one beside ``target``. SIGKILL
-            leaves it behind: whoever gives a name can find it and remove it.
-
-    Raises:
-        InputError: the disk refused.
-    """
-    temporary = temporary or target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _move(temporary, target)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write {target}: {_reason(error)}; nothing was changed") from error
-    finally:
-        _remove(temporary)
-
-
-def _move(source: Path, target: Path) -> None:
-    if not target.is_dir():
-        source.replace(target)
-        return
-    # A directory cannot replace another in a single step: the old one steps aside, and comes back on failure.
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
-    target.rename(aside)
-    try:
-        source.rename(target)
-    except BaseException:
-        aside.rename(target)
-        raise
-    _remove(aside)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    elif path.exists():  # unlink(missing_ok=True) still raises if a file stands where its folder should
-        path.unlink()
-
-
-def _reason(error: Exception) -> str:
-    code = getattr(error, "errno", None)
-    if code == errno.ENOSPC or "No space left" in str(error):
-        return "no space left on the disk"
-    return getattr(error, "strerror", None) or str(error)

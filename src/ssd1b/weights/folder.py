@@ -1,5 +1,6 @@
 """Diffusers folders, read and written: ``model_index.json``, a folder a network, fp16 variants, shards."""
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ssd1b.errors import InputError
+from ssd1b.files import named
 from ssd1b.layouts import VAELayout
+from ssd1b.saving import writing
 from ssd1b.weights import configs
 from ssd1b.weights.checkpoint import (
     SDXL_SCHEDULER,
@@ -28,7 +31,6 @@ from ssd1b.weights.files import (
     is_finite,
     read_header,
     read_json,
-    replacing,
     some,
     write_json,
     write_tensors,
@@ -167,27 +169,24 @@ def save_folder(
     weights: Mapping[str, Mapping[str, Tensor]],
     *,
     dtype: torch.dtype | None = None,
-    overwrite: bool = False,
 ) -> None:
     """Write a model as a folder that diffusers opens with ``StableDiffusionXLPipeline.from_pretrained``.
 
-    Nothing is half-written: the folder appears whole, and until then an old one stays.
+    Nothing is half-written: the folder appears whole.
 
     Args:
-        path: the folder; must not exist, or hold a model if ``overwrite``.
+        path: the folder; must not exist. To replace an older one, write within ``saving.renewing``.
         info: everything but the weights.
         weights: for each of ``keymap.PARTS`` its state dict.
         dtype: number format to write; None keeps each tensor's.
-        overwrite: replace an older model.
 
     Raises:
         InputError: weights that are not finite or not of this layout, a folder in the way, or a full disk.
     """
-    if path.exists() and not (overwrite and (path / "model_index.json").exists()):
-        advice = "is in the way" if overwrite else "exists already; choose another name or ask to overwrite"
-        raise InputError(f"{path} {advice}")
+    if os.path.lexists(path):
+        raise InputError(f"{named(path)} exists already: choose another name")
     part_configs = part_configurations(info)
-    with replacing(path) as temporary:
+    with writing(path) as temporary:
         for part in PARTS:
             tensors = prepared(part, weights[part], part_configs[part], dtype)
             (temporary / part).mkdir(parents=True)

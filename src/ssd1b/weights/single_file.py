@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ssd1b.errors import InputError
 from ssd1b.layouts import VAELayout
+from ssd1b.saving import check_free, writing
 from ssd1b.weights.checkpoint import (
     SDXL_SCHEDULER,
     Checkpoint,
@@ -22,7 +23,7 @@ from ssd1b.weights.checkpoint import (
     picture_size,
     store,
 )
-from ssd1b.weights.files import Header, parse_json, read_header, replacing, some, write_tensors
+from ssd1b.weights.files import Header, parse_json, read_header, some, write_tensors
 from ssd1b.weights.folder import part_configurations, prepared, read_settings
 from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS, PLAIN, UNUSED, from_original, our_name, to_original
 from ssd1b.weights.vocabulary import VOCABULARY_SIZE
@@ -156,10 +157,7 @@ def save_single_file(
         InputError: weights that are not finite or not of this layout, a vocabulary that is not CLIP's (the
             format has no place for a tokenizer), a file in the way, or a full disk.
     """
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise InputError(
-            f"{path} exists already; choose another name{'' if path.is_dir() else ' or ask to overwrite'}"
-        )
+    check_free(path, overwrite=overwrite)
     sizes = {info.layout.text_encoder.vocab_size, info.layout.text_encoder_2.vocab_size}
     if sizes != {VOCABULARY_SIZE}:
         raise InputError(
@@ -182,7 +180,7 @@ def save_single_file(
         "scheduler": info.scheduler,
         "settings": info.settings,
     }
-    with replacing(path) as temporary:
+    with writing(path, overwrite=overwrite) as temporary:
         write_tensors(temporary, tensors, {_METADATA: json.dumps(told, sort_keys=True)})
 
 

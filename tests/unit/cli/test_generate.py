@@ -266,3 +266,99 @@ def test_no_picture_is_sketched_from_the_one_before(generate, monkeypatch):
 
 def test_a_prompt_longer_than_one_chunk_draws_without_a_word(generate):
     assert len(generate("a cube and " * 40).err.splitlines()) == 1
+
+
+def test_a_preview_never_takes_the_users_file_away(generate, tmp_path, monkeypatch):
+    """Neither at the beginning nor at the end, nor one that the user puts there meanwhile."""
+    (tmp_path / "out").mkdir()
+    mine = tmp_path / "out/ssd1b-preview.png"
+    Image.new("RGB", (8, 8), "red").save(mine)
+    before, seen = mine.read_bytes(), []
+    drawn = Pipeline.steps
+
+    def look(self, batch):
+        for step in drawn(self, batch):
+            yield step
+            seen.append(sorted(path.name for path in (tmp_path / "out").iterdir()))
+            (tmp_path / "out/ssd1b-preview-2.png").write_text("mine, too")
+
+    monkeypatch.setattr(Pipeline, "steps", look)
+    result = generate("a cube", "--seed", 1, "--preview", "--out", "out")
+    assert "preview: out/ssd1b-preview-2.png" in result.err.splitlines()
+    assert seen[0] == ["ssd1b-preview-2.png", "ssd1b-preview.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "1-a-cube.png", "ssd1b-preview-2.png", "ssd1b-preview.png"
+    ]  # fmt: skip
+    assert mine.read_bytes() == before
+    assert (tmp_path / "out/ssd1b-preview-2.png").read_text() == "mine, too"
+
+
+def test_a_preview_that_was_left_behind_is_taken_up(generate, tmp_path, monkeypatch):
+    left = []
+    finish = Pipeline.pictures
+
+    def keep(self, *arguments):
+        left.append((tmp_path / "out/ssd1b-preview.png").read_bytes())
+        return finish(self, *arguments)
+
+    monkeypatch.setattr(Pipeline, "pictures", keep)
+    generate("a cube", "--seed", 1, "--preview", "--out", "out")
+    (tmp_path / "out/ssd1b-preview.png").write_bytes(left[0])
+    assert "preview: " not in generate("a cube", "--seed", 2, "--preview", "--out", "out").err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1-a-cube.png", "2-a-cube.png"]
+
+
+def test_a_folder_with_the_previews_name_stays(generate, tmp_path):
+    photos = tmp_path / "out/ssd1b-preview.png"
+    photos.mkdir(parents=True)
+    (photos / "one.jpg").touch()
+    generate("a cube", "--seed", 1, "--preview", "--out", "out")
+    assert [path.name for path in photos.iterdir()] == ["one.jpg"]
+
+
+def test_a_finished_picture_whose_folder_is_gone_is_kept_elsewhere(run, tmp_path, tiny_model, monkeypatch):
+    """The folder becomes a file after the first picture: the second one is kept, the third is not begun."""
+    drawn, begun = Pipeline.steps, []
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+    def spoil(self, batch):
+        begun.append(batch[0].seed)
+        yield from drawn(self, batch)
+        if batch[0].seed == 8:
+            (tmp_path / "out/7-a-cube.png").rename(tmp_path / "first.png")
+            (tmp_path / "out").rmdir()
+            (tmp_path / "out").touch()
+
+    monkeypatch.setattr(Pipeline, "steps", spoil)
+    result = run("generate", "a cube", "--seed", 7, "--count", 3, "--out", "out/", "--model", tiny_model)
+    assert (result.code, result.out, begun) == (2, "out/7-a-cube.png\n", [7, 8])
+    (kept,) = tmp_path.glob("ssd1b-*/8-a-cube.png")
+    assert result.err == (
+        f"error: cannot write out/: File exists; the picture is kept as {kept}, and no other was begun\n"
+    )
+    assert read_recipe(kept).settings.seed == 8
+
+
+def test_a_folder_that_is_removed_meanwhile_is_made_again(run, tmp_path, tiny_model, monkeypatch):
+    drawn = Pipeline.steps
+
+    def spoil(self, batch):
+        yield from drawn(self, batch)
+        if batch[0].seed == 8:
+            (tmp_path / "out/7-a-cube.png").unlink()
+            (tmp_path / "out").rmdir()
+
+    monkeypatch.setattr(Pipeline, "steps", spoil)
+    result = run("generate", "a cube", "--seed", 7, "--count", 2, "--out", "out", "--model", tiny_model)
+    assert (result.code, result.out) == (0, "out/7-a-cube.png\nout/8-a-cube.png\n")
+
+
+@pytest.mark.parametrize("place", [["--out", "one.jpg"], ["--out", "out", "--format", "jpeg"]])
+def test_a_recipe_that_does_not_fit_is_refused_before_drawing(run, tmp_path, tiny_model, monkeypatch, place):
+    monkeypatch.setattr(Pipeline, "steps", lambda *_: pytest.fail("drew"))
+    long = ["--negative", "🦊" * 9_000]
+    result = run("generate", "a cube", "b" * 9_000, *long, *place, "--model", tiny_model)
+    assert result.code == 2
+    assert result.err == "error: cannot write the picture as jpeg: EXIF data is too long; png holds it\n"
+    assert list(tmp_path.iterdir()) == []

@@ -89,7 +89,7 @@ def test_pixels_that_are_damaged_are_told_before_drawing(run, tmp_path, picture_
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) - 200])
     result = run("rerun", "cut.png")
     assert result.code == 2
-    assert result.err.startswith("error: 'cut.png': its pixels are damaged")
+    assert result.err.startswith("error: cut.png: its pixels are damaged")
     assert not (tmp_path / "pictures").exists()
 
 

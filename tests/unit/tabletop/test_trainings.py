@@ -15,6 +15,7 @@ from ssd1b.layouts import MINI_SDXL, VAE_MINI
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.models.vision import IMAGE_ENCODER
+from ssd1b.saving import renewing
 from ssd1b.tabletop import assemble, cache, train_clip, train_judge, train_unet, train_vae
 from ssd1b.tabletop.captions import full_caption
 from ssd1b.tabletop.scenes import PLAIN, WORLDS, scene
@@ -90,7 +91,11 @@ def test_a_unet_is_gone_on_with_beside_its_own_models_other_parts(tmp_path: Path
 
 def test_the_image_encoder_learns_alone(tmp_path: Path, few_pictures: None) -> None:
     model = hub.resolve("mini-sdxl", offline=True).path
-    shutil.copytree(model, tmp_path / "model")
+    with pytest.raises(InputError, match="a folder has that name"):
+        shutil.copytree(model, tmp_path / "mine/model")
+        assemble.train_part("image-encoder", tmp_path / "mine", steps=1, batch_size=32)
+    with renewing(tmp_path / "model") as aside:
+        shutil.copytree(model, aside)
     assemble.train_part("image-encoder", tmp_path, steps=1, batch_size=32)
     weights = Path(IMAGE_ENCODER, "model.safetensors")
     assert (tmp_path / "model" / weights).read_bytes() != (model / weights).read_bytes()

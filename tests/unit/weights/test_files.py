@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from ssd1b.errors import InputError
+from ssd1b.saving import replacing
 from ssd1b.weights.files import (
     is_finite,
     open_file,
     parse_json,
     read_header,
     read_json,
-    replacing,
     some,
     write_json,
     write_tensors,
@@ -98,9 +98,9 @@ def test_impostors_are_named(tmp_path, content, message):
 
 
 def test_what_is_not_there_or_no_file_is_named(tmp_path):
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot read"):
         read_header(tmp_path / "nothing.safetensors")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot read"):
         open_file(tmp_path)
 
 
@@ -158,12 +158,12 @@ def test_absurdly_large_json_is_not_read(tmp_path):
     path = tmp_path / "value.json"
     with path.open("wb") as file:
         file.truncate(2**40)
-    with pytest.raises(InputError, match="larger than 32 MiB"):
+    with pytest.raises(InputError, match="too large: allowed are 33554432 bytes"):
         read_json(path)
 
 
 def test_a_missing_json_is_named(tmp_path):
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot read"):
         read_json(tmp_path / "none.json")
     with pytest.raises(InputError, match="there: not valid JSON"):
         parse_json("{", "there")
@@ -190,61 +190,6 @@ def test_some_names():
     assert some("abcde") == "a, b, c and 2 more"
 
 
-def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
-    target = tmp_path / "model.safetensors"
-    target.write_bytes(b"old")
-    for failure in (KeyboardInterrupt, ZeroDivisionError):
-        with pytest.raises(failure), replacing(target) as temporary:
-            temporary.write_bytes(b"half")
-            raise failure
-    assert os.listdir(tmp_path) == ["model.safetensors"]
-    assert target.read_bytes() == b"old"
-
-
-def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path):
-    target = tmp_path / "model"
-    target.mkdir()
-    (target / "old").touch()
-    with pytest.raises(KeyboardInterrupt), replacing(target) as temporary:
-        temporary.mkdir()
-        (temporary / "new").touch()
-        raise KeyboardInterrupt
-    assert os.listdir(tmp_path) == ["model"]
-    assert os.listdir(target) == ["old"]
-
-
-def test_a_new_folder_takes_the_place_of_the_old(tmp_path):
-    target = tmp_path / "model"
-    target.mkdir()
-    (target / "old").touch()
-    with replacing(target) as temporary:
-        temporary.mkdir()
-        (temporary / "new").touch()
-    assert os.listdir(tmp_path) == ["model"]
-    assert os.listdir(target) == ["new"]
-
-
-def test_if_the_new_folder_cannot_be_moved_the_old_one_comes_back(tmp_path, monkeypatch):
-    target = tmp_path / "model"
-    target.mkdir()
-    (target / "old").touch()
-    rename = Path.rename
-
-    def refuse(self, other):
-        if self.name.endswith(".partial"):
-            raise PermissionError(13, "Permission denied")
-        return rename(self, other)
-
-    monkeypatch.setattr(Path, "rename", refuse)
-    with (
-        pytest.raises(InputError, match="Permission denied; nothing was changed"),
-        replacing(target) as temporary,
-    ):
-        temporary.mkdir()
-    assert os.listdir(tmp_path) == ["model"]
-    assert os.listdir(target) == ["old"]
-
-
 def test_a_disk_that_takes_no_more_is_named_and_the_old_file_kept(tmp_path):
     target = tmp_path / "model.safetensors"
     target.write_bytes(b"old")
@@ -258,11 +203,6 @@ def test_a_disk_that_takes_no_more_is_named_and_the_old_file_kept(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert os.listdir(tmp_path) == ["model.safetensors"]
     assert target.read_bytes() == b"old"
-
-
-def test_a_full_disk_is_called_that(tmp_path):
-    with pytest.raises(InputError, match="no space left on the disk"), replacing(tmp_path / "model"):
-        raise OSError(28, "No space left on device")
 
 
 def test_tensors_that_do_not_lie_in_one_piece_are_written_right(tmp_path):

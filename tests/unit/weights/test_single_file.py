@@ -220,12 +220,12 @@ def test_8_bit_floats_are_read_and_told(tmp_path, tiny_file, tiny_weights):
 def test_a_file_that_is_there_is_not_overwritten_unless_asked(tmp_path, tiny_info, tiny_weights):
     target = tmp_path / "model.safetensors"
     target.write_bytes(b"old")
-    with pytest.raises(InputError, match="exists already; choose another name or ask to overwrite"):
+    with pytest.raises(InputError, match="is there already: choose another name, or add --overwrite"):
         save_single_file(target, tiny_info, tiny_weights)
     assert target.read_bytes() == b"old"
     save_single_file(target, tiny_info, tiny_weights, overwrite=True)
     assert open_checkpoint(target).info == tiny_info
-    with pytest.raises(InputError, match="exists already; choose another name"):
+    with pytest.raises(InputError, match="a folder has that name"):
         save_single_file(tmp_path, tiny_info, tiny_weights, overwrite=True)
 
 

@@ -12,6 +12,7 @@ from ssd1b.errors import InputError, shown, unknown
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.vae import VAE
 from ssd1b.runtime import DTYPES
+from ssd1b.saving import check_renewable, renewing
 from ssd1b.settings import Range
 from ssd1b.training.data.buckets import CROPS, Crop, buckets_for, nearest, place
 from ssd1b.training.data.cache import Cache, latents_cache, texts_cache
@@ -28,7 +29,7 @@ from ssd1b.training.data.order import Order
 from ssd1b.training.data.scan import Report, Scanned, scan
 from ssd1b.training.data.sources import open_source
 from ssd1b.training.loop import Batch
-from ssd1b.weights.files import replacing, write_json
+from ssd1b.weights.files import write_json
 
 _RANGES = {
     "size": Range(low=64, high=4096, multiple_of=8),
@@ -181,6 +182,7 @@ def open_data(
     Raises:
         InputError: there is no such source, or more of it is unusable than the settings allow.
     """
+    check_renewable(report)
     columns = Columns(image=settings.image_column, caption=settings.caption_column, split=settings.split)
     dtype = DTYPES[settings.dtype]
     examples = open_source(settings.path, columns, cache=cache)
@@ -223,7 +225,7 @@ def _judge(found: Report, settings: DataSettings, path: Path) -> None:
 
 
 def _write(path: Path, facts: dict[str, Any]) -> None:
-    with replacing(path) as aside:
+    with renewing(path) as aside:
         write_json(aside, facts)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.vae import VAE
 from ssd1b.runtime import dtype_name
-from ssd1b.weights.files import replacing
+from ssd1b.saving import replacing
 
 _CHECKSUM = "checksum"
 """A tensor beside the others, since safetensors notices that a file was cut short, but no flipped bit."""
@@ -53,7 +53,7 @@ class Cache:
             InputError: the disk refused.
         """
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        with replacing(self.path(key)) as aside:
+        with replacing(self.path(key), durable=False) as aside:
             aside.write_bytes(save({**tensors, _CHECKSUM: _checksum(tensors)}))
 
 

@@ -1,5 +1,6 @@
 """What the cache gives back is what was written under just this key, or nothing."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -61,9 +62,9 @@ def test_a_kill_between_write_and_rename_leaves_what_was_there(
 
     before = cache.path(KEY).read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "replace", kill)
+        patched.setattr(os, "link", kill)
         # A killed process tidies nothing up.
-        patched.setattr("ssd1b.weights.files._remove", lambda path: None)
+        patched.setattr("ssd1b.saving._remove", lambda path: None)
         for key in (KEY, "cd" * 20):
             with pytest.raises(Killed):
                 cache.write(key, {"latents": torch.zeros(3)})

@@ -1,0 +1,127 @@
+"""Paths that people give, and files that others wrote: the one place where a file is opened for reading.
+
+Only regular files are opened. A named pipe, a device or a socket in a file's place would make the program
+wait for ever.
+"""
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from ssd1b.errors import InputError
+
+_LONGEST = 160
+"""Characters of a path in a message."""
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def named(path: str | Path) -> str:
+    """Write a path into a message: a long one without its middle, quoted if it does not print plainly."""
+    text = str(path)
+    text = text if text.isprintable() and text.strip() == text != "" else repr(text)
+    half = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[: half - 3]}...{text[-half:]}"
+
+
+def reason(error: Exception) -> str:
+    """The operating system's words for what went wrong, without the path."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def check_path(path: str | Path) -> None:
+    """See that something can be called so here; nothing has to be there.
+
+    Raises:
+        InputError: the path has a null character, is too long for the file system, or leads through a folder
+            that may not be searched.
+    """
+    # Of a name behind a folder that is missing the system says nothing, so each is tried alone, too.
+    for each in (path, *Path(path).parts):
+        try:
+            os.lstat(each)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError) as error:  # ValueError: a null character, or half of a surrogate pair
+            raise InputError(f"{named(path)} cannot be a path here: {reason(error)}") from None
+
+
+def expanded(text: str) -> str:
+    """Check that a text can be a path, and replace ``~`` and ``~user`` at its beginning.
+
+    Nothing has to be there. A slash at the end stays.
+
+    Raises:
+        InputError: it is empty, or names a user who does not exist, or as ``check_path``.
+    """
+    if not text:
+        raise InputError("a path is empty: it must name a file or folder")
+    path = os.path.expanduser(text)
+    check_path(path)
+    if path.startswith("~") and not os.path.lexists(path):
+        raise InputError(f"{named(text)}: there is no user of that name, or no home folder")
+    return path
+
+
+def kind_of(path: str | Path) -> str | None:
+    """Say what something is, as "a folder", if it is no regular file; links are followed.
+
+    Raises:
+        OSError: nothing is there.
+    """
+    mode = os.stat(path).st_mode
+    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "something else")
+
+
+def check_regular(path: str | Path) -> None:
+    """See that a file can be opened without waiting, for libraries that open it themselves.
+
+    Raises:
+        InputError: there is none, or it is something else, as a folder or a named pipe.
+    """
+    try:
+        kind = kind_of(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {named(path)}: {reason(error)}") from None
+    if kind is not None:
+        raise InputError(f"cannot read {named(path)}: it is {kind}, not a file")
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading bytes.
+
+    Raises:
+        InputError: there is none, it is something else, as a folder or a named pipe, or it may not be read.
+    """
+    check_regular(path)
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise InputError(f"cannot read {named(path)}: {reason(error)}") from None
+
+
+def read_file(path: str | Path, *, most: int) -> bytes:
+    """Read a regular file.
+
+    Args:
+        path: of the file.
+        most: bytes that it may have.
+
+    Raises:
+        InputError: as ``open_regular``; it is larger, or the disk failed.
+    """
+    with open_regular(path) as file:
+        try:
+            data = file.read(most + 1)
+        except OSError as error:
+            raise InputError(f"cannot read {named(path)}: {reason(error)}") from None
+    if len(data) > most:
+        raise InputError(f"{named(path)} is too large: allowed are {most} bytes")
+    return data
