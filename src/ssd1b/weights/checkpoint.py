@@ -7,6 +7,7 @@ them.
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from ssd1b.layouts import (
 )
 from ssd1b.weights import configs
 from ssd1b.weights.detect import Shapes, detect_text_layout, detect_unet_layout, detect_vae_layout
-from ssd1b.weights.files import FLOATS, Shape, some
-from ssd1b.weights.keymap import PARTS, PLAIN, Form
+from ssd1b.weights.files import some
+from ssd1b.weights.keymap import PARTS
+from ssd1b.weights.stored import StoredTensor
 
 Layout = UNetLayout | VAELayout | TextLayout
 
@@ -45,25 +47,6 @@ SDXL_SCHEDULER: dict[str, Any] = {
 
 SETTINGS_FILE = "ssd1b.json"
 """In a model's folder: {"settings": {...}}, its defaults for generating."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredTensor:
-    """Where the bytes of one of our tensors lie.
-
-    Attributes:
-        file: the safetensors file.
-        name: the tensor's name in it.
-        dtype: the number format in it.
-        shape: our shape, which the form gives.
-        form: how to get our tensor out of the stored one.
-    """
-
-    file: Path
-    name: str
-    dtype: torch.dtype
-    shape: Shape
-    form: Form = PLAIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +105,7 @@ class Checkpoint(Surroundings):
         format: in words.
         parts: the networks found, by their names in ``keymap.PARTS``; a bare UNet has only ``unet``.
         size: side in pixels of the square picture the model was trained for.
-        other: names of tensors that belong to no network.
+        other: names of tensors that no network needs.
     """
 
     path: Path
@@ -201,7 +184,7 @@ class Checkpoint(Surroundings):
             elif any(dtype.itemsize == 1 for dtype in part.dtypes):
                 found.append(f"{name} is stored in 8-bit floats")
         if self.other:
-            found.append(f"{len(self.other)} tensors belong to no network: {some(self.other)}")
+            found.append(f"{len(self.other)} tensors are not needed and ignored: {some(self.other)}")
         return tuple(found)
 
 
@@ -221,8 +204,15 @@ class _Kind:
 
 _UNET = _Kind(detect_unet_layout, configs.unet_layout, ("head_dim", "norm_groups", "time_ids_dim"))
 _VAE = _Kind(detect_vae_layout, configs.vae_layout, ("norm_groups", "scaling_factor"))
-_TEXT = _Kind(detect_text_layout, configs.text_layout, ("heads", "activation"))
-_KINDS = {"unet": _UNET, "vae": _VAE, "text_encoder": _TEXT, "text_encoder_2": _TEXT}
+_TEXT, _TEXT_2 = (
+    _Kind(
+        partial(detect_text_layout, second=second),
+        partial(configs.text_layout, second=second),
+        ("heads", "activation"),
+    )
+    for second in (False, True)
+)
+_KINDS = {"unet": _UNET, "vae": _VAE, "text_encoder": _TEXT, "text_encoder_2": _TEXT_2}
 
 
 def layout_of(part: str, shapes: Shapes, config: Mapping[str, Any] | None, where: str) -> Layout:
@@ -246,6 +236,9 @@ def layout_of(part: str, shapes: Shapes, config: Mapping[str, Any] | None, where
             eos_token_id=told.eos_token_id,
             pad_token_id=told.pad_token_id,
         )
+        # A configuration says by its class's name whether there is a projection; the weights know.
+        if told.projection_dim is None or found.projection_dim is None:
+            told = replace(told, projection_dim=found.projection_dim)
     if found != told:
         raise InputError(f"{where}: config and weights contradict each other: {_difference(told, found)}")
     return found
@@ -271,29 +264,3 @@ def _difference(told: Layout, found: Layout) -> str:
         index = next(index for index in range(len(a)) if a[index] != b[index])
         name, a, b = f"level {index}", a[index], b[index]
     return f"{name} is {a} in the config, {b} in the weights"
-
-
-def store(
-    table: dict[str, StoredTensor],
-    name: str,
-    *,
-    file: Path,
-    stored: str,
-    entry: tuple[str, Shape],
-    form: Form = PLAIN,
-) -> None:
-    """Enter one of our tensors into the table of its network.
-
-    Raises:
-        InputError: it is there already, or its numbers are no floats.
-    """
-    number_format, shape = entry
-    if name in table:
-        raise InputError(f"{file}: {name} is there twice: {table[name].name} and {stored}")
-    if number_format not in FLOATS:
-        raise InputError(
-            f"{file}: {stored} holds {number_format}; only {', '.join(FLOATS)} are read, no quantised weights"
-        )
-    table[name] = StoredTensor(
-        file=file, name=stored, dtype=FLOATS[number_format], shape=form.shape(shape), form=form
-    )

@@ -228,8 +228,8 @@ def vae_config(layout: VAELayout, sample_size: int) -> dict[str, Any]:
     }
 
 
-def text_layout(config: Config, where: str) -> TextLayout:
-    """Read a transformers CLIPTextConfig; ``where`` names it in errors.
+def text_layout(config: Config, where: str, *, second: bool) -> TextLayout:
+    """Read a transformers CLIPTextConfig; ``where`` names it in errors, ``second`` is SDXL's second encoder.
 
     SDXL's own files carry the token ids 0, 2 and 1, which were wrong from the start (transformers#24773).
     ``eos_token_id == 2`` is the sign of it; then CLIP's last two tokens are begin and end. The padding token
@@ -259,7 +259,7 @@ def text_layout(config: Config, where: str) -> TextLayout:
         max_length=read.integer("max_position_embeddings", 77),
         bos_token_id=eos - 1 if legacy else read.integer("bos_token_id", eos - 1, least=0),
         eos_token_id=eos,
-        pad_token_id=(0 if projects else eos) if legacy else read.integer("pad_token_id", eos, least=0),
+        pad_token_id=(0 if second else eos) if legacy else read.integer("pad_token_id", eos, least=0),
     )
 
 

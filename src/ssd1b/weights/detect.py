@@ -4,12 +4,12 @@ What shapes do not tell (head size, norm groups, activations, the scaling factor
 ``config.json``; without one, the values that the whole family shares are assumed. ``keymap`` has the names.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from ssd1b.errors import InputError
 from ssd1b.layouts import Level, TextLayout, UNetLayout, VAELayout
 from ssd1b.weights.files import Shape
-from ssd1b.weights.keymap import count, words
+from ssd1b.weights.keymap import RESNET, TEXT_LAYER, TRANSFORMER, count, has
 
 Shapes = Mapping[str, Shape]
 
@@ -29,15 +29,14 @@ def detect_unet_layout(
         InputError: not a UNet of SDXL's kind, or one that these three numbers do not fit.
     """
     where = "not a UNet of SDXL's kind"
-    prefixes = words(shapes)
     conv_in = _shape(shapes, "conv_in.weight", 4, where)
     conv_out = _shape(shapes, "conv_out.weight", 4, where)
     sizes = _shape(shapes, "add_embedding.linear_1.weight", 2, where)
-    number = count("down_blocks", prefixes)
+    number = count("down_blocks.{}.resnets.0", RESNET, shapes.keys())
     levels = []
     for i in range(number):
         channels = _shape(shapes, f"down_blocks.{i}.resnets.0.conv1.weight", 4, where)[0]
-        down, up = (_depths(block, prefixes) for block in (f"down_blocks.{i}", f"up_blocks.{number - 1 - i}"))
+        down, up = (_depths(block, shapes) for block in (f"down_blocks.{i}", f"up_blocks.{number - 1 - i}"))
         try:
             levels.append(Level(channels=channels, down=down, up=up))
         except ValueError as error:
@@ -45,13 +44,12 @@ def detect_unet_layout(
     if not levels:
         raise InputError(f"{where}: it has no down_blocks")
 
-    text_keys = next((name for name in shapes if name.endswith(".attn2.to_k.weight")), None)
-    if text_keys is None:
-        raise InputError(f"{where}: it has no cross-attention")
+    mid = _mid_depth(shapes)
+    text_keys = f"{_first_transformer(levels, mid, where)}.transformer_blocks.0.attn2.to_k.weight"
     guidance = "time_embedding.cond_proj.weight"
     layout = UNetLayout(
         levels=tuple(levels),
-        mid=_mid_depth(prefixes),
+        mid=mid,
         head_dim=head_dim,
         cross_attention_dim=_shape(shapes, text_keys, 2, where)[1],
         pooled_dim=sizes[1] - 6 * time_ids_dim,
@@ -77,13 +75,12 @@ def detect_vae_layout(shapes: Shapes, *, norm_groups: int = 32, scaling_factor: 
         InputError: not an autoencoder of SDXL's kind.
     """
     where = "not a VAE of SDXL's kind"
-    prefixes = words(shapes)
-    levels = range(count("encoder.down_blocks", prefixes))
+    levels = range(count("encoder.down_blocks.{}.resnets.0", RESNET, shapes.keys()))
     layout = VAELayout(
         channels=tuple(
             _shape(shapes, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 4, where)[0] for i in levels
         ),
-        layers_per_block=count("encoder.down_blocks.0.resnets", prefixes),
+        layers_per_block=count("encoder.down_blocks.0.resnets.{}", RESNET, shapes.keys()),
         latent_channels=_shape(shapes, "decoder.conv_in.weight", 4, where)[1],
         norm_groups=norm_groups,
         scaling_factor=scaling_factor,
@@ -95,14 +92,16 @@ def detect_vae_layout(shapes: Shapes, *, norm_groups: int = 32, scaling_factor: 
 
 
 def detect_text_layout(
-    shapes: Shapes, *, heads: int | None = None, activation: str | None = None
+    shapes: Shapes, *, second: bool, heads: int | None = None, activation: str | None = None
 ) -> TextLayout:
     """Read a CLIP text encoder's layout off its shapes, under transformers' names.
 
     Args:
         shapes: name and shape of every tensor.
+        second: whether it is SDXL's second encoder, OpenCLIP's, or the first, OpenAI's: this decides
+            the activation and the padding, which no tensor tells.
         heads: attention heads; without, 64 channels each, as in both of SDXL's.
-        activation: of the MLPs; without, that of SDXL's encoder with or without a projection.
+        activation: of the MLPs; without, that of SDXL's encoder in the same place.
 
     Raises:
         InputError: not a CLIP text encoder.
@@ -117,17 +116,17 @@ def detect_text_layout(
         raise InputError(f"{where}: {hidden_size} channels do not divide into {heads or 'heads of 64'}")
     return TextLayout(
         hidden_size=hidden_size,
-        layers=count("text_model.encoder.layers", words(shapes)),
+        layers=count("text_model.encoder.layers.{}", TEXT_LAYER, shapes.keys()),
         heads=heads or hidden_size // 64,
         intermediate_size=intermediate,
-        activation=activation or ("quick_gelu" if projection_dim is None else "gelu"),
+        activation=activation or ("gelu" if second else "quick_gelu"),
         projection_dim=projection_dim,
         vocab_size=vocab_size,
         max_length=max_length,
         bos_token_id=vocab_size - 2,
         eos_token_id=vocab_size - 1,
         # The second tokenizer pads with "!", the first token of CLIP's vocabulary.
-        pad_token_id=vocab_size - 1 if projection_dim is None else 0,
+        pad_token_id=0 if second else vocab_size - 1,
     )
 
 
@@ -140,15 +139,30 @@ def _shape(shapes: Shapes, name: str, axes: int, where: str) -> Shape:
     return shape
 
 
-def _depths(block: str, prefixes: set[str]) -> tuple[int, ...]:
-    resnets = count(f"{block}.resnets", prefixes)
-    return tuple(count(f"{block}.attentions.{j}.transformer_blocks", prefixes) for j in range(resnets))
+def _depths(block: str, shapes: Shapes) -> tuple[int, ...]:
+    resnets = count(f"{block}.resnets.{{}}", RESNET, shapes.keys())
+    return tuple(_depth(f"{block}.attentions.{j}", shapes) for j in range(resnets))
 
 
-def _mid_depth(prefixes: set[str]) -> int | None:
-    if "mid_block.resnets.0" not in prefixes:
-        return None
-    return count("mid_block.attentions.0.transformer_blocks", prefixes)
+def _mid_depth(shapes: Shapes) -> int | None:
+    there = has("mid_block.resnets.0", RESNET, shapes.keys())
+    return _depth("mid_block.attentions.0", shapes) if there else None
+
+
+def _depth(attention: str, shapes: Shapes) -> int:
+    return count(f"{attention}.transformer_blocks.{{}}", TRANSFORMER, shapes.keys())
+
+
+def _first_transformer(levels: Sequence[Level], mid: int | None, where: str) -> str:
+    """Prefix of a transformer that the UNet has."""
+    for i, level in enumerate(levels):
+        if level.down[0]:
+            return f"down_blocks.{i}.attentions.0"
+        if level.up[0]:
+            return f"up_blocks.{len(levels) - 1 - i}.attentions.0"
+    if not mid:
+        raise InputError(f"{where}: it has no cross-attention")
+    return "mid_block.attentions.0"
 
 
 def _check_divisions(layout: UNetLayout, where: str) -> None:

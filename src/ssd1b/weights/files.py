@@ -107,10 +107,10 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def some(names: Iterable[str]) -> str:
-    """The first three names, and how many more there are."""
+    """The first three names, long or unprintable ones shortened and escaped, and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
-    return ", ".join(listed[:3]) + more
+    return ", ".join(map(named, listed[:3])) + more
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -20,11 +20,9 @@ from ssd1b.weights.checkpoint import (
     Checkpoint,
     ModelInfo,
     Part,
-    StoredTensor,
     layout_of,
     part_of,
     picture_size,
-    store,
 )
 from ssd1b.weights.files import (
     Header,
@@ -35,7 +33,9 @@ from ssd1b.weights.files import (
     write_json,
     write_tensors,
 )
-from ssd1b.weights.keymap import PARTS, our_name
+from ssd1b.weights.keymap import PARTS
+from ssd1b.weights.spellings import Section
+from ssd1b.weights.stored import StoredTensor, tensors_of
 from ssd1b.weights.vocabulary import PADDING, clip_vocabulary, write_tokenizer
 
 _STEMS = {
@@ -125,10 +125,11 @@ def _size(path: Path, parts: Mapping[str, Part]) -> int:
 def _read_part(part: str, folder: Path, half: bool) -> Part:
     table: dict[str, StoredTensor] = {}
     for file, header in _headers(folder, _STEMS[part], half).items():
-        for stored, entry in header.tensors.items():
-            name = our_name(part, stored)
-            if name is not None:
-                store(table, name, file=file, stored=stored, entry=entry)
+        section = Section("", {name: name for name in header.tensors})
+        found = tensors_of(part, file, [section], header)
+        if twice := [name for name in found if name in table]:
+            raise InputError(f"{file}: {some(twice)} is there twice, also in {table[twice[0]].file.name}")
+        table |= found
     return part_of(part, table, read_json(folder / "config.json"), str(folder))
 
 

@@ -8,7 +8,7 @@ Sources: generative-models ``sgm/modules/diffusionmodules/openaimodel.py`` and `
 ``transformer.py``; diffusers ``loaders/single_file_utils.py`` is the tests' oracle.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ssd1b.weights.files import Shape
+from ssd1b.weights.spellings import plain_text_name
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 """The networks of a model, by their folder names."""
@@ -27,9 +28,6 @@ ORIGINAL_PREFIXES: dict[str, str] = {
     "text_encoder_2": "conditioner.embedders.1.model.",
 }
 """Where each part sits in a single-file checkpoint of SDXL's kind."""
-
-UNUSED = ("position_ids", "logit_scale")
-"""Last words of tensors that older files carry and no computation needs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,20 +77,23 @@ class Pair(NamedTuple):
     form: Form = PLAIN
 
 
-def words(names: Iterable[str]) -> set[str]:
-    """Every dotted prefix of every name: ``a.b.c`` gives ``a``, ``a.b`` and ``a.b.c``."""
-    found = set()
-    for name in names:
-        while name and name not in found:
-            found.add(name)
-            name = name.rpartition(".")[0]
-    return found
+RESNET = ("conv1.weight", "conv2.weight")
+TRANSFORMER = ("norm1.weight", "norm3.weight")
+TEXT_LAYER = ("layer_norm1.weight", "layer_norm2.weight")
+_ORIGINAL_RESNET = ("in_layers.2.weight", "out_layers.3.weight")
+_OPEN_CLIP = ("ln_1.weight", "ln_2.weight")
+"""Two tensors that each layer of a kind has. One of them makes a layer; no other tensor of the file does."""
 
 
-def count(prefix: str, prefixes: set[str]) -> int:
-    """How many of ``prefix.0``, ``prefix.1``, ... exist without a gap."""
+def has(layer: str, leaves: Sequence[str], names: Set[str]) -> bool:
+    """Whether a layer is there: one of the tensors ``leaves``."""
+    return any(f"{layer}.{leaf}" in names for leaf in leaves)
+
+
+def count(pattern: str, leaves: Sequence[str], names: Set[str]) -> int:
+    """How many layers there are without a gap; ``pattern`` has ``{}`` for the number, from 0 on."""
     number = 0
-    while f"{prefix}.{number}" in prefixes:
+    while has(pattern.format(number), leaves, names):
         number += 1
     return number
 
@@ -100,11 +101,14 @@ def count(prefix: str, prefixes: set[str]) -> int:
 def from_original(part: str, names: Collection[str]) -> dict[str, list[tuple[str, Form]]]:
     """Translate the original names of one part, without their part prefix.
 
+    Text encoders have transformers' names where they have not OpenCLIP's. SSD-1B's file has OpenCLIP's with
+    a ``text_projection.weight``, which is a linear layer's and not transposed.
+
     Returns:
         Our name or names (three for a stacked projection) of each stored one; unknown names are left out.
     """
     known: dict[str, list[tuple[str, Form]]] = {}
-    for ours, original, form in _pairs(part, words(names), original=True):
+    for ours, original, form in _pairs(part, set(names), original=True):
         known.setdefault(original, []).append((ours, form))
     return {name: found for name in names if (found := _translate(name, known))}
 
@@ -115,7 +119,7 @@ def to_original(part: str, names: Collection[str]) -> dict[str, tuple[str, Form]
     Raises:
         KeyError: a name that no layout has.
     """
-    known = {ours: [(original, form)] for ours, original, form in _pairs(part, words(names), original=False)}
+    known = {ours: [(original, form)] for ours, original, form in _pairs(part, set(names), original=False)}
     result = {}
     for name in names:
         translated = _translate(name, known)
@@ -125,16 +129,15 @@ def to_original(part: str, names: Collection[str]) -> dict[str, tuple[str, Form]
     return result
 
 
-def our_name(part: str, name: str) -> str | None:
-    """The published spelling of a name in a diffusers folder; None = unused.
+def our_name(part: str, name: str) -> str:
+    """The published spelling of a name in a diffusers folder.
 
     transformers >= 5.6 writes CLIP without the ``text_model.`` prefix; diffusers once named the VAE's
     attention ``query``, ``key``, ``value`` and ``proj_attn``.
     """
-    if name.rpartition(".")[2] in UNUSED:
-        return None
-    if part.startswith("text_encoder") and not name.startswith(("text_model.", "text_projection.")):
-        return f"text_model.{name}"
+    if part.startswith("text_encoder"):
+        name = plain_text_name(name)
+        return name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}"
     if part == "vae" and ".attentions." in name:
         head, old, leaf = name.rsplit(".", 2)
         return f"{head}.{_OLD_ATTENTION.get(old, old)}.{leaf}"
@@ -154,20 +157,29 @@ def _translate(name: str, known: dict[str, list[tuple[str, Form]]]) -> list[tupl
     return []
 
 
-def _pairs(part: str, prefixes: set[str], *, original: bool) -> Iterator[Pair]:
+def _pairs(part: str, names: Set[str], *, original: bool) -> Iterator[Pair]:
     match part:
         case "unet":
-            yield from _unet(_original_unet_levels(prefixes) if original else _unet_levels(prefixes))
+            yield from _unet(_original_unet_levels(names) if original else _unet_levels(names))
         case "vae":
-            stages, resnets = ("encoder.down", "block") if original else ("encoder.down_blocks", "resnets")
-            yield from _vae(count(stages, prefixes), count(f"{stages}.0.{resnets}", prefixes))
+            if original:
+                levels, layers = "encoder.down.{}.block.0", "encoder.down.0.block.{}"
+            else:
+                levels, layers = "encoder.down_blocks.{}.resnets.0", "encoder.down_blocks.0.resnets.{}"
+            yield from _vae(count(levels, RESNET, names), count(layers, RESNET, names))
         case "text_encoder":
             yield Pair("text_model", "text_model")
             yield Pair("text_projection", "text_projection")
+            if original:
+                yield from _open_clip(count("transformer.resblocks.{}", _OPEN_CLIP, names))
         case "text_encoder_2":
-            yield from _open_clip(
-                count("transformer.resblocks" if original else "text_model.encoder.layers", prefixes)
-            )
+            if not original:
+                yield from _open_clip(count("text_model.encoder.layers.{}", TEXT_LAYER, names))
+            else:
+                yield from _open_clip(count("transformer.resblocks.{}", _OPEN_CLIP, names))
+                yield Pair("text_model", "text_model")
+                yield Pair("text_projection.weight", "text_projection.weight")
+                yield Pair("text_projection.weight", "text_projection.weight.weight")
 
 
 class _UNetLevel(NamedTuple):
@@ -176,27 +188,31 @@ class _UNetLevel(NamedTuple):
     attention_up: bool
 
 
-def _unet_levels(prefixes: set[str]) -> list[_UNetLevel]:
-    levels = count("down_blocks", prefixes)
+def _unet_levels(names: Set[str]) -> list[_UNetLevel]:
+    levels = count("down_blocks.{}.resnets.0", RESNET, names)
     return [
         _UNetLevel(
-            count(f"down_blocks.{i}.resnets", prefixes), f"up_blocks.{levels - 1 - i}.attentions" in prefixes
+            count(f"down_blocks.{i}.resnets.{{}}", RESNET, names),
+            f"up_blocks.{levels - 1 - i}.attentions.0.norm.weight" in names,
         )
         for i in range(levels)
     ]
 
 
-def _original_unet_levels(prefixes: set[str]) -> list[_UNetLevel]:
+def _original_unet_levels(names: Set[str]) -> list[_UNetLevel]:
     """Read the levels off the original numbering: each ends with a downsampling convolution."""
-    resnets = [0]
-    for i in range(1, count("input_blocks", prefixes)):
-        if f"input_blocks.{i}.0.op" in prefixes:
+    resnets, index = [0], 1
+    while True:
+        if has(f"input_blocks.{index}.0", _ORIGINAL_RESNET, names):
+            resnets[-1] += 1
+        elif f"input_blocks.{index}.0.op.weight" in names:
             resnets.append(0)
         else:
-            resnets[-1] += 1
+            break
+        index += 1
     levels, first = [], 0
     for number in reversed(resnets):
-        levels.append(_UNetLevel(number, f"output_blocks.{first}.1.norm" in prefixes))
+        levels.append(_UNetLevel(number, f"output_blocks.{first}.1.norm.weight" in names))
         first += number + 1
     return levels[::-1]
 

@@ -10,10 +10,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ssd1b.errors import InputError
-from ssd1b.weights.checkpoint import Checkpoint, Part, StoredTensor
+from ssd1b.weights.checkpoint import Checkpoint, Part
 from ssd1b.weights.files import Shape, is_finite, open_file, some
 from ssd1b.weights.folder import open_component, open_folder
 from ssd1b.weights.single_file import open_single_file
+from ssd1b.weights.stored import StoredTensor
 
 _WINDOWS = 32
 """Mappings that a network is read through: pages that were read stay resident until their mapping goes."""
@@ -142,10 +143,10 @@ def broken_tensors(module: nn.Module) -> list[str]:
 def _read(handle: Any, stored: StoredTensor) -> Tensor:
     """One of our tensors, in the file's number format; a view of the mapped file where the form allows."""
     try:
-        tensor = stored.form.read(handle.get_tensor(stored.name))
+        tensor = stored.read(handle.get_tensor)
     except SafetensorError as error:
         raise InputError(f"{stored.file}: changed since it was opened: {error}") from error
-    if tuple(tensor.shape) != stored.shape or tensor.dtype != stored.dtype:
+    if tuple(tensor.shape) != stored.shape or tensor.dtype != stored.read_dtype:
         raise InputError(f"{stored.file}: changed since it was opened: {stored.name} is another tensor")
     return tensor
 

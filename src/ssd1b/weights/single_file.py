@@ -11,21 +11,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, unknown
 from ssd1b.layouts import VAELayout
 from ssd1b.saving import check_free, writing
 from ssd1b.weights.checkpoint import (
     SDXL_SCHEDULER,
     Checkpoint,
     ModelInfo,
-    StoredTensor,
+    Part,
     part_of,
     picture_size,
-    store,
 )
 from ssd1b.weights.files import Header, parse_json, read_header, some, write_tensors
 from ssd1b.weights.folder import part_configurations, prepared, read_settings
-from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS, PLAIN, UNUSED, from_original, our_name, to_original
+from ssd1b.weights.foreign import foreign
+from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS, to_original
+from ssd1b.weights.spellings import sections
+from ssd1b.weights.stored import tensors_of
 from ssd1b.weights.vocabulary import VOCABULARY_SIZE
 
 _METADATA = "ssd1b"
@@ -34,24 +36,6 @@ _METADATA = "ssd1b"
 # ComfyUI's signs of how a UNet was trained: tensors of these names (comfy/supported_models.py, class SDXL).
 _VELOCITY, _ZERO_SNR = "v_pred", "ztsnr"
 _EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
-
-
-class _Section(NamedTuple):
-    """The tensors of one network in a file."""
-
-    part: str
-    prefix: str
-    original: bool
-    """In the original names; else in diffusers'."""
-
-
-_BARE = {
-    "input_blocks.0.0.weight": _Section("unet", "", True),
-    "down_blocks.0.resnets.0.conv1.weight": _Section("unet", "", False),
-    "encoder.down.0.block.0.conv1.weight": _Section("vae", "", True),
-    "encoder.down_blocks.0.resnets.0.conv1.weight": _Section("vae", "", False),
-}
-"""Bare networks, by a tensor that each is known by."""
 
 
 def open_single_file(path: Path) -> Checkpoint:
@@ -67,57 +51,44 @@ def open_single_file(path: Path) -> Checkpoint:
             f"{path}: an EDM model ({edm[0]}), whose noise schedule is not SDXL's; it is not read"
         )
     told = parse_json(header.metadata[_METADATA], f"{path}: metadata") if _METADATA in header.metadata else {}
-    sections = _sections(header, path)
-    other = set(header.tensors) - {_VELOCITY, _ZERO_SNR}
-    parts = {}
-    for section in sections:
-        table = _table(section, header, path)
-        parts[section.part] = part_of(
-            section.part, table, _told(told, section.part, path), f"{path}: {section.part}"
-        )
-        other -= {name for name in header.tensors if name.startswith(section.prefix)}
+    parts = _parts(path, header, told)
+    used = {name for part in parts.values() for tensor in part.tensors.values() for name in tensor.names}
     vae = parts["vae"].layout if "vae" in parts else VAELayout()
     assert isinstance(vae, VAELayout)
     return Checkpoint(
         path=path,
-        format="single file" if len(parts) > 1 else f"single {sections[0].part} file",
+        format="single file" if len(parts) > 1 else f"single {next(iter(parts))} file",
         parts=parts,
         size=picture_size(_told(told, "unet", path), vae),
         scheduler=_told(told, "scheduler", path) or _scheduler(header),
         force_zeros_for_empty_prompt=bool(told.get("force_zeros_for_empty_prompt", True)),
         settings=read_settings(told, f"{path}: metadata"),
-        other=tuple(sorted(other)),
+        other=tuple(sorted(header.tensors.keys() - used - {_VELOCITY, _ZERO_SNR})),
     )
 
 
-def _sections(header: Header, path: Path) -> list[_Section]:
-    found = [
-        _Section(part, prefix, True)
-        for part, prefix in ORIGINAL_PREFIXES.items()
-        if any(name.startswith(prefix) for name in header.tensors)
-    ]
-    found = found or [section for name, section in _BARE.items() if name in header.tensors]
-    if not found:
-        kind = "a LoRA" if any("lora" in name for name in header.tensors) else "no network of SDXL's family"
-        raise InputError(f"{path}: {kind}, not a checkpoint; it starts with {some(header.tensors)}")
-    return found
+def _parts(path: Path, header: Header, told: Mapping[str, Any]) -> dict[str, Part]:
+    """The networks of a file.
 
-
-def _table(section: _Section, header: Header, path: Path) -> dict[str, StoredTensor]:
-    """Find the tensors of a network; unknown ones keep their names, to be reported at loading."""
-    part, prefix, original = section
-    stored = [name for name in header.tensors if name.startswith(prefix)]
-    bare = [name.removeprefix(prefix) for name in stored]
-    translated = (
-        from_original(part, bare) if original else {n: [(our_name(part, n) or n, PLAIN)] for n in bare}
-    )
-    table: dict[str, StoredTensor] = {}
-    for full, name in zip(stored, bare, strict=True):
-        if name.rpartition(".")[2] in UNUSED:
-            continue
-        for ours, form in translated.get(name, [(full, PLAIN)]):
-            store(table, ours, file=path, stored=full, entry=header.tensors[full], form=form)
-    return table
+    Raises:
+        InputError: there is none, or one that cannot be read; then what the file is, where that is known.
+    """
+    found = sections(header.tensors)
+    parts = {}
+    try:
+        for part in PARTS:
+            if part in found:
+                table = tensors_of(part, path, found[part], header)
+                parts[part] = part_of(part, table, _told(told, part, path), f"{path}: {part}")
+        if not parts:
+            raise InputError(
+                f"{path}: no network of SDXL's family; it holds {some(header.tensors) or 'nothing'}"
+            )
+    except InputError as error:
+        if kind := foreign(header.tensors):
+            raise InputError(f"{path}: {kind}; only models of SDXL's family are read") from error
+        raise
+    return parts
 
 
 def _told(told: Mapping[str, Any], name: str, path: Path) -> dict[str, Any] | None:
@@ -143,6 +114,7 @@ def save_single_file(
     *,
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
+    spelling: str = "sdxl",
 ) -> None:
     """Write a model as one file in the original names, for ComfyUI, AUTOMATIC1111 and stable-diffusion.cpp.
 
@@ -152,6 +124,7 @@ def save_single_file(
         weights: for each of ``keymap.PARTS`` its state dict.
         dtype: number format to write; None keeps each tensor's.
         overwrite: replace an older file.
+        spelling: the published file whose names to write, one of ``PUBLISHED``; they differ in few.
 
     Raises:
         InputError: weights that are not finite or not of this layout, a vocabulary that is not CLIP's (the
@@ -163,13 +136,11 @@ def save_single_file(
         raise InputError(
             f"{path}: a single file has no place for a tokenizer other than CLIP's; write a folder"
         )
+    if spelling not in PUBLISHED:
+        raise unknown("spelling", spelling, PUBLISHED)
     part_configs = part_configurations(info)
-    tensors: dict[str, Tensor] = {}
-    for part in PARTS:
-        ours = prepared(part, weights[part], part_configs[part], dtype)
-        tensors |= {
-            ORIGINAL_PREFIXES[part] + name: tensor for name, tensor in original_tensors(part, ours).items()
-        }
+    ours = {part: prepared(part, weights[part], part_configs[part], dtype) for part in PARTS}
+    tensors = published_tensors(ours, spelling)
     if info.scheduler.get("prediction_type") == "v_prediction":
         tensors[_VELOCITY] = torch.empty(0)
     if info.scheduler.get("rescale_betas_zero_snr"):
@@ -182,6 +153,52 @@ def save_single_file(
     }
     with writing(path, overwrite=overwrite) as temporary:
         write_tensors(temporary, tensors, {_METADATA: json.dumps(told, sort_keys=True)})
+
+
+class Published(NamedTuple):
+    """How the names of a published file differ from those of SDXL 1.0's.
+
+    Attributes:
+        linear: the second text encoder's projection is a linear layer's weight, and not transposed.
+        position_ids: the text encoders' positions, 0 to 76, come along.
+    """
+
+    linear: bool = False
+    position_ids: bool = False
+
+
+PUBLISHED = {
+    "sdxl": Published(),
+    "ssd-1b": Published(linear=True, position_ids=True),
+    "vega": Published(linear=True),
+}
+"""The published single files, as they were recorded (tests/data/published-keys.txt.xz)."""
+
+
+def published_tensors(
+    weights: Mapping[str, Mapping[str, Tensor]], spelling: str = "sdxl"
+) -> dict[str, Tensor]:
+    """Rename and reshape a model's tensors to those of a published single file.
+
+    Args:
+        weights: for each of ``keymap.PARTS`` its state dict.
+        spelling: one of ``PUBLISHED``.
+    """
+    tensors = {
+        ORIGINAL_PREFIXES[part] + name: tensor
+        for part in PARTS
+        for name, tensor in original_tensors(part, weights[part]).items()
+    }
+    published = PUBLISHED[spelling]
+    if published.linear:
+        name = f"{ORIGINAL_PREFIXES['text_encoder_2']}text_projection"
+        del tensors[name]
+        tensors[f"{name}.weight"] = weights["text_encoder_2"]["text_projection.weight"]
+    if published.position_ids:
+        positions = torch.arange(77)[None]
+        for part in ("text_encoder", "text_encoder_2"):
+            tensors[f"{ORIGINAL_PREFIXES[part]}text_model.embeddings.position_ids"] = positions.clone()
+    return tensors
 
 
 def original_tensors(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -89,7 +89,12 @@ def test_unknown_names_are_left_out_and_never_guessed():
     [
         ("text_encoder", "embeddings.token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
         ("text_encoder", "text_model.final_layer_norm.bias", "text_model.final_layer_norm.bias"),
-        ("text_encoder", "text_model.embeddings.position_ids", None),
+        (
+            "text_encoder_2",
+            "transformer.text_model.final_layer_norm.bias",
+            "text_model.final_layer_norm.bias",
+        ),
+        ("text_encoder_2", "text_model.text_projection.weight", "text_projection.weight"),
         ("text_encoder_2", "text_projection.weight", "text_projection.weight"),
         ("vae", "encoder.mid_block.attentions.0.query.bias", "encoder.mid_block.attentions.0.to_q.bias"),
         (

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from ssd1b.errors import InputError
 from ssd1b.layouts import SSD_1B
 from ssd1b.weights.checkpoint import SDXL_SCHEDULER
-from ssd1b.weights.files import read_header
+from ssd1b.weights.files import read_header, some
 from ssd1b.weights.folder import save_folder
 from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS
 from ssd1b.weights.loading import load_component, open_checkpoint, read_part
@@ -153,8 +153,13 @@ def test_leftovers_of_training_are_ignored_and_told(tmp_path, tiny_file):
         {**load_file(tiny_file), **leftovers}, tmp_path / "more.safetensors", metadata=metadata(tiny_file)
     )
     checkpoint = open_checkpoint(tmp_path / "more.safetensors")
-    assert checkpoint.other == ("denoiser.sigmas", "model_ema.decay")
-    assert checkpoint.notes == ("2 tensors belong to no network: denoiser.sigmas, model_ema.decay",)
+    assert checkpoint.other == (
+        "conditioner.embedders.0.transformer.text_model.embeddings.position_ids",
+        "conditioner.embedders.1.model.logit_scale",
+        "denoiser.sigmas",
+        "model_ema.decay",
+    )
+    assert checkpoint.notes == (f"4 tensors are not needed and ignored: {some(checkpoint.other)}",)
     for part, module in modules(TINY).items():
         load_component(module, checkpoint, part, dtype=torch.float32)
 
@@ -174,10 +179,13 @@ def test_unknown_tensors_of_a_network_are_named_when_it_is_loaded(tmp_path, tiny
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"lora_unet_mid_block.lora_down.weight": torch.zeros(1)}, "a LoRA, not a checkpoint"),
+        (
+            {"lora_unet_mid_block.lora_down.weight": torch.zeros(1)},
+            "a LoRA, which changes a model: give the model",
+        ),
         (
             {"something.weight": torch.zeros(1)},
-            "no network of SDXL's family, not a checkpoint; it starts with",
+            "no network of SDXL's family; it holds something.weight",
         ),
         ({}, "no network of SDXL's family"),
         (
@@ -186,7 +194,7 @@ def test_unknown_tensors_of_a_network_are_named_when_it_is_loaded(tmp_path, tiny
         ),
         (
             {"model.diffusion_model.out.2.bias": torch.zeros(4, dtype=torch.int8)},
-            "out.2.bias holds I8; only F64",
+            "quantized weights are not read: .*out.2.bias' holds I8; read are F64",
         ),
     ],
 )
@@ -234,3 +242,132 @@ def test_a_vocabulary_of_its_own_does_not_fit_into_a_file(tmp_path, tiny_info, t
     info = replace(tiny_info, layout=replace(TINY, text_encoder=text))
     with pytest.raises(InputError, match="no place for a tokenizer other than CLIP's"):
         save_single_file(tmp_path / "model.safetensors", info, tiny_weights)
+
+
+CLIP_L_PROJECTION = "conditioner.embedders.0.transformer.text_projection.weight"
+
+
+def test_a_projection_of_the_first_text_encoder_decides_nothing(tmp_path, tiny_file, tiny_weights):
+    told = {name: value for name, value in json.loads(metadata(tiny_file)["ssd1b"]).items()}
+    del told["text_encoder"]["hidden_act"], told["text_encoder_2"]["architectures"]
+    tensors = load_file(tiny_file)
+    tensors[CLIP_L_PROJECTION] = torch.zeros(16, 16)
+    save_file(tensors, tmp_path / "x.safetensors", metadata={"ssd1b": json.dumps(told)})
+    checkpoint = open_checkpoint(tmp_path / "x.safetensors")
+    assert checkpoint.info.layout == TINY
+    assert checkpoint.other == (CLIP_L_PROJECTION,)
+
+
+@pytest.mark.parametrize("scale", [torch.tensor(0.5), torch.tensor([0.5]), torch.arange(1.0, 9.0)])
+@pytest.mark.parametrize("name", ["scale_weight", "weight_scale"])
+def test_scaled_8_bit_floats_are_read_with_their_scale(tmp_path, tiny_file, tiny_weights, scale, name):
+    tensors = load_file(tiny_file)
+    layer = "model.diffusion_model.input_blocks.0.0"
+    factor = scale.reshape(-1, 1, 1, 1) if scale.ndim else scale
+    stored = (tensors[f"{layer}.weight"] / factor).to(torch.float8_e4m3fn)
+    tensors |= {
+        f"{layer}.weight": stored,
+        f"{layer}.{name}": scale,
+        f"{layer}.scale_input": torch.ones(1),
+        "model.diffusion_model.scaled_fp8": torch.empty(2, dtype=torch.float8_e4m3fn),
+    }
+    save_file(tensors, tmp_path / "x.safetensors", metadata=metadata(tiny_file))
+    checkpoint = open_checkpoint(tmp_path / "x.safetensors")
+    read = read_part(checkpoint, "unet", dtype=torch.float32)["conv_in.weight"]
+    assert torch.equal(read, stored.float() * factor)
+    assert checkpoint.other == (f"{layer}.scale_input", "model.diffusion_model.scaled_fp8")
+    load_component(modules(TINY)["unet"], checkpoint, "unet", dtype=torch.bfloat16)
+
+
+def test_scales_of_another_kind_are_named(tmp_path, tiny_file):
+    tensors = load_file(tiny_file)
+    layer = "model.diffusion_model.input_blocks.0.0"
+    tensors |= {
+        f"{layer}.weight": tensors[f"{layer}.weight"].to(torch.float8_e4m3fn),
+        f"{layer}.weight_scale": torch.ones(4, 3),
+    }
+    save_file(tensors, tmp_path / "x.safetensors", metadata=metadata(tiny_file))
+    with pytest.raises(InputError, match=r"scaled fp8: .* is F32 \[4, 3\] for a weight \[8, 4, 3, 3\]"):
+        open_checkpoint(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("beside", "number", "message"),
+    [
+        ("weight.absmax", torch.uint8, r"4 bits of bitsandbytes \(NF4 or FP4\)"),
+        ("weight.quant_state.bitsandbytes__nf4", torch.uint8, "NF4 of bitsandbytes"),
+        ("SCB", torch.int8, "int8 of bitsandbytes"),
+        ("comfy_quant", torch.int8, "ComfyUI"),
+        ("qzeros", torch.int32, "GPTQ or AWQ"),
+        ("other", torch.int8, "no floats, as quantized weights are not read"),
+    ],
+)
+def test_quantized_weights_are_named(tmp_path, tiny_file, beside, number, message):
+    tensors = load_file(tiny_file)
+    layer = "model.diffusion_model.input_blocks.0.0"
+    tensors |= {
+        f"{layer}.weight": tensors[f"{layer}.weight"].to(number),
+        f"{layer}.{beside}": torch.zeros(3, dtype=torch.uint8),
+    }
+    save_file(tensors, tmp_path / "x.safetensors", metadata=metadata(tiny_file))
+    with pytest.raises(InputError, match=message):
+        open_checkpoint(tmp_path / "x.safetensors")
+
+
+def test_the_vaes_losses_are_ignored_and_named(tmp_path, tiny_file):
+    extra = {
+        "first_stage_model.loss.logvar": torch.zeros(()),
+        "first_stage_model.loss.lpips.w": torch.zeros(3),
+    }
+    save_file({**load_file(tiny_file), **extra}, tmp_path / "x.safetensors", metadata=metadata(tiny_file))
+    checkpoint = open_checkpoint(tmp_path / "x.safetensors")
+    assert checkpoint.other == tuple(extra)
+    load_component(modules(TINY)["vae"], checkpoint, "vae", dtype=torch.float32)
+
+
+def conv(*shape):
+    return torch.zeros(shape)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha": conv()}, "a LoRA"),
+        ({"unet.down_blocks.1.attentions.0.proj_in.lora_A.weight": conv(4, 4)}, "a LoRA"),
+        ({"lycoris_down_blocks_1.lokr_w1": conv(4, 4)}, "a LoRA"),
+        ({"controlnet_cond_embedding.conv_in.weight": conv(16, 3, 3, 3)}, "a ControlNet"),
+        ({"control_model.input_blocks.0.0.weight": conv(320, 4, 3, 3)}, "a ControlNet"),
+        ({"image_proj.norm.bias": conv(4)}, "an IP-Adapter"),
+        ({"clip_g": conv(2, 1280), "clip_l": conv(2, 768)}, "an embedding"),
+        ({"down_blocks.0.motion_modules.0.norm.weight": conv(4)}, "a motion module"),
+        ({"model.diffusion_model.double_blocks.0.img_attn.proj.weight": conv(4, 4)}, "a Flux model"),
+        ({"model.diffusion_model.joint_blocks.0.x.weight": conv(4, 4)}, "a Stable Diffusion 3 model"),
+        ({"encoder.block.0.layer.0.SelfAttention.q.weight": conv(4, 4)}, "a T5 text encoder"),
+        ({"taesd_decoder.1.weight": conv(4, 4, 3, 3)}, "a tiny autoencoder"),
+        ({"vision_model.embeddings.class_embedding": conv(4)}, "an image encoder"),
+        (
+            {
+                "model.diffusion_model.input_blocks.0.0.weight": conv(320, 4, 3, 3),
+                "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": conv(
+                    320, 768
+                ),
+            },
+            "a Stable Diffusion 1 model",
+        ),
+        (
+            {
+                "model.diffusion_model.input_blocks.0.0.weight": conv(320, 4, 3, 3),
+                "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": conv(
+                    320, 1024
+                ),
+            },
+            "a Stable Diffusion 2 model",
+        ),
+    ],
+)
+def test_what_is_no_model_of_the_family_is_named_for_what_it_is(tmp_path, tensors, message):
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(
+        InputError, match=f"x.safetensors: {message}.*; only models of SDXL's family are read"
+    ):
+        open_checkpoint(tmp_path / "x.safetensors")

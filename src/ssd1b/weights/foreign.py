@@ -1,0 +1,52 @@
+"""Files that are no model of SDXL's family, named for what they are.
+
+Signs are tensor names that nothing else has; sources as in ``spellings``.
+"""
+
+import re
+from collections.abc import Mapping
+
+from ssd1b.weights.files import Shape
+
+_KINDS: tuple[tuple[str, str], ...] = (
+    ("a ControlNet LoRA", r"lora_controlnet$"),
+    (
+        "a ControlNet",
+        r"(^|\.)(control_model|controlnet_cond_embedding|controlnet_down_blocks|controlnet_mid_block"
+        r"|input_hint_block|zero_convs|task_embedding)\.",
+    ),
+    (
+        "a LoRA, which changes a model: give the model it was made for",
+        r"lora_(down|up|mid|A|B)\b|\.lora\.(down|up)\.|lora_linear_layer|\.hada_[wt]\d|\.lokr_[wt]\d"
+        r"|\.dora_scale$|\.oft_blocks$|\.(diff|diff_b)$|^lora_(unet|te)",
+    ),
+    ("an IP-Adapter", r"^(ip_adapter|image_proj)\.|to_k_ip\."),
+    ("a motion module (AnimateDiff)", r"motion_modules\."),
+    ("a T2I-Adapter", r"^(adapter\.)?body\.\d+\.(resnets|block1|in_conv)\."),
+    ("an embedding (textual inversion)", r"^(emb_params|string_to_param\..*|clip_[lg])$"),
+    ("a GLIGEN model", r"position_net\."),
+    ("a Flux model", r"double_blocks\.\d+\.img_attn|single_transformer_blocks\.\d+\."),
+    ("a Stable Diffusion 3 model", r"joint_blocks\.\d+\.|context_embedder\.weight$"),
+    ("a Stable Cascade model", r"clip_txt_mapper\.|effnet_mapper\."),
+    ("a diffusion transformer", r"cond_seq_linear\.|cap_embedder\.|caption_projection\.|adaln_single\."),
+    ("a video model", r"(^|\.)time_stack\.|time_mixer\.|temporal_transformer_blocks\."),
+    ("a T5 text encoder", r"\.block\.\d+\.layer\.0\.SelfAttention\.|^shared\.weight$"),
+    ("a language model", r"^(model\.)?layers\.\d+\.self_attn\.|^model\.embed_tokens"),
+    ("a tiny autoencoder (TAESD)", r"^(taesd_)?(encoder|decoder)\.(layers\.)?\d+\.(weight|bias|conv)"),
+    ("an upscaler (ESRGAN)", r"^model\.\d+\.(weight|bias|sub\.)|^conv_first\.|^conv_body\."),
+    ("an image encoder of CLIP", r"^(vision_model\.embeddings|visual\.class_embedding)"),
+)
+_PATTERNS = [(kind, re.compile(pattern)) for kind, pattern in _KINDS]
+
+_TEXT_KEYS = re.compile(r"\.attn2\.to_k\.weight$")
+_CONDITIONED = re.compile(r"(^|\.)(label_emb|add_embedding)\.")
+_BY_TEXT_WIDTH = {768: "a Stable Diffusion 1 model", 1024: "a Stable Diffusion 2 model"}
+
+
+def foreign(tensors: Mapping[str, tuple[str, Shape]]) -> str | None:
+    """Say what a file is that could not be read, by names and shapes of its tensors; None if unknown."""
+    kind = next((kind for kind, sign in _PATTERNS if any(map(sign.search, tensors))), None)
+    if kind or any(map(_CONDITIONED.search, tensors)):
+        return kind
+    widths = {shape[1] for name, (_, shape) in tensors.items() if _TEXT_KEYS.search(name) and len(shape) == 2}
+    return next((_BY_TEXT_WIDTH[width] for width in widths if width in _BY_TEXT_WIDTH), None)

@@ -1,0 +1,169 @@
+"""Where other programs keep a network in a single file: the prefixes of its tensors, and what is beside them.
+
+``docs/guide/files.md`` has the table for users. Sources: ComfyUI ``comfy/supported_models.py`` and
+``comfy/model_detection.py``, stable-diffusion.cpp ``src/name_conversion.cpp``, kohya's sd-scripts
+``library/sdxl_model_util.py``, diffusers ``loaders/single_file_utils.py``.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ssd1b.weights.files import FLOATS, Shape
+
+PLACES: dict[str, str] = {
+    "diffusion_model.": "unet",
+    "unet.": "unet",
+    "first_stage_model.": "vae",
+    "vae.": "vae",
+    "conditioner.embedders.0.": "text_encoder",
+    "conditioner.embedders.1.": "text_encoder_2",
+    "cond_stage_model.1.": "text_encoder_2",
+    "cond_stage_model.": "text_encoder",
+    "text_encoders.clip_l.": "text_encoder",
+    "text_encoders.clip_g.": "text_encoder_2",
+    "clip_l.": "text_encoder",
+    "clip_g.": "text_encoder_2",
+    "te.": "text_encoder",
+    "te1.": "text_encoder",
+    "te2.": "text_encoder_2",
+    "text_encoder.2.": "text_encoder_2",
+    "text_encoder.": "text_encoder",
+    "text_encoder_2.": "text_encoder_2",
+}
+"""The network that a prefix stands for. The longer of two that fit comes first."""
+
+WRAPPERS = ("model.", "module.", "_orig_mod.")
+"""Words before a name or a prefix that say nothing: the pipeline's, DataParallel's, the compiler's."""
+
+_BARE: dict[str, str] = {
+    **dict.fromkeys(
+        ("input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out"), "unet"
+    ),
+    **dict.fromkeys(
+        ("down_blocks", "mid_block", "up_blocks", "conv_in", "conv_norm_out", "conv_out"), "unet"
+    ),
+    **dict.fromkeys(("time_embedding", "add_embedding"), "unet"),
+    **dict.fromkeys(("encoder", "decoder", "quant_conv", "post_quant_conv", "loss"), "vae"),
+    **dict.fromkeys(("text_model", "text_projection", "transformer", "token_embedding"), "text"),
+    **dict.fromkeys(("positional_embedding", "ln_final", "logit_scale", "attn_mask"), "text"),
+}
+"""The network of a tensor without a prefix, by its first word; "text" is either text encoder."""
+
+_EMBEDDINGS = ("text_model.embeddings.token_embedding.weight", "token_embedding.weight")
+_WIDE = 1280
+"""Channels of SDXL's second text encoder. Of a text encoder without a prefix the width tells which it is."""
+
+UNUSED = (
+    "position_ids",
+    "logit_scale",
+    "attn_mask",
+    "scaled_fp8",
+    "comfy_quant",
+    "scale_input",
+    "input_scale",
+)
+"""Last words of tensors that files carry and no computation needs."""
+
+_UNUSED_BRANCHES = {
+    "vae": ("loss.",),
+    # SDXL takes the pooled text of the second encoder alone.
+    "text_encoder": ("text_projection", "vision_model.", "visual.", "visual_projection."),
+    "text_encoder_2": ("vision_model.", "visual.", "visual_projection."),
+}
+
+
+def unused(part: str, name: str) -> bool:
+    """Whether a tensor of a network is known and not needed: a buffer, a loss, the other half of CLIP."""
+    return name.rpartition(".")[2] in UNUSED or name.startswith(_UNUSED_BRANCHES.get(part, ()))
+
+
+class Section(NamedTuple):
+    """The tensors of one network under one prefix.
+
+    Attributes:
+        prefix: as it stands in the file.
+        stored: their names in the file, by the names without prefix and wrappers.
+    """
+
+    prefix: str
+    stored: dict[str, str]
+
+
+def sections(tensors: Mapping[str, tuple[str, Shape]]) -> dict[str, list[Section]]:
+    """Find the networks of a file.
+
+    A network can be there under several prefixes: twice, or with a few tensors in another place.
+
+    Args:
+        tensors: number format and shape of every tensor.
+
+    Returns:
+        The sections of each network, the one to prefer first: the most tensors, then the widest numbers.
+        Tensors that belong to no network are in none.
+    """
+    places: dict[str, tuple[str, str]] = {name: _place(name) for name in tensors}
+    prefixed: dict[str, dict[str, dict[str, str]]] = {}
+    for name, (part, rest) in places.items():
+        if part:
+            prefixed.setdefault(part, {}).setdefault(name.removesuffix(rest), {})[rest] = name
+    bare: dict[str, dict[str, dict[str, str]]] = {}
+    text = _bare_text_encoder(tensors, places)
+    for name, (part, rest) in places.items():
+        word = _BARE.get(rest.partition(".")[0])
+        network = text if word == "text" else word
+        if not part and network and network not in prefixed:
+            bare.setdefault(network, {}).setdefault(name.removesuffix(rest), {})[rest] = name
+    return {
+        part: sorted((Section(*item) for item in prefixes.items()), key=lambda s: _worth(s, tensors))
+        for part, prefixes in sorted((prefixed | bare).items())
+    }
+
+
+def _worth(section: Section, tensors: Mapping[str, tuple[str, Shape]]) -> tuple[int, int, str]:
+    formats = (FLOATS.get(tensors[name][0]) for name in section.stored.values())
+    width = max((number.itemsize for number in formats if number), default=0)
+    return -len(section.stored), -width, section.prefix
+
+
+def _place(name: str) -> tuple[str, str]:
+    """The network and the rest of a name; "" is none. Prefixes and wrappers may be there twice."""
+    part, rest = "", _unwrapped(name)
+    while prefix := next((p for p in PLACES if rest.startswith(p) and part in ("", PLACES[p])), None):
+        part, rest = PLACES[prefix], _unwrapped(rest.removeprefix(prefix))
+    is_text = part.startswith("text_encoder") or (not part and _BARE.get(rest.partition(".")[0]) == "text")
+    return part, plain_text_name(rest) if is_text else rest
+
+
+def _unwrapped(name: str) -> str:
+    while wrapper := next((each for each in WRAPPERS if name.startswith(each)), None):
+        name = name.removeprefix(wrapper)
+    return name
+
+
+def plain_text_name(name: str) -> str:
+    """A text encoder's name without the words that some programs put before it, once or twice."""
+    while True:
+        for before, after in _TEXT_WRAPPERS:
+            if name.startswith(before + after):
+                name = name.removeprefix(before)
+                break
+        else:
+            return name
+
+
+_TEXT_WRAPPERS = (
+    *(("transformer.", word) for word in ("transformer.", "text_model.", "text_projection", "vision_model.")),
+    *(("transformer.", word) for word in ("embeddings.", "encoder.", "final_layer_norm.", "logit_scale")),
+    ("text_model.", "text_model."),
+    ("text_model.", "text_projection"),
+)
+"""The first says nothing where the second follows; OpenCLIP's layers have a ``transformer.`` of their own."""
+
+
+def _bare_text_encoder(
+    tensors: Mapping[str, tuple[str, Shape]], places: Mapping[str, tuple[str, str]]
+) -> str:
+    """Which encoder a text encoder without a prefix is."""
+    found = (tensors[name][1] for name, (part, rest) in places.items() if not part and rest in _EMBEDDINGS)
+    shape = next(found, ())
+    return "text_encoder_2" if len(shape) == 2 and shape[1] >= _WIDE else "text_encoder"
