@@ -1,16 +1,12 @@
-"""Names of models to places on disk: built-in models, short aliases, the Hugging Face hub and its cache.
-
-The only module that talks to the network, through ``huggingface_hub``, which honours HF_HOME, HF_HUB_OFFLINE
-and HF_TOKEN. Weights are downloaded as safetensors, never as pickles, and no code ever is.
-"""
+"""Names of models to places on disk: built-in models, short aliases, the Hugging Face hub and its cache."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from ssd1b.errors import InputError, unknown
+from ssd1b.weights.download import COMMIT, cache, download, storage
 from ssd1b.weights.files import read_json
 from ssd1b.weights.keymap import PARTS
 from ssd1b.weights.vocabulary import DATA
@@ -25,17 +21,12 @@ ALIASES: dict[str, str] = {
 }
 """Short names for published models."""
 
-_FOLDERS = (
-    "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae",
-)  # fmt: skip
-"""What is downloaded of a model's folder; many repositories hold other formats and autoencoders beside."""
-
 _FILES = (".safetensors", ".ckpt", ".pt", ".bin", ".gguf")
 """Endings that no repository has and that say: this was meant as a path."""
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_WEIGHTS = re.compile(r"(.*?)(?:-\d{1,9}-of-(\d{1,9}))?\.safetensors")
 _REVISION = re.compile(r"\w[\w./-]*")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,54 +126,11 @@ def _is_revision(revision: str) -> bool:
     return not revision or (".." not in revision and _REVISION.fullmatch(revision) is not None)
 
 
-def wanted_files(files: Iterable[str], *, half: bool) -> list[str]:
-    """Choose what to download of a repository: one set of safetensors, and the JSON and text files beside.
-
-    Args:
-        files: every path in the repository.
-        half: prefer fp16 files.
-
-    Raises:
-        InputError: no model in it, or several and nothing to choose by.
-    """
-    files = sorted(files)
-    if "model_index.json" in files:
-        inside = [file for file in files if file.partition("/")[0] in _FOLDERS and file.count("/") == 1]
-        chosen = ["model_index.json", *(name for name in ("ssd1b.json",) if name in files)]
-        for folder in _FOLDERS:
-            chosen += _component_files([file for file in inside if file.startswith(f"{folder}/")], half)
-        return chosen
-    top = [file for file in files if "/" not in file]
-    if "config.json" in top:
-        return _component_files(top, half)
-    checkpoints = [file for file in top if file.endswith(".safetensors")]
-    if len(checkpoints) != 1:
-        found = f"{len(checkpoints)} single files" if checkpoints else "no safetensors"
-        raise InputError(f"no model_index.json but {found}; download the one you want and give its path")
-    return checkpoints
-
-
-def _component_files(files: Sequence[str], half: bool) -> list[str]:
-    """Configuration and texts, and the weights in one precision: fp16 or the full one, whole or in shards."""
-    weights = [file for file in files if file.endswith(".safetensors")]
-    fp16 = [file for file in weights if ".fp16" in file]
-    full = [file for file in weights if ".fp16" not in file]
-    chosen = (fp16 or full) if half else (full or fp16)
-    texts = [file for file in files if file.endswith((".json", ".txt"))]
-    return [*texts, *_standard(chosen)]
-
-
-def _standard(weights: Sequence[str]) -> list[str]:
-    """Leave out what lies beside the weights under other names, such as ``*.non_ema.safetensors``."""
-    stem = re.compile(r"(diffusion_pytorch_)?model(\.fp16)?(-\d+-of-\d+)?\.safetensors")
-    return [file for file in weights if stem.fullmatch(file.rpartition("/")[2])]
-
-
 def _snapshot(repository: str, revision: str, *, offline: bool, half: bool, token: bool) -> Path:
     """The folder of a repository's snapshot with its wanted files; the folder's name is the commit."""
     reason = "the hub was not asked (offline)"
     if not offline:
-        fetched = _download(repository, revision, half, token)
+        fetched = download(repository, revision, half=half, token=token)
         if isinstance(fetched, Path):
             return fetched
         reason = fetched
@@ -195,73 +143,32 @@ def _snapshot(repository: str, revision: str, *, offline: bool, half: bool, toke
     return folder
 
 
-def _download(repository: str, revision: str, half: bool, token: bool) -> Path | str:
-    """Fetch what is wanted, or say why the network is of no use.
-
-    Raises:
-        InputError: the hub answered, and the answer is no.
-    """
-    import huggingface_hub  # half a second to import
-    from huggingface_hub import errors
-
-    # A broken connection raises an error of the HTTP client, whichever it is; the library's own share its
-    # base class.
-    network_errors = cast("tuple[type[Exception], ...]", (OSError, *errors.HfHubHTTPError.__bases__))
-    send = None if token else False  # None: the token of HF_TOKEN or of the login
-    try:
-        listed = huggingface_hub.HfApi().model_info(repository, revision=revision, token=send)
-        files = wanted_files((file.rfilename for file in listed.siblings or ()), half=half)
-        return Path(
-            huggingface_hub.snapshot_download(
-                repository, revision=listed.sha, allow_patterns=files, token=send
-            )
-        )
-    except errors.GatedRepoError as error:
-        page = f"https://huggingface.co/{repository}"
-        raise InputError(
-            f"{repository}: access is restricted: accept its terms at {page}, set HF_TOKEN"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise InputError(f"{repository}: no revision {revision!r} on the hub") from error
-    except errors.RepositoryNotFoundError as error:
-        raise InputError(f"{repository}: not on the hub, or private and HF_TOKEN gives no access") from error
-    except ValueError as error:  # no model in it, or no valid name
-        raise InputError(f"{repository}: {_first_line(error)}") from error
-    except errors.OfflineModeIsEnabled:
-        return "the hub was not asked (HF_HUB_OFFLINE)"
-    except network_errors as error:
-        return f"the hub could not be used: {_first_line(error) or type(error).__name__}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-def _cache() -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
-
-
 def _cached_snapshot(repository: str, revision: str) -> Path | None:
     """A snapshot in the cache, by branch, tag or commit, in the layout that huggingface_hub documents."""
-    storage = _cache() / f"models--{repository.replace('/', '--')}"
-    reference = storage / "refs" / revision
-    commit = reference.read_text().strip() if reference.is_file() else revision
-    folder = storage / "snapshots" / commit
-    return folder if _COMMIT.fullmatch(commit) and folder.is_dir() else None
+    place = storage(repository)
+    reference = place / "refs" / revision
+    commit = reference.read_text(errors="replace").strip() if reference.is_file() else revision
+    folder = place / "snapshots" / commit
+    return folder if COMMIT.fullmatch(commit) and folder.is_dir() else None
 
 
 def _lacking(folder: Path) -> list[str]:
-    """Networks of a snapshot whose weights are not there, after a download that was cut short."""
+    """Networks of a snapshot that are not there as a whole, after a download that was cut short."""
     if not (folder / "model_index.json").exists():
         return [] if any(folder.glob("*.safetensors")) else ["the weights"]
-    return [part for part in PARTS if not any((folder / part).glob("*.safetensors"))]
+    return [part for part in PARTS if not _is_whole(folder / part)]
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a network has its configuration, and its weights in one file or in every shard of a set."""
+    names = [_WEIGHTS.fullmatch(path.name) for path in folder.glob("*.safetensors")]
+    sets = Counter((name[1], int(name[2] or 1)) for name in names if name)
+    return (folder / "config.json").exists() and any(count == size for (_, size), count in sets.items())
 
 
 def _cached_models() -> list[str]:
     """Hub ids of the cached models of SDXL's kind, whole ones only."""
-    indices = sorted(_cache().glob("models--*/snapshots/*/model_index.json"))
+    indices = sorted(cache().glob("models--*/snapshots/*/model_index.json"))
     whole = [index for index in indices if _is_of_the_family(index) and not _lacking(index.parent)]
     return [index.parents[2].name.removeprefix("models--").replace("--", "/", 1) for index in whole]
 
