@@ -25,7 +25,7 @@ from ssd1b.models.unet import ReadPrompts, UNet
 from ssd1b.models.vae import VAE
 from ssd1b.recipe import ModelIdentity, Recipe
 from ssd1b.runtime import choose_device, choose_dtype, dtype_name
-from ssd1b.settings import DEFAULT_MODEL, GenerationSettings, Preset, random_seed, resolve_settings
+from ssd1b.settings import DEFAULT_MODEL, SEEDS, GenerationSettings, Preset, random_seed, resolve_settings
 from ssd1b.speed import openvino
 from ssd1b.speed.loading import Loader, check_computing, settle
 from ssd1b.speed.reuse import FeatureReuse
@@ -183,7 +183,7 @@ class Pipeline:
         first = self.settings(prompt, preset=preset, **given)
         pictures = []
         for offset in range(count):
-            settings = replace(first, seed=(first.seed + offset) % 2**64)
+            settings = replace(first, seed=(first.seed + offset) % SEEDS)
             *_, last = self.steps([settings])
             pictures += self.pictures(last.latents, [settings])
         return pictures

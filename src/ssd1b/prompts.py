@@ -20,6 +20,9 @@ BRACKET_WEIGHT = 1.1
 MAX_WEIGHT = 100.0
 """Largest attention weight by size: beyond it, as in "(Metropolis:1927)", the number was meant as text."""
 
+_PIECE = 1000
+"""Most characters of a bracket that are looked through, so that the time grows with the text alone."""
+
 CHUNK_SIZE = 75
 """Tokens in a chunk: CLIP's context of 77 less its begin and end tokens."""
 
@@ -90,6 +93,56 @@ def parse_prompt(text: str) -> list[list[Segment]]:
         for start in starts:
             scale(start, _BRACKETS[bracket])
     return _merge(pieces, weights)
+
+
+_UNSUPPORTED = re.compile(
+    r"""
+    \\.                                          # escaped, so it is text
+  | (?P<network> <\w+:[^<>\n]{1,200}> )
+  | (?P<embedding> \bembedding:[\w./-]{1,200} )
+  | (?P<wildcard> __[\w*/-]{1,200}__ | \{[^{}|\n]{0,200}\|[^{}\n]{0,200}\} )
+  | (?P<composition> \bAND\b )
+  | (?P<bracket> [\[\]] )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_EDITING = re.compile(r":\s*[0-9]*\.?[0-9]+\s*\]\Z")
+_FEATURES = {
+    "network": "a LoRA or another network",
+    "embedding": "an embedding",
+    "wildcard": "a wildcard",
+    "composition": "composition of prompts",
+    "editing": "prompt editing",
+    "alternation": "alternating words",
+}
+
+
+def unsupported(text: str) -> dict[str, str]:
+    """Find the syntax of other programs that is read as words here.
+
+    Returns:
+        The first piece of each feature, by the feature's name for people.
+    """
+    found: dict[str, str] = {}
+    opened: list[int] = []
+    for match in _UNSUPPORTED.finditer(text):
+        kind, piece = match.lastgroup, match[0]
+        if piece == "[":
+            opened.append(match.start())
+            continue
+        if kind == "bracket":
+            piece = text[opened.pop() : match.end()] if opened else ""
+            kind = _bracketed(piece[-_PIECE:])
+        if kind is not None:
+            found.setdefault(_FEATURES[kind], piece)
+    return found
+
+
+def _bracketed(piece: str) -> str | None:
+    """The feature that A1111 sees in square brackets, apart from less attention."""
+    if _EDITING.search(piece):
+        return "editing"
+    return "alternation" if "|" in piece else None
 
 
 def _split_breaks(text: str) -> list[str | None]:

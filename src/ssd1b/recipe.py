@@ -7,15 +7,16 @@ say is in the JSON: rescale, interval and micro-conditioning, and prompts with a
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from typing import Any, Self, no_type_check
 
 from ssd1b.computing import DEFAULT, Computing
 from ssd1b.errors import InputError, shown
+from ssd1b.numerals import number, whole_number
 from ssd1b.sampler_names import SAMPLERS, SCHEDULES
-from ssd1b.settings import GenerationSettings, Range, check_names, check_text
+from ssd1b.settings import GenerationSettings, Range, check_names, check_text, equal_seed
 
 FORMAT = 1
 """Of the JSON; another number is another format."""
@@ -133,6 +134,8 @@ def read_json(text: str) -> Recipe:
         raise InputError(f"recipe has format {shown(found)}: this version of ssd1b reads format {FORMAT}")
     if isinstance(settings := table.get("settings"), dict):
         table["settings"] = {**_SINCE, **settings}
+        if "seed" in settings:
+            table["settings"]["seed"] = equal_seed(settings["seed"])
     table.setdefault("computing", asdict(DEFAULT))  # as recipes of earlier versions, which lack it
     parts = {"settings": GenerationSettings, "model": ModelIdentity, "computing": Computing}
     built = {name: _build(part, name, table[name]) for name, part in parts.items() if name in table}
@@ -162,6 +165,8 @@ class Parameters:
 
         No negative prompt is None: for SDXL, AUTOMATIC1111 too takes zeros when it is empty.
 
+        A seed beyond 32 bits, as ComfyUI's, is the one within them that gives the same noise.
+
         Raises:
             InputError: a value is no number where one belongs.
         """
@@ -169,6 +174,8 @@ class Parameters:
         for key, (name, kind) in _SETTINGS.items():
             if key in self.values:
                 given[name] = _read_value(key, self.values[key], kind)
+        if "seed" in given:
+            given["seed"] = equal_seed(given["seed"])
         if "Size" in self.values:
             size = _SIZE.fullmatch(self.values["Size"])
             if size is None:
@@ -178,13 +185,13 @@ class Parameters:
 
 
 _SETTINGS = {
-    "Steps": ("steps", int),
+    "Steps": ("steps", whole_number),
     "Sampler": ("sampler", str),
     "Schedule type": ("schedule", str),
-    "CFG scale": ("guidance_scale", float),
-    "Seed": ("seed", int),
+    "CFG scale": ("guidance_scale", number),
+    "Seed": ("seed", whole_number),
 }  # fmt: skip
-_SIZE = re.compile(r"(\d{1,9})x(\d{1,9})")
+_SIZE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})")
 _NEGATIVE = "Negative prompt:"
 # A key, and a value that is a JSON string or reaches to the next comma.
 _PAIR = re.compile(r'\s*(\w[\w /-]+):\s*("(?:[^"\\]|\\.)+"(?=,|$)|[^,]*)')
@@ -261,8 +268,8 @@ def _unquote(text: str) -> str:
         return text
 
 
-def _read_value(key: str, text: str, kind: type) -> Any:
+def _read_value(key: str, text: str, read: Callable[[str], Any]) -> Any:
     try:
-        return kind(text)
-    except ValueError:
+        return read(text.strip())
+    except InputError:
         raise InputError(f"{key} is {shown(text)}: it must be a number") from None

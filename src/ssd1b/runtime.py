@@ -6,7 +6,7 @@ from pathlib import Path
 import platformdirs
 import torch
 
-from ssd1b.errors import InputError, unknown
+from ssd1b.errors import InputError, shown, unknown
 
 DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -33,12 +33,13 @@ def choose_device(name: str | None) -> torch.device:
         raise unknown("device", name, DEVICE_TYPES)
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device is {name!r}: allowed are a kind and a number, as 'cuda:1'") from error
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"device is {shown(name)}: allowed are a kind and a number, as 'cuda:1'") from error
     count = torch.accelerator.device_count() if found is not None and found.type == device.type else 0
-    if device.type != "cpu" and (device.index or 0) >= count:
+    # torch takes any number for the CPU, of which there is one.
+    if (device.index or 0) >= (1 if device.type == "cpu" else count):
         available = [f"{found.type}:{index}" for index in range(count)] if found and count else ["cpu"]
-        raise InputError(f"device {name!r} is not in this machine: available: {', '.join(available)}")
+        raise InputError(f"device {shown(name)} is not in this machine: available: {', '.join(available)}")
     return device
 
 

@@ -23,7 +23,13 @@ MAX_PROMPT_LENGTH = 10_000
 
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
-_SIZE = re.compile(r"(\d{1,9})(?:x(\d{1,9}))?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", re.IGNORECASE)
+
+SEEDS = 2**32
+"""How many seeds there are: torch's generator on the CPU takes the lowest 32 bits of one, and repeats."""
+
+RANDOM_SEED = -1
+"""In a seed's place: that one is to be drawn, as in AUTOMATIC1111."""
 
 MAX_PIXELS = 2048 * 2048
 """Pixels of one picture: four times what SDXL was trained for."""
@@ -35,11 +41,13 @@ class Range:
 
     Attributes:
         multiple_of: 1 for whole numbers, 8 for multiples of 8; None allows fractions.
+        why: the reason for the bounds, where people may wonder.
     """
 
     low: int
     high: int
     multiple_of: int | None = None
+    why: str = ""
 
     def check(self, name: str, value: Any) -> int | float:
         """Give ``value`` back as a plain int or float.
@@ -50,7 +58,7 @@ class Range:
         # Written so that NaN, of which every comparison is false, is refused.
         allowed = _is_number(value, whole=self.multiple_of is not None) and self.low <= value <= self.high
         if not allowed or (self.multiple_of and value % self.multiple_of):
-            raise InputError(f"{name} is {shown(value)}: allowed are {self}")
+            raise InputError(f"{name} is {shown(value)}: allowed are {self}{self.why and f' ({self.why})'}")
         return int(value) if self.multiple_of else float(value)
 
     def __str__(self) -> str:
@@ -65,7 +73,7 @@ RANGES: Mapping[str, Range] = MappingProxyType({
     "guidance_rescale": Range(low=0, high=1),
     "feature_reuse": Range(low=0, high=1),
     "steps": Range(low=1, high=1000, multiple_of=1),
-    "seed": Range(low=0, high=2**64 - 1, multiple_of=1),
+    "seed": Range(low=0, high=SEEDS - 1, multiple_of=1, why="torch takes 32 bits, larger ones repeat"),
     "width": Range(low=64, high=4096, multiple_of=8),
     "height": Range(low=64, high=4096, multiple_of=8),
 })  # fmt: skip
@@ -197,7 +205,7 @@ def resolve_settings(
         family: a name of ``layouts.UNETS``.
         model_defaults: the model's own settings, with its size where that is not 1024.
         preset: None for none.
-        given: what the user chose; the seed must be in here or in another layer (see ``random_seed``). A
+        given: what the user chose; the seed must be in here or in another layer, -1 for a random one. A
             setting counts as chosen when it is present, as ``negative_prompt=None`` is a choice too.
 
     Raises:
@@ -208,6 +216,7 @@ def resolve_settings(
     settings: dict[str, Any] = {**DEFAULTS, "guidance_scale": GUIDANCE_DEFAULTS[family]}
     for layer in (model_defaults, preset.settings if preset else {}, given):
         settings |= _canonical(layer)
+    settings = with_drawn_seed(settings)
     size = (settings["height"], settings["width"])
     whole = {"original_size": size, "crop_top_left": (0, 0), "target_size": size}
     return GenerationSettings(prompt=prompt, **(whole | settings))
@@ -226,8 +235,23 @@ def read_size(text: str) -> dict[str, int]:
 
 
 def random_seed() -> int:
-    """Choose a seed of 32 bits: short enough to be typed, as every other program's."""
-    return secrets.randbits(32)
+    """Choose one of the ``SEEDS``."""
+    return secrets.randbelow(SEEDS)
+
+
+def with_drawn_seed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace a seed of ``RANDOM_SEED`` by one that is drawn now."""
+    seed = settings.get("seed")
+    drawn = {"seed": random_seed()} if _is_number(seed, whole=True) and seed == RANDOM_SEED else {}
+    return {**settings, **drawn}
+
+
+def equal_seed(seed: Any) -> Any:
+    """Replace a larger seed, as other programs and earlier versions wrote it, by the one with the same noise.
+
+    Everything else comes back as it is, for ``RANGES`` to refuse.
+    """
+    return seed % SEEDS if _is_number(seed, whole=True) and SEEDS <= seed < 2**64 else seed
 
 
 def check_text(name: str, value: object) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ssd1b.errors import InputError, unknown
+from ssd1b.errors import InputError, shown, unknown
 
 T = TypeVar("T")
 
@@ -39,7 +39,8 @@ def read_table(path: Path) -> Any:
         return READERS[path.suffix.lower()](data.decode())
     # Decoder and readers raise kinds of ValueError; thousands of nested lists exhaust the stack.
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no {path.suffix[1:].upper()}: {error}") from None
+        reason = "a number has thousands of digits" if "int_max_str_digits" in str(error) else error
+        raise InputError(f"{path} is no {path.suffix[1:].upper()}: {reason}") from None
 
 
 def checked(kind: type, table: object, where: str) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def checked(kind: type, table: object, where: str) -> dict[str, Any]:
         InputError: an unknown key, or a value of another type than the field's.
     """
     if not isinstance(table, Mapping):
-        raise InputError(f"{where} must be a table, got {table!r:.80}")
+        raise InputError(f"{where} must be a table, got {shown(table)}")
     hints = get_type_hints(kind)
     names = [field.name for field in fields(kind)]
     found = {}
@@ -63,7 +64,7 @@ def checked(kind: type, table: object, where: str) -> dict[str, Any]:
             raise unknown(f"key in {where}", name, names)
         value = _frozen(value)
         if not _fits(value, hints[name]):
-            raise InputError(f"{name} in {where} must be {_words(hints[name])}, got {value!r:.80}")
+            raise InputError(f"{name} in {where} must be {_words(hints[name])}, got {shown(value)}")
         found[name] = _as_floats(value, hints[name])
     return found
 

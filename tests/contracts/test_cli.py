@@ -8,6 +8,7 @@ import click
 import pytest
 
 from ssd1b.cli.app import COMMANDS, cli
+from ssd1b.cli.command import TEXT, Command
 
 HEAVY = {"torch", "numpy", "PIL", "transformers", "safetensors", "huggingface_hub"}
 
@@ -96,6 +97,16 @@ def test_options_are_these(command):
         found = found.get_command(CONTEXT, name)
     options = {option for parameter in found.params for option in parameter.opts if option.startswith("--")}
     assert options == OPTIONS[command]
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_no_option_takes_numbers_in_other_digits_or_empty_names(command):
+    found = cli
+    for name in command.split():
+        found = found.get_command(CONTEXT, name)
+    assert isinstance(found, Command)
+    assert not [each.name for each in found.params if each.type in (click.INT, click.FLOAT, click.STRING)]
+    assert {each.name for each in found.params if each.type is TEXT} <= {"prompts", "negative_prompt", "axes"}
 
 
 def test_every_command_bears_its_name():

@@ -1,4 +1,5 @@
 import re
+import time
 from itertools import pairwise
 
 import pytest
@@ -16,6 +17,7 @@ from ssd1b.prompts import (
     format_prompt,
     parse_prompt,
     split_prompts,
+    unsupported,
 )
 
 COMMA = 267
@@ -205,3 +207,60 @@ def test_one_prompt_per_line():
 def test_no_prompt_or_too_many_are_refused(text):
     with pytest.raises(InputError, match=r"^list\.txt holds \d+ prompts: allowed are 1 to 10000"):
         split_prompts(text, source="list.txt")
+
+
+WORDS = {
+    "a LoRA or another network": ["<lora:x:0.8>", "<lora:x>", "<hypernet:some name:1>", "<lyco:x:1:lbw=A>"],
+    "prompt editing": [
+        "[a:b:0.5]",
+        "[a:0.5]",
+        "[a::10]",
+        "[ red car : blue car : .25 ]",
+        "[(a:1.2) b:c:5]",
+        "[a [b] c:d:0.5]",
+        "[[a]:b:9 ]",
+        r"[\[a:b:0.5]",
+        "[a\nb:c:0.5]",
+    ],
+    "alternating words": ["[a|b]", "[cow|horse|sheep]", "[a|[b]]", "[|]"],
+    "composition of prompts": ["AND"],
+    "a wildcard": ["{a|b}", "{red|green|}", "__animal__", "__colors/warm*__", "{2$$a|b}"],
+    "an embedding": ["embedding:easynegative", "embedding:some/file.pt"],
+}
+NO_SYNTAX = [
+    "a cat and a dog", "[word]", "[[two words]]", "(a:1.2)", "[(a:1.2)]", "((a))", r"\[a:b:0.5\]",
+    r"\[a|b]", "a [b] c: 0.5]", "a:b:0.5]", "a | b", "(a|b)", "{a}", "a __ b", "__init", "x < y > z", "<3",
+    "10:30", "[10:30 pm]", "SAND", "BRANDY", "[a:b]", "[a:b:c]", "a] [b", "an embedding: x", "[a", "a]",
+    "<lora:", "BREAK", "", "[]", "5 < x: y", r"\<lora:x:1>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("feature", "piece"), [(name, each) for name, pieces in WORDS.items() for each in pieces]
+)
+def test_syntax_that_is_read_as_words_is_found(feature, piece):
+    assert unsupported(piece) == {feature: piece}
+    assert unsupported(f"a (photo:1.1) of [a cat], {piece} in the {piece} sun")[feature] == piece
+
+
+@pytest.mark.parametrize("text", NO_SYNTAX)
+def test_words_are_taken_for_no_syntax(text):
+    assert unsupported(text) == {}
+
+
+@pytest.mark.parametrize(
+    "piece", ["[", "]", "[a:b:", "[a|", "{a|", "<lora:", "<a:<", "__a", "_", "{|", "[[]", "embedding:", "\\"]
+)
+def test_finding_syntax_takes_time_in_proportion_to_the_text(piece):
+    def seconds(length):
+        text = piece * (length // len(piece))
+        begin = time.process_time()
+        unsupported(text)
+        return time.process_time() - begin
+
+    assert seconds(10_000) < 0.5
+
+
+@given(st.text(alphabet="[]{}<>|:.05_\\ aAND", max_size=60))
+def test_pieces_of_syntax_are_in_the_text(text):
+    assert all(piece and piece in text for piece in unsupported(text).values())

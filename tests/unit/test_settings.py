@@ -14,6 +14,7 @@ from ssd1b.settings import (
     MAX_PROMPT_LENGTH,
     GenerationSettings,
     Preset,
+    equal_seed,
     random_seed,
     resolve_settings,
 )
@@ -105,7 +106,7 @@ REFUSED = {
     "guidance_rescale": [-0.1, 1.1, math.nan],
     "feature_reuse": [-0.1, 1.1, math.nan, "0", None],
     "guidance_interval": [(0.5, 0.5), (0.6, 0.4), (-0.1, 1), (0, math.nan), 0.5, (0, 0.5, 1), "01", None],
-    "seed": [-1, 2**64, 1.0, "1", None, False],
+    "seed": [-1, 2**32, 2**64, 1.0, "1", None, False],
     "width": [0, 56, 63, 65, 1001, 1024.0, 4104, -64, "1024", None],
     "height": [8, 1023, 10**9],
     "original_size": [(0, 1024), (1024, -1), (1024,), 1024, ("1024", 1024), (1.5, 2)],
@@ -138,7 +139,7 @@ def test_what_is_not_allowed_is_refused_in_one_line_that_names_it(name, index):
         ({"guidance_scale": math.nan}, "guidance_scale is nan: allowed are numbers from 0 to 100"),
         ({"width": 1001}, "width is 1001: allowed are multiples of 8 from 64 to 4096"),
         ({"width": 4096}, "size is 4096x1024: allowed are at most 4194304 pixels"),
-        ({"seed": "x"}, "seed is 'x': allowed are whole numbers from 0 to 18446744073709551615"),
+        ({"seed": "x"}, "seed is 'x': allowed are whole numbers from 0 to 4294967295 (torch takes 32 bits"),
         ({"original_size": 5}, "original_size is 5: it must be two whole numbers from 1 to 65536"),
         ({"step": 20}, "unknown setting 'step': did you mean 'steps'?"),
         ({"guidance": 20}, "unknown setting 'guidance': did you mean 'guidance_scale'?"),
@@ -187,7 +188,7 @@ def test_settings_cannot_change_and_stay_checked():
     st.integers(1, 1000),
     st.sampled_from(sorted(SAMPLERS)),
     st.none() | st.sampled_from(sorted(SCHEDULES)),
-    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**32 - 1),
     st.integers(8, 256).map(lambda n: 8 * n),
 )
 def test_whatever_is_allowed_is_kept(prompt, negative, guidance, steps, sampler, schedule, seed, side):
@@ -235,3 +236,33 @@ def test_random_seeds_have_32_bits_and_differ():
     seeds = {random_seed() for _ in range(20)}
     assert len(seeds) > 1
     assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_a_seed_of_minus_one_is_drawn_wherever_it_comes_from():
+    layers = [
+        {"model_defaults": {"seed": -1}, "preset": None},
+        {"model_defaults": {}, "preset": Preset(name="p", source="", settings={"seed": -1})},
+        {"model_defaults": {"seed": 5}, "preset": None, "seed": np.int64(-1)},
+    ]
+    for layer in layers:
+        drawn = {resolve_settings("x", family="ssd-1b", **layer).seed for _ in range(4)}
+        assert len(drawn) > 1
+        assert all(0 <= seed < 2**32 for seed in drawn)
+
+
+def test_only_the_whole_number_minus_one_is_random():
+    for seed in (-1.0, "-1", True, -2, None):
+        with pytest.raises(InputError, match="seed is"):
+            settings(seed=seed)
+
+
+def test_larger_seeds_are_those_within_32_bits():
+    assert [equal_seed(seed) for seed in (7, 2**32 + 7, 2**64 - 1)] == [7, 7, 2**32 - 1]
+    assert [equal_seed(seed) for seed in (-5, 2**64, 1e20, "x", None, True)] == [
+        -5,
+        2**64,
+        1e20,
+        "x",
+        None,
+        True,
+    ]

@@ -11,6 +11,7 @@ from importlib import import_module
 
 import click
 
+from ssd1b.cli.command import Command
 from ssd1b.errors import InputError, line, unknown
 
 COMMANDS = {
@@ -44,6 +45,8 @@ _SMALLER = "out of memory: take a smaller --size, 16 bits (--dtype bf16) or a sm
 
 class Group(click.Group):
     """A group that names the nearest command when there is none of the given name."""
+
+    command_class = Command
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         """Find a command.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ssd1b.bench import PARTS
+from ssd1b.cli.command import Command
 from ssd1b.cli.table import byte_size, columns
 from ssd1b.errors import InputError, unknown
 from ssd1b.layouts import NAMED, model_layout
@@ -32,7 +33,7 @@ NUMBERS = {
 }
 
 
-@click.command("bench")
+@click.command("bench", cls=Command)
 @click.option(
     "--layout", "layouts", multiple=True, default=("ssd-1b",), show_default=True, metavar="NAME",
     help=f"{', '.join(NAMED)}; may be given often.",

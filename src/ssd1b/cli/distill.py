@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ssd1b.cli.command import Command
 from ssd1b.cli.table import byte_size, columns
 from ssd1b.errors import InputError, unknown
 from ssd1b.settings import RANGES, Range
@@ -30,7 +31,7 @@ TABLETOP = {"tabletop": "plain", "tabletop-rich": "rich"}
 """Names of data that are rendered, with the world of each."""
 
 
-@click.command("distill")
+@click.command("distill", cls=Command)
 @click.option("--teacher", metavar="MODEL", required=True, help="A name, folder, safetensors file or hub id.")
 @click.option(
     "--student",

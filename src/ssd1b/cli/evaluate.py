@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from ssd1b.cli.command import Command
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
@@ -36,7 +37,7 @@ FIXED = ("seed", "width", "height")
 _ON_SHEET = 64
 
 
-@click.command("evaluate")
+@click.command("evaluate", cls=Command)
 @click.option(
     "--captions",
     type=int,
@@ -87,7 +88,7 @@ def command(
             f"{fixed[0]} is fixed here: pictures are drawn with seeds from 0 on, Tabletop at 128x128"
         )
     chosen = None if preset is None else load_preset(preset)
-    check_settings("a sphere", given, chosen)
+    check_settings(["a sphere"], given, chosen)
     models = [choice.model or DEFAULT_MODEL, *([versus] if versus is not None else [])]
     choices = [replace(choice, model=model) for model in models]
     if data is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ssd1b.cli.command import Command
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
@@ -21,12 +22,12 @@ from ssd1b.cli.options import (
 from ssd1b.errors import InputError
 from ssd1b.presets import PRESETS, load_preset
 from ssd1b.prompts import NO_PROMPT
-from ssd1b.settings import GenerationSettings, Range
+from ssd1b.settings import SEEDS, GenerationSettings, Range
 
 COUNT = Range(low=1, high=10_000, multiple_of=1)
 
 
-@click.command("generate")
+@click.command("generate", cls=Command)
 @prompt_options
 @setting_options
 @click.option("--preset", metavar="NAME|FILE", help=f"{', '.join(PRESETS)}, or a .toml or .json file.")
@@ -67,8 +68,7 @@ def command(
     count = int(COUNT.check("count", count))
     if not prompts:
         raise InputError(NO_PROMPT)
-    for prompt in prompts:
-        check_settings(prompt, given, chosen_preset)
+    check_settings(prompts, given, chosen_preset)
 
     from tqdm import tqdm
 
@@ -88,7 +88,7 @@ def command(
     previews = drawing.preview(pipeline, folder) if preview else nullcontext()
     with drawing.progress_bar(first.steps * total) as bar, previews as show:
         for index in range(total):
-            settings = replace(first, prompt=prompts[index // count], seed=(first.seed + index) % 2**64)
+            settings = replace(first, prompt=prompts[index // count], seed=(first.seed + index) % SEEDS)
             start = time.perf_counter()
             picture = drawing.draw(pipeline, settings, bar, show)
             path = str(drawing.save(picture, out, picture_format))

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from ssd1b.cli.command import Command
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
@@ -18,7 +19,7 @@ from ssd1b.settings import DEFAULT_MODEL, Range
 PAIRS = Range(low=8, high=100_000, multiple_of=1)
 
 
-@click.command("guide")
+@click.command("guide", cls=Command)
 @prompt_options
 @click.option(
     "--pairs",
@@ -54,8 +55,7 @@ def command(
       ssd1b guide "a lighthouse" --model mine.safetensors --only guidance --only steps --out guide
     """  # noqa: D301 (\b keeps click from wrapping)
     pairs = int(PAIRS.check("pairs", pairs))
-    for prompt in prompts or ["a sphere"]:
-        check_settings(prompt, given)
+    check_settings(prompts or ["a sphere"], given)
     if "seed" in given:
         raise InputError("seed is no setting of a guide: pairs have seeds of their own")
 

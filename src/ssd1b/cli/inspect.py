@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ssd1b.cli.again import command_line
+from ssd1b.cli.command import Command
 from ssd1b.cli.table import byte_size, columns
 from ssd1b.errors import InputError, printable
 from ssd1b.recipe import Recipe
@@ -23,7 +24,7 @@ _DEFAULTS = ("sampler", "schedule", "steps", "guidance_scale", "guidance_rescale
 """What people see of scheduler and settings; --json has everything."""
 
 
-@click.command("inspect")
+@click.command("inspect", cls=Command)
 @click.argument("subject", metavar="FILE|FOLDER|MODEL")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(subject: str, as_json: bool) -> None:

@@ -5,10 +5,11 @@ from dataclasses import asdict
 
 import click
 
+from ssd1b.cli.command import Command
 from ssd1b.cli.table import columns
 
 
-@click.command("models")
+@click.command("models", cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each model.")
 def command(as_json: bool) -> None:
     """List the models that have a name: built in, published under a short name, or in the hub's cache.

@@ -3,19 +3,20 @@
 ``setting_options`` and ``model_options`` each give a command one argument with all that was chosen.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
 
 import click
 
+from ssd1b.cli.command import TEXT
 from ssd1b.computing import DEFAULT, Computing
-from ssd1b.errors import InputError, unknown
+from ssd1b.errors import InputError, shown, unknown
 from ssd1b.presets import NEGATIVE_PROMPTS, SPEEDS
-from ssd1b.prompts import parse_prompt, split_prompts
+from ssd1b.prompts import parse_prompt, split_prompts, unsupported
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
-from ssd1b.settings import Preset, read_size, resolve_settings
+from ssd1b.settings import Preset, read_size, resolve_settings, with_drawn_seed
 
 MAX_PROMPT_FILE_BYTES = 16 * 2**20
 
@@ -39,7 +40,7 @@ class ModelChoice:
 def prompt_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the argument ``prompts``, a list: those of the command line, then those of a file."""
 
-    @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+    @click.argument("prompts", nargs=-1, type=TEXT, metavar="[PROMPT]...")
     @click.option("--file", metavar="FILE", help="One prompt a line; - is the standard input.")
     @wraps(command)
     def bundled(*args: Any, prompts: tuple[str, ...], file: str | None, **rest: Any) -> None:
@@ -106,6 +107,7 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
         "--negative",
         "--negative-prompt",
         "negative_prompt",
+        type=TEXT,
         metavar="TEXT",
         help='What to keep away from. "" is an empty text, which is not the same as none.',
     )
@@ -149,7 +151,10 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
         help=f"{', '.join(SCHEDULES)}; {AUTOMATIC} is the sampler's own, else the model's.",
     )
     @click.option(
-        "--seed", type=int, metavar="N", help="Of the first picture; the others count on. Default: random."
+        "--seed",
+        type=int,
+        metavar="N",
+        help="Of the first picture; the others count on. -1, the default, is random.",
     )
     @click.option("--size", metavar="WIDTHxHEIGHT", help="In pixels; one number for a square.")
     @wraps(command)
@@ -158,6 +163,7 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
         given = {name: value for name, value in chosen.items() if value is not None}
         given |= {} if size is None else read_size(size)
         given |= _negative(given, negative_preset)
+        given = with_drawn_seed(given)  # here, so that all pictures of a sweep have the same
         command(*args, given=given, **options)
 
     return bundled
@@ -203,16 +209,24 @@ def _negative(given: Mapping[str, Any], preset: str | None) -> dict[str, str]:
     return {"negative_prompt": NEGATIVE_PROMPTS[preset]}
 
 
-def check_settings(prompt: str, given: Mapping[str, Any], preset: Preset | None = None) -> None:
-    """Find what is wrong with a prompt and its settings before torch is imported and a model loaded.
+def check_settings(prompts: Iterable[str], given: Mapping[str, Any], preset: Preset | None = None) -> None:
+    """Find what is wrong with prompts and their settings before torch is imported and a model loaded.
+
+    Syntax of other programs that goes in as words is named in a line of advice.
 
     Raises:
         InputError: as ``resolve_settings`` and ``parse_prompt``.
     """
-    # Seed and family stand for what the model will add; they decide nothing about what is allowed.
-    settings = resolve_settings(prompt, family="sdxl", model_defaults={"seed": 0}, preset=preset, **given)
-    for text in (settings.prompt, settings.negative_prompt or ""):
-        parse_prompt(text)
+    found: dict[str, str] = {}
+    for prompt in prompts:
+        # Seed and family stand for what the model will add; they decide nothing about what is allowed.
+        settings = resolve_settings(prompt, family="sdxl", model_defaults={"seed": 0}, preset=preset, **given)
+        for text in (settings.prompt, settings.negative_prompt or ""):
+            parse_prompt(text)
+            found = unsupported(text) | found
+    if found:
+        pieces = ", ".join(f"{shown(piece)} ({feature})" for feature, piece in found.items())
+        click.echo(f"advice: read as words, because this is not supported yet: {pieces}", err=True)
 
 
 def read_prompts(path: str) -> list[str]:

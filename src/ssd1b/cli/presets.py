@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from ssd1b.cli.command import Command
 from ssd1b.errors import InputError, shown
 from ssd1b.presets import PRESETS, as_toml, load_preset, users_files, users_folder
 from ssd1b.settings import Preset
@@ -22,7 +23,7 @@ _LONGEST = 60
 """Letters of a setting's text in the list."""
 
 
-@click.command("presets")
+@click.command("presets", cls=Command)
 @click.argument("name", required=False, metavar="[NAME|FILE]")
 @click.option("--keep", metavar="FILE", help="Copy a preset's file to your own presets.")
 @click.option("--name", "name_kept", metavar="NAME", help="Keep it under this name.")

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ssd1b.cli.command import Command
 from ssd1b.errors import InputError
 
 if TYPE_CHECKING:
     from ssd1b.lab.store import Store
 
 
-@click.command("report")
+@click.command("report", cls=Command)
 @click.argument("folder", metavar="FOLDER")
 @click.option("--sweep", "chosen", metavar="ID", help="The beginning of a sweep's id. Default: the last one.")
 @click.option("--metric", metavar="NAME", help="Ranks settings. Default: what is right, else the CLIP score.")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ssd1b.cli.again import model_name
+from ssd1b.cli.command import Command
 from ssd1b.cli.options import ModelChoice, check_settings, computing_options, model_options, out_option
 from ssd1b.computing import DEFAULT
 from ssd1b.errors import InputError
@@ -20,7 +21,7 @@ CIRCUMSTANCES = ("device", "dtype", "threads", "computing", "batch_size", "torch
 """What of a recipe, beside settings and model, can change the last bits of a picture."""
 
 
-@click.command("rerun")
+@click.command("rerun", cls=Command)
 @click.argument("image", metavar="PICTURE")
 @out_option
 @model_options
@@ -53,7 +54,7 @@ def command(image: str, out: str, choice: ModelChoice) -> None:
         settings = recipe.settings
     else:
         given = recipe.settings()
-        check_settings(recipe.prompt, given)
+        check_settings([recipe.prompt], given)
         click.echo(
             "warning: no recipe in it, only AUTOMATIC1111's text, which does not say everything: drawn with "
             f"{choice.model or DEFAULT_MODEL}, expect another picture",

@@ -1,11 +1,13 @@
 """``ssd1b sweep``: every combination of some settings, each drawn once."""
 
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ssd1b.cli.command import TEXT, Command
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
@@ -13,7 +15,7 @@ from ssd1b.cli.options import (
     prompt_options,
     setting_options,
 )
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, shown
 from ssd1b.presets import PRESETS, load_preset
 from ssd1b.settings import DEFAULT_MODEL, Range
 from ssd1b.tables import read_table
@@ -25,9 +27,11 @@ if TYPE_CHECKING:
 SEEDS = Range(low=1, high=1000, multiple_of=1)
 
 
-@click.command("sweep")
+@click.command("sweep", cls=Command)
 @prompt_options
-@click.option("--axis", "axes", multiple=True, metavar="NAME=VALUES", help="See below; may be given often.")
+@click.option(
+    "--axis", "axes", type=TEXT, multiple=True, metavar="NAME=VALUES", help="See below; may be given often."
+)
 @click.option("--axes", "axes_file", metavar="FILE", help="A .toml or .json file: [axes] with NAME = VALUES.")
 @click.option("--seeds", type=int, metavar="N", help="So many from --seed on: an axis, too.")
 @setting_options
@@ -69,8 +73,7 @@ def command(
     from ssd1b.lab.axes import parse_axis
 
     chosen = None if preset is None else load_preset(preset)
-    for prompt in prompts:
-        check_settings(prompt, given, chosen)
+    check_settings(prompts, given, chosen)
     found = [parse_axis(each) for each in axes]
     found += [] if axes_file is None else _read_axes(Path(axes_file))
     if seeds is not None:
@@ -95,11 +98,19 @@ def _read_axes(path: Path) -> "list[Axis]":
     if other := [name for name in table if name != "axes"]:
         raise InputError(f"{path} holds {other[0]!r}: only a table [axes] is read")
     return [
-        make_axis(name, [str(each) for each in values])
+        make_axis(name, [_written(name, each) for each in values])
         if isinstance(values, list)
-        else parse_axis(f"{name}={values}")  # as on the command line
+        else parse_axis(f"{name}={_written(name, values)}")  # as on the command line
         for name, values in table["axes"].items()
     ]
+
+
+def _written(name: str, value: object) -> str:
+    """Write a value of a file as it would be written on the command line."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise InputError(f"axis {shown(name)} has the value {shown(value)}: it must be a text or a number")
+    # Decimal, because an axis knows no exponent: 1e-05 is written 0.00001.
+    return value if isinstance(value, str) else f"{Decimal(str(value)):f}"
 
 
 def _sweep(sweep: "Sweep", choice: ModelChoice, out: Path, *, retry: bool, dry_run: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ssd1b.cli.command import TEXT, Command
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
@@ -40,9 +41,11 @@ USUAL_AXES = (
 """What is searched if nothing else is named: the article's ranges, and what has become usual since."""
 
 
-@click.command("tune")
+@click.command("tune", cls=Command)
 @prompt_options
-@click.option("--axis", "axes", multiple=True, metavar="NAME=VALUES", help="What is searched, as in sweep.")
+@click.option(
+    "--axis", "axes", type=TEXT, multiple=True, metavar="NAME=VALUES", help="What is searched, as in sweep."
+)
 @click.option(
     "--metric", default="flawless", show_default=True, metavar="SUM", help="As clip, or right + 0.5*clip."
 )
@@ -98,8 +101,7 @@ def command(
     ):  # fmt: skip
         allowed.check(name, value)
     chosen = None if preset is None else load_preset(preset)
-    for prompt in prompts or ["a sphere"]:
-        check_settings(prompt, given, chosen)
+    check_settings(prompts or ["a sphere"], given, chosen)
     if "seed" in given:
         raise InputError("seed is no setting that could be tuned: pairs have seeds of their own")
     found = [parse_axis(each) for each in axes or USUAL_AXES]

@@ -19,7 +19,7 @@ def noise_source(seeds: Sequence[int], height: int, width: int, device: torch.de
     ``[torch.Generator("cpu").manual_seed(seed) for seed in seeds]`` and float32.
 
     Args:
-        seeds: one per picture, 0 to 2^64 - 1.
+        seeds: one per picture, 0 to 2^32 - 1: of larger ones the generator takes the lowest 32 bits.
         height: of the latents, an eighth of the picture's.
         width: of the latents.
         device: where the noise is wanted.

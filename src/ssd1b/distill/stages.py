@@ -25,7 +25,8 @@ from typing import Any, Literal
 from ssd1b.distill.features import LEVELS
 from ssd1b.distill.layer_map import CHOICES
 from ssd1b.distill.losses import Weights
-from ssd1b.errors import InputError, unknown
+from ssd1b.errors import InputError, shown, unknown
+from ssd1b.numerals import number
 from ssd1b.tables import checked, made, read_table
 from ssd1b.training.loop import LoopSettings
 
@@ -112,11 +113,11 @@ def share_of(student: str | Depths | None) -> float | None:
     if not isinstance(student, str) or not student.endswith("%"):
         return None
     try:
-        share = float(student[:-1]) / 100
-    except ValueError:
+        share = number(student[:-1]) / 100
+    except InputError:
         share = 0.0
     if not 0 < share < 1:
-        raise InputError(f"a share of the parameters must lie between 0% and 100%, got {student!r}")
+        raise InputError(f"a share of the parameters must lie between 0% and 100%, got {shown(student)}")
     return share
 
 

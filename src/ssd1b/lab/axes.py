@@ -2,20 +2,30 @@
 
 ``guidance=2, 5, 9`` are values, with ``||`` between them where one holds commas. ``1-10`` is a range by
 ones, ``1-10 (+2)`` by twos, ``10-1 (-3)`` falls, ``1-10 [5]`` is five evenly spaced; ``5, 10, .., 30`` goes
-on as it began.
+on as it began. A seed of -1 is random.
 """
 
 import csv
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import ROUND_DOWN, Decimal
 from typing import Any
 
 from ssd1b.errors import InputError, shown, unknown
+from ssd1b.numerals import DECIMAL, DIGITS
 from ssd1b.presets import NEGATIVE_PROMPTS, load_preset
-from ssd1b.settings import PAIR_RANGES, RANGES, Range, read_size, resolve_settings
+from ssd1b.settings import (
+    PAIR_RANGES,
+    RANDOM_SEED,
+    RANGES,
+    Range,
+    random_seed,
+    read_size,
+    resolve_settings,
+    with_drawn_seed,
+)
 
 MAX_VALUES = 1000
 """On one axis."""
@@ -23,9 +33,10 @@ MAX_VALUES = 1000
 NONE = "none"
 """In place of a negative prompt: that there is none, which is not the same as an empty one."""
 
-_NUMBER = r"(?:\d+\.?\d*|\.\d+)"
-_RANGE = re.compile(rf"({_NUMBER})\s*-\s*({_NUMBER})\s*(?:\(\s*([+-]?\s*{_NUMBER})\s*\)|\[\s*(\d+)\s*\])?")
-_PAIR = re.compile(rf"({_NUMBER})\s*[-:]\s*({_NUMBER})")
+_RANGE = re.compile(
+    rf"({DECIMAL})\s*-\s*({DECIMAL})\s*(?:\(\s*([+-]?\s*{DECIMAL})\s*\)|\[\s*({DIGITS})\s*\])?"
+)
+_PAIR = re.compile(rf"({DECIMAL})\s*[-:]\s*({DECIMAL})")
 _AND_SO_ON = ("..", "...")
 
 
@@ -88,7 +99,7 @@ def make_axis(name: str, items: Sequence[str]) -> Axis:
     if not items or not any(items):
         raise InputError(f"axis {key} has no values: write it as {key}={_EXAMPLES.get(key, 'one,another')}")
     try:
-        values = _KINDS[key](items)
+        values = [replace(each, settings=with_drawn_seed(each.settings)) for each in _KINDS[key](items)]
         for value in values:
             resolve_settings("any", family="sdxl", model_defaults={"seed": 0}, preset=None, **value.settings)
     except InputError as error:
@@ -109,7 +120,9 @@ def _numbers(name: str) -> Callable[[list[str]], list[Value]]:
     def read(items: list[str]) -> list[Value]:
         found: list[Decimal] = []
         for position, item in enumerate(items):
-            if item in _AND_SO_ON:
+            if name == "seed" and item == str(RANDOM_SEED):
+                found.append(Decimal(random_seed()))
+            elif item in _AND_SO_ON:
                 if not found or position + 1 == len(items):
                     raise InputError(f"{item!r} must stand between values, as in 1, 2, .., 10")
                 found += _between(found, _number(items[position + 1]))
@@ -157,7 +170,7 @@ def _between(found: list[Decimal], last: Decimal) -> list[Decimal]:
 
 
 def _number(item: str) -> Decimal:
-    if not re.fullmatch(_NUMBER, item):
+    if not re.fullmatch(DECIMAL, item):
         raise InputError(f"{shown(item)} is no number, nor a range as 1-10 (+2) or 1-10 [5]")
     return Decimal(item)
 

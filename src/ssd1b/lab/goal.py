@@ -8,6 +8,7 @@ from types import MappingProxyType
 import numpy as np
 
 from ssd1b.errors import InputError, shown, unknown
+from ssd1b.numerals import DECIMAL
 
 _OF_CAPTIONS = (
     "flawless", "right", "shape", "color", "size", "material", "number", "background", "relation",
@@ -24,8 +25,8 @@ NEEDS: Mapping[str, str] = MappingProxyType({
 })  # fmt: skip
 """What metrics need that are not measured of every picture."""
 
-_WEIGHTED = re.compile(r"(?:(-?\d+\.?\d*|-?\.\d+)\s*\*\s*)?([a-z_]+)")
-_GUARD = re.compile(r"\s*([a-z_]+)\s*(<=|>=)\s*([+-]?\d+\.?\d*(?:e-?\d+)?)\s*")
+_WEIGHTED = re.compile(rf"(?:(-?{DECIMAL})\s*\*\s*)?([a-z_]+)")
+_GUARD = re.compile(rf"\s*([a-z_]+)\s*(<=|>=)\s*([+-]?{DECIMAL}(?:e-?[0-9]{{1,2}})?)\s*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

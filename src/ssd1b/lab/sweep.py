@@ -28,7 +28,13 @@ from ssd1b.models.tokenizer import CLIPTokenizer
 from ssd1b.pipeline import Pipeline, recommended_settings
 from ssd1b.prompts import NO_PROMPT
 from ssd1b.runtime import dtype_name
-from ssd1b.settings import GenerationSettings, Preset, resolve_settings
+from ssd1b.settings import (
+    RANDOM_SEED,
+    GenerationSettings,
+    Preset,
+    resolve_settings,
+    with_drawn_seed,
+)
 from ssd1b.weights import hub
 from ssd1b.weights.loading import open_checkpoint
 from ssd1b.weights.vocabulary import tokenizers
@@ -82,7 +88,10 @@ class Sweep:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check what can be checked without a model."""
+        """Check what can be checked without a model; a random seed is drawn once, for all cells."""
+        chosen = {**(self.preset.settings if self.preset else {}), **self.settings}
+        if chosen.get("seed") == RANDOM_SEED:
+            object.__setattr__(self, "settings", with_drawn_seed({**self.settings, "seed": RANDOM_SEED}))
         if not self.prompts:
             raise InputError(NO_PROMPT)
         names = [axis.name for axis in self.axes]

@@ -1,6 +1,7 @@
 import torch
 
 from ssd1b.diffusion.noise import noise_source
+from ssd1b.settings import SEEDS
 
 CPU = torch.device("cpu")
 
@@ -19,8 +20,15 @@ def test_every_draw_is_fresh_and_repeatable():
 
 
 def test_the_numbers_are_those_of_a_plain_generator():
-    expected = torch.randn(1, 4, 8, 8, generator=torch.Generator("cpu").manual_seed(2**64 - 1))
-    assert torch.equal(noise_source([2**64 - 1], 8, 8, CPU)(), expected)
+    expected = torch.randn(1, 4, 8, 8, generator=torch.Generator("cpu").manual_seed(SEEDS - 1))
+    assert torch.equal(noise_source([SEEDS - 1], 8, 8, CPU)(), expected)
+
+
+def test_a_generator_takes_the_lowest_32_bits_of_a_seed():
+    """So larger seeds are not offered; if this changes with a version of torch, they can be."""
+    small, large = noise_source([7], 8, 8, CPU)(), noise_source([SEEDS + 7], 8, 8, CPU)()
+    assert torch.equal(small, large)
+    assert not torch.equal(small, noise_source([SEEDS - 7], 8, 8, CPU)())
 
 
 def test_noise_is_standard_normal_and_independent_between_pictures():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssd1b.errors import InputError
+from ssd1b.errors import SHOWN, InputError
 from ssd1b.lab.axes import AXES, MAX_VALUES, parse_axis
 from ssd1b.presets import NEGATIVE_PROMPTS
 
@@ -129,3 +129,29 @@ def test_any_text_is_an_axis_or_an_error(name: str, values: str) -> None:
     except InputError:
         return
     assert 0 < len(axis.values) <= MAX_VALUES
+
+
+def test_a_seed_of_minus_one_is_random_and_drawn_once() -> None:
+    axis = parse_axis("seed=-1, -1, 7")
+    seeds = [value.settings["seed"] for value in axis.values]
+    assert [value.label for value in axis.values] == [str(seed) for seed in seeds]
+    assert seeds[2] == 7 and len(set(seeds)) == 3
+    assert parse_axis("seed=-1") != axis
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "steps=٢٥", "steps=1_0", "steps=+5", "steps=1e1", "steps=١-٥", "guidance=nan", "guidance=inf",
+        "size=٦٤", "seed=-2", "seed=4294967296", "guidance-interval=٠-١", "steps=-1", "guidance=-1",
+        "size=+64", f"steps={'9' * 5000}", f"steps=1-{'9' * 5000}", f"steps=1-9 [{'9' * 5000}]",
+        f"steps=1-9 (+{'9' * 5000})",
+        f"guidance=1, {'0.' + '0' * 5000 + '1'}", f"{'x' * 10**5}=1", f"sampler={'x' * 10**5}", "x" * 10**5,
+        f"size={'9' * 5000}", f"guidance-interval={'9' * 5000}-1", f"steps=1, {'9' * 5000}, .., 3",
+    ],
+    ids=lambda text: text[:30],
+)  # fmt: skip
+def test_numbers_in_other_digits_and_endless_ones_are_refused_in_a_short_line(text: str) -> None:
+    with pytest.raises(InputError) as refused:
+        parse_axis(text)
+    assert len(str(refused.value)) < 400 and SHOWN < 400

@@ -43,6 +43,7 @@ from ssd1b.lab.sweep import (
 )
 from ssd1b.pipeline import Pipeline
 from ssd1b.presets import load_preset
+from ssd1b.settings import Preset
 
 CHILD = Path(__file__).parents[2] / "lab_cells.py"
 
@@ -353,3 +354,11 @@ def test_outcomes_come_back_as_they_were(store: Store) -> None:
     outcome = Outcome(state=DONE, digest="d", passes=8.0, metrics={"a": 1.0}, thumbnail=b"\0\xff")
     store.finish([("k", outcome, b"picture")])
     assert store.outcomes(["k", "unknown"]) == {"k": outcome}
+
+
+def test_a_random_seed_is_drawn_once_for_all_cells() -> None:
+    asked = replace(sweep("steps=3,4", prompts=("a cube", "a cone")), settings={"seed": -1})
+    assert len({cell.settings.seed for cell in wanted(asked)}) == 1
+    preset = Preset(name="p", source="", settings={"seed": -1})
+    asked = replace(asked, settings={}, preset=preset)
+    assert len({cell.settings.seed for cell in wanted(asked)}) == 1
