@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ssd1b.cli.command import Command
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, shown
 
 if TYPE_CHECKING:
     from ssd1b.lab.store import Store
@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 @click.option("--sweep", "chosen", metavar="ID", help="The beginning of a sweep's id. Default: the last one.")
 @click.option("--metric", metavar="NAME", help="Ranks settings. Default: what is right, else the CLIP score.")
 @click.option("--out", metavar="FOLDER", help="Where the report goes. Default: FOLDER/report.")
+@click.option("--verify", is_flag=True, help="Read every picture: is it still the one that was measured?")
 @click.option("--list", "listing", is_flag=True, help="List the folder's sweeps, and write nothing.")
-def command(folder: str, chosen: str | None, metric: str | None, out: str | None, listing: bool) -> None:
+def command(
+    folder: str, chosen: str | None, metric: str | None, out: str | None, verify: bool, listing: bool
+) -> None:
     """Write what a sweep found: a page with the pictures and curves, contact sheets, and all figures.
 
     The page is one file that needs no network: the grid of any two axes with sliders for the others, pictures
@@ -32,15 +35,16 @@ def command(folder: str, chosen: str | None, metric: str | None, out: str | None
       ssd1b report sweeps/a --metric clip --out report
       ssd1b report sweeps/a --list
     """  # noqa: D301 (\b keeps click from wrapping)
-    from ssd1b.lab.store import FILE, Store
+    from ssd1b.lab.store import Store
+    from ssd1b.lab.tables import FILE
 
-    if not (Path(folder) / FILE).exists():
+    if not (Path(folder) / FILE).is_file():
         raise InputError(f"{folder} holds no sweep: draw one with ssd1b sweep --out {folder}")
     with closing(Store(Path(folder))) as store:
         if listing:
             _list(store)
         else:
-            _write(store, chosen, metric, Path(out) if out else Path(folder) / "report")
+            _write(store, chosen, metric, Path(out) if out else Path(folder) / "report", verify=verify)
 
 
 def _list(store: "Store") -> None:
@@ -49,23 +53,33 @@ def _list(store: "Store") -> None:
 
     rows = []
     for name, told in store.sweeps().items():
-        sweep = restored(told)
+        try:
+            sweep = restored(told)
+        except InputError:
+            rows.append([shown(name), "", "damaged, or of another version of ssd1b"])
+            continue
         axes = ", ".join(f"{axis.name} ({len(axis.values)})" for axis in sweep.all_axes)
         rows.append([name, str(sweep.count), axes])
     click.echo(columns([["SWEEP", "CELLS", "AXES"], *rows]))
 
 
-def _write(store: "Store", chosen: str | None, metric: str | None, out: Path) -> None:
+def _write(store: "Store", chosen: str | None, metric: str | None, out: Path, *, verify: bool) -> None:
     from ssd1b.lab.export import contact_sheets, write_csv, write_parquet
     from ssd1b.lab.report import write_page
     from ssd1b.lab.results import load_results
     from ssd1b.saving import replacing
 
-    results = load_results(store, chosen)
+    results = load_results(store, chosen, verify=verify)
     if results.missing:
         click.echo(
             f"this sweep is not finished: {results.missing} of {results.keys.size} cells are not drawn yet; "
             "the same ssd1b sweep goes on with them",
+            err=True,
+        )
+    if results.lost:
+        click.echo(
+            f"{results.lost} of them were drawn, but their pictures are gone or were changed since: their "
+            "figures are left out",
             err=True,
         )
     written = [out / "report.html", out / "cells.csv"]

@@ -126,6 +126,12 @@ def _sweep(sweep: "Sweep", choice: ModelChoice, out: Path, *, retry: bool, dry_r
         if retry:
             left |= {key for key, each in before.items() if each.state == FAILED}
         click.echo(f"{len(wanted)} cells, {len(wanted) - len(left)} of them known", err=True)
+        if lost := store.lost(cell.key for cell in wanted):
+            click.echo(
+                f"{len(lost)} were drawn before, but their pictures are gone or were changed: they are drawn "
+                "again",
+                err=True,
+            )
         if dry_run:
             return
         store.record(identity(sweep, wanted), definition(sweep), [(cell.key, cell.places) for cell in wanted])

@@ -71,6 +71,11 @@ def _page(results: Results, store: Store, ranked: str | None) -> str:
         warnings.append(
             f"This sweep is not finished: {results.missing} of {results.keys.size} cells are not drawn yet."
         )
+    if results.lost:
+        warnings.append(
+            f"{results.lost} of them were drawn, but their pictures are gone or were changed since: their "
+            "figures are left out, and the same ssd1b sweep draws them again."
+        )
     warnings += [f"{count} pictures failed: {reason}" for reason, count in results.failures.items()]
     cells, embedded = _cells(results, store)
     if embedded < np.count_nonzero(results.drawn):

@@ -52,7 +52,8 @@ class Results:
             thumbnails, the latter in levels of 256.
         drawn: which cells are, an array of the same shape.
         failures: how many cells failed, by the reason.
-        missing: how many were not drawn yet.
+        missing: how many are not drawn, the lost ones among them.
+        lost: how many were drawn, but their pictures are gone or were changed since.
     """
 
     sweep: Sweep
@@ -61,6 +62,7 @@ class Results:
     drawn: NDArray[np.bool_]
     failures: Mapping[str, int]
     missing: int
+    lost: int
 
     @cached_property
     def axes(self) -> tuple[Axis, ...]:
@@ -140,50 +142,68 @@ class Results:
         return known & ~(better & strictly).any(axis=1)
 
 
-def load_results(store: Store, sweep: str | None = None) -> Results:
+def load_results(store: Store, sweep: str | None = None, *, verify: bool = False) -> Results:
     """Read a sweep's figures.
 
     Args:
         store: where it is.
         sweep: the beginning of its id; None is the one that was run last.
+        verify: examine the whole store, and read every picture whether it is still the one that was measured.
 
     Raises:
-        InputError: there is no such sweep, or no cell of it is drawn.
+        InputError: there is no such sweep, its rows are damaged, or no cell of it is drawn.
     """
-    known = store.sweeps()
-    if not known:
-        raise InputError(f"{store.folder} holds no sweep yet: draw one with ssd1b sweep")
-    chosen = [*known][-1:] if sweep is None else [each for each in known if each.startswith(sweep)]
-    if len(chosen) != 1:
-        raise unknown("sweep", sweep or "", known)
-    what = restored(known[chosen[0]])
+    if verify:
+        store.check()
+    name, what = _chosen(store, sweep)
     shape = tuple(len(axis.values) for axis in what.all_axes)
     keys = np.empty(shape, object)
     measured: dict[str, Values] = defaultdict(lambda: np.full(shape, np.nan))
     thumbnails = np.full((*shape, THUMBNAIL * THUMBNAIL * 3), np.nan, np.float32)
     drawn = np.zeros(shape, bool)
     failures: Counter[str] = Counter()
-    missing = 0
-    for member in store.members(chosen[0]):
+    missing = lost = 0
+    members = list(store.members(name, verify=verify))
+    if [member.places for member in members] != [*np.ndindex(shape)]:
+        raise store.damaged(name)
+    for member in members:
         keys[member.places] = member.key
         outcome = member.outcome
         if outcome is None:
             missing += 1
+            lost += member.lost
         elif outcome.state != DONE:
             failures[outcome.error or ""] += 1
         else:
             drawn[member.places] = True
             for name, value in {PASSES: outcome.passes, **(outcome.metrics or {})}.items():
                 measured[name][member.places] = value
-            thumbnails[member.places] = np.frombuffer(outcome.thumbnail or b"", np.uint8)
-    if not measured:
+            form = np.frombuffer(outcome.thumbnail or b"", np.uint8)
+            if form.size == thumbnails.shape[-1]:
+                thumbnails[member.places] = form
+    if not drawn.any():
+        gone = f" ({lost} were drawn, but their pictures are gone or were changed)" if lost else ""
         raise InputError(
-            f"nothing of this sweep is drawn: {missing} cells are missing, {failures.total()} failed"
+            f"nothing of this sweep is drawn: {missing} cells are missing{gone}, {failures.total()} failed"
         )
     return Results(
         sweep=what, keys=keys, metrics={**measured, **_compared(what, thumbnails)}, drawn=drawn,
         failures=failures, missing=missing,
+        lost=lost,
     )  # fmt: skip
+
+
+def _chosen(store: Store, sweep: str | None) -> tuple[str, Sweep]:
+    known = store.sweeps()
+    if not known:
+        raise InputError(f"{store.folder} holds no sweep yet: draw one with ssd1b sweep")
+    chosen = [*known][-1:] if sweep is None else [each for each in known if each.startswith(sweep)]
+    if len(chosen) != 1:
+        raise unknown("sweep", sweep or "", known)
+    try:
+        return chosen[0], restored(known[chosen[0]])
+    except InputError as error:
+        raise store.damaged(chosen[0]) from error
 
 
 def _compared(sweep: Sweep, thumbnails: NDArray[np.float32]) -> dict[str, Values]:

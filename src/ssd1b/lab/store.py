@@ -3,46 +3,47 @@
 A cell is found by the hash of all that decides its picture, so it is drawn once, whichever sweep asks for it.
 Several processes on one machine may work in one folder: each holds a lock while it lives, and a cell that was
 claimed by one that lives no more is free again.
+
+A cell is drawn as long as its row is whole and its picture is the file that was written: size and time are
+compared, and where they differ the pixels. A folder is made when the first cell is claimed, so that a command
+that is refused leaves nothing.
 """
 
 import hashlib
 import json
+import os
 import sqlite3
+import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
+from PIL import Image
 
-from ssd1b.errors import InputError
-from ssd1b.saving import replacing
+from ssd1b.errors import InputError, shown
+from ssd1b.files import named, reason
+from ssd1b.lab.tables import FILE, PICTURES, connected, explained, in_memory, read_json, sealed, transaction
+from ssd1b.saving import check_folder, replacing
 
-FILE = "cells.sqlite"
-PICTURES = "pictures"
-
-_TABLES = """
-create table if not exists cells (
-    key text primary key, state text not null, digest text, passes real, metrics text, error text,
-    thumbnail blob
-) without rowid;
-create table if not exists claims (key text primary key, worker text not null) without rowid;
-create table if not exists sweeps (id text primary key, number integer not null, definition text not null);
-create table if not exists members (
-    sweep text not null, position integer not null, key text not null, places text not null,
-    primary key (sweep, position)
-) without rowid;
-create table if not exists files (path text primary key, state text not null, digest text not null);
-"""
-
-SCHEMA = 1
-"""Version of the tables, kept in the file. 0, before there were numbers, kept seconds in place of passes."""
-
-_COLUMNS = "state, digest, passes, metrics, error, thumbnail"
+CHANGED = "changed"
+"""Folder for pictures that somebody changed, and that would be in the way of those that are drawn again."""
 
 DONE, FAILED = "done", "failed"
+
+_SETTLED = 2 * 10**9
+"""Nanoseconds for which a file must have been left alone before its digest is remembered: a change within the
+clock's resolution would not show in its times."""
+
+_AT_ONCE = 500
+"""Rows that are asked for in one statement."""
+
+_COLUMNS = "state, digest, passes, metrics, error, thumbnail, size, time, seal"
+_INSERT = f"insert or replace into cells (key, {_COLUMNS}) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,18 +75,20 @@ class Member:
         key: of the cell.
         places: which value of each axis it has.
         outcome: None while it is not drawn.
+        lost: it was drawn, but its picture is gone or was changed, or its row is damaged.
     """
 
     key: str
     places: tuple[int, ...]
     outcome: Outcome | None
+    lost: bool = False
 
 
 class Store:
     """A folder of cells.
 
     Args:
-        folder: made if need be.
+        folder: made when the first cell is claimed.
 
     Raises:
         InputError: the folder cannot be written, or holds a file of that name that is no such store.
@@ -94,51 +97,120 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._worker = uuid4().hex
+        self._lock: FileLock | None = None
+        check_folder(folder)
+        if os.path.lexists(self._file):
+            self._open()
+        else:
+            self._database = in_memory()
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / FILE
+
+    def _open(self) -> None:
+        """Take a worker's lock and open the tables; the folder is made if need be."""
         try:
-            (folder / "workers").mkdir(parents=True, exist_ok=True)
+            (self.folder / "workers").mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self._lock_file(self._worker))
             self._lock.acquire()
-            for path in (folder / "workers").glob("*.lock"):
+            for path in (self.folder / "workers").glob("*.lock"):
                 self._lives(path.stem)  # what a killed process left goes
-            self._database = sqlite3.connect(folder / FILE, timeout=60, isolation_level=None)
-            self._database.execute("pragma journal_mode = wal")
-            self._database.execute("pragma synchronous = normal")
-            self._database.executescript(_TABLES)
-            self._upgrade()
+            self._database = connected(self._file)
         except OSError as error:
-            raise InputError(f"cannot write {str(folder)!r}: {error.strerror or error}") from None
-        except sqlite3.Error as error:
-            raise InputError(f"{folder / FILE} is no store of cells: {error}") from None
+            self._release()
+            raise InputError(f"cannot write {named(self.folder)}: {reason(error)}") from None
+        except InputError:
+            self._release()
+            raise
 
-    def _upgrade(self) -> None:
+    def _settle(self) -> None:
+        """Make the folder, and take over what was noted down in memory until now."""
+        if self._lock is not None:
+            return
+        noted, sweeps = (
+            self._database,
+            [(name, told, [*self._places(name)]) for name, told in self.sweeps().items()],
+        )
+        self._open()
+        for name, told, members in sweeps:
+            self.record(name, told, members)
         with self._transaction():
-            (version,) = self._database.execute("pragma user_version").fetchone()
-            columns = [row[1] for row in self._database.execute("pragma table_info(cells)")]
-            if version == 0 and "seconds" in columns:
-                self._database.execute("alter table cells rename column seconds to passes")
-                self._database.execute("update cells set passes = null")
-            self._database.execute(f"pragma user_version = {SCHEMA}")
+            rows = noted.execute("select path, state, digest from files")
+            self._database.executemany("insert or replace into files values (?, ?, ?)", rows)
+        noted.close()
 
     def close(self) -> None:
         """Give up what this process has claimed."""
-        with self._transaction():
-            self._database.execute("delete from claims where worker = ?", (self._worker,))
-        self._database.close()
-        self._lock.release()
-        self._lock_file(self._worker).unlink(missing_ok=True)
+        if self._lock is not None:
+            # Where the disk is full, the claims end with this process's lock.
+            with suppress(InputError), self._transaction():
+                self._database.execute("delete from claims where worker = ?", (self._worker,))
+        with suppress(InputError), explained(self._file):
+            self._database.close()
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            with suppress(OSError):
+                self._lock_file(self._worker).unlink(missing_ok=True)
 
     def picture(self, key: str) -> Path:
-        """Where a cell's picture is, or will be."""
+        """Where a cell's picture is, or will be.
+
+        Raises:
+            InputError: the key is none, and could lead out of the folder.
+        """
+        if not key.isalnum():
+            raise InputError(f"{named(self._file)} holds the key {shown(key)}, which is none")
         return self.folder / PICTURES / key[:2] / f"{key}.png"
 
     def outcomes(self, keys: Iterable[str]) -> dict[str, Outcome]:
-        """What is known of cells; those that were never drawn are left out."""
-        found = {}
-        for key in keys:
-            row = self._database.execute(f"select {_COLUMNS} from cells where key = ?", (key,)).fetchone()
-            if row is not None:
-                found[key] = _outcome(*row)
-        return found
+        """What is known of cells; those that were never drawn, or are lost, are left out."""
+        found = {key: self._outcome(key, row) for key, row in self._rows(keys)}
+        return {key: outcome for key, outcome in found.items() if outcome is not None}
+
+    def lost(self, keys: Iterable[str]) -> list[str]:
+        """Cells that were drawn, but whose pictures are gone or were changed, or whose rows are damaged."""
+        return [key for key, row in self._rows(keys) if self._outcome(key, row) is None]
+
+    def _rows(self, keys: Iterable[str]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        names = list(dict.fromkeys(keys))
+        for start in range(0, len(names), _AT_ONCE):
+            some = names[start : start + _AT_ONCE]
+            select = f"select key, {_COLUMNS} from cells where key in ({', '.join('?' * len(some))})"
+            with explained(self._file):
+                found = {row[0]: row[1:] for row in self._database.execute(select, some)}
+            yield from ((key, found[key]) for key in some if key in found)
+
+    def _outcome(self, key: str, row: tuple[Any, ...], *, verify: bool = False) -> Outcome | None:
+        """What a row says; None where it is damaged, or its picture is no longer the one it speaks of."""
+        outcome = _read(key, row)
+        if outcome is None or not outcome.digest:
+            return outcome
+        return outcome if self._is_whole(key, outcome.digest, row[6:8], verify=verify) else None
+
+    def _is_whole(self, key: str, digest: str, about: tuple[Any, ...], *, verify: bool) -> bool:
+        path = self.picture(key)
+        now = _about(path)
+        if now is None:
+            return False
+        if about[0] is None or now == about:  # None: written before sizes were kept
+            if not verify:
+                return True
+        same = pixels_digest(path) == digest
+        if now != about or not same:
+            # Next time size and time tell; those of a changed picture match none.
+            with self._transaction():
+                self._database.execute(
+                    "update cells set size = ?, time = ? where key = ?", (*(now if same else (-1, -1)), key)
+                )
+        return same
+
+    def free(self, keys: Iterable[str], *, retry: bool = False) -> list[str]:
+        """Cells that ``claim`` would take just now."""
+        return [key for key in dict.fromkeys(keys) if self._is_free(key, retry=retry)]
 
     def claim(self, keys: Iterable[str], *, retry: bool = False) -> list[str]:
         """Take cells for this process, those that are neither drawn nor taken by one that lives.
@@ -149,18 +221,24 @@ class Store:
 
         Returns:
             The keys that were taken.
+
+        Raises:
+            InputError: the folder cannot be written.
         """
+        self._settle()
+        taken = self.free(keys, retry=retry)
         with self._transaction():
-            taken = [key for key in dict.fromkeys(keys) if self._free(key, retry=retry)]
+            taken = [key for key in taken if self._is_free(key, retry=retry)]
             rows = [(key, self._worker) for key in taken]
             self._database.executemany("insert or replace into claims values (?, ?)", rows)
         return taken
 
-    def _free(self, key: str, *, retry: bool) -> bool:
-        row = self._database.execute("select state from cells where key = ?", (key,)).fetchone()
-        if row is not None and not (retry and row[0] == FAILED):
+    def _is_free(self, key: str, *, retry: bool) -> bool:
+        known = self.outcomes([key]).get(key)
+        if known is not None and not (retry and known.state == FAILED):
             return False
-        claimed = self._database.execute("select worker from claims where key = ?", (key,)).fetchone()
+        with explained(self._file):
+            claimed = self._database.execute("select worker from claims where key = ?", (key,)).fetchone()
         return claimed is None or not self._lives(claimed[0])
 
     def finish(self, cells: Iterable[tuple[str, Outcome, bytes | None]]) -> None:
@@ -172,70 +250,137 @@ class Store:
         Raises:
             InputError: the disk refused; the cells are free again when this process ends.
         """
+        self._settle()
         rows = []
         for key, outcome, picture in cells:
-            if picture is not None:
-                with replacing(self.picture(key), self._unfinished(self._worker)) as aside:
-                    aside.write_bytes(picture)
+            about = None if picture is None else self._write(key, outcome, picture)
             metrics = None if outcome.metrics is None else json.dumps(outcome.metrics)
+            row = (key, outcome.state, outcome.digest, outcome.passes, metrics, outcome.error)
             rows.append((
-                key, outcome.state, outcome.digest, outcome.passes, metrics, outcome.error, outcome.thumbnail
+                *row, outcome.thumbnail, *(about or (None, None)), sealed(*row, outcome.thumbnail),
             ))  # fmt: skip
+        with self._transaction():
+            self._database.executemany(_INSERT, rows)
+            self._database.executemany("delete from claims where key = ?", [row[:1] for row in rows])
+
+    def _write(self, key: str, outcome: Outcome, picture: bytes) -> tuple[int, int] | None:
+        path = self.picture(key)
+        if os.path.lexists(path) and pixels_digest(path) != outcome.digest:
+            self._keep(path)
+        with replacing(path, self._unfinished(self._worker)) as aside:
+            aside.write_bytes(picture)
+        return _about(path)
+
+    def _keep(self, path: Path) -> None:
+        """Move away what stands in a picture's place: it may be somebody's work."""
+        kept = self.folder / CHANGED / f"{path.stem}-{uuid4().hex[:8]}{path.suffix}"
         try:
-            with self._transaction():
-                self._database.executemany("insert or replace into cells values (?, ?, ?, ?, ?, ?, ?)", rows)
-                self._database.executemany("delete from claims where key = ?", [row[:1] for row in rows])
-        except sqlite3.OperationalError as error:
-            raise InputError(f"cannot write {self.folder / FILE}: {error}") from None
+            kept.parent.mkdir(exist_ok=True)
+            path.rename(kept)
+        except OSError as error:
+            raise InputError(f"cannot move {named(path)} away: {reason(error)}") from None
 
     def record(
         self, sweep: str, definition: Mapping[str, Any], members: Sequence[tuple[str, tuple[int, ...]]]
     ) -> None:
-        """Write down which cells a sweep has, in their order: each one's key, and its places on the axes."""
+        """Write down which cells a sweep has, in their order: each one's key, and its places on the axes.
+
+        Raises:
+            InputError: the disk refused.
+        """
         rows = [(sweep, number, key, json.dumps(places)) for number, (key, places) in enumerate(members)]
+        what = json.dumps(definition)
+        seal = _sweep_seal(what, ((key, places) for _, _, key, places in rows))
         with self._transaction():
             (number,) = self._database.execute("select coalesce(max(number), 0) + 1 from sweeps").fetchone()
-            there = self._database.execute("select 1 from sweeps where id = ?", (sweep,)).fetchone()
-            what = (sweep, number, json.dumps(definition))
-            self._database.execute("insert or replace into sweeps values (?, ?, ?)", what)
-            if there is None:
-                self._database.executemany("insert into members values (?, ?, ?, ?)", rows)
+            self._database.execute(
+                "insert or replace into sweeps (id, number, definition, seal) values (?, ?, ?, ?)",
+                (sweep, number, what, seal),
+            )
+            self._database.execute("delete from members where sweep = ?", (sweep,))
+            self._database.executemany("insert into members values (?, ?, ?, ?)", rows)
 
-    def sweeps(self) -> dict[str, dict[str, Any]]:
-        """Definitions by their ids, the one that was run last at the end."""
-        rows = self._database.execute("select id, definition from sweeps order by number")
-        return {sweep: json.loads(definition) for sweep, definition in rows}
+    def sweeps(self) -> dict[str, Any]:
+        """Definitions by their ids, the one that was run last at the end; None for one that is damaged."""
+        with explained(self._file):
+            rows = self._database.execute("select id, definition from sweeps order by number").fetchall()
+        return {str(sweep): read_json(definition) for sweep, definition in rows}
 
-    def members(self, sweep: str) -> Iterator[Member]:
-        """A sweep's cells in their order."""
-        rows = self._database.execute(
-            f"select key, places, {_COLUMNS}"
-            " from members left join cells using (key) where sweep = ? order by position",
-            (sweep,),
+    def members(self, sweep: str, *, verify: bool = False) -> Iterator[Member]:
+        """A sweep's cells in their order.
+
+        Args:
+            sweep: its id.
+            verify: read every picture, also where size and time are as they were.
+
+        Raises:
+            InputError: the sweep's rows are damaged.
+        """
+        places = dict(self._places(sweep))
+        rows = dict(self._rows(places))
+        for key, place in places.items():
+            outcome = self._outcome(key, rows[key], verify=verify) if key in rows else None
+            yield Member(key=key, places=place, outcome=outcome, lost=key in rows and outcome is None)
+
+    def _places(self, sweep: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+        with explained(self._file):
+            select = "select definition, seal from sweeps where id = ?"
+            definition, seal = self._database.execute(select, (sweep,)).fetchone()
+            select = "select key, places from members where sweep = ? order by position"
+            rows = self._database.execute(select, (sweep,)).fetchall()
+        if seal is not None and seal != _sweep_seal(definition, rows):
+            raise self.damaged(sweep)
+        for key, text in rows:
+            places = read_json(text)
+            if not isinstance(key, str) or not isinstance(places, list):
+                raise self.damaged(sweep)
+            yield key, tuple(places)
+
+    def damaged(self, sweep: str) -> InputError:
+        """What to say of a sweep whose rows cannot be read."""
+        return InputError(
+            f"sweep {shown(sweep)} in {named(self._file)} is damaged, or of another version of ssd1b: "
+            "other sweeps, cells and pictures are not; the same ssd1b sweep writes it down again"
         )
-        for key, places, *rest in rows:
-            outcome = None if rest[0] is None else _outcome(*rest)
-            yield Member(key=key, places=tuple(json.loads(places)), outcome=outcome)
+
+    def check(self) -> None:
+        """Have SQLite examine the whole file.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        with explained(self._file):
+            found = [row[0] for row in self._database.execute("pragma integrity_check(1)")]
+            if found != ["ok"]:
+                raise sqlite3.DatabaseError(" ".join(str(found[0]).split()))
 
     def file_digest(self, path: Path) -> str:
-        """SHA-256 of a file, which may be large; remembered until its size or time changes."""
-        about = path.stat()
-        state = f"{about.st_size} {about.st_mtime_ns}"
-        name = str(path.resolve())
-        row = self._database.execute(
-            "select digest from files where path = ? and state = ?", (name, state)
-        ).fetchone()
+        """SHA-256 of a file, which may be large; remembered until its size, times or inode change.
+
+        Not found out is only a change that leaves all of them as they were, on a disk that keeps no time of a
+        file's last change (FAT), or by a clock that was set back.
+        """
+        name, state = str(path.resolve()), _state(path)
+        with explained(self._file):
+            row = self._database.execute(
+                "select digest from files where path = ? and state = ?", (name, state)
+            ).fetchone()
         if row is not None:
-            return row[0]
+            return str(row[0])
+        before = time.time_ns()
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
-        with self._transaction():
-            self._database.execute("insert or replace into files values (?, ?, ?)", (name, state, found))
+        about = path.stat()
+        if _state(path) == state and max(about.st_mtime_ns, about.st_ctime_ns) + _SETTLED < before:
+            with self._transaction():
+                self._database.execute("insert or replace into files values (?, ?, ?)", (name, state, found))
         return found
 
     def _lives(self, worker: str) -> bool:
         if worker == self._worker:
             return True
+        if not str(worker).isalnum():  # damaged, and it could lead out of the folder
+            return False
         lock = FileLock(self._lock_file(worker))
         try:
             lock.acquire(blocking=False)
@@ -255,18 +400,58 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._database.execute("begin immediate")
-        try:
+        if self._database.in_transaction:  # within another one
             yield
-        except BaseException:
-            self._database.execute("rollback")
-            raise
-        self._database.execute("commit")
+            return
+        with transaction(self._database, self._file):
+            yield
 
 
-def _outcome(
-    state: str, digest: str | None, passes: float | None, metrics: str | None, error: str | None,
-    thumbnail: bytes | None,
-) -> Outcome:  # fmt: skip
-    told = None if metrics is None else json.loads(metrics)
+def pixels_digest(path: Path) -> str | None:
+    """SHA-256 of a picture's pixels; None where there is no picture."""
+    try:
+        if not path.is_file():
+            return None
+        with Image.open(path) as image:
+            return hashlib.sha256(image.tobytes()).hexdigest()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+
+
+def _about(path: Path) -> tuple[int, int] | None:
+    """A file's size and time of change; None where there is none."""
+    try:
+        about = path.stat()
+    except (OSError, ValueError):
+        return None
+    return (about.st_size, about.st_mtime_ns) if stat.S_ISREG(about.st_mode) else None
+
+
+def _state(path: Path) -> str:
+    """What shows that a file was changed or replaced, without reading it."""
+    about = path.stat()
+    return f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns} {about.st_dev}:{about.st_ino}"
+
+
+def _sweep_seal(definition: Any, members: Iterable[tuple[Any, Any]]) -> bytes:
+    return sealed(definition, *(tuple(member) for member in members))
+
+
+def _read(key: str, row: tuple[Any, ...]) -> Outcome | None:
+    """A row of ``_COLUMNS`` as an outcome; None where it is damaged."""
+    state, digest, passes, metrics, error, thumbnail, _, _, seal = row
+    if seal is not None and seal != sealed(key, state, digest, passes, metrics, error, thumbnail):
+        return None
+    told = read_json(metrics)
+    if state not in (DONE, FAILED) or not (metrics is None or isinstance(told, dict)):
+        return None
+    if not all(each is None or _is_finite(each) for each in (passes, *(told or {}).values())):
+        return None
+    kinds = ((digest, str), (error, str), (thumbnail, bytes))
+    if not all(each is None or isinstance(each, kind) for each, kind in kinds):
+        return None
     return Outcome(state=state, digest=digest, passes=passes, metrics=told, error=error, thumbnail=thumbnail)
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300

@@ -265,17 +265,42 @@ def definition(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def restored(told: Mapping[str, Any]) -> Sweep:
-    """The sweep of a definition."""
-    axes = (Axis(name=each["name"], values=tuple(map(_value, each["values"]))) for each in told["axes"])
-    return Sweep(
-        prompts=tuple(told["prompts"]), axes=tuple(axes), model=told["model"],
-        preset=told["preset"] and Preset(source="", **told["preset"]), settings=told["settings"],
-    )  # fmt: skip
+def restored(told: Any) -> Sweep:
+    """The sweep of a definition.
+
+    Raises:
+        InputError: it is damaged, or of another version: it has parts or settings that are unknown here.
+    """
+    try:
+        axes = (Axis(name=each["name"], values=tuple(map(_value, each["values"]))) for each in told["axes"])
+        sweep = Sweep(
+            prompts=tuple(told["prompts"]), axes=tuple(axes), model=told["model"],
+            preset=told["preset"] and Preset(source="", **told["preset"]), settings=told["settings"],
+        )  # fmt: skip
+        for axis in sweep.all_axes:
+            _check(sweep, axis)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"no definition of a sweep: {type(error).__name__} {shown(error)}") from None
+    return sweep
 
 
 def _value(told: Mapping[str, Any]) -> Value:
     return Value(**{**told, "words": told["words"] and tuple(told["words"])})
+
+
+def _check(sweep: Sweep, axis: Axis) -> None:
+    texts = [sweep.model, axis.name]
+    for value in axis.values:
+        texts += [value.label, value.model or "", value.prompt or "", *(value.words or ())]
+        if value.settings:
+            settings = {**sweep.settings, **value.settings}
+            resolve_settings(
+                "any", family="sdxl", model_defaults={"seed": 0}, preset=sweep.preset, **settings
+            )
+        if axis.name == "steps":
+            value.settings["steps"]
+    if not all(isinstance(each, str) for each in texts):
+        raise InputError("no definition of a sweep: not all of its names are texts")
 
 
 def draw(
@@ -310,14 +335,16 @@ def draw(
             while left:
                 waiting = []
                 for batch in batches(left):
-                    mine = store.claim((cell.key for cell in batch), retry=retry)
-                    if mine:
-                        if attempt is None:
-                            attempt = stack.enter_context(prepare(name))
+                    keys = [cell.key for cell in batch]
+                    if attempt is None and store.free(keys, retry=retry):
+                        # Before the claim: a model that cannot be loaded leaves no folder behind.
+                        attempt = stack.enter_context(prepare(name))
+                    mine = [] if attempt is None else store.claim(keys, retry=retry)
+                    if attempt is not None and mine:
                         settings = {cell.key: cell.settings for cell in batch}
                         found = attempt([settings[key] for key in mine])
                         store.finish((key, *each) for key, each in zip(mine, found, strict=True))
-                    known = store.outcomes(cell.key for cell in batch)
+                    known = {*mine, *store.outcomes(keys)}
                     for cell in batch:
                         if cell.key in known:
                             advance(cell)
@@ -349,7 +376,7 @@ def attempts(pipeline: Pipeline, measure: Measure) -> Iterator[Attempt]:
 
     Args:
         pipeline: the model.
-        measure: what is measured of each picture; what is not a number is left out.
+        measure: what is measured of each picture; what is not a finite number is left out.
     """
 
     def attempt(batch: Sequence[GenerationSettings]) -> list[tuple[Outcome, bytes | None]]:
@@ -374,7 +401,7 @@ def attempts(pipeline: Pipeline, measure: Measure) -> Iterator[Attempt]:
 
     def finished(picture: Picture, passes: float) -> tuple[Outcome, bytes]:
         metrics = measure(picture.image, picture.recipe.settings.prompt)
-        known = {name: value for name, value in metrics.items() if not math.isnan(value)}
+        known = {name: value for name, value in metrics.items() if math.isfinite(value)}
         digest = hashlib.sha256(picture.image.tobytes()).hexdigest()
         outcome = Outcome(
             state=DONE, digest=digest, passes=passes, metrics=known, thumbnail=thumbnail(picture.image)

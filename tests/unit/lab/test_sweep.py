@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -27,8 +26,7 @@ from ssd1b.errors import InputError
 from ssd1b.evaluate.cost import deep_share
 from ssd1b.images import decode_recipe
 from ssd1b.lab.axes import parse_axis
-from ssd1b.lab.results import PASSES, load_results
-from ssd1b.lab.store import DONE, FAILED, FILE, Outcome, Store
+from ssd1b.lab.store import DONE, FAILED, Outcome, Store
 from ssd1b.lab.sweep import (
     MAX_CELLS,
     Model,
@@ -306,31 +304,6 @@ def test_a_hundred_thousand_cells_are_listed_in_seconds(store: Store) -> None:
     start = time.process_time()
     assert sum(1 for _ in store.members("many")) == 100_000
     assert time.process_time() - start < 5
-
-
-def test_a_folder_that_is_no_store(tmp_path: Path) -> None:
-    (tmp_path / FILE).write_text("something else entirely, and long enough to be looked at" * 10)
-    with pytest.raises(InputError, match="is no store of cells"):
-        Store(tmp_path)
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot write"):
-        Store(tmp_path / "file")
-
-
-def test_a_store_of_the_version_that_kept_seconds_opens_and_forgets_them(tmp_path: Path) -> None:
-    with closing(Store(tmp_path)) as store:
-        found = run(store, sweep("seed=1,2"), Fake())
-    with closing(sqlite3.connect(tmp_path / FILE)) as database:
-        database.execute("alter table cells rename column passes to seconds")
-        database.execute("pragma user_version = 0")
-        database.commit()
-    for _ in range(2):
-        with closing(Store(tmp_path)) as store:
-            results = load_results(store)
-            assert results.drawn.all() and np.isnan(results.metrics[PASSES]).all()
-            assert PASSES not in results.told and not results.front("red").any()
-            outcome = store.outcomes([found[0].key])[found[0].key]
-            assert outcome.passes is None and outcome.metrics == {"red": 1.0}
 
 
 def test_a_sweep_comes_back_from_its_definition() -> None:
