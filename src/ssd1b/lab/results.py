@@ -188,8 +188,7 @@ def load_results(store: Store, sweep: str | None = None, *, verify: bool = False
         )
     return Results(
         sweep=what, keys=keys, metrics={**measured, **_compared(what, thumbnails)}, drawn=drawn,
-        failures=failures, missing=missing,
-        lost=lost,
+        failures=failures, missing=missing, lost=lost,
     )  # fmt: skip
 
 

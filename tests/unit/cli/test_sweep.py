@@ -21,6 +21,11 @@ def test_a_sweep_is_drawn_once_and_a_longer_axis_draws_only_what_is_new(run, tin
     assert len([*(tmp_path / "cells/pictures").rglob("*.png")]) == 4
     again = sweep("--axis", "guidance=2,5")
     assert (again.code, again.out) == (0, first.out) and "4 cells, 4 of them known" in again.err
+    one, *_ = (tmp_path / "cells/pictures").rglob("*.png")
+    one.unlink()
+    again = sweep("--axis", "guidance=2,5")
+    assert again.out == first.out and "4 cells, 3 of them known\n1 were drawn before, but" in again.err
+    assert one.exists()
     longer = sweep("--axis", "guidance=2,5,9")
     assert longer.out == "6 pictures in cells\n" and "6 cells, 4 of them known" in longer.err
 
@@ -41,7 +46,7 @@ def test_a_dry_run_draws_nothing(run, tiny_model, tmp_path):
         "sweep", "a cube", "--model", tiny_model, "--axis", "steps=1-10", "--out", "cells", "--dry-run"
     )
     assert (done.code, done.out, done.err) == (0, "", "10 cells, 0 of them known\n")
-    assert not (tmp_path / "cells/pictures").exists()
+    assert not [*tmp_path.iterdir()]
 
 
 def test_axes_and_prompts_from_files(run, tiny_model, tmp_path):
@@ -77,5 +82,6 @@ def test_axes_and_prompts_from_files(run, tiny_model, tmp_path):
 def test_wrong_calls(run, tmp_path, arguments, words):
     (tmp_path / "other.toml").write_text("a = 1\n")
     done = run("sweep", *arguments, "--out", "cells")
+    assert not (tmp_path / "cells").exists(), "what is refused leaves nothing"
     assert done.code == 2 and done.out == ""
     assert len(done.err.splitlines()) == 1 and all(word in done.err for word in words), done.err
