@@ -4,7 +4,8 @@ The names below are loaded when they are first used, so that ``import ssd1b`` co
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False  # as in typing, whose import would take longer than all else here
 
 if TYPE_CHECKING:
     from ssd1b.advice import advise
@@ -38,12 +39,12 @@ _HOME = {
 """The module that each name comes from."""
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Load a public name when it is first used (PEP 562)."""
     if name == "__version__":
         from importlib.metadata import version
 
-        value: Any = version("ssd1b")
+        value: object = version("ssd1b")
     elif name in _HOME:
         value = getattr(import_module(f"ssd1b.{_HOME[name]}"), name)
     else:

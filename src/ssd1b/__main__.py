@@ -1,7 +1,30 @@
-"""``python -m ssd1b``."""
+"""``python -m ssd1b``, and the command ``ssd1b``."""
 
-import sys
+import os
 
-from ssd1b.cli import main
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
-sys.exit(main())
+
+def run() -> int:
+    """Run the command line of this process; gives its exit code."""
+    try:
+        import signal
+
+        # While modules are imported nothing is there to be cleaned up, and KeyboardInterrupt may get lost.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, lambda number, frame: _leave())
+        from ssd1b.cli import process
+    except KeyboardInterrupt:
+        _leave()
+    return process.run()
+
+
+def _leave() -> "NoReturn":
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run())

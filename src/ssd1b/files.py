@@ -11,6 +11,15 @@ from typing import BinaryIO
 
 from ssd1b.errors import InputError
 
+_MARKS = {
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+    b"\xef\xbb\xbf": "utf-8-sig",
+}
+"""Byte order marks, with the encodings that begin with them; the longer ones first."""
+
 _LONGEST = 160
 """Characters of a path in a message."""
 
@@ -125,3 +134,26 @@ def read_file(path: str | Path, *, most: int) -> bytes:
     if len(data) > most:
         raise InputError(f"{named(path)} is too large: allowed are {most} bytes")
     return data
+
+
+def text_of(data: bytes, where: str) -> str:
+    """Decode text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; the mark is left out.
+
+    Args:
+        data: what a file holds.
+        where: names it in the error.
+
+    Raises:
+        InputError: it is in another encoding, or no text.
+    """
+    encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        called = encoding.removesuffix("-sig").upper()
+        raise InputError(
+            f"{where} is no text in {called}: byte {error.start} cannot be read; save it as UTF-8"
+        ) from None
+    if "\0" in text:
+        raise InputError(f"{where} is no text: it has a null character; save it as UTF-8")
+    return text

@@ -1,7 +1,7 @@
 """Files of settings, and strict tables: to frozen dataclasses, an unknown key names the nearest known one."""
 
 import json
-import math
+import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -10,6 +10,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ssd1b.errors import InputError, shown, unknown
+from ssd1b.files import named, read_file, text_of
 
 T = TypeVar("T")
 
@@ -28,19 +29,13 @@ def read_table(path: Path) -> Any:
     Raises:
         InputError: it cannot be read, is too large, or is not in the format that its suffix says.
     """
+    text = text_of(read_file(path, most=MAX_FILE_BYTES), named(path))
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise InputError(f"{path} is too large: allowed are {MAX_FILE_BYTES} bytes")
-    try:
-        return READERS[path.suffix.lower()](data.decode())
-    # Decoder and readers raise kinds of ValueError; thousands of nested lists exhaust the stack.
+        return READERS[path.suffix.lower()](text)
+    # Readers raise kinds of ValueError; thousands of nested lists exhaust the stack.
     except (ValueError, RecursionError) as error:
         reason = "a number has thousands of digits" if "int_max_str_digits" in str(error) else error
-        raise InputError(f"{path} is no {path.suffix[1:].upper()}: {reason}") from None
+        raise InputError(f"{named(path)} is no {path.suffix[1:].upper()}: {reason}") from None
 
 
 def checked(kind: type, table: object, where: str) -> dict[str, Any]:
@@ -119,7 +114,10 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, dict) and all(_fits(each, arguments[1]) for each in value.values())
     if origin in (int, float):  # true is a number to Python, but not to people
         whole = isinstance(value, int) and not isinstance(value, bool)
-        return whole or (origin is float and isinstance(value, float) and math.isfinite(value))
+        if origin is int:
+            return whole
+        # Comparing works for whole numbers that no float can hold, and is false for NaN.
+        return (whole or isinstance(value, float)) and abs(value) <= sys.float_info.max
     return isinstance(value, origin)
 
 

@@ -4,9 +4,11 @@ import os
 import socket
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ssd1b.errors import InputError
-from ssd1b.files import check_regular, expanded, named, open_regular, read_file
+from ssd1b.files import check_regular, expanded, named, open_regular, read_file, text_of
 
 
 @pytest.fixture
@@ -159,3 +161,30 @@ def test_paths_are_written_shortly_and_plainly():
     assert named("") == "''"
     long = named("/start/" + "x" * 1000 + "/end.png")
     assert long.startswith("/start/xxx") and long.endswith("xxx/end.png") and len(long) == 160
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"]
+)
+def test_text_is_read_in_every_encoding_that_its_first_bytes_tell(encoding):
+    mark = "\ufeff" if encoding.endswith("e") else ""
+    assert text_of(f"{mark}日本\r\na".encode(encoding), "it") == "日本\r\na"
+    assert text_of(mark.encode(encoding), "it") == ""
+
+
+@pytest.mark.parametrize(
+    "data",
+    ["é".encode("latin-1"), "日".encode("shift-jis"), "ab".encode("utf-16-le"), b"\0", b"\xff\xfea",
+     b"\xff\xfe\0\xd8", b"\xff\xfe\0\0\0\0\x11\0", b"\xef\xbb\xbf\xff", b"\xef\xbb", b"\xff\xfea\0\0\0"],
+)  # fmt: skip
+def test_other_text_is_refused_in_a_line_that_says_what_to_do(data):
+    with pytest.raises(InputError, match=r"prompts\.txt is no text.*save it as UTF-8"):
+        text_of(data, "prompts.txt")
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes_are_text_or_refused(data):
+    try:
+        assert "\0" not in text_of(data, "it")
+    except InputError as refused:
+        assert "save it as UTF-8" in str(refused)

@@ -39,6 +39,9 @@ def test_lists_become_tuples_and_whole_numbers_do_for_fractions() -> None:
         ({"number": True}, "number in here must be a whole number, got True"),
         ({"number": 1.5}, "must be a whole number"),
         ({"number": 1, "rate": float("nan")}, "rate in here must be a number"),
+        ({"number": 1, "rate": float("inf")}, "rate in here must be a number"),
+        ({"number": 1, "rate": 10**400}, "rate in here must be a number, got 1000"),
+        ({"number": 1, "pair": [1.0, -(10**400)]}, "a list, 2 of a number each"),
         ({"number": 1, "pair": [1.0]}, "a list, 2 of a number each"),
         ({"number": 1, "rows": [["x"]]}, "rows"),
         ({"number": 1, "kind": "c"}, "'a' or 'b'"),
@@ -61,3 +64,21 @@ def test_files_that_are_no_toml(tmp_path: Path) -> None:
     path.write_bytes(b"#" * (MAX_FILE_BYTES + 1))
     with pytest.raises(InputError, match="too large"):
         read_table(path)
+
+
+@pytest.mark.parametrize("name", ["x.toml", "x.json"])
+def test_numbers_of_thousands_of_digits(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text(f"a = {'9' * 5000}" if name.endswith("toml") else f'{{"a": {"9" * 5000}}}')
+    with pytest.raises(InputError, match="a number has thousands of digits"):
+        read_table(path)
+
+
+@pytest.mark.parametrize(("name", "text"), [("x.toml", "a = 'ö'"), ("x.json", '{"a": "ö"}')])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_files_with_a_byte_order_mark_are_read(tmp_path: Path, name: str, text: str, encoding: str) -> None:
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    assert read_table(tmp_path / name) == {"a": "ö"}
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match="no text in UTF-8"):
+        read_table(tmp_path / name)

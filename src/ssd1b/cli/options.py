@@ -3,6 +3,7 @@
 ``setting_options`` and ``model_options`` each give a command one argument with all that was chosen.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -13,6 +14,7 @@ import click
 from ssd1b.cli.command import TEXT
 from ssd1b.computing import DEFAULT, Computing
 from ssd1b.errors import InputError, shown, unknown
+from ssd1b.files import named, read_file, text_of
 from ssd1b.presets import NEGATIVE_PROMPTS, SPEEDS
 from ssd1b.prompts import parse_prompt, split_prompts, unsupported
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
@@ -233,17 +235,23 @@ def read_prompts(path: str) -> list[str]:
     """Read a file, or the standard input where ``path`` is "-", with one prompt a line.
 
     Raises:
-        InputError: it cannot be read, is no text in UTF-8, too large, or without prompts.
+        InputError: it cannot be read, is no text in UTF-8 or with a byte order mark, too large, or without
+            prompts.
     """
-    source = "the standard input" if path == "-" else path
+    if path == "-":
+        source, data = "the standard input", _standard_input()
+    else:
+        source, data = named(path), read_file(path, most=MAX_PROMPT_FILE_BYTES)
+    return split_prompts(text_of(data, source), source=source)
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise InputError("cannot read the standard input: it is closed")
     try:
-        with click.open_file(path, "rb") as file:
-            data = file.read(MAX_PROMPT_FILE_BYTES + 1)
+        data = click.get_binary_stream("stdin").read(MAX_PROMPT_FILE_BYTES + 1)
     except OSError as error:
-        raise InputError(f"cannot read {source}: {error.strerror}") from None
+        raise InputError(f"cannot read the standard input: {error.strerror}") from None
     if len(data) > MAX_PROMPT_FILE_BYTES:
-        raise InputError(f"{source} is too large: allowed are {MAX_PROMPT_FILE_BYTES} bytes")
-    try:
-        return split_prompts(data.decode(), source=source)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{source} is no text in UTF-8: {error}") from None
+        raise InputError(f"the standard input is too large: allowed are {MAX_PROMPT_FILE_BYTES} bytes")
+    return data

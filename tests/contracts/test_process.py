@@ -1,0 +1,120 @@
+"""With unusual streams and signals the command ends without a traceback and with the right exit code."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ssd1b.cli.app import COMMANDS
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="streams and signals of POSIX")
+
+DRAW = "generate 'a cube' --steps 1 --size 64 --count 2 --seed 7 --offline --out out"
+
+
+def shell(line: str, folder, **environment: str) -> subprocess.CompletedProcess:
+    """Run a line of shell in which ``ssd1b`` is the command."""
+    line = line.replace("ssd1b", f"{sys.executable} -m ssd1b", 1)
+    return subprocess.run(
+        ["sh", "-c", line], cwd=folder, capture_output=True, timeout=300, env={**os.environ, **environment}
+    )
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_the_standard_output_may_be_closed_full_or_left(tmp_path, command):
+    closed = shell(f"ssd1b {command} --help >&-", tmp_path)
+    assert (closed.returncode, closed.stderr) == (0, b"")
+    full = shell(f"ssd1b {command} --help >/dev/full", tmp_path)
+    assert full.returncode == 2
+    assert full.stderr == b"error: cannot write to the standard output: No space left on device\n"
+    left = shell(f"{{ sleep 0.3; ssd1b {command} --help; echo $? >code; }} | true", tmp_path)
+    assert left.stderr == b""
+    assert (tmp_path / "code").read_text() == "1\n"
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full", "<&- >&- 2>&-", "<&-", "2>&1 >&- | true"])
+def test_messages_that_cannot_be_written_change_nothing(tmp_path, closed):
+    wrong = shell(f"ssd1b generate x --steps x {closed}", tmp_path)
+    assert wrong.returncode == (0 if "|" in closed else 2)
+    assert b"Traceback" not in wrong.stderr and b"Exception" not in wrong.stderr
+
+
+def test_prompts_from_a_closed_standard_input(tmp_path):
+    done = shell("ssd1b generate --file - <&-", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == b"error: cannot read the standard input: it is closed\n"
+
+
+def test_pictures_are_kept_when_their_names_cannot_be_printed(tmp_path):
+    done = shell(f"ssd1b {DRAW} >/dev/full", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(b"error: cannot write to the standard output")
+    assert [path.name for path in tmp_path.glob("out/*.png")] == ["7-a-cube.png"]
+
+
+def test_work_goes_on_when_its_messages_cannot_be_written(tmp_path):
+    done = shell(f"ssd1b {DRAW} 2>/dev/full", tmp_path)
+    assert done.returncode == 0
+    assert done.stdout == b"out/7-a-cube.png\nout/8-a-cube.png\n"
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "latin-1"},
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"LC_ALL": "en_US.ISO-8859-1", "PYTHONUTF8": "0"},
+    ],
+)
+@pytest.mark.parametrize("call", ["presets", "inspect", "generate --steps 1 --sampler"])
+def test_terminals_without_the_letters(tmp_path, environment, call):
+    done = shell(f"ssd1b {call} {'' if call == 'presets' else '日本🦊.png'}", tmp_path, **environment)
+    assert done.returncode == (0 if call == "presets" else 2)
+    assert b"Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == (0 if call == "presets" else 1)
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_removes_what_is_not_finished(tmp_path, number):
+    out = tmp_path / "out"
+    call = ["generate", "a cube", "--steps", "500", "--size", "64", "--offline", "--preview", "--out", out]
+    with subprocess.Popen(
+        [sys.executable, "-m", "ssd1b", *map(str, call)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        while not list(out.glob("*")) and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(getattr(signal, number))
+        printed, told = process.communicate()
+    assert process.returncode == 128 + getattr(signal, number)
+    assert printed == b""
+    assert told.splitlines()[-1] == (b"interrupted" if number == "SIGINT" else b"terminated")
+    assert [path.name for path in out.glob("*.png")] == []
+
+
+def test_control_c_while_modules_are_imported(tmp_path):
+    """torch among them; before our first line, Python itself may print a traceback."""
+    begun = "import os; from ssd1b.__main__ import run; os.write(1, b'.'); raise SystemExit(run())"
+    ends = []
+    for wait in (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8):
+        with subprocess.Popen(
+            [sys.executable, "-c", begun, "inspect", "mini-ssd-1b"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ) as process:
+            assert process.stdout.read(1) == b"."
+            time.sleep(0.005 + wait)
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate()
+        ends.append((process.returncode, told))
+    assert {end for end in ends if end[0] != 0} <= {(130, b"interrupted\n")}
+    assert all(told in (b"", b"interrupted\n") for _, told in ends)
+    assert (130, b"interrupted\n") in ends
