@@ -30,7 +30,7 @@ OPTIONS = {
     "sweep": {
         "--file", "--axis", "--axes", "--seeds", "--out", "--retry", "--dry-run", *SETTINGS, *MODEL
     },
-    "report": {"--sweep", "--metric", "--out", "--list"},
+    "report": {"--sweep", "--metric", "--out", "--verify", "--list"},
     "tune": {
         "--file", "--axis", "--metric", "--guard", "--budget", "--trials", "--minutes", "--pairs", "--fresh",
         "--out", *SETTINGS, *MODEL,

@@ -9,7 +9,6 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -25,6 +24,7 @@ from ssd1b.diffusion.noise import noise_source
 from ssd1b.diffusion.samplers import SAMPLERS
 from ssd1b.diffusion.schedule import NoiseSchedule, steps_for
 from ssd1b.errors import InputError, unknown
+from ssd1b.extras import require
 from ssd1b.images import to_pixels
 from ssd1b.layouts import ModelLayout, TextLayout
 from ssd1b.models.text import TextEncoder, TextEncoders
@@ -326,9 +326,6 @@ ENGINES: Mapping[str, Engine] = MappingProxyType({
 diffusers as it is loaded, and compiled as its guide has it; our network converted by OpenVINO, and rounded to
 eight bits by NNCF; stable-diffusion.cpp, and with its matrices in eight bits."""
 
-_DISTRIBUTIONS = {"stable_diffusion_cpp": "stable-diffusion-cpp-python"}
-"""Libraries that have another name where they are installed from."""
-
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -356,11 +353,7 @@ def read_choice(text: str, dtype: str | None, device: torch.device) -> Choice:
     name, _, own = text.partition(":")
     if name not in ENGINES:
         raise unknown("engine", name, ENGINES)
-    if missing := [each for each in ENGINES[name].needs if find_spec(each) is None]:
-        raise InputError(
-            f"engine {name} needs {missing[0]}, which is not installed: "
-            f"pip install {_DISTRIBUTIONS.get(missing[0], missing[0])}"
-        )
+    require(f"engine {name}", *ENGINES[name].needs)
     if own and own not in DTYPES:
         raise unknown("dtype", own, DTYPES)
     number = choose_dtype(own or dtype, device)

@@ -13,6 +13,7 @@ import click
 
 from ssd1b.cli.command import Command
 from ssd1b.errors import InputError, line, unknown
+from ssd1b.extras import EXTRAS, install
 
 COMMANDS = {
     "generate": "Draw pictures from prompts.",
@@ -34,9 +35,6 @@ COMMANDS = {
 WRONG_INPUT = 2
 INTERRUPTED = 130
 """Exit codes: 128 + SIGINT is what shells expect of a program that Ctrl-C ended."""
-
-EXTRAS = {"scipy": "eval", "matplotlib": "eval", "jinja2": "lab", "optuna": "lab", "psutil": "bench"}
-"""Libraries that the base installation leaves out, with the extra that brings them."""
 
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
@@ -139,8 +137,9 @@ def _explained(error: Exception) -> str | None:
             return str(error)
         case FloatingPointError():
             return f"{error}: take --dtype bf16 or fp32"
-        case ModuleNotFoundError(name=str(name)) if (library := name.partition(".")[0]) in EXTRAS:
-            return f"this needs {library}, which is not installed: pip install 'ssd1b[{EXTRAS[library]}]'"
+        case ModuleNotFoundError(name=str(name)) if any(name.partition(".")[0] in e for e in EXTRAS.values()):
+            library = name.partition(".")[0]
+            return f"this needs {library}, which is not installed: {install([library])}"
         case MemoryError():
             return _SMALLER
         case RuntimeError() if _OUT_OF_MEMORY.search(str(error)):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ssd1b.bench import PARTS
-from ssd1b.cli.command import Command
+from ssd1b.cli.command import TEXT, Command
 from ssd1b.cli.table import byte_size, columns
 from ssd1b.errors import InputError, unknown
 from ssd1b.layouts import NAMED, model_layout
@@ -33,7 +33,9 @@ NUMBERS = {
 }
 
 
-@click.command("bench", cls=Command)
+@click.command(
+    "bench", cls=Command, needs=lambda given: ("psutil", "matplotlib") if given["out"] else ("psutil",)
+)
 @click.option(
     "--layout", "layouts", multiple=True, default=("ssd-1b",), show_default=True, metavar="NAME",
     help=f"{', '.join(NAMED)}; may be given often.",
@@ -52,7 +54,7 @@ NUMBERS = {
 )  # fmt: skip
 @click.option("--steps", type=int, default=20, show_default=True, metavar="N", help="Of a picture, guided.")
 @click.option(
-    "--peers", default="", metavar="LIST",
+    "--peers", default="", type=TEXT, metavar="LIST",
     help="ssd1b-compiled, ssd1b-fp8, ssd1b-int8, ssd1b-plain, diffusers, diffusers-compiled, openvino, "
     "openvino-int8, stable-diffusion.cpp, stable-diffusion.cpp-q8; with a number format as diffusers:bf16.",
 )  # fmt: skip

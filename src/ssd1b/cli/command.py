@@ -1,11 +1,12 @@
 """Commands that are strict about the text of every option, without each option asking for it."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import click
 
 from ssd1b.errors import InputError, shown
+from ssd1b.extras import require
 from ssd1b.numerals import number, whole_number
 
 
@@ -48,10 +49,30 @@ _STRICT: dict[click.ParamType, click.ParamType] = {
 """What stands for click's own types."""
 
 
-class Command(click.Command):
-    """A command whose numbers are written in plain digits and whose names are not empty."""
+Needs: TypeAlias = Sequence[str] | Callable[[Mapping[str, Any]], Sequence[str]]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+
+class Command(click.Command):
+    """A command whose numbers are written in plain digits and whose names are not empty.
+
+    Args:
+        *args: of ``click.Command``.
+        needs: libraries that it cannot do without, from ``ssd1b.extras``, or a function that gives them for
+            the arguments of a call; they are looked for before it begins.
+        **kwargs: of ``click.Command``.
+    """
+
+    def __init__(self, *args: Any, needs: Needs = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.needs = needs
         for parameter in self.params:
             parameter.type = _STRICT.get(parameter.type, parameter.type)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command.
+
+        Raises:
+            InputError: a library is missing; or as the command.
+        """
+        require(ctx.command_path, *(self.needs(ctx.params) if callable(self.needs) else self.needs))
+        return super().invoke(ctx)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,7 +13,7 @@ from ssd1b.errors import InputError, unknown
 from ssd1b.settings import RANGES, Range
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ssd1b.distill.plan import PlannedStage
     from ssd1b.distill.run import Data
@@ -31,7 +31,13 @@ TABLETOP = {"tabletop": "plain", "tabletop-rich": "rich"}
 """Names of data that are rendered, with the world of each."""
 
 
-@click.command("distill", cls=Command)
+def _needs(given: "Mapping[str, Any]") -> tuple[str, ...]:
+    if not given["dry_run"]:
+        return ("accelerate",)
+    return ("matplotlib",) if given["out"] else ()
+
+
+@click.command("distill", cls=Command, needs=_needs)
 @click.option("--teacher", metavar="MODEL", required=True, help="A name, folder, safetensors file or hub id.")
 @click.option(
     "--student",

@@ -37,7 +37,7 @@ FIXED = ("seed", "width", "height")
 _ON_SHEET = 64
 
 
-@click.command("evaluate", cls=Command)
+@click.command("evaluate", cls=Command, needs=("scipy",))
 @click.option(
     "--captions",
     type=int,

@@ -19,7 +19,7 @@ from ssd1b.settings import DEFAULT_MODEL, Range
 PAIRS = Range(low=8, high=100_000, multiple_of=1)
 
 
-@click.command("guide", cls=Command)
+@click.command("guide", cls=Command, needs=("scipy", "matplotlib", "jinja2"))
 @prompt_options
 @click.option(
     "--pairs",

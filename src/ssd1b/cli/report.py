@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ssd1b.lab.store import Store
 
 
-@click.command("report", cls=Command)
+@click.command("report", cls=Command, needs=("scipy", "matplotlib", "jinja2"))
 @click.argument("folder", metavar="FOLDER")
 @click.option("--sweep", "chosen", metavar="ID", help="The beginning of a sweep's id. Default: the last one.")
 @click.option("--metric", metavar="NAME", help="Ranks settings. Default: what is right, else the CLIP score.")

@@ -128,7 +128,7 @@ def show_command(count: int, seed: int, split: Split, world: str, model: str | N
     click.echo(click.format_filename(out))
 
 
-@command.command("examine")
+@command.command("examine", needs=("scipy", "matplotlib"))
 @click.option("--count", type=int, default=1000, show_default=True, help="How many pictures.")
 @click.option("--through", metavar="MODEL", help="Look also through the autoencoder of a model.")
 @click.option("--judge", metavar="FILE", help="Weights of a judge other than the one that comes along.")
@@ -185,7 +185,7 @@ def examine_command(count: int, through: str | None, judge: str | None, out: str
     click.echo(click.format_filename(out))
 
 
-@command.command("train")
+@command.command("train", needs=("accelerate",))
 @click.argument("part", type=click.Choice(["vae", "clip", "unet", "image-encoder", "judge"]))
 @click.option(
     "--out", "run", metavar="RUN", required=True, help="Folder of the whole run, the same for all parts."

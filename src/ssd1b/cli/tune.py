@@ -41,7 +41,7 @@ USUAL_AXES = (
 """What is searched if nothing else is named: the article's ranges, and what has become usual since."""
 
 
-@click.command("tune", cls=Command)
+@click.command("tune", cls=Command, needs=("scipy", "optuna"))
 @prompt_options
 @click.option(
     "--axis", "axes", type=TEXT, multiple=True, metavar="NAME=VALUES", help="What is searched, as in sweep."

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ssd1b.errors import InputError
+from ssd1b.extras import require
 from ssd1b.models.layers import sinusoidal_embedding
 from ssd1b.models.unet import Through, UNet
 from ssd1b.models.vae import VAE
@@ -40,11 +40,7 @@ def check_openvino(device: torch.device, *, quantized: bool) -> None:
     """
     if device.type != "cpu":
         raise InputError(f"backend openvino computes on a CPU, not on {device}: add --device cpu")
-    for name in ("openvino", *(["nncf"] if quantized else [])):
-        if find_spec(name) is None:
-            raise InputError(
-                f"backend openvino needs {name}, which is not installed: pip install 'ssd1b[openvino]'"
-            )
+    require("backend openvino", "openvino", *(["nncf"] if quantized else []))
 
 
 def library(name: str) -> Any:

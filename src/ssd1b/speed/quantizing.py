@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from ssd1b.errors import InputError
+from ssd1b.extras import require
 from ssd1b.speed.rounding import rounds_fast
 
 
@@ -60,8 +60,7 @@ def check_quantization(name: str, device: torch.device, dtype: torch.dtype) -> N
                 "quantize int8 computes in fp32 or bf16 on a CPU, not in fp16: say so with dtype"
             )
         return
-    if find_spec("torchao") is None:
-        raise InputError(f"quantize {name} needs torchao, which is not installed: pip install torchao")
+    require(f"quantize {name}", "torchao")
     if name == "fp8" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
         raise InputError(
             "quantize fp8 needs a GPU that multiplies it, NVIDIA's Ada, Hopper or later: take int8"

@@ -61,10 +61,11 @@ def test_wrong_calls(run, arguments, words):
 
 
 def test_a_peer_that_is_not_installed(run, monkeypatch):
-    monkeypatch.setattr("ssd1b.bench.engines.find_spec", lambda name: None)
+    missing = ("openvino", "stable_diffusion_cpp")
+    monkeypatch.setattr("ssd1b.extras.find_spec", lambda name: None if name in missing else object())
     done = run("bench", *QUICK, "--peers", "openvino")
     assert done.code == 2
-    assert "engine openvino needs openvino, which is not installed: pip install openvino" in done.err
+    assert "engine openvino needs openvino, which is not installed: pip install 'ssd1b[openvino]'" in done.err
     done = run("bench", *QUICK, "--peers", "stable-diffusion.cpp-q8")
     assert done.code == 2 and done.err.rstrip().endswith("pip install stable-diffusion-cpp-python")
 
@@ -81,7 +82,7 @@ def test_a_peer_that_is_not_installed(run, monkeypatch):
     ],
 )
 def test_what_a_peer_does_not_do_is_told_before_anything_is_computed(run, monkeypatch, arguments, words):
-    monkeypatch.setattr("ssd1b.bench.engines.find_spec", lambda name: object())
+    monkeypatch.setattr("ssd1b.extras.find_spec", lambda name: object())
     monkeypatch.setattr("ssd1b.bench.case.make_case", lambda *given, **how: pytest.fail("computed"))
     done = run("bench", *QUICK, *arguments)
     assert done.code == 2 and done.out == "" and len(done.err.splitlines()) == 1, done.err

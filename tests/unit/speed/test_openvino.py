@@ -75,7 +75,7 @@ def test_openvino_draws_the_same_picture(tiny_model, tmp_path):
     [("openvino", None, "needs openvino"), ("nncf", "int8", "needs nncf")],
 )
 def test_what_is_not_installed(missing, quantized, words, monkeypatch):
-    monkeypatch.setattr(openvino, "find_spec", lambda name: None if name == missing else object())
+    monkeypatch.setattr("ssd1b.extras.find_spec", lambda name: None if name == missing else object())
     with pytest.raises(InputError, match=words):
         Pipeline.load(computing=Computing(backend="openvino", quantized=quantized), device="cpu")
     with pytest.raises(InputError, match="on a CPU, not on cuda"):

@@ -41,10 +41,10 @@ def test_a_unet_in_int8_predicts_nearly_the_same(monkeypatch):
 
 
 def test_what_cannot_be_quantized(monkeypatch):
-    monkeypatch.setattr(quantizing, "find_spec", lambda name: None)
+    monkeypatch.setattr("ssd1b.extras.find_spec", lambda name: None)
     with pytest.raises(InputError, match="quantize int8 needs torchao, which is not installed: pip install"):
         check_quantization("int8", torch.device("cuda"), torch.float16)
-    monkeypatch.setattr(quantizing, "find_spec", lambda name: object())
+    monkeypatch.setattr("ssd1b.extras.find_spec", lambda name: object())
     with pytest.raises(InputError, match="fp8 needs"):
         check_quantization("fp8", CPU, torch.float32)
     monkeypatch.setattr(quantizing, "rounds_fast", lambda: False)
