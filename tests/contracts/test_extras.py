@@ -48,7 +48,7 @@ def test_every_library_that_the_source_imports_is_of_the_base_or_of_an_extra() -
     base = names(PROJECT["dependencies"])
     known = base | {name for brought in EXTRAS.values() for name in brought} | ALONE.keys() | {"ssd1b"}
     for path in SOURCE.rglob("*.py"):
-        others = imported(path) - known - sys.stdlib_module_names
+        others = imported(path) - known - sys.stdlib_module_names - {"_typeshed"}
         assert {COMES_WITH.get(name, name) for name in others} <= known, f"{path} imports {others}"
 
 

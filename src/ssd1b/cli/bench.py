@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ssd1b.bench import PARTS
-from ssd1b.cli.command import TEXT, Command
+from ssd1b.cli.command import Command
 from ssd1b.cli.table import byte_size, columns
 from ssd1b.errors import InputError, unknown
 from ssd1b.layouts import NAMED, model_layout
@@ -54,7 +54,7 @@ NUMBERS = {
 )  # fmt: skip
 @click.option("--steps", type=int, default=20, show_default=True, metavar="N", help="Of a picture, guided.")
 @click.option(
-    "--peers", default="", type=TEXT, metavar="LIST",
+    "--peers", metavar="LIST",
     help="ssd1b-compiled, ssd1b-fp8, ssd1b-int8, ssd1b-plain, diffusers, diffusers-compiled, openvino, "
     "openvino-int8, stable-diffusion.cpp, stable-diffusion.cpp-q8; with a number format as diffusers:bf16.",
 )  # fmt: skip
@@ -71,7 +71,7 @@ def command(
     latents: tuple[int, ...],
     batch: int,
     steps: int,
-    peers: str,
+    peers: str | None,
     rounds: int,
     device: str | None,
     dtype: str | None,
@@ -112,7 +112,7 @@ def command(
     from ssd1b.runtime import choose_device
 
     where = choose_device(device)
-    names = ["ssd1b", *(name.strip() for name in peers.split(",") if name.strip())]
+    names = ["ssd1b", *(name.strip() for name in (peers or "").split(",") if name.strip())]
     choices = list(dict.fromkeys(read_choice(name, dtype, where) for name in names))
     oracle = "diffusers" if find_spec("diffusers") else "ssd1b-plain"
     reference = read_choice(f"{oracle}:fp32", None, where)
