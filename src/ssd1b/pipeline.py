@@ -84,6 +84,7 @@ class Pipeline:
         device: str | None = None,
         dtype: str | None = None,
         offline: bool = False,
+        prediction: str | None = None,
         computing: Computing = DEFAULT,
         told: Callable[[str], None] = lambda what: None,
     ) -> "Pipeline":
@@ -95,6 +96,8 @@ class Pipeline:
             device: "cpu", "cuda", "cuda:1", "mps"; None takes the fastest there is.
             dtype: "fp32", "bf16", "fp16"; None takes what the hardware is fast at.
             offline: never use the network, whatever the name.
+            prediction: what the UNet predicts, "epsilon" or "v", for files that do not say it or contradict
+                themselves; None believes them.
             computing: how, beyond that: compiled, in eight bits, in little memory.
             told: hears of what takes minutes the first time.
 
@@ -107,7 +110,7 @@ class Pipeline:
         check_computing(computing, where, number)
         half = computing.memory == "low" or number.itemsize == 2
         found = hub.resolve(model, offline=offline, half=half)
-        checkpoint = open_checkpoint(found.path, half=half)
+        checkpoint = open_checkpoint(found.path, half=half, prediction=prediction)
         info = checkpoint.info
         layout = info.layout
         computing = settle(computing, layout.unet, where, number)
@@ -122,6 +125,7 @@ class Pipeline:
                 source=source,
                 revision=found.commit,
                 layout=layout.name,
+                prediction=prediction,
             ),
             layout=layout,
             family=checkpoint.family or "sdxl",

@@ -34,19 +34,22 @@ class ModelIdentity:
         source: the Hub repository or the path it was loaded from.
         revision: the Hub commit, None for a path.
         layout: a name of ``layouts.UNETS``.
+        prediction: what the UNet was said to predict, "epsilon" or "v"; None left it to the model's files.
     """
 
     name: str
     source: str
     revision: str | None
     layout: str
+    prediction: str | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
         for name in ("name", "source", "layout"):
             check_text(f"model {name}", getattr(self, name))
-        if self.revision is not None:
-            check_text("model revision", self.revision)
+        for name in ("revision", "prediction"):
+            if getattr(self, name) is not None:
+                check_text(f"model {name}", getattr(self, name))
 
 
 @no_type_check
@@ -136,6 +139,8 @@ def read_json(text: str) -> Recipe:
         table["settings"] = {**_SINCE, **settings}
         if "seed" in settings:
             table["settings"]["seed"] = equal_seed(settings["seed"])
+    if isinstance(model := table.get("model"), dict):
+        table["model"] = {"prediction": None, **model}
     table.setdefault("computing", asdict(DEFAULT))  # as recipes of earlier versions, which lack it
     parts = {"settings": GenerationSettings, "model": ModelIdentity, "computing": Computing}
     built = {name: _build(part, name, table[name]) for name, part in parts.items() if name in table}

@@ -160,6 +160,11 @@ def resolve_class(name: str) -> str:
     return found
 
 
+def nearest_of_class(name: object) -> str | None:
+    """The sampler that stands in for that of a diffusers scheduler class; None where it is not missing."""
+    return _NO_SAMPLER.get(_key(name)) if isinstance(name, str) else None
+
+
 def resolve_schedule(name: str) -> str | None:
     """Find the canonical schedule ("SGM Uniform" -> sgm_uniform); None for "automatic".
 

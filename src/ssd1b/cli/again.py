@@ -31,7 +31,8 @@ def _from_recipe(recipe: Recipe) -> str | None:
     if (settings.original_size, settings.crop_top_left, settings.target_size) != (size, (0, 0), size):
         return None  # there are no options for micro-conditioning
     said = {**asdict(settings), "schedule": settings.schedule or AUTOMATIC}
-    place = {"model": model_name(recipe.model), "device": recipe.device, "dtype": recipe.dtype}
+    place = {"model": model_name(recipe.model), "device": recipe.device, "dtype": recipe.dtype,
+             "prediction": recipe.model.prediction}  # fmt: skip
     return _generate(settings.prompt, said | place)
 
 

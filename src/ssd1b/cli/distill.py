@@ -63,6 +63,9 @@ def _needs(given: "Mapping[str, Any]") -> tuple[str, ...]:
 @click.option("--resume", is_flag=True, help="Go on with the stage that was stopped.")
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, xpu.")
 @click.option("--offline", is_flag=True, help="Never use the network.")
+@click.option(
+    "--prediction", metavar="NAME", help="What the teachers predict, epsilon or v, where no file says it."
+)
 def command(
     teacher: str,
     student: str | None,
@@ -77,6 +80,7 @@ def command(
     resume: bool,
     device: str | None,
     offline: bool,
+    prediction: str | None,
 ) -> None:
     """Cut layers out of a model, and train what is left beside it until it draws as well as it can.
 
@@ -100,7 +104,7 @@ def command(
     if dry_run:
         _plan(teacher, student, asked, data, out, cache, device)
     else:
-        _run(teacher, student, asked, str(data), Path(str(out)), cache, device, resume, offline)
+        _run(teacher, student, asked, str(data), Path(str(out)), cache, device, resume, offline, prediction)
 
 
 def _check(data: str | None, out: str | None, numbers: dict[str, int | None], dry_run: bool) -> None:
@@ -149,7 +153,7 @@ def _plan(
 
 def _run(
     model: str, student: str | None, asked: "list[Stage]", data: str, out: Path, cache: str | None,
-    device: str | None, resume: bool, offline: bool,
+    device: str | None, resume: bool, offline: bool, prediction: str | None,
 ) -> None:  # fmt: skip
     """Do it."""
     from ssd1b.distill.plan import plan, with_target
@@ -160,7 +164,8 @@ def _run(
     place = str(choose_device(device))
     check_free(out, resume=resume)
     together = joined(place)
-    teacher = Teacher.find(model, offline=offline)
+    find = partial(Teacher.find, offline=offline, prediction=prediction)
+    teacher = find(model)
     layout = teacher.info.layout
     asked = with_target(asked, student, layout.unet)
     source = _data(data, cache or out, layout)
@@ -168,7 +173,7 @@ def _run(
     with together.main_process_first():  # importance is measured once
         planned = plan(layout.unet, asked, measure)
     others = {each.teacher for each in asked if each.teacher is not None}
-    teachers = {None: teacher, **{name: Teacher.find(name, offline=offline) for name in sorted(others)}}
+    teachers = {None: teacher, **{name: find(name) for name in sorted(others)}}
     with together.main_process_first():
         claim(out, config_of(teachers, data, planned))
     made = run(out, planned, teachers, source, device=place, resume=resume)

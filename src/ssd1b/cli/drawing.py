@@ -59,6 +59,7 @@ def load(choice: ModelChoice) -> Pipeline:
         device=choice.device,
         dtype=choice.dtype,
         offline=choice.offline,
+        prediction=choice.prediction,
         computing=choice.computing,
         told=lambda what: print(f"{what} ...", file=sys.stderr),  # noqa: T201
     )
@@ -96,7 +97,7 @@ def workplace(choice: ModelChoice, out: Path) -> Iterator[Workplace]:
     device = choose_device(choice.device)
     dtype = choose_dtype(choice.dtype, device)
     with closing(Store(out)) as store:
-        known = cache(partial(describe, store=store, offline=choice.offline))
+        known = cache(partial(describe, store=store, offline=choice.offline, prediction=choice.prediction))
 
         def prepare(name: str) -> "AbstractContextManager[Attempt]":
             pipeline = load(replace(choice, model=name))

@@ -88,6 +88,7 @@ def _model(name: str) -> dict[str, Any]:
             for part, each in checkpoint.parts.items()
         },
         "scheduler": checkpoint.scheduler,
+        "prediction": checkpoint.prediction,
         "settings": settings,
         "notes": [*checkpoint.notes, *problem],
     }
@@ -96,6 +97,7 @@ def _model(name: str) -> dict[str, Any]:
 def _default_settings(checkpoint: "Checkpoint") -> tuple[dict[str, Any] | None, list[str]]:
     """The settings of a picture for which nothing was chosen, or what is wrong with the model."""
     from ssd1b.pipeline import recommended_settings
+    from ssd1b.weights.vocabulary import tokenizers
 
     try:
         settings = resolve_settings(
@@ -104,6 +106,7 @@ def _default_settings(checkpoint: "Checkpoint") -> tuple[dict[str, Any] | None, 
             model_defaults={"seed": 0, **recommended_settings(checkpoint.info)},
             preset=None,
         )
+        tokenizers(checkpoint.info)
     except InputError as error:
         return None, [str(error)]
     return {name: value for name, value in asdict(settings).items() if name not in ("prompt", "seed")}, []
@@ -127,6 +130,8 @@ def _headlines(facts: dict[str, Any]) -> dict[str, Any]:
         settings, scheduler = facts["settings"], facts["scheduler"]
         rows["trained for"] = f"{facts['size']}x{facts['size']}"
         rows["scheduler"] = ", ".join(str(scheduler[name]) for name in _SCHEDULER if name in scheduler)
+        said = ", ".join(f"{source}: {word}" for source, word in facts["prediction"].items())
+        rows["prediction"] = said or f"{scheduler.get('prediction_type', 'epsilon')}; the files do not say it"
         rows["defaults"] = ", ".join(f"{name} {settings[name]}" for name in _DEFAULTS if settings[name])
     return rows
 

@@ -19,6 +19,7 @@ from ssd1b.presets import NEGATIVE_PROMPTS, SPEEDS
 from ssd1b.prompts import parse_prompt, split_prompts, unsupported
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
 from ssd1b.settings import Preset, read_size, resolve_settings, with_drawn_seed
+from ssd1b.weights.prediction import chosen
 
 MAX_PROMPT_FILE_BYTES = 16 * 2**20
 
@@ -36,7 +37,11 @@ class ModelChoice:
     device: str | None
     dtype: str | None
     offline: bool
+    prediction: str | None = None
     computing: Computing = DEFAULT
+
+
+_MODEL_OPTIONS = ("model", "device", "dtype", "offline", "prediction")
 
 
 def prompt_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -58,12 +63,15 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, xpu.")
     @click.option("--dtype", metavar="NAME", help="Number format: fp32, bf16, fp16.")
     @click.option("--offline", is_flag=True, help="Never use the network.")
+    @click.option(
+        "--prediction", metavar="NAME",
+        help="What the model predicts, epsilon or v, where its files do not say it.",
+    )  # fmt: skip
     @wraps(command)
-    def bundled(
-        *args: Any, model: str | None, device: str | None, dtype: str | None, offline: bool, **rest: Any
-    ) -> None:
-        choice = ModelChoice(model=model, device=device, dtype=dtype, offline=offline)
-        command(*args, choice=choice, **rest)
+    def bundled(*args: Any, **options: Any) -> None:
+        chosen(options["prediction"])
+        choice = ModelChoice(**{name: options.pop(name) for name in _MODEL_OPTIONS})
+        command(*args, choice=choice, **options)
 
     return bundled
 

@@ -48,6 +48,7 @@ def command(image: str, out: str, choice: ModelChoice) -> None:
             model=choice.model or model_name(recipe.model),
             device=choice.device or _available(recipe.device),
             dtype=choice.dtype or recipe.dtype,
+            prediction=choice.prediction or recipe.model.prediction,
             computing=recipe.computing if choice.computing == DEFAULT else choice.computing,
         )
         pipeline = drawing.load(choice)

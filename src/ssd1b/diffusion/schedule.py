@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ssd1b import sampler_names
 from ssd1b.diffusion.spacing import CURVES, SPACINGS
-from ssd1b.errors import InputError, unknown
+from ssd1b.errors import InputError, shown, unknown
 from ssd1b.tensors import Latents
 
 SMALLEST_ALPHA = 2.0**-24
@@ -75,16 +75,23 @@ class NoiseSchedule:
             InputError: a setting is missing, unknown, or has a value that is not supported.
         """
         given = {key: value for key, value in config.items() if not key.startswith("_")}
+        name = config.get("_class_name", "EulerDiscreteScheduler")
+        if not isinstance(name, str):
+            raise InputError(f"the scheduler's class must be a text, got {shown(name)}")
+        sampler = sampler_names.resolve_class(name)
+        stand_in = sampler_names.nearest_of_class(name) is not None
         for key in ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end"):
             if key not in given:
                 raise InputError(f"scheduler setting {key!r} is missing")
         for key, value in given.items():
-            if key not in _SETTINGS:
+            # Where another sampler stands in, settings of the one that is missing have nothing to tune.
+            if key not in _SETTINGS and not stand_in:
                 raise unknown("scheduler setting", key, _SETTINGS)
             supported = _SUPPORTED_ONLY_AS.get(key, (value,))
-            if value not in supported:
-                raise InputError(f"scheduler setting {key!r} must be {supported[0]!r}, got {value!r}")
-        sampler = sampler_names.resolve_class(config.get("_class_name", "EulerDiscreteScheduler"))
+            if not any(value is each or value == each for each in supported):  # NaN is only itself
+                raise InputError(f"scheduler setting {key!r} must be {supported[0]!r}, got {shown(value)}")
+            if key in _FLAGS and not isinstance(value, bool | None):
+                raise InputError(f"scheduler setting {key!r} must be true or false, got {shown(value)}")
         if sampler == "dpmpp_2m" and str(given.get("algorithm_type")).startswith("sde"):
             sampler = "dpmpp_2m_sde"
         fields = {key: given[key] for key in _FIELDS if key in given}
@@ -180,11 +187,11 @@ _NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
 def _check(fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
         if name in _CHOICES and value not in _CHOICES[name]:
-            raise unknown(name, str(value), map(str, _CHOICES[name]))
+            raise unknown(name, value if isinstance(value, str) else shown(value), map(str, _CHOICES[name]))
         if name in _NUMBERS:
             kind, low, high = _NUMBERS[name]
-            if not isinstance(value, kind) or not low <= value <= high:
-                raise InputError(f"{name} must be {kind.__name__}, {low} to {high}, got {value!r}")
+            if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
+                raise InputError(f"{name} must be {kind.__name__}, {low} to {high}, got {shown(value)}")
 
 
 # What diffusers calls the same things: our fields have its names, the curves are flags.
@@ -210,6 +217,7 @@ _TUNES_A_SAMPLER = (
     "skip_prk_steps", "solver_order", "solver_p", "solver_type", "time_shift_type", "timestep_scaling",
 )  # fmt: skip
 _SETTINGS = {*_FIELDS, *_CURVE_SETTING.values(), *_SUPPORTED_ONLY_AS, *_TUNES_A_SAMPLER}
+_FLAGS = {*_CURVE_SETTING.values(), "rescale_betas_zero_snr"}
 _ONCE_LEADING = ("ddim", "ddpm", "lcm")
 
 

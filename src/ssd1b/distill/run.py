@@ -68,7 +68,7 @@ def measured_importance(
         told: what the data are called.
         out: folder of the run.
     """
-    of = {"model": teacher.name, "commit": teacher.commit, "data": told}
+    of = {**teacher.identity, "data": told}
     path = out and out / IMPORTANCE
     if path and path.exists() and (remembered := read_json(path))["of"] == of:
         return remembered["blocks"]
@@ -129,7 +129,7 @@ def config_of(
         asdict(each.stage) | {"layout": asdict(each.layers.student), "kept": each.layers.kept}
         for each in planned
     ]
-    models = {name: {"model": each.name, "commit": each.commit} for name, each in teachers.items()}
+    models = {name: each.identity for name, each in teachers.items()}
     return {"teachers": [*models.values()], "data": data, "stages": stages}
 
 

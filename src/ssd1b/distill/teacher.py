@@ -32,25 +32,33 @@ class Teacher:
         commit: the hub's, None for anything else.
         checkpoint: where its weights are.
         info: everything else.
+        prediction: what its UNet was said to predict; None left it to its files.
     """
 
     name: str
     commit: str | None
     checkpoint: Checkpoint
     info: ModelInfo
+    prediction: str | None = None
+
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """Which model it is, for what remembers it."""
+        said = {} if self.prediction is None else {"prediction": self.prediction}
+        return {"model": self.name, "commit": self.commit, **said}
 
     @classmethod
-    def find(cls, model: str, *, offline: bool = False) -> "Teacher":
-        """Find a model, downloading it if it must be.
+    def find(cls, model: str, *, offline: bool = False, prediction: str | None = None) -> "Teacher":
+        """Find a model, downloading it if it must be; ``prediction`` as ``Pipeline.load``'s.
 
         Raises:
             InputError: there is none, it is not whole, or its UNet takes more than latents and text.
         """
         found = hub.resolve(model, offline=offline)
-        checkpoint = open_checkpoint(found.path)
+        checkpoint = open_checkpoint(found.path, prediction=prediction)
         info = checkpoint.info
         check_distillable(info.layout.unet)
-        return cls(name=model, commit=found.commit, checkpoint=checkpoint, info=info)
+        return cls(name=model, commit=found.commit, checkpoint=checkpoint, info=info, prediction=prediction)
 
     @property
     def stored_dtype(self) -> torch.dtype:

@@ -146,7 +146,7 @@ class Model(NamedTuple):
 
     Attributes:
         path: of its folder or file; family: whose advice applies; defaults: its makers' settings.
-        fingerprint: of everything in its files.
+        fingerprint: of everything in its files, and of what it was said to predict.
         tokenizers: of its text encoders.
     """
 
@@ -183,18 +183,20 @@ class Cell(NamedTuple):
         return round(evaluations * (1 + guided) * settings.width * settings.height)
 
 
-def describe(name: str, store: Store, *, offline: bool) -> Model:
+def describe(name: str, store: Store, *, offline: bool, prediction: str | None = None) -> Model:
     """Find a model; its files are read once for their fingerprint, which the store remembers.
 
     Raises:
         InputError: there is no such model.
     """
     path = hub.resolve(name, offline=offline).path
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, prediction=prediction)
     files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(path)} {store.file_digest(file)}\n".encode())
+    if prediction is not None:
+        digest.update(f"prediction {prediction}\n".encode())
     return Model(
         path=path,
         family=checkpoint.family or "sdxl",

@@ -192,7 +192,7 @@ def chunk_count(tokenizers: Iterable[CLIPTokenizer], prompts: Iterable[str]) -> 
 
 
 def _chunks(tokenizer: CLIPTokenizer, prompt: str) -> list[list[tuple[int, float]]]:
-    return chunk(_weighted_ids(tokenizer, prompt), comma_id=tokenizer.vocabulary[",</w>"])
+    return chunk(_weighted_ids(tokenizer, prompt), comma_id=tokenizer.vocabulary.get(",</w>", -1))
 
 
 def _tokenize(tokenizer: CLIPTokenizer, layout: TextLayout, prompts: Sequence[str], count: int) -> Tokens:

@@ -5,7 +5,7 @@ them.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from math import prod
@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
-from ssd1b.errors import InputError
+from ssd1b import sampler_names
+from ssd1b.diffusion.schedule import NoiseSchedule
+from ssd1b.errors import InputError, shown
 from ssd1b.layouts import (
     NAMED,
     UNETS,
@@ -26,7 +28,9 @@ from ssd1b.layouts import (
 from ssd1b.weights import configs
 from ssd1b.weights.detect import Shapes, detect_text_layout, detect_unet_layout, detect_vae_layout
 from ssd1b.weights.files import some
+from ssd1b.weights.fitting import check_fit, check_unet
 from ssd1b.weights.keymap import PARTS
+from ssd1b.weights.prediction import VELOCITY, check_agreement
 from ssd1b.weights.stored import StoredTensor
 
 Layout = UNetLayout | VAELayout | TextLayout
@@ -106,6 +110,7 @@ class Checkpoint(Surroundings):
         parts: the networks found, by their names in ``keymap.PARTS``; a bare UNet has only ``unet``.
         size: side in pixels of the square picture the model was trained for.
         other: names of tensors that no network needs.
+        prediction: what the UNet predicts, in diffusers' words, by who says it; empty where nothing does.
     """
 
     path: Path
@@ -113,6 +118,7 @@ class Checkpoint(Surroundings):
     parts: dict[str, Part]
     size: int = 1024
     other: tuple[str, ...] = ()
+    prediction: dict[str, str] = field(default_factory=dict)
 
     @property
     def unet(self) -> UNetLayout | None:
@@ -140,6 +146,8 @@ class Checkpoint(Surroundings):
         Raises:
             InputError: networks are missing, or do not fit together.
         """
+        if self.unet:
+            check_unet(self.unet, str(self.path))
         missing = [part for part in PARTS if part not in self.parts]
         if missing:
             has, lacks = ", ".join(self.parts), ", ".join(missing)
@@ -147,25 +155,20 @@ class Checkpoint(Surroundings):
         unet, vae, text, text_2 = (self.parts[part].layout for part in PARTS)
         assert isinstance(unet, UNetLayout) and isinstance(vae, VAELayout)
         assert isinstance(text, TextLayout) and isinstance(text_2, TextLayout)
-        embedded = text.hidden_size + text_2.hidden_size
-        fits = (
-            ("the UNet attends to texts of", unet.cross_attention_dim, "the text encoders give", embedded),
-            (
-                "the UNet takes a pooled text of",
-                unet.pooled_dim,
-                "text_encoder_2 gives",
-                text_2.projection_dim,
-            ),
-            ("the UNet gives latents of", unet.out_channels, "the VAE takes", vae.latent_channels),
-        )
-        for one, width, other, other_width in fits:
-            if width != other_width:
-                raise InputError(f"{self.path}: {one} {width} channels, {other} {other_width}")
+        check_fit(unet, vae, text, text_2, str(self.path))
+        check_agreement(self.prediction, str(self.path))
+        self._check_scheduler()
         layout = ModelLayout(
             name=self.name, unet=unet, vae=vae, text_encoder=text, text_encoder_2=text_2, size=self.size
         )
         surroundings = {entry.name: getattr(self, entry.name) for entry in fields(Surroundings)}
         return ModelInfo(layout=layout, **surroundings)
+
+    def _check_scheduler(self) -> None:
+        try:
+            NoiseSchedule.from_config(self.scheduler)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from error
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -175,17 +178,32 @@ class Checkpoint(Surroundings):
             found.append("the UNet embeds the guidance scale (LCM distillation), so it needs no second pass")
         if self.unet and self.unet.in_channels != self.unet.out_channels:
             found.append(f"the UNet takes {self.unet.in_channels} channels, as for inpainting or editing")
-        if self.scheduler.get("prediction_type") == "v_prediction":
-            found.append("the UNet predicts the velocity (v-prediction)")
+        found += _scheduler_notes(self.scheduler)
         for name, part in self.parts.items():
-            if len(part.dtypes) > 1:
-                names = some(str(dtype).removeprefix("torch.") for dtype in part.dtypes)
-                found.append(f"{name} mixes number formats: {names}")
-            elif any(dtype.itemsize == 1 for dtype in part.dtypes):
-                found.append(f"{name} is stored in 8-bit floats")
+            found += _format_notes(name, part)
         if self.other:
             found.append(f"{len(self.other)} tensors are not needed and ignored: {some(self.other)}")
         return tuple(found)
+
+
+def _scheduler_notes(scheduler: Mapping[str, Any]) -> Iterator[str]:
+    if scheduler.get("prediction_type") == VELOCITY:
+        yield "the UNet predicts the velocity (v-prediction)"
+    elif scheduler.get("rescale_betas_zero_snr"):
+        yield "trained to zero terminal SNR, yet not said to predict the velocity: try --prediction v"
+    name = scheduler.get("_class_name")
+    if nearest := sampler_names.nearest_of_class(name):
+        yield f"{shown(name)} is not available; {nearest} stands in for it"
+
+
+def _format_notes(name: str, part: Part) -> Iterator[str]:
+    if len(part.dtypes) > 1:
+        names = some(str(dtype).removeprefix("torch.") for dtype in part.dtypes)
+        yield f"{name} mixes number formats: {names}"
+    elif any(dtype.itemsize == 1 for dtype in part.dtypes):
+        yield f"{name} is stored in 8-bit floats"
+    if scaled := sum(tensor.scale is not None for tensor in part.tensors.values()):
+        yield f"{name} has a scale beside {scaled} tensors (scaled fp8)"
 
 
 def _blocks(unet: UNetLayout) -> tuple[Any, ...]:
@@ -250,10 +268,14 @@ def part_of(part: str, table: dict[str, StoredTensor], config: Mapping[str, Any]
     return Part(layout=layout_of(part, shapes, config, where), tensors=table)
 
 
-def picture_size(unet_config: Mapping[str, Any] | None, vae: VAELayout, default: int = 1024) -> int:
-    """Side in pixels of the square picture a UNet was trained for, from its configuration."""
-    cells = (unet_config or {}).get("sample_size")
-    return cells * vae.factor if isinstance(cells, int) and 0 < cells <= 1024 else default
+def picture_size(unet_config: Mapping[str, Any] | None, vae: VAELayout, where: str) -> int:
+    """Side in pixels of the square picture a UNet was trained for: its configuration's, or 1024.
+
+    Raises:
+        InputError: ``sample_size`` is no size of latents.
+    """
+    cells = configs.sample_size(unet_config or {}, where)
+    return 1024 if cells is None else cells * vae.factor
 
 
 def _difference(told: Layout, found: Layout) -> str:

@@ -8,7 +8,7 @@ compute something different in silence, so it is an error.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, shown
 from ssd1b.layouts import Level, TextLayout, UNetLayout, VAELayout
 
 Config = Mapping[str, Any]
@@ -131,7 +131,7 @@ def _mid(config: Config, where: str, depth: int) -> int | None:
     kind = config.get("mid_block_type", "UNetMidBlock2DCrossAttn")
     if not isinstance(kind, str | None) or kind not in _MID_TYPES:
         allowed = ", ".join(map(repr, _MID_TYPES))
-        raise InputError(f"{where}: mid_block_type is {kind!r}, allowed: {allowed}")
+        raise InputError(f"{where}: mid_block_type is {shown(kind)}, allowed: {allowed}")
     attended = _MID_TYPES[kind]
     return None if attended is None else depth if attended else 0
 
@@ -242,13 +242,13 @@ def text_layout(config: Config, where: str, *, second: bool) -> TextLayout:
     read = _Reader(config, where)
     activation = config.get("hidden_act", "quick_gelu")
     if activation not in ("quick_gelu", "gelu"):
-        raise InputError(f"{where}: hidden_act is {activation!r}, allowed: 'gelu', 'quick_gelu'")
-    projects = "WithProjection" in str(config.get("architectures"))
+        raise InputError(f"{where}: hidden_act is {shown(activation)}, allowed: 'gelu', 'quick_gelu'")
+    projects = any("WithProjection" in name for name in read.texts("architectures"))
     vocab_size = read.integer("vocab_size", 49408)
     eos = read.integer("eos_token_id", 2)
     if legacy := eos == 2:
         eos = vocab_size - 1
-    return TextLayout(
+    layout = TextLayout(
         hidden_size=read.integer("hidden_size", 512),
         layers=read.integer("num_hidden_layers", 12),
         heads=read.integer("num_attention_heads", 8),
@@ -261,6 +261,12 @@ def text_layout(config: Config, where: str, *, second: bool) -> TextLayout:
         eos_token_id=eos,
         pad_token_id=(0 if second else eos) if legacy else read.integer("pad_token_id", eos, least=0),
     )
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(layout, name) >= vocab_size:
+            raise InputError(
+                f"{where}: {name} is {getattr(layout, name)}, the vocabulary has {vocab_size} tokens"
+            )
+    return layout
 
 
 def text_config(layout: TextLayout) -> dict[str, Any]:
@@ -284,10 +290,49 @@ def text_config(layout: TextLayout) -> dict[str, Any]:
     }
 
 
+def sample_size(config: Config, where: str) -> int | None:
+    """Side of the latents that a UNet was trained on; None where its configuration does not say it.
+
+    Raises:
+        InputError: it is no size; two numbers must be the same.
+    """
+    value: Any = config.get("sample_size")
+    side = value[0] if isinstance(value, list) and len(value) == 2 and value[0] == value[1] else value
+    if side is None or (_whole(side) and side <= 1024):
+        return side
+    raise InputError(f"{where}: sample_size must be a whole number from 1 to 1024, got {shown(value)}")
+
+
+def flag(config: Config, name: str, default: bool, where: str) -> bool:
+    """A field that is true or false; null and a missing one are the default.
+
+    Raises:
+        InputError: it is something else.
+    """
+    value = default if config.get(name) is None else config[name]
+    if not isinstance(value, bool):
+        raise InputError(f"{where}: {name} must be true or false, got {shown(value)}")
+    return value
+
+
+def class_name(config: Config, where: str) -> str:
+    """The class that a configuration is of, "" where it does not say.
+
+    Raises:
+        InputError: it is no text.
+    """
+    value = config.get("_class_name") or ""
+    if not isinstance(value, str):
+        raise InputError(f"{where}: _class_name must be a text, got {shown(value)}")
+    return value
+
+
 def _check_fixed(config: Config, fixed: Mapping[str, Any], where: str) -> None:
     for name, value in fixed.items():
         if name in config and config[name] != value:
-            raise InputError(f"{where}: {name} is {config[name]!r}, this package computes {value!r} only")
+            raise InputError(
+                f"{where}: {name} is {shown(config[name])}, this package computes {value!r} only"
+            )
 
 
 class _Reader:
@@ -308,6 +353,12 @@ class _Reader:
         value = self._value(name, default)
         numeric = isinstance(value, int | float) and not isinstance(value, bool)
         return float(self._checked(name, value, numeric and 0 < value < _LIMIT, "a positive number"))
+
+    def texts(self, name: str) -> list[str]:
+        """A list of texts; without the field none."""
+        value = self._value(name, [])
+        valid = isinstance(value, list) and len(value) <= 16 and all(isinstance(each, str) for each in value)
+        return self._checked(name, value, valid, "a list of texts")
 
     def integers(self, name: str) -> list[int]:
         """A list of one number per level."""
@@ -349,7 +400,7 @@ class _Reader:
 
     def _checked(self, name: str, value: Any, valid: bool, expected: str) -> Any:
         if not valid:
-            raise InputError(f"{self.where}: {name} must be {expected}, got {value!r:.80}")
+            raise InputError(f"{self.where}: {name} must be {expected}, got {shown(value)}")
         return value
 
 

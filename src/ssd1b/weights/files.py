@@ -5,6 +5,7 @@ The library parses; what this module adds is a sentence for people when it refus
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ssd1b.errors import InputError
-from ssd1b.files import check_regular, named, open_regular, read_file, reason
+from ssd1b.errors import InputError, shown
+from ssd1b.files import named, open_regular, read_file, reason
 from ssd1b.saving import replacing as replacing  # for those who still import it from here
 
 Shape = tuple[int, ...]
@@ -42,7 +43,12 @@ _IMPOSTORS: tuple[tuple[bytes, str], ...] = (
     (b"\x1f\x8b", "a gzip archive"),
 )
 
-_LARGEST_JSON = 32 * 2**20
+_LARGEST_HEADER = 16 * 2**20
+"""Bytes, metadata included; SDXL's has 0.3 million, and trainers add a few."""
+
+_MOST_TENSORS = 65_536
+
+_LARGEST_JSON = 8 * 2**20
 """Bytes; the largest published JSON file of a model is a tokenizer of 3.6 MB."""
 
 
@@ -65,15 +71,38 @@ def open_file(path: Path) -> Any:
     Raises:
         InputError: no such file, not readable, or not a safetensors file, whatever its name says.
     """
-    check_regular(path)
+    _check_header(path)
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise InputError(
             f"{named(path)}: {_describe(path, str(error))}; only whole safetensors files are read"
         ) from error
-    except OSError as error:
-        raise InputError(f"cannot read {named(path)}: {reason(error)}") from error
+    except (OSError, RuntimeError, MemoryError) as error:  # torch cannot map it, or there is no memory to
+        raise InputError(f"cannot read {named(path)}: {shown(reason(error))}") from error
+
+
+def _check_header(path: Path) -> None:
+    """See that a header is not larger than that of any model, before the library parses it.
+
+    Raises:
+        InputError: it is, or as ``open_regular``.
+    """
+    with open_regular(path) as file:
+        start = file.read(8)
+        length, rest = int.from_bytes(start, "little"), os.fstat(file.fileno()).st_size - 8
+        if length > rest:
+            return  # another kind of file, or a damaged one: the library and ``_describe`` say so
+        if length > _LARGEST_HEADER:
+            raise InputError(
+                f"{named(path)}: its header has {length} bytes; allowed are {_LARGEST_HEADER}, "
+                "and models have less than a million"
+            )
+        count = file.read(length).count(b'"data_offsets"')
+    if count > _MOST_TENSORS:
+        raise InputError(
+            f"{named(path)}: it holds {count} tensors; allowed are {_MOST_TENSORS}, SDXL has 2513"
+        )
 
 
 def _describe(path: Path, reason: str) -> str:
@@ -127,7 +156,7 @@ def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not valid JSON ({error})") from error
+        raise InputError(f"{where}: not valid JSON ({shown(error)})") from error
     if not isinstance(value, dict):
         raise InputError(f"{where}: a JSON object was expected, got {type(value).__name__}")
     return value

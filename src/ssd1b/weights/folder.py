@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, shown
 from ssd1b.files import named
 from ssd1b.layouts import VAELayout
 from ssd1b.saving import writing
@@ -70,9 +70,11 @@ def open_folder(path: Path, *, half: bool) -> Checkpoint:
         InputError: not SDXL's family, no safetensors, or weights that contradict their configuration.
     """
     index = read_json(path / "model_index.json")
-    kind = str(index.get("_class_name"))
+    kind = configs.class_name(index, f"{path}: model_index.json")
     if not kind.startswith("StableDiffusionXL"):
-        raise InputError(f"{path}: holds a {kind}; only SDXL's family (StableDiffusionXLPipeline) is read")
+        raise InputError(
+            f"{path}: holds a {shown(kind)}; only SDXL's family (StableDiffusionXLPipeline) is read"
+        )
     parts = {part: _read_part(part, path / part, half) for part in PARTS if (path / part).is_dir()}
     tokenizers = {
         part: folder
@@ -80,15 +82,21 @@ def open_folder(path: Path, *, half: bool) -> Checkpoint:
         if part in parts and (folder := path / tokenizer_folder(part)).is_dir()
     }
     scheduler = path / "scheduler" / "scheduler_config.json"
+    noise = read_json(scheduler) if scheduler.exists() else SDXL_SCHEDULER.copy()
     settings = path / SETTINGS_FILE
     return Checkpoint(
         path=path,
         format="diffusers folder",
         parts=parts,
         size=_size(path, parts),
-        scheduler=read_json(scheduler) if scheduler.exists() else SDXL_SCHEDULER.copy(),
+        scheduler=noise,
+        prediction={scheduler.name: noise["prediction_type"]}
+        if noise.get("prediction_type") and scheduler.exists()
+        else {},
         tokenizers=tokenizers,
-        force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", True)),
+        force_zeros_for_empty_prompt=configs.flag(
+            index, "force_zeros_for_empty_prompt", True, f"{path}: model_index.json"
+        ),
         settings=read_settings(read_json(settings), str(settings)) if settings.exists() else {},
     )
 
@@ -96,15 +104,17 @@ def open_folder(path: Path, *, half: bool) -> Checkpoint:
 def open_component(path: Path, *, half: bool) -> Checkpoint:
     """Describe the folder of a single network, a UNet or a VAE."""
     config = read_json(path / "config.json")
-    kind = str(config.get("_class_name"))
+    kind = configs.class_name(config, f"{path}: config.json")
     if kind not in _CLASSES:
-        raise InputError(f"{path}: holds a {kind}; a whole model is read, or a {' or '.join(_CLASSES)}")
+        raise InputError(
+            f"{path}: holds a {shown(kind)}; a whole model is read, or a {' or '.join(_CLASSES)}"
+        )
     part = _CLASSES[kind]
     return Checkpoint(
         path=path,
         format=f"diffusers {part} folder",
         parts={part: _read_part(part, path, half)},
-        size=picture_size(config if part == "unet" else None, VAELayout()),
+        size=picture_size(config if part == "unet" else None, VAELayout(), str(path)),
     )
 
 
@@ -112,14 +122,14 @@ def read_settings(told: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The settings in the content of ``ssd1b.json``."""
     settings = told.get("settings", {})
     if not isinstance(settings, dict):
-        raise InputError(f"{where}: settings must be an object, got {settings!r:.80}")
+        raise InputError(f"{where}: settings must be an object, got {shown(settings)}")
     return settings
 
 
 def _size(path: Path, parts: Mapping[str, Part]) -> int:
     vae = parts["vae"].layout if "vae" in parts else VAELayout()
     assert isinstance(vae, VAELayout)
-    return picture_size(read_json(path / "unet" / "config.json") if "unet" in parts else None, vae)
+    return picture_size(read_json(path / "unet" / "config.json") if "unet" in parts else None, vae, str(path))
 
 
 def _read_part(part: str, folder: Path, half: bool) -> Part:
@@ -156,7 +166,7 @@ def _shards(index: Path) -> dict[Path, Header]:
     names = sorted(set(places.values()))
     outside = [name for name in names if name in ("", ".", "..") or Path(name).name != name]
     if outside:
-        raise InputError(f"{index}: {outside[0]!r} is not the name of a file beside it")
+        raise InputError(f"{index}: {shown(outside[0])} is not the name of a file beside it")
     headers = {name: read_header(index.parent / name) for name in names}
     lost = [tensor for tensor, name in places.items() if tensor not in headers[name].tensors]
     if lost:

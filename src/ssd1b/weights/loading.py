@@ -1,6 +1,7 @@
 """From files into modules: memory-mapped, cast tensor by tensor, checked, assigned; never two copies."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ssd1b.errors import InputError
 from ssd1b.weights.checkpoint import Checkpoint, Part
 from ssd1b.weights.files import Shape, is_finite, open_file, some
 from ssd1b.weights.folder import open_component, open_folder
+from ssd1b.weights.prediction import chosen
 from ssd1b.weights.single_file import open_single_file
 from ssd1b.weights.stored import StoredTensor
 
@@ -23,16 +25,29 @@ _PIECE = 2**17
 """Numbers that are cast at a time: half a megabyte in float32, which fits a core's cache."""
 
 
-def open_checkpoint(path: Path, *, half: bool = False) -> Checkpoint:
+def open_checkpoint(path: Path, *, half: bool = False, prediction: str | None = None) -> Checkpoint:
     """Find out what a diffusers folder, a single file or a bare network holds; nothing is loaded.
 
     Args:
         path: folder or safetensors file.
         half: take a folder's ``fp16`` files where it has both, for running in 16 bits.
+        prediction: what the UNet predicts, "epsilon" or "v", whatever the files say; None believes them.
 
     Raises:
         InputError: nothing there, no safetensors, not SDXL's family, or weights that contradict the config.
     """
+    word = chosen(prediction)
+    checkpoint = _opened(path, half)
+    if word is None:
+        return checkpoint
+    return replace(
+        checkpoint,
+        scheduler={**checkpoint.scheduler, "prediction_type": word},
+        prediction={"--prediction": word},
+    )
+
+
+def _opened(path: Path, half: bool) -> Checkpoint:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if not path.is_dir():

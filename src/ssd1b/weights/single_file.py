@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ssd1b.errors import InputError, unknown
+from ssd1b.errors import InputError, shown, unknown
 from ssd1b.layouts import VAELayout
 from ssd1b.saving import check_free, writing
 from ssd1b.weights.checkpoint import (
@@ -22,10 +22,12 @@ from ssd1b.weights.checkpoint import (
     part_of,
     picture_size,
 )
+from ssd1b.weights.configs import flag
 from ssd1b.weights.files import Header, parse_json, read_header, some, write_tensors
 from ssd1b.weights.folder import part_configurations, prepared, read_settings
 from ssd1b.weights.foreign import foreign
 from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS, to_original
+from ssd1b.weights.prediction import EPSILON, VELOCITY, VELOCITY_KEY, ZERO_SNR_KEY, statements, zero_snr
 from ssd1b.weights.spellings import sections
 from ssd1b.weights.stored import tensors_of
 from ssd1b.weights.vocabulary import VOCABULARY_SIZE
@@ -33,8 +35,6 @@ from ssd1b.weights.vocabulary import VOCABULARY_SIZE
 _METADATA = "ssd1b"
 """Our entry in the metadata: a JSON object with the configurations that a folder has as files."""
 
-# ComfyUI's signs of how a UNet was trained: tensors of these names (comfy/supported_models.py, class SDXL).
-_VELOCITY, _ZERO_SNR = "v_pred", "ztsnr"
 _EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 
 
@@ -55,15 +55,20 @@ def open_single_file(path: Path) -> Checkpoint:
     used = {name for part in parts.values() for tensor in part.tensors.values() for name in tensor.names}
     vae = parts["vae"].layout if "vae" in parts else VAELayout()
     assert isinstance(vae, VAELayout)
+    said = statements(header.metadata, header.tensors)
+    own = _told(told, "scheduler", path)
+    if own and own.get("prediction_type"):
+        said = {"its scheduler": own["prediction_type"], **said}
     return Checkpoint(
         path=path,
         format="single file" if len(parts) > 1 else f"single {next(iter(parts))} file",
         parts=parts,
-        size=picture_size(_told(told, "unet", path), vae),
-        scheduler=_told(told, "scheduler", path) or _scheduler(header),
-        force_zeros_for_empty_prompt=bool(told.get("force_zeros_for_empty_prompt", True)),
+        size=picture_size(_told(told, "unet", path), vae, f"{path}: metadata"),
+        scheduler=own or _scheduler(header, said),
+        prediction=said,
+        force_zeros_for_empty_prompt=flag(told, "force_zeros_for_empty_prompt", True, f"{path}: metadata"),
         settings=read_settings(told, f"{path}: metadata"),
-        other=tuple(sorted(header.tensors.keys() - used - {_VELOCITY, _ZERO_SNR})),
+        other=tuple(sorted(header.tensors.keys() - used - {VELOCITY_KEY, ZERO_SNR_KEY})),
     )
 
 
@@ -94,15 +99,13 @@ def _parts(path: Path, header: Header, told: Mapping[str, Any]) -> dict[str, Par
 def _told(told: Mapping[str, Any], name: str, path: Path) -> dict[str, Any] | None:
     value = told.get(name)
     if value is not None and not isinstance(value, dict):
-        raise InputError(f"{path}: metadata: {name} must be an object, got {value!r:.80}")
+        raise InputError(f"{path}: metadata: {name} must be an object, got {shown(value)}")
     return value
 
 
-def _scheduler(header: Header) -> dict[str, Any]:
-    scheduler = SDXL_SCHEDULER.copy()
-    if _VELOCITY in header.tensors:
-        scheduler["prediction_type"] = "v_prediction"
-    if _ZERO_SNR in header.tensors:
+def _scheduler(header: Header, said: Mapping[str, str]) -> dict[str, Any]:
+    scheduler = {**SDXL_SCHEDULER, "prediction_type": next(iter(said.values()), EPSILON)}
+    if zero_snr(header.metadata, header.tensors):
         scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return scheduler
 
@@ -141,10 +144,10 @@ def save_single_file(
     part_configs = part_configurations(info)
     ours = {part: prepared(part, weights[part], part_configs[part], dtype) for part in PARTS}
     tensors = published_tensors(ours, spelling)
-    if info.scheduler.get("prediction_type") == "v_prediction":
-        tensors[_VELOCITY] = torch.empty(0)
+    if info.scheduler.get("prediction_type") == VELOCITY:
+        tensors[VELOCITY_KEY] = torch.empty(0)
     if info.scheduler.get("rescale_betas_zero_snr"):
-        tensors[_ZERO_SNR] = torch.empty(0)
+        tensors[ZERO_SNR_KEY] = torch.empty(0)
     told = {
         **part_configs,
         "force_zeros_for_empty_prompt": info.force_zeros_for_empty_prompt,

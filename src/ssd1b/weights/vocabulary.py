@@ -12,6 +12,7 @@ from ssd1b.layouts import ModelLayout
 from ssd1b.models.tokenizer import BEGIN, END, CLIPTokenizer, load_tokenizer
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.files import write_json
+from ssd1b.weights.fitting import check_tokenizer
 
 DATA = Path(__file__).parent.parent / "data"
 _MERGES_FILE = DATA / "clip" / "bpe_simple_vocab_16e6.txt.gz"
@@ -46,12 +47,15 @@ def tokenizers(info: ModelInfo) -> tuple[CLIPTokenizer, CLIPTokenizer]:
     """Give the tokenizers of a model's text encoders: its own, or CLIP's where it brings none.
 
     Raises:
-        InputError: a tokenizer of its own cannot be read.
+        InputError: a tokenizer of its own cannot be read, or has more tokens than its encoder.
     """
-    first, second = (
-        load_tokenizer(info.tokenizers[part]) if part in info.tokenizers else clip_tokenizer(part)
-        for part in PADDING
-    )
+    found = []
+    for part in PADDING:
+        folder = info.tokenizers.get(part)
+        tokenizer = load_tokenizer(folder) if folder else clip_tokenizer(part)
+        check_tokenizer(tokenizer, getattr(info.layout, part), str(folder or part))
+        found.append(tokenizer)
+    first, second = found
     return first, second
 
 

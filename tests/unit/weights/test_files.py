@@ -158,7 +158,7 @@ def test_absurdly_large_json_is_not_read(tmp_path):
     path = tmp_path / "value.json"
     with path.open("wb") as file:
         file.truncate(2**40)
-    with pytest.raises(InputError, match="too large: allowed are 33554432 bytes"):
+    with pytest.raises(InputError, match="too large: allowed are 8388608 bytes"):
         read_json(path)
 
 

@@ -189,7 +189,7 @@ def test_pickled_weights_are_refused(folder):
 
 def test_other_pipelines_are_refused(folder):
     edit(folder / "model_index.json", _class_name="StableDiffusionPipeline")
-    with pytest.raises(InputError, match="holds a StableDiffusionPipeline; only SDXL's family"):
+    with pytest.raises(InputError, match="holds a 'StableDiffusionPipeline'; only SDXL's family"):
         open_checkpoint(folder)
 
 

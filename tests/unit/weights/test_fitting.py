@@ -1,0 +1,120 @@
+"""What drawing takes for granted is checked when a model is opened, whatever opens it."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from ssd1b.errors import InputError
+from ssd1b.layouts import CLIP_BIGG, CLIP_L, SDXL, VAELayout
+from ssd1b.pipeline import Pipeline
+from ssd1b.weights.fitting import check_fit, check_unet
+from ssd1b.weights.hub import BUILT_IN
+from ssd1b.weights.loading import open_checkpoint
+from ssd1b.weights.vocabulary import tokenizers
+
+REFINER = {"cross_attention_dim": 1280, "pooled_dim": 1280 - 256}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"in_channels": 9}, "takes 9 channels, as for inpainting"),
+        ({"in_channels": 8}, "takes 8 channels, as for editing"),
+        ({"in_channels": 6}, "takes 6 channels; only those that take 4"),
+        ({"out_channels": 8}, "gives 8 channels"),
+        (REFINER, "this is SDXL's refiner"),
+        ({"time_ids_dim": 255}, "odd number of channels"),
+        ({"guidance_embed_dim": 2}, "embeds guidance in 2 channels"),
+        ({"guidance_embed_dim": 255}, "embeds guidance in 255 channels"),
+    ],
+)
+def test_a_unet_that_drawing_has_no_inputs_for_is_named(change, message):
+    check_unet(replace(SDXL, guidance_embed_dim=256), "there")
+    with pytest.raises(InputError, match=f"^there: .*{message}"):
+        check_unet(replace(SDXL, **change), "there")
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        (
+            "unet",
+            {"cross_attention_dim": 1024},
+            "attends to texts of 1024 channels, the text encoders give 2048",
+        ),
+        ("unet", {"pooled_dim": 1024}, "give.*1280; or it takes 5 numbers beside the text, not 6"),
+        ("text_2", {"projection_dim": None}, "gives none: it has no text_projection"),
+        ("text_2", {"projection_dim": 768}, "text_encoder_2 gives 768"),
+        ("vae", {"latent_channels": 16}, "latents of 4 channels, the VAE takes 16"),
+        ("vae", {"channels": (32,) * 5}, "halves a picture 4 times"),
+        ("text", {"max_length": 76}, "text_encoder reads 76 tokens"),
+        ("text_2", {"max_length": 16}, "text_encoder_2 reads 16 tokens"),
+        ("text", {"vocab_size": 49407}, "eos_token_id 49407 is not in the vocabulary of 49407"),
+        ("text_2", {"bos_token_id": -1}, "bos_token_id -1"),
+    ],
+)
+def test_networks_that_do_not_fit_are_named(part, change, message):
+    networks = {"unet": SDXL, "vae": VAELayout(), "text": CLIP_L, "text_2": CLIP_BIGG}
+    check_fit(**networks, where="there")
+    with pytest.raises(InputError, match=f"^there: .*{message}"):
+        check_fit(**{**networks, part: replace(networks[part], **change)}, where="there")
+
+
+@pytest.fixture
+def miniature(tmp_path):
+    return shutil.copytree(BUILT_IN["mini-ssd-1b"], tmp_path / "mini")
+
+
+def edit(file, **changes):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_a_token_beyond_the_vocabulary_is_named_before_anything_is_loaded(miniature, monkeypatch):
+    edit(miniature / "tokenizer_2" / "vocab.json", **{"new</w>": 1024})
+    monkeypatch.setattr("ssd1b.speed.loading.load_component", lambda *a, **k: pytest.fail("loaded"))
+    with pytest.raises(
+        InputError, match=r"tokenizer_2: the tokenizer's 'new</w>' is number 1024, .* 1024 tokens"
+    ):
+        Pipeline.load(str(miniature), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (
+            "special_tokens_map.json",
+            {"pad_token": "<pad>"},
+            "the vocabulary has no '<pad>', the padding token",
+        ),
+        ("special_tokens_map.json", {"pad_token": ["!"]}, "pad_token must be a text, got"),
+        ("special_tokens_map.json", {"pad_token": {"content": 3}}, "pad_token must be a text, got 3"),
+        ("vocab.json", {"a": 2**33}, "the number of a token must be 0 to 1048575, 'a' has 8589934592"),
+        ("vocab.json", {"a": -1}, "must be 0 to"),
+        ("vocab.json", {"a": True}, "must be 0 to"),
+        ("vocab.json", {"a": 1.5}, "must be 0 to"),
+        ("vocab.json", {"\x1b[2J" * 100: "x"}, r"'\\x1b\[2J"),
+    ],
+)
+def test_damage_in_a_tokenizers_files_is_named(miniature, file, change, message):
+    edit(miniature / "tokenizer" / file, **change)
+    with pytest.raises(InputError, match=message) as error:
+        tokenizers(open_checkpoint(miniature).info)
+    assert str(error.value).isprintable() and len(str(error.value)) < 500
+
+
+def test_a_tokenizer_without_a_comma_reads_prompts(miniature):
+    file = miniature / "tokenizer" / "vocab.json"
+    vocabulary = json.loads(file.read_text())
+    del vocabulary[",</w>"]
+    file.write_text(json.dumps(vocabulary))
+    tokenizer, _ = tokenizers(open_checkpoint(miniature).info)
+    assert tokenizer.ids("a cube")
+
+
+def test_a_tokenizer_of_hundreds_of_megabytes_is_not_read(miniature):
+    with (miniature / "tokenizer" / "vocab.json").open("r+b") as file:
+        file.truncate(300 * 2**20)
+    with pytest.raises(InputError, match=r"vocab\.json is too large: allowed are 8388608 bytes"):
+        tokenizers(open_checkpoint(miniature).info)
