@@ -44,8 +44,8 @@ class Range:
         why: the reason for the bounds, where people may wonder.
     """
 
-    low: int
-    high: int
+    low: int | float
+    high: int | float
     multiple_of: int | None = None
     why: str = ""
 

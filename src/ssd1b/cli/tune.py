@@ -2,7 +2,7 @@
 
 import time
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from ssd1b.settings import Preset
 
 TRIALS = Range(low=1, high=100_000, multiple_of=1)
+BUDGET = Range(low=1, high=1_000_000)
+MINUTES = Range(low=0.01, high=525_600)
 PAIRS = Range(low=8, high=100_000, multiple_of=1)
 
 USUAL_AXES = (
@@ -97,9 +99,11 @@ def command(
     from ssd1b.lab.goal import read_goal
 
     for name, allowed, value in (
-        ("trials", TRIALS, trials), ("pairs", PAIRS, pairs), ("fresh", PAIRS, fresh)
+        ("trials", TRIALS, trials), ("pairs", PAIRS, pairs), ("fresh", PAIRS, fresh),
+        ("budget", BUDGET, budget), ("minutes", MINUTES, minutes),
     ):  # fmt: skip
-        allowed.check(name, value)
+        if value is not None:
+            allowed.check(name, value)
     chosen = None if preset is None else load_preset(preset)
     check_settings(prompts or ["a sphere"], given, chosen)
     if "seed" in given:
@@ -125,7 +129,7 @@ def _tune(
 
     from ssd1b.cli import drawing
     from ssd1b.lab.tune import RIVALS, prove, search
-    from ssd1b.lab.tuning import Looker, baseline, opened_study, pairs_of, write_tuned
+    from ssd1b.lab.tuning import Looker, baseline, check_budget, opened_study, pairs_of, write_tuned
 
     name = choice.model or DEFAULT_MODEL
     with drawing.workplace(choice, out) as place, ExitStack() as stack:
@@ -138,9 +142,10 @@ def _tune(
             store=place.store, axes=axes, goal=goal, model=name, known=place.known, prepare=prepare,
             beneath=beneath, device=place.device, dtype=place.dtype,
         )  # fmt: skip
-        study = opened_study(
-            out, axes, goal, {"model": model.fingerprint, "pairs": first, "settings": beneath}
-        )
+        if budget is not None:
+            check_budget(look, budget, first[0])
+        what = {"model": model.fingerprint, "pairs": first, "settings": beneath}
+        study = partial(opened_study, out, axes, goal, what)
         until = None if minutes is None else time.monotonic() + 60 * minutes
         with tqdm(total=trials, desc="search", unit="trial", disable=None, leave=False) as bar:
             found = search(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from types import MappingProxyType
 
 import numpy as np
@@ -24,6 +25,21 @@ NEEDS: Mapping[str, str] = MappingProxyType({
     "unconverged": "several numbers of steps",
 })  # fmt: skip
 """What metrics need that are not measured of every picture."""
+
+LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType({
+    **dict.fromkeys((*_OF_CAPTIONS, "clean", "saturation", "clipping"), (0.0, 1.0)),
+    **dict.fromkeys(("clip", "pickscore"), (-100.0, 100.0)),
+    "sharpness": (0.0, 2040.0),
+    "contrast": (0.0, 127.5),
+    "colourfulness": (0.0, 400.0),
+    "passes": (0.0, 1e6),
+    "diversity": (0.0, 1e6),
+    "unconverged": (0.0, 255.0),
+})  # fmt: skip
+"""Between what metrics lie: all that can be named, and what a guard can ask of them."""
+
+_MOST = 1000
+"""Largest weight: beyond, sums lose the digits by which settings differ."""
 
 _WEIGHTED = re.compile(rf"(?:(-?{DECIMAL})\s*\*\s*)?([a-z_]+)")
 _GUARD = re.compile(rf"\s*([a-z_]+)\s*(<=|>=)\s*([+-]?{DECIMAL}(?:e-?[0-9]{{1,2}})?)\s*")
@@ -84,22 +100,49 @@ def read_goal(metric: str, guards: Sequence[str] = ()) -> Goal:
     """Read a metric, or a weighted sum as ``right + 0.5*clip``, and guards as ``clipping<=0.05``.
 
     Raises:
-        InputError: it is written otherwise.
+        InputError: it is written otherwise, names no metric, or asks for what cannot be.
     """
     weights: dict[str, float] = {}
     for term in metric.split("+"):
         match = _WEIGHTED.fullmatch(term.strip())
         if match is None:
             raise InputError(f"metric {shown(metric)} is no sum: write it as right + 0.5*clip")
-        weights[match[2]] = weights.get(match[2], 0.0) + float(match[1] or 1)
-    return Goal(weights=weights, guards=tuple(map(_guard, guards)))
+        weights[_known(match[2])] = weights.get(match[2], 0.0) + float(match[1] or 1)
+    for name, weight in weights.items():
+        if abs(weight) > _MOST:
+            raise InputError(f"the weight of {name} is {weight:g}: allowed are -{_MOST} to {_MOST}")
+    if not any(weights.values()):
+        raise InputError(f"metric {shown(metric)} is 0 whatever is drawn: give a weight that is not")
+    found = tuple(map(_guard, guards))
+    for name in {guard.metric for guard in found}:
+        _check_bounds(name, [guard for guard in found if guard.metric == name])
+    return Goal(weights=weights, guards=found)
+
+
+def _known(name: str) -> str:
+    if name not in LIMITS:
+        raise unknown("metric", name, LIMITS)
+    return name
+
+
+def _check_bounds(name: str, guards: Sequence[Guard]) -> None:
+    """Refuse guards that nothing can pass."""
+    low, high = LIMITS[name]
+    for guard in guards:
+        if (guard.bound < low) if guard.at_most else (guard.bound > high):
+            raise InputError(f"guard {shown(guard)} cannot hold: {name} lies between {low:g} and {high:g}")
+    least = [guard for guard in guards if not guard.at_most]
+    most = [guard for guard in guards if guard.at_most]
+    for one, other in product(least, most):
+        if one.bound > other.bound:
+            raise InputError(f"guards {shown(one)} and {shown(other)} cannot both hold")
 
 
 def _guard(text: str) -> Guard:
     match = _GUARD.fullmatch(text)
     if match is None:
         raise InputError(f"guard {shown(text)} is no bound: write it as clipping<=0.05 or clean>=0.9")
-    return Guard(metric=match[1], at_most=match[2] == "<=", bound=float(match[3]))
+    return Guard(metric=_known(match[1]), at_most=match[2] == "<=", bound=float(match[3]))
 
 
 def unmeasured(name: str, measured: Iterable[str]) -> InputError:

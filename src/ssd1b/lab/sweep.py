@@ -179,8 +179,12 @@ class Cell(NamedTuple):
         settings = self.settings
         start, end = settings.guidance_interval
         guided = 0.0 if settings.guidance_scale == 1 else end - start
-        evaluations = SAMPLERS[settings.sampler].evaluations * (settings.steps - 1) + 1
-        return round(evaluations * (1 + guided) * settings.width * settings.height)
+        return round(self.evaluations * (1 + guided) * settings.width * settings.height)
+
+    @property
+    def evaluations(self) -> int:
+        """How often the sampler asks the model: in one pass of the UNet, or two with guidance."""
+        return SAMPLERS[self.settings.sampler].evaluations * (self.settings.steps - 1) + 1
 
 
 def describe(name: str, store: Store, *, offline: bool, prediction: str | None = None) -> Model:

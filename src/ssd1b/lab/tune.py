@@ -120,8 +120,9 @@ class Tuned:
 
 
 def search(
-    axes: Sequence[Axis], goal: Goal, look: Look, pairs: Sequence[Pair], *, study: "optuna.Study",
-    trials: int, go_on: Callable[[], bool] = lambda: True, advance: Callable[[], Any] = lambda: None,
+    axes: Sequence[Axis], goal: Goal, look: Look, pairs: Sequence[Pair], *,
+    study: Callable[[], "optuna.Study"], trials: int, go_on: Callable[[], bool] = lambda: True,
+    advance: Callable[[], Any] = lambda: None,
 ) -> list[Candidate]:  # fmt: skip
     """Try settings, as many as a study is to have in all.
 
@@ -130,7 +131,8 @@ def search(
         goal: what is to be as large as can be.
         look: draws and measures.
         pairs: in the order in which they are drawn.
-        study: remembers what was tried; other processes may work on it, too.
+        study: opens what remembers what was tried, after the first pictures: a search that is refused leaves
+            nothing. Other processes may work on it, too.
         trials: of the study.
         go_on: asked before each trial.
         advance: told of each trial that is done.
@@ -139,24 +141,25 @@ def search(
         Every combination that was tried, with as many pairs as were drawn of it; the baseline first.
     """
     own = Candidate(None, look(None, pairs))
+    memory = study()
     tried: dict[Choice | None, Candidate] = {None: own}
 
     def remember() -> int:
         """Take over what this study has tried before, or another process meanwhile; how much that is."""
-        finished = study.get_trials(deepcopy=False, states=_finished())
+        finished = memory.get_trials(deepcopy=False, states=_finished())
         for trial in finished:
             _raced(tuple(trial.user_attrs["choice"]), tried, goal, look, pairs)
         return len(finished)
 
     while remember() < trials and go_on():
-        trial = study.ask()
+        trial = memory.ask()
         choice = tuple(_suggested(trial, axis) for axis in axes)
         found = _raced(choice, tried, goal, look, pairs)
         trial.set_user_attr("choice", choice)
         # What breaks a guard is as bad as the worst that was seen.
         worst = min(float(each.scores.mean()) for each in tried.values())
         score = worst if found.broken(goal) else float(found.scores.mean())
-        study.tell(trial, [score, found.passes])
+        memory.tell(trial, [score, found.passes])
         advance()
     return list(tried.values())
 

@@ -1,17 +1,21 @@
 """What tuning draws with and what it leaves: pairs of prompt and seed, cells, the search, the preset."""
 
 import json
+import math
+import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
+from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, shown
+from ssd1b.files import named, reason
 from ssd1b.lab.axes import Axis
 from ssd1b.lab.goal import Goal
 from ssd1b.lab.metrics import captions
@@ -31,6 +35,9 @@ STREAMS = (SEED + 10, SEED + 11)
 
 ENOUGH_PROMPTS = 16
 """From so many prompts on, the proof has prompts of its own; with fewer, only seeds of its own."""
+
+_COMBINATIONS = 10_000
+"""So many are looked at before the search whether they keep the budget."""
 
 FRESH_SEEDS = 1_000_000
 
@@ -90,7 +97,7 @@ class Looker:
         return [*self._seen(choice, pairs[:1]), *self._seen(choice, pairs[1:])]
 
     def _seen(self, choice: Choice | None, pairs: Sequence[Pair]) -> list[Seen]:
-        wanted = [self._cell(choice, pair) for pair in pairs]
+        wanted = [self.cell(choice, pair) for pair in pairs]
         draw(wanted, self.store, lambda name: nullcontext(self.prepare(name)))
         found = self.store.outcomes(cell.key for cell in wanted)
         seen = []
@@ -102,7 +109,8 @@ class Looker:
             seen.append(Seen(score=self.goal.score(metrics), passes=outcome.passes, metrics=metrics))
         return seen
 
-    def _cell(self, choice: Choice | None, pair: Pair) -> Cell:
+    def cell(self, choice: Choice | None, pair: Pair) -> Cell:
+        """What is drawn of a combination for a pair."""
         prompt, seed = pair
         one = Sweep(
             prompts=(prompt,), axes=() if choice is None else single(self.axes, choice), model=self.model,
@@ -142,19 +150,72 @@ def opened_study(out: Path, axes: Sequence[Axis], goal: Goal, what: Mapping[str,
         axes: of the search.
         goal: of the search.
         what: everything else that the answers depend on, for JSON.
+
+    Raises:
+        InputError: the memory is damaged, or the disk refused.
     """
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
+    path = out / "search.log"
+
+    class Journal(JournalFileBackend):
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            size = path.stat().st_size
+            try:
+                super().append_logs(logs)
+            except OSError as error:
+                with suppress(OSError):
+                    os.truncate(path, size)  # half a line would be in the way of the next
+                raise InputError(
+                    f"cannot write {named(path)}: {reason(error)}; all that was drawn before is kept, and "
+                    "the same command goes on"
+                ) from error
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     labels = [[axis.name, *(value.label for value in axis.values)] for axis in axes]
     name = sha256(json.dumps([labels, str(goal), PASSES, what], sort_keys=True).encode()).hexdigest()[:16]
-    return optuna.create_study(
-        study_name=name, directions=["maximize", "minimize"], load_if_exists=True,
-        storage=JournalStorage(JournalFileBackend(str(out / "search.log"))),
-        sampler=optuna.samplers.TPESampler(seed=0),
-    )  # fmt: skip
+    try:
+        return optuna.create_study(
+            study_name=name, directions=["maximize", "minimize"], load_if_exists=True,
+            storage=JournalStorage(Journal(str(path))), sampler=optuna.samplers.TPESampler(seed=0),
+        )  # fmt: skip
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"cannot write {named(path)}: {reason(error)}") from error
+    except Exception as error:  # Optuna checks nothing, and ends by whatever it stumbles over
+        raise InputError(
+            f"{named(path)} is damaged ({shown(error)}): move it away; the search begins anew, and draws "
+            "nothing again of what is in the store"
+        ) from error
+
+
+def check_budget(look: "Looker", budget: float, pair: Pair) -> None:
+    """Refuse a budget that no combination of the axes can keep.
+
+    Args:
+        look: draws the combinations.
+        budget: passes of the UNet.
+        pair: any.
+
+    Raises:
+        InputError: even the cheapest combination takes more.
+    """
+    places = product(*(range(len(axis.values)) for axis in look.axes))
+    least = math.inf
+    for choice in (None, *islice(places, _COMBINATIONS)):
+        cell = look.cell(choice, pair)
+        if cell.settings.feature_reuse:
+            return  # what it leaves out shows when it draws
+        least = min(least, cell.evaluations)
+        if least <= budget:
+            return
+    if math.prod(len(axis.values) for axis in look.axes) <= _COMBINATIONS:
+        raise InputError(
+            f"budget is {budget:g} passes of the UNet: the cheapest settings of these axes take {least:g}"
+        )
 
 
 def facts(tuned: Tuned, axes: Sequence[Axis], goal: Goal, model: str) -> dict[str, Any]:

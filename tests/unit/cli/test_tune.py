@@ -44,8 +44,23 @@ def test_a_preset_that_generate_takes(run, tune, tiny_model, tmp_path):
         (["a cube", "--metric", "sharp ness"], ["is no sum", "right + 0.5*clip"]),
         (["a cube", "--guard", "clipping<1"], ["is no bound", "clipping<=0.05"]),
         (["a cube", "--guard", "clippin<=1"], ["unknown metric 'clippin'", "did you mean 'clipping'"]),
-        (["a cube", "--guard", "sharpness>=100000"], ["keeps every guard"]),
-        (["a cube", "--budget", "0.000001"], ["budget is 1e-06 passes", "the cheapest"]),
+        (["a cube", "--guard", "sharpness>=2000"], ["keeps every guard"]),
+        (["a cube", "--guard", "sharpness>=100000"], ["sharpness>=100000 cannot hold", "0 and 2040"]),
+        (["a cube", "--guard", "clean>=0.9", "--guard", "clean<=0.1"], ["cannot both hold"]),
+        (["a cube", "--metric", "1000000*sharpness"], ["the weight of sharpness is 1e+06", "-1000 to 1000"]),
+        (["a cube", "--metric", f"1{300 * '0'}*sharpness"], ["is no sum"]),
+        (["a cube", "--metric", "0*sharpness"], ["is 0 whatever is drawn"]),
+        (["a cube", "--metric", "sharpnes"], ["unknown metric", "did you mean 'sharpness'"]),
+        *(
+            (["a cube", "--budget", each], ["budget", "1 to 1000000"])
+            for each in ("0.000001", "0", "-1", "1e9")
+        ),
+        *((["a cube", "--budget", each], ["budget"]) for each in ("nan", "inf", "-inf", "x", "")),
+        (
+            ["a cube", "--budget", "3", "--steps", "4"],
+            ["budget is 3 passes", "the cheapest settings of these axes take 4"],
+        ),
+        *((["a cube", "--minutes", each], ["minutes"]) for each in ("nan", "inf", "-5", "0", "1e99")),
         (["a cube", "--axis", "seed=1-4"], ["axis seed is no setting"]),
         (["a cube", "--axis", "guidance=1", "--axis", "guidance=2"], ["axis guidance is there twice"]),
         (["a cube", "--seed", "3"], ["seed is no setting"]),
@@ -53,8 +68,10 @@ def test_a_preset_that_generate_takes(run, tune, tiny_model, tmp_path):
         (["a cube", "--pairs", "4"], ["pairs is 4"]),
     ],
 )
-def test_wrong_calls(tune, arguments, words):
+def test_wrong_calls(tune, tmp_path, arguments, words):
     axis = () if "--axis" in arguments else ("--axis", "guidance=1,5")
     done = tune(*axis, *arguments)
     assert done.code == 2 and done.out == ""
+    drawn = {"right", "pickscore", "sharpness>=2000"} & {*arguments}
+    assert drawn or not (tmp_path / "tuned").exists(), "what is refused leaves nothing"
     assert all(word in done.err for word in words), done.err

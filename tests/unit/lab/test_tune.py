@@ -1,13 +1,18 @@
 """Tuning against a world in which the best settings are known."""
 
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import optuna
 import pytest
 
 from ssd1b.errors import InputError
+from ssd1b.evaluate.looks import LOOKS
 from ssd1b.lab.axes import Axis, parse_axis
-from ssd1b.lab.goal import Guard, read_goal
+from ssd1b.lab.goal import LIMITS, NEEDS, Goal, Guard, read_goal
 from ssd1b.lab.tune import RIVALS, Choice, Look, Pair, Seen, front, prove, search
+from ssd1b.lab.tuning import opened_study
 
 AXES = [parse_axis("guidance=1-9"), parse_axis("steps=5,10,20"), parse_axis("sampler=UniPC,Euler,DDPM")]
 GOAL = read_goal("right")
@@ -59,7 +64,7 @@ class World:
 
 
 def searched(world: Look, axes: "list[Axis]" = AXES, *, trials: int = 60, goal=GOAL):
-    return search(axes, goal, world, PAIRS, study=study(), trials=trials)
+    return search(axes, goal, world, PAIRS, study=study, trials=trials)
 
 
 def test_a_planted_better_setting_is_found_and_the_rest_is_given_up_early() -> None:
@@ -107,7 +112,7 @@ def test_among_settings_that_are_all_the_same_hardly_ever_a_winner_is_declared()
             return [Seen(score=each, passes=1.0, metrics={"right": each}) for each in right]
 
         found = search(
-            [parse_axis("guidance=1-9")], GOAL, look, PAIRS[:16], study=study(trial), trials=9
+            [parse_axis("guidance=1-9")], GOAL, look, PAIRS[:16], study=partial(study, trial), trials=9
         )  # fmt: skip
         tuned = prove(found, GOAL, look, FRESH[:40], pairs=16)
         false += any(verdict.word == "worse" for verdict in tuned.verdicts)
@@ -126,11 +131,11 @@ def test_a_search_that_goes_on_draws_nothing_again_and_asks_for_the_rest() -> No
         )
         return [cache[choice, pair] for pair in pairs]
 
-    search(AXES, GOAL, look, PAIRS, study=told, trials=7)
+    search(AXES, GOAL, look, PAIRS, study=lambda: told, trials=7)
     before, drawn = len(told.trials), world.drawn
-    again = search(AXES, GOAL, look, PAIRS, study=told, trials=7)
+    again = search(AXES, GOAL, look, PAIRS, study=lambda: told, trials=7)
     assert (len(told.trials), world.drawn) == (before, drawn)
-    search(AXES, GOAL, look, PAIRS, study=told, trials=9)
+    search(AXES, GOAL, look, PAIRS, study=lambda: told, trials=9)
     assert len(told.trials) == before + 2
     assert {each.choice for each in again} <= {None, *(tuple(t.user_attrs["choice"]) for t in told.trials)}
 
@@ -147,7 +152,7 @@ def test_guards_and_budgets_are_kept() -> None:
     assert all(not each.broken(goal) for each in front(found, goal, len(PAIRS)))
     with pytest.raises(InputError, match=r"budget is 2 passes of the UNet: the cheapest .* take 10"):
         prove(found, goal, world, FRESH, pairs=len(PAIRS), budget=2.0)
-    strict = read_goal("right", ["right>=2"])
+    strict = Goal(weights={"right": 1.0}, guards=(Guard(metric="right", at_most=False, bound=2.0),))
     with pytest.raises(InputError, match=r"keeps every guard: right is .*, not right>=2"):
         prove(found, strict, world, FRESH, pairs=len(PAIRS))
 
@@ -175,3 +180,57 @@ def test_goals_are_read() -> None:
         read_goal("right", ["clipping<0.1"])
     with pytest.raises(InputError, match="unknown metric 'rigth': did you mean 'right'"):
         read_goal("rigth").score({"right": 1.0})
+
+
+def test_every_metric_that_can_be_named_has_limits() -> None:
+    assert NEEDS.keys() | {*LOOKS} <= LIMITS.keys()
+    assert all(low < high for low, high in LIMITS.values())
+
+
+@pytest.mark.parametrize(
+    ("guards", "words"),
+    [
+        (["right>=1.01"], "right>=1.01 cannot hold: right lies between 0 and 1"),
+        (["clipping<=-0.5"], "clipping<=-0.5 cannot hold"),
+        (["contrast>=1e3"], "between 0 and 127.5"),
+        (["right>=0.5", "right<=0.4"], "guards right>=0.5 and right<=0.4 cannot both hold"),
+        (["nothing<=1"], "unknown metric 'nothing'"),
+    ],
+)
+def test_guards_that_nothing_can_pass_are_refused(guards: "list[str]", words: str) -> None:
+    with pytest.raises(InputError) as refused:
+        read_goal("right", guards)
+    assert words in str(refused.value)
+    read_goal("right", ["right>=1", "right<=1", "clipping<=0", "clipping>=-3", "clip<=1e9"])
+
+
+def test_a_damaged_memory_of_a_search_is_one_line(tmp_path: Path) -> None:
+    opened_study(tmp_path, AXES, GOAL, {}).ask()
+    log = tmp_path / "search.log"
+    whole = log.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for content in (
+        b"\xff\xfe" * 50 + b"\n" + whole, b"{}\n" + whole, b"[1]\n" + whole, lines[0][:9] + b"\n" + whole,
+        whole.replace(b'"op_code":0', b'"op_code":"a"'), b"null\n" * 3,
+    ):  # fmt: skip
+        log.write_bytes(content)
+        with pytest.raises(InputError, match=r"search.log is damaged .* move it away"):
+            opened_study(tmp_path, AXES, GOAL, {}).ask()
+    log.write_bytes(whole)
+    opened_study(tmp_path, AXES, GOAL, {}).ask()
+
+
+def test_a_full_disk_leaves_the_memory_of_a_search_as_it_was(tmp_path: Path, monkeypatch) -> None:
+    told = opened_study(tmp_path, AXES, GOAL, {})
+    told.ask()
+    before = (tmp_path / "search.log").read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(InputError, match=r"cannot write .*search.log: No space left .*; all that was"):
+            told.ask()
+    assert (tmp_path / "search.log").read_bytes() == before
+    assert opened_study(tmp_path, AXES, GOAL, {}).ask().number == 1
