@@ -70,7 +70,7 @@ def expanded(text: str) -> str:
     Raises:
         InputError: it is empty, or names a user who does not exist, or as ``check_path``.
     """
-    if not text:
+    if not text.strip():
         raise InputError("a path is empty: it must name a file or folder")
     path = os.path.expanduser(text)
     check_path(path)

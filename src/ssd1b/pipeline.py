@@ -17,6 +17,7 @@ from ssd1b.diffusion.noise import noise_source
 from ssd1b.diffusion.samplers import SAMPLERS, Step
 from ssd1b.diffusion.schedule import NoiseSchedule, steps_for
 from ssd1b.errors import InputError
+from ssd1b.files import expanded
 from ssd1b.images import Picture, to_images
 from ssd1b.layouts import ModelLayout
 from ssd1b.models.layers import guidance_embedding
@@ -117,7 +118,7 @@ class Pipeline:
 
         tokenizer, tokenizer_2 = tokenizers(info)
         loader = Loader(checkpoint=checkpoint, device=where, dtype=number, computing=computing, told=told)
-        on_disk = found.path == Path(model).expanduser()
+        on_disk = found.path == Path(expanded(model))
         source = str(found.path.resolve()) if on_disk else found.name.partition("@")[0]
         pipeline = cls(
             identity=ModelIdentity(

@@ -9,6 +9,7 @@ from types import MappingProxyType
 import click
 
 from ssd1b.errors import InputError, shown, unknown
+from ssd1b.files import expanded
 from ssd1b.settings import ARTICLE, CARD, Preset, check_names, check_text, resolve_settings
 from ssd1b.tables import READERS, read_table
 
@@ -132,7 +133,7 @@ def load_preset(name: str) -> Preset:
     if name in PRESETS:
         return PRESETS[name]
     kept = users_files()
-    path = kept.get(name, Path(name))
+    path = kept.get(name) or Path(expanded(name))
     if path.suffix.lower() not in READERS:
         raise unknown("preset", name, [*PRESETS, *kept, "a .toml file", "a .json file"])
     table = read_table(path)

@@ -180,7 +180,7 @@ def take_name(written: Path, name: Path) -> bool:
             return False
         os.replace(written, name)  # over the empty file that holds the name for us
         return True
-    written.unlink()
+    os.unlink(written)
     return True
 
 

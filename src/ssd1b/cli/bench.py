@@ -10,9 +10,11 @@ import click
 
 from ssd1b.bench import PARTS
 from ssd1b.cli.command import Command
+from ssd1b.cli.paths import OUT_FOLDER, check_outputs, overwrite_option
 from ssd1b.cli.table import byte_size, columns
 from ssd1b.errors import InputError, unknown
 from ssd1b.layouts import NAMED, model_layout
+from ssd1b.saving import renewing
 from ssd1b.settings import Range
 
 if TYPE_CHECKING:
@@ -64,7 +66,8 @@ NUMBERS = {
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, xpu.")
 @click.option("--dtype", metavar="NAME", help="Number format: fp32, bf16, fp16.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each table.")
-@click.option("--out", metavar="FOLDER", help="Where bench.jsonl and the plot bench.svg go.")
+@click.option("--out", type=OUT_FOLDER, metavar="FOLDER", help="Where bench.jsonl and the plot bench.svg go.")
+@overwrite_option
 def command(
     layouts: tuple[str, ...],
     parts: tuple[str, ...],
@@ -77,6 +80,7 @@ def command(
     dtype: str | None,
     as_json: bool,
     out: str | None,
+    overwrite: bool,
 ) -> None:
     """Time a model's networks at full size, with random weights, beside peers: nothing is downloaded.
 
@@ -100,6 +104,8 @@ def command(
     for kind, chosen, allowed in (("layout", layouts, NAMED), ("part", parts, PARTS)):
         if wrong := [name for name in chosen if name not in allowed]:
             raise unknown(kind, wrong[0], allowed)
+
+    check_outputs(out, FILES, overwrite=overwrite)
 
     from importlib.util import find_spec
 
@@ -147,7 +153,7 @@ def command(
             tables.append({**what, **facts, "rows": [asdict(each) for each in rows]})
             del case  # before the next one takes its memory
             if out is not None:
-                _write(Path(out), tables)
+                _write(Path(out), tables, overwrite=overwrite)
             with tqdm.external_write_mode():
                 click.echo(json.dumps(tables[-1]) if as_json else _told(tables[-1], rows))
     for path in (Path(out, name) for name in FILES if out is not None):
@@ -196,12 +202,11 @@ def _told(what: "Mapping[str, Any]", rows: "list[Row]") -> str:
     return f"{title}\n{columns([head, *lines])}\n"
 
 
-def _write(folder: Path, tables: list[dict[str, Any]]) -> None:
+def _write(folder: Path, tables: list[dict[str, Any]], *, overwrite: bool) -> None:
     """After each table, so that nothing is lost where the next one is stopped."""
     from ssd1b.bench.plot import plot
-    from ssd1b.saving import replacing
 
     lines = "".join(json.dumps(table) + "\n" for table in tables)
     for name, text in zip(FILES, (lines, plot(tables)), strict=True):
-        with replacing(folder / name) as aside:
+        with renewing(folder / name, overwrite=overwrite) as aside:
             aside.write_text(text, encoding="utf-8")

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ssd1b.cli.command import Command
+from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, overwrite_option
 from ssd1b.cli.table import byte_size, columns
 from ssd1b.errors import InputError, unknown
+from ssd1b.saving import renewing
 from ssd1b.settings import RANGES, Range
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ NUMBERS = {
 TABLETOP = {"tabletop": "plain", "tabletop-rich": "rich"}
 """Names of data that are rendered, with the world of each."""
 
+_LAYERS = ("layers.png", "layers.tsv")
+
 
 def _needs(given: "Mapping[str, Any]") -> tuple[str, ...]:
     if not given["dry_run"]:
@@ -47,20 +51,27 @@ def _needs(given: "Mapping[str, Any]") -> tuple[str, ...]:
 )
 @click.option(
     "--data",
+    type=PATH,
     metavar="DATA",
     help=f"What to learn from: {', '.join(TABLETOP)}; or captioned pictures: a folder with .txt files or "
     "metadata.jsonl, WebDataset shards, a Hugging Face dataset on disk.",
 )
 @click.option("--stages", metavar="NAME|FILE", help="ssd-1b, or a .toml file. Default: a single stage.")
-@click.option("--out", metavar="FOLDER", help="Where stages, checkpoints and at last the model go.")
 @click.option(
-    "--cache", metavar="FOLDER", help="Where encoded pictures are kept, for several runs. Default: --out."
+    "--out", type=OUT_FOLDER, metavar="FOLDER", help="Where stages, checkpoints and at last the model go."
+)
+@click.option(
+    "--cache",
+    type=OUT_FOLDER,
+    metavar="FOLDER",
+    help="Where encoded pictures are kept, for several runs. Default: --out.",
 )
 @click.option("--steps", type=int, help="Of the optimiser, all stages together.")
 @click.option("--batch-size", type=int, help="Pictures a step.")
 @click.option("--seed", type=int, help="Of data and noise.")
 @click.option("--dry-run", is_flag=True, help="Tell what would be removed and what it would cost.")
 @click.option("--resume", is_flag=True, help="Go on with the stage that was stopped.")
+@overwrite_option
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, xpu.")
 @click.option("--offline", is_flag=True, help="Never use the network.")
 @click.option(
@@ -78,6 +89,7 @@ def command(
     seed: int | None,
     dry_run: bool,
     resume: bool,
+    overwrite: bool,
     device: str | None,
     offline: bool,
     prediction: str | None,
@@ -102,9 +114,12 @@ def command(
     changes = {"batch_size": batch_size, "seed": seed}
     asked = _stages(stages, steps, {name: value for name, value in changes.items() if value is not None})
     if dry_run:
-        _plan(teacher, student, asked, data, out, cache, device)
+        _plan(teacher, student, asked, data, out, cache, device, overwrite)
     else:
-        _run(teacher, student, asked, str(data), Path(str(out)), cache, device, resume, offline, prediction)
+        _run(
+            teacher, student, asked, str(data), Path(str(out)), cache, device, resume, offline, prediction,
+            overwrite,
+        )  # fmt: skip
 
 
 def _check(data: str | None, out: str | None, numbers: dict[str, int | None], dry_run: bool) -> None:
@@ -130,7 +145,7 @@ def _stages(name: str | None, steps: int | None, changes: dict[str, int]) -> "li
 
 def _plan(
     model: str, student: str | None, asked: "list[Stage]", data: str | None, out: str | None,
-    cache: str | None, device: str | None,
+    cache: str | None, device: str | None, overwrite: bool,
 ) -> None:  # fmt: skip
     """Tell what would be done."""
     from ssd1b.distill.plan import plan, with_target
@@ -139,6 +154,7 @@ def _plan(
     from ssd1b.runtime import choose_device
 
     place = str(choose_device(device))
+    check_outputs(out, _LAYERS, overwrite=overwrite)
     layout, teacher = find_or_describe(model)
     asked = with_target(asked, student, layout.unet)
     measure = None
@@ -148,12 +164,12 @@ def _plan(
     planned = plan(layout.unet, asked, measure)
     click.echo(_costs(model, layout, planned, place, teacher))
     if out is not None:
-        _show_layers(Path(out), planned)
+        _show_layers(Path(out), planned, overwrite=overwrite)
 
 
 def _run(
     model: str, student: str | None, asked: "list[Stage]", data: str, out: Path, cache: str | None,
-    device: str | None, resume: bool, offline: bool, prediction: str | None,
+    device: str | None, resume: bool, offline: bool, prediction: str | None, overwrite: bool,
 ) -> None:  # fmt: skip
     """Do it."""
     from ssd1b.distill.plan import plan, with_target
@@ -162,7 +178,7 @@ def _run(
     from ssd1b.runtime import choose_device
 
     place = str(choose_device(device))
-    check_free(out, resume=resume)
+    check_free(out, resume=resume, overwrite=overwrite)
     together = joined(place)
     find = partial(Teacher.find, offline=offline, prediction=prediction)
     teacher = find(model)
@@ -176,7 +192,7 @@ def _run(
     teachers = {None: teacher, **{name: find(name) for name in sorted(others)}}
     with together.main_process_first():
         claim(out, config_of(teachers, data, planned))
-    made = run(out, planned, teachers, source, device=place, resume=resume)
+    made = run(out, planned, teachers, source, device=place, resume=resume, overwrite=overwrite)
     for path in (made.folder, made.file):
         if path is not None and together.is_main_process:
             click.echo(click.format_filename(path))
@@ -290,16 +306,15 @@ def _duration(seconds: float) -> str:
     return f"{seconds / size:.3g} {name}"
 
 
-def _show_layers(folder: Path, planned: "Sequence[PlannedStage]") -> None:
+def _show_layers(folder: Path, planned: "Sequence[PlannedStage]", *, overwrite: bool) -> None:
     from ssd1b.distill.picture import draw_layers
-    from ssd1b.saving import replacing
 
     picture = draw_layers(planned)
     keys = planned[-1].layers.keys
-    with replacing(folder / "layers.png") as aside:
+    with renewing(folder / _LAYERS[0], overwrite=overwrite) as aside:
         aside.write_bytes(picture)
-    with replacing(folder / "layers.tsv") as aside:
+    with renewing(folder / _LAYERS[1], overwrite=overwrite) as aside:
         lines = [f"{ours}\t{theirs}\n" for ours, theirs in {"STUDENT": "TEACHER", **keys}.items()]
         aside.write_text("".join(lines), encoding="utf-8")
-    for name in ("layers.png", "layers.tsv"):
+    for name in _LAYERS:
         click.echo(click.format_filename(folder / name))

@@ -16,9 +16,11 @@ from ssd1b.cli.options import (
     setting_options,
     speed_option,
 )
+from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, overwrite_option
 from ssd1b.cli.table import columns, percent
 from ssd1b.errors import InputError
 from ssd1b.presets import PRESETS, load_preset
+from ssd1b.saving import renewing
 from ssd1b.settings import DEFAULT_MODEL, Range
 
 if TYPE_CHECKING:
@@ -44,15 +46,22 @@ _ON_SHEET = 64
     help="How many. Of Tabletop: 500, half of them with new combinations. Of --data: all.",
 )
 @click.option("--seeds", type=int, default=1, show_default=True, help="Pictures of each caption.")
-@click.option("--data", metavar="FOLDER", help="Pictures with captions in .txt files, in place of Tabletop.")
+@click.option(
+    "--data", type=PATH, metavar="FOLDER", help="Pictures with captions in .txt files, in place of Tabletop."
+)
 @click.option("--versus", metavar="MODEL", help="Draw the same with another model, and compare in pairs.")
 @setting_options
 @click.option("--preset", metavar="NAME|FILE", help=f"{', '.join(PRESETS)}, or a .toml or .json file.")
 @model_options
 @computing_options
 @speed_option
-@click.option("--judge", metavar="FILE", help="Weights of a judge other than the one that comes along.")
-@click.option("--out", metavar="FOLDER", help="Where the figures and a sheet of pictures go.")
+@click.option(
+    "--judge", type=PATH, metavar="FILE", help="Weights of a judge other than the one that comes along."
+)
+@click.option(
+    "--out", type=OUT_FOLDER, metavar="FOLDER", help="Where the figures and a sheet of pictures go."
+)
+@overwrite_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     captions: int | None,
@@ -64,6 +73,7 @@ def command(
     choice: ModelChoice,
     judge: str | None,
     out: str | None,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Draw a fixed set of captions that no training saw, and count what the pictures have right.
@@ -91,6 +101,8 @@ def command(
     check_settings(["a sphere"], given, chosen)
     models = [choice.model or DEFAULT_MODEL, *([versus] if versus is not None else [])]
     choices = [replace(choice, model=model) for model in models]
+    sheets = [f"sheet-{number}.png" for number in range(len(models))]
+    check_outputs(out, ["evaluation.json", *sheets], overwrite=overwrite)
     if data is None:
         number = 500 if captions is None else captions
         CAPTIONS.check("captions", number)
@@ -107,7 +119,7 @@ def command(
         "difference": {name: each._asdict() for name, each in differences.items()},
     }
     if out is not None:
-        _write(Path(out), facts, results)
+        _write(Path(out), facts, results, overwrite=overwrite)
     if as_json:
         from ssd1b.weights.files import json_value
 
@@ -175,15 +187,14 @@ def _folder(
     return results, compare_folders(*found) if len(found) == 2 else {}
 
 
-def _write(folder: Path, facts: dict[str, Any], results: list[_Result]) -> None:
-    from ssd1b.saving import replacing
+def _write(folder: Path, facts: dict[str, Any], results: list[_Result], *, overwrite: bool) -> None:
     from ssd1b.tabletop.sheet import contact_sheet
     from ssd1b.weights.files import write_json
 
-    with replacing(folder / "evaluation.json") as aside:
+    with renewing(folder / "evaluation.json", overwrite=overwrite) as aside:
         write_json(aside, facts)
     for number, each in enumerate(results):
-        with replacing(folder / f"sheet-{number}.png") as aside:
+        with renewing(folder / f"sheet-{number}.png", overwrite=overwrite) as aside:
             contact_sheet(each.pictures[:_ON_SHEET], each.captions[:_ON_SHEET]).save(aside, "PNG")
 
 

@@ -13,6 +13,7 @@ from ssd1b.cli.options import (
     prompt_options,
     setting_options,
 )
+from ssd1b.cli.paths import OUT_FOLDER, check_outputs, overwrite_option
 from ssd1b.errors import InputError, unknown
 from ssd1b.settings import DEFAULT_MODEL, Range
 
@@ -31,7 +32,14 @@ PAIRS = Range(low=8, high=100_000, multiple_of=1)
 @click.option("--only", multiple=True, metavar="NAME", help="guidance, steps, negative, faults, sampler.")
 @setting_options
 @model_options
-@click.option("--out", metavar="FOLDER", required=True, help="Where the pages go; pictures go to its cells/.")
+@click.option(
+    "--out",
+    type=OUT_FOLDER,
+    metavar="FOLDER",
+    required=True,
+    help="Where the pages go; pictures go to its cells/.",
+)
+@overwrite_option
 def command(
     prompts: list[str],
     pairs: int,
@@ -39,6 +47,7 @@ def command(
     given: dict[str, Any],
     choice: ModelChoice,
     out: str,
+    overwrite: bool,
 ) -> None:
     """Do the guide to SSD-1B's settings again on a model, claim by claim.
 
@@ -64,7 +73,7 @@ def command(
     names = [each.name for each in EXPERIMENTS]
     if wrong := [name for name in only if name not in names]:
         raise unknown("experiment", wrong[0], names)
-    _guide(prompts, pairs, only or tuple(names), given, choice, Path(out))
+    _guide(prompts, pairs, only or tuple(names), given, choice, Path(out), overwrite=overwrite)
 
 
 def _guide(
@@ -74,13 +83,16 @@ def _guide(
     given: dict[str, Any],
     choice: ModelChoice,
     out: Path,
+    *,
+    overwrite: bool,
 ) -> None:
     from ssd1b.cli import drawing
-    from ssd1b.lab.guide import EXPERIMENTS, STREAM, Chapter, own_settings, sweep_of, write_guide
+    from ssd1b.lab.guide import EXPERIMENTS, STREAM, Chapter, files_of, own_settings, sweep_of, write_guide
     from ssd1b.lab.metrics import captions, draws_tabletop
     from ssd1b.lab.results import load_results
     from ssd1b.lab.sweep import cells, definition, draw, identity
 
+    check_outputs(out, files_of(only), overwrite=overwrite)
     name = choice.model or DEFAULT_MODEL
     with drawing.workplace(choice, out / "cells") as place:
         store, model = place.store, place.known(name)
@@ -109,7 +121,7 @@ def _guide(
             Chapter(each, load_results(store, identities[each.name]) if each.name in identities else None)
             for each in chosen
         ]
-        paths = write_guide(out, chapters, store, model=name, own=own)
+        paths = write_guide(out, chapters, store, model=name, own=own, overwrite=overwrite)
     for chapter in chapters:
         for claim, finding in chapter.findings(own):
             click.echo(f"{finding.word}: {claim.name} ({finding.told})")

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from ssd1b.cli.command import TEXT
+from ssd1b.cli.paths import PATH
 from ssd1b.computing import DEFAULT, Computing
 from ssd1b.errors import InputError, shown, unknown
 from ssd1b.files import named, read_file, text_of
@@ -24,8 +25,9 @@ from ssd1b.weights.prediction import chosen
 MAX_PROMPT_FILE_BYTES = 16 * 2**20
 
 out_option = click.option(
-    "--out", metavar="FOLDER|FILE", default="pictures", show_default=True,
-    help="Where pictures go; none replaces another.",
+    "--out", type=PATH, metavar="FOLDER|FILE", default="pictures", show_default=True,
+    help="Where pictures go; none replaces another. Names that end in .png, .jpg, .jpeg or .webp are files, "
+    "others are folders.",
 )  # fmt: skip
 
 
@@ -48,7 +50,7 @@ def prompt_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the argument ``prompts``, a list: those of the command line, then those of a file."""
 
     @click.argument("prompts", nargs=-1, type=TEXT, metavar="[PROMPT]...")
-    @click.option("--file", metavar="FILE", help="One prompt a line; - is the standard input.")
+    @click.option("--file", type=PATH, metavar="FILE", help="One prompt a line; - is the standard input.")
     @wraps(command)
     def bundled(*args: Any, prompts: tuple[str, ...], file: str | None, **rest: Any) -> None:
         command(*args, prompts=[*prompts, *([] if file is None else read_prompts(file))], **rest)

@@ -11,8 +11,10 @@ from typing import Any
 import click
 
 from ssd1b.cli.command import Command
+from ssd1b.cli.paths import PATH
 from ssd1b.errors import InputError, shown
 from ssd1b.presets import PRESETS, as_toml, load_preset, users_files, users_folder
+from ssd1b.saving import writing
 from ssd1b.settings import Preset
 from ssd1b.tables import READERS
 
@@ -25,7 +27,7 @@ _LONGEST = 60
 
 @click.command("presets", cls=Command)
 @click.argument("name", required=False, metavar="[NAME|FILE]")
-@click.option("--keep", metavar="FILE", help="Copy a preset's file to your own presets.")
+@click.option("--keep", type=PATH, metavar="FILE", help="Copy a preset's file to your own presets.")
 @click.option("--name", "name_kept", metavar="NAME", help="Keep it under this name.")
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each preset.")
 def command(name: str | None, keep: str | None, name_kept: str | None, as_json: bool) -> None:
@@ -90,9 +92,7 @@ def _kept(path: Path, name: str | None) -> Path:
     if there is not None:
         raise InputError(f"there is a preset {preset.name!r} already ({there}): take another --name")
 
-    from ssd1b.saving import replacing
-
     kept = users_folder() / f"{preset.name}.toml"
-    with replacing(kept) as aside:
+    with writing(kept) as aside:
         aside.write_text(as_toml(preset), encoding="utf-8")
     return kept

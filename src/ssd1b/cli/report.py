@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ssd1b.cli.command import Command
+from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, overwrite_option
 from ssd1b.errors import InputError, shown
 
 if TYPE_CHECKING:
@@ -14,14 +15,23 @@ if TYPE_CHECKING:
 
 
 @click.command("report", cls=Command, needs=("scipy", "matplotlib", "jinja2"))
-@click.argument("folder", metavar="FOLDER")
+@click.argument("folder", type=PATH, metavar="FOLDER")
 @click.option("--sweep", "chosen", metavar="ID", help="The beginning of a sweep's id. Default: the last one.")
 @click.option("--metric", metavar="NAME", help="Ranks settings. Default: what is right, else the CLIP score.")
-@click.option("--out", metavar="FOLDER", help="Where the report goes. Default: FOLDER/report.")
+@click.option(
+    "--out", type=OUT_FOLDER, metavar="FOLDER", help="Where the report goes. Default: FOLDER/report."
+)
+@overwrite_option
 @click.option("--verify", is_flag=True, help="Read every picture: is it still the one that was measured?")
 @click.option("--list", "listing", is_flag=True, help="List the folder's sweeps, and write nothing.")
 def command(
-    folder: str, chosen: str | None, metric: str | None, out: str | None, verify: bool, listing: bool
+    folder: str,
+    chosen: str | None,
+    metric: str | None,
+    out: str | None,
+    overwrite: bool,
+    verify: bool,
+    listing: bool,
 ) -> None:
     """Write what a sweep found: a page with the pictures and curves, contact sheets, and all figures.
 
@@ -44,7 +54,8 @@ def command(
         if listing:
             _list(store)
         else:
-            _write(store, chosen, metric, Path(out) if out else Path(folder) / "report", verify=verify)
+            place = Path(out) if out else Path(folder) / "report"
+            _write(store, chosen, metric, place, verify=verify, overwrite=overwrite)
 
 
 def _list(store: "Store") -> None:
@@ -63,11 +74,13 @@ def _list(store: "Store") -> None:
     click.echo(columns([["SWEEP", "CELLS", "AXES"], *rows]))
 
 
-def _write(store: "Store", chosen: str | None, metric: str | None, out: Path, *, verify: bool) -> None:
-    from ssd1b.lab.export import contact_sheets, write_csv, write_parquet
+def _write(
+    store: "Store", chosen: str | None, metric: str | None, out: Path, *, verify: bool, overwrite: bool
+) -> None:
+    from ssd1b.lab.export import SHEETS, contact_sheets, write_csv, write_parquet
     from ssd1b.lab.report import write_page
     from ssd1b.lab.results import load_results
-    from ssd1b.saving import replacing
+    from ssd1b.saving import renewing
 
     results = load_results(store, chosen, verify=verify)
     if results.missing:
@@ -82,17 +95,19 @@ def _write(store: "Store", chosen: str | None, metric: str | None, out: Path, *,
             "figures are left out",
             err=True,
         )
+    sheets = [f"sheet-{number}.png" for number in range(min(SHEETS, len(results.sweep.prompts)))]
+    check_outputs(out, ("report.html", "cells.csv", "cells.parquet", *sheets), overwrite=overwrite)
     written = [out / "report.html", out / "cells.csv"]
-    write_page(results, store, written[0], metric=metric)
-    write_csv(results, store, written[1])
+    write_page(results, store, written[0], metric=metric, overwrite=overwrite)
+    write_csv(results, store, written[1], overwrite=overwrite)
     try:
-        write_parquet(results, store, out / "cells.parquet")
+        write_parquet(results, store, out / "cells.parquet", overwrite=overwrite)
         written.append(out / "cells.parquet")
     except ModuleNotFoundError:
         click.echo("cells.parquet is left out, which needs pyarrow: pip install 'ssd1b[lab]'", err=True)
     for number, sheet in enumerate(contact_sheets(results, store)):
         written.append(out / f"sheet-{number}.png")
-        with replacing(written[-1]) as aside:
+        with renewing(written[-1], overwrite=overwrite) as aside:
             sheet.save(aside, "PNG")
     for path in written:
         click.echo(click.format_filename(path))

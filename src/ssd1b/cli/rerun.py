@@ -8,6 +8,7 @@ import click
 from ssd1b.cli.again import model_name
 from ssd1b.cli.command import Command
 from ssd1b.cli.options import ModelChoice, check_settings, computing_options, model_options, out_option
+from ssd1b.cli.paths import PATH
 from ssd1b.computing import DEFAULT
 from ssd1b.errors import InputError
 from ssd1b.files import named, open_regular
@@ -22,7 +23,7 @@ CIRCUMSTANCES = ("device", "dtype", "threads", "computing", "batch_size", "torch
 
 
 @click.command("rerun", cls=Command)
-@click.argument("image", metavar="PICTURE")
+@click.argument("image", type=PATH, metavar="PICTURE")
 @out_option
 @model_options
 @computing_options
@@ -39,9 +40,9 @@ def command(image: str, out: str, choice: ModelChoice) -> None:
     from ssd1b.cli import drawing
     from ssd1b.images import check_destination, read_recipe
 
+    check_destination(out)
     recipe = read_recipe(image)
     original = _exact_pixels(image)
-    check_destination(out)
     if isinstance(recipe, Recipe):
         choice = replace(
             choice,

@@ -15,6 +15,7 @@ from ssd1b.cli.options import (
     prompt_options,
     setting_options,
 )
+from ssd1b.cli.paths import OUT_FOLDER, PATH
 from ssd1b.errors import InputError, shown
 from ssd1b.presets import PRESETS, load_preset
 from ssd1b.settings import DEFAULT_MODEL, Range
@@ -32,13 +33,19 @@ SEEDS = Range(low=1, high=1000, multiple_of=1)
 @click.option(
     "--axis", "axes", type=TEXT, multiple=True, metavar="NAME=VALUES", help="See below; may be given often."
 )
-@click.option("--axes", "axes_file", metavar="FILE", help="A .toml or .json file: [axes] with NAME = VALUES.")
+@click.option(
+    "--axes", "axes_file", type=PATH, metavar="FILE", help="A .toml or .json file: [axes] with NAME = VALUES."
+)
 @click.option("--seeds", type=int, metavar="N", help="So many from --seed on: an axis, too.")
 @setting_options
 @click.option("--preset", metavar="NAME|FILE", help=f"{', '.join(PRESETS)}, or a .toml or .json file.")
 @model_options
 @click.option(
-    "--out", metavar="FOLDER", required=True, help="Where cells are kept, of many sweeps if you like."
+    "--out",
+    type=OUT_FOLDER,
+    metavar="FOLDER",
+    required=True,
+    help="Where cells are kept, of many sweeps if you like.",
 )
 @click.option("--retry", is_flag=True, help="Draw again what failed before.")
 @click.option("--dry-run", is_flag=True, help="Tell how many cells there are, and how many would be drawn.")

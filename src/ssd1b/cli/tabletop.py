@@ -8,8 +8,11 @@ import click
 
 from ssd1b.cli.app import Group
 from ssd1b.cli.options import ModelChoice
+from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, overwrite_option
 from ssd1b.cli.table import columns, percent
 from ssd1b.errors import InputError, shown
+from ssd1b.files import expanded
+from ssd1b.saving import check_free
 from ssd1b.settings import RANGES, Range
 
 COUNT = Range(low=1, high=1_000_000, multiple_of=1)
@@ -52,9 +55,14 @@ def world_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--count", type=int, default=16, show_default=True, help="How many pictures.")
 @world_options
 @click.option(
-    "--out", metavar="FOLDER", required=True, help="Where they go, each with its caption in a .txt."
+    "--out",
+    type=OUT_FOLDER,
+    metavar="FOLDER",
+    required=True,
+    help="Where they go, each with its caption in a .txt.",
 )
-def render_command(count: int, seed: int, split: Split, world: str, out: str) -> None:
+@overwrite_option
+def render_command(count: int, seed: int, split: Split, world: str, out: str, overwrite: bool) -> None:
     """Render pictures with exact captions, as training data.
 
     \b
@@ -67,7 +75,7 @@ def render_command(count: int, seed: int, split: Split, world: str, out: str) ->
     from PIL import Image
     from tqdm import tqdm
 
-    from ssd1b.saving import replacing
+    from ssd1b.saving import writing
     from ssd1b.tabletop.captions import full_caption
     from ssd1b.tabletop.renderer import render
     from ssd1b.tabletop.scenes import WORLDS, scene
@@ -75,9 +83,9 @@ def render_command(count: int, seed: int, split: Split, world: str, out: str) ->
     for index in tqdm(range(count), unit="picture", disable=None, leave=False):
         each = scene(seed, index, split=split, world=WORLDS[world])
         stem = f"{split}-{seed}-{index:06d}"
-        with replacing(Path(out, f"{stem}.png")) as aside:
+        with writing(Path(out, f"{stem}.png"), overwrite=overwrite) as aside:
             Image.fromarray(render(each)).save(aside, "PNG")
-        with replacing(Path(out, f"{stem}.txt")) as aside:
+        with writing(Path(out, f"{stem}.txt"), overwrite=overwrite) as aside:
             aside.write_text(full_caption(each) + "\n", encoding="utf-8")
     click.echo(click.format_filename(out))
 
@@ -90,8 +98,13 @@ def render_command(count: int, seed: int, split: Split, world: str, out: str) ->
     metavar="MODEL",
     help="Beside each render show what the model's autoencoder makes of it, and what the model draws.",
 )
-@click.option("--out", metavar="FILE", default="tabletop.png", show_default=True, help="The sheet, a PNG.")
-def show_command(count: int, seed: int, split: Split, world: str, model: str | None, out: str) -> None:
+@click.option(
+    "--out", type=PATH, metavar="FILE", default="tabletop.png", show_default=True, help="The sheet, a PNG."
+)
+@overwrite_option
+def show_command(
+    count: int, seed: int, split: Split, world: str, model: str | None, out: str, overwrite: bool
+) -> None:
     """Draw a sheet of scenes with their captions: what the world looks like, and what a model makes of it.
 
     \b
@@ -103,10 +116,11 @@ def show_command(count: int, seed: int, split: Split, world: str, model: str | N
     RANGES["seed"].check("seed", seed)
     if Path(out).suffix.lower() != ".png":
         raise InputError(f"a sheet is a PNG, so its name must end in .png: {shown(out)}")
+    check_free(Path(out), overwrite=overwrite)
 
     from tqdm import tqdm
 
-    from ssd1b.saving import replacing
+    from ssd1b.saving import writing
     from ssd1b.tabletop.captions import full_caption
     from ssd1b.tabletop.renderer import render
     from ssd1b.tabletop.scenes import WORLDS, scene
@@ -123,7 +137,7 @@ def show_command(count: int, seed: int, split: Split, world: str, model: str | N
         sheet = side_by_side(
             drawing.load(ModelChoice(model=model, device=None, dtype=None, offline=True)), scenes
         )
-    with replacing(Path(out)) as aside:
+    with writing(Path(out), overwrite=overwrite) as aside:
         sheet.save(aside, "PNG")
     click.echo(click.format_filename(out))
 
@@ -131,9 +145,14 @@ def show_command(count: int, seed: int, split: Split, world: str, model: str | N
 @command.command("examine", needs=("scipy", "matplotlib"))
 @click.option("--count", type=int, default=1000, show_default=True, help="How many pictures.")
 @click.option("--through", metavar="MODEL", help="Look also through the autoencoder of a model.")
-@click.option("--judge", metavar="FILE", help="Weights of a judge other than the one that comes along.")
-@click.option("--out", metavar="FOLDER", help="Where figures and plots go.")
-def examine_command(count: int, through: str | None, judge: str | None, out: str | None) -> None:
+@click.option(
+    "--judge", type=PATH, metavar="FILE", help="Weights of a judge other than the one that comes along."
+)
+@click.option("--out", type=OUT_FOLDER, metavar="FOLDER", help="Where figures and plots go.")
+@overwrite_option
+def examine_command(
+    count: int, through: str | None, judge: str | None, out: str | None, overwrite: bool
+) -> None:
     """Tell how far the judge can be trusted, on fresh renders.
 
     The judge reads pictures whose scenes are known: which answers are right, what is taken for what, and
@@ -147,12 +166,16 @@ def examine_command(count: int, through: str | None, judge: str | None, out: str
     COUNT.check("count", count)
 
     from ssd1b.cli import drawing
+    from ssd1b.saving import renewing
     from ssd1b.tabletop import examination, plots
     from ssd1b.tabletop.judge import load_judge
     from ssd1b.tabletop.renderer import render_batch
-    from ssd1b.weights.files import replacing, write_json
+    from ssd1b.weights.files import write_json
 
     reader = load_judge(Path(judge) if judge is not None else None)
+    written = ["examination.json", "calibration.png", "confusion-0.png"]
+    written += [] if through is None else ["confusion-1.png"]
+    check_outputs(out, written, overwrite=overwrite)
     views: dict[str, examination.Look] = {"renders": render_batch}
     if through is not None:
         pipeline = drawing.load(ModelChoice(model=through, device=None, dtype=None, offline=True))
@@ -172,7 +195,7 @@ def examine_command(count: int, through: str | None, judge: str | None, out: str
     if out is None:
         return
     folder = Path(out)
-    with replacing(folder / "examination.json") as aside:
+    with renewing(folder / "examination.json", overwrite=overwrite) as aside:
         write_json(
             aside, {view: {q: e._asdict() for q, e in each.items()} for view, each in accuracy.items()}
         )
@@ -180,7 +203,7 @@ def examine_command(count: int, through: str | None, judge: str | None, out: str
     pictures = {"calibration": plots.calibration_plot(spoiled_too)}
     pictures |= {f"confusion-{n}": plots.confusion_plot(each) for n, each in enumerate(spoiled_too.values())}
     for name, png in pictures.items():
-        with replacing(folder / f"{name}.png") as aside:
+        with renewing(folder / f"{name}.png", overwrite=overwrite) as aside:
             aside.write_bytes(png)
     click.echo(click.format_filename(out))
 
@@ -188,7 +211,12 @@ def examine_command(count: int, through: str | None, judge: str | None, out: str
 @command.command("train", needs=("accelerate",))
 @click.argument("part", type=click.Choice(["vae", "clip", "unet", "image-encoder", "judge"]))
 @click.option(
-    "--out", "run", metavar="RUN", required=True, help="Folder of the whole run, the same for all parts."
+    "--out",
+    "run",
+    type=OUT_FOLDER,
+    metavar="RUN",
+    required=True,
+    help="Folder of the whole run, the same for all parts.",
 )
 @click.option(
     "--from",
@@ -239,7 +267,7 @@ def train_command(
     place = str(choose_device(device or "cpu"))
     first = None
     if start is not None:
-        first = Path(start) if part == "judge" else hub.resolve(start, offline=True).path
+        first = Path(expanded(start)) if part == "judge" else hub.resolve(start, offline=True).path
     made = train_part(
         part, Path(run), start=first, steps=steps, batch_size=batch_size, seed=seed, world=world,
         resume=resume, device=place,

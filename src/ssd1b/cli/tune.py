@@ -16,6 +16,7 @@ from ssd1b.cli.options import (
     prompt_options,
     setting_options,
 )
+from ssd1b.cli.paths import OUT_FOLDER, check_outputs, overwrite_option
 from ssd1b.cli.table import columns
 from ssd1b.errors import InputError
 from ssd1b.presets import PRESETS, load_preset
@@ -63,8 +64,13 @@ USUAL_AXES = (
 @click.option("--preset", metavar="NAME|FILE", help=f"{', '.join(PRESETS)}, or a .toml or .json file.")
 @model_options
 @click.option(
-    "--out", metavar="FOLDER", required=True, help="Where cells, the search and the preset are kept."
+    "--out",
+    type=OUT_FOLDER,
+    metavar="FOLDER",
+    required=True,
+    help="Where cells, the search and the preset are kept.",
 )
+@overwrite_option
 def command(
     prompts: list[str],
     axes: tuple[str, ...],
@@ -79,6 +85,7 @@ def command(
     preset: str | None,
     choice: ModelChoice,
     out: str,
+    overwrite: bool,
 ) -> None:
     """Search the best settings for a model and prompts, and prove them on pairs that the search did not see.
 
@@ -116,21 +123,22 @@ def command(
     goal = read_goal(metric, guards)
     _tune(
         prompts, found, goal, Path(out), choice, chosen, given, budget=budget, trials=trials, minutes=minutes,
-        pairs=pairs, fresh=fresh,
+        pairs=pairs, fresh=fresh, overwrite=overwrite,
     )  # fmt: skip
 
 
 def _tune(
     prompts: "list[str]", axes: "list[Axis]", goal: "Goal", out: Path, choice: ModelChoice,
     preset: "Preset | None", given: dict[str, Any], *, budget: float | None, trials: int,
-    minutes: float | None, pairs: int, fresh: int,
+    minutes: float | None, pairs: int, fresh: int, overwrite: bool,
 ) -> None:  # fmt: skip
     from tqdm import tqdm
 
     from ssd1b.cli import drawing
     from ssd1b.lab.tune import RIVALS, prove, search
-    from ssd1b.lab.tuning import Looker, baseline, check_budget, opened_study, pairs_of, write_tuned
+    from ssd1b.lab.tuning import FILES, Looker, baseline, check_budget, opened_study, pairs_of, write_tuned
 
+    check_outputs(out, FILES, overwrite=overwrite)
     name = choice.model or DEFAULT_MODEL
     with drawing.workplace(choice, out) as place, ExitStack() as stack:
         model = place.known(name)
@@ -154,7 +162,7 @@ def _tune(
             )  # fmt: skip
         with tqdm(total=RIVALS + 2, desc="prove", unit="setting", disable=None, leave=False) as bar:
             tuned = prove(found, goal, look, second, pairs=pairs, budget=budget, advance=bar.update)
-        paths = write_tuned(out, tuned, axes, goal, name, beneath)
+        paths = write_tuned(out, tuned, axes, goal, name, beneath, overwrite=overwrite)
     click.echo(_told(tuned, axes, goal, baseline(beneath)))
     for path in paths:
         click.echo(click.format_filename(path))

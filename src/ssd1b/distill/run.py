@@ -87,7 +87,7 @@ def measured_importance(
     return found
 
 
-def check_free(out: Path, *, resume: bool) -> None:
+def check_free(out: Path, *, resume: bool, overwrite: bool = False) -> None:
     """See that ``out`` holds no run, or one that is to be continued, and nothing else in a result's place.
 
     Raises:
@@ -96,7 +96,7 @@ def check_free(out: Path, *, resume: bool) -> None:
     if _begun(out) and not resume:
         raise InputError(f"{out} holds a run already: go on with --resume, or name another folder")
     for name in (MODEL, MODEL_FILE, IMPORTANCE, *([] if _begun(out) else [CONFIG])):
-        check_renewable(out / name)
+        check_renewable(out / name, overwrite=overwrite)
 
 
 def claim(out: Path, config: Mapping[str, Any]) -> None:
@@ -141,6 +141,7 @@ def run(
     *,
     device: str = "cpu",
     resume: bool = False,
+    overwrite: bool = False,
 ) -> Made:
     """Cut and train stage after stage, then write the student with all that its last teacher brings.
 
@@ -154,6 +155,7 @@ def run(
         data: makes each stage's batches.
         device: where to train.
         resume: go on with the stage that was stopped.
+        overwrite: as ``write_model``.
 
     Raises:
         InputError: teachers of different layouts, or what a training may raise.
@@ -177,7 +179,7 @@ def run(
     last = planned[-1]
     student = _loaded(last.layers.student, out / f"stage-{len(planned)}")
     if together.is_main_process:
-        write_model(out, student, teachers[last.stage.teacher])
+        write_model(out, student, teachers[last.stage.teacher], overwrite=overwrite)
     together.wait_for_everyone()
     return _made(out, teachers[last.stage.teacher])
 
@@ -211,8 +213,11 @@ def _train(
             write_tensors(aside, trained.state_dict(), {})
 
 
-def write_model(out: Path, student: UNet, teacher: Teacher) -> Made:
+def write_model(out: Path, student: UNet, teacher: Teacher, *, overwrite: bool = False) -> Made:
     """Write the student beside its teacher's other networks, tokenizers, scheduler and settings.
+
+    A model that this function wrote there earlier is replaced; with ``overwrite`` also a file of another
+    origin, but never a folder.
 
     Returns:
         ``out/model`` in diffusers' format, and ``out/model.safetensors`` in the original names: not if the
@@ -229,7 +234,7 @@ def write_model(out: Path, student: UNet, teacher: Teacher) -> Made:
         if images.is_dir():
             shutil.copytree(images, aside / IMAGE_ENCODER)
     if made.file is not None:
-        with renewing(made.file) as aside:
+        with renewing(made.file, overwrite=overwrite) as aside:
             save_single_file(aside, info, parts)
     return made
 

@@ -26,6 +26,7 @@ from ssd1b.distill.features import LEVELS
 from ssd1b.distill.layer_map import CHOICES
 from ssd1b.distill.losses import Weights
 from ssd1b.errors import InputError, shown, unknown
+from ssd1b.files import expanded
 from ssd1b.numerals import number
 from ssd1b.tables import checked, made, read_table
 from ssd1b.training.loop import LoopSettings
@@ -128,7 +129,7 @@ def read_stages(name: str) -> list[Stage]:
         InputError: there are no such stages, or what the file says is not allowed.
     """
     shipped = {path.stem: path for path in _SHIPPED.glob("*.toml")}
-    path = shipped.get(name, Path(name))
+    path = shipped.get(name) or Path(expanded(name))
     if path.suffix.lower() != ".toml":
         raise unknown("stages", name, [*shipped, "a .toml file"])
     table: dict[str, Any] = read_table(path)

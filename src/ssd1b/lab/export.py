@@ -14,7 +14,7 @@ from ssd1b.lab.results import SEED, Results
 from ssd1b.lab.store import Store
 from ssd1b.lab.sweep import PROMPT, Choice
 from ssd1b.presets import as_toml
-from ssd1b.saving import replacing
+from ssd1b.saving import renewing
 from ssd1b.settings import Preset
 from ssd1b.tabletop.sheet import table
 
@@ -54,16 +54,20 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def write_csv(results: Results, store: Store, path: Path) -> None:
-    """Write a row for each cell: its place, what was measured, its picture's file in the store."""
+def write_csv(results: Results, store: Store, path: Path, *, overwrite: bool = False) -> None:
+    """Write a row for each cell: its place, what was measured, its picture's file in the store.
+
+    Raises:
+        InputError: as ``renewing``, which writes the file.
+    """
     rows = list(_rows(results, store))
-    with replacing(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+    with renewing(path, overwrite=overwrite) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows({name: _inert(value) for name, value in row.items()} for row in rows)
 
 
-def write_parquet(results: Results, store: Store, path: Path) -> None:
+def write_parquet(results: Results, store: Store, path: Path, *, overwrite: bool = False) -> None:
     """Write the same as Parquet.
 
     Raises:
@@ -72,7 +76,7 @@ def write_parquet(results: Results, store: Store, path: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    with replacing(path) as aside:
+    with renewing(path, overwrite=overwrite) as aside:
         parquet.write_table(pyarrow.Table.from_pylist(list(_rows(results, store))), aside)
 
 

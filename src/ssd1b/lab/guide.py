@@ -19,7 +19,7 @@ from ssd1b.lab.store import Store
 from ssd1b.lab.sweep import Model, Sweep
 from ssd1b.presets import NEGATIVE_PROMPTS
 from ssd1b.sampler_names import SAMPLERS
-from ssd1b.saving import replacing
+from ssd1b.saving import renewing
 from ssd1b.settings import ARTICLE, GenerationSettings, resolve_settings
 from ssd1b.tabletop.degradations import DEGRADATIONS
 from ssd1b.tabletop.evaluation import SEED as SCENES
@@ -139,6 +139,9 @@ def sweep_of(
     return Sweep(prompts=tuple(chosen), axes=axes, model=model, settings=beneath)
 
 
+PAGES = ("guide.html", "guide.md", "guide.json")
+
+
 class Chapter(NamedTuple):
     """An experiment with its figures, None where the model does not draw what it is about."""
 
@@ -154,17 +157,24 @@ class Chapter(NamedTuple):
         return [(claim, claim.decide(self.results, own)) for claim in mine]
 
 
+def files_of(experiments: Iterable[str]) -> list[str]:
+    """Names of the files that ``write_guide`` writes for experiments of these names."""
+    return [*PAGES, *(f"{name}{suffix}" for name in experiments for suffix in (".svg", ".webp"))]
+
+
 def write_guide(
-    out: Path, chapters: Iterable[Chapter], store: Store, *, model: str, own: GenerationSettings
-) -> list[Path]:
+    out: Path, chapters: Iterable[Chapter], store: Store, *, model: str, own: GenerationSettings,
+    overwrite: bool = False,
+) -> list[Path]:  # fmt: skip
     """Write the guide: ``guide.html`` alone, ``guide.md`` with its pictures, ``guide.json``.
 
     Args:
-        out: a folder; what is there is replaced.
+        out: a folder; an earlier guide in it is replaced.
         chapters: what was drawn.
         store: where.
         model: its name.
         own: its settings.
+        overwrite: replace also files of another origin.
 
     Returns:
         The pages.
@@ -172,7 +182,7 @@ def write_guide(
     told = [_told(chapter, own, store) for chapter in chapters]
     for each in told:
         for name, content in each["files"].items():
-            with replacing(out / name) as aside:
+            with renewing(out / name, overwrite=overwrite) as aside:
                 aside.write_bytes(content)
     rows = [row for each in told for row in each["claims"]]
     counts = {word: sum(row["word"] == word for row in rows) for word in (CONFIRMED, CONTRADICTED, UNDECIDED)}
@@ -184,11 +194,11 @@ def write_guide(
         "counts": counts,
         "version": version("ssd1b"),
     }
-    paths = [out / "guide.html", out / "guide.md", out / "guide.json"]
+    paths = [out / name for name in PAGES]
     for path in paths[:2]:
-        with replacing(path) as aside:
+        with renewing(path, overwrite=overwrite) as aside:
             aside.write_text(_rendered(path.name, page), encoding="utf-8")
-    with replacing(paths[2]) as aside:
+    with renewing(paths[2], overwrite=overwrite) as aside:
         settings = {name: value for name, value in asdict(own).items() if name not in ("prompt", "seed")}
         sizes = {each["name"]: each["pictures"] for each in told}
         facts = {

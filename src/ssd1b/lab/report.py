@@ -23,7 +23,7 @@ from ssd1b.lab.figures import MEANING, curves, pareto
 from ssd1b.lab.results import EMPTY, PASSES, SEED, Results
 from ssd1b.lab.store import Store
 from ssd1b.lab.sweep import PROMPT
-from ssd1b.saving import replacing
+from ssd1b.saving import renewing
 
 MAX_PICTURES = 2000
 """In the page; the others are in the store's folder."""
@@ -35,14 +35,17 @@ _SIDE = 512
 _TEMPLATE = Path(__file__).parent.parent / "data" / "report"
 
 
-def write_page(results: Results, store: Store, out: Path, *, metric: str | None = None) -> None:
+def write_page(
+    results: Results, store: Store, out: Path, *, metric: str | None = None, overwrite: bool = False
+) -> None:
     """Write a sweep's page.
 
     Args:
         results: of the sweep.
         store: where its pictures are.
-        out: the HTML file; one that is there is replaced.
+        out: the HTML file; an earlier page of this function is replaced.
         metric: by which settings are ranked; None is ``results.quality``.
+        overwrite: replace also a file of another origin.
 
     Raises:
         InputError: no such metric, or the file cannot be written.
@@ -50,7 +53,7 @@ def write_page(results: Results, store: Store, out: Path, *, metric: str | None 
     ranked = metric or results.quality
     if ranked is not None:
         results.estimates(ranked, ())
-    with replacing(out) as aside:
+    with renewing(out, overwrite=overwrite) as aside:
         aside.write_text(_page(results, store, ranked), encoding="utf-8")
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ssd1b.errors import InputError, shown
-from ssd1b.files import named, reason
+from ssd1b.files import check_regular, named, reason
 from ssd1b.lab.axes import Axis
 from ssd1b.lab.goal import Goal
 from ssd1b.lab.metrics import captions
@@ -23,7 +23,7 @@ from ssd1b.lab.results import PASSES
 from ssd1b.lab.store import FAILED, Store
 from ssd1b.lab.sweep import Attempt, Cell, Model, Sweep, cells, draw
 from ssd1b.lab.tune import Candidate, Choice, Pair, Seen, Tuned
-from ssd1b.saving import replacing
+from ssd1b.saving import renewing
 from ssd1b.tabletop.evaluation import SEED
 from ssd1b.weights.files import write_json
 
@@ -40,6 +40,9 @@ _COMBINATIONS = 10_000
 """So many are looked at before the search whether they keep the budget."""
 
 FRESH_SEEDS = 1_000_000
+
+FILES = ("tuned.json", "preset.json")
+"""What ``write_tuned`` writes."""
 
 
 def pairs_of(prompts: Sequence[str], model: Model, pairs: int, fresh: int) -> tuple[list[Pair], list[Pair]]:
@@ -159,6 +162,8 @@ def opened_study(out: Path, axes: Sequence[Axis], goal: Goal, what: Mapping[str,
     from optuna.storages.journal import JournalFileBackend
 
     path = out / "search.log"
+    if path.exists():
+        check_regular(path)
 
     class Journal(JournalFileBackend):
         def append_logs(self, logs: list[dict[str, Any]]) -> None:
@@ -247,8 +252,9 @@ def baseline(beneath: Mapping[str, Any]) -> str:
 
 
 def write_tuned(
-    out: Path, tuned: Tuned, axes: Sequence[Axis], goal: Goal, model: str, beneath: Mapping[str, Any]
-) -> list[Path]:
+    out: Path, tuned: Tuned, axes: Sequence[Axis], goal: Goal, model: str, beneath: Mapping[str, Any],
+    *, overwrite: bool = False,
+) -> list[Path]:  # fmt: skip
     """Write ``tuned.json`` and ``preset.json``, which ``--preset`` takes.
 
     Args:
@@ -258,6 +264,7 @@ def write_tuned(
         goal: of the search.
         model: its name.
         beneath: settings that all combinations had.
+        overwrite: replace also files that no tuning wrote, or that were changed.
     """
     gain, ties = tuned.gain, sum(each.word == "not distinguishable" for each in tuned.verdicts)
     source = (
@@ -268,8 +275,8 @@ def write_tuned(
     )
     settings = {**beneath, **settings_of(axes, tuned.winner.choice)}
     preset = {"name": "tuned", "source": source, "settings": settings}
-    paths = [out / "tuned.json", out / "preset.json"]
+    paths = [out / name for name in FILES]
     for path, content in zip(paths, (facts(tuned, axes, goal, model), preset), strict=True):
-        with replacing(path) as aside:
+        with renewing(path, overwrite=overwrite) as aside:
             write_json(aside, content)
     return paths

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ssd1b.errors import InputError
+from ssd1b.saving import claim
 from ssd1b.training import checkpoints
 from ssd1b.training.batches import Batch, Batches, Share
 from ssd1b.training.checkpoints import FOLDER, Latest, State
@@ -104,6 +105,8 @@ def train(
 def _start(out: Path, state: State, processes: Processes, *, resume: bool) -> int:
     """Fill ``state`` from the newest checkpoint, if there is one; return the number of finished steps."""
     if processes.first:
+        if not (out / FOLDER).is_dir():  # runs of older versions have no marks
+            claim(out)
         checkpoints.clear(out)
     processes.wait()
     newest = checkpoints.newest(out / FOLDER)

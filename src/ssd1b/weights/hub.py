@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssd1b.errors import InputError, unknown
+from ssd1b.files import expanded
 from ssd1b.weights.download import COMMIT, cache, download, storage
 from ssd1b.weights.files import read_json
 from ssd1b.weights.keymap import PARTS
@@ -72,7 +73,7 @@ def resolve(model: str, *, offline: bool = False, half: bool = False, token: boo
     Raises:
         InputError: no such model, no access to it, or no network and no copy in the cache.
     """
-    path = Path(model).expanduser()
+    path = Path(expanded(model))
     named = model in BUILT_IN or model.lower() in ALIASES
     if model and path.exists() and not (named and path.is_dir() and not _holds_model(path)):
         return Resolved(path=path, name=model)

@@ -20,6 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ssd1b import saving
 from ssd1b.errors import InputError
 from ssd1b.training import checkpoints, loop
 from ssd1b.training.batches import cut
@@ -195,9 +196,9 @@ def test_a_process_that_ends_at_any_point_of_saving_leaves_a_complete_checkpoint
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     whole = run(tmp_path / "whole")
-    save_file, move, unlink, at = files.save_file, files._move, Path.unlink, [0]
+    save_file, move, unlink, at = files.save_file, saving._move, Path.unlink, [0]
 
-    def saving(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    def save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
         at.append(int(metadata["step"]))
         end_at("before")
         save_file(tensors, path, metadata=metadata)
@@ -210,9 +211,9 @@ def test_a_process_that_ends_at_any_point_of_saving_leaves_a_complete_checkpoint
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "save_file", saving)
-        patch.setattr(files, "_move", lambda *paths: (end_at("before the move"), move(*paths)))
-        patch.setattr(files, "_remove", lambda path: None)  # a process that is killed tidies nothing up
+        patch.setattr(files, "save_file", save)
+        patch.setattr(saving, "_move", lambda *paths: (end_at("before the move"), move(*paths)))
+        patch.setattr(saving, "_remove", lambda path: None)  # a process that is killed tidies nothing up
         patch.setattr(Path, "unlink", lambda path: (end_at("before old ones go"), unlink(path)))
         with pytest.raises(Killed):
             run(tmp_path / "cut")

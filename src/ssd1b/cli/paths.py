@@ -1,0 +1,59 @@
+"""Paths on the command line: checked before any work, and what may be overwritten."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ssd1b.files import expanded
+from ssd1b.saving import check_folder, check_renewable
+
+
+class PathType(click.ParamType):
+    """A path that the file system can hold, with ``~`` replaced; it stays a text."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check a path.
+
+        Raises:
+            InputError: as ``expanded``.
+        """
+        return expanded(str(value))
+
+
+class OutFolder(PathType):
+    """A folder that can be written, or made; nothing is made yet."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check a folder.
+
+        Raises:
+            InputError: as ``expanded`` and ``check_folder``.
+        """
+        path = super().convert(value, param, ctx)
+        check_folder(Path(path))
+        return path
+
+
+PATH, OUT_FOLDER = PathType(), OutFolder()
+
+
+def overwrite_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the argument ``overwrite``."""
+    return click.option(
+        "--overwrite", is_flag=True, help="Write also over files that ssd1b did not write, or you changed."
+    )(command)
+
+
+def check_outputs(folder: str | Path | None, names: Iterable[str], *, overwrite: bool) -> None:
+    """Find out before the work whether ``saving.renewing`` could write these files; None is no folder.
+
+    Raises:
+        InputError: it could not.
+    """
+    if folder is not None:
+        for name in names:
+            check_renewable(Path(folder, name), overwrite=overwrite)
