@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ssd1b.errors import InputError
 from ssd1b.files import expanded
 from ssd1b.saving import check_folder, check_renewable
 
@@ -16,24 +17,23 @@ class PathType(click.ParamType):
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Check a path.
+        """Check a path; what is wrong with it is an error of the option."""
+        try:
+            return self.checked(str(value))
+        except InputError as error:
+            self.fail(str(error), param, ctx)
 
-        Raises:
-            InputError: as ``expanded``.
-        """
-        return expanded(str(value))
+    def checked(self, text: str) -> str:
+        """Give the path that a text names; raises as ``expanded``."""
+        return expanded(text)
 
 
 class OutFolder(PathType):
     """A folder that can be written, or made; nothing is made yet."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Check a folder.
-
-        Raises:
-            InputError: as ``expanded`` and ``check_folder``.
-        """
-        path = super().convert(value, param, ctx)
+    def checked(self, text: str) -> str:
+        """Give the folder that a text names; raises as ``expanded`` and ``check_folder``."""
+        path = super().checked(text)
         check_folder(Path(path))
         return path
 
