@@ -31,6 +31,7 @@ from ssd1b.speed import openvino
 from ssd1b.speed.loading import Loader, check_computing, settle
 from ssd1b.speed.reuse import FeatureReuse
 from ssd1b.tensors import Latents
+from ssd1b.threads import Threads, use_threads
 from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.files import some
@@ -64,6 +65,7 @@ class Pipeline:
         defaults: settings that its makers recommend.
         zeros_for_no_negative: whether "no negative prompt" is zeros, as in SDXL, or the embedding of "".
         computing: how networks compute, beyond device and number format.
+        threads: of the CPU; see ``load``.
     """
 
     identity: ModelIdentity
@@ -76,6 +78,7 @@ class Pipeline:
     defaults: Mapping[str, Any]
     zeros_for_no_negative: bool
     computing: Computing = DEFAULT
+    threads: Threads = None
 
     @classmethod
     def load(
@@ -87,6 +90,7 @@ class Pipeline:
         offline: bool = False,
         prediction: str | None = None,
         computing: Computing = DEFAULT,
+        threads: Threads = None,
         told: Callable[[str], None] = lambda what: None,
     ) -> "Pipeline":
         """Load a model.
@@ -100,6 +104,8 @@ class Pipeline:
             prediction: what the UNet predicts, "epsilon" or "v", for files that do not say it or contradict
                 themselves; None believes them.
             computing: how, beyond that: compiled, in eight bits, in little memory.
+            threads: of the CPU: a number, or "auto" for as many as each batch keeps busy. Either sets torch's
+                own number, which is the whole process's; None leaves that alone.
             told: hears of what takes minutes the first time.
 
         Raises:
@@ -115,6 +121,8 @@ class Pipeline:
         info = checkpoint.info
         layout = info.layout
         computing = settle(computing, layout.unet, where, number)
+        cells = layout.size // layout.vae.factor
+        use_threads(threads, layout.unet, cells, cells)  # before weights are packed for so many
 
         tokenizer, tokenizer_2 = tokenizers(info)
         loader = Loader(checkpoint=checkpoint, device=where, dtype=number, computing=computing, told=told)
@@ -142,6 +150,7 @@ class Pipeline:
             defaults=recommended_settings(info),
             zeros_for_no_negative=info.force_zeros_for_empty_prompt,
             computing=computing,
+            threads=threads,
         )
         if computing.backend == "openvino" and computing.quantized:
             openvino.quantized(pipeline.unet, checkpoint.parts["unet"], pipeline._calibrate, told)
@@ -217,6 +226,9 @@ class Pipeline:
         denoise = denoiser(predict, self.noise_schedule, levels)
 
         factor = self.layout.vae.factor
+        use_threads(
+            self.threads, self.layout.unet, common.height // factor, common.width // factor, len(batch)
+        )
         seeds = [settings.seed for settings in batch]
         noise = noise_source(seeds, common.height // factor, common.width // factor, self.device)
         yield from sampler.run(denoise, noise() * levels.initial_scale, levels.sigmas, noise)

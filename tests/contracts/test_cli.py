@@ -17,7 +17,7 @@ SETTINGS = {
     "--guidance-rescale", "--guidance-interval", "--feature-reuse", "--steps", "--sampler", "--schedule",
     "--seed", "--size", "--preset",
 }  # fmt: skip
-MODEL = {"--model", "--device", "--dtype", "--offline"}
+MODEL = {"--model", "--device", "--dtype", "--threads", "--offline"}
 COMPUTING = {"--compile", "--quantize", "--memory", "--backend"}
 
 OPTIONS = {

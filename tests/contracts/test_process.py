@@ -9,6 +9,7 @@ import time
 import pytest
 
 from ssd1b.cli.app import COMMANDS
+from ssd1b.cli.process import SPINS
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="streams and signals of POSIX")
 
@@ -118,3 +119,32 @@ def test_control_c_while_modules_are_imported(tmp_path):
     assert {end for end in ends if end[0] != 0} <= {(130, b"interrupted\n")}
     assert all(told in (b"", b"interrupted\n") for _, told in ends)
     assert (130, b"interrupted\n") in ends
+
+
+def _environment(name: str, **given: str) -> str:
+    code = (
+        "import os; from ssd1b.cli import process; process.main = lambda: print(os.environ.get("
+        f"{name!r})) or 0; process.run()"
+    )
+    clean = {
+        key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**clean, **given}
+    )
+    return done.stdout.strip()
+
+
+def test_threads_wait_briefly_unless_the_user_says_how():
+    assert _environment("GOMP_SPINCOUNT") == SPINS
+    assert _environment("GOMP_SPINCOUNT", GOMP_SPINCOUNT="7") == "7"
+    assert _environment("GOMP_SPINCOUNT", OMP_WAIT_POLICY="active") == "None"
+
+
+def test_importing_the_package_changes_no_setting_of_the_process():
+    code = (
+        "import os, signal, sys; before = dict(os.environ), signal.getsignal(signal.SIGINT), sys.stdout; "
+        "import ssd1b, ssd1b.pipeline, ssd1b.cli; "
+        "assert before == (dict(os.environ), signal.getsignal(signal.SIGINT), sys.stdout)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -61,6 +61,7 @@ def load(choice: ModelChoice) -> Pipeline:
         offline=choice.offline,
         prediction=choice.prediction,
         computing=choice.computing,
+        threads=choice.threads or "auto",
         told=lambda what: print(f"{what} ...", file=sys.stderr),  # noqa: T201
     )
 

@@ -3,6 +3,7 @@
 ``setting_options`` and ``model_options`` each give a command one argument with all that was chosen.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -16,11 +17,14 @@ from ssd1b.cli.paths import PATH
 from ssd1b.computing import DEFAULT, Computing
 from ssd1b.errors import InputError, shown, unknown
 from ssd1b.files import named, read_file, text_of
+from ssd1b.numerals import whole_number
 from ssd1b.presets import NEGATIVE_PROMPTS, SPEEDS
 from ssd1b.prompts import parse_prompt, split_prompts, unsupported
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
-from ssd1b.settings import Preset, read_size, resolve_settings, with_drawn_seed
+from ssd1b.settings import Preset, Range, read_size, resolve_settings, with_drawn_seed
 from ssd1b.weights.prediction import chosen
+
+AUTO = "auto"
 
 MAX_PROMPT_FILE_BYTES = 16 * 2**20
 
@@ -40,6 +44,7 @@ class ModelChoice:
     dtype: str | None
     offline: bool
     prediction: str | None = None
+    threads: int | None = None
     computing: Computing = DEFAULT
 
 
@@ -64,18 +69,31 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--model", metavar="MODEL", help="A name, folder, safetensors file or hub id.")
     @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, xpu.")
     @click.option("--dtype", metavar="NAME", help="Number format: fp32, bf16, fp16.")
+    @click.option(
+        "--threads", metavar="N", default=AUTO, show_default=True,
+        help="Of the CPU; auto: as many as a step of the network keeps busy.",
+    )  # fmt: skip
     @click.option("--offline", is_flag=True, help="Never use the network.")
     @click.option(
         "--prediction", metavar="NAME",
         help="What the model predicts, epsilon or v, where its files do not say it.",
     )  # fmt: skip
     @wraps(command)
-    def bundled(*args: Any, **options: Any) -> None:
+    def bundled(*args: Any, threads: str, **options: Any) -> None:
         chosen(options["prediction"])
-        choice = ModelChoice(**{name: options.pop(name) for name in _MODEL_OPTIONS})
-        command(*args, choice=choice, **options)
+        given = {name: options.pop(name) for name in _MODEL_OPTIONS}
+        command(*args, choice=ModelChoice(**given, threads=_read_threads(threads)), **options)
 
     return bundled
+
+
+def _read_threads(text: str) -> int | None:
+    if text == AUTO:
+        return None
+    try:
+        return int(Range(low=1, high=os.cpu_count() or 1, multiple_of=1).check("threads", whole_number(text)))
+    except InputError as error:
+        raise InputError(f"{error}; or {AUTO}") from None
 
 
 def computing_options(command: Callable[..., None]) -> Callable[..., None]:

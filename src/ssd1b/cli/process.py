@@ -22,6 +22,12 @@ _ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasat
 """Signals that end the process after it has cleaned up; Windows knows no SIGHUP."""
 
 
+SPINS = "10000"
+"""How often a thread of GNU OpenMP looks whether the others are done before it sleeps: about a tenth of a
+millisecond, which is the time between two operations. It would be thirty times as long, during which a thread
+beside another busy process keeps the core that the last one needs."""
+
+
 class _Output(io.FileIO):
     """The standard output, which may be full."""
 
@@ -73,6 +79,8 @@ class _Interrupts:
 def run() -> int:
     """Run the command line of this process; gives its exit code."""
     _open_streams()
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = SPINS  # read when torch is first imported
     interrupts = _Interrupts()
     _handle_signals(interrupts)
     try:

@@ -1,5 +1,6 @@
 """``ssd1b rerun``: a picture again, and whether it is the same."""
 
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ def command(image: str, out: str, choice: ModelChoice) -> None:
             device=choice.device or _available(recipe.device),
             dtype=choice.dtype or recipe.dtype,
             prediction=choice.prediction or recipe.model.prediction,
+            threads=choice.threads or _available_threads(recipe.threads),
             computing=recipe.computing if choice.computing == DEFAULT else choice.computing,
         )
         pipeline = drawing.load(choice)
@@ -102,6 +104,11 @@ def _available(device: str) -> str | None:
     except InputError:
         return None
     return device
+
+
+def _available_threads(threads: int) -> int | None:
+    """A recipe's number of threads where this machine has as many and the user set none, else None."""
+    return threads if threads <= (os.cpu_count() or 1) and "OMP_NUM_THREADS" not in os.environ else None
 
 
 def _verdict(original: "Image.Image | None", image: "Image.Image") -> str:

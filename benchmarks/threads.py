@@ -1,0 +1,121 @@
+"""Threads: a picture of the miniature and a step of a wide UNet, alone and beside a busy process.
+
+    python benchmarks/threads.py                     # the miniature, from the start of a process to its file
+    python benchmarks/threads.py --layout ssd-1b     # and guided steps of a UNet of full size, random weights
+
+Each way of choosing threads takes its turn, so that all see the same machine: "before" is what torch does by
+itself, "one" is one thread, "auto" what ``ssd1b`` does, "auto, N spins" the same with another
+``GOMP_SPINCOUNT``. Told are medians of seconds, with the smallest and the largest. Run it on an idle machine.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+UNSET = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+AS_BEFORE = {"GOMP_SPINCOUNT": "300000"}
+"""GNU OpenMP's own number where threads are no more than cores."""
+
+WAYS: dict[str, tuple[str, dict[str, str]]] = {
+    "before": ("all", AS_BEFORE),
+    "one": ("1", AS_BEFORE),
+    "auto": ("auto", {}),
+    "auto, 0 spins": ("auto", {"GOMP_SPINCOUNT": "0"}),
+    "auto, 1000 spins": ("auto", {"GOMP_SPINCOUNT": "1000"}),
+    "all, 10000 spins": ("all", {"GOMP_SPINCOUNT": "10000"}),
+}
+
+STEP = """
+import os, sys, time
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+import torch
+from ssd1b.bench.case import make_case
+from ssd1b.layouts import model_layout
+from ssd1b.models.unet import UNet
+from ssd1b.threads import use_threads
+name, latent, threads, steps = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+layout = model_layout(name).unet
+use_threads("auto" if threads == "auto" else int(threads), layout, latent, latent)
+torch.manual_seed(0)
+with torch.device("meta"):
+    unet = UNet(layout)
+unet = unet.to_empty(device="cpu").to(torch.bfloat16).requires_grad_(False)
+for parameter in unet.parameters():
+    parameter.normal_(std=0.02)
+x = torch.randn(2, layout.in_channels, latent, latent, dtype=torch.bfloat16)
+embeds = torch.randn(2, 77, layout.cross_attention_dim, dtype=torch.bfloat16)
+pooled = torch.randn(2, layout.pooled_dim, dtype=torch.bfloat16)
+with torch.inference_mode():
+    for step in range(steps + 1):
+        begin = time.perf_counter()
+        unet(x, torch.full((2,), 500.0), embeds, pooled, torch.zeros(2, 6))
+        if step:
+            print(time.perf_counter() - begin)
+"""
+
+
+def environment(extra: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in UNSET} | extra
+
+
+def picture(way: str, folder: Path) -> list[float]:
+    threads, extra = WAYS[way]
+    count = str(os.cpu_count()) if threads == "all" else threads
+    call = ["generate", "a large red metal sphere", "--seed", "1", "--offline", "--out", str(folder)]
+    begin = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "ssd1b", *call, "--threads", count],
+        env=environment(extra), check=True, capture_output=True,
+    )  # fmt: skip
+    return [time.perf_counter() - begin]
+
+
+def steps(way: str, layout: str, latent: int, count: int) -> list[float]:
+    threads, extra = WAYS[way]
+    number = str(os.cpu_count()) if threads == "all" else threads
+    command = [sys.executable, "-c", STEP, layout, str(latent), number, str(count)]
+    done = subprocess.run(command, env=environment(extra), check=True, capture_output=True, text=True)
+    return list(map(float, done.stdout.split()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--layout", help="A published layout, as ssd-1b.")
+    parser.add_argument("--latent", type=int, default=64, help="Side of its latents.")
+    parser.add_argument("--steps", type=int, default=2, help="Of the wide UNet, in each turn.")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--busy", type=int, nargs="*", default=[0, 1], help="Busy processes beside.")
+    given = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        for busy in given.busy:
+            spinners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
+            try:
+                seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+                for turn in range(given.rounds + 1):
+                    for way in WAYS:
+                        if given.layout:
+                            found = steps(way, given.layout, given.latent, given.steps)
+                        else:
+                            found = picture(way, Path(folder))
+                        seconds[way] += found if turn else []  # the first turn warms up
+            finally:
+                for spinner in spinners:
+                    spinner.kill()
+                    spinner.wait()
+            what = f"{given.layout}, latent {given.latent}, guided step" if given.layout else "picture"
+            print(f"{what}, beside {busy} busy processes, {os.cpu_count()} cores")
+            for way, values in seconds.items():
+                print(f"  {way:18} {np.median(values):7.2f} s  ({min(values):.2f} to {max(values):.2f})")
+
+
+if __name__ == "__main__":
+    main()
