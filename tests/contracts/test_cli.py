@@ -17,7 +17,7 @@ SETTINGS = {
     "--guidance-rescale", "--guidance-interval", "--feature-reuse", "--steps", "--sampler", "--schedule",
     "--seed", "--size", "--preset",
 }  # fmt: skip
-MODEL = {"--model", "--device", "--dtype", "--threads", "--offline"}
+MODEL = {"--model", "--device", "--dtype", "--threads", "--offline", "--prediction"}
 COMPUTING = {"--compile", "--quantize", "--memory", "--backend"}
 
 OPTIONS = {
@@ -25,32 +25,33 @@ OPTIONS = {
         "--file", "--count", "--out", "--format", "--preview", "--json",
         "--speed", *SETTINGS, *MODEL, *COMPUTING
     },
-    "evaluate": {"--captions", "--seeds", "--data", "--versus", "--judge", "--out", "--json",
+    "evaluate": {"--captions", "--seeds", "--data", "--versus", "--judge", "--out", "--overwrite", "--json",
                  "--speed", *SETTINGS, *MODEL, *COMPUTING},
     "sweep": {
         "--file", "--axis", "--axes", "--seeds", "--out", "--retry", "--dry-run", *SETTINGS, *MODEL
     },
-    "report": {"--sweep", "--metric", "--out", "--verify", "--list"},
+    "report": {"--sweep", "--metric", "--out", "--overwrite", "--verify", "--list"},
     "tune": {
         "--file", "--axis", "--metric", "--guard", "--budget", "--trials", "--minutes", "--pairs", "--fresh",
-        "--out", *SETTINGS, *MODEL,
+        "--out", "--overwrite", *SETTINGS, *MODEL,
     },
-    "guide": {"--file", "--pairs", "--only", "--out", *SETTINGS - {"--preset"}, *MODEL},
+    "guide": {"--file", "--pairs", "--only", "--out", "--overwrite", *SETTINGS - {"--preset"}, *MODEL},
     "presets": {"--keep", "--name", "--json"},
     "distill": {
         "--teacher", "--student", "--data", "--stages", "--out", "--cache", "--steps", "--batch-size",
-        "--seed", "--dry-run", "--resume", "--device", "--offline",
+        "--seed", "--dry-run", "--resume", "--overwrite", "--device",
+        "--offline", "--prediction",
     },
     "bench": {
         "--layout", "--part", "--latent", "--batch", "--steps", "--peers", "--rounds", "--device", "--dtype",
-        "--json", "--out",
+        "--json", "--out", "--overwrite",
     },
     "rerun": {"--out", *MODEL, *COMPUTING},
     "inspect": {"--json"},
     "models": {"--json"},
-    "tabletop render": {"--count", "--seed", "--split", "--world", "--out"},
-    "tabletop show": {"--count", "--seed", "--split", "--world", "--model", "--out"},
-    "tabletop examine": {"--count", "--through", "--judge", "--out"},
+    "tabletop render": {"--count", "--seed", "--split", "--world", "--out", "--overwrite"},
+    "tabletop show": {"--count", "--seed", "--split", "--world", "--model", "--out", "--overwrite"},
+    "tabletop examine": {"--count", "--through", "--judge", "--out", "--overwrite"},
     "tabletop train": {
         "--out", "--from", "--steps", "--batch-size", "--seed", "--world", "--resume", "--device"
     },
