@@ -277,7 +277,7 @@ def _standard_input() -> bytes:
     if sys.stdin is None:
         raise InputError("cannot read the standard input: it is closed")
     try:
-        data = click.get_binary_stream("stdin").read(MAX_PROMPT_FILE_BYTES + 1)
+        data = sys.stdin.buffer.read(MAX_PROMPT_FILE_BYTES + 1)
     except OSError as error:
         raise InputError(f"cannot read the standard input: {error.strerror}") from None
     if len(data) > MAX_PROMPT_FILE_BYTES:
