@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 
 from ssd1b.distill.importance import block_importance
 from ssd1b.distill.plan import PlannedStage
@@ -26,7 +25,7 @@ from ssd1b.saving import check_renewable, renewing, replacing
 from ssd1b.training.loop import Batches, LoopSettings
 from ssd1b.training.precision import training_dtype
 from ssd1b.training.processes import accelerator
-from ssd1b.weights.files import read_json, write_json, write_tensors
+from ssd1b.weights.files import read_json, read_tensors, write_json, write_tensors
 from ssd1b.weights.folder import save_folder
 from ssd1b.weights.keymap import PARTS
 from ssd1b.weights.loading import read_part
@@ -252,5 +251,5 @@ def _weights(folder: Path) -> Path:
 def _loaded(layout: UNetLayout, folder: Path) -> UNet:
     with torch.device("meta"):
         unet = UNet(layout)
-    unet.load_state_dict(load_file(_weights(folder)), assign=True)
+    unet.load_state_dict(read_tensors(_weights(folder)), assign=True)
     return unet

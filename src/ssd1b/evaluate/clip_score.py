@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ssd1b.errors import InputError
 from ssd1b.images import to_pixels
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.vision import CLIP_VISION_MINI, IMAGE_ENCODER, ImageEncoder
+from ssd1b.weights.files import read_tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,5 +57,5 @@ def load_image_encoder(model: Path) -> ImageEncoder:
     if not weights.exists():
         raise InputError(f"{model} has no image encoder ({weights} is missing), so no CLIP score")
     encoder = ImageEncoder(CLIP_VISION_MINI)
-    encoder.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()})
+    encoder.load_state_dict({name: tensor.float() for name, tensor in read_tensors(weights).items()})
     return encoder.requires_grad_(False).eval()

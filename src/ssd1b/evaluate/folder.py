@@ -15,10 +15,13 @@ from ssd1b.evaluate.distances import frechet_distance, kernel_distance
 from ssd1b.evaluate.drawing import draw
 from ssd1b.evaluate.published import Inception, find_scorers, inception_weights
 from ssd1b.evaluate.statistics import Estimate, by_prompt, difference, estimate
+from ssd1b.files import named, read_file, text_of
 from ssd1b.images import open_picture
 from ssd1b.pipeline import Pipeline
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+_LONGEST_CAPTION = 2**20
+"""Bytes."""
 
 
 class Captioned(NamedTuple):
@@ -41,10 +44,7 @@ def captioned(folder: Path) -> list[Captioned]:
         text = path.with_suffix(".txt")
         if not text.exists():
             continue
-        try:
-            caption = text.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{text}: no text to be read: {error}") from error
+        caption = text_of(read_file(text, most=_LONGEST_CAPTION), named(text)).strip()
         if not caption:
             raise InputError(f"{text}: an empty caption")
         found.append(Captioned(path, caption))

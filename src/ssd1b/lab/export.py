@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from ssd1b.errors import InputError
+from ssd1b.files import open_regular
 from ssd1b.lab.results import SEED, Results
 from ssd1b.lab.store import Store
 from ssd1b.lab.sweep import PROMPT, Choice
@@ -147,7 +149,7 @@ def _labels(results: Results, axis: int | None) -> list[str]:
 def _shown(store: Store, results: Results, places: tuple[int, ...], side: int) -> Image.Image:
     """A cell's picture in a square; grey where there is none."""
     try:
-        with Image.open(store.picture(results.key(places))) as image:
+        with open_regular(store.picture(results.key(places))) as file, Image.open(file) as image:
             return ImageOps.pad(image.convert("RGB"), (side, side), color="white")
-    except OSError:
+    except (InputError, OSError):
         return Image.new("RGB", (side, side), "lightgrey")

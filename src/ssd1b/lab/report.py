@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ssd1b.errors import InputError
 from ssd1b.evaluate.plots import svg
 from ssd1b.evaluate.statistics import Estimate
+from ssd1b.files import open_regular
 from ssd1b.lab.export import command_line, preset_text
 from ssd1b.lab.figures import MEANING, curves, pareto
 from ssd1b.lab.results import EMPTY, PASSES, SEED, Results
@@ -176,10 +178,10 @@ def _embedded(path: Path) -> str | None:
     """A picture as a data URI, no larger than the page shows it; None if its file is gone."""
     buffer = io.BytesIO()
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file) as image:
             image.thumbnail((_SIDE, _SIDE))
             image.convert("RGB").save(buffer, "WEBP", quality=88)
-    except OSError:
+    except (InputError, OSError):
         return None
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 

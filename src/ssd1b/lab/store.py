@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from ssd1b.errors import InputError, shown
-from ssd1b.files import named, reason
+from ssd1b.files import named, open_regular, reason
 from ssd1b.lab.tables import FILE, PICTURES, connected, explained, in_memory, read_json, sealed, transaction
 from ssd1b.saving import check_folder, replacing
 
@@ -368,7 +368,7 @@ class Store:
         if row is not None:
             return str(row[0])
         before = time.time_ns()
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         about = path.stat()
         if _state(path) == state and max(about.st_mtime_ns, about.st_ctime_ns) + _SETTLED < before:

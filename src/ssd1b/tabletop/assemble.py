@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from ssd1b.errors import InputError, unknown
@@ -26,7 +25,7 @@ from ssd1b.tabletop.train_clip import ContrastiveTrio
 from ssd1b.training.loop import LoopSettings
 from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import ModelInfo
-from ssd1b.weights.files import write_json, write_tensors
+from ssd1b.weights.files import read_tensors, write_json, write_tensors
 from ssd1b.weights.folder import save_folder
 from ssd1b.weights.loading import load_component, open_checkpoint
 from ssd1b.weights.vocabulary import PADDING, write_tokenizer
@@ -239,7 +238,7 @@ def _load(module: Network, folder: Path) -> Network:
             f"{_weights(folder)} is missing: train {folder.name!r} first, in the same run, "
             "or go on with a model's with --from"
         )
-    module.load_state_dict(load_file(_weights(folder)))
+    module.load_state_dict(read_tensors(_weights(folder)))
     return module
 
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ssd1b.errors import InputError, shown
 from ssd1b.files import named, open_regular, read_file, reason
-from ssd1b.saving import replacing as replacing  # for those who still import it from here
 
 Shape = tuple[int, ...]
 
@@ -103,6 +102,12 @@ def _check_header(path: Path) -> None:
         raise InputError(
             f"{named(path)}: it holds {count} tensors; allowed are {_MOST_TENSORS}, SDXL has 2513"
         )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file that this program wrote, mapped from it; raises as ``open_file``."""
+    handle = open_file(path)
+    return {name: handle.get_tensor(name) for name in handle.keys()}
 
 
 def _describe(path: Path, reason: str) -> str:

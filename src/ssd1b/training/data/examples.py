@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssd1b.errors import InputError
+from ssd1b.files import open_regular
+
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 """Suffixes of pictures, in small letters."""
 
@@ -56,8 +59,9 @@ class Columns:
 def read(path: Path) -> bytes:
     """Read a file, or say that it is missing."""
     try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        with open_regular(path) as file:
+            return file.read()
+    except (InputError, OSError) as error:
         raise Unusable("file missing or not readable") from error
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from ssd1b.files import open_regular
 from ssd1b.training.data.examples import (
     PICTURES,
     Example,
@@ -38,7 +39,9 @@ def _text_folder(folder: Path) -> Iterator[Example]:
 def _image_folder(folder: Path, metadata: Sequence[Path], field: str | None) -> Iterator[Example]:
     for path in metadata:
         name = path.relative_to(folder).as_posix()
-        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        with open_regular(path) as file:
+            lines = file.read().splitlines()
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:

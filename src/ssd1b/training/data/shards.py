@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from ssd1b.errors import InputError
+from ssd1b.files import open_regular
 from ssd1b.training.data.examples import PICTURES, Example, Unusable, decoded, fail, parse_row, row_captions
 
 _BLOCK = 512
@@ -69,14 +70,14 @@ def _members(shard: Path) -> tuple[list[tuple[str, Place]], int]:
     """The files in a tar as far as it can be read, and where the last of them ends."""
     members, end = [], 0
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 # Data are padded to whole blocks; the last one's end is the archive's unless it is damaged.
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
                 if member.isfile():
                     members.append((member.name, (shard, member.offset_data, member.size)))
     except (tarfile.TarError, EOFError, OSError) as error:
-        with shard.open("rb") as file:
+        with open_regular(shard) as file:
             compressed = file.read(2) == b"\x1f\x8b"
         if compressed:
             raise InputError(
@@ -89,7 +90,7 @@ def _ends(shard: Path, end: int) -> bool:
     """Whether the archive ends where its last member does; tarfile takes a damaged header for the end."""
     if not end or end > shard.stat().st_size:
         return False
-    with shard.open("rb") as file:
+    with open_regular(shard) as file:
         file.seek(end)
         return not any(file.read(_BLOCK))
 
@@ -117,10 +118,10 @@ def _example(shard: Path, key: str, parts: dict[str, Place], field: str | None) 
 def _slice(place: Place) -> bytes:
     shard, offset, size = place
     try:
-        with shard.open("rb") as file:
+        with open_regular(shard) as file:
             file.seek(offset)
             data = file.read(size)
-    except OSError as error:
+    except (InputError, OSError) as error:
         raise Unusable("file missing or not readable") from error
     if len(data) < size:
         raise Unusable("shard damaged")

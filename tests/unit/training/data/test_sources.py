@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import sys
 import tarfile
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ import pytest
 
 from picture_files import as_bytes, smooth
 from ssd1b.errors import InputError
-from ssd1b.training.data.examples import Columns, Example
+from ssd1b.training.data.examples import Columns, Example, Unusable
 from ssd1b.training.data.scan import Scanned, in_threads, scan
 from ssd1b.training.data.sources import open_source
 
@@ -222,3 +223,19 @@ def test_a_picture_has_the_size_that_people_see(tmp_path: Path) -> None:
     (found,), _ = scan(opened(tmp_path), min_side=1)
     assert isinstance(found, Scanned)
     assert found.size == (48, 32)
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "shard.tar"])
+def test_a_pipe_in_the_place_of_a_list_is_named_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError):
+        open_source(tmp_path, Columns(), cache=tmp_path)
+
+
+def test_a_pipe_in_the_place_of_a_picture_or_caption_is_left_out(tmp_path):
+    os.mkfifo(tmp_path / "one.png")
+    os.mkfifo(tmp_path / "one.txt")
+    (example,) = open_source(tmp_path, Columns(), cache=tmp_path)
+    for read in (example.picture, example.captions):
+        with pytest.raises(Unusable, match="not readable"):
+            read()
