@@ -6,8 +6,8 @@ wait for ever.
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from ssd1b.errors import InputError
 
@@ -103,7 +103,7 @@ def check_regular(path: str | Path) -> None:
         raise InputError(f"cannot read {named(path)}: it is {kind}, not a file")
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> BufferedReader:
     """Open a regular file for reading bytes.
 
     Raises:

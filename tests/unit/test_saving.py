@@ -138,6 +138,14 @@ def test_a_name_that_is_taken_meanwhile_stays_with_who_took_it(tmp_path):
     assert (tmp_path / "a.png").read_text() == "mine"
 
 
+def test_a_free_name_is_taken_in_a_step_that_can_replace_nothing(tmp_path, monkeypatch):
+    """Between a look and a move somebody else could take the name."""
+    monkeypatch.setattr(os, "replace", lambda *_: pytest.fail("could have replaced a file"))
+    for name, write in WRITERS.items():
+        with write(tmp_path / name) as aside:
+            aside.touch()
+
+
 # What it wrote itself
 
 
@@ -164,6 +172,22 @@ def test_what_the_user_changed_is_the_users(tmp_path, changed):
     with pytest.raises(InputError, match="is there already"):
         renewed(target, "three")
     assert target.read_text() == changed
+
+
+def test_of_a_large_file_the_size_tells_that_it_was_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr("ssd1b.saving._DIGESTED", 4)
+    renewed(tmp_path / "a", "long text")
+    (tmp_path / "a").write_text("long text, and more")
+    with pytest.raises(InputError, match="is there already"):
+        renewed(tmp_path / "a", "two")
+
+
+def test_a_link_in_a_marked_files_place_is_the_users(tmp_path):
+    renewed(tmp_path / "a", "one")
+    (tmp_path / "a").rename(tmp_path / "kept")
+    (tmp_path / "a").symlink_to("kept")
+    with pytest.raises(InputError, match="a link has that name"):
+        renewed(tmp_path / "a", "two")
 
 
 def test_a_mark_is_of_one_name_in_one_folder(tmp_path):
