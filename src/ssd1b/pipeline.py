@@ -89,6 +89,8 @@ class Pipeline:
         dtype: str | None = None,
         offline: bool = False,
         prediction: str | None = None,
+        token: bool = True,
+        paths: bool = True,
         computing: Computing = DEFAULT,
         threads: Threads = None,
         told: Callable[[str], None] = lambda what: None,
@@ -103,6 +105,9 @@ class Pipeline:
             offline: never use the network, whatever the name.
             prediction: what the UNet predicts, "epsilon" or "v", for files that do not say it or contradict
                 themselves; None believes them.
+            token: send the user's token to the hub. False for a name that comes from a stranger's file.
+            paths: take ``model`` for a path, where there is one. False for a name that comes from a
+                stranger's file; ``hub.known_as`` says whether such a name is a known model's.
             computing: how, beyond that: compiled, in eight bits, in little memory.
             threads: of the CPU: a number, or "auto" for as many as each batch keeps busy. Either sets torch's
                 own number, which is the whole process's; None leaves that alone.
@@ -116,7 +121,7 @@ class Pipeline:
         number = choose_dtype(dtype, where)
         check_computing(computing, where, number)
         half = computing.memory == "low" or number.itemsize == 2
-        found = hub.resolve(model, offline=offline, half=half)
+        found = hub.resolve(model, offline=offline, half=half, token=token, paths=paths)
         checkpoint = open_checkpoint(found.path, half=half, prediction=prediction)
         info = checkpoint.info
         layout = info.layout

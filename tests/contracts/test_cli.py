@@ -46,7 +46,7 @@ OPTIONS = {
         "--layout", "--part", "--latent", "--batch", "--steps", "--peers", "--rounds", "--device", "--dtype",
         "--json", "--out", "--overwrite",
     },
-    "rerun": {"--out", *MODEL, *COMPUTING},
+    "rerun": {"--out", "--trust-recipe", *MODEL, *COMPUTING},
     "inspect": {"--json"},
     "models": {"--json"},
     "tabletop render": {"--count", "--seed", "--split", "--world", "--out", "--overwrite"},

@@ -60,6 +60,8 @@ def load(choice: ModelChoice) -> Pipeline:
         dtype=choice.dtype,
         offline=choice.offline,
         prediction=choice.prediction,
+        token=choice.token,
+        paths=choice.paths,
         computing=choice.computing,
         threads=choice.threads or "auto",
         told=lambda what: print(f"{what} ...", file=sys.stderr),  # noqa: T201

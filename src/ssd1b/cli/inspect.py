@@ -1,14 +1,13 @@
 """``ssd1b inspect``: what is in a checkpoint or a picture; nothing is loaded and nothing downloaded."""
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ssd1b.cli.again import command_line
+from ssd1b.cli.again import command_line, is_known
 from ssd1b.cli.command import Command
-from ssd1b.cli.table import byte_size, columns
+from ssd1b.cli.table import byte_size, columns, json_line
 from ssd1b.errors import InputError, printable
 from ssd1b.recipe import Recipe
 from ssd1b.settings import resolve_settings
@@ -39,15 +38,17 @@ def command(subject: str, as_json: bool) -> None:
     is_picture = subject.lower().endswith(_PICTURES)
     look, as_text = (_picture, _picture_text) if is_picture else (_model, _model_text)
     facts = look(subject)
-    click.echo(json.dumps(facts) if as_json else as_text(facts))
+    click.echo(json_line(facts) if as_json else as_text(facts))
 
 
 def _picture(path: str) -> dict[str, Any]:
     from ssd1b.images import read_recipe
 
     recipe = read_recipe(path)
-    kind = "recipe" if isinstance(recipe, Recipe) else "parameters"
-    return {"path": path, kind: asdict(recipe), "command": command_line(path, recipe)}
+    facts = {"path": path, "command": command_line(path, recipe)}
+    if not isinstance(recipe, Recipe):
+        return facts | {"parameters": asdict(recipe)}
+    return facts | {"recipe": asdict(recipe), "model_is_known": is_known(recipe.model)}
 
 
 def _picture_text(facts: dict[str, Any]) -> str:
@@ -55,11 +56,13 @@ def _picture_text(facts: dict[str, Any]) -> str:
         recipe = facts["recipe"]
         model = {f"model {name}": value for name, value in recipe["model"].items()}
         rows, note = recipe["settings"] | model | recipe, "draw it again:"
+        if not facts["model_is_known"]:
+            note = "draw it again with the --model of your choice, or the picture's own by --trust-recipe:"
     else:
         rows = facts["parameters"] | facts["parameters"]["values"]
         note = "no recipe but AUTOMATIC1111's text; with the --model of your choice draw it again:"
     listed = {name: value for name, value in rows.items() if not isinstance(value, dict)}
-    return f"{_listed(listed)}\n\n{note}\n{facts['command']}"
+    return f"{_listed(listed)}\n\n{note}\n{printable(facts['command'])}"
 
 
 def _model(name: str) -> dict[str, Any]:
@@ -161,4 +164,4 @@ def _levels(unet: dict[str, Any]) -> str:
 
 def _listed(rows: dict[str, Any]) -> str:
     shown = {name: "none" if value is None else str(value) for name, value in rows.items()}
-    return columns([(name.replace("_", " "), printable(value)) for name, value in shown.items()])
+    return columns([(name.replace("_", " "), value) for name, value in shown.items()])

@@ -1,12 +1,11 @@
 """``ssd1b models``: which models have a name."""
 
-import json
 from dataclasses import asdict
 
 import click
 
 from ssd1b.cli.command import Command
-from ssd1b.cli.table import columns
+from ssd1b.cli.table import columns, json_line
 
 
 @click.command("models", cls=Command)
@@ -22,7 +21,7 @@ def command(as_json: bool) -> None:
     listed = models()
     if as_json:
         for each in listed:
-            click.echo(json.dumps(asdict(each)))
+            click.echo(json_line(asdict(each)))
         return
     rows = [(each.name, each.source, "ready" if each.ready else "not downloaded") for each in listed]
     click.echo(columns([("NAME", "SOURCE", "STATE"), *rows]))

@@ -37,7 +37,12 @@ out_option = click.option(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelChoice:
-    """Which model, where it runs and how; None is for the program to choose."""
+    """Which model, where it runs and how; None is for the program to choose.
+
+    Attributes:
+        token: send the user's token to the hub.
+        paths: the model's name may be a path.
+    """
 
     model: str | None
     device: str | None
@@ -45,6 +50,8 @@ class ModelChoice:
     offline: bool
     prediction: str | None = None
     threads: int | None = None
+    token: bool = True
+    paths: bool = True
     computing: Computing = DEFAULT
 
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ssd1b.cli.again import model_name
+from ssd1b.cli.again import choose
 from ssd1b.cli.command import Command
 from ssd1b.cli.options import ModelChoice, check_settings, computing_options, model_options, out_option
 from ssd1b.cli.paths import PATH
 from ssd1b.computing import DEFAULT
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, line
 from ssd1b.files import named, open_regular
 from ssd1b.recipe import Recipe
 from ssd1b.settings import DEFAULT_MODEL
@@ -28,26 +28,36 @@ CIRCUMSTANCES = ("device", "dtype", "threads", "computing", "batch_size", "torch
 @out_option
 @model_options
 @computing_options
-def command(image: str, out: str, choice: ModelChoice) -> None:
+@click.option(
+    "--trust-recipe", "trusted", is_flag=True,
+    help="Use the model that the picture names, whatever it is: a path is opened, a repository downloaded "
+    "without your token.",
+)  # fmt: skip
+def command(image: str, out: str, choice: ModelChoice, trusted: bool) -> None:
     """Draw a picture again, from the recipe inside it, and tell whether every pixel is the same.
 
     Model, device and number format are the recipe's where nothing else is said. On the same machine the
     picture comes out bit-equal; other versions, devices or numbers of threads may round differently.
 
+    Models that are built in, published under a short name or in the cache are used without asking; for any
+    other, say --model or --trust-recipe, since anybody may have written the recipe.
+
     \b
-    Example:
+    Examples:
       ssd1b rerun pictures/7-an-astronaut-riding-a-horse.png
+      ssd1b rerun pictures/7-a-fox.png --trust-recipe
     """  # noqa: D301 (\b keeps click from wrapping)
     from ssd1b.cli import drawing
     from ssd1b.images import check_destination, read_recipe
 
     check_destination(out)
     recipe = read_recipe(image)
+    if isinstance(recipe, Recipe):
+        choice = choose(choice, recipe.model, trusted=trusted)
     original = _exact_pixels(image)
     if isinstance(recipe, Recipe):
         choice = replace(
             choice,
-            model=choice.model or model_name(recipe.model),
             device=choice.device or _available(recipe.device),
             dtype=choice.dtype or recipe.dtype,
             prediction=choice.prediction or recipe.model.prediction,
@@ -73,7 +83,7 @@ def command(image: str, out: str, choice: ModelChoice) -> None:
     if isinstance(recipe, Recipe):
         click.echo(_verdict(original, picture.image), err=True)
         if changes := _changes(recipe, picture.recipe):
-            click.echo(f"drawn under other circumstances: {', '.join(changes)}", err=True)
+            click.echo(line(f"drawn under other circumstances: {', '.join(changes)}"), err=True)
 
 
 def _exact_pixels(path: str) -> "Image.Image | None":

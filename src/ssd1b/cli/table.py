@@ -1,22 +1,34 @@
 """Plain text in columns."""
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from ssd1b.errors import printable
 
 if TYPE_CHECKING:
     from ssd1b.evaluate.statistics import Estimate
 
 
 def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Lay out rows in columns two spaces apart; the columns numbered in ``right`` end flush."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    """Lay out rows in columns two spaces apart; the columns numbered in ``right`` end flush.
+
+    Cells may come out of files: what a terminal would act on is written as an escape.
+    """
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join(
             cell.rjust(width) if index in right else cell.ljust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for row in rows
+        for row in cells
     )
+
+
+def json_line(facts: object) -> str:
+    """Write facts as a line of JSON in printable ASCII."""
+    return json.dumps(facts).replace("\x7f", "\\u007f")
 
 
 def percent(value: "Estimate") -> str:

@@ -60,7 +60,9 @@ class Listed:
     ready: bool
 
 
-def resolve(model: str, *, offline: bool = False, half: bool = False, token: bool = True) -> Resolved:
+def resolve(
+    model: str, *, offline: bool = False, half: bool = False, token: bool = True, paths: bool = True
+) -> Resolved:
     """Find a model, downloading it if it must be.
 
     Args:
@@ -69,19 +71,18 @@ def resolve(model: str, *, offline: bool = False, half: bool = False, token: boo
         offline: use what is on disk only.
         half: the model will run in 16 bits, so that the smaller fp16 files do where there are any.
         token: send the user's token to the hub. False for a repository that a file names and not the user.
+        paths: take a path, where there is one. False for a name from a file: no path is looked at.
 
     Raises:
         InputError: no such model, no access to it, or no network and no copy in the cache.
     """
-    path = Path(expanded(model))
-    named = model in BUILT_IN or model.lower() in ALIASES
-    if model and path.exists() and not (named and path.is_dir() and not _holds_model(path)):
+    if paths and (path := _local(model)):
         return Resolved(path=path, name=model)
     if model in BUILT_IN:
         return Resolved(path=BUILT_IN[model], name=model)
     name, _, revision = model.partition("@")
     repository = ALIASES.get(name.lower(), name)
-    if path.suffix in _FILES or name.count("/") > 1 or model.startswith((".", "~")):
+    if Path(model).suffix in _FILES or name.count("/") > 1 or model.startswith((".", "~")):
         raise InputError(f"{model}: no such file or folder")
     if not _REPOSITORY.fullmatch(repository):
         raise unknown("model", model, [*BUILT_IN, *ALIASES])
@@ -91,19 +92,26 @@ def resolve(model: str, *, offline: bool = False, half: bool = False, token: boo
     return Resolved(path=_checkpoint_in(folder), name=model, commit=folder.name)
 
 
-def is_known(model: str) -> bool:
-    """Whether a name that comes from a file may be used without asking the user.
+def known_as(model: str) -> str | None:
+    """Say why a name that comes from a file may be used without asking the user.
 
-    True for built-in models, aliases, and hub ids whose files are in the cache. False for paths, and for a
-    name that is also a file or folder here: ``resolve`` would take it for that.
+    No path is looked at: ``resolve`` with ``paths=False`` finds the same.
+
+    Returns:
+        "built-in"; "published" for an alias and the repository behind one, which may be downloaded; "cached"
+        for another hub id whose files are in the cache; None for a name that may not be used.
     """
     name, _, revision = model.partition("@")
-    if model in BUILT_IN or name.lower() in ALIASES:
-        return True
-    if Path(model).exists() or not _REPOSITORY.fullmatch(name) or not _is_revision(revision):
-        return False
-    folder = _cached_snapshot(name, revision or "main")
-    return folder is not None and not _lacking(folder)
+    repository = ALIASES.get(name.lower(), name)
+    if model in BUILT_IN:
+        return "built-in"
+    if not _REPOSITORY.fullmatch(repository) or not _is_revision(revision):
+        return None
+    # What lies under refs/ is anybody's proposal.
+    if repository in ALIASES.values() and not revision.startswith("refs/"):
+        return "published"
+    folder = _cached_snapshot(repository, revision or "main")
+    return "cached" if folder is not None and not _lacking(folder) else None
 
 
 def models() -> list[Listed]:
@@ -120,6 +128,17 @@ def models() -> list[Listed]:
         Listed(name=name, source="cache", ready=True) for name in sorted(cached - set(ALIASES.values()))
     ]
     return built_in + aliases + others
+
+
+def _local(model: str) -> Path | None:
+    """The path that a model's name is, unless it is a folder that hides a name and holds no model."""
+    if not model:
+        return None
+    path = Path(expanded(model))
+    if not path.exists():
+        return None
+    hides = (model in BUILT_IN or model.lower() in ALIASES) and path.is_dir()
+    return None if hides and not _holds_model(path) else path
 
 
 def _is_revision(revision: str) -> bool:

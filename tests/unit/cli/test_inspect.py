@@ -17,6 +17,7 @@ from ssd1b.models.unet import UNet
 from ssd1b.recipe import ModelIdentity, Parameters, Recipe
 from ssd1b.sampler_names import SAMPLERS, SCHEDULES
 from ssd1b.settings import GenerationSettings, resolve_settings
+from ssd1b.weights import hub
 
 
 def test_model_as_text(run, tiny_model, tiny_layout):
@@ -56,18 +57,25 @@ def test_picture(run, picture_of):
     assert (result.code, result.err) == (0, "")
     rows = [line.split(maxsplit=1) for line in result.out.splitlines()]
     assert ["prompt", "a red cube"] in rows and ["seed", "7"] in rows and ["dtype", "float32"] in rows
-    assert result.out.splitlines()[-1] == command_line("", read_recipe(picture_of("png")))
+    assert result.out.splitlines()[-1] == f"ssd1b rerun {picture_of('png')}"
 
 
 def test_picture_as_json(run, picture_of):
     facts = json.loads(run("inspect", picture_of("webp"), "--json").out)
-    assert set(facts) == {"path", "recipe", "command"}
+    assert set(facts) == {"path", "recipe", "command", "model_is_known"}
     assert facts["recipe"] == json.loads(json.dumps(asdict(read_recipe(picture_of("webp")))))
 
 
-def test_the_printed_command_draws_the_same_picture(run, tmp_path, picture_of, image_at):
-    last = run("inspect", picture_of("png")).out.splitlines()[-1]
+def test_the_printed_command_draws_the_same_picture(
+    run, tmp_path, monkeypatch, tiny_model, picture_of, image_at
+):
+    monkeypatch.setitem(hub.BUILT_IN, "tiny", tiny_model)
+    recipe = read_recipe(picture_of("png"))
+    recipe = replace(recipe, model=replace(recipe.model, source="tiny"))
+    save_picture(Picture(image=image_at(picture_of("png")), recipe=recipe), tmp_path / "known.png")
+    last = run("inspect", "known.png").out.splitlines()[-1]
     program, *arguments = shlex.split(last)
+    assert arguments[0] == "generate"
     assert program == "ssd1b"
     again = tmp_path / run(*arguments).out.strip()
     assert image_at(again).tobytes() == image_at(picture_of("png")).tobytes()
@@ -119,7 +127,7 @@ def settings_of(draw: st.DrawFn) -> GenerationSettings:
 def test_the_command_line_says_every_setting(settings):
     recipe = Recipe(
         settings=settings,
-        model=ModelIdentity(name="m", source="a b/c", revision="abc", layout="sdxl"),
+        model=ModelIdentity(name="m", source="ssd-1b", revision="abc", layout="sdxl"),
         dtype="float16",
         device="cuda",
         batch_size=1,
@@ -138,7 +146,7 @@ def test_the_command_line_says_every_setting(settings):
         **chosen, width=int(width), height=int(height),
     )  # fmt: skip
     assert again == settings
-    assert (said["model"], said["dtype"], said["device"]) == ("a b/c@abc", "float16", "cuda")
+    assert (said["model"], said["dtype"], said["device"]) == ("ssd-1b@abc", "float16", "cuda")
 
 
 @pytest.mark.parametrize("values", [{"Steps": "many"}, {"Size": "big"}])

@@ -10,7 +10,7 @@ from ssd1b.images import Picture, read_recipe, save_picture
 
 def test_draws_the_same_picture(run, tmp_path, picture_of, image_at):
     original = picture_of("png")
-    result = run("rerun", original)
+    result = run("rerun", original, "--trust-recipe")
     assert result.code == 0, result.err
     assert result.out == "pictures/7-a-red-cube.png\n"
     assert result.err == "bit-equal: every pixel is the same\n"
@@ -24,13 +24,19 @@ def test_says_how_far_other_pixels_are(run, tmp_path, picture_of, image_at):
     red, green, blue = image.getpixel((5, 5))
     image.putpixel((5, 5), (red, green - 3 if green > 127 else green + 3, blue))
     save_picture(Picture(image=image, recipe=read_recipe(picture_of("png"))), tmp_path / "changed.png")
-    assert run("rerun", "changed.png").err == "not bit-equal: pixels differ by up to 3 of 255 levels\n"
+    assert (
+        run("rerun", "changed.png", "--trust-recipe").err
+        == "not bit-equal: pixels differ by up to 3 of 255 levels\n"
+    )
 
 
 def test_says_when_the_size_is_another(run, tmp_path, picture_of, image_at):
     image = image_at(picture_of("png")).resize((32, 48))
     save_picture(Picture(image=image, recipe=read_recipe(picture_of("png"))), tmp_path / "small.png")
-    assert run("rerun", "small.png").err == "not bit-equal: 32x48 in the file, 64x64 by its recipe\n"
+    assert (
+        run("rerun", "small.png", "--trust-recipe").err
+        == "not bit-equal: 32x48 in the file, 64x64 by its recipe\n"
+    )
 
 
 def test_says_what_is_not_as_it_was(run, tmp_path, picture_of, tiny_model, image_at):
@@ -38,14 +44,14 @@ def test_says_what_is_not_as_it_was(run, tmp_path, picture_of, tiny_model, image
     image, recipe = image_at(picture_of("png")), read_recipe(picture_of("png"))
     old = replace(recipe, torch_version="2.0", device="warp", batch_size=4, threads=recipe.threads + 1)
     save_picture(Picture(image=image, recipe=old), tmp_path / "old.png")
-    result = run("rerun", "old.png", "--device", "cpu")
+    result = run("rerun", "old.png", "--device", "cpu", "--trust-recipe")
     lines = result.err.splitlines()
     assert lines[0] == "bit-equal: every pixel is the same"
     assert lines[1] == (
         f"drawn under other circumstances: device warp, now cpu, threads {recipe.threads + 1}, now "
         f"{recipe.threads}, batch size 4, now 1, torch version 2.0, now {recipe.torch_version}"
     )
-    assert run("rerun", "old.png").code == 0
+    assert run("rerun", "old.png", "--trust-recipe").code == 0
 
 
 def test_another_model_can_be_named(run, tmp_path, picture_of, tiny_model, image_at):
@@ -53,7 +59,7 @@ def test_another_model_can_be_named(run, tmp_path, picture_of, tiny_model, image
     recipe = read_recipe(picture_of("png"))
     moved = replace(recipe, model=replace(recipe.model, source="/gone/tiny"))
     save_picture(Picture(image=image_at(picture_of("png")), recipe=moved), tmp_path / "moved.png")
-    gone = run("rerun", "moved.png")
+    gone = run("rerun", "moved.png", "--trust-recipe")
     assert (gone.code, gone.err) == (2, "error: /gone/tiny: no such file or folder\n")
     result = run("rerun", "moved.png", "--model", tiny_model)
     assert result.err.splitlines() == [
@@ -63,7 +69,7 @@ def test_another_model_can_be_named(run, tmp_path, picture_of, tiny_model, image
 
 
 def test_lossy_formats_cannot_be_compared(run, picture_of):
-    result = run("rerun", picture_of("jpeg"), "--out", "again.webp")
+    result = run("rerun", picture_of("jpeg"), "--out", "again.webp", "--trust-recipe")
     assert result.code == 0
     assert result.out == "again.webp\n"
     assert result.err.startswith("only PNG keeps pixels exactly")
@@ -87,7 +93,7 @@ def test_automatic1111s_text_draws_what_is_known(run, tmp_path, tiny_model):
 def test_pixels_that_are_damaged_are_told_before_drawing(run, tmp_path, picture_of):
     whole = picture_of("png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) - 200])
-    result = run("rerun", "cut.png")
+    result = run("rerun", "cut.png", "--trust-recipe")
     assert result.code == 2
     assert result.err.startswith("error: cut.png: its pixels are damaged")
     assert not (tmp_path / "pictures").exists()
@@ -95,4 +101,4 @@ def test_pixels_that_are_damaged_are_told_before_drawing(run, tmp_path, picture_
 
 def test_a_copy_under_another_name_is_the_same_picture(run, tmp_path, picture_of):
     shutil.copy(picture_of("png"), tmp_path / "renamed.png")
-    assert run("rerun", "renamed.png", "--out", "renamed.png").out == "renamed-2.png\n"
+    assert run("rerun", "renamed.png", "--out", "renamed.png", "--trust-recipe").out == "renamed-2.png\n"

@@ -9,7 +9,7 @@ from huggingface_hub import constants, errors
 
 from ssd1b.errors import InputError
 from ssd1b.weights.download import wanted_files
-from ssd1b.weights.hub import ALIASES, BUILT_IN, Listed, is_known, models, resolve
+from ssd1b.weights.hub import ALIASES, BUILT_IN, Listed, known_as, models, resolve
 from ssd1b.weights.loading import open_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -214,23 +214,46 @@ def test_names_that_cannot_be(cache, model, message):
 def test_what_may_be_used_without_asking(cache, tiny_folder, tmp_path, monkeypatch):
     lay(cache, "some-one/model", tiny_folder)
     (lay(cache, "some-one/broken", tiny_folder) / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    known = ["mini-sdxl", "ssd-1b", "SDXL@v1", "some-one/model", "some-one/model@main"]
-    assert [name for name in known if not is_known(name)] == []
+    known = {"mini-sdxl": "built-in", "some-one/model": "cached", "some-one/model@main": "cached"}
+    known |= dict.fromkeys(["ssd-1b", "SDXL@v1", f"vega@{COMMIT}", "segmind/SSD-1B"], "published")
+    assert {name: known_as(name) for name in known} == known
     unknown = [
         "some-one/else",
         "some-one/model@v2",
         "some-one/broken",
+        "ssd-1b@refs/pr/7",
+        "segmind/SSD-1B@refs/pr/7",
+        "ssd-1b@../main",
+        "some-one/model@../main",
+        "mini-sdxl@main",
         str(tiny_folder),
         "~/x",
+        "~nobody-of-that-name/x",
+        "//server/share/x",
         "..",
         "",
         "mini",
+        "x" * 10_000,
     ]
-    unknown += ["some-one/model@../main"]
-    assert [name for name in unknown if is_known(name)] == []
+    assert [name for name in unknown if known_as(name)] == []
+
+
+def test_a_name_from_a_file_is_never_a_path(cache, tiny_folder, tmp_path, monkeypatch):
+    """Neither of what is known nor of what is not: nothing that bears the name is looked at."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "some-one" / "model").mkdir(parents=True)
-    assert not is_known("some-one/model"), "resolve would take it for the folder"
+    for name in ("some-one/model", "mini-sdxl", "ssd-1b"):
+        shutil.copytree(tiny_folder, tmp_path / name)
+    lay(cache, "some-one/model", tiny_folder)
+    assert resolve("some-one/model", offline=True).path == Path("some-one/model")
+    assert cache in resolve("some-one/model", offline=True, paths=False).path.parents
+    assert resolve("mini-sdxl", paths=False).path == BUILT_IN["mini-sdxl"]
+    with pytest.raises(InputError, match="not in the cache"):
+        resolve("ssd-1b", offline=True, paths=False)
+    monkeypatch.setattr(Path, "exists", lambda *_: pytest.fail("a path was tried"))
+    for name in ("/etc/passwd", "../x", "./x.safetensors", "~/x", "a/b/c"):
+        assert known_as(name) is None
+        with pytest.raises(InputError):
+            resolve(name, offline=True, paths=False)
 
 
 def test_models_lists_what_can_be_used(cache, tiny_folder):
