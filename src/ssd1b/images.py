@@ -28,6 +28,8 @@ from PIL.ExifTags import IFD, Base
 
 from ssd1b.errors import InputError, unknown
 from ssd1b.files import check_path, named, read_file, reason
+from ssd1b.foreign import KEYS, PARAMETERS, read_foreign
+from ssd1b.metadata import JSON_MARK, UTF16_MARK, read_stealth, texts
 from ssd1b.recipe import Parameters, Recipe, read_json, read_parameters, write_json, write_parameters
 from ssd1b.saving import check_folder, sync, take_name
 from ssd1b.settings import GenerationSettings
@@ -52,8 +54,6 @@ _OTHER_SUFFIXES = {
 """Of pictures that are not written here."""
 
 _SLASHES = tuple(filter(None, (os.sep, os.altsep)))
-_JSON_MARK = b"ssd1b\0"
-_UTF16_MARK = b"UNICODE\0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,8 +111,8 @@ def _text_chunks(recipe: Recipe) -> PngImagePlugin.PngInfo:
 def _exif(recipe: Recipe) -> Image.Exif:
     exif = Image.Exif()
     fields = exif.get_ifd(IFD.Exif)
-    fields[Base.MakerNote] = _JSON_MARK + write_json(recipe).encode()
-    fields[Base.UserComment] = _UTF16_MARK + write_parameters(recipe).encode("utf-16-be")
+    fields[Base.MakerNote] = JSON_MARK + write_json(recipe).encode()
+    fields[Base.UserComment] = UTF16_MARK + write_parameters(recipe).encode("utf-16-be")
     return exif
 
 
@@ -251,23 +251,29 @@ def _naming(path: str | Path) -> Iterator[None]:
         raise InputError(f"{named(path)}: {error}") from None
 
 
+_KEYS = KEYS | {"ssd1b"}
+
+
 def decode_recipe(data: bytes) -> Recipe | Parameters:
     """Read the recipe out of the bytes of a picture file, as ``read_recipe`` does."""
-    json_text, parameters = _texts(data)
-    for text in (json_text, parameters):
-        if text is not None and len(text) > MAX_TEXT_LENGTH:
-            raise InputError(f"the recipe is too long: allowed are {MAX_TEXT_LENGTH} characters")
-    if json_text is not None:
-        return read_json(json_text)
-    if parameters is not None:
-        return read_parameters(parameters)
-    raise InputError("the picture carries no recipe")
-
-
-def _texts(data: bytes) -> tuple[str | None, str | None]:
-    """Find our JSON and AUTOMATIC1111's text in a picture file from anywhere."""
     with _opened(data) as image:
-        return _in_png(image) if image.format == "PNG" else _in_exif(image)
+        found = texts(image)
+        if not _KEYS & found.keys():
+            image.load()  # some programs put text behind the pixels, or into them
+            found = texts(image)
+        if not _KEYS & found.keys():
+            hidden = read_stealth(image, most=MAX_TEXT_LENGTH)
+            found = {} if hidden is None else {PARAMETERS: hidden}
+    for key in _KEYS & found.keys():
+        if len(found[key]) > MAX_TEXT_LENGTH:
+            raise InputError(f"the recipe is too long: allowed are {MAX_TEXT_LENGTH} characters")
+    if "ssd1b" in found:
+        return read_json(found["ssd1b"])
+    if (foreign := read_foreign(found)) is not None:
+        return foreign
+    if PARAMETERS in found:
+        return read_parameters(found[PARAMETERS])
+    raise InputError("the picture carries no recipe")
 
 
 @contextmanager
@@ -280,34 +286,10 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
             if image.width * image.height > MAX_READ_PIXELS:
                 raise Image.DecompressionBombError
             yield image
+    except InputError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(f"the picture is too large: allowed are {MAX_READ_PIXELS} pixels") from None
     # Pillow raises something else for every way in which a file can be damaged.
     except Exception as error:
         raise InputError("no readable PNG, JPEG or WebP: of another kind, or damaged") from error
-
-
-def _in_png(image: Image.Image) -> tuple[str | None, str | None]:
-    if not {"ssd1b", "parameters"} & image.info.keys():
-        image.load()  # some programs put text behind the pixels
-    return image.info.get("ssd1b"), image.info.get("parameters")
-
-
-def _in_exif(image: Image.Image) -> tuple[str | None, str | None]:
-    fields = image.getexif().get_ifd(IFD.Exif)
-    note, comment = fields.get(Base.MakerNote), fields.get(Base.UserComment)
-    ours = note[len(_JSON_MARK) :] if isinstance(note, bytes) and note.startswith(_JSON_MARK) else None
-    return (
-        None if ours is None else ours.decode(),
-        _decode_comment(comment) if isinstance(comment, bytes) else None,
-    )
-
-
-def _decode_comment(comment: bytes) -> str:
-    """Decode EXIF's UserComment: eight bytes that name the encoding, then the text."""
-    encoding, text = comment[:8], comment[8:]
-    if encoding != _UTF16_MARK:
-        return text.decode("utf-8", "replace").rstrip("\0")
-    # Some programs write little-endian. The text is mostly ASCII, so the zeros tell.
-    order = "le" if text[1::2].count(0) > text[::2].count(0) else "be"
-    return text.decode(f"utf-16-{order}", "replace").removeprefix("\ufeff")

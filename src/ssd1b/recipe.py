@@ -159,11 +159,17 @@ def _build(part: type, kind: str, table: object) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """What AUTOMATIC1111's text says; ``values`` as they stand there, quotes removed."""
+    """What AUTOMATIC1111's text says, or another program's in its terms.
+
+    Attributes:
+        values: as they stand there, quotes removed.
+        program: that wrote it.
+    """
 
     prompt: str
     negative_prompt: str | None
     values: Mapping[str, str]
+    program: str = "AUTOMATIC1111"
 
     def settings(self) -> dict[str, Any]:
         """Give what ``resolve_settings`` can use, next to the prompt.

@@ -60,7 +60,7 @@ def _picture_text(facts: dict[str, Any]) -> str:
             note = "draw it again with the --model of your choice, or the picture's own by --trust-recipe:"
     else:
         rows = facts["parameters"] | facts["parameters"]["values"]
-        note = "no recipe but AUTOMATIC1111's text; with the --model of your choice draw it again:"
+        note = f"no recipe but {rows['program']}'s; with the --model of your choice draw it again:"
     listed = {name: value for name, value in rows.items() if not isinstance(value, dict)}
     return f"{_listed(listed)}\n\n{note}\n{printable(facts['command'])}"
 

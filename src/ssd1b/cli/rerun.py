@@ -70,8 +70,8 @@ def command(image: str, out: str, choice: ModelChoice, trusted: bool) -> None:
         given = recipe.settings()
         check_settings([recipe.prompt], given)
         click.echo(
-            "warning: no recipe in it, only AUTOMATIC1111's text, which does not say everything: drawn with "
-            f"{choice.model or DEFAULT_MODEL}, expect another picture",
+            f"warning: no recipe in it, only {recipe.program}'s text, which does not say everything: "
+            f"drawn with {choice.model or DEFAULT_MODEL}, expect another picture",
             err=True,
         )
         pipeline = drawing.load(choice)

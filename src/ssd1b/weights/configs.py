@@ -297,7 +297,7 @@ def sample_size(config: Config, where: str) -> int | None:
         InputError: it is no size; two numbers must be the same.
     """
     value: Any = config.get("sample_size")
-    side = value[0] if isinstance(value, list) and len(value) == 2 and value[0] == value[1] else value
+    side: Any = value[0] if isinstance(value, list) and len(value) == 2 and value[0] == value[1] else value
     if side is None or (_whole(side) and side <= 1024):
         return side
     raise InputError(f"{where}: sample_size must be a whole number from 1 to 1024, got {shown(value)}")
