@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ssd1b.cli.options import ModelChoice
 from ssd1b.diffusion.samplers import Step
-from ssd1b.errors import InputError, line
+from ssd1b.errors import InputError, line, shown
 from ssd1b.files import open_regular
 from ssd1b.images import Picture, save_picture, to_images, to_pixels
 from ssd1b.pipeline import Pipeline
@@ -100,10 +100,13 @@ def workplace(choice: ModelChoice, out: Path) -> Iterator[Workplace]:
     device = choose_device(choice.device)
     dtype = choose_dtype(choice.dtype, device)
     with closing(Store(out)) as store:
-        known = cache(partial(describe, store=store, offline=choice.offline, prediction=choice.prediction))
+        look = partial(describe, store=store, offline=choice.offline, prediction=choice.prediction)
+        known = cache(look)
 
         def prepare(name: str) -> "AbstractContextManager[Attempt]":
             pipeline = load(replace(choice, model=name))
+            if look(name).fingerprint != known(name).fingerprint:
+                raise InputError(f"the files of {shown(name)} changed while they were read: start again")
             return attempts(pipeline, meter(pipeline, known(name).path))
 
         yield Workplace(store=store, known=known, prepare=prepare, device=device, dtype=dtype)

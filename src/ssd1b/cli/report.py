@@ -37,7 +37,7 @@ def command(
 
     The page is one file that needs no network: the grid of any two axes with sliders for the others, pictures
     to enlarge and to compare by a wipe, each cell's command and preset to copy, curves with 95 % intervals,
-    quality against time. Beside it: contact sheets as PNG, every cell as CSV and Parquet.
+    quality against passes of the UNet. Beside it: contact sheets as PNG, every cell as CSV and Parquet.
 
     \b
     Examples:

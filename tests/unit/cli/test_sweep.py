@@ -1,9 +1,11 @@
 """``ssd1b sweep``: what it draws, what it knows already, and what it refuses."""
 
+import shutil
 from contextlib import closing
 
 import pytest
 
+from ssd1b.cli import drawing
 from ssd1b.lab.store import Store
 
 PROMPT = "a large red metal sphere on a blue background"
@@ -47,6 +49,21 @@ def test_a_dry_run_draws_nothing(run, tiny_model, tmp_path):
     )
     assert (done.code, done.out, done.err) == (0, "", "10 cells, 0 of them known\n")
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_model_that_changes_while_it_is_loaded_draws_nothing(run, tiny_model, tmp_path, monkeypatch):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    load = drawing.load
+
+    def changing(choice):
+        pipeline = load(choice)
+        (tmp_path / "model" / "more.json").write_text("{}")
+        return pipeline
+
+    monkeypatch.setattr(drawing, "load", changing)
+    done = run("sweep", "a cube", "--model", "model", "--steps", 1, "--out", "cells")
+    assert done.code == 2 and "the files of 'model' changed while they were read" in done.err
+    assert not (tmp_path / "cells").exists()
 
 
 def test_axes_and_prompts_from_files(run, tiny_model, tmp_path):

@@ -139,7 +139,7 @@ ROWS = {
     "no digest": ("digest", b"\0\1"),
     "another digest": ("digest", "0" * 64),
     "passes": ("passes", "many"),
-    "a thumbnail": ("thumbnail", b"\0"),
+    "a thumbnail": ("thumbnail", b"\0\1\2"),
     "a text for a thumbnail": ("thumbnail", "small"),
     "an error": ("error", 5),
     "no seal": ("seal", b""),
@@ -312,13 +312,13 @@ def test_nothing_is_made_until_a_cell_is_claimed(tmp_path: Path) -> None:
     with closing(Store(tmp_path / "cells")) as opened:
         (tmp_path / "model").write_text("weights")
         opened.file_digest(tmp_path / "model")
-        opened.record("one", {"a": 1}, [("k", (0,))])
-        opened.record("other", {"a": 2}, [("k", (0,))])
+        opened.record("z", {"a": 1}, [("k", (0,))])
+        opened.record("a", {"a": 2}, [("k", (0,))])
         assert opened.outcomes(["k"]) == {} and opened.lost(["k"]) == [] and opened.free(["k"]) == ["k"]
-        assert [*opened.sweeps()] == ["one", "other"]
+        assert [*opened.sweeps()] == ["z", "a"]
         assert [*tmp_path.iterdir()] == [tmp_path / "model"]
         assert opened.claim(["k"]) == ["k"]
-        assert [*opened.sweeps()] == ["one", "other"] and [m.key for m in opened.members("other")] == ["k"]
+        assert [*opened.sweeps()] == ["z", "a"] and [m.key for m in opened.members("a")] == ["k"]
     assert (tmp_path / "cells" / FILE).exists()
 
 
@@ -535,3 +535,33 @@ def test_claims_end_with_the_cell_with_the_store_and_with_the_process(tmp_path: 
     with closing(sqlite3.connect(tmp_path / FILE)) as database:
         assert database.execute("select count(*) from claims").fetchone() == (0,)
     assert not [*(tmp_path / "workers").iterdir()]
+
+
+def test_verifying_has_sqlite_examine_its_file(folder: Path) -> None:
+    with closing(sqlite3.connect(folder / FILE)) as database:
+        database.execute("pragma writable_schema = on")
+        told = "update sqlite_schema set sql = replace(sql, 'error text', 'error text not null')"
+        database.execute(told)
+        database.commit()
+    with closing(Store(folder)) as opened:
+        assert load_results(opened).drawn.all()
+        with pytest.raises(InputError, match=r"is damaged, or no store of cells .*NULL value"):
+            load_results(opened, verify=True)
+
+
+def test_a_sweep_waits_for_what_others_are_drawing(folder: Path, monkeypatch) -> None:
+    more = sweep("guidance=2,5,9", "seed=1-4")
+    with closing(Store(folder)) as opened, closing(Store(folder)) as other:
+        mine = other.claim(cell.key for cell in wanted(more))[:1]
+        fake, waited = Real(), []
+
+        def sleep(seconds: float) -> None:
+            waited.append(seconds)
+            outcome = Outcome(state=DONE, digest="", metrics={"red": 1.0})
+            other.finish([(cell.key, outcome, None) for cell in wanted(more) if cell.key not in known])
+
+        known = opened.outcomes(cell.key for cell in wanted(more))
+        monkeypatch.setattr("ssd1b.lab.sweep.time.sleep", sleep)
+        draw(wanted(more), opened, lambda name: nullcontext(fake))
+        assert len(mine) == len(waited) == 1 and fake.drawn == 0
+        assert len(opened.outcomes(cell.key for cell in wanted(more))) == 12

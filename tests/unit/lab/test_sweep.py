@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -35,13 +36,14 @@ from ssd1b.lab.sweep import (
     batches,
     cells,
     definition,
+    describe,
     draw,
     identity,
     restored,
 )
 from ssd1b.pipeline import Pipeline
 from ssd1b.presets import load_preset
-from ssd1b.settings import Preset
+from ssd1b.settings import GenerationSettings, Preset
 
 CHILD = Path(__file__).parents[2] / "lab_cells.py"
 
@@ -78,23 +80,74 @@ def test_words_are_replaced_in_prompt_and_negative_prompt() -> None:
         wanted(sweep("words=sphere,cone"))
 
 
-def test_whatever_decides_the_picture_decides_the_key() -> None:
+OTHER_SETTINGS = {
+    "prompt": "a cone", "negative_prompt": "", "guidance_scale": 3.0, "guidance_rescale": 0.5,
+    "guidance_interval": (0.0, 0.5), "feature_reuse": 0.1, "steps": 7, "sampler": "ddim",
+    "schedule": "karras", "seed": 2, "width": 128, "height": 128, "original_size": (32, 32),
+    "crop_top_left": (0, 8), "target_size": (32, 32),
+}  # fmt: skip
+"""Of each setting a value that is not the default."""
+
+
+def key(
+    what: Sweep, model: Model = FAKE, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> str:  # fmt: skip
+    return next(cells(what, lambda name: model, device=torch.device(device), dtype=dtype)).key
+
+
+def test_each_setting_decides_the_key() -> None:
     plain = sweep("seed=1")
+    assert OTHER_SETTINGS.keys() == {each.name for each in fields(GenerationSettings)}
+    changed = {name: replace(plain, settings={name: value}) for name, value in OTHER_SETTINGS.items()}
+    changed["prompt"] = replace(plain, prompts=("a cone",))
+    changed["seed"] = sweep("seed=2")
+    assert len({key(plain), *map(key, changed.values())}) == len(OTHER_SETTINGS) + 1
 
-    def key(
-        what: Sweep = plain, model: Model = FAKE, device: str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> str:
-        found = cells(what, lambda name: model, device=torch.device(device), dtype=dtype)
-        return next(found).key
 
-    others = [
-        key(replace(plain, settings={"guidance_rescale": 0.5})),
-        key(model=FAKE._replace(fingerprint="other")),
-        key(device="cuda"),
-        key(dtype=torch.bfloat16),
-    ]
-    assert len({key(), *others}) == 5
-    assert key() == key(replace(plain, axes=(*plain.axes, parse_axis("steps=25"))))
+def test_all_else_that_decides_the_picture_decides_the_key_and_nothing_more(monkeypatch) -> None:
+    plain = sweep("seed=1")
+    keys = {
+        key(plain),
+        key(plain, model=FAKE._replace(fingerprint="other")),
+        key(plain, device="cuda"),
+        key(plain, dtype=torch.bfloat16),
+    }
+    with monkeypatch.context() as patched:
+        patched.setattr("ssd1b.lab.sweep.version", lambda name: "0.0.0")
+        keys.add(key(plain))
+    with monkeypatch.context() as patched:
+        patched.setattr("ssd1b.lab.sweep.DRAWING", 10**6)
+        keys.add(key(plain))
+    assert len(keys) == 6
+    assert (
+        key(plain) == key(replace(plain, axes=(*plain.axes, parse_axis("steps=25")))) == key(sweep("seed=1"))
+    )
+    assert key(plain) == key(plain, model=FAKE._replace(path=Path("elsewhere")))
+    assert key(plain) == key(replace(plain, model="by another name"))
+
+
+def test_every_file_of_a_model_decides_its_fingerprint(tiny_model, tmp_path, store: Store) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+
+    def fingerprint(prediction: str | None = None) -> str:
+        return describe(str(model), store, offline=True, prediction=prediction).fingerprint
+
+    seen = [fingerprint(), fingerprint("v")]
+    assert fingerprint() == seen[0]
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    about, content = weights.stat(), bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    other = tmp_path / "other"
+    other.write_bytes(content)
+    os.utime(other, ns=(about.st_atime_ns, about.st_mtime_ns))
+    os.replace(other, weights)  # of the same size and time
+    seen.append(fingerprint())
+    (model / "notes.txt").write_text("one")
+    seen.append(fingerprint())
+    (model / "notes.txt").rename(model / "names.txt")
+    seen.append(fingerprint())
+    assert len(set(seen)) == len(seen)
 
 
 def test_a_second_sweep_draws_only_what_is_new(store: Store) -> None:
