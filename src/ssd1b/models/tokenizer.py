@@ -14,8 +14,8 @@ from ssd1b.files import named, read_file, text_of
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 
-LARGEST_VOCABULARY = 2**20
-"""Tokens; CLIP has 49,408."""
+LARGEST_VOCABULARY = 2**18
+"""Tokens, and merges; CLIP has 49,408."""
 
 _LARGEST_FILE = 8 * 2**20
 """Bytes; CLIP's ``tokenizer.json`` has 3.6 million."""
@@ -87,6 +87,8 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
         vocabulary, merges = model.get("vocab"), model.get("merges")
     padding = _padding(folder)
     _check_vocabulary(vocabulary, padding, file)
+    if not isinstance(merges, list) or len(merges) > LARGEST_VOCABULARY:
+        raise InputError(f"{named(folder)}: merges must be a list of at most {LARGEST_VOCABULARY} pairs")
     try:
         pairs = [(left, right) for left, right in (e.split() if isinstance(e, str) else e for e in merges)]
         return CLIPTokenizer(vocabulary, pairs, padding)
@@ -97,6 +99,10 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
 def _check_vocabulary(vocabulary: object, padding: str, file: Path) -> None:
     if not isinstance(vocabulary, dict) or not vocabulary:
         raise InputError(f"{named(file)}: no vocabulary in it, which is a table of tokens")
+    if len(vocabulary) > LARGEST_VOCABULARY:
+        raise InputError(
+            f"{named(file)}: the vocabulary has {len(vocabulary)} tokens; allowed are {LARGEST_VOCABULARY}"
+        )
     for token, number in vocabulary.items():
         if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < LARGEST_VOCABULARY:
             raise InputError(

@@ -45,7 +45,8 @@ _IMPOSTORS: tuple[tuple[bytes, str], ...] = (
 _LARGEST_HEADER = 16 * 2**20
 """Bytes, metadata included; SDXL's has 0.3 million, and trainers add a few."""
 
-_MOST_TENSORS = 65_536
+_MOST_TENSORS = 32_768
+_LONGEST_NAME = 1024
 
 _LARGEST_JSON = 8 * 2**20
 """Bytes; the largest published JSON file of a model is a tokenizer of 3.6 MB."""
@@ -97,10 +98,13 @@ def _check_header(path: Path) -> None:
                 f"{named(path)}: its header has {length} bytes; allowed are {_LARGEST_HEADER}, "
                 "and models have less than a million"
             )
-        count = file.read(length).count(b'"data_offsets"')
-    if count > _MOST_TENSORS:
+        _check_count(file.read(length).count(b'"data_offsets"'), path)
+
+
+def _check_count(tensors: int, path: Path) -> None:
+    if tensors > _MOST_TENSORS:
         raise InputError(
-            f"{named(path)}: it holds {count} tensors; allowed are {_MOST_TENSORS}, SDXL has 2513"
+            f"{named(path)}: it holds {tensors} tensors; allowed are {_MOST_TENSORS}, SDXL has 2513"
         )
 
 
@@ -126,8 +130,12 @@ def read_header(path: Path) -> Header:
         InputError: as ``open_file``.
     """
     handle = open_file(path)
+    names = handle.offset_keys()
+    _check_count(len(names), path)  # again, because a header can spell its words so that they are not counted
     tensors = {}
-    for name in handle.offset_keys():
+    for name in names:
+        if len(name) > _LONGEST_NAME:
+            raise InputError(f"{named(path)}: a tensor's name has {len(name)} characters: {shown(name)}")
         view = handle.get_slice(name)
         tensors[name] = (view.get_dtype(), tuple(view.get_shape()))
     return Header(tensors, handle.metadata() or {})

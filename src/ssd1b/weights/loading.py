@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ssd1b.errors import InputError
+from ssd1b.files import check_path
 from ssd1b.weights.checkpoint import Checkpoint, Part
 from ssd1b.weights.files import Shape, is_finite, open_file, some
 from ssd1b.weights.folder import open_component, open_folder
@@ -48,6 +49,7 @@ def open_checkpoint(path: Path, *, half: bool = False, prediction: str | None = 
 
 
 def _opened(path: Path, half: bool) -> Checkpoint:
+    check_path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if not path.is_dir():

@@ -90,7 +90,7 @@ def test_a_token_beyond_the_vocabulary_is_named_before_anything_is_loaded(miniat
         ),
         ("special_tokens_map.json", {"pad_token": ["!"]}, "pad_token must be a text, got"),
         ("special_tokens_map.json", {"pad_token": {"content": 3}}, "pad_token must be a text, got 3"),
-        ("vocab.json", {"a": 2**33}, "the number of a token must be 0 to 1048575, 'a' has 8589934592"),
+        ("vocab.json", {"a": 2**33}, "the number of a token must be 0 to 262143, 'a' has 8589934592"),
         ("vocab.json", {"a": -1}, "must be 0 to"),
         ("vocab.json", {"a": True}, "must be 0 to"),
         ("vocab.json", {"a": 1.5}, "must be 0 to"),
@@ -111,6 +111,18 @@ def test_a_tokenizer_without_a_comma_reads_prompts(miniature):
     file.write_text(json.dumps(vocabulary))
     tokenizer, _ = tokenizers(open_checkpoint(miniature).info)
     assert tokenizer.ids("a cube")
+
+
+def test_more_tokens_or_merges_than_any_model_has_are_refused_before_they_are_built(miniature):
+    file = miniature / "tokenizer" / "vocab.json"
+    before = file.read_text()
+    edit(file, **{f"t{number}": 5 for number in range(300_000)})
+    with pytest.raises(InputError, match=r"the vocabulary has 3\d+ tokens; allowed are 262144"):
+        tokenizers(open_checkpoint(miniature).info)
+    file.write_text(before)
+    (miniature / "tokenizer" / "merges.txt").write_text("a b\n" * 300_000)
+    with pytest.raises(InputError, match="merges must be a list of at most 262144 pairs"):
+        tokenizers(open_checkpoint(miniature).info)
 
 
 def test_a_tokenizer_of_hundreds_of_megabytes_is_not_read(miniature):

@@ -103,3 +103,17 @@ def test_schedulers_that_are_missing_here_have_a_stand_in(tmp_path, tiny_folder)
     scheduler.write_text(json.dumps({**told, "_class_name": "EulerDiscreteScheduler"}))
     with pytest.raises(InputError, match="unknown scheduler setting 'corrector_order'"):
         _ = open_checkpoint(folder).info
+
+
+def test_it_decides_the_key_of_a_sweeps_cell(tmp_path, tiny_folder):
+    from contextlib import closing
+
+    from ssd1b.lab.store import Store
+    from ssd1b.lab.sweep import describe
+
+    with closing(Store(tmp_path / "sweep")) as store:
+        found = [
+            describe(str(tiny_folder), store, offline=True, prediction=said).fingerprint
+            for said in (None, "v", "epsilon")
+        ]
+    assert len(set(found)) == 3
