@@ -103,7 +103,6 @@ def test_a_copy_under_another_name_is_the_same_picture(run, tmp_path, picture_of
     shutil.copy(picture_of("png"), tmp_path / "renamed.png")
     assert run("rerun", "renamed.png", "--out", "renamed.png", "--trust-recipe").out == "renamed-2.png\n"
 
-
     assert run("rerun", "renamed.png", "--out", "renamed.png").out == "renamed-2.png\n"
 
 
