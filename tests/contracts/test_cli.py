@@ -46,6 +46,7 @@ OPTIONS = {
         "--layout", "--part", "--latent", "--batch", "--steps", "--peers", "--rounds", "--device", "--dtype",
         "--json", "--out", "--overwrite",
     },
+    "selftest": {"--steps", "--size", "--device", "--dtype", "--minutes", "--offline", "--json"},
     "rerun": {"--out", "--trust-recipe", *MODEL, *COMPUTING},
     "inspect": {"--json"},
     "models": {"--json"},

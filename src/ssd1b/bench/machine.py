@@ -2,11 +2,13 @@
 
 import platform
 import re
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+_LIBRARIES = ("ssd1b", "torch", "safetensors", "tokenizers", "huggingface_hub", "diffusers", "transformers")
 
 _LINUX = Path("/proc/cpuinfo")
 
@@ -19,6 +21,24 @@ def machine(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "ssd1b": version("ssd1b"),
     }
+
+
+def summary(device: torch.device) -> dict[str, Any]:
+    """What a report names: libraries, system, processors; nothing that tells whose machine it is."""
+    versions = []
+    for name in _LIBRARIES:
+        try:
+            versions.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            versions.append(f"no {name}")
+    system = f"{platform.system()} {platform.release()} {platform.machine()}"
+    facts = {
+        "libraries": ", ".join(versions),
+        "system": f"{system}, Python {platform.python_version()}",
+        "processor": processor(torch.device("cpu")),
+        "threads": torch.get_num_threads(),
+    }
+    return facts if device.type == "cpu" else {**facts, "accelerator": processor(device)}
 
 
 def processor(device: torch.device) -> str:

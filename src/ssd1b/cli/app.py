@@ -26,6 +26,7 @@ COMMANDS = {
     "distill": "Make a smaller model of a large one.",
     "evaluate": "Tell how good a model's pictures are, with the uncertainty.",
     "bench": "Tell how fast a model computes here, beside peers.",
+    "selftest": "Try a model out: its files, its weights, a picture beside a peer's.",
     "inspect": "Tell what a model or a picture is made of.",
     "models": "List the models that have a name.",
     "tabletop": "Render the miniature's world, and train the miniature on it.",

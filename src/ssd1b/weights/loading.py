@@ -92,7 +92,7 @@ def load_component(
     if part not in checkpoint.parts:
         raise InputError(f"{checkpoint.path}: no {part} in it, only {some(checkpoint.parts)}")
     wanted = {name: tuple(parameter.shape) for name, parameter in module.state_dict().items()}
-    _check(wanted, checkpoint.parts[part], f"{checkpoint.path}: {part}")
+    check_tensors(wanted, checkpoint.parts[part], f"{checkpoint.path}: {part}")
     tensors = read_part(checkpoint, part, dtype=dtype, device=device, copied=copied)
     module.load_state_dict(tensors, assign=True)
 
@@ -182,8 +182,17 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return result
 
 
-def _check(wanted: Mapping[str, Shape], part: Part, where: str) -> None:
-    """Compare names and shapes before anything is read."""
+def check_tensors(wanted: Mapping[str, Shape], part: Part, where: str) -> None:
+    """Compare names and shapes with those of a module, before anything is read.
+
+    Args:
+        wanted: shapes by name.
+        part: the network on disk.
+        where: names it in the error.
+
+    Raises:
+        InputError: tensors are missing, unknown, or have another shape.
+    """
     given = {name: tensor.shape for name, tensor in part.tensors.items()}
     missing, unknown = [[n for n in a if n not in b] for a, b in ((wanted, given), (given, wanted))]
     misshaped = [name for name, shape in wanted.items() if name in given and given[name] != shape]

@@ -1,0 +1,116 @@
+"""One picture in a process of its own, by this package or by diffusers.
+
+Called as ``python -m ssd1b.bench.one_picture TASK``. Such a process has its own peak of memory, can be given
+up, and takes nothing with it if it is killed. The peer is imported when it is asked for.
+"""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ssd1b.diffusion.noise import noise_source
+from ssd1b.pipeline import Pipeline
+from ssd1b.runtime import choose_device, choose_dtype
+from ssd1b.weights.loading import open_checkpoint
+
+PROMPT = "a large red metal sphere on a blue background"
+SEED = 0
+GUIDANCE = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What is to be drawn.
+
+    Attributes:
+        engine: "ssd1b" or "diffusers".
+        model: a folder, or for ``ssd1b`` a file.
+        device: as ``runtime.choose_device`` takes it.
+        dtype: as ``runtime.choose_dtype`` takes it.
+        steps: of Euler's sampler.
+        size: side in pixels.
+        out: the ``.npy`` file for the pixels, [size, size, 3] of 0 to 255.
+    """
+
+    engine: str
+    model: str
+    device: str
+    dtype: str
+    steps: int
+    size: int
+    out: str
+
+
+def draw(task: Task) -> dict[str, Any]:
+    """Draw, write the pixels, and tell seconds of loading and drawing and bytes of memory at most."""
+    start = time.perf_counter()
+    prepare = {"ssd1b": _ours, "diffusers": _theirs}[task.engine]
+    drawing = prepare(task)
+    loaded = time.perf_counter()
+    image = drawing()
+    done = time.perf_counter()
+    np.save(task.out, np.asarray(image.convert("RGB")))
+    return {"loading": loaded - start, "seconds": done - loaded, "memory": _peak_memory(task.device)}
+
+
+def _ours(task: Task) -> Any:
+    pipeline = Pipeline.load(task.model, device=task.device, dtype=task.dtype, offline=True)
+    side = {"width": task.size, "height": task.size}
+    given = {"seed": SEED, "steps": task.steps, "sampler": "euler", "guidance_scale": GUIDANCE, **side}
+    return lambda: pipeline.generate(PROMPT, **given)[0].image
+
+
+def _theirs(task: Task) -> Any:
+    diffusers: Any = import_module("diffusers")
+    diffusers.utils.logging.set_verbosity_error()
+    device = choose_device(task.device)
+    dtype = choose_dtype(task.dtype, device)
+    checkpoint = open_checkpoint(Path(task.model), half=dtype.itemsize == 2)
+    # The files that we take, too: a folder may have both.
+    names = {tensor.file.name for tensor in checkpoint.parts["unet"].tensors.values()}
+    variant = "fp16" if any(".fp16" in name for name in names) else None
+    pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(
+        task.model, torch_dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True,
+        add_watermarker=False,
+    ).to(device)  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    cells = task.size // checkpoint.info.layout.vae.factor
+
+    def drawing() -> Image.Image:
+        noise = noise_source([SEED], cells, cells, device)()
+        return pipe(
+            PROMPT, latents=noise.to(dtype), num_inference_steps=task.steps, guidance_scale=GUIDANCE,
+            width=task.size, height=task.size,
+        ).images[0]  # fmt: skip
+
+    return drawing
+
+
+def _peak_memory(device: str) -> int | None:
+    """Bytes: of a CUDA GPU, else of the process; None where the system does not tell."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    # Not resource.getrusage, whose figure is at first the one of the process that started this one.
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def task_text(task: Task) -> str:
+    """Write a task as this module's command line takes it."""
+    return json.dumps(asdict(task))
+
+
+if __name__ == "__main__":
+    print(json.dumps(draw(Task(**json.loads(sys.argv[1])))))  # noqa: T201
