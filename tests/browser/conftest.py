@@ -1,21 +1,23 @@
-"""A real browser: chromium, driven by Playwright; where it is not installed, these tests skip."""
+"""A real browser: Chromium, driven by Playwright. Without one these tests fail and say what installs it."""
 
-import shutil
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-CHROMIUM = shutil.which("chromium")
+from browsers import find_browser, how_to_install
+
+LEFT_OUT = "SSD1B_NO_BROWSER"
+"""The variable that leaves these tests out, where no browser can be had."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent:
-            item.add_marker(
-                pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
-            )
+            if os.environ.get(LEFT_OUT):
+                item.add_marker(pytest.mark.skip(reason=f"{LEFT_OUT} is set: no browser is tried"))
             # Playwright talks to its driver through sockets of this machine.
             item.add_marker(pytest.mark.enable_socket)
 
@@ -23,8 +25,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
+        path = find_browser(playwright.chromium.executable_path)
+        if path is None:
+            pytest.fail(
+                f"no Chromium was found: {how_to_install()} (or {LEFT_OUT}=1 to leave the browser tests out)",
+                pytrace=False,
+            )
         # Where tests run as root, chromium's sandbox cannot.
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
 
 
 @pytest.fixture
