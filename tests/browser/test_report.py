@@ -84,3 +84,21 @@ def test_figures_are_there_without_scripts(visit: Callable[..., Page], tmp_path:
     page = visit(out, java_script_enabled=False)
     assert page.locator("svg").count() == 2
     expect(page.locator(".figures")).to_be_visible()
+
+
+def test_in_a_narrow_window_names_and_curves_can_be_read(visit: Callable[..., Page], tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    with closing(Store(tmp_path / "cells")) as store:
+        run(store, sweep("guidance=2,5,9", "steps=3,4"), Fake())
+        write_page(load_results(store), store, out, metric="red")
+    page = visit(out, viewport={"width": 400, "height": 800})
+    heading = page.locator("#grid tr").nth(1).locator("th")
+    assert heading.inner_text() == "steps 3"
+    assert heading.bounding_box()["width"] >= 60, "not a letter a line"
+    assert all(
+        width >= 600
+        for width in page.locator(".figure svg").evaluate_all(
+            "all => all.map(each => each.getBoundingClientRect().width)"
+        )
+    )
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
