@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ssd1b.cli.command import Command
 from ssd1b.errors import InputError, printable
 from ssd1b.settings import DEFAULT_MODEL, Range
 
@@ -23,7 +24,7 @@ FAILED = 1
 """Exit code of a model that does not pass; one of 2 means that there was nothing to test."""
 
 
-@click.command("selftest")
+@click.command("selftest", cls=Command)
 @click.argument("model", required=False, metavar="[MODEL]")
 @click.option("--steps", type=int, default=4, show_default=True, metavar="N", help="Of each picture.")
 @click.option(
