@@ -15,7 +15,7 @@ from ssd1b.computing import DEFAULT, Computing
 from ssd1b.diffusion.denoiser import Guidance, Predict, PredictPair, denoiser, guided
 from ssd1b.diffusion.noise import noise_source
 from ssd1b.diffusion.samplers import SAMPLERS, Step
-from ssd1b.diffusion.schedule import NoiseSchedule, steps_for
+from ssd1b.diffusion.schedule import NoiseSchedule, drawn_schedule, steps_for
 from ssd1b.errors import InputError
 from ssd1b.files import expanded
 from ssd1b.images import Picture, to_images
@@ -352,4 +352,7 @@ class Pipeline:
             device=self.device.type,
             batch_size=batch_size,
             computing=self.computing,
+            drawn_schedule=drawn_schedule(
+                self.noise_schedule, SAMPLERS[settings.sampler].grid, settings.schedule
+            ),
         )

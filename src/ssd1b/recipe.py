@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from typing import Any, Self, no_type_check
 
+from ssd1b import automatic1111
 from ssd1b.computing import DEFAULT, Computing
 from ssd1b.errors import InputError, shown
 from ssd1b.numerals import number, whole_number
 from ssd1b.sampler_names import SAMPLERS, SCHEDULES
-from ssd1b.settings import GenerationSettings, Range, check_names, check_text, equal_seed
+from ssd1b.settings import GenerationSettings, Range, check_name, check_names, check_text, equal_seed
 
 FORMAT = 1
 """Of the JSON; another number is another format."""
@@ -63,6 +64,8 @@ class Recipe:
         batch_size: pictures that were drawn at once.
         threads: of the CPU.
         computing: compiled, in eight bits, in little memory.
+        drawn_schedule: the schedule in effect, also where the settings leave it to sampler or model; None in
+            recipes of earlier versions.
     """
 
     settings: GenerationSettings
@@ -74,6 +77,7 @@ class Recipe:
     torch_version: str
     ssd1b_version: str
     computing: Computing = DEFAULT
+    drawn_schedule: str | None = None
 
     @classmethod
     def of(
@@ -85,6 +89,7 @@ class Recipe:
         device: str,
         batch_size: int,
         computing: Computing = DEFAULT,
+        drawn_schedule: str | None = None,
     ) -> Self:
         """Note down what this process is drawing, with its own versions and threads."""
         import torch  # here, because reading recipes takes no torch
@@ -99,6 +104,7 @@ class Recipe:
             torch_version=str(torch.__version__),
             ssd1b_version=version("ssd1b"),
             computing=computing,
+            drawn_schedule=drawn_schedule,
         )
 
     def __post_init__(self) -> None:
@@ -108,6 +114,8 @@ class Recipe:
         assert isinstance(self.computing, Computing)
         for name in ("dtype", "device", "torch_version", "ssd1b_version"):
             check_text(name, getattr(self, name))
+        if self.drawn_schedule is not None:
+            check_name("drawn_schedule", self.drawn_schedule, SCHEDULES)
         for name in ("batch_size", "threads"):
             object.__setattr__(self, name, _COUNT.check(name, getattr(self, name)))
 
@@ -141,7 +149,9 @@ def read_json(text: str) -> Recipe:
             table["settings"]["seed"] = equal_seed(settings["seed"])
     if isinstance(model := table.get("model"), dict):
         table["model"] = {"prediction": None, **model}
-    table.setdefault("computing", asdict(DEFAULT))  # as recipes of earlier versions, which lack it
+    # Recipes of earlier versions lack these.
+    table.setdefault("computing", asdict(DEFAULT))
+    table.setdefault("drawn_schedule", None)
     parts = {"settings": GenerationSettings, "model": ModelIdentity, "computing": Computing}
     built = {name: _build(part, name, table[name]) for name, part in parts.items() if name in table}
     return _build(Recipe, "recipe", table | built)
@@ -176,7 +186,8 @@ class Parameters:
 
         No negative prompt is None: for SDXL, AUTOMATIC1111 too takes zeros when it is empty.
 
-        A seed beyond 32 bits, as ComfyUI's, is the one within them that gives the same noise.
+        A seed beyond 32 bits, as ComfyUI's, is the one within them that gives the same noise. The schedule
+        is what AUTOMATIC1111 means, see ``automatic1111.schedule_of``.
 
         Raises:
             InputError: a value is no number where one belongs.
@@ -185,6 +196,8 @@ class Parameters:
         for key, (name, kind) in _SETTINGS.items():
             if key in self.values:
                 given[name] = _read_value(key, self.values[key], kind)
+        if (schedule := automatic1111.schedule_of(self.values)) is not None:
+            given["schedule"] = schedule
         if "seed" in given:
             given["seed"] = equal_seed(given["seed"])
         if "Size" in self.values:
@@ -194,11 +207,14 @@ class Parameters:
             given |= {"width": int(size[1]), "height": int(size[2])}
         return given
 
+    def unreproduced(self) -> list[str]:
+        """Say what of the picture is not drawn again, a phrase for each cause."""
+        return automatic1111.unreproduced(self.values, self.program)
+
 
 _SETTINGS = {
     "Steps": ("steps", whole_number),
     "Sampler": ("sampler", str),
-    "Schedule type": ("schedule", str),
     "CFG scale": ("guidance_scale", number),
     "Seed": ("seed", whole_number),
 }  # fmt: skip
@@ -211,11 +227,10 @@ _PAIR = re.compile(r'\s*(\w[\w /-]+):\s*("(?:[^"\\]|\\.)+"(?=,|$)|[^,]*)')
 def write_parameters(recipe: Recipe) -> str:
     """Write a recipe as AUTOMATIC1111 writes its ``parameters`` (``modules/processing.create_infotext``)."""
     settings, model = recipe.settings, recipe.model
-    schedule = settings.schedule or "Automatic"
     values = {
         "Steps": settings.steps,
         "Sampler": SAMPLERS[settings.sampler].a1111,
-        "Schedule type": next(iter(SCHEDULES.get(schedule, ())), schedule),
+        **_schedule(recipe),
         "CFG scale": repr(settings.guidance_scale).removesuffix(".0"),
         "Seed": settings.seed,
         "Size": f"{settings.width}x{settings.height}",
@@ -226,6 +241,18 @@ def write_parameters(recipe: Recipe) -> str:
     negative = [] if settings.negative_prompt is None else [f"{_NEGATIVE} {settings.negative_prompt}"]
     last = ", ".join(f"{key}: {_quote(str(value))}" for key, value in values.items())
     return "\n".join([settings.prompt, *negative, last])
+
+
+def _schedule(recipe: Recipe) -> dict[str, str]:
+    """Name the schedule so that AUTOMATIC1111 takes the same: its "Automatic" is the sampler's own.
+
+    Where it is the model's, and an earlier version did not note which, nothing is named.
+    """
+    chosen, drawn = recipe.settings.schedule, recipe.drawn_schedule
+    if chosen is None and drawn == SAMPLERS[recipe.settings.sampler].schedule:
+        return {"Schedule type": "Automatic"}
+    name = chosen or drawn
+    return {} if name is None else {"Schedule type": SCHEDULES[name][0]}
 
 
 def read_parameters(text: str) -> Parameters:

@@ -14,10 +14,18 @@ from ssd1b.errors import InputError, unknown
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Names:
-    """What the others call one sampler; the first of each is the one we write."""
+    """What the others call one sampler; the first of each is the one we write.
+
+    Attributes:
+        schedule: what "Automatic" means for it in AUTOMATIC1111: the option ``scheduler`` in
+            ``sd_samplers_kdiffusion.py``, else "Uniform"; DDIM's, UniPC's and LCM's own; Forge's for DDPM.
+        fixed_schedule: AUTOMATIC1111 draws with no other, whatever is chosen.
+    """
 
     a1111: str
     diffusers: str
+    schedule: str = "normal"
+    fixed_schedule: bool = False
     also: tuple[str, ...] = ()
 
 
@@ -25,15 +33,26 @@ SAMPLERS: dict[str, Names] = {
     "euler": Names(a1111="Euler", diffusers="EulerDiscreteScheduler"),
     "euler_ancestral": Names(a1111="Euler a", diffusers="EulerAncestralDiscreteScheduler"),
     "heun": Names(a1111="Heun", diffusers="HeunDiscreteScheduler"),
-    "ddim": Names(a1111="DDIM", diffusers="DDIMScheduler"),
+    "ddim": Names(a1111="DDIM", diffusers="DDIMScheduler", schedule="leading", fixed_schedule=True),
     "ddpm": Names(a1111="DDPM", diffusers="DDPMScheduler"),
-    "dpmpp_2m": Names(a1111="DPM++ 2M", diffusers="DPMSolverMultistepScheduler"),
+    "dpmpp_2m": Names(a1111="DPM++ 2M", diffusers="DPMSolverMultistepScheduler", schedule="karras"),
     "dpmpp_2m_sde": Names(
-        a1111="DPM++ 2M SDE", diffusers="DPMSolverMultistepScheduler", also=("dpmpp_2m_sde_gpu",)
+        a1111="DPM++ 2M SDE",
+        diffusers="DPMSolverMultistepScheduler",
+        schedule="exponential",
+        also=("dpmpp_2m_sde_gpu",),
     ),
-    "dpmpp_sde": Names(a1111="DPM++ SDE", diffusers="DPMSolverSDEScheduler", also=("dpmpp_sde_gpu",)),
-    "unipc": Names(a1111="UniPC", diffusers="UniPCMultistepScheduler", also=("uni_pc", "uni_pc_bh2")),
-    "lcm": Names(a1111="LCM", diffusers="LCMScheduler"),
+    "dpmpp_sde": Names(
+        a1111="DPM++ SDE", diffusers="DPMSolverSDEScheduler", schedule="karras", also=("dpmpp_sde_gpu",)
+    ),
+    "unipc": Names(
+        a1111="UniPC",
+        diffusers="UniPCMultistepScheduler",
+        schedule="sgm_uniform",
+        fixed_schedule=True,
+        also=("uni_pc", "uni_pc_bh2"),
+    ),
+    "lcm": Names(a1111="LCM", diffusers="LCMScheduler", schedule="lcm"),
 }
 """Canonical name of every sampler there is (``diffusion.samplers.SAMPLERS`` holds the code)."""
 

@@ -137,9 +137,9 @@ class GenerationSettings:
             raise InputError("prompt is empty: say what to draw")
         if self.negative_prompt is not None:
             check_text("negative_prompt", self.negative_prompt)
-        _check_name("sampler", self.sampler, SAMPLERS)
+        check_name("sampler", self.sampler, SAMPLERS)
         if self.schedule is not None:
-            _check_name("schedule", self.schedule, SCHEDULES)
+            check_name("schedule", self.schedule, SCHEDULES)
         for name, allowed in RANGES.items():
             object.__setattr__(self, name, allowed.check(name, getattr(self, name)))
         for name, allowed in PAIR_RANGES.items():
@@ -277,10 +277,11 @@ def _is_number(value: object, *, whole: bool) -> bool:
 def check_names(kind: str, given: Mapping[str, object], allowed: frozenset[str]) -> None:
     """Raise for the first key of ``given`` that is not ``allowed``, with the nearest that is."""
     for name in given:
-        _check_name(kind, name, allowed)
+        check_name(kind, name, allowed)
 
 
-def _check_name(kind: str, given: object, allowed: Mapping[str, object] | frozenset[str]) -> None:
+def check_name(kind: str, given: object, allowed: Mapping[str, object] | frozenset[str]) -> None:
+    """Raise for a name that is not ``allowed``, with the nearest that is."""
     if not isinstance(given, str) or given not in allowed:
         raise unknown(kind, given if isinstance(given, str) else shown(given), allowed)
 

@@ -8,7 +8,7 @@ import click
 from ssd1b.cli.again import command_line, is_known
 from ssd1b.cli.command import Command
 from ssd1b.cli.table import byte_size, columns, json_line
-from ssd1b.errors import InputError, printable
+from ssd1b.errors import InputError, line, printable
 from ssd1b.recipe import Recipe
 from ssd1b.settings import resolve_settings
 
@@ -47,7 +47,7 @@ def _picture(path: str) -> dict[str, Any]:
     recipe = read_recipe(path)
     facts = {"path": path, "command": command_line(path, recipe)}
     if not isinstance(recipe, Recipe):
-        return facts | {"parameters": asdict(recipe)}
+        return facts | {"parameters": asdict(recipe), "not_reproduced": recipe.unreproduced()}
     return facts | {"recipe": asdict(recipe), "model_is_known": is_known(recipe.model)}
 
 
@@ -62,6 +62,8 @@ def _picture_text(facts: dict[str, Any]) -> str:
         rows = facts["parameters"] | facts["parameters"]["values"]
         note = f"no recipe but {rows['program']}'s; with the --model of your choice draw it again:"
     listed = {name: value for name, value in rows.items() if not isinstance(value, dict)}
+    if left_out := facts.get("not_reproduced"):
+        note = line(f"not reproduced: {', '.join(left_out)}") + f"\n\n{note}"
     return f"{_listed(listed)}\n\n{note}\n{printable(facts['command'])}"
 
 

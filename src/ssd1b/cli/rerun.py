@@ -74,6 +74,8 @@ def command(image: str, out: str, choice: ModelChoice, trusted: bool) -> None:
             f"drawn with {choice.model or DEFAULT_MODEL}, expect another picture",
             err=True,
         )
+        if left_out := recipe.unreproduced():
+            click.echo(line(f"warning: not reproduced: {', '.join(left_out)}"), err=True)
         pipeline = drawing.load(choice)
         settings = pipeline.settings(recipe.prompt, **given)
     check_destination(out, recipe=pipeline.recipe(settings))

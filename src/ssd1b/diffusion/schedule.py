@@ -281,7 +281,7 @@ def steps_for(
     Raises:
         InputError: no such schedule, or more steps than it has distinct levels.
     """
-    name = schedule or grid.schedule or noise_schedule.curve or noise_schedule.timestep_spacing
+    name = _in_effect(noise_schedule, grid, schedule)
     if name not in SPACINGS and name not in CURVES:
         raise unknown("schedule", name, [*SPACINGS, *CURVES])
     table = noise_schedule.sigmas.tolist()
@@ -308,6 +308,21 @@ def steps_for(
         timesteps=tuple(timesteps),
         initial_scale=math.hypot(sigmas[0], 1.0) if unit_start else sigmas[0],
     )
+
+
+def _in_effect(noise_schedule: NoiseSchedule, grid: Grid, schedule: str | None) -> str:
+    return schedule or grid.schedule or noise_schedule.curve or noise_schedule.timestep_spacing
+
+
+def drawn_schedule(noise_schedule: NoiseSchedule, grid: Grid, schedule: str | None) -> str:
+    """Name the schedule that ``steps_for`` takes, so that it says the same of every sampler.
+
+    ``linspace`` depends on the sampler's grid; ``normal`` and ``sgm_uniform`` are the two that it may be.
+    """
+    name = _in_effect(noise_schedule, grid, schedule)
+    if name == "linspace":
+        return "sgm_uniform" if grid.intervals else "normal"
+    return name
 
 
 def _interpolate(position: float, table: Sequence[float]) -> float:

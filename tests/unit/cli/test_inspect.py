@@ -88,8 +88,10 @@ def test_automatic1111s_text(run, tmp_path):
     text = run("inspect", "foreign.png").out
     assert "\x1b" not in text and r"a \x1b[31mcone" in text
     assert text.splitlines()[-1] == "ssd1b rerun foreign.png"
+    assert "not reproduced: noise from a GPU, as no RNG is named" in text
     facts = json.loads(run("inspect", "foreign.png", "--json").out)
     assert facts["parameters"]["values"]["Sampler"] == "Euler a"
+    assert len(facts["not_reproduced"]) == 1
 
 
 def test_micro_conditioning_needs_rerun(run, tmp_path, picture_of, image_at):
