@@ -149,7 +149,7 @@ def main() -> None:
     options = parser.parse_args()
     settings = LoopSettings(
         steps=options.steps, batch_size=options.batch_size, learning_rate=4e-4, muon_rate=0.008,
-        muon_decay=0.1, warmup_steps=options.steps // 40, decay_steps=options.steps, ema_decay=0.99,
+        muon_decay=0.1, warmup_share=1 / 40, decay_steps=options.steps, decay_share=1.0, ema_decay=0.99,
         checkpoint_steps=100,
     )  # fmt: skip
     found_teacher = Teacher.find(TEACHER, offline=True)

@@ -13,6 +13,7 @@ import errno
 import filecmp
 import hashlib
 import os
+import re
 import shutil
 import sys
 import uuid
@@ -30,6 +31,9 @@ _HEAD = "# What ssd1b wrote in this folder, and may replace as long as it is unc
 _MOST_MARKS = 64 * 2**20
 _DIGESTED = 2**20
 """Bytes at the beginning of each file that its digest is made of, beside its size."""
+
+_UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.partial")
+"""Names of what is being written, or was when the program was killed."""
 
 _AWAY = "choose another name, or move it away"
 
@@ -161,6 +165,21 @@ def claim(folder: Path) -> None:
         raise InputError(f"cannot write {named(folder)}: {reason(error)}") from None
 
 
+def unfinished(folder: Path) -> Path:
+    """A new path in a folder, for what is being written, that ``remove_unfinished`` finds."""
+    return folder / f".{uuid.uuid4().hex}.partial"
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what was being written in a folder when the program was killed.
+
+    Only for a folder in which no other process is writing.
+    """
+    for path in folder.iterdir():
+        if _UNFINISHED.fullmatch(path.name) and not path.is_symlink():
+            _remove(path)
+
+
 def take_name(written: Path, name: Path) -> bool:
     """Move a file to a name unless something has that name: one step, so that no two processes take it.
 
@@ -204,7 +223,7 @@ def _moved(
     target: Path, temporary: Path | None, check: Callable[[Path], None], *, durable: bool = True
 ) -> Iterator[Path]:
     """Give a temporary path; in the end move it to ``target``, over what is there if ``check`` allows it."""
-    aside = temporary or target.with_name(f".{uuid.uuid4().hex}.partial")
+    aside = temporary or unfinished(target.parent)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield aside

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from ssd1b.errors import InputError, shown, unknown
 from ssd1b.files import named, read_file, text_of
@@ -51,8 +51,9 @@ def checked(kind: type, table: object, where: str) -> dict[str, Any]:
     """
     if not isinstance(table, Mapping):
         raise InputError(f"{where} must be a table, got {shown(table)}")
-    hints = get_type_hints(kind)
-    names = [field.name for field in fields(kind)]
+    # Not get_type_hints, which says nothing of classes that check their fields themselves.
+    hints = {field.name: field.type for field in fields(kind)}
+    names = list(hints)
     found = {}
     for name, value in table.items():
         if name not in names:

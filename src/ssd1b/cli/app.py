@@ -6,6 +6,7 @@ A command's module is imported when the command is called, and imports torch onl
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -90,6 +91,7 @@ def cli(context: click.Context) -> None:
       ssd1b generate "an astronaut riding a horse" --model ssd-1b --seed 7
       ssd1b inspect pictures/7-an-astronaut-riding-a-horse.png
     """  # noqa: D301 (\b keeps click from wrapping)
+    warnings.formatwarning = lambda message, *where, **source: f"warning: {line(str(message))}\n"
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 

@@ -12,7 +12,7 @@ from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, overwrite_option
 from ssd1b.cli.table import byte_size, columns
 from ssd1b.errors import InputError, unknown
 from ssd1b.saving import renewing
-from ssd1b.settings import RANGES, Range
+from ssd1b.training.settings import RANGES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,12 +22,6 @@ if TYPE_CHECKING:
     from ssd1b.distill.stages import Stage
     from ssd1b.distill.teacher import Teacher
     from ssd1b.layouts import ModelLayout
-
-NUMBERS = {
-    "steps": Range(low=1, high=100_000_000, multiple_of=1),
-    "batch_size": Range(low=1, high=100_000, multiple_of=1),
-    "seed": RANGES["seed"],
-}
 
 TABLETOP = {"tabletop": "plain", "tabletop-rich": "rich"}
 """Names of data that are rendered, with the world of each."""
@@ -132,7 +126,7 @@ def _check(data: str | None, out: str | None, numbers: dict[str, int | None], dr
         raise unknown("data", data, [*TABLETOP, "a folder, .tar or .parquet file"])
     for name, value in numbers.items():
         if value is not None:
-            NUMBERS[name].check(name, value)
+            RANGES[name].check(name, value)
 
 
 def _stages(name: str | None, steps: int | None, changes: dict[str, int]) -> "list[Stage]":

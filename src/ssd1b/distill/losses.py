@@ -2,14 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import no_type_check
 
 from torch import Tensor
 
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, shown
+from ssd1b.settings import Range
+
+_WEIGHT = Range(low=0, high=1e6)
 
 NORMAL = 1e-6
 
 
+@no_type_check  # __post_init__ checks the types itself, with messages for users
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
     """How much each kind of term counts; the vendor's script has 1, 0.5 and 0.5.
@@ -28,9 +33,11 @@ class Weights:
     normalised: bool = False
 
     def __post_init__(self) -> None:
+        """Check every field; InputError says which one is wrong and what it may be."""
         for name in ("task", "output", "features"):
-            if getattr(self, name) < 0:
-                raise InputError(f"the weight of {name} must not be below 0, got {getattr(self, name)}")
+            object.__setattr__(self, name, _WEIGHT.check(f"the weight of {name}", getattr(self, name)))
+        if not isinstance(self.normalised, bool):
+            raise InputError(f"normalised is {shown(self.normalised)}: it must be true or false")
         if not self.task + self.output + self.features:
             raise InputError("all weights are 0: there is nothing to learn from")
 

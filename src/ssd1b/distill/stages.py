@@ -20,7 +20,7 @@ captions = ["a lighthouse at dusk"]   # drawn at each validation
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, no_type_check
 
 from ssd1b.distill.features import LEVELS
 from ssd1b.distill.layer_map import CHOICES
@@ -28,16 +28,25 @@ from ssd1b.distill.losses import Weights
 from ssd1b.errors import InputError, shown, unknown
 from ssd1b.files import expanded
 from ssd1b.numerals import number
+from ssd1b.settings import Range, check_text
 from ssd1b.tables import checked, made, read_table
 from ssd1b.training.loop import LoopSettings
 
 TRAIN = LoopSettings(
-    steps=10_000, batch_size=16, learning_rate=1e-4, betas=(0.9, 0.999), warmup_steps=500, decay_steps=2_000,
-    ema_decay=0.9995, checkpoint_steps=500,
+    steps=10_000, batch_size=16, learning_rate=1e-4, betas=(0.9, 0.999), warmup_share=0.05,
+    decay_steps=2_000, decay_share=0.2, ema_decay=0.9995, checkpoint_steps=500,
 )  # fmt: skip
 """The vendor's rate, batch and warm-up (``distill_sdxl.py``); it has neither decay nor averaging."""
 
 USUAL = Weights()
+
+MOST_STAGES = 100
+
+_DEPTH = Range(low=0, high=100, multiple_of=1)
+_CHANNELS = Range(low=1, high=65_536, multiple_of=1)
+_LEVELS = Range(low=1, high=8, multiple_of=1)
+_RESNETS = Range(low=1, high=16, multiple_of=1)
+_CAPTIONS = Range(low=0, high=100, multiple_of=1)
 
 IMPORTANCE = "importance"
 RULES = (*CHOICES, IMPORTANCE)
@@ -46,6 +55,7 @@ RULES = (*CHOICES, IMPORTANCE)
 _SHIPPED = Path(__file__).parent.parent / "data" / "stages"
 
 
+@no_type_check  # __post_init__ checks the types itself, with messages for users
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Depths:
     """A topology: by level, finest first, as in ``layouts.Level``; also what a layout file holds.
@@ -62,13 +72,24 @@ class Depths:
     channels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        """Check every field; InputError says which one is wrong and what it may be."""
+        if self.mid != "none":
+            _DEPTH.check("mid", self.mid)
+        for name in ("down", "up"):
+            _LEVELS.check(f"the number of levels of {name}", _count(name, getattr(self, name)))
+            for level in getattr(self, name):
+                _RESNETS.check(f"the number of depths in {name}", _count(name, level))
+                for depth in level:
+                    _DEPTH.check(f"a depth in {name}", depth)
+        if self.channels is not None:
+            _LEVELS.check("the number of channels", _count("channels", self.channels))
+            for width in self.channels:
+                _CHANNELS.check("channels", width)
         if not len(self.down) == len(self.up) == len(self.channels or self.down):
             raise InputError("down, up and channels must speak of the same number of levels")
-        numbers = [depth for level in (*self.down, *self.up) for depth in level]
-        if min(numbers, default=0) < 0 or (self.mid != "none" and self.mid < 0):
-            raise InputError("depths must not be below 0")
 
 
+@no_type_check  # __post_init__ checks the types itself, with messages for users
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
     """One stage: cut, then train.
@@ -97,16 +118,57 @@ class Stage:
     captions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        """Check every field; InputError says which one is wrong and what it may be."""
+        for name, kinds in _KINDS.items():
+            if not isinstance(given := getattr(self, name), kinds):
+                raise InputError(f"{name} is {shown(given)}, which it cannot be")
         if self.keep is not None and self.keep not in RULES:
             raise unknown("choice of blocks", self.keep, RULES)
         if self.features not in LEVELS:
             raise unknown("level of features", self.features, LEVELS)
+        self._check_lists()
         if self.train.validation_steps is not None and not self.captions:
             raise InputError("validation_steps needs captions: what is to be drawn")
         if share_of(self.student) is not None and (self.blocks or self.keep not in (None, IMPORTANCE)):
             raise InputError(
                 "of a share of the parameters, importance chooses the blocks: leave keep and blocks out"
             )
+
+    def _check_lists(self) -> None:
+        for name in ("student", "teacher"):
+            if isinstance(given := getattr(self, name), str):
+                check_text(name, given)
+        for transformer, blocks in self.blocks.items():
+            _DEPTH.check(f"the number of blocks of {shown(transformer)}", _count("blocks", blocks))
+            for block in blocks:
+                _DEPTH.check(f"a block of {shown(transformer)}", block)
+        _CAPTIONS.check("the number of captions", len(self.captions))
+        for caption in self.captions:
+            check_text("a caption", caption)
+
+
+_KINDS: dict[str, Any] = {
+    "student": str | Depths | None,
+    "keep": str | None,
+    "blocks": Mapping,
+    "features": str,
+    "weights": Weights,
+    "teacher": str | None,
+    "train": LoopSettings,
+    "captions": tuple,
+}
+"""What the fields of a stage may be."""
+
+
+def _count(name: str, value: Any) -> int:
+    """Number of items in a list.
+
+    Raises:
+        InputError: it is no list.
+    """
+    if not isinstance(value, tuple | list):
+        raise InputError(f"{name} holds {shown(value)}: it must be a list")
+    return len(value)
 
 
 def share_of(student: str | Depths | None) -> float | None:
@@ -139,6 +201,8 @@ def read_stages(name: str) -> list[Stage]:
     stages = table.get("stages")
     if not isinstance(stages, list) or not stages:
         raise InputError(f"{path} holds no stages: each is a table [[stages]]")
+    if len(stages) > MOST_STAGES:
+        raise InputError(f"{path} holds {len(stages)} stages: allowed are {MOST_STAGES}")
     common = _trained(TRAIN, table.get("train", {}), f"train of {path}")
     return [_stage(each, common, f"stage {number} of {path}") for number, each in enumerate(stages, 1)]
 
@@ -153,19 +217,24 @@ def read_depths(path: Path) -> Depths:
 
 
 def retimed(stages: list[Stage], steps: int) -> list[Stage]:
-    """Share out another number of steps in all, in the proportion of the stages' own."""
+    """Share out another number of steps in all, in the proportion of the stages' own.
+
+    Raises:
+        InputError: a stage's warm-up or decay, given as a number of steps, no longer fits.
+    """
     before = sum(stage.train.steps for stage in stages)
     shares = [max(1, steps * stage.train.steps // before) for stage in stages]
     return [
-        replace(stage, train=_with_steps(stage.train, share))
-        for stage, share in zip(stages, shares, strict=True)
+        replace(stage, train=fitting(replace(stage.train, steps=share), f"stage {number} of {steps} steps"))
+        for number, (stage, share) in enumerate(zip(stages, shares, strict=True), 1)
     ]
 
 
 def _stage(table: Any, common: LoopSettings, where: str) -> Stage:
     if not isinstance(table, Mapping):
-        raise InputError(f"{where} must be a table, got {table!r:.80}")
-    nested: dict[str, Any] = {"train": _trained(common, table.get("train", {}), f"train of {where}")}
+        raise InputError(f"{where} must be a table, got {shown(table)}")
+    train = _trained(common, table.get("train", {}), f"train of {where}")
+    nested: dict[str, Any] = {"train": fitting(train, where)}
     if "weights" in table:
         nested["weights"] = made(Weights, table["weights"], f"weights of {where}")
     if isinstance(table.get("student"), Mapping):
@@ -174,18 +243,25 @@ def _stage(table: Any, common: LoopSettings, where: str) -> Stage:
 
 
 def _trained(settings: LoopSettings, table: Any, where: str) -> LoopSettings:
-    """The settings with a table's changes; warm-up and decay keep their share of the steps."""
+    """The settings with a table's changes; a number of steps takes the place of a share, and the reverse."""
     changes = checked(LoopSettings, table, where)
-    if changes.get("steps", 0) > 0:
-        settings = _with_steps(settings, changes["steps"])
+    for steps, share in (("warmup_steps", "warmup_share"), ("decay_steps", "decay_share")):
+        if steps in changes and share in changes:
+            raise InputError(f"{where} has both {steps} and {share}: leave one of them out")
+        if steps in changes:
+            changes[share] = None
     try:
         return replace(settings, **changes)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 
 
-def _with_steps(settings: LoopSettings, steps: int) -> LoopSettings:
-    warmup, decay = (
-        number * steps // settings.steps for number in (settings.warmup_steps, settings.decay_steps)
-    )
-    return replace(settings, steps=steps, warmup_steps=warmup, decay_steps=decay)
+def fitting(settings: LoopSettings, where: str) -> LoopSettings:
+    """Give the settings back if warm-up and decay have room in their steps."""
+    for name in ("warmup", "decay"):
+        if (number := getattr(settings, f"{name}_steps")) > settings.steps:
+            raise InputError(
+                f"{name}_steps is {number} in {where}, which has {settings.steps} steps: "
+                f"a share of them is asked for by {name}_share, as 0.05"
+            )
+    return settings

@@ -1,5 +1,6 @@
 """What any model's pictures are worth beside pictures that people captioned: the published metrics."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,15 @@ from ssd1b.evaluate.distances import frechet_distance, kernel_distance
 from ssd1b.evaluate.drawing import draw
 from ssd1b.evaluate.published import Inception, find_scorers, inception_weights
 from ssd1b.evaluate.statistics import Estimate, by_prompt, difference, estimate
-from ssd1b.files import named, read_file, text_of
+from ssd1b.files import named, read_file
 from ssd1b.images import open_picture
+from ssd1b.picture_names import PICTURES, UNREAD, captions_by_picture
 from ssd1b.pipeline import Pipeline
+from ssd1b.settings import check_text
+from ssd1b.weights.files import some
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _LONGEST_CAPTION = 2**20
-"""Bytes."""
+"""Bytes of a caption's file."""
 
 
 class Captioned(NamedTuple):
@@ -34,23 +37,34 @@ class Captioned(NamedTuple):
 def captioned(folder: Path) -> list[Captioned]:
     """Read the captions of a folder's pictures, in the order of their names.
 
+    Pictures without a caption, and those of a kind that is not read, are left out with a warning.
+
     Raises:
         InputError: no folder, no captioned picture in it, or a caption that is empty or no text.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    found = []
-    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES):
-        text = path.with_suffix(".txt")
-        if not text.exists():
-            continue
-        caption = text_of(read_file(text, most=_LONGEST_CAPTION), named(text)).strip()
-        if not caption:
-            raise InputError(f"{text}: an empty caption")
-        found.append(Captioned(path, caption))
+    files = sorted(folder.iterdir())
+    texts = captions_by_picture(files)
+    found = [Captioned(path, _caption(text)) for path, text in texts.items()]
     if not found:
         raise InputError(f"{folder}: no picture ({', '.join(PICTURES)}) with its caption in a .txt beside it")
+    without = [path.name for path in files if path.suffix.lower() in PICTURES and path not in texts]
+    unread = [path.name for path in files if path.suffix.lower() in UNREAD]
+    for names, why in ((without, "without a caption"), (unread, "of a kind that is not read")):
+        if names:
+            warnings.warn(f"{len(names)} pictures {why} are left out: {some(names)}", stacklevel=2)
     return found
+
+
+def _caption(path: Path) -> str:
+    try:
+        caption = read_file(path, most=_LONGEST_CAPTION).decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{named(path)}: no text to be read: {error.reason}") from error
+    if not caption:
+        raise InputError(f"{named(path)}: an empty caption")
+    return check_text(f"the caption in {named(path)}", caption)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.models.vision import CLIP_VISION_MINI, IMAGE_ENCODER, ImageEncoder, vision_config
 from ssd1b.saving import check_renewable, renewing, replacing
+from ssd1b.settings import Range
 from ssd1b.tabletop import train_clip, train_judge, train_unet, train_vae
 from ssd1b.tabletop.judge import load_judge
 from ssd1b.tabletop.scenes import WORLDS
@@ -48,6 +49,15 @@ FURTHER = {
     **SETTINGS, "clip": train_clip.FURTHER, "unet": train_unet.FURTHER, "judge": train_judge.FURTHER,
 }  # fmt: skip
 """The same for a part that goes on with a model's weights."""
+
+BATCH_SIZES: dict[str, Range] = {
+    "vae": Range(low=4, high=4096, multiple_of=train_vae.PER_PICTURE),
+    "clip": Range(low=16, high=4096, multiple_of=train_clip.LOOK_ALIKES),
+    "unet": Range(low=1, high=4096, multiple_of=1),
+    "image-encoder": Range(low=16, high=4096, multiple_of=train_clip.LOOK_ALIKES),
+    "judge": Range(low=2, high=4096, multiple_of=1),
+}
+"""Pictures a step: crops come in groups of one picture, captions in groups of look-alikes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,11 +103,7 @@ def train_part(
         raise unknown("part", part, SETTINGS)
     if world not in WORLDS:
         raise unknown("world", world, WORLDS)
-    settings = (SETTINGS if start is None else FURTHER)[part]
-    if steps is not None:
-        settings = replace(settings, steps=steps, decay_steps=settings.decay_steps * steps // settings.steps)
-    chosen = {"batch_size": batch_size, "seed": seed}
-    settings = replace(settings, **{name: value for name, value in chosen.items() if value is not None})
+    settings = _chosen(part, start, {"steps": steps, "batch_size": batch_size, "seed": seed})
     how: Any = {"settings": settings, "world": world, "resume": resume, "device": device}
     if part == "vae":
         first = start and _taken(VAE(MINI_SDXL.vae), start, part)
@@ -125,6 +131,15 @@ def train_part(
         unet = train_unet.train_unet_further(run / part, taken, *beside, **how)
     _save(unet, run / part)
     return assemble(run / "model", unet, companions)
+
+
+def _chosen(part: str, start: Path | None, given: dict[str, int | None]) -> LoopSettings:
+    """The part's settings with those that were given; the decay keeps its share of the steps."""
+    settings = (SETTINGS if start is None else FURTHER)[part]
+    changes = {name: value for name, value in given.items() if value is not None}
+    if "batch_size" in changes:
+        BATCH_SIZES[part].check(f"batch_size of {part}", changes["batch_size"])
+    return replace(settings, decay_share=settings.decay_steps / settings.steps, **changes)
 
 
 def _companions(run: Path, start: Path | None) -> Companions:

@@ -1,5 +1,6 @@
 """Arrays that are slow to make and read many times, kept in shards on disk."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,16 @@ SHARD = 1024
 """Items per file: what is lost when the making is interrupted."""
 
 
+def _read(path: Path) -> NDArray | None:
+    """Map a shard into memory; None if there is none, or half of one."""
+    if not path.is_file():
+        return None
+    try:
+        return np.load(path, mmap_mode="r")
+    except (ValueError, EOFError, OSError):
+        return None
+
+
 class Shards:
     """Items of one shape by index, mapped from files; made where they are missing.
 
@@ -24,11 +35,15 @@ class Shards:
         self._parts = []
         for start in tqdm(range(0, count, SHARD), desc=label, unit="shard", disable=None):
             path = folder / f"{start:08d}.npy"
-            if not path.exists():
-                items = make(range(start, start + SHARD))
-                with replacing(path) as aside, aside.open("wb") as file:
-                    np.save(file, items)
-            self._parts.append(np.load(path, mmap_mode="r"))
+            part = _read(path)
+            if part is None:
+                # By way of memory: NumPy does not say why a disk refused.
+                items = io.BytesIO()
+                np.save(items, make(range(start, start + SHARD)))
+                with replacing(path) as aside:
+                    aside.write_bytes(items.getbuffer())
+                part = np.load(path, mmap_mode="r")
+            self._parts.append(part)
 
     def __len__(self) -> int:
         return len(self._parts) * SHARD

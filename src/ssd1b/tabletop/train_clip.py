@@ -19,6 +19,7 @@ from ssd1b.tabletop.cache import Shards
 from ssd1b.tabletop.captions import caption, full_caption
 from ssd1b.tabletop.scenes import WORLDS, Scene, World, scene
 from ssd1b.tabletop.views import photograph, view
+from ssd1b.training import checkpoints
 from ssd1b.training.loop import Batch, LoopSettings, train
 from ssd1b.training.precision import computing_in, training_dtype
 
@@ -137,6 +138,7 @@ def train_clip(
     torch.manual_seed(settings.seed)
     dtype = training_dtype(device)
     model = (start or ContrastiveTrio()).to(device)
+    checkpoints.own(out)
     pictures = Shards(
         out / f"pictures-{world}-{settings.seed}",
         PICTURES,

@@ -33,6 +33,9 @@ LATENT_NOISE = 0.25
 CROP = 64
 """Side of the crops. The network is convolutional: a quarter of the picture at a quarter of the cost."""
 
+PER_PICTURE = 4
+"""Crops of each picture."""
+
 KL_WEIGHT = 1e-6
 """Rombach et al. 2022, appendix G. Larger ones let latent channels collapse."""
 
@@ -45,7 +48,7 @@ class Crops:
     """
 
     batch_size: int
-    per_picture: int = 4
+    per_picture: int = PER_PICTURE
     choices: int = 3
     seed: int = 0
     world: World = PLAIN

@@ -1,7 +1,9 @@
 """What a run tells while it goes: lines of JSON, pictures, and TensorBoard where it is installed."""
 
+import errno
 import json
 import math
+import shutil
 import time
 from collections.abc import Mapping
 from functools import cached_property
@@ -12,7 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from ssd1b.errors import InputError
+from ssd1b.files import check_regular, named, reason
 from ssd1b.saving import replacing
+
+_ROOM = 2**19
+"""Bytes that must be free on the disk."""
 
 _Values = Mapping[str, float | Tensor]
 
@@ -32,7 +38,7 @@ class Log:
         self._window: list[Mapping[str, float]] = []
         self._clock = time.perf_counter()
         if self._path.exists() and not silent:
-            kept = [line for line in self._path.read_text().splitlines() if 0 < _step(line) <= start]
+            kept = [line for line in _lines(self._path) if 0 < _step(line) <= start]
             with replacing(self._path) as aside:
                 aside.write_text("".join(f"{line}\n" for line in kept))
 
@@ -62,6 +68,9 @@ class Log:
         # JSON has no NaN; an accuracy of no pictures is none.
         told = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         try:
+            # TensorBoard's thread ends on a full disk, and whoever waits for it waits for ever.
+            if shutil.disk_usage(self._out).free < _ROOM:
+                raise OSError(errno.ENOSPC, "no space left on the disk")
             with self._path.open("a") as file:
                 file.write(json.dumps({"step": step, **told}) + "\n")
             for name, picture in pictures.items():
@@ -74,7 +83,7 @@ class Log:
                     self._board.add_image(name, picture, step)
                 self._board.flush()
         except OSError as error:
-            raise InputError(f"cannot write the log in {self._out}: {error.strerror or error}") from error
+            raise InputError(f"cannot write the log in {named(self._out)}: {reason(error)}") from error
 
     @cached_property
     def _board(self) -> Any:
@@ -90,6 +99,11 @@ class Log:
         board = self.__dict__.get("_board")
         if board is not None:
             board.close()
+
+
+def _lines(path: Path) -> list[str]:
+    check_regular(path)
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 def _image(picture: Tensor) -> Image.Image:

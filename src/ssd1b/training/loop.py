@@ -4,9 +4,11 @@ Everything random in a step is a function of the seed and the step's number, and
 that was stopped anywhere therefore goes on as if it had not been.
 """
 
+import multiprocessing
 import signal
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +18,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ssd1b.errors import InputError
-from ssd1b.saving import claim
 from ssd1b.training import checkpoints
 from ssd1b.training.batches import Batch, Batches, Share
 from ssd1b.training.checkpoints import FOLDER, Latest, State
@@ -67,13 +68,13 @@ def train(
     average = _average(model, settings.ema_decay)
     asked = processes.share_out(model, average.module, loss)
     state = State(model=model, average=average, optimizers=Optimizers(model, settings), guard=Guard(settings))
-    start = _start(out, state, processes, resume=resume)
+    start = _start(out, state, settings, processes, resume=resume)
     share = Share(batches=batches, parts=processes.parts, count=settings.micro_batches)
 
     hidden = None if processes.first else True
     bar = tqdm(total=settings.steps, initial=start, desc=label, unit="step", disable=hidden)
     log = closing(Log(out, start, silent=not processes.first))
-    reader = closing(_read_ahead(share, start, settings.steps))
+    reader = closing(_read_ahead(share, start, settings.steps, state.named_tensors().values()))
     with _polite_stop() as stopping, log as log, bar, reader as ahead:
         for step, parts in enumerate(ahead, start):
             terms = _add_gradients(asked, parts, step, settings, processes)
@@ -102,19 +103,18 @@ def train(
     return processes.gathered(average.module).eval()
 
 
-def _start(out: Path, state: State, processes: Processes, *, resume: bool) -> int:
+def _start(out: Path, state: State, settings: LoopSettings, processes: Processes, *, resume: bool) -> int:
     """Fill ``state`` from the newest checkpoint, if there is one; return the number of finished steps."""
+    if checkpoints.begun(out) and not resume:
+        raise InputError(f"{out} holds a run already: go on with --resume, or name another folder")
     if processes.first:
-        if not (out / FOLDER).is_dir():  # runs of older versions have no marks
-            claim(out)
+        checkpoints.own(out)
         checkpoints.clear(out)
     processes.wait()
-    newest = checkpoints.newest(out / FOLDER)
+    newest = checkpoints.newest(out / FOLDER, tidy=processes.first)
     if newest is None:
         return 0
-    if not resume:
-        raise InputError(f"{out} holds a run already: go on with --resume, or name another folder")
-    return checkpoints.restore(newest, state)
+    return checkpoints.restore(newest, state, settings)
 
 
 def _add_gradients(
@@ -135,8 +135,12 @@ def _add_gradients(
     return terms
 
 
-def _read_ahead(batches: Share, start: int, stop: int) -> Generator[list[Batch], None, None]:
-    """Prepare batches while the model learns from the ones before."""
+def _read_ahead(
+    batches: Share, start: int, stop: int, weights: Iterable[Tensor] = ()
+) -> Generator[list[Batch], None, None]:
+    """Prepare batches while the model learns from the ones before, in a process that has no ``weights``."""
+    # A process that is not forked has none; only to be told which they are it would be sent all of them.
+    forked = multiprocessing.get_start_method() == "fork"
     # Any object with __getitem__ is a dataset to DataLoader; batch_size None hands the items on as they are.
     loader = DataLoader(
         batches,  # type: ignore[arg-type]
@@ -144,7 +148,7 @@ def _read_ahead(batches: Share, start: int, stop: int) -> Generator[list[Batch],
         sampler=range(start, stop),
         num_workers=1,
         prefetch_factor=4,
-        worker_init_fn=_ignore_stops,
+        worker_init_fn=partial(_begin_to_read, list(weights) if forked else []),
     )
     reader = iter(loader)
     try:
@@ -155,10 +159,19 @@ def _read_ahead(batches: Share, start: int, stop: int) -> Generator[list[Batch],
         reader._shutdown_workers()  # type: ignore[attr-defined]
 
 
-def _ignore_stops(worker: int) -> None:
-    """Leave stopping, which terminals and batch systems ask of every process, to the one that trains."""
+def _begin_to_read(weights: Iterable[Tensor], worker: int) -> None:
+    """Leave stopping, which terminals and batch systems ask of every process, to the one that trains.
+
+    And free the weights. A forked process shares the memory of its parent until one of them writes: every
+    weight that learns would from then on be in memory twice.
+    """
     for number in _STOPS:
         signal.signal(number, signal.SIG_IGN)
+    for each in weights:
+        if each.device.type == "cpu" and not hasattr(each, "device_mesh"):
+            storage = each.untyped_storage()
+            if storage.resizable():
+                storage.resize_(0)
 
 
 def _average(model: nn.Module, decay: float) -> AveragedModel | Latest:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.func import functional_call
 
 from ssd1b.runtime import choose_dtype
+from ssd1b.training.gradient_checkpointing import rounds_itself
 
 
 def training_dtype(device: torch.device | str) -> torch.dtype:
@@ -30,8 +31,13 @@ def computing_in(dtype: torch.dtype, module: nn.Module) -> Callable[..., Any]:
         return module
     if any(hasattr(parameter, "device_mesh") for parameter in module.parameters()):
         return lambda *args: _autocast(dtype, module, *args)  # FSDP puts weights together inside the call
-    rounded = {name: parameter.to(dtype) for name, parameter in module.named_parameters()}
-
+    # Blocks with gradient checkpointing round their weights one block at a time.
+    later = {id(each) for block in module.modules() if rounds_itself(block) for each in block.parameters()}
+    rounded = {
+        name: parameter.to(dtype)
+        for name, parameter in module.named_parameters()
+        if id(parameter) not in later
+    }
     return lambda *args: functional_call(module, rounded, args)
 
 

@@ -1,10 +1,13 @@
 """What decides a run of the training loop."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import no_type_check
 
-from ssd1b.errors import InputError, unknown
+from ssd1b.errors import InputError, shown, unknown
+from ssd1b.settings import Range
 
 DECAYS: dict[str, Callable[[float], float]] = {
     "linear": lambda left: left,
@@ -15,12 +18,42 @@ DECAYS: dict[str, Callable[[float], float]] = {
 OPTIMIZERS = ("adamw", "adamw-8bit", "adafactor")
 """Kinds that move the weights; ``optimizers.py`` builds them."""
 
-_LEAST = dict.fromkeys(
-    ("steps", "batch_size", "micro_batches", "checkpoint_steps", "log_steps", "validation_steps"), 1
-)
-_ABOVE = {"max_grad_norm": 0, "timeout_minutes": 0, "spike_factor": 1}
+_STEPS = Range(low=1, high=100_000_000, multiple_of=1)
+_SHARE = Range(low=0, high=1)
+_RATE = Range(low=1e-12, high=1)
+
+RANGES: Mapping[str, Range] = MappingProxyType({
+    "steps": _STEPS,
+    "batch_size": Range(low=1, high=100_000, multiple_of=1),
+    "micro_batches": Range(low=1, high=100_000, multiple_of=1),
+    "learning_rate": _RATE,
+    "muon_rate": _RATE,
+    "muon_decay": Range(low=0, high=100),
+    "warmup_steps": Range(low=0, high=100_000_000, multiple_of=1),
+    "warmup_share": _SHARE,
+    "decay_steps": Range(low=0, high=100_000_000, multiple_of=1),
+    "decay_share": _SHARE,
+    "weight_decay": Range(low=0, high=100),
+    "max_grad_norm": Range(low=1e-15, high=1e15),
+    "spike_factor": Range(low=1.001, high=1e6),
+    "max_skipped": Range(low=0, high=100_000_000, multiple_of=1),
+    "ema_decay": Range(low=0, high=0.999999),
+    # torch's generator on a CPU takes 64 bits of a seed, which is multiplied for each step.
+    "seed": Range(low=0, high=2**32 - 1, multiple_of=1),
+    "checkpoint_steps": _STEPS,
+    "log_steps": _STEPS,
+    "validation_steps": _STEPS,
+    "timeout_minutes": Range(low=0.01, high=100_000),
+})  # fmt: skip
+"""What each number of ``LoopSettings`` may be."""
+
+_BETA = Range(low=0, high=0.999999)
+
+_OPTIONAL = ("muon_rate", "warmup_share", "decay_share", "spike_factor", "validation_steps")
+"""Numbers that may be None."""
 
 
+@no_type_check  # __post_init__ checks the types itself, with messages for users
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopSettings:
     """What decides a run, on however many processes it goes.
@@ -38,8 +71,10 @@ class LoopSettings:
             (see ``optimizers.py``); None leaves them, too, to the optimizer.
         muon_decay: Muon's weight decay, which bounds the largest singular value by its inverse.
         warmup_steps: linear rise from zero at the start.
+        warmup_share: the same as a share of the steps; if it is not None, ``warmup_steps`` follows from it.
         decay_steps: fall to zero at the end. A constant rate in between means that a finished run can be made
             longer from its last checkpoint before the decay.
+        decay_share: likewise a share, from which ``decay_steps`` follows.
         decay: how it falls, a key of ``DECAYS``; "cosine" over all steps after the warm-up is the usual
             cosine schedule.
         betas: AdamW's two averaging constants.
@@ -70,7 +105,9 @@ class LoopSettings:
     muon_rate: float | None = None
     muon_decay: float = 0.3
     warmup_steps: int = 200
+    warmup_share: float | None = None
     decay_steps: int
+    decay_share: float | None = None
     decay: str = "linear"
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
@@ -87,19 +124,27 @@ class LoopSettings:
     timeout_minutes: float = 30.0
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name} must be at least {least}, got {value}")
-        for name, bound in _ABOVE.items():
-            value = getattr(self, name)
-            if value is not None and value <= bound:
-                raise InputError(f"{name} must be above {bound}, got {value}")
-        if not 0 < self.learning_rate < 1:
-            raise InputError(f"learning_rate must be between 0 and 1, got {self.learning_rate}")
+        """Check every field; InputError says which one is wrong and what it may be."""
+        for name, allowed in RANGES.items():
+            if getattr(self, name) is not None or name not in _OPTIONAL:
+                object.__setattr__(self, name, allowed.check(name, getattr(self, name)))
+        for steps, share in (("warmup_steps", self.warmup_share), ("decay_steps", self.decay_share)):
+            if share is not None:
+                # A little more, since a product such as 0.07 * 100 may fall short of the whole number.
+                object.__setattr__(self, steps, int(share * self.steps + 1e-6))
+        if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
+            raise InputError(f"betas is {shown(self.betas)}: it must be two {_BETA}")
+        object.__setattr__(self, "betas", tuple(_BETA.check("betas", each) for each in self.betas))
         for name, allowed in (("optimizer", OPTIMIZERS), ("decay", DECAYS)):
-            if getattr(self, name) not in allowed:
-                raise unknown(name, getattr(self, name), allowed)
+            given = getattr(self, name)
+            if not isinstance(given, str) or given not in allowed:
+                raise unknown(name, given if isinstance(given, str) else shown(given), allowed)
+        for name in ("fsdp", "gradient_checkpointing"):
+            if not isinstance(given := getattr(self, name), bool):
+                raise InputError(f"{name} is {shown(given)}: it must be true or false")
+        self._check_together()
+
+    def _check_together(self) -> None:
         if self.batch_size % self.micro_batches:
             raise InputError(
                 "batch_size must be a multiple of micro_batches, "

@@ -6,6 +6,7 @@ The library parses; what this module adds is a sentence for people when it refus
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ssd1b.errors import InputError, shown
 from ssd1b.files import named, open_regular, read_file, reason
+from ssd1b.saving import unfinished
 
 Shape = tuple[int, ...]
 
@@ -197,8 +199,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path.touch()
     usual = path.stat().st_mode
+    # safetensors writes a file of a name of its own beside this one. If the program is killed, that file is
+    # found with its folder.
+    folder = unfinished(path.parent)
+    folder.mkdir()
     try:
-        save_file(contiguous, path, metadata={"format": "pt", **metadata})
+        save_file(contiguous, folder / path.name, metadata={"format": "pt", **metadata})
+        (folder / path.name).chmod(usual)  # safetensors makes files that nobody else can read
+        os.replace(folder / path.name, path)
     except SafetensorError as error:
         raise OSError(str(error)) from error
-    path.chmod(usual)  # safetensors makes files that nobody else can read
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

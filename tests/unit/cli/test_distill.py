@@ -70,7 +70,7 @@ def teacher(tmp_path_factory):
 def quickly(monkeypatch):
     monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
     monkeypatch.setattr(
-        loop, "_read_ahead", lambda batches, start, stop: (batches[step] for step in range(start, stop))
+        loop, "_read_ahead", lambda batches, start, stop, _: (batches[step] for step in range(start, stop))
     )
     monkeypatch.setattr(train_unet, "PICTURES", 8)
     monkeypatch.setattr(train_unet, "SHARD", 8)
@@ -147,7 +147,7 @@ def test_each_stage_begins_with_what_the_one_before_learned(tmp_path, teacher, m
         return student
 
     monkeypatch.setattr(running, "distill", learned)
-    monkeypatch.setattr(running, "write_model", lambda out, student, teacher: running.Made(out, None))
+    monkeypatch.setattr(running, "write_model", lambda out, *_, **__: running.Made(out, None))
     running.run(tmp_path, planned, {None: found}, lambda vae, text, settings: {}, device="cpu")
     (of_first, first), (of_second, second) = given
     assert of_first == of_second == TEACHER.unet, "every stage learns from the full teacher"

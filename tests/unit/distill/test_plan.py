@@ -171,7 +171,7 @@ def test_a_file_says_what_each_stage_does(tmp_path: Path) -> None:
         ("[[stages]]\n[[stages]]\nweights = { outptu = 1 }", "unknown key in weights of stage 2"),
         ("[[stages]]\nweights = { output = -1 }", "weights of stage 1"),
         ("[[stages]]\ntrain = { step = 1 }", "did you mean 'steps'"),
-        ("[[stages]]\ntrain = { steps = 0 }", "steps must be at least 1"),
+        ("[[stages]]\ntrain = { steps = 0 }", "steps is 0: allowed are whole numbers from 1"),
         ("[[stages]]\nstudent = 3", "student in stage 1 of"),
         ("[[stages]]\nstudent = '120%'", "between 0% and 100%"),
         ("[[stages]]\nstudent = '50%'\nkeep = 'first'", "importance chooses"),

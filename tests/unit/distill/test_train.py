@@ -32,7 +32,7 @@ SETTINGS = LoopSettings(
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
     monkeypatch.setattr(
-        loop, "_read_ahead", lambda batches, start, stop: (batches[step] for step in range(start, stop))
+        loop, "_read_ahead", lambda batches, start, stop, _: (batches[step] for step in range(start, stop))
     )
 
 

@@ -22,6 +22,9 @@ from ssd1b.tabletop.renderer import render
 from ssd1b.tabletop.scenes import scene
 from ssd1b.tabletop.tokenizer import train_tokenizer
 
+# The folder of these tests has a picture without a caption.
+pytestmark = pytest.mark.filterwarnings("ignore:1 pictures without a caption are left out")
+
 CAPTIONS = ("a large red metal sphere", "a small green cube on a white background")
 
 
@@ -77,6 +80,18 @@ def test_captions_are_read_in_order(data: Path) -> None:
     assert [(pair.path.name, pair.caption) for pair in pairs] == [
         ("0.jpg", CAPTIONS[0]),
         ("1.jpg", CAPTIONS[1]),
+    ]
+
+
+def test_capitals_are_read_and_what_is_left_out_is_told(tmp_path: Path) -> None:
+    for name in ("a.JPG", "b.png", "c.bmp", "d.GIF"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "a.TXT").write_bytes("\ufeffa cone".encode())
+    with pytest.warns(UserWarning) as told:
+        assert [(pair.path.name, pair.caption) for pair in captioned(tmp_path)] == [("a.JPG", "a cone")]
+    assert [str(each.message) for each in told] == [
+        "1 pictures without a caption are left out: b.png",
+        "2 pictures of a kind that is not read are left out: c.bmp, d.GIF",
     ]
 
 

@@ -28,7 +28,7 @@ from ssd1b.weights.loading import open_checkpoint, read_part
 @pytest.fixture(autouse=True)
 def read_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        loop, "_read_ahead", lambda batches, start, stop: (batches[step] for step in range(start, stop))
+        loop, "_read_ahead", lambda batches, start, stop, _: (batches[step] for step in range(start, stop))
     )
 
 

@@ -86,7 +86,7 @@ def learn(out: Path, settings: LoopSettings, asked: Loss = loss, *, resume: bool
     return train(Network(), Numbers(), asked, settings, out, resume=resume, label="test")
 
 
-def in_process(share: Share, start: int, stop: int) -> Iterator[list[Batch]]:
+def in_process(share: Share, start: int, stop: int, weights: object = ()) -> Iterator[list[Batch]]:
     return (share[step] for step in range(start, stop))
 
 

@@ -1,5 +1,6 @@
 """Captioned pictures as batches for training: the one entry, and the settings."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,12 @@ import numpy as np
 import torch
 
 from ssd1b.errors import InputError, shown, unknown
+from ssd1b.files import named
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.vae import VAE
 from ssd1b.runtime import DTYPES
 from ssd1b.saving import check_renewable, renewing
-from ssd1b.settings import Range
+from ssd1b.settings import Range, check_text
 from ssd1b.training.data.buckets import CROPS, Crop, buckets_for, nearest, place
 from ssd1b.training.data.cache import Cache, latents_cache, texts_cache
 from ssd1b.training.data.encoding import (
@@ -84,11 +86,12 @@ class DataSettings:
             object.__setattr__(self, name, allowed.check(name, getattr(self, name)))
         if self.min_side is not None:
             object.__setattr__(self, "min_side", _MIN_SIDE.check("min_side", self.min_side))
-        for name in ("path", "image_column", "split", "crop", "dtype"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise InputError(f"{name} is {shown(getattr(self, name))}: it must be text")
-        if self.caption_column is not None and not isinstance(self.caption_column, str):
-            raise InputError(f"caption_column is {shown(self.caption_column)}: it must be text")
+        for name in ("path", "image_column", "caption_column", "split", "crop", "dtype"):
+            text = getattr(self, name)
+            if name == "caption_column" and text is None:
+                continue
+            if not check_text(name, text):
+                raise InputError(f"{name} is empty")
         if not isinstance(self.cache_captions, bool):
             raise InputError(f"cache_captions is {shown(self.cache_captions)}: it must be true or false")
         if self.crop not in CROPS:
@@ -212,6 +215,8 @@ def open_data(
         report=found,
     )
     _write(report, batches.facts())
+    if found.count:
+        warnings.warn(f"{found}; the list is in {named(report)}", stacklevel=2)
     return batches
 
 

@@ -19,6 +19,7 @@ from ssd1b.models.text import TextEncoders
 from ssd1b.models.vae import VAE
 from ssd1b.runtime import dtype_name
 from ssd1b.saving import replacing
+from ssd1b.training.digests import digest_of_tensors
 
 _CHECKSUM = "checksum"
 """A tensor beside the others, since safetensors notices that a file was cut short, but no flipped bit."""
@@ -58,16 +59,7 @@ class Cache:
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> Tensor:
-    return torch.tensor(list(_hashed(tensors).digest()), dtype=torch.uint8)
-
-
-def _hashed(tensors: Mapping[str, Tensor]) -> "hashlib.blake2b":
-    """Names, formats, shapes and bytes."""
-    state = hashlib.blake2b(digest_size=20)
-    for name, tensor in sorted(tensors.items()):
-        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return state
+    return torch.tensor(list(digest_of_tensors(tensors)), dtype=torch.uint8)
 
 
 def latents_cache(folder: Path, vae: VAE, dtype: torch.dtype) -> Cache:
@@ -89,5 +81,5 @@ def texts_cache(folder: Path, text: TextEncoders, dtype: torch.dtype) -> Cache:
 def _weights_digest(modules: Iterable[nn.Module], beside: str) -> str:
     state = hashlib.blake2b(beside.encode(), digest_size=8)
     for module in modules:
-        state.update(_hashed(module.state_dict()).digest())
+        state.update(digest_of_tensors(module.state_dict()))
     return state.hexdigest()

@@ -5,16 +5,17 @@ out.
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd1b.errors import InputError
-from ssd1b.files import open_regular
+from ssd1b.errors import InputError, shown
+from ssd1b.files import named, read_file
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-"""Suffixes of pictures, in small letters."""
+MOST_BYTES = 256 * 2**20
+"""Of a picture's file or a caption's."""
 
 CAPTION_FIELDS = ("text", "caption")
 """Where captions stand in tables and JSON unless told otherwise: image folders' name and img2dataset's."""
@@ -57,12 +58,51 @@ class Columns:
 
 
 def read(path: Path) -> bytes:
-    """Read a file, or say that it is missing."""
+    """Read a regular file, or say what is wrong with it.
+
+    Raises:
+        Unusable: it is missing, no regular file, not readable, or too large.
+    """
     try:
-        with open_regular(path) as file:
-            return file.read()
-    except (InputError, OSError) as error:
+        if path.stat().st_size > MOST_BYTES:
+            raise Unusable(f"file larger than {MOST_BYTES >> 20} MiB")
+        return read_file(path, most=MOST_BYTES)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name; InputError: a pipe
         raise Unusable("file missing or not readable") from error
+
+
+def read_inside(root: Path, folder: Path, name: str, row: str) -> bytes:
+    """Read a file that a row of a table names, if it lies inside of the data.
+
+    A table may be a stranger's: a row must not reach other files of the user's, neither by its text nor
+    through a link. What a link leads to must lie in ``root``, in ``folder``, or, where ``root`` is a snapshot
+    in the hub's cache, whose files are all links, in that repository.
+
+    Args:
+        root: folder of the data.
+        folder: that the name is relative to.
+        name: as the row has it.
+        row: names the row in the error.
+
+    Raises:
+        InputError: the row names something outside.
+        Unusable: as ``read``.
+    """
+    try:
+        path = Path(os.path.realpath(folder / name))
+        allowed = [Path(os.path.realpath(each)) for each in (root, folder)]
+    except (OSError, ValueError) as error:
+        raise Unusable("file missing or not readable") from error
+    if allowed[0].parent.name == "snapshots":
+        allowed.append(allowed[0].parent.parent / "blobs")
+    if Path(name).is_absolute() or not any(path.is_relative_to(each) for each in allowed):
+        raise InputError(f"{named(row)} names {shown(name)}, which is not inside of the data: refused")
+    return read(path)
+
+
+def with_suffix(folder: Path, suffix: str) -> list[Path]:
+    """The files of a suffix in a folder, sorted; also in capitals."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() == suffix)
 
 
 def fail(reason: str) -> Any:

@@ -1,61 +1,118 @@
 """Pictures in a folder, with their captions beside them or in ``metadata.jsonl``."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from ssd1b.files import open_regular
+from ssd1b.errors import InputError
+from ssd1b.files import named, open_regular, reason
+from ssd1b.picture_names import PICTURES, UNREAD, captions_by_picture
 from ssd1b.training.data.examples import (
-    PICTURES,
     Example,
     Unusable,
     decoded,
     fail,
     parse_row,
     read,
+    read_inside,
     row_captions,
 )
 
 METADATA = "metadata.jsonl"
 
+_LONGEST_ROW = 2**20
+"""Bytes of a line of ``METADATA``."""
+
 
 def folder_examples(folder: Path, field: str | None) -> list[Example]:
-    """List a folder's captioned pictures and those below it.
+    """List a folder's captioned pictures and those below it, also in folders that links lead to.
 
     Where there is a ``metadata.jsonl`` (the Hugging Face image folder: ``file_name``, relative to it, and the
-    caption), these are the list. Elsewhere a caption is the text file of the same stem.
+    caption), these are the list, and name files inside of ``folder`` alone. Elsewhere a caption is the text
+    file of the same stem. Suffixes may be in capitals.
+
+    Raises:
+        InputError: a folder cannot be read, or a line of the list is too long.
     """
-    metadata = sorted(folder.rglob(METADATA))
-    return list(_image_folder(folder, metadata, field) if metadata else _text_folder(folder))
+    files = list(files_below(folder))
+    metadata = [path for path in files if path.name.lower() == METADATA]
+    return list(_image_folder(folder, metadata, field) if metadata else _text_folder(folder, files))
 
 
-def _text_folder(folder: Path) -> Iterator[Example]:
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in PICTURES and not path.name.startswith("."):
-            text = path.with_suffix(".txt")
-            yield Example(path.relative_to(folder).as_posix(), partial(read, path), partial(_text, text))
+def files_below(folder: Path) -> Iterator[Path]:
+    """The files in a folder and below it, sorted; each folder once, whatever links lead to it.
+
+    Raises:
+        InputError: a folder cannot be read.
+    """
+    seen: set[tuple[int, int]] = set()
+    if folder.is_dir():
+        _first_time(str(folder), seen)
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"cannot read {named(error.filename or folder)}: {reason(error)}") from None
+
+    found = []
+    for where, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        folders.sort()
+        folders[:] = [name for name in folders if _first_time(os.path.join(where, name), seen)]
+        found += [Path(where, name) for name in names]
+    yield from sorted(found)
 
 
-def _image_folder(folder: Path, metadata: Sequence[Path], field: str | None) -> Iterator[Example]:
+def _first_time(folder: str, seen: set[tuple[int, int]]) -> bool:
+    there = os.stat(folder)
+    which = (there.st_dev, there.st_ino)
+    new = which not in seen
+    seen.add(which)
+    return new
+
+
+def _text_folder(folder: Path, files: list[Path]) -> Iterator[Example]:
+    captions = captions_by_picture(files)
+    for path in files:
+        suffix = path.suffix.lower()
+        key = path.relative_to(folder).as_posix()
+        if path.name.startswith("."):
+            continue
+        if suffix in PICTURES:
+            text = captions.get(path)
+            yield Example(
+                key,
+                partial(read, path),
+                partial(fail, "caption missing") if text is None else partial(_text, text),
+            )
+        elif suffix in UNREAD:
+            broken = partial(fail, f"of a kind that is not read ({suffix})")
+            yield Example(key, broken, broken)
+
+
+def _image_folder(folder: Path, metadata: list[Path], field: str | None) -> Iterator[Example]:
     for path in metadata:
         name = path.relative_to(folder).as_posix()
-        with open_regular(path) as file:
-            lines = file.read().splitlines()
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(_lines(path), start=1):
             if not line.strip():
                 continue
+            where = f"{name}:{number}"
             try:
                 row = parse_row(line)
-                file = path.parent / row["file_name"]
+                key = (path.parent.relative_to(folder) / row["file_name"]).as_posix()
             except (Unusable, KeyError, TypeError):
                 broken = partial(fail, f"no line of {METADATA} with a file_name")
-                yield Example(f"{name}:{number}", broken, broken)
+                yield Example(where, broken, broken)
             else:
-                key = (path.parent.relative_to(folder) / row["file_name"]).as_posix()
-                yield Example(key, partial(read, file), partial(row_captions, row, field))
+                picture = partial(read_inside, folder, path.parent, row["file_name"], where)
+                yield Example(key, picture, partial(row_captions, row, field))
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with open_regular(path) as file:
+        while line := file.readline(_LONGEST_ROW + 1):
+            if len(line) > _LONGEST_ROW:
+                raise InputError(f"{named(path)} has a line of more than {_LONGEST_ROW} bytes")
+            yield line
 
 
 def _text(path: Path) -> list[str]:
-    if not path.exists():
-        raise Unusable("caption missing")
     return [decoded(read(path))]

@@ -6,35 +6,64 @@ step's batch is a function of its number. For that an uncompressed tar needs not
 members, which the standard library finds by reading the headers alone.
 """
 
+import io
 import itertools
+import math
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ssd1b.errors import InputError
-from ssd1b.files import open_regular
-from ssd1b.training.data.examples import PICTURES, Example, Unusable, decoded, fail, parse_row, row_captions
+from ssd1b.files import named, open_regular
+from ssd1b.picture_names import PICTURES, UNREAD
+from ssd1b.training.data.examples import (
+    MOST_BYTES,
+    Example,
+    Unusable,
+    decoded,
+    fail,
+    parse_row,
+    row_captions,
+)
+
+MOST_SHARDS = 1_000_000
+
+_MOST_DIGITS = 9
+_LONGEST_HEADER = 2**20
+"""Bytes of a member's name and attributes."""
 
 _BLOCK = 512
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 Place = tuple[Path, int, int]
-"""A member of a tar: the file, where its bytes begin, how many they are."""
+"""A member of a tar: the file, where its bytes begin, how many they are; -1 if it is no plain file."""
 
 
 def expand_braces(pattern: str) -> list[Path]:
-    """Write out number ranges: ``a-{08..11}.tar`` is a-08.tar to a-11.tar."""
+    """Write out number ranges: ``a-{08..11}.tar`` is a-08.tar to a-11.tar.
+
+    Raises:
+        InputError: it is about more than ``MOST_SHARDS`` files, or none.
+    """
     parts = _RANGE.split(pattern)
-    fixed, ranges = parts[::3], zip(parts[1::3], parts[2::3], strict=True)
-    numbers = [
-        [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)] for first, last in ranges
+    fixed, ranges = parts[::3], [*zip(parts[1::3], parts[2::3], strict=True)]
+    if any(len(each) > _MOST_DIGITS for pair in ranges for each in pair):
+        raise InputError(f"{named(pattern)}: numbers of shards may have {_MOST_DIGITS} digits")
+    numbers = [range(int(first), int(last) + 1) for first, last in ranges]
+    count = math.prod(map(len, numbers))
+    if not 0 < count <= MOST_SHARDS:
+        raise InputError(f"{named(pattern)} names {count} shards: allowed are 1 to {MOST_SHARDS}")
+    written = [
+        [f"{number:0{len(first)}d}" for number in each]
+        for (first, _), each in zip(ranges, numbers, strict=True)
     ]
     return [
         Path("".join(itertools.chain(*zip(fixed, (*chosen, ""), strict=True))))
-        for chosen in itertools.product(*numbers)
-    ] or [Path(pattern)]
+        for chosen in itertools.product(*written)
+    ]
 
 
 def shard_examples(shards: Sequence[Path], field: str | None) -> list[Example]:
@@ -66,17 +95,34 @@ def shard_examples(shards: Sequence[Path], field: str | None) -> list[Example]:
     return examples
 
 
+class _Headers(io.BufferedReader):
+    """A file of which tarfile reads headers alone: none may be so large that memory is short."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read as any file."""
+        if size is None or not 0 <= size <= _LONGEST_HEADER:
+            raise tarfile.ReadError("a header too large")
+        return super().read(size)
+
+
 def _members(shard: Path) -> tuple[list[tuple[str, Place]], int]:
     """The files in a tar as far as it can be read, and where the last of them ends."""
     members, end = [], 0
     try:
-        with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
+        with _Headers(open_regular(shard).detach()) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
                 # Data are padded to whole blocks; the last one's end is the archive's unless it is damaged.
-                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-                if member.isfile():
-                    members.append((member.name, (shard, member.offset_data, member.size)))
-    except (tarfile.TarError, EOFError, OSError) as error:
+                if tar.offset <= end:
+                    raise tarfile.ReadError("sizes that lead back")
+                end = tar.offset
+                # Sparse files are not in one piece; links and devices are no files.
+                plain = member.isfile() and not member.issparse()
+                if not member.isdir():
+                    members.append((member.name, (shard, member.offset_data, member.size if plain else -1)))
+                archive: Any = tar
+                archive.members.clear()  # which would keep a thousand bytes for each
+    # Sizes in a header are a stranger's: too large for the machine, or for Python's stack, or below 0.
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, RecursionError) as error:
         with open_regular(shard) as file:
             compressed = file.read(2) == b"\x1f\x8b"
         if compressed:
@@ -108,20 +154,26 @@ def _grouped(members: Sequence[tuple[str, Place]]) -> Iterator[tuple[str, dict[s
 
 def _example(shard: Path, key: str, parts: dict[str, Place], field: str | None) -> Example:
     picture = next((place for suffix, place in parts.items() if suffix in PICTURES), None)
+    unread = next((suffix for suffix in parts if suffix in UNREAD), None)
+    lacking = "picture missing" if unread is None else f"of a kind that is not read ({unread})"
     return Example(
         f"{shard.name}/{key}",
-        partial(fail, "picture missing") if picture is None else partial(_slice, picture),
+        partial(fail, lacking) if picture is None else partial(_slice, picture),
         partial(_captions, parts.get(".json"), parts.get(".txt"), field),
     )
 
 
 def _slice(place: Place) -> bytes:
     shard, offset, size = place
+    if size < 0:
+        raise Unusable("a link, device or sparse file in a tar")
+    if size > MOST_BYTES:
+        raise Unusable(f"file larger than {MOST_BYTES >> 20} MiB")
     try:
         with open_regular(shard) as file:
             file.seek(offset)
             data = file.read(size)
-    except (InputError, OSError) as error:
+    except (OSError, InputError) as error:
         raise Unusable("file missing or not readable") from error
     if len(data) < size:
         raise Unusable("shard damaged")

@@ -6,7 +6,9 @@ Listing opens no picture. What is wrong with a whole source is an ``InputError``
 from pathlib import Path
 
 from ssd1b.errors import InputError
-from ssd1b.training.data.examples import PICTURES, Columns, Example
+from ssd1b.files import check_path
+from ssd1b.picture_names import PICTURES
+from ssd1b.training.data.examples import Columns, Example, with_suffix
 from ssd1b.training.data.folders import METADATA, folder_examples
 from ssd1b.training.data.shards import expand_braces, shard_examples
 from ssd1b.training.data.tables import is_table, table_examples
@@ -28,11 +30,12 @@ def open_source(path: str | Path, columns: Columns, *, cache: Path) -> list[Exam
     Raises:
         InputError: nothing of the kind is there, or a library is missing.
     """
+    check_path(path)
     shards = expand_braces(str(path))
     where = Path(path)
-    if where.is_dir() and (inside := sorted(where.glob("*.tar"))):
+    if where.is_dir() and (inside := with_suffix(where, ".tar")):
         shards = inside
-    if len(shards) > 1 or shards[0].suffix == ".tar":
+    if len(shards) > 1 or shards[0].suffix.lower() == ".tar":
         examples = shard_examples(shards, columns.caption)
     elif is_table(where):
         examples = table_examples(where, columns, cache)

@@ -4,8 +4,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ssd1b.errors import InputError, unknown
-from ssd1b.training.data.examples import CAPTION_FIELDS, Columns, Example, Unusable, read, row_captions
+from ssd1b.errors import InputError, shown, unknown
+from ssd1b.files import check_regular
+from ssd1b.training.data.examples import (
+    CAPTION_FIELDS,
+    Columns,
+    Example,
+    Unusable,
+    read_inside,
+    row_captions,
+    with_suffix,
+)
+from ssd1b.weights.files import read_json
 
 _SAVED = ("state.json", "dataset_dict.json")
 """What ``save_to_disk`` writes beside the data: of one split, of several."""
@@ -14,11 +24,11 @@ _SAVED = ("state.json", "dataset_dict.json")
 def is_table(path: Path) -> bool:
     """Whether ``table_examples`` reads this path."""
     saved = any((path / name).is_file() for name in _SAVED)
-    return saved or path.suffix == ".parquet" or bool(_parquet_in(path))
+    return saved or path.suffix.lower() == ".parquet" or bool(_parquet_in(path))
 
 
 def _parquet_in(path: Path) -> list[Path]:
-    return sorted(path.glob("*.parquet")) if path.is_dir() else []
+    return with_suffix(path, ".parquet") if path.is_dir() else []
 
 
 def table_examples(path: Path, columns: Columns, cache: Path) -> list[Example]:
@@ -60,10 +70,15 @@ def _open(path: Path, split: str, cache: Path) -> Any:
     datasets.disable_progress_bars()
     try:
         if any((path / name).is_file() for name in _SAVED):
+            _check_saved(path)
             dataset = datasets.load_from_disk(str(path))
         else:
+            for file in _parquet_in(path) or [path]:
+                check_regular(file)
             files: list[Any] = [str(file) for file in _parquet_in(path) or [path]]
             dataset = datasets.Dataset.from_parquet(files, cache_dir=str(cache / "parquet"))
+    except InputError:
+        raise
     # It raises what Arrow, fsspec and its own readers raise.
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -79,12 +94,34 @@ def _open(path: Path, split: str, cache: Path) -> Any:
     return dataset
 
 
+def _check_saved(path: Path) -> None:
+    """See that what ``save_to_disk`` wrote names files of its own alone.
+
+    Raises:
+        InputError: it names others.
+    """
+    names: list[Any] = []
+    folders = [path]
+    if (path / _SAVED[1]).is_file():
+        splits = read_json(path / _SAVED[1]).get("splits")
+        names += splits if isinstance(splits, list) else []
+        folders = [path / each for each in names if isinstance(each, str)]
+    for folder in folders:
+        if (folder / _SAVED[0]).is_file():
+            files = read_json(folder / _SAVED[0]).get("_data_files")
+            names += [each.get("filename") for each in files if isinstance(each, dict)] if files else []
+    for name in names:
+        if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name or "\\" in name:
+            raise InputError(f"{path} names {shown(name)}, which is not inside of the data: refused")
+
+
 def _picture(dataset: Any, index: int, column: str, path: Path) -> bytes:
     value = dataset[index][column]
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str):
-        return read((path if path.is_dir() else path.parent) / value)
+        folder = path if path.is_dir() else path.parent
+        return read_inside(folder, folder, value, f"row {index} of {path}")
     if not isinstance(value, bytes):
         raise Unusable("picture missing")
     return value

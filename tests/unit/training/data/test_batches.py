@@ -174,10 +174,12 @@ def test_what_cannot_be_decoded_is_left_out_and_counted(
     with pytest.raises(InputError, match=r"^2 of 6 pictures .*; allowed are 30% \(max_unusable\)$") as error:
         opened(max_unusable=0.3)
     assert "1 picture damaged (2.png)" in str(error.value)
-    batches = opened(max_unusable=0.5)
+    with pytest.warns(UserWarning, match=r"2 of 6 pictures cannot be used.*2\.png.*report\.json"):
+        batches = opened(max_unusable=0.5)
     assert batches.report.unusable == {"caption missing": ["5.png"], "picture damaged": ["2.png"]}
     assert json.loads((tmp_path / "report.json").read_text())["buckets"] == {"80x48": 3, "64x64": 1}
-    again = opened(max_unusable=0.5)
+    with pytest.warns(UserWarning, match="2 of 6 pictures"):
+        again = opened(max_unusable=0.5)
     for step in range(6):
         assert again.order[step] == batches.order[step]
         assert again[step]["latents"].equal(batches[step]["latents"])
