@@ -16,8 +16,8 @@ PROGRAM = "AUTOMATIC1111"
 
 HARMLESS = frozenset({
     "App", "Backend", "Batch count", "Batch pos", "Batch size", "CFG scale", "Created Date", "Hashes",
-    "Model", "Negative Template", "Operations", "Pipeline", "Sampler", "Schedule type", "Seed", "Size", "Steps",
-    "Template", "Time taken", "User", "Version",
+    "Model", "Negative Template", "Operations", "Pipeline", "Sampler", "Schedule type", "Seed", "Size",
+    "Steps", "Template", "Time taken", "User", "Version",
 })  # fmt: skip
 """Fields that are read, or that say nothing of how the picture looks. Every other one is not reproduced."""
 
