@@ -82,7 +82,7 @@ def command(
     title, expected = _title(name, found)
     facts = summary(where)
     if not as_json:
-        click.echo(f"ssd1b selftest of {title}")
+        click.echo(f"selftest of {title}, by ssd1b")
         for each, value in facts.items():
             click.echo(f"{each}: {value}")
     trial = Trial(

@@ -42,7 +42,7 @@ def test_the_miniatures_pass_beside_diffusers(run, name):
     assert done.code == 0, done.out
     *lines, last = done.out.splitlines()
     assert last == "PASS: 9 checks"
-    assert f"ssd1b selftest of {name}" == lines[0]
+    assert f"selftest of {name}, by ssd1b" == lines[0]
     unet = next(line for line in lines if line.startswith("pass     unet"))
     assert f"{PARAMETERS[name]['unet']:,} parameters" in unet and "as published; all are finite" in unet
     assert "from diffusers' " in lines[-1] and " GB, diffusers " in lines[-1]
