@@ -35,7 +35,7 @@ ALLOWED = {
     "cli/app.py": "the null device",
     "cli/process.py": "the null device",
     "bench/contract.py": "safetensors, on files that the checkpoint's reader opened before",
-    "bench/one_picture.py": "what the selftest's own process wrote",
+    "bench/one_picture.py": "what Linux says of the process",
     "bench/machine.py": "Linux's description of the processor",
 }
 """Modules that open something, with the reason; a new one has to use ``ssd1b.files`` or stand here."""
