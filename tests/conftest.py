@@ -17,6 +17,8 @@ settings.load_profile("ssd1b")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full-size", action="store_true", help="run the tests that build models at full size")
+    seconds = "try each target of tests/fuzz for so many seconds; one round by default"
+    parser.addoption("--fuzz-seconds", type=float, default=0.0, help=seconds)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 
 from ssd1b.layouts import (
+    KOALA_700M,
     SDXL_MINI,
     SSD_1B,
     SSD_1B_MINI,
@@ -14,6 +15,9 @@ from ssd1b.layouts import (
     UNetLayout,
     VAELayout,
 )
+from ssd1b.models.text import TextEncoder
+from ssd1b.models.unet import UNet
+from ssd1b.models.vae import VAE
 
 
 def tiny(unet: UNetLayout) -> ModelLayout:
@@ -71,3 +75,23 @@ def inputs(layout: UNetLayout, height: int, width: int) -> tuple[torch.Tensor, .
     pooled = torch.randn(2, layout.pooled_dim, generator=generator)
     time_ids = torch.tensor([[1024, 768, 0, 16, 1024, 1024], [64, 64, 0, 0, 128, 128]], dtype=torch.float32)
     return latents, torch.tensor([999.0, 20.0]), embeds, pooled, time_ids
+
+
+DRAWABLE = replace(
+    tiny(KOALA_700M),
+    vae=VAELayout(channels=(8, 8, 8, 8), layers_per_block=1, norm_groups=4, scaling_factor=0.5),
+    size=64,
+)
+"""KOALA has the fewest blocks, and a VAE of factor 8 is what sizes on the command line are for."""
+
+
+def random_weights(layout: ModelLayout) -> dict[str, dict[str, torch.Tensor]]:
+    """The state of each of a model's networks, the same in every run."""
+    torch.manual_seed(0)
+    networks = {
+        "unet": UNet(layout.unet),
+        "vae": VAE(layout.vae),
+        "text_encoder": TextEncoder(layout.text_encoder),
+        "text_encoder_2": TextEncoder(layout.text_encoder_2),
+    }
+    return {part: network.state_dict() for part, network in networks.items()}

@@ -2,48 +2,28 @@
 
 import io
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from ssd1b.cli import main
-from ssd1b.layouts import KOALA_700M, VAELayout
-from ssd1b.models.text import TextEncoder
-from ssd1b.models.unet import UNet
-from ssd1b.models.vae import VAE
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.folder import save_folder
-from tiny import tiny
-
-TINY = replace(
-    tiny(KOALA_700M),
-    vae=VAELayout(channels=(8, 8, 8, 8), layers_per_block=1, norm_groups=4, scaling_factor=0.5),
-    size=64,
-)
-"""KOALA has the fewest blocks, and a VAE of factor 8 is what sizes on the command line are for."""
+from tiny import DRAWABLE, random_weights
 
 
 @pytest.fixture(scope="session")
 def tiny_layout():
-    return TINY
+    return DRAWABLE
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """The folder of a whole model with random weights; read only."""
     path = tmp_path_factory.mktemp("models") / "tiny"
-    torch.manual_seed(0)
-    networks = {
-        "unet": UNet(TINY.unet),
-        "vae": VAE(TINY.vae),
-        "text_encoder": TextEncoder(TINY.text_encoder),
-        "text_encoder_2": TextEncoder(TINY.text_encoder_2),
-    }
-    info = ModelInfo(layout=TINY, settings={"steps": 2})
-    save_folder(path, info, {part: network.state_dict() for part, network in networks.items()})
+    save_folder(path, ModelInfo(layout=DRAWABLE, settings={"steps": 2}), random_weights(DRAWABLE))
     return path
 
 

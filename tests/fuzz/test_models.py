@@ -1,0 +1,108 @@
+"""Models from strangers: headers of safetensors files, and the configurations of a folder."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+
+from fuzzing import as_json, fuzz, mutated_bytes, mutated_json
+from ssd1b.models.tokenizer import load_tokenizer
+from ssd1b.pipeline import recommended_settings
+from ssd1b.weights.files import read_header
+from ssd1b.weights.loading import open_checkpoint
+from ssd1b.weights.vocabulary import tokenizers
+
+TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def opened(path: Path) -> None:
+    info = open_checkpoint(path).info
+    recommended_settings(info)
+    tokenizers(info)
+
+
+def framed(header: Any, data: bytes) -> bytes:
+    text = as_json(header)
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def test_safetensors_headers(tiny_single_file: Path, tmp_path: Path, fuzz_seconds: float) -> None:
+    whole = tiny_single_file.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header, data = json.loads(whole[8 : 8 + length]), whole[8 + length :]
+    few = {name: header[name] for name in list(header)[:40]}
+    path = tmp_path / "model.safetensors"
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        read_header(path)
+        opened(path)
+
+    damaged = mutated_json(header).map(lambda each: framed(each, data))
+    small = mutated_json(few).map(lambda each: framed(each, data))
+    raw = mutated_bytes([whole, framed(few, data[:1000])])
+    fuzz(read, st.one_of(damaged, small, raw), seconds=fuzz_seconds)
+
+
+def configurations(folder: Path) -> list[Path]:
+    return sorted(path.relative_to(folder) for path in folder.rglob("*.json"))
+
+
+def test_configurations(tiny_model: Path, tmp_path: Path, fuzz_seconds: float) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(
+        tiny_model,
+        folder,
+        copy_function=lambda source, target: Path(target).symlink_to(Path(source).resolve()),
+    )
+    names = configurations(tiny_model)
+    assert len(names) >= 8
+    small = [name for name in names if (tiny_model / name).stat().st_size < 100_000]
+
+    def read(change: tuple[Path, bytes]) -> None:
+        name, content = change
+        file = folder / name
+        file.unlink()
+        file.write_bytes(content)
+        try:
+            opened(folder)
+        finally:
+            file.unlink()
+            file.symlink_to((tiny_model / name).resolve())
+
+    def changed(name: Path) -> st.SearchStrategy[tuple[Path, bytes]]:
+        content = (tiny_model / name).read_bytes()
+        damaged = mutated_json(json.loads(content)).map(as_json)
+        return st.tuples(st.just(name), damaged | damaged | mutated_bytes([content]))
+
+    fuzz(read, st.sampled_from(small).flatmap(changed), seconds=fuzz_seconds, examples=30)
+
+
+@pytest.mark.parametrize(
+    "name", ["vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"]
+)
+def test_tokenizers(name: str, tiny_model: Path, tmp_path: Path, fuzz_seconds: float) -> None:
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    words = ["a", "b", "ab", "a</w>", "b</w>", "ab</w>", "!", ",</w>", "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    files = {
+        "vocab.json": as_json(vocabulary),
+        "merges.txt": b"#version: 0.2\na b\na b</w>\n",
+        "tokenizer_config.json": as_json({"pad_token": {"content": "!", "special": True}, "bos_token": "x"}),
+        "special_tokens_map.json": as_json({"pad_token": "!", "eos_token": "<|endoftext|>"}),
+    }
+    for each, content in files.items():
+        (folder / each).write_bytes(content)
+
+    def read(content: bytes) -> None:
+        (folder / name).write_bytes(content)
+        load_tokenizer(folder).ids("ab, a b! <|endoftext|>")
+
+    inputs = mutated_bytes([files[name]])
+    if name.endswith(".json"):
+        inputs = inputs | mutated_json(json.loads(files[name])).map(as_json)
+    fuzz(read, inputs, seconds=fuzz_seconds)
