@@ -34,6 +34,7 @@ from ssd1b.weights.files import (
     write_tensors,
 )
 from ssd1b.weights.keymap import PARTS
+from ssd1b.weights.prediction import of_scheduler
 from ssd1b.weights.spellings import Section
 from ssd1b.weights.stored import StoredTensor, tensors_of
 from ssd1b.weights.vocabulary import PADDING, clip_vocabulary, write_tokenizer
@@ -90,9 +91,7 @@ def open_folder(path: Path, *, half: bool) -> Checkpoint:
         parts=parts,
         size=_size(path, parts),
         scheduler=noise,
-        prediction={scheduler.name: noise["prediction_type"]}
-        if noise.get("prediction_type") and scheduler.exists()
-        else {},
+        prediction=of_scheduler(noise, scheduler.name, str(scheduler)) if scheduler.exists() else {},
         tokenizers=tokenizers,
         force_zeros_for_empty_prompt=configs.flag(
             index, "force_zeros_for_empty_prompt", True, f"{path}: model_index.json"

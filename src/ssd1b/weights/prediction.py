@@ -58,6 +58,18 @@ def statements(metadata: Mapping[str, str], tensors: Collection[str]) -> dict[st
     return said
 
 
+def of_scheduler(config: Mapping[str, object], source: str, where: str) -> dict[str, str]:
+    """What a ``scheduler_config.json`` says the UNet predicts, by the name of its source; empty if nothing.
+
+    Raises:
+        InputError: it is no text.
+    """
+    word = config.get("prediction_type")
+    if word is not None and not isinstance(word, str):
+        raise InputError(f"{where}: prediction_type must be a text, got {shown(word)}")
+    return {} if word is None else {source: word}
+
+
 def zero_snr(metadata: Mapping[str, str], tensors: Collection[str]) -> bool:
     """Whether a single file says that its UNet was trained to zero terminal signal-to-noise ratio."""
     return ZERO_SNR_KEY in tensors or metadata.get("ss_zero_terminal_snr", "").strip().lower() in _TRUE

@@ -27,7 +27,15 @@ from ssd1b.weights.files import Header, parse_json, read_header, some, write_ten
 from ssd1b.weights.folder import part_configurations, prepared, read_settings
 from ssd1b.weights.foreign import foreign
 from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS, to_original
-from ssd1b.weights.prediction import EPSILON, VELOCITY, VELOCITY_KEY, ZERO_SNR_KEY, statements, zero_snr
+from ssd1b.weights.prediction import (
+    EPSILON,
+    VELOCITY,
+    VELOCITY_KEY,
+    ZERO_SNR_KEY,
+    of_scheduler,
+    statements,
+    zero_snr,
+)
 from ssd1b.weights.spellings import sections
 from ssd1b.weights.stored import tensors_of
 from ssd1b.weights.vocabulary import VOCABULARY_SIZE
@@ -57,8 +65,8 @@ def open_single_file(path: Path) -> Checkpoint:
     assert isinstance(vae, VAELayout)
     said = statements(header.metadata, header.tensors)
     own = _told(told, "scheduler", path)
-    if own and own.get("prediction_type"):
-        said = {"its scheduler": own["prediction_type"], **said}
+    if own:
+        said = of_scheduler(own, "its scheduler", f"{path}: metadata") | said
     return Checkpoint(
         path=path,
         format="single file" if len(parts) > 1 else f"single {next(iter(parts))} file",

@@ -1,5 +1,6 @@
 """``ssd1b rerun``: the same picture, and the truth about whether it is."""
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -105,8 +106,6 @@ def test_a_copy_under_another_name_is_the_same_picture(run, tmp_path, picture_of
     shutil.copy(picture_of("png"), tmp_path / "renamed.png")
     assert run("rerun", "renamed.png", "--out", "renamed.png", "--trust-recipe").out == "renamed-2.png\n"
 
-    assert run("rerun", "renamed.png", "--out", "renamed.png").out == "renamed-2.png\n"
-
 
 def test_what_the_model_was_said_to_predict_is_in_the_recipe_and_said_again(
     run, tmp_path, tiny_model, image_at
@@ -116,7 +115,7 @@ def test_what_the_model_was_said_to_predict_is_in_the_recipe_and_said_again(
     assert run("generate", "a red cube", *options, "--prediction", "v", "--out", "v.png").code == 0
     assert image_at(tmp_path / "e.png").tobytes() != image_at(tmp_path / "v.png").tobytes()
     assert read_recipe(tmp_path / "v.png").model.prediction == "v"
-    assert "--prediction v" in run("inspect", "v.png").out
+    assert re.search(r"model prediction +v\n", run("inspect", "v.png").out)
     again = run("rerun", "v.png", "--model", tiny_model, "--out", "again.png")
     assert again.err.startswith("bit-equal"), again.err
     wrong = run("generate", "a red cube", "--prediction", "velocity")
