@@ -192,7 +192,7 @@ def test_text_in_the_pixels(signature: bytes) -> None:
     assert (found.program, found.prompt, found.values["Seed"]) == ("AUTOMATIC1111", "a cat", "5")
 
 
-@pytest.mark.parametrize("data", [b"\x1f\x8b broken", gzip.compress(b"\xff\xfe\xfd")])
+@pytest.mark.parametrize("data", [b"\x1f\x8b broken", gzip.compress(b"\xff\xfe\xfd")], ids=["gzip", "UTF-8"])
 def test_damaged_text_in_the_pixels(data: bytes) -> None:
     with pytest.raises(InputError, match="in the picture's pixels is damaged"):
         read(hidden(data, b"stealth_pngcomp", 1))
