@@ -29,11 +29,12 @@ def is_known(model: ModelIdentity) -> bool:
 def choose(choice: ModelChoice, model: ModelIdentity, *, trusted: bool) -> ModelChoice:
     """Choose the model that the user names, else the recipe's.
 
+    The hub gets the user's token only for a model that the user names, however far the recipe is trusted.
+
     Args:
         choice: what the user said.
         model: what the recipe says.
-        trusted: the user allows any model that the recipe names. Even so the hub gets no token, except for
-            the published models.
+        trusted: the user allows any model that the recipe names.
 
     Raises:
         InputError: the recipe's model may not be used without asking.
@@ -54,7 +55,7 @@ def choose(choice: ModelChoice, model: ModelIdentity, *, trusted: bool) -> Model
         case None:
             return replace(choice, model=name, token=False)
         case _:
-            return replace(choice, model=name, paths=False)
+            return replace(choice, model=name, paths=False, token=False)
 
 
 def command_line(path: str, recipe: Recipe | Parameters) -> str:
