@@ -90,7 +90,6 @@ _FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
 """For each program, the names under which it keeps each value; the first that is there counts."""
 
 _SIZE = re.compile(r"\D{0,2}([0-9]{1,6})\s*[x×,]\s*([0-9]{1,6})\D{0,2}", re.ASCII)
-_COMMENT_IN_XMP = re.compile(r"<exif:UserComment>.*?<rdf:li[^>]*>(.*?)</rdf:li>", re.DOTALL)
 
 
 def read_foreign(texts: Mapping[str, str]) -> Parameters | None:
@@ -166,8 +165,10 @@ def _in_comment(texts: Mapping[str, str]) -> Parameters | None:
 
 def _in_xmp(texts: Mapping[str, str]) -> Parameters | None:
     """Read Draw Things' JSON out of XMP; other programs' XMP has none."""
-    comment = _COMMENT_IN_XMP.search(texts[XMP])
-    table = comment and _json(html.unescape(comment[1]))
+    # One step after the other: a pattern would try every pair of beginnings and ends.
+    rest = texts[XMP].partition("<exif:UserComment>")[2].partition("<rdf:li")[2].partition(">")[2]
+    comment, end, _ = rest.partition("</rdf:li>")
+    table = _json(html.unescape(comment)) if end else None
     return _mapped("Draw Things", table) if table and "c" in table else None
 
 
@@ -250,6 +251,9 @@ _NUMBERS = ("value", "int", "float", "number", "seed", "noise_seed", "Value")
 _PARTS = ("noise", "guider", "sampler", "sigmas")
 """Inputs of SamplerCustom and SamplerCustomAdvanced behind which the rest of the settings are."""
 
+_MOST_SAMPLERS = 16
+"""Nodes that sample and are looked at; behind each of them the whole graph may be."""
+
 _OTHER_INPUTS = ("clip", "model", "vae", "image", "control_net", "mask", "pixels", "samples")
 """Inputs that lead from a conditioning to something other than its words."""
 
@@ -322,7 +326,7 @@ class _Graph:
                 continue
             parts = [part["inputs"] for name in _PARTS if (part := self.behind(inputs.get(name)))]
             settings = {name: value for each in (*parts, inputs) for name, value in each.items()}
-            if "positive" in settings:
+            if "positive" in settings and len(found) < _MOST_SAMPLERS:
                 found.append(settings)
         return sorted(found, key=lambda each: not self.size(each["latent_image"]))
 

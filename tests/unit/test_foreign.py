@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,30 @@ def test_a_long_chain_of_nodes_is_walked_once() -> None:
         nodes[f"n{number}"] = {"class_type": "Reroute", "inputs": {"a": following, "b": following}}
     nodes["n5000"] = COMFY["6"]
     assert read(png(prompt=json.dumps(nodes))).prompt == "a cat"
+
+
+def timed(data: bytes) -> float:
+    begin = time.process_time()
+    with pytest.raises(InputError):
+        read(data)
+    return time.process_time() - begin
+
+
+@pytest.mark.parametrize(
+    "text", ["<exif:UserComment>", "<exif:UserComment><rdf:li", "<exif:UserComment><rdf:li>"]
+)
+def test_xmp_that_begins_again_and_again_takes_no_time(text: str) -> None:
+    assert timed(png(XMP=text * 3000)) < 1
+
+
+def test_many_nodes_that_sample_take_no_time() -> None:
+    nodes: dict[str, Any] = {
+        str(number): {"class_type": "Reroute", "inputs": {"a": [str(number + 1), 0]}}
+        for number in range(1500)
+    }
+    links = {name: ["0", 0] for name in ("positive", "negative", "latent_image", "model")}
+    nodes |= {f"s{number}": {"class_type": "KSampler", "inputs": links} for number in range(300)}
+    assert timed(png(prompt=json.dumps(nodes))) < 1
 
 
 @pytest.mark.parametrize("steps", ["true", "[]", "{}", "9" * 5000, "NaN", json.dumps("x" * 90)])
