@@ -118,7 +118,7 @@ def test_a_repository_that_only_the_picture_names_gets_no_token(run, naming, ask
 
 @pytest.mark.parametrize("more", [[], ["--trust-recipe"]])
 @pytest.mark.parametrize("source", ["ssd-1b", "VEGA", "sdxl", "segmind/SSD-1B"])
-def test_a_published_model_is_asked_for_without_a_token(run, naming, asked, tmp_path, tiny_model, source, more):
+def test_a_published_model_gets_no_token(run, naming, asked, tmp_path, tiny_model, source, more):
     shutil.copytree(tiny_model, tmp_path / source)  # a folder of the same name is not what is meant
     assert run("rerun", naming(source, COMMIT), *more).code == 2
     assert asked == [(hub.ALIASES.get(source.lower(), source), COMMIT, False)]
