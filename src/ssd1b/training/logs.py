@@ -6,6 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ class Log:
         # JSON has no NaN; an accuracy of no pictures is none.
         told = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         try:
-            # TensorBoard's thread ends on a full disk, and whoever waits for it waits for ever.
+            # On a full disk TensorBoard's thread ends with a traceback on the terminal.
             if shutil.disk_usage(self._out).free < _ROOM:
                 raise OSError(errno.ENOSPC, "no space left on the disk")
             with self._path.open("a") as file:
@@ -98,7 +99,8 @@ class Log:
         """End TensorBoard's thread, if it was begun."""
         board = self.__dict__.get("_board")
         if board is not None:
-            board.close()
+            with suppress(OSError):  # of a full disk write has told
+                board.close()
 
 
 def _lines(path: Path) -> list[str]:

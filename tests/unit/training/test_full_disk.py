@@ -1,9 +1,11 @@
 """A disk that fills: one line, nothing half-written, and everything goes on when there is room again."""
 
+import errno
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ from torch import Tensor, nn
 
 from ssd1b.errors import InputError
 from ssd1b.tabletop import cache
-from ssd1b.training import loop
+from ssd1b.training import logs, loop
 from ssd1b.training.data.cache import Cache
+from ssd1b.training.logs import Log
 from ssd1b.training.loop import Batch, LoopSettings, train
 
 SETTINGS = LoopSettings(
@@ -90,6 +93,25 @@ def test_a_training_on_a_full_disk_ends_in_a_line_and_goes_on(
     (disk / "filler").unlink()
     ended = run(disk / "run", Numbers(), resume=True, log_steps=log_steps)
     assert all(ended[name].equal(tensor) for name, tensor in whole.items())
+
+
+def test_tensorboard_is_not_asked_to_write_on_a_disk_that_is_nearly_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorboard")
+    log = Log(tmp_path, 0, silent=False)
+    log.write(1, {"loss": 1.0})
+    before = (tmp_path / "log.jsonl").read_text()
+    monkeypatch.setattr(logs.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match=r"cannot write the log in .*no space left on the disk"):
+        log.write(2, {"loss": 1.0})
+    assert (tmp_path / "log.jsonl").read_text() == before and not capfd.readouterr().err
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(log._board, "close", full)
+    log.close()
 
 
 def test_a_cache_on_a_full_disk_keeps_what_is_whole(disk: Path) -> None:
