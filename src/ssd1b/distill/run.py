@@ -24,7 +24,7 @@ from ssd1b.models.vision import IMAGE_ENCODER
 from ssd1b.saving import check_renewable, renewing, replacing
 from ssd1b.training.loop import Batches, LoopSettings
 from ssd1b.training.precision import training_dtype
-from ssd1b.training.processes import accelerator
+from ssd1b.training.processes import accelerator, check_shares
 from ssd1b.weights.files import read_json, read_tensors, write_json, write_tensors
 from ssd1b.weights.folder import save_folder
 from ssd1b.weights.keymap import PARTS
@@ -166,6 +166,8 @@ def run(
                 f"{each.name} has another layout than {teachers[None].name}: no stage can learn from both"
             )
     together = joined(device)
+    for each in planned:
+        check_shares(each.stage.train, together.num_processes)
     for number, each in enumerate(planned, 1):
         folder = out / f"stage-{number}"
         if not _weights(folder).exists():

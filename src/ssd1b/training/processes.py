@@ -45,11 +45,7 @@ class Processes:
         self.count = self._accelerator.num_processes
         self.device = self._accelerator.device if self.count > 1 else device
         self.number = self._accelerator.process_index
-        if settings.micro_batches % self.count:
-            raise InputError(
-                f"{self.count} processes cannot share {settings.micro_batches} micro_batches evenly: "
-                f"set micro_batches to a multiple of {self.count}"
-            )
+        check_shares(settings, self.count)
         each = settings.micro_batches // self.count
         self.parts = range(self.number * each, (self.number + 1) * each)
         self._timeout = timedelta(minutes=settings.timeout_minutes)
@@ -106,6 +102,19 @@ class Processes:
     def wait(self) -> None:
         """Let the first one finish writing."""
         self._accelerator.wait_for_everyone()
+
+
+def check_shares(settings: LoopSettings, count: int) -> None:
+    """See that so many processes can share the micro-batches evenly; also before the data are read.
+
+    Raises:
+        InputError: they cannot.
+    """
+    if settings.micro_batches % count:
+        raise InputError(
+            f"{count} processes cannot share {settings.micro_batches} micro_batches evenly: "
+            f"set micro_batches to a multiple of {count}"
+        )
 
 
 def accelerator(device: str, *, timeout_minutes: float = 30.0) -> "Accelerator":

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from ssd1b.distill.plan import plan
 from ssd1b.distill.stages import Stage
 from ssd1b.distill.teacher import Teacher
 from ssd1b.distill.train import student_of
+from ssd1b.errors import InputError
 from ssd1b.layouts import SDXL, VAELayout
 from ssd1b.models.text import TextEncoder
 from ssd1b.models.unet import UNet
@@ -153,6 +155,18 @@ def test_each_stage_begins_with_what_the_one_before_learned(tmp_path, teacher, m
     assert of_first == of_second == TEACHER.unet, "every stage learns from the full teacher"
     for key, source in planned[1].cut.keys.items():
         assert second[key].equal(first[source] + 1)
+
+
+def test_parts_that_processes_cannot_share_are_refused_before_data_are_read(tmp_path, teacher, monkeypatch):
+    found = Teacher.find(str(teacher), offline=True)
+    planned = plan(TEACHER.unet, [Stage(student="ssd-1b")])
+    monkeypatch.setattr(running, "joined", lambda device: SimpleNamespace(num_processes=3))
+
+    def read(*given):
+        raise AssertionError("data were read")
+
+    with pytest.raises(InputError, match="3 processes cannot share 1 micro_batches evenly"):
+        running.run(tmp_path, planned, {None: found}, read, device="cpu")
 
 
 def test_a_miniature_brings_its_tokenizers_and_image_encoder_and_has_no_single_file(tmp_path):
