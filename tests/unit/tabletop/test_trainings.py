@@ -198,6 +198,40 @@ def test_a_world_or_part_that_does_not_exist_is_named(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("part", assemble.SETTINGS)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"batch_size": 0}, {"batch_size": -4}, {"batch_size": 99_999_999_999}, {"batch_size": 10**5000},
+        {"steps": 0}, {"steps": -1}, {"steps": 10**12}, {"seed": -5}, {"seed": 2**64},
+    ],
+    ids=lambda given: str(given)[:30] if max(given.values()) < 10**20 else "10^5000",
+)  # fmt: skip
+def test_numbers_that_cannot_be_are_refused_before_anything_is_made(
+    tmp_path: Path, part: str, given: dict[str, int]
+) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(given))}.* allowed are"):
+        assemble.train_part(part, tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "size"), [("vae", 2), ("vae", 6), ("clip", 2), ("clip", 24), ("image-encoder", 8), ("judge", 1)]
+)
+def test_a_batch_must_hold_whole_groups(tmp_path: Path, part: str, size: int) -> None:
+    with pytest.raises(InputError, match=rf"batch_size of {part} is {size}: allowed are .* from \d+ to 4096"):
+        assemble.train_part(part, tmp_path, batch_size=size)
+
+
+@pytest.mark.parametrize("part", assemble.BATCH_SIZES)
+def test_the_smallest_batch_can_be_made(tmp_path: Path, part: str, few_pictures: None) -> None:
+    least = assemble.BATCH_SIZES[part].low
+    if part == "vae":
+        assert len(train_vae.Crops(batch_size=least)[0]["pixels"]) == least
+    elif part == "judge":
+        assert len(judged(batch_size=least)[0]["pixels"]) == least
+
+
 def judged(**what: Any) -> Batches:
     vae = assemble._vae(Path(), hub.resolve("mini-sdxl", offline=True).path)
     return train_judge.Renders(vae=vae, **what)
