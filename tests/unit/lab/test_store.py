@@ -565,3 +565,11 @@ def test_a_sweep_waits_for_what_others_are_drawing(folder: Path, monkeypatch) ->
         draw(wanted(more), opened, lambda name: nullcontext(fake))
         assert len(mine) == len(waited) == 1 and fake.drawn == 0
         assert len(opened.outcomes(cell.key for cell in wanted(more))) == 12
+
+
+def test_what_a_killed_process_left_goes_when_the_store_is_opened(folder: Path) -> None:
+    for name in ("dead.lock", "dead.png"):  # it had claimed nothing that anybody else wants
+        (folder / "workers" / name).touch()
+    with closing(Store(folder)) as opened:
+        left = [path.stem for path in (folder / "workers").iterdir()]
+        assert left == [opened._worker]
