@@ -89,7 +89,7 @@ def _noise(values: Mapping[str, str], program: str) -> list[str]:
     if source == "CPU":
         return []
     if source:
-        return [f"noise from {printable(source[:40])!r} (here it is the CPU's, which differs)"]
+        return [f"noise from {shown(source)} (here it is the CPU's, which differs)"]
     is_other = program != PROGRAM or ("Version" in values and version_of(values) is None)
     return [] if is_other else ["noise from a GPU, as no RNG is named (here it is the CPU's, which differs)"]
 

@@ -193,6 +193,7 @@ def test_what_is_not_reproduced_is_named(field):
         ({"RNG": None, "Version": "v1.10.1"}, "noise from a GPU"),
         ({"RNG": "NV"}, "noise from 'NV'"),
         ({"RNG": "GPU"}, "noise from 'GPU'"),
+        ({"RNG": "\x1b[2J"}, r"noise from '\x1b[2J' (here"),  # escaped once
         ({"Seed": "-1"}, "the seed, which is -1"),
         ({"Seed": None}, "the seed, which is not in the text"),
         (
