@@ -245,9 +245,11 @@ class Pipeline:
     def batch_limit(self, settings: GenerationSettings, limit: int) -> int:
         """Lower the number of pictures in a batch to 1 where drawing them at once would change them.
 
-        Eight bits are scaled by the range of a whole tensor, unless the ranges were calibrated beforehand.
+        On a CPU eight bits are scaled by the range of a whole tensor. OpenVINO's ranges are calibrated, and
+        on GPUs each row has its own.
         """
-        ranges = self.computing.quantized in ("int8", "fp8") and self.computing.backend != "openvino"
+        how = self.computing
+        ranges = how.quantized == "int8" and how.backend != "openvino" and self.device.type == "cpu"
         return 1 if ranges else batch_limit(settings, limit)
 
     def pictures(self, latents: Latents, batch: Sequence[GenerationSettings]) -> list[Picture]:

@@ -70,6 +70,12 @@ def cpu_multiplies_bfloat16() -> bool:
     return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
 
 
+def cpu_multiplies_int8() -> bool:
+    """Whether the processor has instructions for products of eight bits, added in 32."""
+    able = cpu_capabilities()
+    return any(able.get(name) for name in ("avx512_vnni", "avx2_vnni", "avx_vnni", "amx_int8", "vnni"))
+
+
 def cpu_capabilities() -> Mapping[str, bool]:
     """The processor's instruction sets by torch's names, as far as this torch tells."""
     told = getattr(torch.cpu, "get_capabilities", None)  # since torch 2.10

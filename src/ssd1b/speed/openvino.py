@@ -21,7 +21,7 @@ from ssd1b.extras import require
 from ssd1b.models.layers import sinusoidal_embedding
 from ssd1b.models.unet import Through, UNet
 from ssd1b.models.vae import VAE
-from ssd1b.runtime import cache_folder
+from ssd1b.runtime import cache_folder, cpu_multiplies_int8
 from ssd1b.saving import renewing
 from ssd1b.tensors import Latents, PooledEmbeds, PromptEmbeds, TimeIds, Timesteps
 from ssd1b.weights.checkpoint import Part
@@ -149,7 +149,8 @@ def _key(part: Part) -> str:
     """A name for what is converted from a network's files, as they are now."""
     files = sorted({stored.file for stored in part.tensors.values()})
     told = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(repr((told, version("openvino"), version("ssd1b"))).encode()).hexdigest()[:24]
+    decides = (told, version("openvino"), version("ssd1b"), cpu_multiplies_int8())
+    return hashlib.sha256(repr(decides).encode()).hexdigest()[:24]
 
 
 def stand_in(network: nn.Module, part: Part, dtype: torch.dtype, told: Callable[[str], None]) -> nn.Module:
@@ -266,5 +267,10 @@ def round_file(exact: Path, file: Path, samples: Sequence[Sequence[np.ndarray]])
     nncf.set_log_level(40)  # errors
     model = openvino.Core().read_model(exact)
     # Not as a transformer (``model_type``), whose scheme spoils what a UNet predicts (docs/log).
-    small = nncf.quantize(model, nncf.Dataset(list(samples)), subset_size=len(samples))
+    # Without VNNI pairs of products are added in 16 bits, which overflow unless weights take half the range.
+    overflow = nncf.OverflowFix.FIRST_LAYER if cpu_multiplies_int8() else nncf.OverflowFix.ENABLE
+    small = nncf.quantize(
+        model, nncf.Dataset(list(samples)), subset_size=len(samples),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=overflow),
+    )  # fmt: skip
     save(small, file, half=True)

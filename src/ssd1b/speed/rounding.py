@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ssd1b.models.attention import GEGLU
-from ssd1b.runtime import cpu_capabilities
+from ssd1b.runtime import cpu_multiplies_int8
 from ssd1b.speed.folding import FoldedUpsample
 
 SMALLEST = 2**14
@@ -31,13 +31,10 @@ for which they would be packed otherwise."""
 _ROOM = 2**20
 """Numbers that are rounded at a time: what they become on the way stays in the cache."""
 
-_INSTRUCTIONS = ("avx512_vnni", "avx2_vnni", "avx_vnni", "amx_int8", "vnni")
-
 
 def rounds_fast() -> bool:
     """Whether the processor has instructions for eight bits, and torch the operators that use them."""
-    able = cpu_capabilities()
-    return any(able.get(name) for name in _INSTRUCTIONS) and _works()
+    return cpu_multiplies_int8() and _works()
 
 
 class _Rounded:
