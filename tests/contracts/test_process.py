@@ -88,7 +88,8 @@ def test_a_signal_removes_what_is_not_finished(tmp_path, number):
         [sys.executable, "-m", "ssd1b", *map(str, call)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # A parent such as nohup leaves some ignored.
+        preexec_fn=lambda: signal.signal(getattr(signal, number), signal.SIG_DFL),
     ) as process:
         while not list(out.glob("*")) and process.poll() is None:
             time.sleep(0.02)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ssd1b.cli.command import Command
-from ssd1b.errors import InputError, printable
+from ssd1b.errors import printable
 from ssd1b.settings import DEFAULT_MODEL, Range
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def command(
     from ssd1b.bench.selftest import FAIL, Trial, checks, places, verdict
     from ssd1b.runtime import DTYPES, choose_device, choose_dtype
     from ssd1b.weights.hub import resolve
+    from ssd1b.weights.loading import check_is_model
 
     where = choose_device(device)
     number = choose_dtype(dtype, where)
@@ -77,8 +78,7 @@ def command(
     name = model or DEFAULT_MODEL
     half = number.itemsize == 2
     found = resolve(name, offline=offline, half=half)
-    if not found.path.exists():
-        raise InputError(f"{name}: no such file or folder")
+    check_is_model(found.path)
     title, expected = _title(name, found)
     facts = summary(where)
     if not as_json:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ssd1b.errors import InputError
-from ssd1b.files import check_path
+from ssd1b.files import check_path, check_regular, named
 from ssd1b.weights.checkpoint import Checkpoint, Part
 from ssd1b.weights.files import Shape, is_finite, open_file, some
 from ssd1b.weights.folder import open_component, open_folder
@@ -48,19 +48,30 @@ def open_checkpoint(path: Path, *, half: bool = False, prediction: str | None = 
     )
 
 
-def _opened(path: Path, half: bool) -> Checkpoint:
+def check_is_model(path: Path) -> None:
+    """See that there is something to open: a file, or a folder with a configuration; neither is read.
+
+    Raises:
+        InputError: nothing is there, a folder without a model, or something else, as a named pipe.
+    """
     check_path(path)
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
+        raise InputError(f"{named(path)}: no such file or folder")
+    if not path.is_dir():
+        check_regular(path)
+    elif not any((path / name).exists() for name in ("model_index.json", "config.json")):
+        files = sorted(path.glob("*.safetensors"))
+        hint = f"; did you mean {named(files[0])}?" if files else ""
+        raise InputError(f"{named(path)}: no model here, neither model_index.json nor config.json{hint}")
+
+
+def _opened(path: Path, half: bool) -> Checkpoint:
+    check_is_model(path)
     if not path.is_dir():
         return open_single_file(path)
     if (path / "model_index.json").exists():
         return open_folder(path, half=half)
-    if (path / "config.json").exists():
-        return open_component(path, half=half)
-    files = sorted(path.glob("*.safetensors"))
-    hint = f"; did you mean {files[0]}?" if files else ""
-    raise InputError(f"{path}: no model here, neither model_index.json nor config.json{hint}")
+    return open_component(path, half=half)
 
 
 def load_component(

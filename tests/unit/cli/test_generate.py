@@ -67,9 +67,10 @@ def test_how_it_computes_reaches_the_recipe_and_its_rerun(generate, run, tmp_pat
     recipe = read_recipe(tmp_path / "cube.png")
     assert recipe.computing == Computing(memory="low")
     assert recipe.settings.feature_reuse == 0.2
-    again = run("rerun", tmp_path / "cube.png", "--out", "again.png")
+    again = run("rerun", tmp_path / "cube.png", "--trust-recipe", "--out", "again.png")
     assert again.code == 0 and again.err == "bit-equal: every pixel is the same\n"
-    other = run("rerun", tmp_path / "cube.png", "--quantize", "int8-weights", "--out", "other.png")
+    options = ("--quantize", "int8-weights", "--out", "other.png")
+    other = run("rerun", tmp_path / "cube.png", "--trust-recipe", *options)
     assert "computing low memory, now int8-weights" in other.err
 
 
