@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
 from typing import Any, Self, no_type_check
 
 from ssd1b import automatic1111
@@ -92,7 +91,10 @@ class Recipe:
         drawn_schedule: str | None = None,
     ) -> Self:
         """Note down what this process is drawing, with its own versions and threads."""
-        import torch  # here, because reading recipes takes no torch
+        # Here, because reading recipes takes no torch, and metadata take a tenth of the start-up time.
+        from importlib.metadata import version
+
+        import torch
 
         return cls(
             settings=settings,

@@ -14,9 +14,9 @@ import filecmp
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -167,7 +167,7 @@ def claim(folder: Path) -> None:
 
 def unfinished(folder: Path) -> Path:
     """A new path in a folder, for what is being written, that ``remove_unfinished`` finds."""
-    return folder / f".{uuid.uuid4().hex}.partial"
+    return folder / f".{secrets.token_hex(16)}.partial"
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -250,7 +250,7 @@ def _move(source: Path, target: Path, check: Callable[[Path], None]) -> None:
         return
     check(source)
     # A directory cannot replace another in a single step: the old one steps aside, and comes back on failure.
-    aside = target.with_name(f".{uuid.uuid4().hex}.old")
+    aside = target.with_name(f".{secrets.token_hex(16)}.old")
     target.rename(aside)
     try:
         source.rename(target)
