@@ -50,6 +50,7 @@ OPTIONS = {
     "rerun": {"--out", "--trust-recipe", *MODEL, *COMPUTING},
     "inspect": {"--json"},
     "models": {"--json"},
+    "env": {"--json"},
     "tabletop render": {"--count", "--seed", "--split", "--world", "--out", "--overwrite"},
     "tabletop show": {"--count", "--seed", "--split", "--world", "--model", "--out", "--overwrite"},
     "tabletop examine": {"--count", "--through", "--judge", "--out", "--overwrite"},

@@ -30,6 +30,7 @@ COMMANDS = {
     "selftest": "Try a model out: its files, its weights, a picture beside a peer's.",
     "inspect": "Tell what a model or a picture is made of.",
     "models": "List the models that have a name.",
+    "env": "Print what a bug report needs: versions, devices, extras.",
     "tabletop": "Render the miniature's world, and train the miniature on it.",
 }
 """Every command with its line in the help; ``ssd1b.cli.NAME.command`` is the command itself."""
