@@ -29,11 +29,12 @@ from ssd1b.evaluate.clip_score import ClipScore
 from ssd1b.evaluate.statistics import Estimate, difference, estimate
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.vae import VAE
+from ssd1b.saving import replacing
 from ssd1b.tabletop.evaluation import Evaluation, evaluate
 from ssd1b.tabletop.judge import load_judge
 from ssd1b.tabletop.train_unet import CaptionedLatents, captioned_latents
 from ssd1b.training.loop import LoopSettings
-from ssd1b.weights.files import replacing, write_json
+from ssd1b.weights.files import write_json
 
 TEACHER = "mini-sdxl"
 DATA = "tabletop"

@@ -28,9 +28,10 @@ from ssd1b.lab.report import write_page
 from ssd1b.lab.results import load_results
 from ssd1b.lab.store import DONE, Outcome, Store
 from ssd1b.lab.sweep import THUMBNAIL, Sweep, attempts, cells, definition, describe, draw, identity
+from ssd1b.saving import replacing
 from ssd1b.tabletop.evaluation import cases
 from ssd1b.weights import hub
-from ssd1b.weights.files import replacing, write_json
+from ssd1b.weights.files import write_json
 
 MODEL = "mini-sdxl"
 

@@ -153,7 +153,7 @@ def prepare_ssd1b():
 def prepare_diffusers():
     import transformers.models.clip.modeling_clip
     import transformers.models.clip.tokenization_clip  # noqa: F401
-    from diffusers import StableDiffusionXLPipeline
+    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
     def load(path, dtype):
         pipeline = StableDiffusionXLPipeline.from_pretrained(path, torch_dtype=dtype, local_files_only=True)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from ssd1b.evaluate.plots import svg
-from ssd1b.weights.files import replacing
+from ssd1b.saving import replacing
 
 SPEED = Path(__file__).parent.parent / "docs" / "log" / "speed"
 NAMES = {
@@ -58,7 +58,7 @@ def rows(panel: Panel) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out
     figure = Figure(figsize=(13.5, 2.4), layout="constrained")

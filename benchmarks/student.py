@@ -13,7 +13,8 @@ import torch
 
 from ssd1b import Pipeline
 from ssd1b.models.unet import UNet
-from ssd1b.weights.files import replacing, write_json
+from ssd1b.saving import replacing
+from ssd1b.weights.files import write_json
 
 BATCHES = (2, 16, 64)
 

@@ -3,9 +3,9 @@
     python benchmarks/threads.py                     # the miniature, from the start of a process to its file
     python benchmarks/threads.py --layout ssd-1b     # and guided steps of a UNet of full size, random weights
 
-Each way of choosing threads takes its turn, so that all see the same machine: "before" is what torch does by
-itself, "one" is one thread, "auto" what ``ssd1b`` does, "auto, N spins" the same with another
-``GOMP_SPINCOUNT``. Told are medians of seconds, with the smallest and the largest. Run it on an idle machine.
+The ways of choosing threads take turns, so that all see the same machine: "before" is torch's own choice,
+"one" is one thread, "auto" what ``ssd1b`` does, "auto, N spins" the same with another ``GOMP_SPINCOUNT``. The
+output is the median of the seconds, with the smallest and the largest. Run it on an idle machine.
 """
 
 import argparse
@@ -38,19 +38,21 @@ import torch
 from ssd1b.bench.case import make_case
 from ssd1b.layouts import model_layout
 from ssd1b.models.unet import UNet
+from ssd1b.runtime import choose_dtype
 from ssd1b.threads import use_threads
 name, latent, threads, steps = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 layout = model_layout(name).unet
 use_threads("auto" if threads == "auto" else int(threads), layout, latent, latent)
 torch.manual_seed(0)
+torch.set_default_dtype(choose_dtype(None, torch.device('cpu')))
 with torch.device("meta"):
     unet = UNet(layout)
-unet = unet.to_empty(device="cpu").to(torch.bfloat16).requires_grad_(False)
+unet = unet.to_empty(device="cpu").requires_grad_(False)
 for parameter in unet.parameters():
     parameter.normal_(std=0.02)
-x = torch.randn(2, layout.in_channels, latent, latent, dtype=torch.bfloat16)
-embeds = torch.randn(2, 77, layout.cross_attention_dim, dtype=torch.bfloat16)
-pooled = torch.randn(2, layout.pooled_dim, dtype=torch.bfloat16)
+x = torch.randn(2, layout.in_channels, latent, latent)
+embeds = torch.randn(2, 77, layout.cross_attention_dim)
+pooled = torch.randn(2, layout.pooled_dim)
 with torch.inference_mode():
     for step in range(steps + 1):
         begin = time.perf_counter()
@@ -92,6 +94,7 @@ def main() -> None:
     parser.add_argument("--latent", type=int, default=64, help="Side of its latents.")
     parser.add_argument("--steps", type=int, default=2, help="Of the wide UNet, in each turn.")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS), help="Only these.")
     parser.add_argument("--busy", type=int, nargs="*", default=[0, 1], help="Busy processes beside.")
     given = parser.parse_args()
 
@@ -99,14 +102,14 @@ def main() -> None:
         for busy in given.busy:
             spinners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
             try:
-                seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-                for turn in range(given.rounds + 1):
-                    for way in WAYS:
+                seconds: dict[str, list[float]] = {way: [] for way in given.ways}
+                for _ in range(given.rounds):
+                    for way in given.ways:
                         if given.layout:
                             found = steps(way, given.layout, given.latent, given.steps)
                         else:
                             found = picture(way, Path(folder))
-                        seconds[way] += found if turn else []  # the first turn warms up
+                        seconds[way] += found
             finally:
                 for spinner in spinners:
                     spinner.kill()
