@@ -23,7 +23,7 @@ check: $(VENV)/installed-dev  ## Lint, types, layers.
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-cache
 
-full-size: $(VENV)/installed-dev  ## Draw with SSD-1B and SDXL at full size on random weights: 24 GB of memory, minutes.
+full-size: $(VENV)/installed-dev  ## Draw and distill SSD-1B and SDXL at full size on random weights: 20 GB of memory, ten minutes.
 	$(BIN)/python -m pytest --full-size tests/full_size
 
 # torch goes first and pinned, so that no other package pulls in another build of it.

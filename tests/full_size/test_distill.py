@@ -2,29 +2,59 @@
 
 import multiprocessing
 import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ssd1b.distill.layer_map import LayerMap
 from ssd1b.distill.losses import Weights
 from ssd1b.distill.train import distill, student_of
 from ssd1b.layouts import SDXL, SSD_1B
 from ssd1b.models.unet import UNet
+from ssd1b.runtime import choose_dtype
 from ssd1b.training.loop import Batch, LoopSettings
 from ssd1b.training.objective import Objective
 
 pytestmark = pytest.mark.full_size
 
-MEMORY = 24 * 2**30
-"""Bytes of the machine that this is promised for."""
+MEMORY = 20e9
+"""Bytes that the step may take at most, so that a machine with 24 GB does it."""
 
 # Nothing is kept beside weights and gradients but rows and columns.
 SETTINGS = LoopSettings(
     steps=1, batch_size=1, optimizer="adafactor", learning_rate=1e-4, ema_decay=0.0, warmup_steps=0,
     decay_steps=0, gradient_checkpointing=True, log_steps=1,
 )  # fmt: skip
+
+
+@contextmanager
+def products_in_float32() -> Iterator[None]:
+    """Compute products of bfloat16 in float32 and round the results, one operation at a time.
+
+    On a processor without instructions for bfloat16 torch does them in a plain loop, and the step would take
+    more than an hour. The tensors that a training keeps are the same.
+    """
+
+    def widened(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def product(*args: Any, **kwargs: Any) -> torch.Tensor:
+            if args[0].dtype != torch.bfloat16:
+                return function(*args, **kwargs)
+            return function(*map(wide, args), **{key: wide(each) for key, each in kwargs.items()}).bfloat16()
+
+        return product
+
+    def wide(value: Any) -> Any:
+        return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("linear", "conv2d", "scaled_dot_product_attention"):
+            patch.setattr(F, name, widened(getattr(F, name)))
+        yield
 
 
 class OneBatch:
@@ -68,17 +98,20 @@ def cut_and_learn(out: Path) -> None:
     student = student.float()
     name = "up_blocks.0.attentions.0.transformer_blocks.3.ff.net.2.weight"
     before = student.state_dict()[name].clone()
-    learned = distill(
-        out, teacher, student, layers, OneBatch(), objective, settings=SETTINGS, weights=Weights()
-    )
+    slow = choose_dtype(None, torch.device("cpu")) != torch.bfloat16
+    with products_in_float32() if slow else nullcontext():
+        learned = distill(
+            out, teacher, student, layers, OneBatch(), objective, settings=SETTINGS, weights=Weights()
+        )
     after = learned.state_dict()[name]
     assert after.isfinite().all() and not after.equal(before)
 
 
-def test_one_step_of_ssd_1b_beside_sdxl_fits_into_24_gb(tmp_path: Path) -> None:
+def test_one_step_of_ssd_1b_beside_sdxl_fits_into_20_gb(tmp_path: Path) -> None:
     process = multiprocessing.get_context("spawn").Process(target=cut_and_learn, args=(tmp_path,))
     process.start()
     process.join()
     assert process.exitcode == 0
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < MEMORY
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    assert peak < MEMORY, f"{peak / 1e9:.1f} GB"
     assert (tmp_path / "log.jsonl").read_text()

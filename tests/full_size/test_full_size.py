@@ -1,5 +1,6 @@
 """SSD-1B and SDXL at their published size, on random weights: they load and draw, without a GPU."""
 
+import multiprocessing
 import resource
 import subprocess
 import sys
@@ -17,12 +18,12 @@ from ssd1b.weights.folder import save_folder
 
 pytestmark = pytest.mark.full_size
 
-MEMORY = 24 * 2**30
-"""Bytes of the machine that this is promised for."""
+MEMORY = 20e9
+"""Bytes that drawing may take at most, so that a machine with 24 GB does it."""
 
 
-def write_model(folder: Path, name: str) -> Path:
-    """A model of published shapes with small random weights, in bfloat16."""
+def write_model(folder: Path, name: str) -> None:
+    """Write a model of published shapes with small random weights, in bfloat16."""
     layout = ModelLayout(name=name, unet=UNETS[name], text_encoder=CLIP_L, text_encoder_2=CLIP_BIGG)
     with torch.device("meta"):
         parts = {
@@ -40,15 +41,19 @@ def write_model(folder: Path, name: str) -> Path:
         for part, module in parts.items()
     }
     save_folder(folder, ModelInfo(layout=layout), weights, dtype=torch.bfloat16)
-    return folder
 
 
 @pytest.mark.parametrize("name", ["ssd-1b", "sdxl"])
 def test_draws_two_steps_at_512(tmp_path: Path, name: str) -> None:
-    model = write_model(tmp_path / name, name)
+    model = tmp_path / name
+    # In a process of its own, which gives all of its memory back.
+    writer = multiprocessing.get_context("spawn").Process(target=write_model, args=(model, name))
+    writer.start()
+    writer.join()
+    assert writer.exitcode == 0
     command = [
         sys.executable, "-m", "ssd1b", "generate", "a lighthouse at dusk",
-        "--model", str(model), "--dtype", "bf16", "--size", "512", "--steps", "2", "--seed", "1",
+        "--model", str(model), "--size", "512", "--steps", "2", "--seed", "1",
         "--out", str(tmp_path / "out"),
     ]  # fmt: skip
     run = subprocess.run(command, capture_output=True, text=True, check=False)
