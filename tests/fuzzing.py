@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 import resource
 import time
@@ -43,8 +44,11 @@ def fuzz(
     """
     reset_peak()
     before = _peak()
+    count = 0
 
     def check(given: Given) -> None:
+        nonlocal count
+        count += 1
         start = time.process_time()
         try:
             read(given)
@@ -61,6 +65,7 @@ def fuzz(
     while number == 0 or time.monotonic() < end:
         seed(number if number == 0 else time.time_ns())(quiet(given(inputs)(check)))()
         number += 1
+    logging.getLogger(__name__).info("%d inputs", count)
 
 
 def reset_peak() -> bool:
