@@ -51,16 +51,8 @@ PICTURES: dict[str, list[str]] = {
 }  # fmt: skip
 
 PROMPT = "a large red metal sphere on a blue background"
-TRAININGS: dict[str, list[str]] = {
-    "distill": ["distill", "--teacher", "mini-sdxl", "--student", "mini-ssd-1b", "--data", "tabletop",
-                "--steps", "4", "--batch-size", "4", "--seed", "3"],
-    "vae": ["tabletop", "train", "vae", "--steps", "3", "--batch-size", "4"],
-    "clip": ["tabletop", "train", "clip", "--steps", "3", "--batch-size", "8"],
-    "unet": ["tabletop", "train", "unet", "--steps", "3", "--batch-size", "4"],
-    "judge": ["tabletop", "train", "judge", "--steps", "3", "--batch-size", "4"],
-}  # fmt: skip
-SHARED_RUN = ("vae", "clip", "unet")
-"""Trainings that go on with each other's results, in one folder."""
+DISTILLATION = ("--teacher", "mini-sdxl", "--student", "mini-ssd-1b", "--data", "tabletop", "--steps", "4",
+                "--batch-size", "4", "--seed", "3")  # fmt: skip
 
 
 class Refused(Exception):
@@ -126,18 +118,16 @@ def losses(path: Path) -> list[Any]:
     ]
 
 
-def train(folder: Path) -> Iterator[tuple[str, Any]]:
-    for name, command in TRAININGS.items():
-        out = folder / ("run" if name in SHARED_RUN else name)
-        ssd1b(*command, "--out", str(out), folder=folder)
-        for path in sorted(out.rglob("*.jsonl")):
-            yield f"{name} {path.relative_to(out)}", losses(path)
-        for path in sorted(out.rglob("*.safetensors")):
-            if "model" in path.parts or path.parent == out:
-                yield f"{name} {path.relative_to(out)}", digest(path)
+def distill(folder: Path) -> Iterator[tuple[str, Any]]:
+    ssd1b("distill", *DISTILLATION, "--out", "student", folder=folder)
+    for path in sorted((folder / "student").rglob("*.jsonl")):
+        yield str(path.relative_to(folder)), losses(path)
+    for path in sorted((folder / "student").rglob("*.safetensors")):
+        if "model" in path.parts:
+            yield str(path.relative_to(folder)), digest(path)
 
 
-GROUPS = {group.__name__: group for group in (generate, sweep, evaluate, train)}
+GROUPS = {group.__name__: group for group in (generate, sweep, evaluate, distill)}
 
 
 def main() -> None:
@@ -154,7 +144,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             found |= {f"{name}: {what}": value for what, value in GROUPS[name](Path(folder))}
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    given.out.write_text(json.dumps(found, indent=1))
+        given.out.write_text(json.dumps(found, indent=1))
     if given.against:
         before = json.loads(given.against.read_text())
         compared = [key for key in before if key.partition(":")[0] in (given.only or GROUPS)]
