@@ -5,12 +5,9 @@ from typing import TypeVar
 
 from ssd1b.models.text import chunk_count
 from ssd1b.models.tokenizer import CLIPTokenizer
-from ssd1b.settings import GenerationSettings
+from ssd1b.settings import SETTINGS, GenerationSettings
 
-SHARED = (
-    "width", "height", "steps", "sampler", "schedule",
-    "guidance_scale", "guidance_rescale", "guidance_interval", "feature_reuse",
-)  # fmt: skip
+SHARED = tuple(name for name, setting in SETTINGS.items() if not setting.per_picture)
 """Settings that all pictures of a batch have in common."""
 
 Item = TypeVar("Item")

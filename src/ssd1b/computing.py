@@ -1,16 +1,17 @@
 """How a model computes, beyond device and number format: what changes speed and memory, as data; no torch."""
 
 from dataclasses import dataclass
-from typing import no_type_check
+from typing import Annotated
 
-from ssd1b.errors import InputError, shown, unknown
+from ssd1b.errors import InputError
+from ssd1b.validation import Flag, OneOf, validated
 
 BACKENDS = ("torch", "openvino")
 QUANTIZATIONS = ("int8", "fp8", "int8-weights", "auto")
 MEMORIES = ("normal", "low")
 
 
-@no_type_check  # __post_init__ checks the types itself: recipes come from anybody's files
+@validated
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Computing:
     """The choices of whoever draws; the first of each changes nothing but the last bits of a picture.
@@ -28,24 +29,13 @@ class Computing:
         InputError: a value that is none of these, or two that exclude each other.
     """
 
-    backend: str = "torch"
-    compiled: bool = False
-    quantized: str | None = None
-    memory: str = "normal"
+    backend: Annotated[str, OneOf("backend", BACKENDS)] = "torch"
+    compiled: Flag = False
+    quantized: Annotated[str, OneOf("quantization", QUANTIZATIONS)] | None = None
+    memory: Annotated[str, OneOf("memory", MEMORIES)] = "normal"
 
     def __post_init__(self) -> None:
-        """Check every field and what they are together."""
-        for kind, given, allowed in (
-            ("backend", self.backend, BACKENDS),
-            ("quantization", self.quantized, (None, *QUANTIZATIONS)),
-            ("memory", self.memory, MEMORIES),
-        ):
-            if given not in allowed:
-                raise unknown(
-                    kind, given if isinstance(given, str) else shown(given), [a for a in allowed if a]
-                )
-        if not isinstance(self.compiled, bool):
-            raise InputError(f"compiled is {shown(self.compiled)}: it must be true or false")
+        """Check what excludes each other."""
         if self.backend == "openvino" and (self.compiled or self.memory == "low"):
             raise InputError("backend openvino compiles by itself and takes memory: leave those choices out")
         if self.backend == "openvino" and self.quantized not in (None, "int8"):

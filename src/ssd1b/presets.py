@@ -1,6 +1,5 @@
 """Presets: settings under a name, with the reason for them; those we ship and those that users write."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,9 @@ import click
 
 from ssd1b.errors import InputError, shown, unknown
 from ssd1b.files import expanded
-from ssd1b.settings import ARTICLE, CARD, Preset, check_names, check_text, resolve_settings
+from ssd1b.settings import ARTICLE, CARD, Preset, check_overrides
 from ssd1b.tables import READERS, read_table
+from ssd1b.validation import validate, within
 
 NEGATIVE_PROMPTS: Mapping[str, str] = MappingProxyType({
     "basic": (
@@ -137,10 +137,8 @@ def load_preset(name: str) -> Preset:
     if path.suffix.lower() not in READERS:
         raise unknown("preset", name, [*PRESETS, *kept, "a .toml file", "a .json file"])
     table = read_table(path)
-    try:
+    with within(f"preset {name}"):
         return _from_table(table, path.stem)
-    except InputError as error:
-        raise InputError(f"preset {name}: {error}") from None
 
 
 def as_toml(preset: Preset) -> str:
@@ -148,27 +146,16 @@ def as_toml(preset: Preset) -> str:
 
     Settings that are None are left out, since TOML knows no null: a preset does not undo a negative prompt.
     """
-    lines = [f"name = {_told(preset.name)}", f"source = {_told(preset.source)}"] if preset.name else []
-    lines += ["[settings]"]
-    lines += [f"{name} = {_told(value)}" for name, value in preset.settings.items() if value is not None]
-    return "\n".join(lines) + "\n"
+    import tomli_w
 
-
-def _told(value: object) -> str:
-    # Numbers, texts and lists of numbers are written in TOML as they are in JSON.
-    text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
-    return text.replace("\x7f", "\\u007f")
+    about = {"name": preset.name, "source": preset.source} if preset.name else {}
+    settings = {name: value for name, value in preset.settings.items() if value is not None}
+    return tomli_w.dumps({**about, "settings": settings})
 
 
 def _from_table(table: object, default_name: str) -> Preset:
     if not isinstance(table, dict) or not isinstance(table.get("settings"), dict):
         raise InputError(f"it must hold a table 'settings', got {shown(table)}")
-    check_names("key", table, frozenset({"name", "source", "settings"}))
-    preset = Preset(
-        name=check_text("name", table.get("name", default_name)),
-        source=check_text("source", table.get("source", "")),
-        settings=table["settings"],
-    )
-    # So that a wrong value is found where the file is named.
-    resolve_settings("any", family="ssd-1b", model_defaults={"seed": 0}, preset=preset)
-    return preset
+    found = validate(Preset, {"name": default_name, "source": "", **table})
+    check_overrides(found["settings"])  # here, where the error names the file
+    return Preset(**found)

@@ -8,23 +8,24 @@ say is in the JSON: rescale, interval and micro-conditioning, and prompts with a
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Self, no_type_check
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
 from ssd1b import automatic1111
 from ssd1b.computing import DEFAULT, Computing
 from ssd1b.errors import InputError, shown
 from ssd1b.numerals import number, whole_number
 from ssd1b.sampler_names import SAMPLERS, SCHEDULES
-from ssd1b.settings import GenerationSettings, Range, check_name, check_names, check_text, equal_seed
+from ssd1b.settings import SETTINGS, UNSET, GenerationSettings, equal_seed
+from ssd1b.validation import OneOf, Range, Text, parse, validated
 
 FORMAT = 1
 """Of the JSON; another number is another format."""
 
-_COUNT = Range(low=1, high=65_536, multiple_of=1)
+Count = Annotated[int, Range(1, 65_536)]
 
 
-@no_type_check  # __post_init__ checks the types itself: recipes come from anybody's files
+@validated
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelIdentity:
     """Which weights drew the picture.
@@ -37,22 +38,14 @@ class ModelIdentity:
         prediction: what the UNet was said to predict, "epsilon" or "v"; None left it to the model's files.
     """
 
-    name: str
-    source: str
-    revision: str | None
-    layout: str
-    prediction: str | None = None
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        for name in ("name", "source", "layout"):
-            check_text(f"model {name}", getattr(self, name))
-        for name in ("revision", "prediction"):
-            if getattr(self, name) is not None:
-                check_text(f"model {name}", getattr(self, name))
+    name: Text
+    source: Text
+    revision: Text | None
+    layout: Text
+    prediction: Text | None = None
 
 
-@no_type_check
+@validated
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """Settings, model and the circumstances that can change a picture's last bits.
@@ -69,14 +62,14 @@ class Recipe:
 
     settings: GenerationSettings
     model: ModelIdentity
-    dtype: str
-    device: str
-    batch_size: int
-    threads: int
-    torch_version: str
-    ssd1b_version: str
+    dtype: Text
+    device: Text
+    batch_size: Count
+    threads: Count
+    torch_version: Text
+    ssd1b_version: Text
     computing: Computing = DEFAULT
-    drawn_schedule: str | None = None
+    drawn_schedule: Annotated[str, OneOf("drawn_schedule", SCHEDULES)] | None = None
 
     @classmethod
     def of(
@@ -89,7 +82,7 @@ class Recipe:
         batch_size: int,
         computing: Computing = DEFAULT,
         drawn_schedule: str | None = None,
-    ) -> Self:
+    ) -> "Recipe":
         """Note down what this process is drawing, with its own versions and threads."""
         # Here, because reading recipes takes no torch, and metadata take a tenth of the start-up time.
         from importlib.metadata import version
@@ -109,26 +102,14 @@ class Recipe:
             drawn_schedule=drawn_schedule,
         )
 
-    def __post_init__(self) -> None:
-        """Check every field."""
-        assert isinstance(self.settings, GenerationSettings)
-        assert isinstance(self.model, ModelIdentity)
-        assert isinstance(self.computing, Computing)
-        for name in ("dtype", "device", "torch_version", "ssd1b_version"):
-            check_text(name, getattr(self, name))
-        if self.drawn_schedule is not None:
-            check_name("drawn_schedule", self.drawn_schedule, SCHEDULES)
-        for name in ("batch_size", "threads"):
-            object.__setattr__(self, name, _COUNT.check(name, getattr(self, name)))
-
 
 def write_json(recipe: Recipe) -> str:
     """Write a recipe as one line of ASCII, so that any container can hold it."""
     return json.dumps({"format": FORMAT, **asdict(recipe)}, allow_nan=False)
 
 
-_SINCE = {"feature_reuse": 0.0}
-"""Settings that recipes of earlier versions lack, and what pictures had then."""
+_BEFORE = {name: each.before for name, each in SETTINGS.items() if each.before is not UNSET}
+"""What pictures had before a setting existed, for recipes of those versions."""
 
 
 def read_json(text: str) -> Recipe:
@@ -146,27 +127,10 @@ def read_json(text: str) -> Recipe:
     if (found := table.pop("format")) != FORMAT:
         raise InputError(f"recipe has format {shown(found)}: this version of ssd1b reads format {FORMAT}")
     if isinstance(settings := table.get("settings"), dict):
-        table["settings"] = {**_SINCE, **settings}
+        table["settings"] = {**_BEFORE, **settings}
         if "seed" in settings:
             table["settings"]["seed"] = equal_seed(settings["seed"])
-    if isinstance(model := table.get("model"), dict):
-        table["model"] = {"prediction": None, **model}
-    # Recipes of earlier versions lack these.
-    table.setdefault("computing", asdict(DEFAULT))
-    table.setdefault("drawn_schedule", None)
-    parts = {"settings": GenerationSettings, "model": ModelIdentity, "computing": Computing}
-    built = {name: _build(part, name, table[name]) for name, part in parts.items() if name in table}
-    return _build(Recipe, "recipe", table | built)
-
-
-def _build(part: type, kind: str, table: object) -> Any:
-    names = frozenset(each.name for each in fields(part))
-    if not isinstance(table, dict):
-        raise InputError(f"{kind} is {shown(table)}: it must be a table")
-    check_names(f"{kind} key", table, names)
-    if missing := sorted(names - table.keys()):
-        raise InputError(f"{kind} lacks {', '.join(missing)}")
-    return part(**table)
+    return parse(Recipe, table, "recipe")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,32 +158,28 @@ class Parameters:
         Raises:
             InputError: a value is no number where one belongs.
         """
-        given: dict[str, Any] = {"negative_prompt": self.negative_prompt}
-        for key, (name, kind) in _SETTINGS.items():
-            if key in self.values:
-                given[name] = _read_value(key, self.values[key], kind)
+        overrides: dict[str, Any] = {"negative_prompt": self.negative_prompt}
+        for name, setting in SETTINGS.items():
+            key = setting.a1111 or ""
+            if key in self.values and key not in ("Schedule type", "Size"):
+                overrides[name] = _read_value(key, self.values[key], _READERS[setting.kind])
         if (schedule := automatic1111.schedule_of(self.values)) is not None:
-            given["schedule"] = schedule
-        if "seed" in given:
-            given["seed"] = equal_seed(given["seed"])
+            overrides["schedule"] = schedule
+        if "seed" in overrides:
+            overrides["seed"] = equal_seed(overrides["seed"])
         if "Size" in self.values:
             size = _SIZE.fullmatch(self.values["Size"])
             if size is None:
                 raise InputError(f"Size is {shown(self.values['Size'])}: it must be as 1024x768")
-            given |= {"width": int(size[1]), "height": int(size[2])}
-        return given
+            overrides |= {"width": int(size[1]), "height": int(size[2])}
+        return overrides
 
     def unreproduced(self) -> list[str]:
         """Say what of the picture is not drawn again, a phrase for each cause."""
         return automatic1111.unreproduced(self.values, self.program)
 
 
-_SETTINGS = {
-    "Steps": ("steps", whole_number),
-    "Sampler": ("sampler", str),
-    "CFG scale": ("guidance_scale", number),
-    "Seed": ("seed", whole_number),
-}  # fmt: skip
+_READERS: Mapping[type, Callable[[str], Any]] = {int: whole_number, float: number, str: str}
 _SIZE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})")
 _NEGATIVE = "Negative prompt:"
 # A key, and a value that is a JSON string or reaches to the next comma.

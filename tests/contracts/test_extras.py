@@ -17,8 +17,14 @@ from ssd1b.extras import ALONE, EXTRAS, install, require
 SOURCE = Path(ssd1b.__file__).parent
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 
-IMPORTED_AS = {"huggingface_hub": "huggingface_hub", "pillow": "PIL", "torch-fidelity": "torch_fidelity"}
-COMES_WITH = {"markupsafe": "jinja2", "huggingface_hub": "transformers", "openvino_telemetry": "openvino"}
+IMPORTED_AS = {
+    "huggingface_hub": "huggingface_hub", "pillow": "PIL",
+    "tomli-w": "tomli_w", "torch-fidelity": "torch_fidelity",
+}  # fmt: skip
+COMES_WITH = {
+    "markupsafe": "jinja2", "huggingface_hub": "transformers", "openvino_telemetry": "openvino",
+    "pydantic_core": "pydantic",
+}  # fmt: skip
 
 
 def names(requirements: "list[str]") -> "set[str]":

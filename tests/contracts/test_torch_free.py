@@ -5,8 +5,19 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "numpy", "PIL", "transformers", "safetensors", "jaxtyping"}
-LIGHT = ["settings", "presets", "advice", "prompts", "recipe", "sampler_names", "layouts", "tables", "errors"]
+HEAVY = {"torch", "numpy", "PIL", "transformers", "safetensors", "jaxtyping", "pydantic"}
+LIGHT = [
+    "settings",
+    "presets",
+    "advice",
+    "prompts",
+    "recipe",
+    "sampler_names",
+    "layouts",
+    "tables",
+    "validation",
+    "errors",
+]
 
 
 @pytest.mark.parametrize("module", LIGHT)

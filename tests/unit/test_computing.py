@@ -11,7 +11,7 @@ from ssd1b.errors import InputError
     [
         ({"backend": "opnvino"}, ["unknown backend 'opnvino'", "did you mean 'openvino'", "torch"]),
         ({"quantized": "int4"}, ["unknown quantization 'int4'", "int8-weights", "fp8"]),
-        ({"quantized": 8}, ["unknown quantization '8'"]),
+        ({"quantized": 8}, ["quantized is 8", "text"]),
         ({"memory": "lo"}, ["unknown memory 'lo'", "did you mean 'low'", "normal"]),
         ({"compiled": "yes"}, ["compiled is 'yes'", "true or false"]),
         ({"backend": "openvino", "compiled": True}, ["openvino compiles by itself"]),

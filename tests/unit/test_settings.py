@@ -11,13 +11,14 @@ from ssd1b.layouts import UNETS
 from ssd1b.sampler_names import SAMPLERS, SCHEDULES
 from ssd1b.settings import (
     GUIDANCE_DEFAULTS,
-    MAX_PROMPT_LENGTH,
     GenerationSettings,
     Preset,
+    check_overrides,
     equal_seed,
     random_seed,
     resolve_settings,
 )
+from ssd1b.validation import MAX_TEXT
 
 
 def settings(prompt: str = "a red cube", family: str = "ssd-1b", **given) -> GenerationSettings:
@@ -114,8 +115,8 @@ REFUSED = {
     "target_size": [(1024, None)],
     "sampler": ["euler z", "", 5, None, ["euler"]],
     "schedule": ["karass", "", 5],
-    "negative_prompt": [5, "a\0b", "\ud800", "x" * (MAX_PROMPT_LENGTH + 1)],
-    "prompt": ["", "  \n", 5, None, b"bytes", "a\0b", "half \udfff", "x" * (MAX_PROMPT_LENGTH + 1)],
+    "negative_prompt": [5, "a\0b", "\ud800", "x" * (MAX_TEXT + 1)],
+    "prompt": ["", "  \n", 5, None, b"bytes", "a\0b", "half \udfff", "x" * (MAX_TEXT + 1)],
 }  # fmt: skip
 
 
@@ -172,6 +173,28 @@ def test_numbers_of_numpy_become_plain_ones():
     chosen = settings(steps=np.int64(20), guidance_scale=np.float32(7.5), width=np.int32(512))
     assert [type(value) for value in (chosen.steps, chosen.guidance_scale, chosen.width)] == [int, float, int]
     assert type(settings(guidance_scale=7).guidance_scale) is float
+
+
+@pytest.mark.parametrize("name", REFUSED.keys() - {"prompt"})
+def test_a_few_settings_are_checked_by_themselves(name):
+    for value in REFUSED[name]:
+        if name == "seed" and value == -1 and value is not True:
+            continue  # a random one
+        with pytest.raises(InputError) as refused:
+            check_overrides({name: value})
+        assert name in str(refused.value)
+
+
+def test_overrides_that_are_allowed_come_back_in_canonical_names():
+    overrides = {"sampler": "DPM++ 2M Karras", "guidance_scale": 7, "negative_prompt": None, "width": 4096}
+    assert check_overrides(overrides) == {
+        "sampler": "dpmpp_2m", "schedule": "karras", "guidance_scale": 7.0, "negative_prompt": None,
+        "width": 4096,
+    }  # fmt: skip
+    assert 0 <= check_overrides({"seed": -1})["seed"] < 2**32
+    for wrong, message in (({"width": 4096, "height": 1032}, "size is 4096x1032"), ({"cfg": 7}, "unknown")):
+        with pytest.raises(InputError, match=message):
+            check_overrides(wrong)
 
 
 def test_settings_cannot_change_and_stay_checked():

@@ -1,17 +1,13 @@
 """What it takes to draw a picture again: its model's name and a command line."""
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any
 
-from ssd1b.cli import generate
 from ssd1b.cli.options import ModelChoice
+from ssd1b.command_line import command_line
 from ssd1b.errors import InputError, printable
 from ssd1b.recipe import ModelIdentity, Parameters, Recipe
 from ssd1b.sampler_names import AUTOMATIC
-
-_OPTIONS = {parameter.name: parameter.opts[0] for parameter in generate.command.params}
 
 
 def model_name(model: ModelIdentity) -> str:
@@ -58,7 +54,7 @@ def choose(choice: ModelChoice, model: ModelIdentity, *, trusted: bool) -> Model
             return replace(choice, model=name, paths=False, token=False)
 
 
-def command_line(path: str, recipe: Recipe | Parameters) -> str:
+def again(path: str, recipe: Recipe | Parameters) -> str:
     """Write the command that draws a picture again: with all its settings where options can say them.
 
     A model that may not be used without asking is not written down, for whoever types a name has chosen it.
@@ -75,28 +71,15 @@ def _from_recipe(recipe: Recipe) -> str | None:
     size = (settings.height, settings.width)
     if (settings.original_size, settings.crop_top_left, settings.target_size) != (size, (0, 0), size):
         return None  # there are no options for micro-conditioning
-    said = {**asdict(settings), "schedule": settings.schedule or AUTOMATIC}
-    place = {"model": model_name(recipe.model), "device": recipe.device, "dtype": recipe.dtype,
-             "prediction": recipe.model.prediction}  # fmt: skip
-    return _generate(settings.prompt, said | place)
+    return command_line(
+        settings.prompt, {**asdict(settings), "schedule": settings.schedule or AUTOMATIC},
+        model=model_name(recipe.model), device=recipe.device, dtype=recipe.dtype,
+        prediction=recipe.model.prediction,
+    )  # fmt: skip
 
 
 def _from_parameters(parameters: Parameters) -> str | None:
     try:
-        return _generate(parameters.prompt, parameters.settings())
+        return command_line(parameters.prompt, parameters.settings())
     except InputError:  # a number that is none
         return None
-
-
-def _generate(prompt: str, said: Mapping[str, Any]) -> str:
-    words = ["ssd1b", "generate"]
-    if "width" in said:
-        words += ["--size", f"{said['width']}x{said['height']}"]
-    for name, value in said.items():
-        if name in _OPTIONS and value is not None:
-            words += [_OPTIONS[name], *map(_word, value if isinstance(value, tuple) else (value,))]
-    return shlex.join([*words, *(["--"] if prompt.startswith("-") else []), prompt])
-
-
-def _word(value: object) -> str:
-    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
@@ -15,7 +15,7 @@ from ssd1b.cli.table import byte_size, columns
 from ssd1b.errors import InputError, unknown
 from ssd1b.layouts import NAMED, model_layout
 from ssd1b.saving import renewing
-from ssd1b.settings import Range
+from ssd1b.validation import Range, check
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 FILES = ("bench.jsonl", "bench.svg")
 NUMBERS = {
-    "latent": Range(low=8, high=512, multiple_of=8),
-    "batch": Range(low=1, high=256, multiple_of=1),
-    "steps": Range(low=1, high=1000, multiple_of=1),
-    "rounds": Range(low=1, high=1000, multiple_of=1),
+    "latent": Annotated[int, Range(8, 512, multiple_of=8)],
+    "batch": Annotated[int, Range(1, 256)],
+    "steps": Annotated[int, Range(1, 1000)],
+    "rounds": Annotated[int, Range(1, 1000)],
 }
 
 
@@ -100,7 +100,7 @@ def command(
     numbers = {"latent": latents, "batch": (batch,), "steps": (steps,), "rounds": (rounds,)}
     for name, values in numbers.items():
         for value in values:
-            NUMBERS[name].check(name, value)
+            check(name, value, NUMBERS[name])
     for kind, chosen, allowed in (("layout", layouts, NAMED), ("part", parts, PARTS)):
         if wrong := [name for name in chosen if name not in allowed]:
             raise unknown(kind, wrong[0], allowed)

@@ -12,7 +12,8 @@ from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, overwrite_option
 from ssd1b.cli.table import byte_size, columns
 from ssd1b.errors import InputError, unknown
 from ssd1b.saving import renewing
-from ssd1b.training.settings import RANGES
+from ssd1b.training.settings import LoopSettings
+from ssd1b.validation import validate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -124,9 +125,8 @@ def _check(data: str | None, out: str | None, numbers: dict[str, int | None], dr
     # A pattern of shards, as a-{000..009}.tar, is no file itself; what is wrong with it shows later.
     if data is not None and data not in TABLETOP and not (Path(data).exists() or data.endswith(".tar")):
         raise unknown("data", data, [*TABLETOP, "a folder, .tar or .parquet file"])
-    for name, value in numbers.items():
-        if value is not None:
-            RANGES[name].check(name, value)
+    given = {name: value for name, value in numbers.items() if value is not None}
+    validate(LoopSettings, given, partial=True)
 
 
 def _stages(name: str | None, steps: int | None, changes: dict[str, int]) -> "list[Stage]":

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import click
 
@@ -21,7 +21,8 @@ from ssd1b.cli.table import columns, percent
 from ssd1b.errors import InputError
 from ssd1b.presets import PRESETS, load_preset
 from ssd1b.saving import renewing
-from ssd1b.settings import DEFAULT_MODEL, Range
+from ssd1b.settings import DEFAULT_MODEL
+from ssd1b.validation import Range, check
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from ssd1b.evaluate.statistics import Estimate
     from ssd1b.tabletop.evaluation import Evaluation
 
-CAPTIONS = Range(low=2, high=100_000, multiple_of=2)
-SEEDS = Range(low=1, high=1000, multiple_of=1)
+CAPTIONS = Annotated[int, Range(2, 100_000, multiple_of=2)]
+SEEDS = Annotated[int, Range(1, 1000)]
 FIXED = ("seed", "width", "height")
 _ON_SHEET = 64
 
@@ -68,7 +69,7 @@ def command(
     seeds: int,
     data: str | None,
     versus: str | None,
-    given: dict[str, Any],
+    overrides: dict[str, Any],
     preset: str | None,
     choice: ModelChoice,
     judge: str | None,
@@ -91,28 +92,30 @@ def command(
       ssd1b evaluate --model runs/mini/model --versus mini-sdxl --out runs/mini/evaluation
       ssd1b evaluate --model ssd-1b --versus sdxl --data photos --out photos-evaluation
     """  # noqa: D301 (\b keeps click from wrapping)
-    SEEDS.check("seeds", seeds)
+    check("seeds", seeds, SEEDS)
     # Seeds are the pictures' numbers; and Tabletop has one size.
-    if fixed := [name for name in FIXED if name in given and (data is None or name == "seed")]:
+    if fixed := [name for name in FIXED if name in overrides and (data is None or name == "seed")]:
         raise InputError(
             f"{fixed[0]} is fixed here: pictures are drawn with seeds from 0 on, Tabletop at 128x128"
         )
     chosen = None if preset is None else load_preset(preset)
-    check_settings(["a sphere"], given, chosen)
+    check_settings(["a sphere"], overrides, chosen)
     models = [choice.model or DEFAULT_MODEL, *([versus] if versus is not None else [])]
     choices = [replace(choice, model=model) for model in models]
     sheets = [f"sheet-{number}.png" for number in range(len(models))]
     check_outputs(out, ["evaluation.json", *sheets], overwrite=overwrite)
     if data is None:
         number = 500 if captions is None else captions
-        CAPTIONS.check("captions", number)
-        results, differences = _tabletop(choices, judge, captions=number, seeds=seeds, preset=chosen, **given)
+        check("captions", number, CAPTIONS)
+        results, differences = _tabletop(
+            choices, judge, captions=number, seeds=seeds, preset=chosen, **overrides
+        )
     else:
         if judge is not None:
             raise InputError("--judge reads pictures of Tabletop only: leave it out beside --data")
         if captions is not None:
-            SEEDS.check("captions", captions)
-        results, differences = _folder(choices, Path(data), captions, seeds=seeds, preset=chosen, **given)
+            check("captions", captions, SEEDS)
+        results, differences = _folder(choices, Path(data), captions, seeds=seeds, preset=chosen, **overrides)
 
     facts = {
         "models": [{"model": model, **each.facts} for model, each in zip(models, results, strict=True)],

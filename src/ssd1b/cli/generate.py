@@ -4,7 +4,7 @@ import json
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Annotated, Any
 
 import click
 
@@ -22,9 +22,10 @@ from ssd1b.cli.options import (
 from ssd1b.errors import InputError
 from ssd1b.presets import PRESETS, load_preset
 from ssd1b.prompts import NO_PROMPT
-from ssd1b.settings import SEEDS, GenerationSettings, Range
+from ssd1b.settings import SEEDS, GenerationSettings
+from ssd1b.validation import Range, check
 
-COUNT = Range(low=1, high=10_000, multiple_of=1)
+COUNT = Annotated[int, Range(1, 10_000)]
 
 
 @click.command("generate", cls=Command)
@@ -41,7 +42,7 @@ COUNT = Range(low=1, high=10_000, multiple_of=1)
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each picture.")
 def command(
     prompts: list[str],
-    given: dict[str, Any],
+    overrides: dict[str, Any],
     preset: str | None,
     count: int,
     choice: ModelChoice,
@@ -65,10 +66,10 @@ def command(
     """  # noqa: D301 (\b keeps click from wrapping)
     begin = time.perf_counter()
     chosen_preset = None if preset is None else load_preset(preset)
-    count = int(COUNT.check("count", count))
+    count = check("count", count, COUNT)
     if not prompts:
         raise InputError(NO_PROMPT)
-    check_settings(prompts, given, chosen_preset)
+    check_settings(prompts, overrides, chosen_preset)
 
     from tqdm import tqdm
 
@@ -78,7 +79,7 @@ def command(
 
     folder = check_destination(out, picture_format)
     pipeline = drawing.load(choice)
-    first = pipeline.settings(prompts[0], preset=chosen_preset, **given)
+    first = pipeline.settings(prompts[0], preset=chosen_preset, **overrides)
     for line in advise(first, pipeline.layout.size, pipeline.family):
         click.echo(f"advice: {line}", err=True)
     for prompt in prompts:

@@ -1,7 +1,7 @@
 """``ssd1b guide``: what the article says of settings, measured on a model."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import click
 
@@ -15,9 +15,10 @@ from ssd1b.cli.options import (
 )
 from ssd1b.cli.paths import OUT_FOLDER, check_outputs, overwrite_option
 from ssd1b.errors import InputError, unknown
-from ssd1b.settings import DEFAULT_MODEL, Range
+from ssd1b.settings import DEFAULT_MODEL
+from ssd1b.validation import Range, check
 
-PAIRS = Range(low=8, high=100_000, multiple_of=1)
+PAIRS = Annotated[int, Range(8, 100_000)]
 
 
 @click.command("guide", cls=Command, needs=("scipy", "matplotlib", "jinja2"))
@@ -44,7 +45,7 @@ def command(
     prompts: list[str],
     pairs: int,
     only: tuple[str, ...],
-    given: dict[str, Any],
+    overrides: dict[str, Any],
     choice: ModelChoice,
     out: str,
     overwrite: bool,
@@ -63,9 +64,9 @@ def command(
       ssd1b guide --model ssd-1b --file prompts.txt --out guide
       ssd1b guide "a lighthouse" --model mine.safetensors --only guidance --only steps --out guide
     """  # noqa: D301 (\b keeps click from wrapping)
-    pairs = int(PAIRS.check("pairs", pairs))
-    check_settings(prompts or ["a sphere"], given)
-    if "seed" in given:
+    pairs = check("pairs", pairs, PAIRS)
+    check_settings(prompts or ["a sphere"], overrides)
+    if "seed" in overrides:
         raise InputError("seed is no setting of a guide: pairs have seeds of their own")
 
     from ssd1b.lab.guide import EXPERIMENTS
@@ -73,14 +74,14 @@ def command(
     names = [each.name for each in EXPERIMENTS]
     if wrong := [name for name in only if name not in names]:
         raise unknown("experiment", wrong[0], names)
-    _guide(prompts, pairs, only or tuple(names), given, choice, Path(out), overwrite=overwrite)
+    _guide(prompts, pairs, only or tuple(names), overrides, choice, Path(out), overwrite=overwrite)
 
 
 def _guide(
     prompts: list[str],
     pairs: int,
     only: tuple[str, ...],
-    given: dict[str, Any],
+    overrides: dict[str, Any],
     choice: ModelChoice,
     out: Path,
     *,
@@ -96,12 +97,12 @@ def _guide(
     name = choice.model or DEFAULT_MODEL
     with drawing.workplace(choice, out / "cells") as place:
         store, model = place.store, place.known(name)
-        own = own_settings(model, given)
+        own = own_settings(model, overrides)
         judged = draws_tabletop(model.path)
         told = prompts or captions(model.path, pairs, stream=STREAM)
         chosen = [each for each in EXPERIMENTS if each.name in only]
         wanted = {
-            each.name: sweep_of(each, told, pairs, model=name, own=own, beneath=given)
+            each.name: sweep_of(each, told, pairs, model=name, own=own, beneath=overrides)
             for each in chosen
             if judged or not each.faults
         }

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ssd1b.cli.again import command_line, is_known
+from ssd1b.cli.again import again, is_known
 from ssd1b.cli.command import Command
 from ssd1b.cli.table import byte_size, columns, json_line
 from ssd1b.errors import InputError, line, printable
@@ -45,7 +45,7 @@ def _picture(path: str) -> dict[str, Any]:
     from ssd1b.images import read_recipe
 
     recipe = read_recipe(path)
-    facts = {"path": path, "command": command_line(path, recipe)}
+    facts = {"path": path, "command": again(path, recipe)}
     if not isinstance(recipe, Recipe):
         return facts | {"parameters": asdict(recipe), "not_reproduced": recipe.unreproduced()}
     return facts | {"recipe": asdict(recipe), "model_is_known": is_known(recipe.model)}

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Any
+from typing import Annotated, Any
 
 import click
 
@@ -20,8 +20,17 @@ from ssd1b.files import named, read_file, text_of
 from ssd1b.numerals import whole_number
 from ssd1b.presets import NEGATIVE_PROMPTS, SPEEDS
 from ssd1b.prompts import parse_prompt, split_prompts, unsupported
-from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
-from ssd1b.settings import Preset, Range, read_size, resolve_settings, with_drawn_seed
+from ssd1b.settings import (
+    OPTIONS,
+    SETTINGS,
+    Preset,
+    Prompt,
+    Setting,
+    check_overrides,
+    read_size,
+    with_drawn_seed,
+)
+from ssd1b.validation import Range, check
 from ssd1b.weights.prediction import chosen
 
 AUTO = "auto"
@@ -98,7 +107,7 @@ def _read_threads(text: str) -> int | None:
     if text == AUTO:
         return None
     try:
-        return int(Range(low=1, high=os.cpu_count() or 1, multiple_of=1).check("threads", whole_number(text)))
+        return check("threads", whole_number(text), Annotated[int, Range(1, os.cpu_count() or 1)])
     except InputError as error:
         raise InputError(f"{error}; or {AUTO}") from None
 
@@ -138,129 +147,85 @@ def computing_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def setting_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the argument ``given``: fields of ``GenerationSettings`` that were chosen, by name."""
+    """Give a command the argument ``overrides``: the settings that were chosen, by name."""
 
-    @click.option(
-        "--negative",
-        "--negative-prompt",
-        "negative_prompt",
-        type=TEXT,
-        metavar="TEXT",
-        help='What to keep away from. "" is an empty text, which is not the same as none.',
-    )
-    @click.option("--negative-preset", metavar="NAME", help=f"{', '.join(NEGATIVE_PROMPTS)}.")
-    @click.option(
-        "--guidance",
-        "--guidance-scale",
-        "guidance_scale",
-        type=float,
-        metavar="SCALE",
-        help="Strength of classifier-free guidance; 1 is none.",
-    )
-    @click.option(
-        "--guidance-rescale",
-        type=float,
-        metavar="SHARE",
-        help="0 to 1: how far guidance is held back from overexposing.",
-    )
-    @click.option(
-        "--guidance-interval",
-        type=float,
-        nargs=2,
-        metavar="START END",
-        help="Guide only in this part of the way from noise (0) to picture (1).",
-    )
-    @click.option(
-        "--feature-reuse",
-        type=float,
-        metavar="SHARE",
-        help="0 to 1: keep deep features while shallow ones change less. Faster; not the same picture.",
-    )
-    @click.option("--steps", type=int, metavar="N", help="Steps of denoising.")
-    @click.option(
-        "--sampler",
-        metavar="NAME",
-        help=f"{', '.join(SAMPLERS)}; AUTOMATIC1111's, ComfyUI's and diffusers' names will do.",
-    )
-    @click.option(
-        "--schedule",
-        metavar="NAME",
-        help=f"{', '.join(SCHEDULES)}; {AUTOMATIC} is the sampler's own, else the model's.",
-    )
-    @click.option(
-        "--seed",
-        type=int,
-        metavar="N",
-        help="Of the first picture; the others count on. -1, the default, is random.",
-    )
-    @click.option("--size", metavar="WIDTHxHEIGHT", help="In pixels; one number for a square.")
     @wraps(command)
     def bundled(*args: Any, negative_preset: str | None, size: str | None, **options: Any) -> None:
-        chosen = {name: options.pop(name) for name in _PLAIN_SETTINGS}
-        given = {name: value for name, value in chosen.items() if value is not None}
-        given |= {} if size is None else read_size(size)
-        given |= _negative(given, negative_preset)
-        given = with_drawn_seed(given)  # here, so that all pictures of a sweep have the same
-        command(*args, given=given, **options)
+        chosen = {name: options.pop(name) for name in SETTINGS if name in options}
+        overrides = {name: value for name, value in chosen.items() if value is not None}
+        overrides |= {} if size is None else read_size(size)
+        overrides |= _negative(overrides, negative_preset)
+        overrides = with_drawn_seed(overrides)  # here, so that all pictures of a sweep have the same
+        command(*args, overrides=overrides, **options)
 
+    named = click.option("--negative-preset", metavar="NAME", help=f"{', '.join(NEGATIVE_PROMPTS)}.")
+    negative, *others = (_setting_option(name, *settings) for name, settings in OPTIONS.items())
+    for option in reversed([negative, named, *others]):
+        bundled = option(bundled)
     return bundled
 
 
-_PLAIN_SETTINGS = (
-    "negative_prompt", "guidance_scale", "guidance_rescale", "guidance_interval", "feature_reuse", "steps",
-    "sampler", "schedule", "seed",
-)  # fmt: skip
-"""Options whose value is the setting's."""
+def _setting_option(name: str, setting: Setting, *others: Setting) -> Callable[[Any], Any]:
+    if others:  # two settings that are written as one word
+        kind: Any = str
+    elif setting.kind is str:
+        kind = str if setting.is_name else TEXT
+    else:
+        kind = float if setting.kind is tuple else setting.kind
+    return click.option(
+        *setting.flags, name if others else setting.name, type=kind, nargs=2 if setting.kind is tuple else 1,
+        metavar=setting.metavar, help=setting.help,
+    )  # fmt: skip
 
 
 def speed_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Have the arguments ``given`` and ``choice`` follow a named speed where they say nothing themselves."""
+    """Have ``overrides`` and ``choice`` follow a named speed where they say nothing themselves."""
 
     @click.option(
         "--speed", metavar="NAME", help=f"{', '.join(SPEEDS)}: leave out work, at a price it tells."
     )
     @wraps(command)
     def bundled(
-        *args: Any, given: Mapping[str, Any], choice: ModelChoice, speed: str | None, **rest: Any
+        *args: Any, overrides: Mapping[str, Any], choice: ModelChoice, speed: str | None, **rest: Any
     ) -> None:
         if speed is not None:
             if speed not in SPEEDS:
                 raise unknown("speed", speed, SPEEDS)
             named = SPEEDS[speed]
             click.echo(f"speed {speed}: {named.price}", err=True)
-            given = {**named.settings, **given}
+            overrides = {**named.settings, **overrides}
             if choice.computing == DEFAULT:
                 choice = replace(choice, computing=Computing(quantized=named.quantized))
-        command(*args, given=given, choice=choice, **rest)
+        command(*args, overrides=overrides, choice=choice, **rest)
 
     return bundled
 
 
-def _negative(given: Mapping[str, Any], preset: str | None) -> dict[str, str]:
+def _negative(overrides: Mapping[str, Any], preset: str | None) -> dict[str, str]:
     if preset is None:
         return {}
-    if "negative_prompt" in given:
+    if "negative_prompt" in overrides:
         raise InputError("give --negative or --negative-preset, not both")
     if preset not in NEGATIVE_PROMPTS:
         raise unknown("negative preset", preset, NEGATIVE_PROMPTS)
     return {"negative_prompt": NEGATIVE_PROMPTS[preset]}
 
 
-def check_settings(prompts: Iterable[str], given: Mapping[str, Any], preset: Preset | None = None) -> None:
+def check_settings(
+    prompts: Iterable[str], overrides: Mapping[str, Any], preset: Preset | None = None
+) -> None:
     """Find what is wrong with prompts and their settings before torch is imported and a model loaded.
 
-    Syntax of other programs that goes in as words is named in a line of advice.
+    Syntax of other programs that is read as words is named in a line of advice.
 
     Raises:
-        InputError: as ``resolve_settings`` and ``parse_prompt``.
+        InputError: as ``check_overrides`` and ``parse_prompt``.
     """
+    settings = check_overrides({**(preset.settings if preset else {}), **overrides})
     found: dict[str, str] = {}
-    for prompt in prompts:
-        # Seed and family stand for what the model will add; they decide nothing about what is allowed.
-        settings = resolve_settings(prompt, family="sdxl", model_defaults={"seed": 0}, preset=preset, **given)
-        for text in (settings.prompt, settings.negative_prompt or ""):
-            parse_prompt(text)
-            found = unsupported(text) | found
+    for text in (*(check("prompt", prompt, Prompt) for prompt in prompts), settings.get("negative_prompt")):
+        parse_prompt(text or "")
+        found = unsupported(text or "") | found
     if found:
         pieces = ", ".join(f"{shown(piece)} ({feature})" for feature, piece in found.items())
         click.echo(f"advice: read as words, because this is not supported yet: {pieces}", err=True)

@@ -67,8 +67,8 @@ def command(image: str, out: str, choice: ModelChoice, trusted: bool) -> None:
         pipeline = drawing.load(choice)
         settings = recipe.settings
     else:
-        given = recipe.settings()
-        check_settings([recipe.prompt], given)
+        overrides = recipe.settings()
+        check_settings([recipe.prompt], overrides)
         click.echo(
             f"warning: no recipe in it, only {recipe.program}'s text, which does not say everything: "
             f"drawn with {choice.model or DEFAULT_MODEL}, expect another picture",
@@ -77,7 +77,7 @@ def command(image: str, out: str, choice: ModelChoice, trusted: bool) -> None:
         if left_out := recipe.unreproduced():
             click.echo(line(f"warning: not reproduced: {', '.join(left_out)}"), err=True)
         pipeline = drawing.load(choice)
-        settings = pipeline.settings(recipe.prompt, **given)
+        settings = pipeline.settings(recipe.prompt, **overrides)
     check_destination(out, recipe=pipeline.recipe(settings))
     with drawing.progress_bar(settings.steps) as bar:
         picture = drawing.draw(pipeline, settings, bar)

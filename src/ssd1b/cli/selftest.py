@@ -3,21 +3,22 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import click
 
 from ssd1b.cli.command import Command
 from ssd1b.errors import printable
-from ssd1b.settings import DEFAULT_MODEL, Range
+from ssd1b.settings import DEFAULT_MODEL
+from ssd1b.validation import Range, check
 
 if TYPE_CHECKING:
     from ssd1b.weights.hub import Resolved
 
 NUMBERS = {
-    "steps": Range(low=1, high=50, multiple_of=1),
-    "size": Range(low=64, high=1024, multiple_of=64),
-    "minutes": Range(low=1, high=1440),
+    "steps": Annotated[int, Range(1, 50)],
+    "size": Annotated[int, Range(64, 1024, multiple_of=64)],
+    "minutes": Annotated[float, Range(1, 1440)],
 }
 
 FAILED = 1
@@ -64,7 +65,7 @@ def command(
     """  # noqa: D301 (\b keeps click from wrapping)
     for name, value in (("steps", steps), ("size", size), ("minutes", minutes)):
         if value is not None:
-            NUMBERS[name].check(name, value)
+            check(name, value, NUMBERS[name])
 
     from ssd1b.bench.machine import summary
     from ssd1b.bench.selftest import FAIL, Trial, checks, places, verdict
@@ -90,10 +91,10 @@ def command(
         places=places(None if device is None else where, short),
     )  # fmt: skip
     results = []
-    for check in checks(trial, lambda what: click.echo(f"{what} ...", err=True)):
-        results.append(check)
+    for each in checks(trial, lambda what: click.echo(f"{what} ...", err=True)):
+        results.append(each)
         if not as_json:
-            click.echo(f"{check.result:8} {check.name}: {check.said}")
+            click.echo(f"{each.result:8} {each.name}: {each.said}")
     last = verdict(results)
     if as_json:
         report = {"model": title, "machine": facts, "checks": [asdict(each) for each in results]}

@@ -3,7 +3,7 @@
 from collections import Counter
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
@@ -18,14 +18,15 @@ from ssd1b.cli.options import (
 from ssd1b.cli.paths import OUT_FOLDER, PATH
 from ssd1b.errors import InputError, shown
 from ssd1b.presets import PRESETS, load_preset
-from ssd1b.settings import DEFAULT_MODEL, Range
+from ssd1b.settings import DEFAULT_MODEL
 from ssd1b.tables import read_table
+from ssd1b.validation import Range, check
 
 if TYPE_CHECKING:
     from ssd1b.lab.axes import Axis
     from ssd1b.lab.sweep import Sweep
 
-SEEDS = Range(low=1, high=1000, multiple_of=1)
+SEEDS = Annotated[int, Range(1, 1000)]
 
 
 @click.command("sweep", cls=Command)
@@ -54,7 +55,7 @@ def command(
     axes: tuple[str, ...],
     axes_file: str | None,
     seeds: int | None,
-    given: dict[str, Any],
+    overrides: dict[str, Any],
     preset: str | None,
     choice: ModelChoice,
     out: str,
@@ -63,10 +64,10 @@ def command(
 ) -> None:
     """Draw prompts with every combination of settings, from the same noise for each seed, and measure each.
 
-    An axis is model, size, words (the first value is searched in the prompt, the others take its place),
-    negative, negative-preset, preset, seed, sampler, schedule, steps, guidance, guidance-interval,
-    guidance-rescale or feature-reuse. Values are separated by commas, or by || where they hold commas;
-    numbers may be ranges: 1-10, 1-10 (+2), 1-10 [5], or 5, 10, .., 30.
+    An axis is a setting by the name of its option (guidance, steps, size, negative-preset, preset), model, or
+    words (the first value is searched in the prompt, the others take its place). Values are separated by
+    commas, or by || where they hold commas; numbers may be ranges: 1-10, 1-10 (+2), 1-10 [5], or
+    5, 10, .., 30.
 
     What was drawn before, by whichever sweep, is not drawn again: a sweep that was stopped goes on with the
     same command, and several processes may share a folder.
@@ -80,18 +81,18 @@ def command(
     from ssd1b.lab.axes import parse_axis
 
     chosen = None if preset is None else load_preset(preset)
-    check_settings(prompts, given, chosen)
+    check_settings(prompts, overrides, chosen)
     found = [parse_axis(each) for each in axes]
     found += [] if axes_file is None else _read_axes(Path(axes_file))
     if seeds is not None:
-        first = given.get("seed", 0)
-        found.append(parse_axis(f"seed={first}-{first + int(SEEDS.check('seeds', seeds)) - 1}"))
+        first = overrides.get("seed", 0)
+        found.append(parse_axis(f"seed={first}-{first + check('seeds', seeds, SEEDS) - 1}"))
 
     from ssd1b.lab.sweep import Sweep
 
     sweep = Sweep(
         prompts=tuple(prompts), axes=tuple(found), model=choice.model or DEFAULT_MODEL, preset=chosen,
-        settings=given,
+        settings=overrides,
     )  # fmt: skip
     _sweep(sweep, choice, Path(out), retry=retry, dry_run=dry_run)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import click
 
@@ -13,10 +13,11 @@ from ssd1b.cli.table import columns, percent
 from ssd1b.errors import InputError, shown
 from ssd1b.files import expanded
 from ssd1b.saving import check_free
-from ssd1b.settings import RANGES, Range
+from ssd1b.settings import Seed
+from ssd1b.validation import Range, check
 
-COUNT = Range(low=1, high=1_000_000, multiple_of=1)
-SHEET_COUNT = Range(low=1, high=400, multiple_of=1)
+COUNT = Annotated[int, Range(1, 1_000_000)]
+SHEET_COUNT = Annotated[int, Range(1, 400)]
 Split: TypeAlias = Literal["train", "held_out"]
 
 
@@ -69,8 +70,8 @@ def render_command(count: int, seed: int, split: Split, world: str, out: str, ov
     Example:
       ssd1b tabletop render --count 1000 --out data --split held_out
     """  # noqa: D301 (\b keeps click from wrapping)
-    COUNT.check("count", count)
-    RANGES["seed"].check("seed", seed)
+    check("count", count, COUNT)
+    check("seed", seed, Seed)
 
     from PIL import Image
     from tqdm import tqdm
@@ -112,8 +113,8 @@ def show_command(
       ssd1b tabletop show --count 36
       ssd1b tabletop show --count 8 --seed 5 --split held_out --model mini-sdxl --out drawn.png
     """  # noqa: D301 (\b keeps click from wrapping)
-    SHEET_COUNT.check("count", count)
-    RANGES["seed"].check("seed", seed)
+    check("count", count, SHEET_COUNT)
+    check("seed", seed, Seed)
     if Path(out).suffix.lower() != ".png":
         raise InputError(f"a sheet is a PNG, so its name must end in .png: {shown(out)}")
     check_free(Path(out), overwrite=overwrite)
@@ -163,7 +164,7 @@ def examine_command(
     Example:
       ssd1b tabletop examine --through mini-sdxl --out docs/judge
     """  # noqa: D301 (\b keeps click from wrapping)
-    COUNT.check("count", count)
+    check("count", count, COUNT)
 
     from ssd1b.cli import drawing
     from ssd1b.saving import renewing
@@ -258,7 +259,7 @@ def train_command(
       ssd1b generate "a large red metal sphere" --model runs/mini/model
     """  # noqa: D301 (\b keeps click from wrapping)
     if seed is not None:
-        RANGES["seed"].check("seed", seed)
+        check("seed", seed, Seed)
 
     from ssd1b.runtime import choose_device
     from ssd1b.tabletop.assemble import train_part

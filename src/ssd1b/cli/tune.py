@@ -4,7 +4,7 @@ import time
 from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
@@ -20,7 +20,8 @@ from ssd1b.cli.paths import OUT_FOLDER, check_outputs, overwrite_option
 from ssd1b.cli.table import columns
 from ssd1b.errors import InputError
 from ssd1b.presets import PRESETS, load_preset
-from ssd1b.settings import DEFAULT_MODEL, Range
+from ssd1b.settings import DEFAULT_MODEL
+from ssd1b.validation import Range, check
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
     from ssd1b.lab.tune import Candidate, Tuned
     from ssd1b.settings import Preset
 
-TRIALS = Range(low=1, high=100_000, multiple_of=1)
-BUDGET = Range(low=1, high=1_000_000)
-MINUTES = Range(low=0.01, high=525_600)
-PAIRS = Range(low=8, high=100_000, multiple_of=1)
+TRIALS = Annotated[int, Range(1, 100_000)]
+BUDGET = Annotated[float, Range(1, 1_000_000)]
+MINUTES = Annotated[float, Range(0.01, 525_600)]
+PAIRS = Annotated[int, Range(8, 100_000)]
 
 USUAL_AXES = (
     "guidance=1-15 (+0.5)",
@@ -81,7 +82,7 @@ def command(
     minutes: float | None,
     pairs: int,
     fresh: int,
-    given: dict[str, Any],
+    overrides: dict[str, Any],
     preset: str | None,
     choice: ModelChoice,
     out: str,
@@ -110,10 +111,10 @@ def command(
         ("budget", BUDGET, budget), ("minutes", MINUTES, minutes),
     ):  # fmt: skip
         if value is not None:
-            allowed.check(name, value)
+            check(name, value, allowed)
     chosen = None if preset is None else load_preset(preset)
-    check_settings(prompts or ["a sphere"], given, chosen)
-    if "seed" in given:
+    check_settings(prompts or ["a sphere"], overrides, chosen)
+    if "seed" in overrides:
         raise InputError("seed is no setting that could be tuned: pairs have seeds of their own")
     found = [parse_axis(each) for each in axes or USUAL_AXES]
     if twice := [axis.name for axis in found if [each.name for each in found].count(axis.name) > 1]:
@@ -122,14 +123,15 @@ def command(
         raise InputError(f"axis {other[0]} is no setting that could be tuned")
     goal = read_goal(metric, guards)
     _tune(
-        prompts, found, goal, Path(out), choice, chosen, given, budget=budget, trials=trials, minutes=minutes,
+        prompts, found, goal, Path(out), choice, chosen, overrides, budget=budget, trials=trials,
+        minutes=minutes,
         pairs=pairs, fresh=fresh, overwrite=overwrite,
     )  # fmt: skip
 
 
 def _tune(
     prompts: "list[str]", axes: "list[Axis]", goal: "Goal", out: Path, choice: ModelChoice,
-    preset: "Preset | None", given: dict[str, Any], *, budget: float | None, trials: int,
+    preset: "Preset | None", overrides: dict[str, Any], *, budget: float | None, trials: int,
     minutes: float | None, pairs: int, fresh: int, overwrite: bool,
 ) -> None:  # fmt: skip
     from tqdm import tqdm
@@ -145,7 +147,7 @@ def _tune(
         # Loaded when the first picture is to be drawn, and kept for all trials.
         prepare = cache(lambda name: stack.enter_context(place.prepare(name)))
         first, second = pairs_of(prompts, model, pairs, fresh)
-        beneath = {**(preset.settings if preset else {}), **given}
+        beneath = {**(preset.settings if preset else {}), **overrides}
         look = Looker(
             store=place.store, axes=axes, goal=goal, model=name, known=place.known, prepare=prepare,
             beneath=beneath, device=place.device, dtype=place.dtype,

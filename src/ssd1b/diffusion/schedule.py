@@ -12,9 +12,9 @@ import math
 from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -24,11 +24,36 @@ from ssd1b import sampler_names
 from ssd1b.diffusion.spacing import CURVES, SPACINGS
 from ssd1b.errors import InputError, shown, unknown
 from ssd1b.tensors import Latents
+from ssd1b.validation import Flag, OneOf, Range, validated
 
 SMALLEST_ALPHA = 2.0**-24
 """Stands for a cumulated alpha of zero when sampling, so that the first sigma is 4096 and not infinite."""
 
 
+def _cosine_betas(timesteps: int, start: float, end: float) -> Tensor:
+    """Squared cosine (2102.09672, equation 17), betas capped at 0.999; without use for start and end."""
+    time = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
+    alphas = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+    return (1 - alphas[1:] / alphas[:-1]).clamp(max=0.999)
+
+
+def _linear_betas(timesteps: int, start: float, end: float, power: float = 1.0) -> Tensor:
+    return torch.linspace(start ** (1 / power), end ** (1 / power), timesteps, dtype=torch.float64) ** power
+
+
+BETA_SCHEDULES: dict[str, Callable[[int, float, float], Tensor]] = {
+    "linear": _linear_betas,
+    "scaled_linear": partial(_linear_betas, power=2.0),
+    "squaredcos_cap_v2": _cosine_betas,
+}
+"""The variance added at each timestep, from the number of timesteps, ``beta_start`` and ``beta_end``."""
+
+Beta = Annotated[float, Range(1e-8, 0.999)]
+
+_TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
+
+
+@validated
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoiseSchedule:
     """How a model was trained to see noise, and how its makers sample it; the defaults are SDXL's.
@@ -50,19 +75,16 @@ class NoiseSchedule:
         InputError: a value outside these.
     """
 
-    num_train_timesteps: int = 1000
-    beta_schedule: str = "scaled_linear"
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    prediction_type: str = "epsilon"
-    rescale_betas_zero_snr: bool = False
-    timestep_spacing: str = "leading"
-    steps_offset: int = 1
-    curve: str | None = None
-    sampler: str = "euler"
-
-    def __post_init__(self) -> None:
-        _check({name: getattr(self, name) for name in (*_CHOICES, *_NUMBERS)})
+    num_train_timesteps: Annotated[int, Range(2, 1_000_000)] = 1000
+    beta_schedule: Annotated[str, OneOf("beta_schedule", BETA_SCHEDULES)] = "scaled_linear"
+    beta_start: Beta = 0.00085
+    beta_end: Beta = 0.012
+    prediction_type: Annotated[str, OneOf("prediction_type", ("epsilon", "v_prediction"))] = "epsilon"
+    rescale_betas_zero_snr: Flag = False
+    timestep_spacing: Annotated[str, OneOf("timestep_spacing", _TIMESTEP_SPACINGS)] = "leading"
+    steps_offset: Annotated[int, Range(0, 1000)] = 1
+    curve: Annotated[str, OneOf("curve", CURVES)] | None = None
+    sampler: Annotated[str, OneOf("sampler", sampler_names.SAMPLERS)] = "euler"
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "NoiseSchedule":
@@ -85,8 +107,8 @@ class NoiseSchedule:
                 raise InputError(f"scheduler setting {key!r} is missing")
         for key, value in given.items():
             # Where another sampler stands in, settings of the one that is missing have nothing to tune.
-            if key not in _SETTINGS and not stand_in:
-                raise unknown("scheduler setting", key, _SETTINGS)
+            if key not in _KNOWN and not stand_in:
+                raise unknown("scheduler setting", key, _KNOWN)
             supported = _SUPPORTED_ONLY_AS.get(key, (value,))
             if not any(value is each or value == each for each in supported):  # NaN is only itself
                 raise InputError(f"scheduler setting {key!r} must be {supported[0]!r}, got {shown(value)}")
@@ -98,7 +120,6 @@ class NoiseSchedule:
         # Files from before timestep_spacing and steps_offset existed mean what diffusers did then.
         old = {"timestep_spacing": "leading" if sampler in _ONCE_LEADING else "linspace", "steps_offset": 0}
         curve = next((curve for curve in CURVES if given.get(_CURVE_SETTING[curve])), None)
-        _check(fields)
         return cls(**(old | fields), curve=curve, sampler=sampler)
 
     def to_config(self) -> dict[str, Any]:
@@ -148,54 +169,11 @@ class NoiseSchedule:
         return signal, scale
 
 
-def _cosine_betas(schedule: NoiseSchedule) -> Tensor:
-    """Squared cosine (2102.09672, equation 17), betas capped at 0.999."""
-    count = schedule.num_train_timesteps
-    time = torch.arange(count + 1, dtype=torch.float64) / count
-    alphas = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
-    return (1 - alphas[1:] / alphas[:-1]).clamp(max=0.999)
-
-
-def _linear_betas(schedule: NoiseSchedule, power: float = 1.0) -> Tensor:
-    start, end = schedule.beta_start ** (1 / power), schedule.beta_end ** (1 / power)
-    return torch.linspace(start, end, schedule.num_train_timesteps, dtype=torch.float64) ** power
-
-
-BETA_SCHEDULES: dict[str, Callable[[NoiseSchedule], Tensor]] = {
-    "linear": _linear_betas,
-    "scaled_linear": lambda schedule: _linear_betas(schedule, power=2.0),
-    "squaredcos_cap_v2": _cosine_betas,
-}
-
-
-_CHOICES: dict[str, tuple[str | bool | None, ...]] = {
-    "beta_schedule": tuple(BETA_SCHEDULES),
-    "prediction_type": ("epsilon", "v_prediction"),
-    "rescale_betas_zero_snr": (False, True),
-    "timestep_spacing": ("leading", "trailing", "linspace"),
-    "curve": (None, *CURVES),
-    "sampler": tuple(sampler_names.SAMPLERS),
-}
-_NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
-    "num_train_timesteps": (int, 2, 1_000_000),
-    "beta_start": (float, 1e-8, 0.999),
-    "beta_end": (float, 1e-8, 0.999),
-    "steps_offset": (int, 0, 1000),
-}
-
-
-def _check(fields: Mapping[str, Any]) -> None:
-    for name, value in fields.items():
-        if name in _CHOICES and value not in _CHOICES[name]:
-            raise unknown(name, value if isinstance(value, str) else shown(value), map(str, _CHOICES[name]))
-        if name in _NUMBERS:
-            kind, low, high = _NUMBERS[name]
-            if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
-                raise InputError(f"{name} must be {kind.__name__}, {low} to {high}, got {shown(value)}")
-
-
 # What diffusers calls the same things: our fields have its names, the curves are flags.
-_FIELDS = (*_NUMBERS, "beta_schedule", "prediction_type", "rescale_betas_zero_snr", "timestep_spacing")
+_FIELDS = (
+    "num_train_timesteps", "beta_start", "beta_end", "steps_offset",
+    "beta_schedule", "prediction_type", "rescale_betas_zero_snr", "timestep_spacing",
+)  # fmt: skip
 _CURVE_SETTING = {curve: f"use_{curve}_sigmas" for curve in CURVES}
 _SUPPORTED_ONLY_AS: dict[str, tuple[Any, ...]] = {
     "trained_betas": (None,),
@@ -216,14 +194,16 @@ _TUNES_A_SAMPLER = (
     "noise_sampler_seed", "original_inference_steps", "predict_x0", "sample_max_value", "set_alpha_to_one",
     "skip_prk_steps", "solver_order", "solver_p", "solver_type", "time_shift_type", "timestep_scaling",
 )  # fmt: skip
-_SETTINGS = {*_FIELDS, *_CURVE_SETTING.values(), *_SUPPORTED_ONLY_AS, *_TUNES_A_SAMPLER}
+_KNOWN = {*_FIELDS, *_CURVE_SETTING.values(), *_SUPPORTED_ONLY_AS, *_TUNES_A_SAMPLER}
 _FLAGS = {*_CURVE_SETTING.values(), "rescale_betas_zero_snr"}
 _ONCE_LEADING = ("ddim", "ddpm", "lcm")
 
 
 @lru_cache(maxsize=8)
 def _alphas_cumprod(schedule: NoiseSchedule) -> Tensor:
-    alphas = (1 - BETA_SCHEDULES[schedule.beta_schedule](schedule)).cumprod(0)
+    betas = BETA_SCHEDULES[schedule.beta_schedule]
+    alphas = 1 - betas(schedule.num_train_timesteps, schedule.beta_start, schedule.beta_end)
+    alphas = alphas.cumprod(0)
     if not schedule.rescale_betas_zero_snr:
         return alphas
     # 2305.08891, algorithm 1: shift the square roots so that the last is zero, scale so that the first stays.

@@ -2,19 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import no_type_check
+from typing import Annotated
 
 from torch import Tensor
 
-from ssd1b.errors import InputError, shown
-from ssd1b.settings import Range
+from ssd1b.errors import InputError
+from ssd1b.validation import Flag, Range, validated
 
-_WEIGHT = Range(low=0, high=1e6)
+Weight = Annotated[float, Range(0, 1e6)]
 
 NORMAL = 1e-6
 
 
-@no_type_check  # __post_init__ checks the types itself, with messages for users
+@validated
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
     """How much each kind of term counts; the vendor's script has 1, 0.5 and 0.5.
@@ -27,17 +27,13 @@ class Weights:
             largest ones do not drown the others (LAPTOP-Diff, 2404.11098).
     """
 
-    task: float = 1.0
-    output: float = 0.5
-    features: float = 0.5
-    normalised: bool = False
+    task: Weight = 1.0
+    output: Weight = 0.5
+    features: Weight = 0.5
+    normalised: Flag = False
 
     def __post_init__(self) -> None:
-        """Check every field; InputError says which one is wrong and what it may be."""
-        for name in ("task", "output", "features"):
-            object.__setattr__(self, name, _WEIGHT.check(f"the weight of {name}", getattr(self, name)))
-        if not isinstance(self.normalised, bool):
-            raise InputError(f"normalised is {shown(self.normalised)}: it must be true or false")
+        """Check what no field can say by itself."""
         if not self.task + self.output + self.features:
             raise InputError("all weights are 0: there is nothing to learn from")
 

@@ -20,7 +20,7 @@ captions = ["a lighthouse at dusk"]   # drawn at each validation
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, no_type_check
+from typing import Annotated, Any, Literal
 
 from ssd1b.distill.features import LEVELS
 from ssd1b.distill.layer_map import CHOICES
@@ -28,9 +28,9 @@ from ssd1b.distill.losses import Weights
 from ssd1b.errors import InputError, shown, unknown
 from ssd1b.files import expanded
 from ssd1b.numerals import number
-from ssd1b.settings import Range, check_text
-from ssd1b.tables import checked, made, read_table
-from ssd1b.training.loop import LoopSettings
+from ssd1b.tables import read_table
+from ssd1b.training.settings import LoopSettings
+from ssd1b.validation import Items, OneOf, Range, Text, parse, validated, within
 
 TRAIN = LoopSettings(
     steps=10_000, batch_size=16, learning_rate=1e-4, betas=(0.9, 0.999), warmup_share=0.05,
@@ -42,11 +42,9 @@ USUAL = Weights()
 
 MOST_STAGES = 100
 
-_DEPTH = Range(low=0, high=100, multiple_of=1)
-_CHANNELS = Range(low=1, high=65_536, multiple_of=1)
-_LEVELS = Range(low=1, high=8, multiple_of=1)
-_RESNETS = Range(low=1, high=16, multiple_of=1)
-_CAPTIONS = Range(low=0, high=100, multiple_of=1)
+Depth = Annotated[int, Range(0, 100)]
+Levels = Items(1, 8)
+Blocks = Annotated[tuple[Depth, ...], Items(0, 100)]
 
 IMPORTANCE = "importance"
 RULES = (*CHOICES, IMPORTANCE)
@@ -55,7 +53,7 @@ RULES = (*CHOICES, IMPORTANCE)
 _SHIPPED = Path(__file__).parent.parent / "data" / "stages"
 
 
-@no_type_check  # __post_init__ checks the types itself, with messages for users
+@validated
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Depths:
     """A topology: by level, finest first, as in ``layouts.Level``; also what a layout file holds.
@@ -66,30 +64,18 @@ class Depths:
         channels: widths of the levels; None = the teacher's.
     """
 
-    mid: int | Literal["none"]
-    down: tuple[tuple[int, ...], ...]
-    up: tuple[tuple[int, ...], ...]
-    channels: tuple[int, ...] | None = None
+    mid: Depth | Literal["none"]
+    down: Annotated[tuple[Annotated[tuple[Depth, ...], Items(1, 16)], ...], Levels]
+    up: Annotated[tuple[Annotated[tuple[Depth, ...], Items(1, 16)], ...], Levels]
+    channels: Annotated[tuple[Annotated[int, Range(1, 65_536)], ...], Levels] | None = None
 
     def __post_init__(self) -> None:
-        """Check every field; InputError says which one is wrong and what it may be."""
-        if self.mid != "none":
-            _DEPTH.check("mid", self.mid)
-        for name in ("down", "up"):
-            _LEVELS.check(f"the number of levels of {name}", _count(name, getattr(self, name)))
-            for level in getattr(self, name):
-                _RESNETS.check(f"the number of depths in {name}", _count(name, level))
-                for depth in level:
-                    _DEPTH.check(f"a depth in {name}", depth)
-        if self.channels is not None:
-            _LEVELS.check("the number of channels", _count("channels", self.channels))
-            for width in self.channels:
-                _CHANNELS.check("channels", width)
+        """Check what no field can say by itself."""
         if not len(self.down) == len(self.up) == len(self.channels or self.down):
             raise InputError("down, up and channels must speak of the same number of levels")
 
 
-@no_type_check  # __post_init__ checks the types itself, with messages for users
+@validated
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
     """One stage: cut, then train.
@@ -108,67 +94,23 @@ class Stage:
         captions: of the pictures that the student draws every ``train.validation_steps``.
     """
 
-    student: str | Depths | None = None
-    keep: str | None = None
-    blocks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    features: str = "layer"
+    student: Text | Depths | None = None
+    keep: Annotated[str, OneOf("choice of blocks", RULES)] | None = None
+    blocks: Mapping[str, Blocks] = field(default_factory=dict)
+    features: Annotated[str, OneOf("level of features", LEVELS)] = "layer"
     weights: Weights = USUAL
-    teacher: str | None = None
+    teacher: Text | None = None
     train: LoopSettings = TRAIN
-    captions: tuple[str, ...] = ()
+    captions: Annotated[tuple[Text, ...], Items(0, 100)] = ()
 
     def __post_init__(self) -> None:
-        """Check every field; InputError says which one is wrong and what it may be."""
-        for name, kinds in _KINDS.items():
-            if not isinstance(given := getattr(self, name), kinds):
-                raise InputError(f"{name} is {shown(given)}, which it cannot be")
-        if self.keep is not None and self.keep not in RULES:
-            raise unknown("choice of blocks", self.keep, RULES)
-        if self.features not in LEVELS:
-            raise unknown("level of features", self.features, LEVELS)
-        self._check_lists()
+        """Check what no field can say by itself."""
         if self.train.validation_steps is not None and not self.captions:
             raise InputError("validation_steps needs captions: what is to be drawn")
         if share_of(self.student) is not None and (self.blocks or self.keep not in (None, IMPORTANCE)):
             raise InputError(
                 "of a share of the parameters, importance chooses the blocks: leave keep and blocks out"
             )
-
-    def _check_lists(self) -> None:
-        for name in ("student", "teacher"):
-            if isinstance(given := getattr(self, name), str):
-                check_text(name, given)
-        for transformer, blocks in self.blocks.items():
-            _DEPTH.check(f"the number of blocks of {shown(transformer)}", _count("blocks", blocks))
-            for block in blocks:
-                _DEPTH.check(f"a block of {shown(transformer)}", block)
-        _CAPTIONS.check("the number of captions", len(self.captions))
-        for caption in self.captions:
-            check_text("a caption", caption)
-
-
-_KINDS: dict[str, Any] = {
-    "student": str | Depths | None,
-    "keep": str | None,
-    "blocks": Mapping,
-    "features": str,
-    "weights": Weights,
-    "teacher": str | None,
-    "train": LoopSettings,
-    "captions": tuple,
-}
-"""What the fields of a stage may be."""
-
-
-def _count(name: str, value: Any) -> int:
-    """Number of items in a list.
-
-    Raises:
-        InputError: it is no list.
-    """
-    if not isinstance(value, tuple | list):
-        raise InputError(f"{name} holds {shown(value)}: it must be a list")
-    return len(value)
 
 
 def share_of(student: str | Depths | None) -> float | None:
@@ -213,7 +155,7 @@ def read_depths(path: Path) -> Depths:
     Raises:
         InputError: it cannot be read or is no layout.
     """
-    return made(Depths, read_table(path), str(path))
+    return parse(Depths, read_table(path), str(path))
 
 
 def retimed(stages: list[Stage], steps: int) -> list[Stage]:
@@ -231,29 +173,24 @@ def retimed(stages: list[Stage], steps: int) -> list[Stage]:
 
 
 def _stage(table: Any, common: LoopSettings, where: str) -> Stage:
-    if not isinstance(table, Mapping):
-        raise InputError(f"{where} must be a table, got {shown(table)}")
-    train = _trained(common, table.get("train", {}), f"train of {where}")
-    nested: dict[str, Any] = {"train": fitting(train, where)}
-    if "weights" in table:
-        nested["weights"] = made(Weights, table["weights"], f"weights of {where}")
-    if isinstance(table.get("student"), Mapping):
-        nested["student"] = made(Depths, table["student"], f"student of {where}")
-    return made(Stage, {**table, **nested}, where)
+    if isinstance(table, Mapping):
+        train = _trained(common, table.get("train", {}), f"train of {where}")
+        table = {**table, "train": fitting(train, where)}
+    return parse(Stage, table, where)
 
 
 def _trained(settings: LoopSettings, table: Any, where: str) -> LoopSettings:
     """The settings with a table's changes; a number of steps takes the place of a share, and the reverse."""
-    changes = checked(LoopSettings, table, where)
+    if not isinstance(table, Mapping):
+        raise InputError(f"{where} is {shown(table)}: it must be a table")
+    changes = dict(table)
     for steps, share in (("warmup_steps", "warmup_share"), ("decay_steps", "decay_share")):
         if steps in changes and share in changes:
             raise InputError(f"{where} has both {steps} and {share}: leave one of them out")
         if steps in changes:
             changes[share] = None
-    try:
+    with within(where):
         return replace(settings, **changes)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
 
 
 def fitting(settings: LoopSettings, where: str) -> LoopSettings:

@@ -20,7 +20,7 @@ from ssd1b.files import named, read_file
 from ssd1b.images import open_picture
 from ssd1b.picture_names import PICTURES, UNREAD, captions_by_picture
 from ssd1b.pipeline import Pipeline
-from ssd1b.settings import check_text
+from ssd1b.validation import Text, check
 from ssd1b.weights.files import some
 
 _LONGEST_CAPTION = 2**20
@@ -64,7 +64,7 @@ def _caption(path: Path) -> str:
         raise InputError(f"{named(path)}: no text to be read: {error.reason}") from error
     if not caption:
         raise InputError(f"{named(path)}: an empty caption")
-    return check_text(f"the caption in {named(path)}", caption)
+    return check(f"the caption in {named(path)}", caption, Text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,15 +17,15 @@ from ssd1b.errors import InputError, shown, unknown
 from ssd1b.numerals import DECIMAL, DIGITS
 from ssd1b.presets import NEGATIVE_PROMPTS, load_preset
 from ssd1b.settings import (
-    PAIR_RANGES,
+    OPTIONS,
     RANDOM_SEED,
-    RANGES,
-    Range,
+    Setting,
+    check_overrides,
     random_seed,
     read_size,
-    resolve_settings,
     with_drawn_seed,
 )
+from ssd1b.validation import within
 
 MAX_VALUES = 1000
 """On one axis."""
@@ -92,18 +92,16 @@ def make_axis(name: str, items: Sequence[str]) -> Axis:
         InputError: as ``parse_axis``.
     """
     key = name.strip().lower().replace("_", "-").replace(" ", "-")
-    key = _ALSO.get(key, key)
-    if key not in _KINDS:
-        raise unknown("axis", name.strip(), _KINDS)
+    key = _ALIASES.get(key, key)
+    if key not in _READERS:
+        raise unknown("axis", name.strip(), _READERS)
     items = [item.strip() for item in items]
     if not items or not any(items):
-        raise InputError(f"axis {key} has no values: write it as {key}={_EXAMPLES.get(key, 'one,another')}")
-    try:
-        values = [replace(each, settings=with_drawn_seed(each.settings)) for each in _KINDS[key](items)]
+        raise InputError(f"axis {key} has no values: write it as {key}={_EXAMPLES.get(key) or 'one,another'}")
+    with within(f"axis {key}"):
+        values = [replace(each, settings=with_drawn_seed(each.settings)) for each in _READERS[key](items)]
         for value in values:
-            resolve_settings("any", family="sdxl", model_defaults={"seed": 0}, preset=None, **value.settings)
-    except InputError as error:
-        raise InputError(f"axis {key}: {error}") from None
+            check_overrides(value.settings)
     return Axis(name=key, values=tuple({value.label: value for value in values}.values()))
 
 
@@ -114,27 +112,25 @@ def _split(text: str) -> list[str]:
     return next(csv.reader([re.sub(r"[\r\n]", " ", text)], skipinitialspace=True), [])
 
 
-def _numbers(name: str) -> Callable[[list[str]], list[Value]]:
-    allowed = RANGES[name]
-
+def _numbers(setting: Setting) -> Callable[[list[str]], list[Value]]:
     def read(items: list[str]) -> list[Value]:
         found: list[Decimal] = []
         for position, item in enumerate(items):
-            if name == "seed" and item == str(RANDOM_SEED):
+            if setting.name == "seed" and item == str(RANDOM_SEED):
                 found.append(Decimal(random_seed()))
             elif item in _AND_SO_ON:
                 if not found or position + 1 == len(items):
                     raise InputError(f"{item!r} must stand between values, as in 1, 2, .., 10")
                 found += _between(found, _number(items[position + 1]))
             else:
-                found += _range(item, allowed)
+                found += _range(item, setting.kind)
             _count(len(found))
-        return [Value(label=_plain(each), settings={name: _as(allowed, each)}) for each in found]
+        return [Value(label=_plain(each), settings={setting.name: _as(setting.kind, each)}) for each in found]
 
     return read
 
 
-def _range(item: str, allowed: Range) -> Iterator[Decimal]:
+def _range(item: str, kind: type) -> Iterator[Decimal]:
     match = _RANGE.fullmatch(item)
     if match is None:
         yield _number(item)
@@ -146,8 +142,7 @@ def _range(item: str, allowed: Range) -> Iterator[Decimal]:
         gaps = max(count - 1, 1)
         even = (first + (last - first) * number / gaps for number in range(count))
         yield from (
-            each.to_integral(ROUND_DOWN) if allowed.multiple_of else round(each, 6).normalize()
-            for each in even
+            each.to_integral(ROUND_DOWN) if kind is int else round(each, 6).normalize() for each in even
         )
         return
     step = Decimal(match[3].replace(" ", "")) if match[3] else Decimal(1 if first <= last else -1)
@@ -175,8 +170,8 @@ def _number(item: str) -> Decimal:
     return Decimal(item)
 
 
-def _as(allowed: Range, value: Decimal) -> int | float:
-    return int(value) if allowed.multiple_of and value == int(value) else float(value)
+def _as(kind: type, value: Decimal) -> int | float:
+    return int(value) if kind is int and value == int(value) else float(value)
 
 
 def _plain(value: Decimal) -> str:
@@ -188,12 +183,11 @@ def _count(count: int) -> None:
         raise InputError(f"that is {count} values: allowed are {MAX_VALUES} on one axis")
 
 
-def _texts(name: str) -> Callable[[list[str]], list[Value]]:
-    return lambda items: [Value(label=item, settings={name: item}) for item in items]
-
-
-def _negatives(items: list[str]) -> list[Value]:
-    return [Value(label=item, settings={"negative_prompt": None if item == NONE else item}) for item in items]
+def _texts(setting: Setting) -> Callable[[list[str]], list[Value]]:
+    special = {} if setting.is_name else {NONE: None}
+    return lambda items: [
+        Value(label=item, settings={setting.name: special.get(item, item)}) for item in items
+    ]
 
 
 def _negative_presets(items: list[str]) -> list[Value]:
@@ -211,15 +205,17 @@ def _sizes(items: list[str]) -> list[Value]:
     return [Value(label=item, settings=read_size(item)) for item in items]
 
 
-def _intervals(items: list[str]) -> list[Value]:
-    values = []
-    for item in items:
-        match = _PAIR.fullmatch(item)
-        if match is None:
-            allowed = PAIR_RANGES["guidance_interval"]
-            raise InputError(f"{shown(item)} is no interval: write it as 0.2-0.8, both {allowed}")
-        values.append(Value(label=item, settings={"guidance_interval": (float(match[1]), float(match[2]))}))
-    return values
+def _pairs(setting: Setting) -> Callable[[list[str]], list[Value]]:
+    def read(items: list[str]) -> list[Value]:
+        values = []
+        for item in items:
+            match = _PAIR.fullmatch(item)
+            if match is None:
+                raise InputError(f"{shown(item)} is no interval: write it as 0.2-0.8")
+            values.append(Value(label=item, settings={setting.name: (float(match[1]), float(match[2]))}))
+        return values
+
+    return read
 
 
 def _models(items: list[str]) -> list[Value]:
@@ -232,47 +228,38 @@ def _words(items: list[str]) -> list[Value]:
     return [Value(label=item, words=(items[0], item)) for item in items]
 
 
-_KINDS: dict[str, Callable[[list[str]], list[Value]]] = {
+def _reader(setting: Setting, *others: Setting) -> Callable[[list[str]], list[Value]]:
+    if others:
+        return _sizes
+    return {tuple: _pairs, str: _texts}.get(setting.kind, _numbers)(setting)
+
+
+_READERS: dict[str, Callable[[list[str]], list[Value]]] = {
     "model": _models,
-    "size": _sizes,
     "words": _words,
-    "negative": _negatives,
     "negative-preset": _negative_presets,
     "preset": _presets,
-    "seed": _numbers("seed"),
-    "sampler": _texts("sampler"),
-    "schedule": _texts("schedule"),
-    "steps": _numbers("steps"),
-    "guidance-interval": _intervals,
-    "guidance-rescale": _numbers("guidance_rescale"),
-    "feature-reuse": _numbers("feature_reuse"),
-    "guidance": _numbers("guidance_scale"),
+    **{name: _reader(*settings) for name, settings in OPTIONS.items()},
 }
-"""Readers of each axis's values; those that are dear to change stand first, and are the outer loops."""
+"""What reads each axis's values."""
 
-AXES = tuple(_KINDS)
+_FIRST = (
+    "model", "size", "words", "negative", "negative-preset", "preset", "seed", "sampler", "schedule", "steps",
+    "guidance-interval", "guidance-rescale", "feature-reuse", "guidance",
+)  # fmt: skip
 
-_ALSO = {
-    "guidance-scale": "guidance",
-    "cfg": "guidance",
-    "cfg-scale": "guidance",
-    "rescale": "guidance-rescale",
-    "interval": "guidance-interval",
-    "reuse": "feature-reuse",
-    "negative-prompt": "negative",
+AXES = (*_FIRST, *(name for name in _READERS if name not in _FIRST))
+"""The axes: those that are expensive to change first, which are the outer loops. New settings come last."""
+
+_ALIASES = {
     "replace": "words",
     "prompt-s/r": "words",
-    "scheduler": "sampler",
+    **{
+        alias.removeprefix("--"): name
+        for name, (setting, *_) in OPTIONS.items()
+        for alias in (*setting.flags[1:], *setting.aliases)
+    },
 }
 """What else people call them."""
 
-_EXAMPLES = {
-    "guidance": "2,5,9",
-    "steps": "10-30 (+10)",
-    "seed": "1-4",
-    "size": "512,512x768",
-    "guidance-interval": "0-1,0.2-0.8",
-    "guidance-rescale": "0,0.7",
-    "feature-reuse": "0,0.1,0.3",
-    "words": "red,blue",
-}
+_EXAMPLES = {"words": "red,blue", **{name: setting.example for name, (setting, *_) in OPTIONS.items()}}

@@ -1,7 +1,6 @@
-"""What leaves the lab: tables of all cells, contact sheets, a command or a preset that draws a cell again."""
+"""What leaves the lab: tables of all cells, contact sheets, a preset that draws a cell again."""
 
 import csv
-import shlex
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -25,35 +24,11 @@ SHEETS = 8
 
 _SIDE, _SMALL = 192, 112
 
-_OPTIONS = {
-    "negative_prompt": "--negative", "guidance_scale": "--guidance", "guidance_rescale": "--guidance-rescale",
-    "feature_reuse": "--feature-reuse",
-    "steps": "--steps", "sampler": "--sampler", "schedule": "--schedule", "seed": "--seed",
-}  # fmt: skip
-
-
-def command_line(chosen: Choice) -> str:
-    """The command that draws a picture again."""
-    words = ["ssd1b", "generate", chosen.prompt, "--model", chosen.model]
-    settings = {"seed": 0, **chosen.settings}
-    for name, option in _OPTIONS.items():
-        if settings.get(name) is not None:
-            words += [option, _plain(settings[name])]
-    if "guidance_interval" in settings:
-        words += ["--guidance-interval", *map(_plain, settings["guidance_interval"])]
-    if "width" in settings:
-        words += ["--size", f"{settings['width']}x{settings['height']}"]
-    return shlex.join(words)
-
 
 def preset_text(chosen: Choice) -> str:
     """A picture's settings as a preset file for ``--preset``, which leaves the seed free."""
     settings = {name: value for name, value in chosen.settings.items() if name != SEED}
     return as_toml(Preset(name="", source="", settings=settings))
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def write_csv(results: Results, store: Store, path: Path, *, overwrite: bool = False) -> None:

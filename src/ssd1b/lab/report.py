@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ssd1b.command_line import command_line
 from ssd1b.errors import InputError
 from ssd1b.evaluate.plots import svg
 from ssd1b.evaluate.statistics import Estimate
 from ssd1b.files import open_regular
-from ssd1b.lab.export import command_line, preset_text
+from ssd1b.lab.export import preset_text
 from ssd1b.lab.figures import MEANING, curves, pareto
 from ssd1b.lab.results import EMPTY, PASSES, SEED, Results
 from ssd1b.lab.store import Store
@@ -166,7 +167,7 @@ def _cells(results: Results, store: Store) -> tuple[list[dict[str, Any] | None],
             {
                 "picture": picture,
                 "labels": labels,
-                "command": command_line(chosen),
+                "command": command_line(chosen.prompt, {"seed": 0, **chosen.settings}, model=chosen.model),
                 "preset": preset_text(chosen),
                 "metrics": metrics,
             }

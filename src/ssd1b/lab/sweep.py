@@ -32,6 +32,7 @@ from ssd1b.settings import (
     RANDOM_SEED,
     GenerationSettings,
     Preset,
+    check_overrides,
     resolve_settings,
     with_drawn_seed,
 )
@@ -299,10 +300,8 @@ def _check(sweep: Sweep, axis: Axis) -> None:
     for value in axis.values:
         texts += [value.label, value.model or "", value.prompt or "", *(value.words or ())]
         if value.settings:
-            settings = {**sweep.settings, **value.settings}
-            resolve_settings(
-                "any", family="sdxl", model_defaults={"seed": 0}, preset=sweep.preset, **settings
-            )
+            preset = sweep.preset.settings if sweep.preset else {}
+            check_overrides({**preset, **sweep.settings, **value.settings})
         if axis.name == "steps":
             value.settings["steps"]
     if not all(isinstance(each, str) for each in texts):

@@ -3,7 +3,7 @@
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,13 +17,13 @@ from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.models.vision import CLIP_VISION_MINI, IMAGE_ENCODER, ImageEncoder, vision_config
 from ssd1b.saving import check_renewable, renewing, replacing
-from ssd1b.settings import Range
 from ssd1b.tabletop import train_clip, train_judge, train_unet, train_vae
 from ssd1b.tabletop.judge import load_judge
 from ssd1b.tabletop.scenes import WORLDS
 from ssd1b.tabletop.tokenizer import train_tokenizer
 from ssd1b.tabletop.train_clip import ContrastiveTrio
 from ssd1b.training.loop import LoopSettings
+from ssd1b.validation import Range, check
 from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.files import read_tensors, write_json, write_tensors
@@ -51,11 +51,11 @@ FURTHER = {
 """The same for a part that goes on with a model's weights."""
 
 BATCH_SIZES: dict[str, Range] = {
-    "vae": Range(low=4, high=4096, multiple_of=train_vae.PER_PICTURE),
-    "clip": Range(low=16, high=4096, multiple_of=train_clip.LOOK_ALIKES),
-    "unet": Range(low=1, high=4096, multiple_of=1),
-    "image-encoder": Range(low=16, high=4096, multiple_of=train_clip.LOOK_ALIKES),
-    "judge": Range(low=2, high=4096, multiple_of=1),
+    "vae": Annotated[int, Range(4, 4096, multiple_of=train_vae.PER_PICTURE)],
+    "clip": Annotated[int, Range(16, 4096, multiple_of=train_clip.LOOK_ALIKES)],
+    "unet": Annotated[int, Range(1, 4096)],
+    "image-encoder": Annotated[int, Range(16, 4096, multiple_of=train_clip.LOOK_ALIKES)],
+    "judge": Annotated[int, Range(2, 4096)],
 }
 """Pictures a step: crops come in groups of one picture, captions in groups of look-alikes."""
 
@@ -138,7 +138,7 @@ def _chosen(part: str, start: Path | None, given: dict[str, int | None]) -> Loop
     settings = (SETTINGS if start is None else FURTHER)[part]
     changes = {name: value for name, value in given.items() if value is not None}
     if "batch_size" in changes:
-        BATCH_SIZES[part].check(f"batch_size of {part}", changes["batch_size"])
+        check(f"batch_size of {part}", changes["batch_size"], BATCH_SIZES[part])
     return replace(settings, decay_share=settings.decay_steps / settings.steps, **changes)
 
 

@@ -1,13 +1,12 @@
 """What decides a run of the training loop."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import no_type_check
+from typing import Annotated
 
-from ssd1b.errors import InputError, shown, unknown
-from ssd1b.settings import Range
+from ssd1b.errors import InputError
+from ssd1b.validation import Flag, OneOf, Range, validated
 
 DECAYS: dict[str, Callable[[float], float]] = {
     "linear": lambda left: left,
@@ -18,42 +17,15 @@ DECAYS: dict[str, Callable[[float], float]] = {
 OPTIMIZERS = ("adamw", "adamw-8bit", "adafactor")
 """Kinds that move the weights; ``optimizers.py`` builds them."""
 
-_STEPS = Range(low=1, high=100_000_000, multiple_of=1)
-_SHARE = Range(low=0, high=1)
-_RATE = Range(low=1e-12, high=1)
-
-RANGES: Mapping[str, Range] = MappingProxyType({
-    "steps": _STEPS,
-    "batch_size": Range(low=1, high=100_000, multiple_of=1),
-    "micro_batches": Range(low=1, high=100_000, multiple_of=1),
-    "learning_rate": _RATE,
-    "muon_rate": _RATE,
-    "muon_decay": Range(low=0, high=100),
-    "warmup_steps": Range(low=0, high=100_000_000, multiple_of=1),
-    "warmup_share": _SHARE,
-    "decay_steps": Range(low=0, high=100_000_000, multiple_of=1),
-    "decay_share": _SHARE,
-    "weight_decay": Range(low=0, high=100),
-    "max_grad_norm": Range(low=1e-15, high=1e15),
-    "spike_factor": Range(low=1.001, high=1e6),
-    "max_skipped": Range(low=0, high=100_000_000, multiple_of=1),
-    "ema_decay": Range(low=0, high=0.999999),
-    # torch's generator on a CPU takes 64 bits of a seed, which is multiplied for each step.
-    "seed": Range(low=0, high=2**32 - 1, multiple_of=1),
-    "checkpoint_steps": _STEPS,
-    "log_steps": _STEPS,
-    "validation_steps": _STEPS,
-    "timeout_minutes": Range(low=0.01, high=100_000),
-})  # fmt: skip
-"""What each number of ``LoopSettings`` may be."""
-
-_BETA = Range(low=0, high=0.999999)
-
-_OPTIONAL = ("muon_rate", "warmup_share", "decay_share", "spike_factor", "validation_steps")
-"""Numbers that may be None."""
+Steps = Annotated[int, Range(1, 100_000_000)]
+SomeSteps = Annotated[int, Range(0, 100_000_000)]
+Count = Annotated[int, Range(1, 100_000)]
+Rate = Annotated[float, Range(1e-12, 1)]
+Share = Annotated[float, Range(0, 1)]
+Decay = Annotated[float, Range(0, 100)]
 
 
-@no_type_check  # __post_init__ checks the types itself, with messages for users
+@validated
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopSettings:
     """What decides a run, on however many processes it goes.
@@ -97,54 +69,39 @@ class LoopSettings:
         timeout_minutes: how long processes wait for one of them before the run ends.
     """
 
-    steps: int
-    batch_size: int
-    micro_batches: int = 1
-    optimizer: str = "adamw"
-    learning_rate: float
-    muon_rate: float | None = None
-    muon_decay: float = 0.3
-    warmup_steps: int = 200
-    warmup_share: float | None = None
-    decay_steps: int
-    decay_share: float | None = None
-    decay: str = "linear"
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    spike_factor: float | None = None
-    max_skipped: int = 20
-    ema_decay: float = 0.999
-    seed: int = 0
-    checkpoint_steps: int = 200
-    log_steps: int = 20
-    validation_steps: int | None = None
-    fsdp: bool = False
-    gradient_checkpointing: bool = False
-    timeout_minutes: float = 30.0
+    steps: Steps
+    batch_size: Count
+    micro_batches: Count = 1
+    optimizer: Annotated[str, OneOf("optimizer", OPTIMIZERS)] = "adamw"
+    learning_rate: Rate
+    muon_rate: Rate | None = None
+    muon_decay: Decay = 0.3
+    warmup_steps: SomeSteps = 200
+    warmup_share: Share | None = None
+    decay_steps: SomeSteps
+    decay_share: Share | None = None
+    decay: Annotated[str, OneOf("decay", DECAYS)] = "linear"
+    betas: Annotated[tuple[float, float], Range(0, 0.999999)] = (0.9, 0.98)
+    weight_decay: Decay = 0.01
+    max_grad_norm: Annotated[float, Range(1e-15, 1e15)] = 1.0
+    spike_factor: Annotated[float, Range(1.001, 1e6)] | None = None
+    max_skipped: SomeSteps = 20
+    ema_decay: Annotated[float, Range(0, 0.999999)] = 0.999
+    # torch's generator on a CPU takes 64 bits of a seed, which is multiplied for each step.
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+    checkpoint_steps: Steps = 200
+    log_steps: Steps = 20
+    validation_steps: Steps | None = None
+    fsdp: Flag = False
+    gradient_checkpointing: Flag = False
+    timeout_minutes: Annotated[float, Range(0.01, 100_000)] = 30.0
 
     def __post_init__(self) -> None:
-        """Check every field; InputError says which one is wrong and what it may be."""
-        for name, allowed in RANGES.items():
-            if getattr(self, name) is not None or name not in _OPTIONAL:
-                object.__setattr__(self, name, allowed.check(name, getattr(self, name)))
+        """Turn shares into steps, and check what no field can say by itself."""
         for steps, share in (("warmup_steps", self.warmup_share), ("decay_steps", self.decay_share)):
             if share is not None:
                 # A little more, since a product such as 0.07 * 100 may fall short of the whole number.
                 object.__setattr__(self, steps, int(share * self.steps + 1e-6))
-        if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
-            raise InputError(f"betas is {shown(self.betas)}: it must be two {_BETA}")
-        object.__setattr__(self, "betas", tuple(_BETA.check("betas", each) for each in self.betas))
-        for name, allowed in (("optimizer", OPTIMIZERS), ("decay", DECAYS)):
-            given = getattr(self, name)
-            if not isinstance(given, str) or given not in allowed:
-                raise unknown(name, given if isinstance(given, str) else shown(given), allowed)
-        for name in ("fsdp", "gradient_checkpointing"):
-            if not isinstance(given := getattr(self, name), bool):
-                raise InputError(f"{name} is {shown(given)}: it must be true or false")
-        self._check_together()
-
-    def _check_together(self) -> None:
         if self.batch_size % self.micro_batches:
             raise InputError(
                 "batch_size must be a multiple of micro_batches, "

@@ -6,12 +6,16 @@ compute something different in silence, so it is an error.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal, TypeVar
 
 from ssd1b.errors import InputError, shown
 from ssd1b.layouts import Level, TextLayout, UNetLayout, VAELayout
+from ssd1b.validation import Flag, Items, Range, Text, check, parse, validated, within
 
 Config = Mapping[str, Any]
+
+Read = TypeVar("Read")
 
 _UNET_FIXED: dict[str, Any] = {
     "act_fn": "silu",
@@ -68,6 +72,44 @@ _MID_TYPES: dict[str | None, bool | None] = {
 _LIMIT = 65_536
 """No width, depth or count in a configuration is larger; a typing error must not fill the memory."""
 
+Whole = Annotated[int, Range(1, _LIMIT)]
+Token = Annotated[int, Range(0, _LIMIT)]
+Depth = Annotated[int, Range(0, _LIMIT)]
+Side = Annotated[int, Range(1, 1024)] | None
+Few = Items(1, 16)
+"""Items of a list: no model has more levels, or resnets in one."""
+
+Widths = Annotated[tuple[Whole, ...], Few]
+PerLevel = Whole | Widths
+"""One number for all levels, or one for each."""
+
+Depths = Whole | Annotated[tuple[Depth | Annotated[tuple[Depth, ...], Few], ...], Few]
+"""Transformer depths: one number for all, or for each level one, or for each resnet of a level one."""
+
+
+@validated
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _UNetFields:
+    """The fields of a UNet2DConditionModel that decide its layout."""
+
+    block_out_channels: Widths
+    layers_per_block: PerLevel = 2
+    down_block_types: Annotated[tuple[Literal["CrossAttnDownBlock2D", "DownBlock2D"], ...], Few]
+    up_block_types: Annotated[tuple[Literal["CrossAttnUpBlock2D", "UpBlock2D"], ...], Few]
+    transformer_layers_per_block: Depths = 1
+    reverse_transformer_layers_per_block: Depths | None = None
+    attention_head_dim: PerLevel = 8  # diffusers' name for the number of heads
+    addition_time_embed_dim: Whole
+    projection_class_embeddings_input_dim: Whole
+    cross_attention_dim: Whole = 1280
+    norm_num_groups: Whole = 32
+    time_cond_proj_dim: Whole | None = None
+    in_channels: Whole = 4
+    out_channels: Whole = 4
+
+    def __post_init__(self) -> None:
+        _check_levels(self)
+
 
 def unet_layout(config: Config, where: str) -> UNetLayout:
     """Read a diffusers UNet2DConditionModel configuration; ``where`` names it in errors.
@@ -76,18 +118,21 @@ def unet_layout(config: Config, where: str) -> UNetLayout:
         InputError: a field that is missing, malformed, or asks for something else than SDXL's family does.
     """
     _check_fixed(config, _UNET_FIXED, where)
-    read = _Reader(config, where)
-    widths = read.integers("block_out_channels")
-    number = len(widths)
-    resnets = read.per_level("layers_per_block", number, 2)
-    attended_down = read.blocks("down_block_types", number, "CrossAttnDownBlock2D", "DownBlock2D")
-    attended_up = read.blocks("up_block_types", number, "CrossAttnUpBlock2D", "UpBlock2D")[::-1]
-    depths = read.depths("transformer_layers_per_block", resnets)
-    if config.get("reverse_transformer_layers_per_block") is None:
-        depths_up = read.depths("transformer_layers_per_block", [n + 1 for n in resnets])
+    read = _read(_UNetFields, config, where)
+    with within(where):
+        return _unet_layout(read, _mid_attended(config))
+
+
+def _unet_layout(read: _UNetFields, mid_attended: bool | None) -> UNetLayout:
+    widths, number = read.block_out_channels, len(read.block_out_channels)
+    resnets = _per_level(read.layers_per_block, number)
+    attended_down = [kind == "CrossAttnDownBlock2D" for kind in read.down_block_types]
+    attended_up = [kind == "CrossAttnUpBlock2D" for kind in read.up_block_types][::-1]
+    depths = _depths(read.transformer_layers_per_block, resnets)
+    if read.reverse_transformer_layers_per_block is None:
+        depths_up = _depths(read.transformer_layers_per_block, [n + 1 for n in resnets])
     else:
-        name = "reverse_transformer_layers_per_block"
-        depths_up = read.depths(name, [n + 1 for n in resnets[::-1]])[::-1]
+        depths_up = _depths(read.reverse_transformer_layers_per_block, [n + 1 for n in resnets[::-1]])[::-1]
     try:
         levels = tuple(
             Level(
@@ -98,42 +143,55 @@ def unet_layout(config: Config, where: str) -> UNetLayout:
             for i in range(number)
         )
     except ValueError as error:
-        raise InputError(f"{where}: transformer depths: {error}") from error
-    heads = read.per_level("attention_head_dim", number, 8)  # diffusers' name for the number of heads
+        raise InputError(f"transformer depths: {error}") from error
+    heads = _per_level(read.attention_head_dim, number)
     head_dims = {
         widths[i] // heads[i] if widths[i] % heads[i] == 0 else 0
         for i in range(number)
         if attended_down[i] or attended_up[i]
     }
     if len(head_dims) != 1 or 0 in head_dims:
-        raise InputError(
-            f"{where}: attention_head_dim {heads} (numbers of heads) must give all heads one size"
-        )
-    time_ids_dim = read.integer("addition_time_embed_dim")
-    pooled_dim = read.integer("projection_class_embeddings_input_dim") - 6 * time_ids_dim
+        raise InputError(f"attention_head_dim {heads} (numbers of heads) must give all heads one size")
+    pooled_dim = read.projection_class_embeddings_input_dim - 6 * read.addition_time_embed_dim
     if pooled_dim <= 0:
-        raise InputError(f"{where}: projection_class_embeddings_input_dim must exceed 6 x {time_ids_dim}")
+        raise InputError(
+            f"projection_class_embeddings_input_dim must exceed 6 x {read.addition_time_embed_dim}"
+        )
     return UNetLayout(
         levels=levels,
-        mid=_mid(config, where, depths[-1][0]),
+        mid=None if mid_attended is None else depths[-1][0] if mid_attended else 0,
         head_dim=head_dims.pop(),
-        cross_attention_dim=read.integer("cross_attention_dim", 1280),
+        cross_attention_dim=read.cross_attention_dim,
         pooled_dim=pooled_dim,
-        time_ids_dim=time_ids_dim,
-        norm_groups=read.integer("norm_num_groups", 32),
-        guidance_embed_dim=read.optional_integer("time_cond_proj_dim"),
-        in_channels=read.integer("in_channels", 4),
-        out_channels=read.integer("out_channels", 4),
+        time_ids_dim=read.addition_time_embed_dim,
+        norm_groups=read.norm_num_groups,
+        guidance_embed_dim=read.time_cond_proj_dim,
+        in_channels=read.in_channels,
+        out_channels=read.out_channels,
     )
 
 
-def _mid(config: Config, where: str, depth: int) -> int | None:
+def _mid_attended(config: Config) -> bool | None:
     kind = config.get("mid_block_type", "UNetMidBlock2DCrossAttn")
     if not isinstance(kind, str | None) or kind not in _MID_TYPES:
         allowed = ", ".join(map(repr, _MID_TYPES))
-        raise InputError(f"{where}: mid_block_type is {shown(kind)}, allowed: {allowed}")
-    attended = _MID_TYPES[kind]
-    return None if attended is None else depth if attended else 0
+        raise InputError(f"mid_block_type is {shown(kind)}, allowed: {allowed}")
+    return _MID_TYPES[kind]
+
+
+def _per_level(value: int | tuple[int, ...], levels: int) -> list[int]:
+    return list(value) if isinstance(value, tuple) else [value] * levels
+
+
+def _depths(value: int | tuple[int | tuple[int, ...], ...], resnets: Sequence[int]) -> list[tuple[int, ...]]:
+    """Transformer depth behind each resnet of each level, from any of diffusers' three spellings."""
+    levels = []
+    entries = value if isinstance(value, tuple) else (value,) * len(resnets)
+    for entry, number in zip(entries, resnets, strict=True):
+        levels.append(entry if isinstance(entry, tuple) else (entry,) * number)
+        if len(levels[-1]) != number:
+            raise InputError(f"transformer depths: {entry} must be a depth or {number} of them in each level")
+    return levels
 
 
 def unet_config(layout: UNetLayout, sample_size: int) -> dict[str, Any]:
@@ -190,6 +248,23 @@ def _compact(depths: tuple[int, ...]) -> int | list[int]:
     return max(depths[0], 1) if len(set(depths)) == 1 else list(depths)
 
 
+@validated
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _VAEFields:
+    """The fields of an AutoencoderKL that decide its layout."""
+
+    block_out_channels: Widths
+    down_block_types: Annotated[tuple[Literal["DownEncoderBlock2D"], ...], Few]
+    up_block_types: Annotated[tuple[Literal["UpDecoderBlock2D"], ...], Few]
+    layers_per_block: Whole = 1
+    latent_channels: Whole = 4
+    norm_num_groups: Whole = 32
+    scaling_factor: Annotated[float, Range(1e-6, _LIMIT)] = 0.18215
+
+    def __post_init__(self) -> None:
+        _check_levels(self)
+
+
 def vae_layout(config: Config, where: str) -> VAELayout:
     """Read a diffusers AutoencoderKL configuration; ``where`` names it in errors.
 
@@ -197,16 +272,13 @@ def vae_layout(config: Config, where: str) -> VAELayout:
         InputError: a field that is malformed or asks for something else than SDXL's autoencoder.
     """
     _check_fixed(config, _VAE_FIXED, where)
-    read = _Reader(config, where)
-    channels = read.integers("block_out_channels")
-    read.blocks("down_block_types", len(channels), "DownEncoderBlock2D")
-    read.blocks("up_block_types", len(channels), "UpDecoderBlock2D")
+    read = _read(_VAEFields, config, where)
     return VAELayout(
-        channels=tuple(channels),
-        layers_per_block=read.integer("layers_per_block", 1),
-        latent_channels=read.integer("latent_channels", 4),
-        norm_groups=read.integer("norm_num_groups", 32),
-        scaling_factor=read.number("scaling_factor", 0.18215),
+        channels=read.block_out_channels,
+        layers_per_block=read.layers_per_block,
+        latent_channels=read.latent_channels,
+        norm_groups=read.norm_num_groups,
+        scaling_factor=read.scaling_factor,
     )
 
 
@@ -228,6 +300,25 @@ def vae_config(layout: VAELayout, sample_size: int) -> dict[str, Any]:
     }
 
 
+@validated
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _TextFields:
+    """The fields of a CLIPTextConfig that decide its layout."""
+
+    architectures: Annotated[tuple[Text, ...], Items(0, 16)] = ()
+    hidden_act: Literal["gelu", "quick_gelu"] = "quick_gelu"
+    hidden_size: Whole = 512
+    num_hidden_layers: Whole = 12
+    num_attention_heads: Whole = 8
+    intermediate_size: Whole = 2048
+    projection_dim: Whole = 512
+    vocab_size: Whole = 49408
+    max_position_embeddings: Whole = 77
+    bos_token_id: Token | None = None
+    eos_token_id: Whole = 2
+    pad_token_id: Token | None = None
+
+
 def text_layout(config: Config, where: str, *, second: bool) -> TextLayout:
     """Read a transformers CLIPTextConfig; ``where`` names it in errors, ``second`` is SDXL's second encoder.
 
@@ -239,34 +330,31 @@ def text_layout(config: Config, where: str, *, second: bool) -> TextLayout:
         InputError: a field that is malformed or unknown to CLIP's text encoder.
     """
     _check_fixed(config, _TEXT_FIXED, where)
-    read = _Reader(config, where)
-    activation = config.get("hidden_act", "quick_gelu")
-    if activation not in ("quick_gelu", "gelu"):
-        raise InputError(f"{where}: hidden_act is {shown(activation)}, allowed: 'gelu', 'quick_gelu'")
-    projects = any("WithProjection" in name for name in read.texts("architectures"))
-    vocab_size = read.integer("vocab_size", 49408)
-    eos = read.integer("eos_token_id", 2)
-    if legacy := eos == 2:
-        eos = vocab_size - 1
-    layout = TextLayout(
-        hidden_size=read.integer("hidden_size", 512),
-        layers=read.integer("num_hidden_layers", 12),
-        heads=read.integer("num_attention_heads", 8),
-        intermediate_size=read.integer("intermediate_size", 2048),
-        activation=activation,
-        projection_dim=read.integer("projection_dim", 512) if projects else None,
-        vocab_size=vocab_size,
-        max_length=read.integer("max_position_embeddings", 77),
-        bos_token_id=eos - 1 if legacy else read.integer("bos_token_id", eos - 1, least=0),
+    read = _read(_TextFields, config, where)
+    if read.eos_token_id == 2:
+        eos = read.vocab_size - 1
+        bos, pad = eos - 1, 0 if second else eos
+    else:
+        eos = read.eos_token_id
+        bos = eos - 1 if read.bos_token_id is None else read.bos_token_id
+        pad = eos if read.pad_token_id is None else read.pad_token_id
+    for name, token in (("bos_token_id", bos), ("eos_token_id", eos), ("pad_token_id", pad)):
+        if token >= read.vocab_size:
+            raise InputError(f"{where}: {name} is {token}, the vocabulary has {read.vocab_size} tokens")
+    projects = any("WithProjection" in name for name in read.architectures)
+    return TextLayout(
+        hidden_size=read.hidden_size,
+        layers=read.num_hidden_layers,
+        heads=read.num_attention_heads,
+        intermediate_size=read.intermediate_size,
+        activation=read.hidden_act,
+        projection_dim=read.projection_dim if projects else None,
+        vocab_size=read.vocab_size,
+        max_length=read.max_position_embeddings,
+        bos_token_id=bos,
         eos_token_id=eos,
-        pad_token_id=(0 if second else eos) if legacy else read.integer("pad_token_id", eos, least=0),
+        pad_token_id=pad,
     )
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if getattr(layout, name) >= vocab_size:
-            raise InputError(
-                f"{where}: {name} is {getattr(layout, name)}, the vocabulary has {vocab_size} tokens"
-            )
-    return layout
 
 
 def text_config(layout: TextLayout) -> dict[str, Any]:
@@ -298,9 +386,8 @@ def sample_size(config: Config, where: str) -> int | None:
     """
     value: Any = config.get("sample_size")
     side: Any = value[0] if isinstance(value, list) and len(value) == 2 and value[0] == value[1] else value
-    if side is None or (_whole(side) and side <= 1024):
-        return side
-    raise InputError(f"{where}: sample_size must be a whole number from 1 to 1024, got {shown(value)}")
+    with within(where):
+        return check("sample_size", side, Side)
 
 
 def flag(config: Config, name: str, default: bool, where: str) -> bool:
@@ -309,10 +396,8 @@ def flag(config: Config, name: str, default: bool, where: str) -> bool:
     Raises:
         InputError: it is something else.
     """
-    value = default if config.get(name) is None else config[name]
-    if not isinstance(value, bool):
-        raise InputError(f"{where}: {name} must be true or false, got {shown(value)}")
-    return value
+    with within(where):
+        return check(name, default if config.get(name) is None else config[name], Flag)
 
 
 def class_name(config: Config, where: str) -> str:
@@ -321,10 +406,16 @@ def class_name(config: Config, where: str) -> str:
     Raises:
         InputError: it is no text.
     """
-    value = config.get("_class_name") or ""
-    if not isinstance(value, str):
-        raise InputError(f"{where}: _class_name must be a text, got {shown(value)}")
-    return value
+    with within(where):
+        return check("_class_name", config.get("_class_name") or "", Text)
+
+
+def _check_levels(read: Any) -> None:
+    levels = len(read.block_out_channels)
+    for each in fields(read):
+        value = getattr(read, each.name)
+        if isinstance(value, tuple) and len(value) != levels:
+            raise InputError(f"{each.name} is {shown(list(value))}: it must have {levels} items, one a level")
 
 
 def _check_fixed(config: Config, fixed: Mapping[str, Any], where: str) -> None:
@@ -335,78 +426,7 @@ def _check_fixed(config: Config, fixed: Mapping[str, Any], where: str) -> None:
             )
 
 
-class _Reader:
-    """Typed access to the fields of a configuration; null and a missing field are the same."""
-
-    def __init__(self, config: Config, where: str) -> None:
-        self.config = config
-        self.where = where
-
-    def integer(self, name: str, default: int | None = None, *, least: int = 1) -> int:
-        value = self._value(name, default)
-        return self._checked(name, value, _whole(value, least), f"a whole number from {least} to {_LIMIT}")
-
-    def optional_integer(self, name: str) -> int | None:
-        return None if self.config.get(name) is None else self.integer(name)
-
-    def number(self, name: str, default: float) -> float:
-        value = self._value(name, default)
-        numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        return float(self._checked(name, value, numeric and 0 < value < _LIMIT, "a positive number"))
-
-    def texts(self, name: str) -> list[str]:
-        """A list of texts; without the field none."""
-        value = self._value(name, [])
-        valid = isinstance(value, list) and len(value) <= 16 and all(isinstance(each, str) for each in value)
-        return self._checked(name, value, valid, "a list of texts")
-
-    def integers(self, name: str) -> list[int]:
-        """A list of one number per level."""
-        value = self.config.get(name)
-        return self._checked(name, value, _wholes(value, 1, 16), "a list of whole numbers, one a level")
-
-    def per_level(self, name: str, levels: int, default: int) -> list[int]:
-        """One number for all levels, or a list of one a level."""
-        value = self._value(name, default)
-        value = [value] * levels if _whole(value) else value
-        return self._checked(
-            name, value, _wholes(value, levels, levels), f"a whole number or {levels} of them"
-        )
-
-    def blocks(self, name: str, levels: int, *kinds: str) -> list[bool]:
-        """Whether the block of each level is of the first of the allowed kinds."""
-        value = self.config.get(name)
-        valid = isinstance(value, list) and len(value) == levels and all(kind in kinds for kind in value)
-        self._checked(name, value, valid, f"a list of {levels} out of {', '.join(kinds)}")
-        return [kind == kinds[0] for kind in value or ()]
-
-    def depths(self, name: str, resnets: Sequence[int]) -> list[tuple[int, ...]]:
-        """Transformer depth behind each resnet of each level, from any of diffusers' three spellings."""
-        value = self._value(name, 1)
-        value = [value] * len(resnets) if _whole(value) else value
-        self._checked(
-            name, value, isinstance(value, list) and len(value) == len(resnets), "one entry a level"
-        )
-        levels = []
-        for entry, number in zip(value, resnets, strict=True):
-            entries = [entry] * number if _whole(entry, 0) else entry
-            expected = f"a depth or {number} of them in each level"
-            levels.append(tuple(self._checked(name, entries, _wholes(entries, number, number, 0), expected)))
-        return levels
-
-    def _value(self, name: str, default: Any) -> Any:
-        value = self.config.get(name)
-        return default if value is None else value
-
-    def _checked(self, name: str, value: Any, valid: bool, expected: str) -> Any:
-        if not valid:
-            raise InputError(f"{self.where}: {name} must be {expected}, got {shown(value)}")
-        return value
-
-
-def _whole(value: Any, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _LIMIT
-
-
-def _wholes(value: Any, fewest: int, most: int, least: int = 1) -> bool:
-    return isinstance(value, list) and fewest <= len(value) <= most and all(_whole(n, least) for n in value)
+def _read(kind: type[Read], config: Config, where: str) -> Read:
+    """Read the fields of a class from a configuration with more; null and a missing one are the same."""
+    known = {each.name: config.get(each.name) for each in fields(kind)}  # type: ignore[arg-type]
+    return parse(kind, {name: value for name, value in known.items() if value is not None}, where)

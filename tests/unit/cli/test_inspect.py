@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from ssd1b.cli import generate
-from ssd1b.cli.again import command_line
+from ssd1b.cli.again import again
 from ssd1b.images import Picture, read_recipe, save_picture
 from ssd1b.models.unet import UNet
 from ssd1b.recipe import ModelIdentity, Parameters, Recipe
@@ -137,21 +137,21 @@ def test_the_command_line_says_every_setting(settings):
         torch_version="2",
         ssd1b_version="1",
     )
-    program, name, *arguments = shlex.split(command_line("x.png", recipe))
+    program, name, *arguments = shlex.split(again("x.png", recipe))
     assert (program, name) == ("ssd1b", "generate")
     said = generate.command.make_context("generate", arguments).params
     (prompt,) = said["prompts"]
     width, height = said["size"].split("x")
     chosen = {key: said[key] for key in asdict(settings) if said.get(key) is not None}
-    again = resolve_settings(
+    resolved = resolve_settings(
         prompt, family="ssd-1b", model_defaults={"schedule": "beta"}, preset=None,
         **chosen, width=int(width), height=int(height),
     )  # fmt: skip
-    assert again == settings
+    assert resolved == settings
     assert (said["model"], said["dtype"], said["device"]) == ("ssd-1b@abc", "float16", "cuda")
 
 
 @pytest.mark.parametrize("values", [{"Steps": "many"}, {"Size": "big"}])
 def test_numbers_that_are_none_are_left_to_rerun(values):
     foreign = Parameters(prompt="a cube", negative_prompt=None, values=values)
-    assert command_line("x.png", foreign) == "ssd1b rerun x.png"
+    assert again("x.png", foreign) == "ssd1b rerun x.png"

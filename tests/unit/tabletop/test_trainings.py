@@ -225,7 +225,8 @@ def test_a_batch_must_hold_whole_groups(tmp_path: Path, part: str, size: int) ->
 
 @pytest.mark.parametrize("part", assemble.BATCH_SIZES)
 def test_the_smallest_batch_can_be_made(tmp_path: Path, part: str, few_pictures: None) -> None:
-    least = assemble.BATCH_SIZES[part].low
+    (allowed,) = assemble.BATCH_SIZES[part].__metadata__
+    least = allowed.low
     if part == "vae":
         assert len(train_vae.Crops(batch_size=least)[0]["pixels"]) == least
     elif part == "judge":

@@ -4,19 +4,18 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, no_type_check
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
-from ssd1b.errors import InputError, shown, unknown
+from ssd1b.errors import InputError
 from ssd1b.files import named
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.vae import VAE
 from ssd1b.runtime import DTYPES
 from ssd1b.saving import check_renewable, renewing
-from ssd1b.settings import Range, check_text
-from ssd1b.training.data.buckets import CROPS, Crop, buckets_for, nearest, place
+from ssd1b.training.data.buckets import Crop, buckets_for, nearest, place
 from ssd1b.training.data.cache import Cache, latents_cache, texts_cache
 from ssd1b.training.data.encoding import (
     Placed,
@@ -31,20 +30,11 @@ from ssd1b.training.data.order import Order
 from ssd1b.training.data.scan import Report, Scanned, scan
 from ssd1b.training.data.sources import open_source
 from ssd1b.training.loop import Batch
+from ssd1b.validation import Flag, Name, OneOf, Range, validated
 from ssd1b.weights.files import write_json
 
-_RANGES = {
-    "size": Range(low=64, high=4096, multiple_of=8),
-    "multiple": Range(low=8, high=1024, multiple_of=8),
-    "max_ratio": Range(low=1, high=16),
-    "caption_dropout": Range(low=0, high=1),
-    "max_unusable": Range(low=0, high=1),
-}
 
-_MIN_SIDE = Range(low=1, high=65_536, multiple_of=1)
-
-
-@no_type_check  # __post_init__ checks the types itself, with messages for users
+@validated
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSettings:
     """What a UNet is trained on.
@@ -66,38 +56,22 @@ class DataSettings:
         split: of a saved dataset that has several.
     """
 
-    path: str
-    size: int = 1024
-    multiple: int = 64
-    max_ratio: float = 4.0
+    path: Name
+    size: Annotated[int, Range(64, 4096, multiple_of=8)] = 1024
+    multiple: Annotated[int, Range(8, 1024, multiple_of=8)] = 64
+    max_ratio: Annotated[float, Range(1, 16)] = 4.0
     crop: Crop = "centre"
-    min_side: int | None = None
-    caption_dropout: float = 0.1
-    max_unusable: float = 0.1
-    cache_captions: bool = True
-    dtype: str = "float16"
-    image_column: str = "image"
-    caption_column: str | None = None
-    split: str = "train"
+    min_side: Annotated[int, Range(1, 65_536)] | None = None
+    caption_dropout: Annotated[float, Range(0, 1)] = 0.1
+    max_unusable: Annotated[float, Range(0, 1)] = 0.1
+    cache_captions: Flag = True
+    dtype: Annotated[str, OneOf("dtype", DTYPES)] = "float16"
+    image_column: Name = "image"
+    caption_column: Name | None = None
+    split: Name = "train"
 
     def __post_init__(self) -> None:
-        """Check every field; InputError says which one is wrong and what it may be."""
-        for name, allowed in _RANGES.items():
-            object.__setattr__(self, name, allowed.check(name, getattr(self, name)))
-        if self.min_side is not None:
-            object.__setattr__(self, "min_side", _MIN_SIDE.check("min_side", self.min_side))
-        for name in ("path", "image_column", "caption_column", "split", "crop", "dtype"):
-            text = getattr(self, name)
-            if name == "caption_column" and text is None:
-                continue
-            if not check_text(name, text):
-                raise InputError(f"{name} is empty")
-        if not isinstance(self.cache_captions, bool):
-            raise InputError(f"cache_captions is {shown(self.cache_captions)}: it must be true or false")
-        if self.crop not in CROPS:
-            raise unknown("crop", self.crop, CROPS)
-        if self.dtype not in DTYPES:
-            raise unknown("dtype", self.dtype, DTYPES)
+        """Check what no field can say by itself."""
         buckets_for(self.size, multiple=self.multiple, max_ratio=self.max_ratio)
 
 

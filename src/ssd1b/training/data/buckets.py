@@ -13,7 +13,6 @@ import numpy as np
 from ssd1b.errors import InputError
 
 Crop: TypeAlias = Literal["centre", "random"]
-CROPS = ("centre", "random")
 
 
 class Bucket(NamedTuple):

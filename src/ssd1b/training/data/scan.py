@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from ssd1b.errors import InputError
-from ssd1b.settings import check_text
 from ssd1b.training.data.examples import Example, Unusable
 from ssd1b.training.data.pictures import Size, digest_of, size_of
+from ssd1b.validation import Text, check
 from ssd1b.weights.files import some
 
 _AHEAD = 64
@@ -116,7 +116,7 @@ def _usable(caption: str) -> str:
     if not caption:
         raise Unusable("caption empty")
     try:
-        return check_text("caption", caption)
+        return check("caption", caption, Text)
     except InputError as error:
         raise Unusable("caption too long or no text") from error
 

@@ -1,0 +1,35 @@
+"""The command that draws a picture with given settings."""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from ssd1b.settings import OPTIONS
+
+
+def command_line(prompt: str, settings: Mapping[str, Any], **options: str | None) -> str:
+    """Write a call of ``ssd1b generate``.
+
+    Args:
+        prompt: what to draw.
+        settings: by name; what is None or has no option is left out.
+        options: values of other options, as ``model``; None leaves one out.
+    """
+    words = ["ssd1b", "generate"]
+    # The size stands first: the only option of two settings.
+    for group in sorted(OPTIONS.values(), key=len, reverse=True):
+        values = [settings.get(each.name) for each in group]
+        if None not in values:
+            written = ["x".join(map(_word, values))] if values[1:] else _words(values[0])
+            words += [group[0].flags[0], *written]
+    for name, value in options.items():
+        words += [] if value is None else [f"--{name}", value]
+    return shlex.join([*words, *(["--"] if prompt.startswith("-") else []), prompt])
+
+
+def _words(value: object) -> list[str]:
+    return [_word(each) for each in (value if isinstance(value, tuple | list) else (value,))]
+
+
+def _word(value: object) -> str:
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)

@@ -1,0 +1,353 @@
+"""Validation of whatever comes from outside, by pydantic, with errors of one line.
+
+A dataclass under ``@validated`` checks and converts its arguments by its annotations:
+
+    @validated
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class LoopSettings:
+        steps: Annotated[int, Range(1, 100_000_000)]
+        optimizer: Annotated[str, OneOf("optimizer", OPTIMIZERS)] = "adamw"
+        fsdp: Flag = False
+
+Lists become tuples, and whole numbers become floats where the field is one. Nothing else is converted: text
+is not a number, and neither are True and NaN. Rules about several fields stand in ``__post_init__``.
+
+pydantic takes as long to import as a third of ``ssd1b --help``: it is imported with the first value that is
+validated.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, fields
+from functools import lru_cache
+from numbers import Real
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from ssd1b.errors import InputError, shown, unknown
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler, TypeAdapter
+    from pydantic_core import ErrorDetails
+    from pydantic_core.core_schema import CoreSchema
+
+T = TypeVar("T")
+
+MAX_TEXT = 10_000
+"""Characters of a text; a longer prompt is a mistake or an attack."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Range:
+    """The numbers that an ``int`` or a ``float``, or both of a pair, may be; both ends are included.
+
+    Attributes:
+        low: the smallest.
+        high: the largest.
+        multiple_of: of which whole numbers must be multiples.
+        why: the reason for the bounds, where it is not obvious.
+    """
+
+    low: int | float
+    high: int | float
+    multiple_of: int = 1
+    why: str = ""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: "GetCoreSchemaHandler") -> "CoreSchema":
+        """Describe the numbers to pydantic, with one message whatever is wrong with a value."""
+        from pydantic_core import core_schema
+
+        bounds = f"from {self.low} to {self.high}{self.why and f' ({self.why})'}"
+        if int in (source, *get_args(source)):
+            number: CoreSchema = core_schema.int_schema(
+                ge=int(self.low), le=int(self.high), multiple_of=self.multiple_of, strict=True
+            )
+            kind = "whole numbers" if self.multiple_of == 1 else f"multiples of {self.multiple_of}"
+        else:
+            number = core_schema.float_schema(ge=self.low, le=self.high, allow_inf_nan=False, strict=True)
+            kind = "numbers"
+        number = core_schema.no_info_before_validator_function(_plain, number)
+        message = f"allowed are {kind} {bounds}"
+        if get_origin(source) is tuple:
+            number, message = core_schema.tuple_schema([number, number]), f"it must be two {kind} {bounds}"
+        return core_schema.custom_error_schema(number, "range", custom_error_message=message)
+
+
+def _plain(value: Any) -> Any:
+    """Turn numpy's numbers into Python's."""
+    convert = getattr(value, "item", None)
+    return convert() if convert and isinstance(value, Real) else value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Check:
+    """A rule for values that have the type before it in the annotation.
+
+    Attributes:
+        rule: raises InputError for a value that is not allowed.
+    """
+
+    rule: Callable[[Any], object]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: "GetCoreSchemaHandler") -> "CoreSchema":
+        """Have pydantic apply the rule last."""
+        from pydantic_core import core_schema
+
+        def checked(value: Any) -> Any:
+            self.rule(value)
+            return value
+
+        return core_schema.no_info_after_validator_function(checked, handler(source))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OneOf:
+    """The names that a ``str`` may be; the message for another one names the nearest.
+
+    Attributes:
+        kind: what the names are of.
+        names: those that are valid.
+    """
+
+    kind: str
+    names: Collection[str]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: "GetCoreSchemaHandler") -> "CoreSchema":
+        """Have pydantic compare a text with the names."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self._known, handler.generate_schema(Text))
+
+    def _known(self, value: str) -> str:
+        if value not in self.names:
+            raise unknown(self.kind, value, self.names)
+        return value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Items:
+    """How many items a ``tuple`` may have; its validation ends with the first error.
+
+    Attributes:
+        fewest: at least.
+        most: at most.
+    """
+
+    fewest: int
+    most: int
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: "GetCoreSchemaHandler") -> "CoreSchema":
+        """Add the bounds to pydantic's own schema."""
+        schema: Any = handler(source)
+        return schema | {"min_length": self.fewest, "max_length": self.most, "fail_fast": True}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Strict:
+    """Options of a ``str`` or a ``bool`` that is not converted from anything else."""
+
+    options: Mapping[str, Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: "GetCoreSchemaHandler") -> "CoreSchema":
+        """Add the options to pydantic's own schema."""
+        schema: Any = handler(source)
+        return schema | {"strict": True, **self.options}
+
+
+_TEXT = {"max_length": MAX_TEXT, "pattern": r"^[^\x00]*$"}
+
+Text = Annotated[str, _Strict(_TEXT)]
+"""Text that a tokenizer, a file and a terminal can all hold; may be empty."""
+
+Name = Annotated[str, _Strict({**_TEXT, "min_length": 1})]
+"""Text that is not empty."""
+
+Flag = Annotated[bool, _Strict({})]
+"""True or false; 1 and "true" are neither."""
+
+
+def validated(kind: type[T]) -> type[T]:
+    """Have a dataclass of keyword-only fields check and convert its arguments by its annotations.
+
+    It raises InputError, which says which argument is wrong, what was given and what is allowed. As a field
+    of another validated class it may be given as a table (any mapping).
+    """
+    assign = kind.__init__
+    has_required = any(_required(kind))
+
+    def __init__(self: Any, **values: Any) -> None:
+        # Defaults alone need no check, and so no pydantic.
+        assign(self, **(validate(kind, values) if values or has_required else {}))
+
+    def schema(source: Any, handler: "GetCoreSchemaHandler") -> "CoreSchema":
+        from pydantic_core import PydanticCustomError, core_schema
+
+        def read(value: Any) -> Any:
+            if isinstance(value, kind):
+                return value
+            if not isinstance(value, Mapping):
+                raise PydanticCustomError("table", "it must be a table")
+            try:
+                return kind(**value)
+            except InputError as error:
+                raise PydanticCustomError("nested", "{message}", {"message": str(error)}) from None
+
+        return core_schema.no_info_plain_validator_function(read)
+
+    kind.__init__ = __init__
+    setattr(kind, "__get_pydantic_core_schema__", staticmethod(schema))  # noqa: B010 (unknown to the type)
+    return kind
+
+
+def parse(kind: type[T], table: object, where: str) -> T:
+    """Build an instance of a validated class from a table of TOML or JSON.
+
+    Args:
+        kind: the class.
+        table: as the file's reader gives it.
+        where: names the table in errors.
+
+    Raises:
+        InputError: it is no table, lacks a key or has an unknown one, or a value is not allowed.
+    """
+    if not isinstance(table, Mapping):
+        raise InputError(f"{where} is {shown(table)}: it must be a table")
+    with within(where):
+        return kind(**table)
+
+
+@contextmanager
+def within(where: str) -> Iterator[None]:
+    """Begin the message of any InputError with the place that it is about."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(f"{where}: {error}") from None
+
+
+def validate(kind: type, values: Mapping[str, object], *, partial: bool = False) -> dict[str, Any]:
+    """Check and convert values by the annotations of a dataclass's fields.
+
+    Args:
+        kind: the dataclass.
+        values: by the name of the field.
+        partial: values may be missing for fields without a default, too.
+
+    Raises:
+        InputError: a name is unknown or missing, or a value is not allowed.
+    """
+    hints = _hints(kind)
+    for name in values:
+        if name not in hints:
+            raise unknown("key", name, hints)
+    for name in () if partial else _required(kind):
+        if name not in values:
+            raise InputError(f"{name} is missing")
+    return {name: check(name, value, hints[name]) for name, value in values.items()}
+
+
+def check(name: str, value: object, hint: Any) -> Any:
+    """Check and convert one value.
+
+    Args:
+        name: of the value, for the message.
+        value: as it was given.
+        hint: its type and what it may be, as ``Annotated[int, Range(1, 1000)]``.
+
+    Raises:
+        InputError: it is not allowed.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(hint).validate_python(value)
+    except ValidationError as error:
+        raise InputError(_sentence(name, value, error.errors(include_url=False))) from None
+
+
+def plain_type(hint: Any) -> tuple[Any, tuple[object, ...]]:
+    """Find the class in an annotation, ``int`` in ``Annotated[int, ...] | None``, and all metadata."""
+    if get_origin(hint) is Annotated:
+        plain, metadata = plain_type(hint.__origin__)
+        return plain, (*metadata, *hint.__metadata__)
+    if get_origin(hint) in (Union, UnionType):
+        return plain_type(next(each for each in get_args(hint) if each is not NoneType))
+    return get_origin(hint) or hint, ()
+
+
+@lru_cache(maxsize=256)
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+@lru_cache(maxsize=1024)
+def _adapter(hint: Any) -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(hint)
+
+
+def _required(kind: Any) -> Iterator[str]:
+    """The fields without a default."""
+    return (each.name for each in fields(kind) if each.default is each.default_factory is MISSING)
+
+
+_NO_TEXT = "it has a character that is no text (a null or half of a surrogate pair)"
+
+_WORDS = {
+    "bool_type": "it must be true or false",
+    "dict_type": "it must be a table",
+    "literal_error": "it must be {expected}",
+    "mapping_type": "it must be a table",
+    "string_pattern_mismatch": _NO_TEXT,
+    "string_too_long": "allowed are at most {max_length} characters",
+    "string_too_short": "it must not be empty",
+    "string_type": "it must be text",
+    "string_unicode": _NO_TEXT,
+    "too_long": "allowed are at most {max_length} items",
+    "too_short": "it must have at least {min_length} items",
+    "tuple_type": "it must be a list",
+}
+"""What to say of pydantic's errors, by their types; those raised in this module have their own words."""
+
+
+def _sentence(name: str, value: Any, errors: "list[ErrorDetails]") -> str:
+    """Say which value is wrong, what was given and what is allowed.
+
+    pydantic reports an error for each branch of a union; those that got farthest into the value are named.
+    """
+    places = [_place(each["loc"], value) for each in errors]
+    deepest = max(places, key=len)
+    there = [each for each, place in zip(errors, places, strict=True) if place == deepest]
+    for step in deepest:
+        name += f"[{step}]" if isinstance(step, int) else f".{step}"
+        value = value[step]
+    for each in there:
+        if each["type"] == "value_error":  # raised by a rule, and a sentence already
+            return str(each.get("ctx", {})["error"])
+        if each["type"] == "nested":
+            return f"{name}: {each['msg']}"
+    pieces = list(dict.fromkeys(map(_words, there)))
+    others = [piece.removeprefix("it must be ") for piece in pieces[1:]]
+    return f"{name} is {shown(value)}: {' or '.join([pieces[0], *others])}"
+
+
+def _words(error: "ErrorDetails") -> str:
+    words = _WORDS.get(error["type"])
+    return words.format_map(error.get("ctx", {})) if words else error["msg"]
+
+
+def _place(steps: tuple[int | str, ...], value: Any) -> list[int | str]:
+    """The steps that lead into the value; pydantic's others name branches of unions."""
+    place: list[int | str] = []
+    for step in steps:
+        if _leads_into(value, step):
+            place.append(step)
+            value = value[step]
+    return place
+
+
+def _leads_into(value: Any, step: int | str) -> bool:
+    if isinstance(value, Mapping):
+        return step in value
+    return isinstance(value, list | tuple) and isinstance(step, int) and step < len(value)
