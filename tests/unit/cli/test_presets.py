@@ -7,7 +7,8 @@ import pytest
 from ssd1b.presets import PRESETS
 
 MINE = (
-    'name = "crisp"\nsource = "a sweep of 24 May"\n[settings]\nsteps = 15\nguidance_interval = [0.2, 0.8]\n'
+    'name = "crisp"\nsource = "a sweep of 24 May"\n\n[settings]\nsteps = 15\n'
+    "guidance_interval = [\n    0.2,\n    0.8,\n]\n"
 )
 
 
