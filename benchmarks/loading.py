@@ -72,7 +72,7 @@ def make_folder(path: Path, layout: str, dtype: str) -> None:
 
     from ssd1b.layouts import CLIP_BIGG, CLIP_L, MINI_SDXL, UNETS, ModelLayout
     from ssd1b.weights.checkpoint import ModelInfo
-    from ssd1b.weights.folder import save_folder
+    from ssd1b.weights.writing import save_folder
 
     if layout == "mini":
         model = MINI_SDXL
@@ -135,7 +135,8 @@ def prepare_ssd1b():
     import transformers.models.clip.tokenization_clip  # noqa: F401
 
     from ssd1b.models.tokenizer import load_tokenizer
-    from ssd1b.weights.loading import load_component, open_checkpoint
+    from ssd1b.weights.loading import load_component
+    from ssd1b.weights.opening import open_checkpoint
 
     def load(path, dtype):
         checkpoint = open_checkpoint(path, half=dtype.itemsize == 2)

@@ -21,7 +21,7 @@ import torch
 from ssd1b.bench.case import make_case
 from ssd1b.layouts import model_layout
 from ssd1b.weights.checkpoint import ModelInfo
-from ssd1b.weights.folder import save_folder
+from ssd1b.weights.writing import save_folder
 
 PROMPT = "a lighthouse on a cliff above the sea at dusk"
 

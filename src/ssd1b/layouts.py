@@ -148,6 +148,16 @@ UNETS: dict[str, UNetLayout] = {
 }
 
 
+def family_of(unet: UNetLayout) -> str | None:
+    """Find the name in ``UNETS`` of the UNet with the same blocks, at any widths; None if there is none."""
+    blocks = _blocks(unet)
+    return next((name for name, known in UNETS.items() if _blocks(known) == blocks), None)
+
+
+def _blocks(unet: UNetLayout) -> tuple[object, ...]:
+    return unet.mid, *((level.down, level.up) for level in unet.levels)
+
+
 def _narrowed(layout: UNetLayout, channels: tuple[int, int, int], **widths: int) -> UNetLayout:
     """Keep the topology of ``layout`` (every resnet, every depth) at other widths."""
     levels = tuple(replace(level, channels=c) for level, c in zip(layout.levels, channels, strict=True))

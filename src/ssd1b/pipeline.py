@@ -35,7 +35,8 @@ from ssd1b.threads import Threads, use_threads
 from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.files import some
-from ssd1b.weights.loading import broken_tensors, open_checkpoint
+from ssd1b.weights.loading import broken_tensors
+from ssd1b.weights.opening import open_checkpoint
 from ssd1b.weights.vocabulary import calibration_prompts, tokenizers
 
 

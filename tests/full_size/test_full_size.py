@@ -14,7 +14,7 @@ from ssd1b.models.text import TextEncoder
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.weights.checkpoint import ModelInfo
-from ssd1b.weights.folder import save_folder
+from ssd1b.weights.writing import save_folder
 
 pytestmark = pytest.mark.full_size
 

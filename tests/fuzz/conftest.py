@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from ssd1b.weights.checkpoint import ModelInfo
-from ssd1b.weights.folder import save_folder
-from ssd1b.weights.single_file import save_single_file
+from ssd1b.weights.writing import save_folder, save_single_file
 from tiny import DRAWABLE, random_weights
 
 

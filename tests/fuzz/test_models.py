@@ -12,7 +12,7 @@ from fuzzing import as_json, fuzz, mutated_bytes, mutated_json
 from ssd1b.models.tokenizer import load_tokenizer
 from ssd1b.pipeline import recommended_settings
 from ssd1b.weights.files import read_header
-from ssd1b.weights.loading import open_checkpoint
+from ssd1b.weights.opening import open_checkpoint
 from ssd1b.weights.vocabulary import tokenizers
 
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")

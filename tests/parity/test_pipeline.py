@@ -16,8 +16,8 @@ from ssd1b.models.vae import VAE
 from ssd1b.pipeline import Pipeline
 from ssd1b.tabletop.tokenizer import train_tokenizer
 from ssd1b.weights.checkpoint import ModelInfo
-from ssd1b.weights.folder import save_folder
 from ssd1b.weights.vocabulary import write_tokenizer
+from ssd1b.weights.writing import save_folder
 
 PROMPT = "a large red metal sphere on a blue background"
 LAYOUTS = {"sdxl": MINI_SDXL, "ssd-1b": replace(MINI_SDXL, unet=SSD_1B_MINI)}

@@ -26,11 +26,11 @@ from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.weights.checkpoint import SDXL_SCHEDULER, ModelInfo
 from ssd1b.weights.configs import text_config, unet_config, vae_config
-from ssd1b.weights.folder import save_folder
 from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS, our_name
-from ssd1b.weights.loading import load_component, open_checkpoint, read_part
-from ssd1b.weights.single_file import original_tensors, save_single_file
+from ssd1b.weights.loading import load_component, read_part
+from ssd1b.weights.opening import open_checkpoint
 from ssd1b.weights.vocabulary import PADDING, clip_tokenizer, clip_vocabulary, write_tokenizer
+from ssd1b.weights.writing import original_tensors, save_folder, save_single_file
 from tiny import TINY
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ssd1b.cli import main
 from ssd1b.weights.checkpoint import ModelInfo
-from ssd1b.weights.folder import save_folder
+from ssd1b.weights.writing import save_folder
 from tiny import DRAWABLE, random_weights
 
 

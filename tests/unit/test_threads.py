@@ -8,7 +8,7 @@ from ssd1b.evaluate.cost import unet_macs
 from ssd1b.layouts import UNETS
 from ssd1b.threads import suitable, unet_work, use_threads
 from ssd1b.weights import hub
-from ssd1b.weights.loading import open_checkpoint
+from ssd1b.weights.opening import open_checkpoint
 
 
 @pytest.fixture

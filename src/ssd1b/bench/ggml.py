@@ -12,7 +12,7 @@ from torch import nn
 
 from ssd1b.bench.case import Case
 from ssd1b.weights.checkpoint import ModelInfo
-from ssd1b.weights.single_file import save_single_file
+from ssd1b.weights.writing import save_single_file
 
 _FORMATS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 

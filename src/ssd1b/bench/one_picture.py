@@ -19,7 +19,7 @@ from PIL import Image
 from ssd1b.diffusion.noise import noise_source
 from ssd1b.pipeline import Pipeline
 from ssd1b.runtime import choose_device, choose_dtype
-from ssd1b.weights.loading import open_checkpoint
+from ssd1b.weights.opening import open_checkpoint
 
 PROMPT = "a large red metal sphere on a blue background"
 SEED = 0

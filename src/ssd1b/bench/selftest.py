@@ -25,10 +25,11 @@ from ssd1b.bench import contract
 from ssd1b.bench.one_picture import Task, task_text
 from ssd1b.errors import InputError, line
 from ssd1b.weights.checkpoint import Checkpoint
-from ssd1b.weights.folder import save_folder
 from ssd1b.weights.keymap import PARTS
-from ssd1b.weights.loading import open_checkpoint, read_part
+from ssd1b.weights.loading import read_part
+from ssd1b.weights.opening import open_checkpoint
 from ssd1b.weights.vocabulary import PADDING
+from ssd1b.weights.writing import save_folder
 
 PASS, FAIL, NOT_RUN = "pass", "FAIL", "not run"
 

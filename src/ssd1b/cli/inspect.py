@@ -69,7 +69,7 @@ def _picture_text(facts: dict[str, Any]) -> str:
 
 def _model(name: str) -> dict[str, Any]:
     from ssd1b.weights.hub import resolve
-    from ssd1b.weights.loading import open_checkpoint
+    from ssd1b.weights.opening import open_checkpoint
 
     found = resolve(name, offline=True)
     checkpoint = open_checkpoint(found.path)

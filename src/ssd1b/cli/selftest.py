@@ -71,7 +71,7 @@ def command(
     from ssd1b.bench.selftest import FAIL, Trial, checks, places, verdict
     from ssd1b.runtime import DTYPES, choose_device, choose_dtype
     from ssd1b.weights.hub import resolve
-    from ssd1b.weights.loading import check_is_model
+    from ssd1b.weights.opening import check_is_model
 
     where = choose_device(device)
     number = choose_dtype(dtype, where)

@@ -26,11 +26,10 @@ from ssd1b.training.loop import Batches, LoopSettings
 from ssd1b.training.precision import training_dtype
 from ssd1b.training.processes import accelerator, check_shares
 from ssd1b.weights.files import read_json, read_tensors, write_json, write_tensors
-from ssd1b.weights.folder import save_folder
 from ssd1b.weights.keymap import PARTS
 from ssd1b.weights.loading import read_part
-from ssd1b.weights.single_file import save_single_file
 from ssd1b.weights.vocabulary import VOCABULARY_SIZE
+from ssd1b.weights.writing import save_folder, save_single_file
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

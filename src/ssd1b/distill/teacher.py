@@ -15,7 +15,8 @@ from ssd1b.models.vae import VAE
 from ssd1b.training.objective import Objective
 from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import Checkpoint, ModelInfo
-from ssd1b.weights.loading import load_component, open_checkpoint
+from ssd1b.weights.loading import load_component
+from ssd1b.weights.opening import open_checkpoint
 from ssd1b.weights.vocabulary import tokenizers
 
 Network = TypeVar("Network", bound=nn.Module)

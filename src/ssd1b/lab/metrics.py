@@ -18,7 +18,7 @@ from ssd1b.tabletop.captions import understood
 from ssd1b.tabletop.evaluation import cases, score
 from ssd1b.tabletop.judge import load_judge
 from ssd1b.tabletop.views import SIZE
-from ssd1b.weights.loading import open_checkpoint
+from ssd1b.weights.opening import open_checkpoint
 
 _NAMES = {"CLIP score": "clip", "PickScore": "pickscore"}
 """What published metrics are called beside the others."""

@@ -37,7 +37,7 @@ from ssd1b.settings import (
     with_drawn_seed,
 )
 from ssd1b.weights import hub
-from ssd1b.weights.loading import open_checkpoint
+from ssd1b.weights.opening import open_checkpoint
 from ssd1b.weights.vocabulary import tokenizers
 
 MAX_CELLS = 100_000

@@ -27,9 +27,10 @@ from ssd1b.validation import Range, check
 from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.files import read_tensors, write_json, write_tensors
-from ssd1b.weights.folder import save_folder
-from ssd1b.weights.loading import load_component, open_checkpoint
+from ssd1b.weights.loading import load_component
+from ssd1b.weights.opening import open_checkpoint
 from ssd1b.weights.vocabulary import PADDING, write_tokenizer
+from ssd1b.weights.writing import save_folder
 
 DEFAULTS = {"guidance_scale": 4.0, "steps": 20, "sampler": "unipc"}
 """Settings that the assembled model recommends."""

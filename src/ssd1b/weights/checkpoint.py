@@ -1,13 +1,8 @@
-"""A model on disk, described: its networks, their layouts, where each tensor lies. Nothing is loaded.
-
-The layout is read off the weights; a ``config.json`` adds what shapes cannot tell and must not contradict
-them.
-"""
+"""A model on disk, described: its networks, their layouts, where each tensor lies. Nothing is loaded."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,16 +12,7 @@ import torch
 from ssd1b import sampler_names
 from ssd1b.diffusion.schedule import NoiseSchedule
 from ssd1b.errors import InputError, shown
-from ssd1b.layouts import (
-    NAMED,
-    UNETS,
-    ModelLayout,
-    TextLayout,
-    UNetLayout,
-    VAELayout,
-)
-from ssd1b.weights import configs
-from ssd1b.weights.detect import Shapes, detect_text_layout, detect_unet_layout, detect_vae_layout
+from ssd1b.layouts import NAMED, ModelLayout, TextLayout, UNetLayout, VAELayout, family_of
 from ssd1b.weights.files import some
 from ssd1b.weights.fitting import check_fit, check_unet
 from ssd1b.weights.keymap import PARTS
@@ -135,9 +121,8 @@ class Checkpoint(Surroundings):
 
     @property
     def family(self) -> str | None:
-        """The name in ``layouts.UNETS`` of the UNet with the same blocks, at any widths; None if none."""
-        blocks = self.unet and _blocks(self.unet)
-        return next((name for name, known in UNETS.items() if _blocks(known) == blocks), None)
+        """See ``layouts.family_of``; None without a UNet."""
+        return self.unet and family_of(self.unet)
 
     @property
     def info(self) -> ModelInfo:
@@ -204,85 +189,3 @@ def _format_notes(name: str, part: Part) -> Iterator[str]:
         yield f"{name} is stored in 8-bit floats"
     if scaled := sum(tensor.scale is not None for tensor in part.tensors.values()):
         yield f"{name} has a scale beside {scaled} tensors (scaled fp8)"
-
-
-def _blocks(unet: UNetLayout) -> tuple[Any, ...]:
-    return unet.mid, *((level.down, level.up) for level in unet.levels)
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """How the layout of one kind of network is found out."""
-
-    detect: Callable[..., Layout]
-    read_config: Callable[[Mapping[str, Any], str], Layout]
-    untold: tuple[str, ...]
-    """Fields that shapes do not tell."""
-
-
-_UNET = _Kind(detect_unet_layout, configs.unet_layout, ("head_dim", "norm_groups", "time_ids_dim"))
-_VAE = _Kind(detect_vae_layout, configs.vae_layout, ("norm_groups", "scaling_factor"))
-_TEXT, _TEXT_2 = (
-    _Kind(
-        partial(detect_text_layout, second=second),
-        partial(configs.text_layout, second=second),
-        ("heads", "activation"),
-    )
-    for second in (False, True)
-)
-_KINDS = {"unet": _UNET, "vae": _VAE, "text_encoder": _TEXT, "text_encoder_2": _TEXT_2}
-
-
-def layout_of(part: str, shapes: Shapes, config: Mapping[str, Any] | None, where: str) -> Layout:
-    """The layout of one network, from its shapes and, where there is one, its configuration.
-
-    Raises:
-        InputError: not such a network, or the configuration contradicts the shapes.
-    """
-    kind = _KINDS[part]
-    told = None if config is None else kind.read_config(config, f"{where}: config")
-    try:
-        found = kind.detect(shapes, **{name: getattr(told, name) for name in kind.untold if told})
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    if told is None:
-        return found
-    if isinstance(told, TextLayout) and isinstance(found, TextLayout):
-        found = replace(
-            found,
-            bos_token_id=told.bos_token_id,
-            eos_token_id=told.eos_token_id,
-            pad_token_id=told.pad_token_id,
-        )
-        # A configuration says by its class's name whether there is a projection; the weights know.
-        if told.projection_dim is None or found.projection_dim is None:
-            told = replace(told, projection_dim=found.projection_dim)
-    if found != told:
-        raise InputError(f"{where}: config and weights contradict each other: {_difference(told, found)}")
-    return found
-
-
-def part_of(part: str, table: dict[str, StoredTensor], config: Mapping[str, Any] | None, where: str) -> Part:
-    """Put a network together from its table; raises as ``layout_of``."""
-    shapes = {name: tensor.shape for name, tensor in table.items()}
-    return Part(layout=layout_of(part, shapes, config, where), tensors=table)
-
-
-def picture_size(unet_config: Mapping[str, Any] | None, vae: VAELayout, where: str) -> int:
-    """Side in pixels of the square picture a UNet was trained for: its configuration's, or 1024.
-
-    Raises:
-        InputError: ``sample_size`` is no size of latents.
-    """
-    cells = configs.sample_size(unet_config or {}, where)
-    return 1024 if cells is None else cells * vae.factor
-
-
-def _difference(told: Layout, found: Layout) -> str:
-    told_fields, found_fields = asdict(told), asdict(found)
-    name = next(name for name in told_fields if told_fields[name] != found_fields[name])
-    a, b = told_fields[name], found_fields[name]
-    if name == "levels" and len(a) == len(b):
-        index = next(index for index in range(len(a)) if a[index] != b[index])
-        name, a, b = f"level {index}", a[index], b[index]
-    return f"{name} is {a} in the config, {b} in the weights"

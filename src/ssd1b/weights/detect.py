@@ -1,15 +1,22 @@
-"""The layout of a network, read off the names and shapes of its weights.
+"""The layout of a network, from the names and shapes of its weights and from its ``config.json``.
 
-What shapes do not tell (head size, norm groups, activations, the scaling factor) the caller takes from
-``config.json``; without one, the values that the whole family shares are assumed. ``keymap`` has the names.
+The configuration adds what shapes do not show (head size, norm groups, activations, the scaling factor) and
+must not contradict them. Without one, the values that the whole family shares are assumed. ``keymap`` has
+the names.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
 
 from ssd1b.errors import InputError
 from ssd1b.layouts import Level, TextLayout, UNetLayout, VAELayout
+from ssd1b.weights import configs
+from ssd1b.weights.checkpoint import Layout, Part
 from ssd1b.weights.files import Shape
 from ssd1b.weights.keymap import RESNET, TEXT_LAYER, TRANSFORMER, count, has
+from ssd1b.weights.stored import StoredTensor
 
 Shapes = Mapping[str, Shape]
 
@@ -184,3 +191,92 @@ def _divides(divisor: int, channels: Iterable[int], name: str, where: str) -> No
         raise InputError(
             f"{where}: widths {widths} are no multiples of {name} {divisor}; a config.json would tell"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How to find the layout of one kind of network.
+
+    Attributes:
+        detect: from shapes.
+        read_config: from its configuration.
+        unseen: fields that shapes do not show, and ``detect`` takes from the configuration.
+    """
+
+    detect: Callable[..., Layout]
+    read_config: Callable[[Mapping[str, Any], str], Layout]
+    unseen: tuple[str, ...]
+
+
+_UNET = _Kind(detect_unet_layout, configs.unet_layout, ("head_dim", "norm_groups", "time_ids_dim"))
+_VAE = _Kind(detect_vae_layout, configs.vae_layout, ("norm_groups", "scaling_factor"))
+_TEXT, _TEXT_2 = (
+    _Kind(
+        partial(detect_text_layout, second=second),
+        partial(configs.text_layout, second=second),
+        ("heads", "activation"),
+    )
+    for second in (False, True)
+)
+_KINDS = {"unet": _UNET, "vae": _VAE, "text_encoder": _TEXT, "text_encoder_2": _TEXT_2}
+
+
+def layout_of(part: str, shapes: Shapes, config: Mapping[str, Any] | None, where: str) -> Layout:
+    """Find the layout of one network.
+
+    Args:
+        part: which network, one of ``keymap.PARTS``.
+        shapes: name and shape of every tensor, under the published names.
+        config: its ``config.json``; None where there is none.
+        where: names the network in errors.
+
+    Raises:
+        InputError: not such a network, or the configuration contradicts the shapes.
+    """
+    kind = _KINDS[part]
+    declared = None if config is None else kind.read_config(config, f"{where}: config")
+    try:
+        found = kind.detect(shapes, **{name: getattr(declared, name) for name in kind.unseen if declared})
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    if declared is None:
+        return found
+    if isinstance(declared, TextLayout) and isinstance(found, TextLayout):
+        found = replace(
+            found,
+            bos_token_id=declared.bos_token_id,
+            eos_token_id=declared.eos_token_id,
+            pad_token_id=declared.pad_token_id,
+        )
+        # A configuration says by its class's name whether there is a projection; the weights know.
+        if declared.projection_dim is None or found.projection_dim is None:
+            declared = replace(declared, projection_dim=found.projection_dim)
+    if found != declared:
+        raise InputError(f"{where}: config and weights contradict each other: {_difference(declared, found)}")
+    return found
+
+
+def part_of(part: str, table: dict[str, StoredTensor], config: Mapping[str, Any] | None, where: str) -> Part:
+    """Put a network together from its table; raises as ``layout_of``."""
+    shapes = {name: tensor.shape for name, tensor in table.items()}
+    return Part(layout=layout_of(part, shapes, config, where), tensors=table)
+
+
+def picture_size(unet_config: Mapping[str, Any] | None, vae: VAELayout, where: str) -> int:
+    """Side in pixels of the square picture a UNet was trained for: its configuration's, or 1024.
+
+    Raises:
+        InputError: ``sample_size`` is no size of latents.
+    """
+    cells = configs.sample_size(unet_config or {}, where)
+    return 1024 if cells is None else cells * vae.factor
+
+
+def _difference(declared: Layout, found: Layout) -> str:
+    declared_fields, found_fields = asdict(declared), asdict(found)
+    name = next(name for name in declared_fields if declared_fields[name] != found_fields[name])
+    a, b = declared_fields[name], found_fields[name]
+    if name == "levels" and len(a) == len(b):
+        index = next(index for index in range(len(a)) if a[index] != b[index])
+        name, a, b = f"level {index}", a[index], b[index]
+    return f"{name} is {a} in the config, {b} in the weights"

@@ -21,6 +21,18 @@ from ssd1b.weights.spellings import plain_text_name
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 """The networks of a model, by their folder names."""
 
+STEMS: dict[str, str] = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+}
+"""Name of each network's weight file in a folder, without suffix."""
+
+METADATA = "ssd1b"
+"""Key of our entry in a single file's metadata: a JSON object with the configurations that folders have as
+files."""
+
 ORIGINAL_PREFIXES: dict[str, str] = {
     "unet": "model.diffusion_model.",
     "vae": "first_stage_model.",

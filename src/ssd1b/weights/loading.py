@@ -1,9 +1,7 @@
 """From files into modules: memory-mapped, cast tensor by tensor, checked, assigned; never two copies."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,12 +9,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ssd1b.errors import InputError
-from ssd1b.files import check_path, check_regular, named
 from ssd1b.weights.checkpoint import Checkpoint, Part
 from ssd1b.weights.files import Shape, is_finite, open_file, some
-from ssd1b.weights.folder import open_component, open_folder
-from ssd1b.weights.prediction import chosen
-from ssd1b.weights.single_file import open_single_file
 from ssd1b.weights.stored import StoredTensor
 
 _WINDOWS = 32
@@ -24,54 +18,6 @@ _WINDOWS = 32
 
 _PIECE = 2**17
 """Numbers that are cast at a time: half a megabyte in float32, which fits a core's cache."""
-
-
-def open_checkpoint(path: Path, *, half: bool = False, prediction: str | None = None) -> Checkpoint:
-    """Find out what a diffusers folder, a single file or a bare network holds; nothing is loaded.
-
-    Args:
-        path: folder or safetensors file.
-        half: take a folder's ``fp16`` files where it has both, for running in 16 bits.
-        prediction: what the UNet predicts, "epsilon" or "v", whatever the files say; None believes them.
-
-    Raises:
-        InputError: nothing there, no safetensors, not SDXL's family, or weights that contradict the config.
-    """
-    word = chosen(prediction)
-    checkpoint = _opened(path, half)
-    if word is None:
-        return checkpoint
-    return replace(
-        checkpoint,
-        scheduler={**checkpoint.scheduler, "prediction_type": word},
-        prediction={"--prediction": word},
-    )
-
-
-def check_is_model(path: Path) -> None:
-    """See that there is something to open: a file, or a folder with a configuration; neither is read.
-
-    Raises:
-        InputError: nothing is there, a folder without a model, or something else, as a named pipe.
-    """
-    check_path(path)
-    if not path.exists():
-        raise InputError(f"{named(path)}: no such file or folder")
-    if not path.is_dir():
-        check_regular(path)
-    elif not any((path / name).exists() for name in ("model_index.json", "config.json")):
-        files = sorted(path.glob("*.safetensors"))
-        hint = f"; did you mean {named(files[0])}?" if files else ""
-        raise InputError(f"{named(path)}: no model here, neither model_index.json nor config.json{hint}")
-
-
-def _opened(path: Path, half: bool) -> Checkpoint:
-    check_is_model(path)
-    if not path.is_dir():
-        return open_single_file(path)
-    if (path / "model_index.json").exists():
-        return open_folder(path, half=half)
-    return open_component(path, half=half)
 
 
 def load_component(

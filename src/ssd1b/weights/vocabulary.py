@@ -59,6 +59,11 @@ def tokenizers(info: ModelInfo) -> tuple[CLIPTokenizer, CLIPTokenizer]:
     return first, second
 
 
+def tokenizer_folder(text_encoder: str) -> str:
+    """Name the folder of an encoder's tokenizer: ``tokenizer_2`` for ``text_encoder_2``."""
+    return text_encoder.replace("text_encoder", "tokenizer")
+
+
 def calibration_prompts(layout: ModelLayout) -> list[str]:
     """Prompts that draw what a model's layers commonly see: photographs and paintings, or Tabletop."""
     name = "clip" if layout.text_encoder.vocab_size == VOCABULARY_SIZE else "tabletop"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from ssd1b.bench import ggml
 from ssd1b.bench.case import make_case
-from ssd1b.weights.single_file import open_single_file
+from ssd1b.weights.opening import open_single_file
 from tiny import TINY
 
 

@@ -29,8 +29,9 @@ from ssd1b.pipeline import Pipeline
 from ssd1b.tabletop import cache, train_unet
 from ssd1b.training import kernels, loop
 from ssd1b.weights.checkpoint import ModelInfo
-from ssd1b.weights.folder import save_folder
-from ssd1b.weights.loading import open_checkpoint, read_part
+from ssd1b.weights.loading import read_part
+from ssd1b.weights.opening import open_checkpoint
+from ssd1b.weights.writing import save_folder
 from tiny import tiny
 
 TEACHER = replace(

@@ -79,8 +79,9 @@ def test_a_folder_is_tested_in_every_format_that_is_here(run, tiny_model, drawn)
 
 def test_a_single_file_is_tested_too(run, tiny_model, drawn, tmp_path):
     from ssd1b.weights.keymap import PARTS
-    from ssd1b.weights.loading import open_checkpoint, read_part
-    from ssd1b.weights.single_file import save_single_file
+    from ssd1b.weights.loading import read_part
+    from ssd1b.weights.opening import open_checkpoint
+    from ssd1b.weights.writing import save_single_file
 
     checkpoint = open_checkpoint(tiny_model)
     save_single_file(

@@ -22,7 +22,8 @@ from ssd1b.tabletop.scenes import PLAIN, WORLDS, scene
 from ssd1b.training import kernels, loop
 from ssd1b.training.loop import Batches
 from ssd1b.weights import hub
-from ssd1b.weights.loading import open_checkpoint, read_part
+from ssd1b.weights.loading import read_part
+from ssd1b.weights.opening import open_checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -16,9 +16,8 @@ from hub_client import Call, Done, Resolver
 from hub_server import Answer, Hub, digest, serving
 from ssd1b.layouts import SSD_1B, VAELayout
 from ssd1b.weights.checkpoint import ModelInfo
-from ssd1b.weights.folder import save_folder
-from ssd1b.weights.loading import open_checkpoint
-from ssd1b.weights.single_file import save_single_file
+from ssd1b.weights.opening import open_checkpoint
+from ssd1b.weights.writing import save_folder, save_single_file
 from tiny import tiny
 
 from .cases import random_weights

@@ -11,7 +11,7 @@ from ssd1b.layouts import CLIP_BIGG, CLIP_L, SDXL, VAELayout
 from ssd1b.pipeline import Pipeline
 from ssd1b.weights.fitting import check_fit, check_unet
 from ssd1b.weights.hub import BUILT_IN
-from ssd1b.weights.loading import open_checkpoint
+from ssd1b.weights.opening import open_checkpoint
 from ssd1b.weights.vocabulary import tokenizers
 
 REFINER = {"cross_attention_dim": 1280, "pooled_dim": 1280 - 256}

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from ssd1b.errors import InputError
 from ssd1b.layouts import SDXL, SSD_1B
 from ssd1b.weights.checkpoint import SDXL_SCHEDULER, Checkpoint, ModelInfo, Part
-from ssd1b.weights.folder import save_folder
 from ssd1b.weights.keymap import PARTS
-from ssd1b.weights.loading import open_checkpoint, read_part
+from ssd1b.weights.loading import read_part
+from ssd1b.weights.opening import open_checkpoint
+from ssd1b.weights.writing import save_folder
 from tiny import TINY
 
 

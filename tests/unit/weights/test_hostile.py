@@ -15,7 +15,7 @@ from ssd1b.pipeline import recommended_settings
 from ssd1b.settings import resolve_settings
 from ssd1b.weights.files import read_header
 from ssd1b.weights.hub import BUILT_IN
-from ssd1b.weights.loading import open_checkpoint
+from ssd1b.weights.opening import open_checkpoint
 from ssd1b.weights.vocabulary import tokenizers
 
 UNET = "model.diffusion_model.input_blocks.0.0.weight"

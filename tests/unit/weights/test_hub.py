@@ -10,7 +10,7 @@ from huggingface_hub import constants, errors
 from ssd1b.errors import InputError
 from ssd1b.weights.download import wanted_files
 from ssd1b.weights.hub import ALIASES, BUILT_IN, Listed, known_as, models, resolve
-from ssd1b.weights.loading import open_checkpoint
+from ssd1b.weights.opening import open_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssd1b.layouts import model_layout
-from ssd1b.weights.checkpoint import layout_of
+from ssd1b.weights.detect import layout_of
 from ssd1b.weights.keymap import PARTS, from_original, to_original
 
 from .cases import modules, shapes

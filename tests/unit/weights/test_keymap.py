@@ -8,7 +8,7 @@ from ssd1b.layouts import CLIP_BIGG, CLIP_L, UNETS, VAELayout
 from ssd1b.models.text import TextEncoder
 from ssd1b.models.vae import VAE
 from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS, from_original, our_name, to_original
-from ssd1b.weights.single_file import original_tensors
+from ssd1b.weights.writing import original_tensors
 from tiny import TINY
 
 from .cases import PUBLISHED, modules, random_weights, shapes, unet_layout, unet_layouts, unet_shapes

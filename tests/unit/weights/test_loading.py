@@ -12,7 +12,8 @@ from torch import nn
 from ssd1b.errors import InputError
 from ssd1b.models.unet import UNet
 from ssd1b.weights import loading
-from ssd1b.weights.loading import load_component, open_checkpoint, read_part
+from ssd1b.weights.loading import load_component, read_part
+from ssd1b.weights.opening import open_checkpoint
 from tiny import TINY
 
 from .cases import modules

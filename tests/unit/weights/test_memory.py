@@ -24,7 +24,8 @@ import re, sys
 from pathlib import Path
 import torch
 from ssd1b.models.unet import UNet
-from ssd1b.weights.loading import load_component, open_checkpoint
+from ssd1b.weights.loading import load_component
+from ssd1b.weights.opening import open_checkpoint
 
 def resident(kind):
     return int(re.search(rf"{kind}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from ssd1b.errors import InputError
 from ssd1b.weights.checkpoint import SDXL_SCHEDULER
 from ssd1b.weights.files import read_header
-from ssd1b.weights.loading import open_checkpoint
+from ssd1b.weights.opening import open_checkpoint
 
 V, EPSILON = "v_prediction", "epsilon"
 

@@ -10,13 +10,15 @@ from safetensors.torch import load_file, save_file
 
 from ssd1b.errors import InputError
 from ssd1b.layouts import CLIP_BIGG, CLIP_L, UNETS, ModelLayout, model_layout
-from ssd1b.weights.checkpoint import ModelInfo, part_of
+from ssd1b.weights.checkpoint import ModelInfo
+from ssd1b.weights.detect import part_of
 from ssd1b.weights.files import Header, read_header
 from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS
-from ssd1b.weights.loading import load_component, open_checkpoint, read_part
-from ssd1b.weights.single_file import PUBLISHED, published_tensors, save_single_file
+from ssd1b.weights.loading import load_component, read_part
+from ssd1b.weights.opening import open_checkpoint
 from ssd1b.weights.spellings import sections
 from ssd1b.weights.stored import tensors_of
+from ssd1b.weights.writing import PUBLISHED, published_tensors, save_single_file
 from tiny import TINY, tiny
 
 from .cases import modules, random_weights

@@ -11,10 +11,10 @@ from ssd1b.errors import InputError
 from ssd1b.layouts import SSD_1B
 from ssd1b.weights.checkpoint import SDXL_SCHEDULER
 from ssd1b.weights.files import read_header, some
-from ssd1b.weights.folder import save_folder
 from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS
-from ssd1b.weights.loading import load_component, open_checkpoint, read_part
-from ssd1b.weights.single_file import original_tensors, save_single_file
+from ssd1b.weights.loading import load_component, read_part
+from ssd1b.weights.opening import open_checkpoint
+from ssd1b.weights.writing import original_tensors, save_folder, save_single_file
 from tiny import TINY
 
 from .cases import modules, unet_shapes

@@ -1,0 +1,233 @@
+"""Models written to disk: as diffusers' folders, and as single files in the original names."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssd1b.errors import InputError, unknown
+from ssd1b.files import named
+from ssd1b.saving import check_free, writing
+from ssd1b.weights import configs
+from ssd1b.weights.checkpoint import SDXL_SCHEDULER, SETTINGS_FILE, ModelInfo
+from ssd1b.weights.detect import layout_of
+from ssd1b.weights.files import is_finite, some, write_json, write_tensors
+from ssd1b.weights.keymap import METADATA, ORIGINAL_PREFIXES, PARTS, STEMS, to_original
+from ssd1b.weights.prediction import VELOCITY, VELOCITY_KEY, ZERO_SNR_KEY
+from ssd1b.weights.vocabulary import (
+    PADDING,
+    VOCABULARY_SIZE,
+    clip_vocabulary,
+    tokenizer_folder,
+    write_tokenizer,
+)
+
+_TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def save_folder(
+    path: Path,
+    info: ModelInfo,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    *,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a model as a folder that diffusers opens with ``StableDiffusionXLPipeline.from_pretrained``.
+
+    Nothing is half-written: the folder appears whole.
+
+    Args:
+        path: the folder; must not exist. To replace an older one, write within ``saving.renewing``.
+        info: everything but the weights.
+        weights: for each of ``keymap.PARTS`` its state dict.
+        dtype: number format to write; None keeps each tensor's.
+
+    Raises:
+        InputError: weights that are not finite or not of this layout, a folder in the way, or a full disk.
+    """
+    if os.path.lexists(path):
+        raise InputError(f"{named(path)} exists already: choose another name")
+    part_configs = _part_configs(info)
+    with writing(path) as temporary:
+        for part in PARTS:
+            tensors = _prepared(part, weights[part], part_configs[part], dtype)
+            (temporary / part).mkdir(parents=True)
+            write_tensors(temporary / part / f"{STEMS[part]}.safetensors", tensors, {})
+            write_json(temporary / part / "config.json", part_configs[part])
+        for part, padding in PADDING.items():
+            _write_tokenizer(temporary / tokenizer_folder(part), info.tokenizers.get(part), padding)
+        (temporary / "scheduler").mkdir()
+        write_json(temporary / "scheduler" / "scheduler_config.json", info.scheduler)
+        if info.settings:
+            write_json(temporary / SETTINGS_FILE, {"settings": info.settings})
+        write_json(temporary / "model_index.json", _model_index(info, part_configs))
+
+
+def _write_tokenizer(folder: Path, source: Path | None, padding: str) -> None:
+    if source is None:
+        write_tokenizer(folder, *clip_vocabulary(), padding)
+        return
+    folder.mkdir()
+    for name in _TOKENIZER_FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _model_index(info: ModelInfo, part_configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    encoders = {part: ["transformers", *part_configs[part]["architectures"]] for part in PADDING}
+    tokenizers = {tokenizer_folder(part): ["transformers", "CLIPTokenizer"] for part in PADDING}
+    return {
+        "_class_name": "StableDiffusionXLPipeline",
+        "force_zeros_for_empty_prompt": info.force_zeros_for_empty_prompt,
+        "scheduler": ["diffusers", info.scheduler.get("_class_name", SDXL_SCHEDULER["_class_name"])],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        **encoders,
+        **tokenizers,
+    }
+
+
+def save_single_file(
+    path: Path,
+    info: ModelInfo,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    *,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+    spelling: str = "sdxl",
+) -> None:
+    """Write a model as one file in the original names, for ComfyUI, AUTOMATIC1111 and stable-diffusion.cpp.
+
+    Args:
+        path: the file; must not exist unless ``overwrite``.
+        info: everything but the weights.
+        weights: for each of ``keymap.PARTS`` its state dict.
+        dtype: number format to write; None keeps each tensor's.
+        overwrite: replace an older file.
+        spelling: the published file whose names to write, one of ``PUBLISHED``; they differ in few.
+
+    Raises:
+        InputError: weights that are not finite or not of this layout, a vocabulary that is not CLIP's (the
+            format has no place for a tokenizer), a file in the way, or a full disk.
+    """
+    check_free(path, overwrite=overwrite)
+    sizes = {info.layout.text_encoder.vocab_size, info.layout.text_encoder_2.vocab_size}
+    if sizes != {VOCABULARY_SIZE}:
+        raise InputError(
+            f"{path}: a single file has no place for a tokenizer other than CLIP's; write a folder"
+        )
+    if spelling not in PUBLISHED:
+        raise unknown("spelling", spelling, PUBLISHED)
+    part_configs = _part_configs(info)
+    ours = {part: _prepared(part, weights[part], part_configs[part], dtype) for part in PARTS}
+    tensors = published_tensors(ours, spelling)
+    if info.scheduler.get("prediction_type") == VELOCITY:
+        tensors[VELOCITY_KEY] = torch.empty(0)
+    if info.scheduler.get("rescale_betas_zero_snr"):
+        tensors[ZERO_SNR_KEY] = torch.empty(0)
+    told = {
+        **part_configs,
+        "force_zeros_for_empty_prompt": info.force_zeros_for_empty_prompt,
+        "scheduler": info.scheduler,
+        "settings": info.settings,
+    }
+    with writing(path, overwrite=overwrite) as temporary:
+        write_tensors(temporary, tensors, {METADATA: json.dumps(told, sort_keys=True)})
+
+
+class Published(NamedTuple):
+    """How the names of a published file differ from those of SDXL 1.0's.
+
+    Attributes:
+        linear: the second text encoder's projection is a linear layer's weight, and not transposed.
+        position_ids: the text encoders' positions, 0 to 76, come along.
+    """
+
+    linear: bool = False
+    position_ids: bool = False
+
+
+PUBLISHED = {
+    "sdxl": Published(),
+    "ssd-1b": Published(linear=True, position_ids=True),
+    "vega": Published(linear=True),
+}
+"""The published single files, as they were recorded (tests/data/published-keys.txt.xz)."""
+
+
+def published_tensors(
+    weights: Mapping[str, Mapping[str, Tensor]], spelling: str = "sdxl"
+) -> dict[str, Tensor]:
+    """Rename and reshape a model's tensors to those of a published single file.
+
+    Args:
+        weights: for each of ``keymap.PARTS`` its state dict.
+        spelling: one of ``PUBLISHED``.
+    """
+    tensors = {
+        ORIGINAL_PREFIXES[part] + name: tensor
+        for part in PARTS
+        for name, tensor in original_tensors(part, weights[part]).items()
+    }
+    published = PUBLISHED[spelling]
+    if published.linear:
+        name = f"{ORIGINAL_PREFIXES['text_encoder_2']}text_projection"
+        del tensors[name]
+        tensors[f"{name}.weight"] = weights["text_encoder_2"]["text_projection.weight"]
+    if published.position_ids:
+        positions = torch.arange(77)[None]
+        for part in ("text_encoder", "text_encoder_2"):
+            tensors[f"{ORIGINAL_PREFIXES[part]}text_model.embeddings.position_ids"] = positions.clone()
+    return tensors
+
+
+def original_tensors(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename and reshape a state dict to the original spelling, without the part's prefix."""
+    pieces: dict[str, list[str]] = {}
+    forms = to_original(part, tensors)
+    for name, (original, _) in sorted(forms.items(), key=lambda item: item[1][1].index):
+        pieces.setdefault(original, []).append(name)
+    return {
+        original: forms[names[0]][1].write([tensors[name] for name in names])
+        for original, names in pieces.items()
+    }
+
+
+def _part_configs(info: ModelInfo) -> dict[str, dict[str, Any]]:
+    """The ``config.json`` of each network."""
+    layout = info.layout
+    return {
+        "unet": configs.unet_config(layout.unet, layout.size // layout.vae.factor),
+        "vae": configs.vae_config(layout.vae, layout.size),
+        "text_encoder": configs.text_config(layout.text_encoder),
+        "text_encoder_2": configs.text_config(layout.text_encoder_2),
+    }
+
+
+def _prepared(
+    part: str, weights: Mapping[str, Tensor], config: Mapping[str, Any], dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """A state dict ready to be written: cast, and checked against the configuration beside it.
+
+    Raises:
+        InputError: not of the layout that the configuration says, or not finite in ``dtype``.
+    """
+    tensors = {name: tensor.detach().to(dtype or tensor.dtype) for name, tensor in weights.items()}
+    layout_of(part, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, config, part)
+    broken = [name for name, tensor in tensors.items() if not is_finite(tensor)]
+    if broken:
+        number_format = "" if dtype is None else f" in {dtype}"
+        raise InputError(f"{part}: {len(broken)} tensors are not finite{number_format}: {some(broken)}")
+    return tensors
