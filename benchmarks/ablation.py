@@ -23,10 +23,11 @@ from ssd1b.distill.losses import Weights
 from ssd1b.distill.plan import plan
 from ssd1b.distill.run import measured_importance, run, write_model
 from ssd1b.distill.stages import Stage, read_stages, retimed
-from ssd1b.distill.teacher import Teacher
+from ssd1b.distill.teacher import find_teacher
 from ssd1b.distill.train import student_of
 from ssd1b.evaluate.clip_score import ClipScore
 from ssd1b.evaluate.statistics import Estimate, difference, estimate
+from ssd1b.model import Model
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.vae import VAE
 from ssd1b.saving import replacing
@@ -71,19 +72,19 @@ def pictures(cache: Path, vae: VAE, text: TextEncoders, settings: LoopSettings) 
     return captioned_latents(vae, text, cache, replace(settings, seed=DATA_SEED))
 
 
-def made(out: Path, teacher: Teacher, stages: list[Stage], cache: Path, *, untrained: bool) -> Path:
+def made(out: Path, teacher: Model, stages: list[Stage], cache: Path, *, untrained: bool) -> Path:
     """The student's folder."""
     data = partial(pictures, cache)
     measure = partial(measured_importance, teacher, data, "cpu", told=DATA, out=cache)
-    planned = plan(teacher.info.layout.unet, stages, measure)
+    planned = plan(teacher.layout.unet, stages, measure)
     if untrained:
-        return write_model(out, student_of(teacher.unet(), planned[-1].layers), teacher).folder
+        return write_model(out, student_of(teacher.network("unet"), planned[-1].layers), teacher).folder
     return run(out, planned, {None: teacher}, data, resume=True).folder
 
 
 def judged(model: str, captions: int) -> Evaluation:
     pipeline = Pipeline.load(model)
-    folder = Teacher.find(model, offline=True).checkpoint.path
+    folder = Model.find(model, offline=True).path
     return evaluate(pipeline, load_judge(), ClipScore.load(folder, pipeline.text), captions=captions, seeds=1)
 
 
@@ -153,7 +154,7 @@ def main() -> None:
         muon_decay=0.1, warmup_share=1 / 40, decay_steps=options.steps, decay_share=1.0, ema_decay=0.99,
         checkpoint_steps=100,
     )  # fmt: skip
-    found_teacher = Teacher.find(TEACHER, offline=True)
+    found_teacher = find_teacher(TEACHER, offline=True)
     teacher = once(options.out / "teacher.json", lambda: values(judged(TEACHER, options.captions)))
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in range(options.seeds):

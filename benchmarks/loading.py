@@ -134,9 +134,9 @@ def prepare_ssd1b():
     import transformers.models.clip.modeling_clip
     import transformers.models.clip.tokenization_clip  # noqa: F401
 
-    from ssd1b.models.tokenizer import load_tokenizer
     from ssd1b.weights.loading import load_component
     from ssd1b.weights.opening import open_checkpoint
+    from ssd1b.weights.vocabulary import load_tokenizer
 
     def load(path, dtype):
         checkpoint = open_checkpoint(path, half=dtype.itemsize == 2)

@@ -32,7 +32,7 @@ STREAM = SEED + 13
 
 @cache
 def pipeline(model: str, computing: Computing) -> Pipeline:
-    return Pipeline.load(model, device="cpu", dtype="fp32", computing=computing, told=print)
+    return Pipeline.load(model, device="cpu", dtype="fp32", computing=computing, notify=print)
 
 
 def read(variant: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ssd1b.bench.machine import machine
 from ssd1b.layouts import model_layout
 from ssd1b.models.unet import UNet
 from ssd1b.runtime import choose_device, choose_dtype
-from ssd1b.speed.preparing import prepare
+from ssd1b.speed.backends import prepare
 
 
 @torch.inference_mode()

@@ -1,9 +1,8 @@
 """The way of a prompt to a picture, all of it."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,40 +14,29 @@ from ssd1b.computing import DEFAULT, Computing
 from ssd1b.diffusion.denoiser import Guidance, Predict, PredictPair, denoiser, guided
 from ssd1b.diffusion.noise import noise_source
 from ssd1b.diffusion.samplers import SAMPLERS, Step
-from ssd1b.diffusion.schedule import NoiseSchedule, drawn_schedule, steps_for
+from ssd1b.diffusion.schedule import drawn_schedule, steps_for
 from ssd1b.errors import InputError
-from ssd1b.files import expanded
 from ssd1b.images import Picture, to_images
 from ssd1b.layouts import ModelLayout
+from ssd1b.model import Model
 from ssd1b.models.layers import guidance_embedding
-from ssd1b.models.text import Conditioning, TextEncoder, TextEncoders
+from ssd1b.models.text import Conditioning, TextEncoders
 from ssd1b.models.unet import ReadPrompts, UNet
 from ssd1b.models.vae import VAE
 from ssd1b.recipe import ModelIdentity, Recipe
 from ssd1b.runtime import choose_device, choose_dtype, dtype_name
 from ssd1b.settings import DEFAULT_MODEL, SEEDS, GenerationSettings, Preset, random_seed, resolve_settings
-from ssd1b.speed import openvino
-from ssd1b.speed.loading import Loader, check_computing, settle
+from ssd1b.speed.backends import check_computing, choose_backend, settle
 from ssd1b.speed.reuse import FeatureReuse
 from ssd1b.tensors import Latents
 from ssd1b.threads import Threads, use_threads
-from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.files import some
 from ssd1b.weights.loading import broken_tensors
-from ssd1b.weights.opening import open_checkpoint
-from ssd1b.weights.vocabulary import calibration_prompts, tokenizers
+from ssd1b.weights.vocabulary import calibration_prompts
 
-
-def recommended_settings(info: ModelInfo) -> dict[str, Any]:
-    """What a model's makers recommend: its training size, its scheduler's sampler, and what else they say."""
-    schedule = NoiseSchedule.from_config(info.scheduler)
-    return {
-        "sampler": schedule.sampler,
-        "width": info.layout.size,
-        "height": info.layout.size,
-        **info.settings,
-    }
+CALIBRATION_STEPS = 32
+"""Steps of pictures that a quantized network's ranges are read off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,27 +45,23 @@ class Pipeline:
 
     Attributes:
         identity: which model this is, for the recipe.
-        layout: its shapes.
-        family: name in ``layouts.UNETS`` whose advice applies.
+        info: its layout, family, noise schedule and recommended settings.
         unet: predicts noise.
         vae: decodes latents.
         text: encodes prompts.
-        noise_schedule: what the model was trained with.
-        defaults: settings that its makers recommend.
-        zeros_for_no_negative: whether "no negative prompt" is zeros, as in SDXL, or the embedding of "".
-        computing: how networks compute, beyond device and number format.
+        device: where the networks run.
+        dtype: number format that UNet and text encoders compute in.
+        computing: how networks compute, beyond that.
         threads: of the CPU; see ``load``.
     """
 
     identity: ModelIdentity
-    layout: ModelLayout
-    family: str
+    info: ModelInfo
     unet: UNet
     vae: VAE
     text: TextEncoders
-    noise_schedule: NoiseSchedule
-    defaults: Mapping[str, Any]
-    zeros_for_no_negative: bool
+    device: torch.device
+    dtype: torch.dtype
     computing: Computing = DEFAULT
     threads: Threads = None
 
@@ -94,7 +78,7 @@ class Pipeline:
         paths: bool = True,
         computing: Computing = DEFAULT,
         threads: Threads = None,
-        told: Callable[[str], None] = lambda what: None,
+        notify: Callable[[str], None] = lambda message: None,
     ) -> "Pipeline":
         """Load a model.
 
@@ -109,68 +93,51 @@ class Pipeline:
             token: send the user's token to the hub. False for a name that comes from a stranger's file.
             paths: take ``model`` for a path, where there is one. False for a name that comes from a
                 stranger's file; ``hub.known_as`` says whether such a name is a known model's.
-            computing: how, beyond that: compiled, in eight bits, in little memory.
+            computing: how to compute, beyond that: compiled, in eight bits, in little memory.
             threads: of the CPU: a number, or "auto" for as many as each batch keeps busy. Either sets torch's
                 own number, which is the whole process's; None leaves that alone.
-            told: hears of what takes minutes the first time.
+            notify: called with a message before steps that take minutes the first time.
 
         Raises:
             InputError: there is no such model, or its files are damaged or contradict each other; or the
-                machine cannot compute as it should.
+                machine does not support ``computing``.
         """
         where = choose_device(device)
         number = choose_dtype(dtype, where)
         check_computing(computing, where, number)
         half = computing.memory == "low" or number.itemsize == 2
-        found = hub.resolve(model, offline=offline, half=half, token=token, paths=paths)
-        checkpoint = open_checkpoint(found.path, half=half, prediction=prediction)
-        info = checkpoint.info
-        layout = info.layout
-        computing = settle(computing, layout.unet, where, number)
-        cells = layout.size // layout.vae.factor
-        use_threads(threads, layout.unet, cells, cells)  # before weights are packed for so many
-
-        tokenizer, tokenizer_2 = tokenizers(info)
-        loader = Loader(checkpoint=checkpoint, device=where, dtype=number, computing=computing, told=told)
-        on_disk = found.path == Path(expanded(model))
-        source = str(found.path.resolve()) if on_disk else found.name.partition("@")[0]
+        found = Model.find(model, offline=offline, half=half, prediction=prediction, token=token, paths=paths)
+        unet, cells = found.layout.unet, found.layout.size // found.layout.vae.factor
+        computing = settle(computing, unet, where, number)
+        use_threads(threads, unet, cells, cells)  # before weights are packed for so many
+        backend = choose_backend(computing, where, number, notify)
+        load = partial(backend.load, found)
         pipeline = cls(
-            identity=ModelIdentity(
-                name=Path(source).name,
-                source=source,
-                revision=found.commit,
-                layout=layout.name,
-                prediction=prediction,
-            ),
-            layout=layout,
-            family=checkpoint.family or "sdxl",
-            unet=loader.network(UNet, layout.unet, "unet"),
-            vae=loader.network(VAE, layout.vae, "vae"),
-            text=TextEncoders(
-                encoder=loader.network(TextEncoder, layout.text_encoder, "text_encoder"),
-                encoder_2=loader.network(TextEncoder, layout.text_encoder_2, "text_encoder_2"),
-                tokenizer=tokenizer,
-                tokenizer_2=tokenizer_2,
-            ),
-            noise_schedule=NoiseSchedule.from_config(info.scheduler),
-            defaults=recommended_settings(info),
-            zeros_for_no_negative=info.force_zeros_for_empty_prompt,
-            computing=computing,
-            threads=threads,
-        )
-        if computing.backend == "openvino" and computing.quantized:
-            openvino.quantized(pipeline.unet, checkpoint.parts["unet"], pipeline._calibrate, told)
-        return pipeline
+            identity=found.identity, info=found.info, text=found.text_encoders(load), unet=load("unet"),
+            vae=load("vae"), device=where, dtype=number, computing=computing, threads=threads,
+        )  # fmt: skip
+        if not backend.uncalibrated(found):
+            return pipeline
+        notify(f"a calibration: {CALIBRATION_STEPS} steps of pictures, once")
+        return replace(pipeline, unet=backend.calibrate(found, pipeline.unet, pipeline._unet_inputs()))
 
-    def _calibrate(self) -> None:
-        """Draw what a quantized network's ranges are read off."""
+    def _unet_inputs(self) -> list[tuple[Any, ...]]:
+        """Draw common prompts and record the arguments of each call of the UNet."""
+        inputs: list[tuple[Any, ...]] = []
+        hook = self.unet.register_forward_pre_hook(lambda unet, given: inputs.append(given))
         side = min(self.layout.size, 512)
         prompts = calibration_prompts(self.layout)
         for seed, prompt in enumerate(prompts):
-            steps = openvino.SAMPLES // len(prompts)
-            settings = self.settings(prompt, seed=seed, steps=steps, width=side, height=side)
-            for _ in self.steps([settings]):
+            steps = CALIBRATION_STEPS // len(prompts)
+            for _ in self.steps([self.settings(prompt, seed=seed, steps=steps, width=side, height=side)]):
                 pass
+        hook.remove()
+        return inputs
+
+    @property
+    def layout(self) -> ModelLayout:
+        """The model's shapes."""
+        return self.info.layout
 
     def settings(self, prompt: str, *, preset: Preset | None = None, **given: Any) -> GenerationSettings:
         """Complete the settings of a picture: what is given, over the preset, over the model's defaults.
@@ -180,8 +147,8 @@ class Pipeline:
         """
         return resolve_settings(
             prompt,
-            family=self.family,
-            model_defaults={"seed": random_seed(), **self.defaults},
+            family=self.info.family,
+            model_defaults={"seed": random_seed(), **self.info.defaults},
             preset=preset,
             **given,
         )
@@ -223,13 +190,14 @@ class Pipeline:
             if len(set(values)) > 1:
                 raise InputError(f"pictures of one batch must have the same {name}; draw them one by one")
         sampler = SAMPLERS[common.sampler]
-        levels = steps_for(self.noise_schedule, common.steps, grid=sampler.grid, schedule=common.schedule)
+        noise_schedule = self.info.noise_schedule
+        levels = steps_for(noise_schedule, common.steps, grid=sampler.grid, schedule=common.schedule)
         start, end = common.guidance_interval
         # A UNet that was distilled to embed the guidance scale needs no second pass.
         scale = 1.0 if self.layout.unet.guidance_embed_dim else common.guidance_scale
         guidance = Guidance(scale=scale, rescale=common.guidance_rescale, start=start, end=end)
-        predict = guided(*self._predictors(batch), guidance, self.noise_schedule.num_train_timesteps)
-        denoise = denoiser(predict, self.noise_schedule, levels)
+        predict = guided(*self._predictors(batch), guidance, noise_schedule.num_train_timesteps)
+        denoise = denoiser(predict, noise_schedule, levels)
 
         factor = self.layout.vae.factor
         use_threads(
@@ -285,23 +253,13 @@ class Pipeline:
                 what = f"{len(broken)} tensors hold NaN or infinity: {some(broken)}"
                 raise InputError(f"{self.identity.source}: {part}: {what}")
 
-    @property
-    def device(self) -> torch.device:
-        """Where the UNet lives."""
-        return self.unet.conv_norm_out.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the UNet computes in."""
-        return self.unet.conv_norm_out.weight.dtype
-
     def _predictors(self, batch: Sequence[GenerationSettings]) -> tuple[Predict, PredictPair]:
         """The forward pass for the prompts, and the one for negative prompts and prompts as one batch."""
         negative, positive = self._conditioning(batch)
         sizes = [[*s.original_size, *s.crop_top_left, *s.target_size] for s in batch]
         time_ids = torch.tensor(sizes, dtype=torch.float32, device=self.device)
         both = Conditioning(*(torch.cat(pair) for pair in zip(negative, positive, strict=True)))
-        absent = self.zeros_for_no_negative and all(s.negative_prompt is None for s in batch)
+        absent = self.info.force_zeros_for_empty_prompt and all(s.negative_prompt is None for s in batch)
         # Read when they are first needed, and never again.
         alone = cache(lambda: self.unet.read(positive.embeds))
         paired = cache(lambda: self.unet.read(both.embeds, without_text=len(batch) if absent else 0))
@@ -340,7 +298,7 @@ class Pipeline:
         tokens = self.text.tokenize([*(text or "" for text in negatives), *prompts])
         # Copied, because what inference mode made cannot be changed outside of it.
         embeds, pooled = (part.to(self.dtype, copy=True) for part in self.text.encode(tokens))
-        if self.zeros_for_no_negative:
+        if self.info.force_zeros_for_empty_prompt:
             absent = [index for index, text in enumerate(negatives) if text is None]
             embeds[absent], pooled[absent] = 0.0, 0.0
         split = len(batch)
@@ -356,6 +314,6 @@ class Pipeline:
             batch_size=batch_size,
             computing=self.computing,
             drawn_schedule=drawn_schedule(
-                self.noise_schedule, SAMPLERS[settings.sampler].grid, settings.schedule
+                self.info.noise_schedule, SAMPLERS[settings.sampler].grid, settings.schedule
             ),
         )

@@ -9,19 +9,16 @@ import pytest
 from hypothesis import strategies as st
 
 from fuzzing import as_json, fuzz, mutated_bytes, mutated_json
-from ssd1b.models.tokenizer import load_tokenizer
-from ssd1b.pipeline import recommended_settings
 from ssd1b.weights.files import read_header
 from ssd1b.weights.opening import open_checkpoint
-from ssd1b.weights.vocabulary import tokenizers
+from ssd1b.weights.vocabulary import load_tokenizer, tokenizers
 
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def opened(path: Path) -> None:
+def opened(path: Path) -> object:
     info = open_checkpoint(path).info
-    recommended_settings(info)
-    tokenizers(info)
+    return info.defaults, tokenizers(info)
 
 
 def framed(header: Any, data: bytes) -> bytes:

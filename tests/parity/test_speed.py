@@ -14,10 +14,10 @@ from ssd1b.models.text import TextEncoder
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.speed import packing
+from ssd1b.speed.backends import prepare
 from ssd1b.speed.folding import FoldedUpsample
 from ssd1b.speed.fusing import SelfAttention, fuse
 from ssd1b.speed.packing import PackedConv2d, PackedGEGLU, PackedLinear, pack
-from ssd1b.speed.preparing import prepare
 from ssd1b.speed.reuse import FeatureReuse
 from tiny import LAYOUTS, inputs
 

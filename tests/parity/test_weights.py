@@ -21,7 +21,6 @@ from ssd1b.layouts import (
     VAELayout,
 )
 from ssd1b.models.text import TextEncoder
-from ssd1b.models.tokenizer import load_tokenizer
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.weights.checkpoint import SDXL_SCHEDULER, ModelInfo
@@ -29,7 +28,7 @@ from ssd1b.weights.configs import text_config, unet_config, vae_config
 from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS, our_name
 from ssd1b.weights.loading import load_component, read_part
 from ssd1b.weights.opening import open_checkpoint
-from ssd1b.weights.vocabulary import PADDING, clip_tokenizer, clip_vocabulary, write_tokenizer
+from ssd1b.weights.vocabulary import PADDING, clip_tokenizer, clip_vocabulary, load_tokenizer, write_tokenizer
 from ssd1b.weights.writing import original_tensors, save_folder, save_single_file
 from tiny import TINY
 

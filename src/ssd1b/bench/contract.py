@@ -9,20 +9,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
-from torch import nn
-
 from ssd1b.errors import InputError
-from ssd1b.layouts import TextLayout, UNetLayout, VAELayout
-from ssd1b.models.text import TextEncoder
-from ssd1b.models.tokenizer import BEGIN, END, CLIPTokenizer, load_tokenizer
-from ssd1b.models.unet import UNet
-from ssd1b.models.vae import VAE
+from ssd1b.layouts import TextLayout
+from ssd1b.model import empty_network
+from ssd1b.models.tokenizer import BEGIN, END, CLIPTokenizer
 from ssd1b.runtime import dtype_name
 from ssd1b.weights.checkpoint import Checkpoint
 from ssd1b.weights.files import is_finite, some
 from ssd1b.weights.loading import check_tensors, read_part
-from ssd1b.weights.vocabulary import PADDING, VOCABULARY_SIZE, clip_tokenizer
+from ssd1b.weights.vocabulary import PADDING, VOCABULARY_SIZE, clip_tokenizer, tokenizer_of
 
 Found = tuple[str, dict[str, Any]]
 """What a check found: a sentence, and figures for JSON."""
@@ -100,7 +95,8 @@ def network(checkpoint: Checkpoint, part: str) -> Found:
         InputError: something differs from the layout, or is NaN or infinite.
     """
     stored = checkpoint.parts[part]
-    wanted = _shapes(stored.layout)
+    empty = empty_network(part, stored.layout)
+    wanted = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
     check_tensors(wanted, stored, part)
     published = PARAMETERS.get(checkpoint.name, {}).get(part)
     if published not in (None, stored.parameters):
@@ -123,19 +119,6 @@ def network(checkpoint: Checkpoint, part: str) -> Found:
     return f"{said} is {largest:.3g}; {', '.join(formats)}", figures
 
 
-def _shapes(layout: UNetLayout | VAELayout | TextLayout) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        module: nn.Module
-        match layout:
-            case UNetLayout():
-                module = UNet(layout)
-            case VAELayout():
-                module = VAE(layout)
-            case TextLayout():
-                module = TextEncoder(layout)
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
 def tokenizer(checkpoint: Checkpoint, part: str) -> Found:
     """Compare a text encoder's tokenizer with CLIP's published one, and with its encoder.
 
@@ -148,7 +131,7 @@ def tokenizer(checkpoint: Checkpoint, part: str) -> Found:
     own = part in checkpoint.tokenizers
     if not own and not published:
         raise InputError(f"the model brings no tokenizer, and {layout.vocab_size} tokens are not CLIP's")
-    given = load_tokenizer(checkpoint.tokenizers[part]) if own else clip_tokenizer(part)
+    given = tokenizer_of(checkpoint.tokenizers, part)
     _check_fit(given, layout)
     ids = [given.ids(text) for text in TEXTS]
     figures = {"tokens": len(given.vocabulary), "own": own, "published": published}

@@ -28,19 +28,19 @@ from ssd1b.extras import require
 from ssd1b.images import to_pixels
 from ssd1b.layouts import ModelLayout, TextLayout
 from ssd1b.models.text import TextEncoder, TextEncoders
-from ssd1b.models.tokenizer import CLIPTokenizer, load_tokenizer
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.pipeline import Pipeline
 from ssd1b.recipe import ModelIdentity
 from ssd1b.runtime import DTYPES, choose_dtype
 from ssd1b.settings import DEFAULT_MODEL
+from ssd1b.speed.backends import prepare
 from ssd1b.speed.compiling import compile_network
 from ssd1b.speed.openvino import library, round_file, save
-from ssd1b.speed.preparing import prepare
 from ssd1b.speed.quantizing import check_quantization
+from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.configs import text_config, unet_config, vae_config
-from ssd1b.weights.vocabulary import DATA, VOCABULARY_SIZE, clip_tokenizer
+from ssd1b.weights.vocabulary import DATA, PADDING, VOCABULARY_SIZE, tokenizer_folder, tokenizers
 
 Work = Callable[[], Tensor]
 """Computes once."""
@@ -119,24 +119,21 @@ def _drawn(case: Case, networks: nn.ModuleDict) -> Work:
 
 
 def _pipeline(case: Case, networks: nn.ModuleDict) -> Pipeline:
-    parts = cast(Any, networks)
+    """A pipeline of random networks, with CLIP's tokenizers, or for fewer tokens the miniatures'."""
+    parts, layout = cast(Any, networks), case.layout
+    own = {part: DATA / DEFAULT_MODEL / tokenizer_folder(part) for part in PADDING}
+    clip = layout.text_encoder.vocab_size == VOCABULARY_SIZE
+    info = ModelInfo(layout=layout, tokenizers={} if clip else own)
+    tokenizer, tokenizer_2 = tokenizers(info)
     return Pipeline(
-        identity=ModelIdentity(name="random", source="random", revision=None, layout=case.layout.name),
-        layout=case.layout, family="sdxl", unet=parts["unet"], vae=parts["vae"],
+        identity=ModelIdentity(name="random", source="random", revision=None, layout=layout.name),
+        info=info, unet=parts["unet"], vae=parts["vae"],
         text=TextEncoders(
             encoder=parts["text_encoder"], encoder_2=parts["text_encoder_2"],
-            tokenizer=_tokenizer(case.layout, "text_encoder"),
-            tokenizer_2=_tokenizer(case.layout, "text_encoder_2"),
+            tokenizer=tokenizer, tokenizer_2=tokenizer_2,
         ),
-        noise_schedule=NoiseSchedule(), defaults={}, zeros_for_no_negative=True,
+        device=parts["vae"].device, dtype=parts["unet"].dtype,
     )  # fmt: skip
-
-
-def _tokenizer(layout: ModelLayout, part: str) -> CLIPTokenizer:
-    """CLIP's, or for a layout of fewer tokens the miniatures'."""
-    if layout.text_encoder.vocab_size == VOCABULARY_SIZE:
-        return clip_tokenizer(part)
-    return load_tokenizer(DATA / DEFAULT_MODEL / part.replace("text_encoder", "tokenizer"))
 
 
 def _pixels(images: Sequence[Image.Image]) -> Tensor:
@@ -178,7 +175,7 @@ def _drawn_by_diffusers(
         _compile(vae.decoder)
     pipe = diffusers.StableDiffusionXLPipeline(
         vae=vae, text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None, unet=unet,
-        scheduler=diffusers.EulerDiscreteScheduler.from_config(ours.noise_schedule.to_config()),
+        scheduler=diffusers.EulerDiscreteScheduler.from_config(ours.info.noise_schedule.to_config()),
         add_watermarker=False,
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from ssd1b.diffusion.noise import noise_source
+from ssd1b.model import Model
 from ssd1b.pipeline import Pipeline
 from ssd1b.runtime import choose_device, choose_dtype
-from ssd1b.weights.opening import open_checkpoint
 
 PROMPT = "a large red metal sphere on a blue background"
 SEED = 0
@@ -73,9 +73,9 @@ def _theirs(task: Task) -> Any:
     diffusers.utils.logging.set_verbosity_error()
     device = choose_device(task.device)
     dtype = choose_dtype(task.dtype, device)
-    checkpoint = open_checkpoint(Path(task.model), half=dtype.itemsize == 2)
+    model = Model.find(task.model, offline=True, half=dtype.itemsize == 2)
     # The files that we take, too: a folder may have both.
-    names = {tensor.file.name for tensor in checkpoint.parts["unet"].tensors.values()}
+    names = {tensor.file.name for tensor in model.checkpoint.part("unet").tensors.values()}
     variant = "fp16" if any(".fp16" in name for name in names) else None
     pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(
         task.model, torch_dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True,
@@ -83,7 +83,7 @@ def _theirs(task: Task) -> Any:
     ).to(device)  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    cells = task.size // checkpoint.info.layout.vae.factor
+    cells = task.size // model.layout.vae.factor
 
     def drawing() -> Image.Image:
         noise = noise_source([SEED], cells, cells, device)()

@@ -24,11 +24,10 @@ import torch
 from ssd1b.bench import contract
 from ssd1b.bench.one_picture import Task, task_text
 from ssd1b.errors import InputError, line
-from ssd1b.weights.checkpoint import Checkpoint
+from ssd1b.model import Model
 from ssd1b.weights.keymap import PARTS
 from ssd1b.weights.loading import read_part
-from ssd1b.weights.opening import open_checkpoint
-from ssd1b.weights.vocabulary import PADDING
+from ssd1b.weights.vocabulary import PADDING, tokenizer_folder
 from ssd1b.weights.writing import save_folder
 
 PASS, FAIL, NOT_RUN = "pass", "FAIL", "not run"
@@ -80,18 +79,16 @@ class Trial:
     """What is to be tried.
 
     Attributes:
-        path: the model's folder or file.
+        model: which.
         expected: name of the layout that it should have; None for any.
-        half: take a folder's fp16 files where it has both.
         places: devices and number formats to draw with.
         steps: of each picture.
         size: side in pixels; None takes the model's, 512 at most.
         seconds: after which a picture is given up.
     """
 
-    path: Path
+    model: Model
     expected: str | None
-    half: bool
     places: Sequence[tuple[str, str]]
     steps: int
     size: int | None
@@ -125,25 +122,27 @@ def checks(trial: Trial, told: Callable[[str], None]) -> Iterator[Check]:
         trial: the model and what to try.
         told: hears what is done next.
     """
+    path = trial.model.path
     try:
-        checkpoint = open_checkpoint(trial.path, half=trial.half)
+        file_checks = _file_checks(trial)
     except InputError as error:
-        yield Check(name="files", result=FAIL, said=without_paths(str(error), trial.path))
+        yield Check(name="files", result=FAIL, said=without_paths(str(error), path))
         return
 
-    for name, check in _file_checks(trial, checkpoint).items():
+    for name, check in file_checks.items():
         told(name)
-        yield _caught(name, check, trial.path)
+        yield _caught(name, check, path)
     with TemporaryDirectory(prefix="ssd1b-selftest-") as folder:
-        pictures = _Pictures(trial, checkpoint, Path(folder))
+        pictures = _Pictures(trial, Path(folder))
         for device, dtype in trial.places:
             name = f"picture {device} {dtype}"
             told(name)
-            yield _caught(name, partial(pictures.check, device, dtype), trial.path)
+            yield _caught(name, partial(pictures.check, device, dtype), path)
 
 
-def _file_checks(trial: Trial, checkpoint: Checkpoint) -> dict[str, Callable[[], contract.Found]]:
+def _file_checks(trial: Trial) -> dict[str, Callable[[], contract.Found]]:
     """The checks that draw nothing, by name; of the networks and tokenizers that are there."""
+    checkpoint = trial.model.checkpoint
     found: dict[str, Callable[[], contract.Found]] = {
         "files": partial(contract.files, checkpoint, trial.expected),
         "digests": partial(contract.digests, checkpoint),
@@ -151,8 +150,7 @@ def _file_checks(trial: Trial, checkpoint: Checkpoint) -> dict[str, Callable[[],
     found |= {part: partial(contract.network, checkpoint, part) for part in PARTS if part in checkpoint.parts}
     for part in PADDING:
         if part in checkpoint.parts:
-            name = part.replace("text_encoder", "tokenizer")
-            found[name] = partial(contract.tokenizer, checkpoint, part)
+            found[tokenizer_folder(part)] = partial(contract.tokenizer, checkpoint, part)
     return found
 
 
@@ -194,8 +192,8 @@ def verdict(found: Sequence[Check]) -> str:
 class _Pictures:
     """Pictures of one model, each in a process of its own; others are held to the first one in fp32."""
 
-    def __init__(self, trial: Trial, checkpoint: Checkpoint, folder: Path) -> None:
-        self._trial, self._checkpoint, self._folder = trial, checkpoint, folder
+    def __init__(self, trial: Trial, folder: Path) -> None:
+        self._trial, self._folder = trial, folder
         self._reference: _Drawn | None = None
         self._peers_model: Path | None = None
         self._peer = find_spec("diffusers") is not None
@@ -207,7 +205,7 @@ class _Pictures:
             NotRun: this machine cannot draw it, or not in time.
             InputError: the difference is larger than number formats explain.
         """
-        ours = self._draw("ssd1b", self._trial.path, device, dtype)
+        ours = self._draw("ssd1b", self._trial.model.path, device, dtype)
         if ours.pixels.std() < 1:
             raise InputError("the picture is a single colour")
         theirs, problem = self._drawn_by_diffusers(device, dtype)
@@ -255,19 +253,20 @@ class _Pictures:
 
     def _model_for_diffusers(self) -> Path:
         """A folder in its format; a single file is written as one first."""
-        if self._trial.path.is_dir():
-            return self._trial.path
+        model = self._trial.model
+        if model.path.is_dir():
+            return model.path
         if self._peers_model is None:
-            needed = sum(part.size_in_bytes for part in self._checkpoint.parts.values())
+            needed = sum(part.size_in_bytes for part in model.checkpoint.parts.values())
             if shutil.disk_usage(self._folder).free < 1.1 * needed:
                 raise NotRun(f"{needed / 1e9:.1f} GB of disk are needed to write the file as a folder")
-            tensors = {part: read_part(self._checkpoint, part) for part in PARTS}
-            save_folder(self._folder / "model", self._checkpoint.info, tensors)
+            tensors = {part: read_part(model.checkpoint, part) for part in PARTS}
+            save_folder(self._folder / "model", model.info, tensors)
             self._peers_model = self._folder / "model"
         return self._peers_model
 
     def _draw(self, engine: str, model: Path, device: str, dtype: str) -> _Drawn:
-        layout = self._checkpoint.info.layout
+        layout = self._trial.model.layout
         out = self._folder / f"{engine}-{device.replace(':', '-')}-{dtype}.npy"
         task = Task(
             engine=engine, model=str(model.resolve()), device=device, dtype=dtype, steps=self._trial.steps,

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ssd1b.distill.plan import PlannedStage
     from ssd1b.distill.run import Data
     from ssd1b.distill.stages import Stage
-    from ssd1b.distill.teacher import Teacher
     from ssd1b.layouts import ModelLayout
+    from ssd1b.model import Model
 
 TABLETOP = {"tabletop": "plain", "tabletop-rich": "rich"}
 """Names of data that are rendered, with the world of each."""
@@ -168,15 +168,15 @@ def _run(
     """Do it."""
     from ssd1b.distill.plan import plan, with_target
     from ssd1b.distill.run import check_free, claim, config_of, joined, measured_importance, run
-    from ssd1b.distill.teacher import Teacher
+    from ssd1b.distill.teacher import find_teacher
     from ssd1b.runtime import choose_device
 
     place = str(choose_device(device))
     check_free(out, resume=resume, overwrite=overwrite)
     together = joined(place)
-    find = partial(Teacher.find, offline=offline, prediction=prediction)
+    find = partial(find_teacher, offline=offline, prediction=prediction)
     teacher = find(model)
-    layout = teacher.info.layout
+    layout = teacher.layout
     asked = with_target(asked, student, layout.unet)
     source = _data(data, cache or out, layout)
     measure = partial(measured_importance, teacher, source, place, told=data, out=out)
@@ -225,7 +225,7 @@ def _costs(
     layout: "ModelLayout",
     planned: "Sequence[PlannedStage]",
     device: str,
-    teacher: "Teacher | None",
+    teacher: "Model | None",
 ) -> str:
     from ssd1b.distill.cost import measured_speed, memory, step_macs
     from ssd1b.distill.layer_map import parameters
@@ -236,7 +236,8 @@ def _costs(
     cells, dtype = layout.size // layout.vae.factor, training_dtype(device)
     whole, macs = parameters(layout.unet), unet_macs(layout.unet, cells, cells)
     at_once = max(each.stage.train.batch_size // each.stage.train.micro_batches for each in planned)
-    speed = measured_speed(teacher and teacher.unet, macs, cells, dtype, device, batch_size=at_once)
+    unet = teacher and partial(teacher.network, "unet")
+    speed = measured_speed(unet, macs, cells, dtype, device, batch_size=at_once)
 
     rows = [["teacher", "", f"{whole:,}", "100 %", f"{macs / 1e9:,.4g}", "1.00", "", "", ""]]
     needs, total = [], 0.0

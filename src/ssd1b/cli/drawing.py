@@ -64,7 +64,7 @@ def load(choice: ModelChoice) -> Pipeline:
         paths=choice.paths,
         computing=choice.computing,
         threads=choice.threads or "auto",
-        told=lambda what: print(f"{what} ...", file=sys.stderr),  # noqa: T201
+        notify=lambda message: print(f"{message} ...", file=sys.stderr),  # noqa: T201
     )
 
 

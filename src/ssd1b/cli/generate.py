@@ -80,7 +80,7 @@ def command(
     folder = check_destination(out, picture_format)
     pipeline = drawing.load(choice)
     first = pipeline.settings(prompts[0], preset=chosen_preset, **overrides)
-    for line in advise(first, pipeline.layout.size, pipeline.family):
+    for line in advise(first, pipeline.layout.size, pipeline.info.family):
         click.echo(f"advice: {line}", err=True)
     for prompt in prompts:
         check_destination(out, picture_format, pipeline.recipe(replace(first, prompt=prompt)))

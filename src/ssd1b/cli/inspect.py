@@ -13,7 +13,7 @@ from ssd1b.recipe import Recipe
 from ssd1b.settings import resolve_settings
 
 if TYPE_CHECKING:
-    from ssd1b.weights.checkpoint import Checkpoint
+    from ssd1b.model import Model
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 """Names of files that may carry a recipe; all others are taken for models."""
@@ -68,12 +68,11 @@ def _picture_text(facts: dict[str, Any]) -> str:
 
 
 def _model(name: str) -> dict[str, Any]:
-    from ssd1b.weights.hub import resolve
-    from ssd1b.weights.opening import open_checkpoint
+    from ssd1b.model import Model
 
-    found = resolve(name, offline=True)
-    checkpoint = open_checkpoint(found.path)
-    settings, problem = _default_settings(checkpoint)
+    found = Model.find(name, offline=True)
+    checkpoint = found.checkpoint
+    settings, problem = _default_settings(found)
     return {
         "model": found.name,
         "path": str(checkpoint.path),
@@ -99,19 +98,12 @@ def _model(name: str) -> dict[str, Any]:
     }
 
 
-def _default_settings(checkpoint: "Checkpoint") -> tuple[dict[str, Any] | None, list[str]]:
+def _default_settings(model: "Model") -> tuple[dict[str, Any] | None, list[str]]:
     """The settings of a picture for which nothing was chosen, or what is wrong with the model."""
-    from ssd1b.pipeline import recommended_settings
-    from ssd1b.weights.vocabulary import tokenizers
-
     try:
-        settings = resolve_settings(
-            "any",
-            family=checkpoint.family or "sdxl",
-            model_defaults={"seed": 0, **recommended_settings(checkpoint.info)},
-            preset=None,
-        )
-        tokenizers(checkpoint.info)
+        info, _ = model.info, model.tokenizers
+        defaults = {"seed": 0, **info.defaults}
+        settings = resolve_settings("any", family=info.family, model_defaults=defaults, preset=None)
     except InputError as error:
         return None, [str(error)]
     return {name: value for name, value in asdict(settings).items() if name not in ("prompt", "seed")}, []

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import click
@@ -13,7 +12,7 @@ from ssd1b.settings import DEFAULT_MODEL
 from ssd1b.validation import Range, check
 
 if TYPE_CHECKING:
-    from ssd1b.weights.hub import Resolved
+    from ssd1b.model import Model
 
 NUMBERS = {
     "steps": Annotated[int, Range(1, 50)],
@@ -69,25 +68,24 @@ def command(
 
     from ssd1b.bench.machine import summary
     from ssd1b.bench.selftest import FAIL, Trial, checks, places, verdict
+    from ssd1b.model import Model
     from ssd1b.runtime import DTYPES, choose_device, choose_dtype
-    from ssd1b.weights.hub import resolve
     from ssd1b.weights.opening import check_is_model
 
     where = choose_device(device)
     number = choose_dtype(dtype, where)
     short = None if dtype is None else next(name for name, each in DTYPES.items() if each == number)
     name = model or DEFAULT_MODEL
-    half = number.itemsize == 2
-    found = resolve(name, offline=offline, half=half)
+    found = Model.find(name, offline=offline, half=number.itemsize == 2)
     check_is_model(found.path)
-    title, expected = _title(name, found)
+    title, expected = _title(found)
     facts = summary(where)
     if not as_json:
         click.echo(f"selftest of {title}, by ssd1b")
         for each, value in facts.items():
             click.echo(f"{each}: {value}")
     trial = Trial(
-        path=found.path, expected=expected, half=half, steps=steps, size=size, seconds=60 * minutes,
+        model=found, expected=expected, steps=steps, size=size, seconds=60 * minutes,
         places=places(None if device is None else where, short),
     )  # fmt: skip
     results = []
@@ -105,13 +103,13 @@ def command(
         raise click.exceptions.Exit(FAILED)
 
 
-def _title(name: str, found: "Resolved") -> tuple[str, str | None]:
+def _title(model: "Model") -> tuple[str, str | None]:
     """What to call the model without saying where it lies, and the layout that its name promises."""
     from ssd1b.weights.hub import ALIASES, BUILT_IN
 
-    if found.path == Path(name).expanduser():
-        return printable(found.path.resolve().name), None
-    plain = name.partition("@")[0]
+    if model.is_local:
+        return printable(model.path.resolve().name), None
+    name, plain = model.name, model.source
     known = {alias.lower(): alias for alias in ALIASES} | {hub_id.lower(): a for a, hub_id in ALIASES.items()}
     expected = name if name in BUILT_IN else known.get(plain.lower())
-    return (f"{plain} at commit {found.commit}" if found.commit else plain), expected
+    return (f"{plain} at commit {model.commit}" if model.commit else plain), expected

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,11 +13,12 @@ import torch
 
 from ssd1b.distill.importance import block_importance
 from ssd1b.distill.plan import PlannedStage
-from ssd1b.distill.teacher import Teacher
+from ssd1b.distill.teacher import described, objective_of
 from ssd1b.distill.train import distill, student_of
 from ssd1b.distill.validation import drawn
 from ssd1b.errors import InputError
 from ssd1b.layouts import UNetLayout
+from ssd1b.model import Model
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
@@ -55,7 +57,7 @@ class Made(NamedTuple):
 
 
 def measured_importance(
-    teacher: Teacher, data: Data, device: str, *, told: str, out: Path | None = None
+    teacher: Model, data: Data, device: str, *, told: str, out: Path | None = None
 ) -> dict[str, float]:
     """Measure the teacher's blocks on data; a run in ``out`` remembers it.
 
@@ -66,19 +68,19 @@ def measured_importance(
         told: what the data are called.
         out: folder of the run.
     """
-    of = {**teacher.identity, "data": told}
+    of = {**described(teacher), "data": told}
     path = out and out / IMPORTANCE
     if path and path.exists() and (remembered := read_json(path))["of"] == of:
         return remembered["blocks"]
     dtype = training_dtype(device)
-    text = teacher.text(device, dtype)
-    objective = teacher.objective(text, device, dtype)
+    text = teacher.text_encoders(partial(teacher.network, device=device, dtype=dtype))
+    objective = objective_of(teacher, text, device, dtype)
     settings = LoopSettings(steps=EXAMPLES, batch_size=EXAMPLE_SIZE, learning_rate=1e-4, decay_steps=0)
-    batches = data(teacher.vae(device), text, settings)
+    batches = data(teacher.network("vae", device=device, dtype=torch.float32), text, settings)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         examples = [objective(batches[step]).inputs for step in range(EXAMPLES)]
-    found = block_importance(teacher.unet().to(device, dtype), examples)
+    found = block_importance(teacher.network("unet").to(device, dtype), examples)
     if path:
         with renewing(path) as aside:
             write_json(aside, {"of": of, "blocks": found})
@@ -120,21 +122,21 @@ def _begun(out: Path) -> bool:
 
 
 def config_of(
-    teachers: Mapping[str | None, Teacher], data: str, planned: Sequence[PlannedStage]
+    teachers: Mapping[str | None, Model], data: str, planned: Sequence[PlannedStage]
 ) -> dict[str, Any]:
     """All that decides a run, and what stays of each transformer, for ``claim``."""
     stages = [
         asdict(each.stage) | {"layout": asdict(each.layers.student), "kept": each.layers.kept}
         for each in planned
     ]
-    models = {name: each.identity for name, each in teachers.items()}
+    models = {name: described(each) for name, each in teachers.items()}
     return {"teachers": [*models.values()], "data": data, "stages": stages}
 
 
 def run(
     out: Path,
     planned: Sequence[PlannedStage],
-    teachers: Mapping[str | None, Teacher],
+    teachers: Mapping[str | None, Model],
     data: Data,
     *,
     device: str = "cpu",
@@ -160,7 +162,7 @@ def run(
     """
     layout = planned[0].layers.teacher
     for each in teachers.values():
-        if each.info.layout.unet != layout:
+        if each.layout.unet != layout:
             raise InputError(
                 f"{each.name} has another layout than {teachers[None].name}: no stage can learn from both"
             )
@@ -171,7 +173,7 @@ def run(
         folder = out / f"stage-{number}"
         if not _weights(folder).exists():
             teacher = teachers[each.stage.teacher]
-            unet = teacher.unet()
+            unet = teacher.network("unet")
             before = unet if number == 1 else _loaded(each.cut.teacher, out / f"stage-{number - 1}")
             student = student_of(before, each.cut).float()
             _train(folder, each, unet, student, teacher, data, together, device=device, resume=resume)
@@ -194,13 +196,14 @@ def joined(device: str) -> "Accelerator":
 
 
 def _train(
-    folder: Path, planned: PlannedStage, unet: UNet, student: UNet, teacher: Teacher, data: Data,
+    folder: Path, planned: PlannedStage, unet: UNet, student: UNet, teacher: Model, data: Data,
     together: "Accelerator", *, device: str, resume: bool,
 ) -> None:  # fmt: skip
     stage = planned.stage
     dtype = training_dtype(device)
-    text, vae = teacher.text(device, dtype), teacher.vae(device)
-    objective = teacher.objective(text, device, dtype)
+    text = teacher.text_encoders(partial(teacher.network, device=device, dtype=dtype))
+    vae = teacher.network("vae", device=device, dtype=torch.float32)
+    objective = objective_of(teacher, text, device, dtype)
     with together.main_process_first():
         batches = data(vae, text, stage.train)
     trained = distill(
@@ -213,7 +216,7 @@ def _train(
             write_tensors(aside, trained.state_dict(), {})
 
 
-def write_model(out: Path, student: UNet, teacher: Teacher, *, overwrite: bool = False) -> Made:
+def write_model(out: Path, student: UNet, teacher: Model, *, overwrite: bool = False) -> Made:
     """Write the student beside its teacher's other networks, tokenizers, scheduler and settings.
 
     A model that this function wrote there earlier is replaced; with ``overwrite`` also a file of another
@@ -223,14 +226,14 @@ def write_model(out: Path, student: UNet, teacher: Teacher, *, overwrite: bool =
         ``out/model`` in diffusers' format, and ``out/model.safetensors`` in the original names: not if the
         vocabulary is not CLIP's, for which a single file has no place.
     """
-    layout = replace(teacher.info.layout, unet=student.layout)
-    info = replace(teacher.info, layout=layout)
+    info = replace(teacher.info, layout=replace(teacher.layout, unet=student.layout))
     parts = {part: read_part(teacher.checkpoint, part) for part in PARTS if part != "unet"}
-    parts["unet"] = {name: tensor.to(teacher.stored_dtype) for name, tensor in student.state_dict().items()}
+    dtype = teacher.checkpoint.part("unet").dtype
+    parts["unet"] = {name: tensor.to(dtype) for name, tensor in student.state_dict().items()}
     made = _made(out, teacher)
     with renewing(made.folder) as aside:
         save_folder(aside, info, parts)
-        images = teacher.checkpoint.path / IMAGE_ENCODER
+        images = teacher.path / IMAGE_ENCODER
         if images.is_dir():
             shutil.copytree(images, aside / IMAGE_ENCODER)
     if made.file is not None:
@@ -239,8 +242,8 @@ def write_model(out: Path, student: UNet, teacher: Teacher, *, overwrite: bool =
     return made
 
 
-def _made(out: Path, teacher: Teacher) -> Made:
-    layout = teacher.info.layout
+def _made(out: Path, teacher: Model) -> Made:
+    layout = teacher.layout
     clip = {layout.text_encoder.vocab_size, layout.text_encoder_2.vocab_size} == {VOCABULARY_SIZE}
     return Made(out / MODEL, out / MODEL_FILE if clip else None)
 

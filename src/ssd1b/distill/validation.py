@@ -1,22 +1,19 @@
 """Pictures that a student draws while it learns: the same captions and the same noise each time."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ssd1b.diffusion.schedule import NoiseSchedule
-from ssd1b.distill.teacher import Teacher
+from ssd1b.model import Model
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
-from ssd1b.pipeline import Pipeline, recommended_settings
-from ssd1b.recipe import ModelIdentity
+from ssd1b.pipeline import Pipeline
 from ssd1b.training.loop import Validate
 
 
-def drawn(teacher: Teacher, captions: Sequence[str], vae: VAE, text: TextEncoders) -> Validate:
+def drawn(teacher: Model, captions: Sequence[str], vae: VAE, text: TextEncoders) -> Validate:
     """Draw the captions side by side with the settings that the teacher's makers recommend.
 
     Args:
@@ -25,23 +22,13 @@ def drawn(teacher: Teacher, captions: Sequence[str], vae: VAE, text: TextEncoder
         vae: the teacher's, in float32.
         text: the teacher's encoders.
     """
-    info = teacher.info
 
     def validate(student: nn.Module, step: int) -> dict[str, Tensor]:
         assert isinstance(student, UNet)
         pipeline = Pipeline(
-            identity=ModelIdentity(
-                name=Path(teacher.name).name, source=teacher.name, revision=None, layout=info.layout.name
-            ),
-            layout=info.layout,
-            family=teacher.checkpoint.family or "sdxl",
-            unet=student,
-            vae=vae,
-            text=text,
-            noise_schedule=NoiseSchedule.from_config(info.scheduler),
-            defaults=recommended_settings(info),
-            zeros_for_no_negative=info.force_zeros_for_empty_prompt,
-        )
+            identity=teacher.identity, info=teacher.info, unet=student, vae=vae, text=text,
+            device=vae.device, dtype=student.dtype,
+        )  # fmt: skip
         decoded = []
         for seed, caption in enumerate(captions):
             *_, last = pipeline.steps([pipeline.settings(caption, seed=seed)])

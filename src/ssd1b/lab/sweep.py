@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
+from ssd1b import model as models
 from ssd1b.batching import batch_key, batch_limit
 from ssd1b.batching import batches as divided
 from ssd1b.diffusion.samplers import SAMPLERS
@@ -25,7 +26,7 @@ from ssd1b.lab.axes import AXES, Axis, Value
 from ssd1b.lab.memory import remembering
 from ssd1b.lab.store import DONE, FAILED, Outcome, Store
 from ssd1b.models.tokenizer import CLIPTokenizer
-from ssd1b.pipeline import Pipeline, recommended_settings
+from ssd1b.pipeline import Pipeline
 from ssd1b.prompts import NO_PROMPT
 from ssd1b.runtime import dtype_name
 from ssd1b.settings import (
@@ -36,9 +37,6 @@ from ssd1b.settings import (
     resolve_settings,
     with_drawn_seed,
 )
-from ssd1b.weights import hub
-from ssd1b.weights.opening import open_checkpoint
-from ssd1b.weights.vocabulary import tokenizers
 
 MAX_CELLS = 100_000
 
@@ -194,20 +192,13 @@ def describe(name: str, store: Store, *, offline: bool, prediction: str | None =
     Raises:
         InputError: there is no such model.
     """
-    path = hub.resolve(name, offline=offline).path
-    checkpoint = open_checkpoint(path, prediction=prediction)
-    files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(path)} {store.file_digest(file)}\n".encode())
-    if prediction is not None:
-        digest.update(f"prediction {prediction}\n".encode())
+    found = models.Model.find(name, offline=offline, prediction=prediction)
     return Model(
-        path=path,
-        family=checkpoint.family or "sdxl",
-        defaults=recommended_settings(checkpoint.info),
-        fingerprint=digest.hexdigest(),
-        tokenizers=tokenizers(checkpoint.info),
+        path=found.path,
+        family=found.info.family,
+        defaults=found.info.defaults,
+        fingerprint=found.digest(store.file_digest),
+        tokenizers=found.tokenizers,
     )
 
 

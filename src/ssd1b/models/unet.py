@@ -78,6 +78,11 @@ class UNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(layout.norm_groups, width, eps=RESNET_EPS)
         self.conv_out = nn.Conv2d(width, layout.out_channels, 3, padding=1)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format that it computes in."""
+        return self.conv_norm_out.weight.dtype
+
     def read(self, prompt_embeds: PromptEmbeds, *, without_text: int = 0) -> ReadPrompts:
         """Compute the cross-attentions' keys and values, once for all steps.
 
@@ -131,11 +136,11 @@ class UNet(nn.Module):
         guidance_embeds: Tensor | None = None,
     ) -> Tensor:
         """What every residual block is told beside its features, ``[B, 4 x width]``; see ``forward``."""
-        dtype = self.conv_norm_out.weight.dtype
-        time = sinusoidal_embedding(timesteps, self.layout.levels[0].channels).to(dtype)
-        sizes = sinusoidal_embedding(time_ids, self.layout.time_ids_dim).flatten(1).to(dtype)
-        embedding = self.time_embedding(time, guidance_embeds)
-        return embedding + self.add_embedding(torch.cat([pooled_prompt_embeds, sizes], dim=-1))
+        time = sinusoidal_embedding(timesteps, self.layout.levels[0].channels).to(self.dtype)
+        sizes = sinusoidal_embedding(time_ids, self.layout.time_ids_dim).flatten(1)
+        guidance = None if guidance_embeds is None else guidance_embeds.to(self.dtype)
+        added = torch.cat([pooled_prompt_embeds.to(self.dtype), sizes.to(self.dtype)], dim=-1)
+        return self.time_embedding(time, guidance) + self.add_embedding(added)
 
     def denoise(
         self,

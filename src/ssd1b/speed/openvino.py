@@ -5,8 +5,8 @@ OpenVINO is no part of torch and imports for a second; nothing here does so befo
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -18,18 +18,14 @@ from torch import Tensor, nn
 
 from ssd1b.errors import InputError
 from ssd1b.extras import require
-from ssd1b.models.layers import sinusoidal_embedding
+from ssd1b.model import Model
 from ssd1b.models.unet import Through, UNet
 from ssd1b.models.vae import VAE
 from ssd1b.runtime import cache_folder, cpu_multiplies_int8
 from ssd1b.saving import renewing
-from ssd1b.tensors import Latents, PooledEmbeds, PromptEmbeds, TimeIds, Timesteps
-from ssd1b.weights.checkpoint import Part
+from ssd1b.tensors import Latents, PromptEmbeds
 
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
-
-SAMPLES = 32
-"""Steps of pictures that the ranges of activations are read off."""
 
 
 def check_openvino(device: torch.device, *, quantized: bool) -> None:
@@ -79,49 +75,37 @@ class Compiled:
         return torch.from_numpy(self._request.infer(arrays, share_inputs=True)[0].copy())
 
 
-class OpenVINOUNet(nn.Module):
-    """Stands for a ``UNet`` where prompts are drawn.
+class OpenVINOUNet(UNet):
+    """A ``UNet`` whose prediction is computed by a converted network.
 
     The embedding of times and sizes stays with torch, in float32: its sines are what bfloat16 spoils.
     """
 
-    def __init__(self, unet: UNet, compiled: Compiled, dtype: torch.dtype) -> None:
-        super().__init__()
+    def __init__(self, unet: UNet, compiled: Compiled) -> None:
+        nn.Module.__init__(self)
         self.layout, self.compiled = unet.layout, compiled
         self.time_embedding, self.add_embedding = unet.time_embedding.float(), unet.add_embedding.float()
-        self.conv_norm_out = unet.conv_norm_out.to(dtype)  # tells device and number format
-        self.seen: list[list[np.ndarray]] | None = None
 
-    def read(self, prompt_embeds: PromptEmbeds, *, without_text: int = 0) -> PromptEmbeds:
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the embedding."""
+        return torch.float32
+
+    def read(self, prompt_embeds: PromptEmbeds, *, without_text: int = 0) -> Any:
         """Nothing is computed ahead."""
         return prompt_embeds
 
-    def forward(
-        self,
-        latents: Latents,
-        timesteps: Timesteps,
-        prompt_embeds: PromptEmbeds,
-        pooled_prompt_embeds: PooledEmbeds,
-        time_ids: TimeIds,
-        guidance_embeds: Tensor | None = None,
-        through: Through | None = None,
+    def denoise(
+        self, latents: Latents, embedding: Tensor, prompt_embeds: Any, through: Through | None = None
     ) -> Latents:
-        """Run the network once, as ``UNet``.
+        """Compute the prediction, as ``UNet.denoise``.
 
         Raises:
             InputError: features are to be kept between steps, which a converted network does not do.
         """
         if through is not None:
             raise InputError("feature_reuse is 0 with backend openvino: its network is one piece")
-        time = sinusoidal_embedding(timesteps, self.layout.levels[0].channels)
-        sizes = sinusoidal_embedding(time_ids, self.layout.time_ids_dim).flatten(1)
-        guidance = None if guidance_embeds is None else guidance_embeds.float()
-        added = self.add_embedding(torch.cat([pooled_prompt_embeds.float(), sizes], dim=-1))
-        embedding = self.time_embedding(time, guidance) + added
-        inputs = (latents, embedding, prompt_embeds)
-        if self.seen is not None:
-            self.seen.append([each.float().numpy().copy() for each in inputs])
-        return self.compiled(*inputs)
+        return self.compiled(latents, embedding, prompt_embeds)
 
 
 class OpenVINODecoder(nn.Module):
@@ -145,71 +129,60 @@ class _Denoise(nn.Module):
         return self.unet.denoise(latents, embedding, prompt_embeds)
 
 
-def _key(part: Part) -> str:
-    """A name for what is converted from a network's files, as they are now."""
-    files = sorted({stored.file for stored in part.tensors.values()})
-    told = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    decides = (told, version("openvino"), version("ssd1b"), cpu_multiplies_int8())
-    return hashlib.sha256(repr(decides).encode()).hexdigest()[:24]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenVINOBackend:
+    """Runs UNet and VAE decoder with OpenVINO.
 
-
-def stand_in(network: nn.Module, part: Part, dtype: torch.dtype, told: Callable[[str], None]) -> nn.Module:
-    """Give what draws in a network's place, converting it if that was not done before.
-
-    Args:
-        network: a UNet or a VAE with its weights, on the CPU, in any number format.
-        part: where they came from.
+    Attributes:
         dtype: number format to compute in.
-        told: hears of what takes long.
+        quantized: whether the UNet computes in eight bits.
+        notify: called before steps that take minutes, once for each model.
+        load_other: loads text encoders, which run once a picture and stay with torch.
     """
-    unet = isinstance(network, UNet)
-    file = _folder(part) / "exact" / "network.xml"
-    if not file.exists():
-        told(f"OpenVINO converts the {'UNet' if unet else 'VAE'}, once")
-        half = all(stored.dtype.itemsize == 2 for stored in part.tensors.values())
-        convert = _convert_unet if unet else _convert_decoder
-        convert(cast(Any, network), file, half=half)
-    compiled = Compiled(file, dtype)
-    if unet:
-        return OpenVINOUNet(network, compiled, dtype).requires_grad_(False).eval()
-    vae = cast(VAE, network)
-    vae.decoder = cast(Any, OpenVINODecoder(vae, compiled, dtype))
-    vae.post_quant_conv.to(dtype)
-    return vae.requires_grad_(False).eval()
 
+    dtype: torch.dtype
+    quantized: bool
+    notify: Callable[[str], None]
+    load_other: Callable[[Model, str], Any]
 
-def quantized(unet: nn.Module, part: Part, draw: Callable[[], None], told: Callable[[str], None]) -> None:
-    """Have a UNet compute in eight bits, rounding it if that was not done before.
+    def load(self, model: Model, part: str) -> Any:
+        """See ``speed.backends.Backend``. UNet and VAE are converted if that was not done before."""
+        if part not in ("unet", "vae"):
+            return self.load_other(model, part)
+        stored = model.checkpoint.part(part)
+        network = model.network(part, dtype=stored.half_dtype)
+        file = self._file(model, part)
+        if not file.exists():
+            self.notify(f"OpenVINO converts the {'UNet' if part == 'unet' else 'VAE'}, once")
+            half = all(tensor.dtype.itemsize == 2 for tensor in stored.tensors.values())
+            (_convert_unet if part == "unet" else _convert_decoder)(network, file, half=half)
+        if part == "vae":
+            network.decoder = OpenVINODecoder(network, Compiled(file, self.dtype), self.dtype)
+            network.post_quant_conv.to(self.dtype)
+            return network
+        if self.quantized and not self.uncalibrated(model):
+            file = self._file(model, part, "int8")
+        return OpenVINOUNet(network, Compiled(file, self.dtype)).eval()
 
-    Args:
-        unet: as ``stand_in`` gave it.
-        part: where its weights came from.
-        draw: draws pictures with it.
-        told: hears of what takes long.
-    """
-    assert isinstance(unet, OpenVINOUNet)
-    file = _folder(part) / "int8" / "network.xml"
-    if not file.exists():
-        told(f"a calibration: {SAMPLES} steps of pictures, once")
-        with _watching(unet) as seen:
-            draw()
-        told("NNCF quantizes the UNet, once")
-        round_file(_folder(part) / "exact" / "network.xml", file, seen)
-    unet.compiled = Compiled(file, unet.conv_norm_out.weight.dtype)
+    def uncalibrated(self, model: Model) -> bool:
+        """See ``speed.backends.Backend``."""
+        return self.quantized and not self._file(model, "unet", "int8").exists()
 
+    def calibrate(self, model: Model, unet: OpenVINOUNet, samples: Sequence[tuple[Any, ...]]) -> Any:
+        """See ``speed.backends.Backend``. NNCF reads the ranges of activations off the samples."""
+        inputs = []
+        for latents, timesteps, prompt_embeds, pooled, time_ids, guidance, _ in samples:
+            embedding = unet.embed(timesteps, pooled, time_ids, guidance)
+            inputs.append([each.float().numpy() for each in (latents, embedding, prompt_embeds)])
+        self.notify("NNCF quantizes the UNet, once")
+        round_file(self._file(model, "unet"), self._file(model, "unet", "int8"), inputs)
+        return self.load(model, "unet")
 
-@contextmanager
-def _watching(unet: OpenVINOUNet) -> Iterator[list[list[np.ndarray]]]:
-    """What is asked of a UNet meanwhile."""
-    unet.seen = []
-    try:
-        yield unet.seen
-    finally:
-        unet.seen = None
-
-
-def _folder(part: Part) -> Path:
-    return cache_folder() / "openvino" / _key(part)
+    def _file(self, model: Model, part: str, kind: str = "exact") -> Path:
+        """Where a converted network is kept, by the weights that it was converted from."""
+        decides = (model.version(part), version("openvino"), version("ssd1b"), cpu_multiplies_int8())
+        key = hashlib.sha256(repr(decides).encode()).hexdigest()[:24]
+        return cache_folder() / "openvino" / key / kind / "network.xml"
 
 
 def _convert_unet(unet: UNet, file: Path, *, half: bool) -> None:

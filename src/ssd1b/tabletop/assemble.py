@@ -11,8 +11,8 @@ from torch import nn
 from ssd1b.errors import InputError, unknown
 from ssd1b.evaluate.clip_score import load_image_encoder
 from ssd1b.layouts import MINI_SDXL
+from ssd1b.model import Model
 from ssd1b.models.text import TextEncoders
-from ssd1b.models.tokenizer import load_tokenizer
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.models.vision import CLIP_VISION_MINI, IMAGE_ENCODER, ImageEncoder, vision_config
@@ -24,12 +24,9 @@ from ssd1b.tabletop.tokenizer import train_tokenizer
 from ssd1b.tabletop.train_clip import ContrastiveTrio
 from ssd1b.training.loop import LoopSettings
 from ssd1b.validation import Range, check
-from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.files import read_tensors, write_json, write_tensors
-from ssd1b.weights.loading import load_component
-from ssd1b.weights.opening import open_checkpoint
-from ssd1b.weights.vocabulary import PADDING, write_tokenizer
+from ssd1b.weights.vocabulary import PADDING, tokenizer_of, write_tokenizer
 from ssd1b.weights.writing import save_folder
 
 DEFAULTS = {"guidance_scale": 4.0, "steps": 20, "sampler": "unipc"}
@@ -107,7 +104,7 @@ def train_part(
     settings = _chosen(part, start, {"steps": steps, "batch_size": batch_size, "seed": seed})
     how: Any = {"settings": settings, "world": world, "resume": resume, "device": device}
     if part == "vae":
-        first = start and _taken(VAE(MINI_SDXL.vae), start, part)
+        first = start and _taken(start, part)
         return _save(train_vae.train_vae(run / part, start=first, **how), run / part)
     if part == "clip":
         trio = start and _taken_trio(start)
@@ -118,7 +115,7 @@ def train_part(
             raise InputError("the image encoder goes on with the run's own: leave --from out")
         return _realign(run, how)
     if part == "judge":
-        vae = _vae(run, hub.resolve("mini-sdxl", offline=True).path)
+        vae = _vae(run, Model.find("mini-sdxl", offline=True).path)
         judge = start and load_judge(start)
         return _save(train_judge.train_judge(run / part, vae, start=judge, **how), run / part)
 
@@ -128,8 +125,7 @@ def train_part(
     if start is None:
         unet = train_unet.train_unet(run / part, *beside, **how)
     else:
-        taken = _taken(UNet(MINI_SDXL.unet), start, part)
-        unet = train_unet.train_unet_further(run / part, taken, *beside, **how)
+        unet = train_unet.train_unet_further(run / part, _taken(start, part), *beside, **how)
     _save(unet, run / part)
     return assemble(run / "model", unet, companions)
 
@@ -151,13 +147,13 @@ def _companions(run: Path, start: Path | None) -> Companions:
         tokenizers = _tokenizers(run, start)
     else:
         trio = _taken_trio(start)
-        tokenizers = open_checkpoint(start).tokenizers
+        tokenizers = _model(start).checkpoint.tokenizers
     trio.requires_grad_(False).eval()
     text = TextEncoders(
         encoder=trio.text_encoder,
         encoder_2=trio.text_encoder_2,
-        tokenizer=load_tokenizer(tokenizers["text_encoder"]),
-        tokenizer_2=load_tokenizer(tokenizers["text_encoder_2"]),
+        tokenizer=tokenizer_of(tokenizers, "text_encoder"),
+        tokenizer_2=tokenizer_of(tokenizers, "text_encoder_2"),
     )
     return Companions(
         vae=vae,
@@ -169,11 +165,10 @@ def _companions(run: Path, start: Path | None) -> Companions:
 
 def _vae(run: Path, start: Path | None) -> VAE:
     """The finished autoencoder of ``run``, or else of the model ``start``."""
-    vae = VAE(MINI_SDXL.vae)
     if start is None or _weights(run / "vae").exists():
-        _load(vae, run / "vae")
+        vae = _load(VAE(MINI_SDXL.vae), run / "vae")
     else:
-        _taken(vae, start, "vae")
+        vae = _taken(start, "vae")
     return vae.requires_grad_(False).eval()
 
 
@@ -228,21 +223,27 @@ def _tokenizers(run: Path, start: Path | None) -> dict[str, Path]:
                 if start is None:
                     write_tokenizer(aside, *train_tokenizer(), PADDING[part])
                 else:
-                    shutil.copytree(open_checkpoint(start).tokenizers[part], aside)
+                    shutil.copytree(_model(start).checkpoint.tokenizers[part], aside)
     return folders
 
 
-def _taken(module: Network, model: Path, part: str) -> Network:
-    """Fill a module, to be trained on, with the weights of a model."""
-    load_component(module, open_checkpoint(model), part, dtype=torch.float32)
-    return module
+def _model(path: Path) -> Model:
+    return Model(name=str(path), path=path)
+
+
+def _taken(start: Path, part: str) -> Any:
+    """Read a network of a model to train it further, in float32."""
+    network = _model(start).network(part, dtype=torch.float32)
+    if network.layout != getattr(MINI_SDXL, part):
+        raise InputError(f"{start}: its {part} has another layout than the miniature's")
+    return network.requires_grad_(True).train()
 
 
 def _taken_trio(model: Path) -> ContrastiveTrio:
     """Both text encoders and the image encoder of a model; the first one's projection, not kept, is new."""
     trio = ContrastiveTrio()
-    _taken(trio.text_encoder, model, "text_encoder")
-    _taken(trio.text_encoder_2, model, "text_encoder_2")
+    trio.text_encoder = _taken(model, "text_encoder")
+    trio.text_encoder_2 = _taken(model, "text_encoder_2")
     trio.image_encoder = load_image_encoder(model).requires_grad_(True)
     return trio
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ssd1b.layouts import CLIP_MINI, CLIP_MINI_2
 from ssd1b.models.text import TextEncoder, TextEncoders
-from ssd1b.models.tokenizer import load_tokenizer
 from ssd1b.models.vision import CLIP_VISION_MINI, ImageEncoder
 from ssd1b.tabletop.cache import Shards
 from ssd1b.tabletop.captions import caption, full_caption
@@ -22,6 +21,7 @@ from ssd1b.tabletop.views import photograph, view
 from ssd1b.training import checkpoints
 from ssd1b.training.loop import Batch, LoopSettings, train
 from ssd1b.training.precision import computing_in, training_dtype
+from ssd1b.weights.vocabulary import load_tokenizer
 
 SETTINGS = LoopSettings(
     steps=1300, batch_size=128, learning_rate=1e-3, decay_steps=580, warmup_steps=50, weight_decay=0.1,

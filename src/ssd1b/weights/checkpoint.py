@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,17 @@ class Part:
         """Number formats and how many tensors have each, the most frequent first."""
         return dict(Counter(tensor.dtype for tensor in self.tensors.values()).most_common())
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The most frequent number format, or float16 for 8-bit floats, which have no arithmetic."""
+        most = next(iter(self.dtypes))
+        return most if most.itemsize > 1 else torch.float16
+
+    @property
+    def half_dtype(self) -> torch.dtype:
+        """The 16-bit format that all tensors have, so that they can stay in the mapped file, or float16."""
+        return self.dtype if len(self.dtypes) == 1 and self.dtype.itemsize == 2 else torch.float16
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
@@ -79,11 +91,27 @@ class Surroundings:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelInfo(Surroundings):
     """Everything about a whole model but its weights."""
 
     layout: ModelLayout
+
+    @property
+    def family(self) -> str:
+        """The name in ``layouts.UNETS`` whose advice and default guidance apply; "sdxl" if unknown."""
+        return family_of(self.layout.unet) or "sdxl"
+
+    @cached_property
+    def noise_schedule(self) -> NoiseSchedule:
+        """The noise levels that the model was trained on."""
+        return NoiseSchedule.from_config(self.scheduler)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Recommended settings: the size of training, the scheduler's sampler, and those in its files."""
+        size = {"width": self.layout.size, "height": self.layout.size}
+        return {"sampler": self.noise_schedule.sampler, **size, **self.settings}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +133,16 @@ class Checkpoint(Surroundings):
     size: int = 1024
     other: tuple[str, ...] = ()
     prediction: dict[str, str] = field(default_factory=dict)
+
+    def part(self, part: str) -> Part:
+        """Give one network.
+
+        Raises:
+            InputError: it is not there.
+        """
+        if part not in self.parts:
+            raise InputError(f"{self.path}: no {part} in it, only {some(self.parts)}")
+        return self.parts[part]
 
     @property
     def unet(self) -> UNetLayout | None:

@@ -46,19 +46,10 @@ def load_component(
     Raises:
         InputError: no such network; tensors that are missing, unknown, misshaped or not finite.
     """
-    if part not in checkpoint.parts:
-        raise InputError(f"{checkpoint.path}: no {part} in it, only {some(checkpoint.parts)}")
     wanted = {name: tuple(parameter.shape) for name, parameter in module.state_dict().items()}
-    check_tensors(wanted, checkpoint.parts[part], f"{checkpoint.path}: {part}")
+    check_tensors(wanted, checkpoint.part(part), f"{checkpoint.path}: {part}")
     tensors = read_part(checkpoint, part, dtype=dtype, device=device, copied=copied)
     module.load_state_dict(tensors, assign=True)
-
-
-def stored_dtype(checkpoint: Checkpoint, part: str) -> torch.dtype:
-    """The number format in which a network's weights can stay in the mapped file, or float16 for others."""
-    formats = {stored.dtype for stored in checkpoint.parts[part].tensors.values()}
-    first = next(iter(formats))
-    return first if len(formats) == 1 and first.itemsize == 2 else torch.float16
 
 
 def read_part(

@@ -1,4 +1,4 @@
-"""CLIP's byte-pair vocabulary, for models that bring no tokenizer, as single files do.
+"""Tokenizers of models: their own, or CLIP's for those that bring none, as single files do.
 
 ``data/clip/bpe_simple_vocab_16e6.txt.gz`` is OpenAI's file (MIT, see NOTICE). Both of SDXL's encoders use it;
 their tokenizers differ in the padding token only.
@@ -6,12 +6,16 @@ their tokenizers differ in the padding token only.
 
 import gzip
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from ssd1b.errors import InputError, shown
+from ssd1b.files import named, read_file, text_of
 from ssd1b.layouts import ModelLayout
-from ssd1b.models.tokenizer import BEGIN, END, CLIPTokenizer, load_tokenizer
+from ssd1b.models.tokenizer import BEGIN, END, CLIPTokenizer
 from ssd1b.weights.checkpoint import ModelInfo
-from ssd1b.weights.files import write_json
+from ssd1b.weights.files import read_json, write_json
 from ssd1b.weights.fitting import check_tokenizer
 
 DATA = Path(__file__).parent.parent / "data"
@@ -20,6 +24,12 @@ _MERGES_FILE = DATA / "clip" / "bpe_simple_vocab_16e6.txt.gz"
 VOCABULARY_SIZE = 49408
 PADDING = {"text_encoder": END, "text_encoder_2": "!"}
 """The padding token of each encoder's tokenizer."""
+
+LARGEST_VOCABULARY = 2**18
+"""Tokens, and merges; CLIP has 49,408."""
+
+_LARGEST_MERGES = 8 * 2**20
+"""Bytes; CLIP's ``merges.txt`` has 0.5 million."""
 
 # 256 bytes, each alone and as a word's end, then the merges, then begin and end.
 _MERGES = VOCABULARY_SIZE - 2 * 256 - 2
@@ -43,19 +53,88 @@ def clip_tokenizer(part: str) -> CLIPTokenizer:
     return CLIPTokenizer(*clip_vocabulary(), PADDING[part])
 
 
+def tokenizer_of(folders: Mapping[str, Path], part: str) -> CLIPTokenizer:
+    """Give the tokenizer of a text encoder: the model's own, or CLIP's where it brings none.
+
+    Args:
+        folders: the model's own tokenizers.
+        part: one of ``PADDING``.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    return load_tokenizer(folders[part]) if part in folders else clip_tokenizer(part)
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Open a model folder's own tokenizer: ``vocab.json`` and ``merges.txt``, or ``tokenizer.json``.
+
+    Raises:
+        InputError: neither is there, or what is there is no tokenizer of CLIP's kind, or too large.
+    """
+    if (folder / "vocab.json").exists():
+        file = folder / "vocab.json"
+        vocabulary: Any = read_json(file)
+        pairs_file = folder / "merges.txt"
+        lines = text_of(read_file(pairs_file, most=_LARGEST_MERGES), named(pairs_file)).split("\n")
+        merges: Any = [line for line in lines if line.strip() and not line.startswith("#version")]
+    else:
+        file = folder / "tokenizer.json"
+        model = read_json(file).get("model")
+        model = model if isinstance(model, dict) else {}
+        vocabulary, merges = model.get("vocab"), model.get("merges")
+    padding = _padding(folder)
+    _check_vocabulary(vocabulary, padding, file)
+    if not isinstance(merges, list) or len(merges) > LARGEST_VOCABULARY:
+        raise InputError(f"{named(folder)}: merges must be a list of at most {LARGEST_VOCABULARY} pairs")
+    try:
+        pairs = [(left, right) for left, right in (e.split() if isinstance(e, str) else e for e in merges)]
+        return CLIPTokenizer(vocabulary, pairs, padding)
+    except Exception as error:  # the library raises bare ones
+        raise InputError(f"{named(folder)}: no tokenizer that can be read: {shown(error)}") from None
+
+
+def _check_vocabulary(vocabulary: object, padding: str, file: Path) -> None:
+    if not isinstance(vocabulary, dict) or not vocabulary:
+        raise InputError(f"{named(file)}: no vocabulary in it, which is a table of tokens")
+    if len(vocabulary) > LARGEST_VOCABULARY:
+        raise InputError(
+            f"{named(file)}: the vocabulary has {len(vocabulary)} tokens; allowed are {LARGEST_VOCABULARY}"
+        )
+    for token, number in vocabulary.items():
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < LARGEST_VOCABULARY:
+            raise InputError(
+                f"{named(file)}: the number of a token must be 0 to {LARGEST_VOCABULARY - 1}, "
+                f"{shown(token)} has {shown(number)}"
+            )
+    for what, token in (("begin", BEGIN), ("end", END), ("padding", padding)):
+        if token not in vocabulary:
+            raise InputError(f"{named(file)}: the vocabulary has no {shown(token)}, the {what} token")
+
+
+def _padding(folder: Path) -> str:
+    """The padding token, a string or a table with its content; CLIP's own is the end token."""
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        file = folder / name
+        token = read_json(file).get("pad_token") if file.exists() else None
+        if isinstance(token, dict):
+            token = token.get("content", 0)
+        if token is not None and not isinstance(token, str):
+            raise InputError(f"{named(file)}: pad_token must be a text, got {shown(token)}")
+        if token is not None:
+            return token
+    return END
+
+
 def tokenizers(info: ModelInfo) -> tuple[CLIPTokenizer, CLIPTokenizer]:
-    """Give the tokenizers of a model's text encoders: its own, or CLIP's where it brings none.
+    """Give the tokenizers of a model's text encoders, see ``tokenizer_of``.
 
     Raises:
         InputError: a tokenizer of its own cannot be read, or has more tokens than its encoder.
     """
-    found = []
-    for part in PADDING:
-        folder = info.tokenizers.get(part)
-        tokenizer = load_tokenizer(folder) if folder else clip_tokenizer(part)
-        check_tokenizer(tokenizer, getattr(info.layout, part), str(folder or part))
-        found.append(tokenizer)
-    first, second = found
+    first, second = (tokenizer_of(info.tokenizers, part) for part in PADDING)
+    for part, tokenizer in zip(PADDING, (first, second), strict=True):
+        check_tokenizer(tokenizer, getattr(info.layout, part), str(info.tokenizers.get(part, part)))
     return first, second
 
 

@@ -17,7 +17,7 @@ from picture_files import smooth
 from ssd1b.distill import run as running
 from ssd1b.distill.plan import plan
 from ssd1b.distill.stages import Stage
-from ssd1b.distill.teacher import Teacher
+from ssd1b.distill.teacher import find_teacher
 from ssd1b.distill.train import student_of
 from ssd1b.errors import InputError
 from ssd1b.layouts import SDXL, VAELayout
@@ -114,7 +114,7 @@ def test_a_student_is_made_in_stages_and_opens_in_both_formats(run, tmp_path, te
     student = load_file(tmp_path / "out/stage-2/student.safetensors")
     for model in ("out/model", "out/model.safetensors"):
         pipeline = Pipeline.load(str(tmp_path / model), dtype="fp32", device="cpu")
-        assert pipeline.family == "ssd-1b" and pipeline.defaults["guidance_scale"] == 3.0
+        assert pipeline.info.family == "ssd-1b" and pipeline.info.defaults["guidance_scale"] == 3.0
         for name, tensor in pipeline.unet.state_dict().items():
             assert tensor.equal(student[name].half().float())
     for part in ("vae", "text_encoder", "text_encoder_2"):
@@ -136,7 +136,7 @@ def _logs(folder):
 
 def test_each_stage_begins_with_what_the_one_before_learned(tmp_path, teacher, monkeypatch):
     """The second stage's student is cut out of the first one's averaged weights."""
-    found = Teacher.find(str(teacher), offline=True)
+    found = find_teacher(str(teacher), offline=True)
     planned = plan(TEACHER.unet, [Stage(student="ssd-1b"), Stage(student="vega")])
     given = []
 
@@ -159,7 +159,7 @@ def test_each_stage_begins_with_what_the_one_before_learned(tmp_path, teacher, m
 
 
 def test_parts_that_processes_cannot_share_are_refused_before_data_are_read(tmp_path, teacher, monkeypatch):
-    found = Teacher.find(str(teacher), offline=True)
+    found = find_teacher(str(teacher), offline=True)
     planned = plan(TEACHER.unet, [Stage(student="ssd-1b")])
     monkeypatch.setattr(running, "joined", lambda device: SimpleNamespace(num_processes=3))
 
@@ -171,11 +171,11 @@ def test_parts_that_processes_cannot_share_are_refused_before_data_are_read(tmp_
 
 
 def test_a_miniature_brings_its_tokenizers_and_image_encoder_and_has_no_single_file(tmp_path):
-    found = Teacher.find("mini-sdxl", offline=True)
-    (planned,) = plan(found.info.layout.unet, [Stage(student="mini-ssd-1b")])
-    made = running.write_model(tmp_path, student_of(found.unet(), planned.cut), found)
+    found = find_teacher("mini-sdxl", offline=True)
+    (planned,) = plan(found.layout.unet, [Stage(student="mini-ssd-1b")])
+    made = running.write_model(tmp_path, student_of(found.network("unet"), planned.cut), found)
     assert made == (tmp_path / "model", None)
-    theirs = found.checkpoint.path
+    theirs = found.path
     for name in (f"{IMAGE_ENCODER}/model.safetensors", "tokenizer/vocab.json", "ssd1b.json"):
         assert (made.folder / name).read_bytes() == (theirs / name).read_bytes()
     checkpoint = open_checkpoint(made.folder)
@@ -198,7 +198,7 @@ def test_a_folder_of_captioned_pictures_will_do(run, tmp_path, teacher):
     found = json.loads((tmp_path / "out/data.json").read_text())
     assert sum(found["buckets"].values()) == 4 and not found["unusable"]
     assert len([*(tmp_path / "out/encoded").rglob("*.safetensors")]) >= 8, "latents and captions"
-    assert Pipeline.load(str(tmp_path / "out/model"), device="cpu").family == "vega"
+    assert Pipeline.load(str(tmp_path / "out/model"), device="cpu").info.family == "vega"
 
 
 SHARED = """

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from ssd1b.distill.features import LEVELS
 from ssd1b.distill.layer_map import LayerMap
 from ssd1b.distill.losses import Weights
-from ssd1b.distill.teacher import Teacher
+from ssd1b.distill.teacher import find_teacher, objective_of
 from ssd1b.distill.train import distill, student_of
 from ssd1b.errors import InputError
 from ssd1b.layouts import SDXL_MINI, SSD_1B_MINI
@@ -104,9 +105,10 @@ def test_the_teacher_is_left_as_it_was_and_no_hook_stays(tmp_path: Path, text: T
 
 
 def test_a_student_that_learns_comes_nearer_to_its_teacher(tmp_path: Path) -> None:
-    found = Teacher.find("mini-sdxl", offline=True)
-    text, first = found.text("cpu", torch.float32), found.unet().float()
-    objective = found.objective(text, "cpu", torch.float32)
+    found = find_teacher("mini-sdxl", offline=True)
+    text = found.text_encoders(partial(found.network, dtype=torch.float32))
+    first = found.network("unet").float()
+    objective = objective_of(found, text, "cpu", torch.float32)
     settings = replace(SETTINGS, steps=12, learning_rate=1e-4)
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ DRAW = """
 import sys, warnings
 from pathlib import Path
 import torch
+import ssd1b.pipeline
 from ssd1b.computing import Computing
 from ssd1b.errors import InputError
 from ssd1b.pipeline import Pipeline
@@ -26,12 +27,12 @@ from ssd1b.speed import openvino
 warnings.simplefilter("ignore")
 model, cache = sys.argv[1:]
 openvino.cache_folder = lambda: Path(cache)
-openvino.SAMPLES = 8
+ssd1b.pipeline.CALIBRATION_STEPS = 8
 told = []
 
 def load(**how):
     way = Computing(**how)
-    return Pipeline.load(model, device="cpu", dtype="fp32", offline=True, computing=way, told=told.append)
+    return Pipeline.load(model, device="cpu", dtype="fp32", offline=True, computing=way, notify=told.append)
 
 def pixels(pipeline, **settings):
     (picture,) = pipeline.generate("a small red cone", seed=3, steps=4, **settings)

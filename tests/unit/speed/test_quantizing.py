@@ -12,8 +12,7 @@ from ssd1b.layouts import SSD_1B, model_layout
 from ssd1b.models.attention import GEGLU
 from ssd1b.models.unet import UNet
 from ssd1b.speed import quantizing, rounding
-from ssd1b.speed.loading import check_computing, settle
-from ssd1b.speed.preparing import prepare
+from ssd1b.speed.backends import check_computing, prepare, settle
 from ssd1b.speed.quantizing import QUANTIZATIONS, Quantization, check_quantization
 from ssd1b.speed.rounding import RoundedConv2d, RoundedGEGLU, RoundedLinear, rounds_fast
 from tiny import LAYOUTS, inputs
@@ -71,7 +70,7 @@ def test_what_cannot_be_quantized(monkeypatch):
     ],
 )
 def test_eight_bits_where_they_are_faster(monkeypatch, layout, able, device, dtype, given, expected):
-    monkeypatch.setattr("ssd1b.speed.loading.rounds_fast", lambda: able)
+    monkeypatch.setattr("ssd1b.speed.backends.rounds_fast", lambda: able)
     asked = Computing(quantized="auto", **given)
     check_computing(asked, torch.device(device), dtype)
     assert settle(asked, layout, torch.device(device), dtype) == Computing(quantized=expected, **given)

@@ -58,11 +58,15 @@ def test_steadying_the_decoder_leaves_the_encoder_alone(tmp_path: Path) -> None:
     assert {name.split(".")[0] for name in changed} == {"decoder", "post_quant_conv"}
 
 
-@pytest.mark.parametrize(("part", "network"), [("vae", VAE), ("unet", UNet)])
-def test_a_models_weights_are_gone_on_with_in_32_bits(part: str, network: type[VAE] | type[UNet]) -> None:
-    model = hub.resolve("mini-sdxl", offline=True).path
-    taken = assemble._taken(network(getattr(MINI_SDXL, part)), model, part)
-    assert all(p.requires_grad and p.dtype == torch.float32 for p in taken.parameters())
+@pytest.mark.parametrize("part", ["vae", "unet"])
+def test_a_models_weights_are_gone_on_with_in_32_bits(part: str) -> None:
+    taken = assemble._taken(hub.resolve("mini-sdxl", offline=True).path, part)
+    assert taken.training and all(p.requires_grad and p.dtype == torch.float32 for p in taken.parameters())
+
+
+def test_a_network_of_another_layout_is_not_gone_on_with() -> None:
+    with pytest.raises(InputError, match="its unet has another layout"):
+        assemble._taken(hub.resolve("mini-ssd-1b", offline=True).path, "unet")
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def edit(file, **changes):
 
 def test_a_token_beyond_the_vocabulary_is_named_before_anything_is_loaded(miniature, monkeypatch):
     edit(miniature / "tokenizer_2" / "vocab.json", **{"new</w>": 1024})
-    monkeypatch.setattr("ssd1b.speed.loading.load_component", lambda *a, **k: pytest.fail("loaded"))
+    monkeypatch.setattr("ssd1b.model.load_component", lambda *a, **k: pytest.fail("loaded"))
     with pytest.raises(
         InputError, match=r"tokenizer_2: the tokenizer's 'new</w>' is number 1024, .* 1024 tokens"
     ):

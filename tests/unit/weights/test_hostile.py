@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ssd1b.errors import InputError
-from ssd1b.pipeline import recommended_settings
 from ssd1b.settings import resolve_settings
 from ssd1b.weights.files import read_header
 from ssd1b.weights.hub import BUILT_IN
@@ -135,7 +134,7 @@ def test_any_value_in_any_field_of_any_configuration_opens_or_gives_a_sentence(c
         checkpoint = open_checkpoint(copy)
         info = checkpoint.info
         tokenizers(info)
-        defaults = {"seed": 0, **recommended_settings(info)}
+        defaults = {"seed": 0, **info.defaults}
         resolve_settings("any", family=checkpoint.family or "sdxl", model_defaults=defaults, preset=None)
     except InputError as error:
         assert len(str(error)) < 2000
