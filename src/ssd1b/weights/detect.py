@@ -262,16 +262,6 @@ def part_of(part: str, table: dict[str, StoredTensor], config: Mapping[str, Any]
     return Part(layout=layout_of(part, shapes, config, where), tensors=table)
 
 
-def picture_size(unet_config: Mapping[str, Any] | None, vae: VAELayout, where: str) -> int:
-    """Side in pixels of the square picture a UNet was trained for: its configuration's, or 1024.
-
-    Raises:
-        InputError: ``sample_size`` is no size of latents.
-    """
-    cells = configs.sample_size(unet_config or {}, where)
-    return 1024 if cells is None else cells * vae.factor
-
-
 def _difference(declared: Layout, found: Layout) -> str:
     declared_fields, found_fields = asdict(declared), asdict(found)
     name = next(name for name in declared_fields if declared_fields[name] != found_fields[name])

@@ -106,9 +106,17 @@ def broken_tensors(module: nn.Module) -> list[str]:
 
 
 def _read(handle: Any, stored: StoredTensor) -> Tensor:
-    """One of our tensors, in the file's number format; a view of the mapped file where the form allows."""
+    """Read one of our tensors, in the file's number format, or in float32 where it has a scale.
+
+    It is a view of the mapped file where number format and form allow.
+    """
     try:
-        tensor = stored.read(handle.get_tensor)
+        tensor = handle.get_tensor(stored.name)
+        if stored.scale is not None:
+            scale = handle.get_tensor(stored.scale).float()
+            by_row = scale.reshape(-1, *[1] * (tensor.ndim - 1)) if scale.numel() > 1 else scale.reshape(())
+            tensor = tensor.float() * by_row
+        tensor = stored.form.read(tensor)
     except SafetensorError as error:
         raise InputError(f"{stored.file}: changed since it was opened: {error}") from error
     if tuple(tensor.shape) != stored.shape or tensor.dtype != stored.read_dtype:

@@ -15,7 +15,7 @@ from ssd1b.files import check_path, check_regular, named
 from ssd1b.layouts import VAELayout
 from ssd1b.weights import configs
 from ssd1b.weights.checkpoint import SDXL_SCHEDULER, SETTINGS_FILE, Checkpoint, Part
-from ssd1b.weights.detect import part_of, picture_size
+from ssd1b.weights.detect import part_of
 from ssd1b.weights.files import Header, parse_json, read_header, read_json, some
 from ssd1b.weights.foreign import foreign
 from ssd1b.weights.keymap import METADATA, PARTS, STEMS
@@ -134,14 +134,16 @@ def _open_component(path: Path, *, half: bool) -> Checkpoint:
         path=path,
         format=f"diffusers {part} folder",
         parts={part: _read_part(part, path, half)},
-        size=picture_size(config if part == "unet" else None, VAELayout(), str(path)),
+        size=_picture_size(config if part == "unet" else None, VAELayout(), str(path)),
     )
 
 
 def _folder_size(path: Path, parts: Mapping[str, Part]) -> int:
     vae = parts["vae"].layout if "vae" in parts else VAELayout()
     assert isinstance(vae, VAELayout)
-    return picture_size(read_json(path / "unet" / "config.json") if "unet" in parts else None, vae, str(path))
+    return _picture_size(
+        read_json(path / "unet" / "config.json") if "unet" in parts else None, vae, str(path)
+    )
 
 
 def _read_part(part: str, folder: Path, half: bool) -> Part:
@@ -211,7 +213,7 @@ def open_single_file(path: Path) -> Checkpoint:
         path=path,
         format="single file" if len(parts) > 1 else f"single {next(iter(parts))} file",
         parts=parts,
-        size=picture_size(_told(told, "unet", path), vae, f"{path}: metadata"),
+        size=_picture_size(_told(told, "unet", path), vae, f"{path}: metadata"),
         scheduler=own or _scheduler(header, said),
         prediction=said,
         force_zeros_for_empty_prompt=configs.flag(
@@ -266,3 +268,13 @@ def _settings(told: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise InputError(f"{where}: settings must be an object, got {shown(settings)}")
     return settings
+
+
+def _picture_size(unet_config: Mapping[str, Any] | None, vae: VAELayout, where: str) -> int:
+    """Side in pixels of the square picture a UNet was trained for: its configuration's, or 1024.
+
+    Raises:
+        InputError: ``sample_size`` is no size of latents.
+    """
+    cells = configs.sample_size(unet_config or {}, where)
+    return 1024 if cells is None else cells * vae.factor

@@ -1,12 +1,11 @@
 """The tensors of one network in the files they lie in, by any known spelling, and their scales."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ssd1b.errors import InputError, shown
 from ssd1b.weights.files import FLOATS, Header, Shape, some
@@ -39,19 +38,6 @@ class StoredTensor:
     form: Form = PLAIN
     scale: str | None = None
 
-    def read(self, get: Callable[[str], Tensor]) -> Tensor:
-        """Give our tensor, in the file's number format, or in float32 where it has a scale.
-
-        Args:
-            get: reads a tensor of the file by its name.
-        """
-        tensor = get(self.name)
-        if self.scale is None:
-            return self.form.read(tensor)
-        scale = get(self.scale).float()
-        by_row = scale.reshape(-1, *[1] * (tensor.ndim - 1)) if scale.numel() > 1 else scale.reshape(())
-        return self.form.read(tensor.float() * by_row)
-
     @property
     def names(self) -> tuple[str, ...]:
         """The tensors of the file that make it up."""
@@ -59,7 +45,7 @@ class StoredTensor:
 
     @property
     def read_dtype(self) -> torch.dtype:
-        """The number format of what ``read`` gives."""
+        """The number format of our tensor, float32 where it has a scale."""
         return self.dtype if self.scale is None else torch.float32
 
 
