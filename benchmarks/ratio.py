@@ -40,7 +40,7 @@ def main() -> None:
                 prepare(case.network)
             latents, times, embeds, pooled, sizes = (each.to(device) for each in case.inputs)
             network = networks[name]
-            texts = network.read(embeds.to(dtype), without_text=1)
+            texts = network.cross_attention_kv(embeds.to(dtype), without_text=1)
             works.append((network, latents.to(dtype), times, texts, pooled.to(dtype), sizes))
             del case
         seconds = np.empty((given.rounds, 2))

@@ -21,7 +21,7 @@ from ssd1b.layouts import ModelLayout
 from ssd1b.model import Model
 from ssd1b.models.layers import guidance_embedding
 from ssd1b.models.text import Conditioning, TextEncoders
-from ssd1b.models.unet import ReadPrompts, UNet
+from ssd1b.models.unet import PromptKV, UNet
 from ssd1b.models.vae import VAE
 from ssd1b.recipe import ModelIdentity, Recipe
 from ssd1b.runtime import choose_device, choose_dtype, dtype_name
@@ -261,25 +261,27 @@ class Pipeline:
         both = Conditioning(*(torch.cat(pair) for pair in zip(negative, positive, strict=True)))
         absent = self.info.force_zeros_for_empty_prompt and all(s.negative_prompt is None for s in batch)
         # Read when they are first needed, and never again.
-        alone = cache(lambda: self.unet.read(positive.embeds))
-        paired = cache(lambda: self.unet.read(both.embeds, without_text=len(batch) if absent else 0))
+        alone = cache(lambda: self.unet.cross_attention_kv(positive.embeds))
+        paired = cache(
+            lambda: self.unet.cross_attention_kv(both.embeds, without_text=len(batch) if absent else 0)
+        )
         dim = self.layout.unet.guidance_embed_dim
         scales = None
         if dim is not None:
             scale = torch.full((len(batch),), batch[0].guidance_scale, device=self.device)
             scales = guidance_embedding(scale, dim).to(self.dtype)
 
-        through = None
+        deep_features = None
         if tolerance := batch[0].feature_reuse:
             if any(self.layout.unet.levels[0].up):
                 raise InputError("feature_reuse needs a UNet whose finest level reads no text: take 0")
-            through = FeatureReuse(tolerance)
+            deep_features = FeatureReuse(tolerance)
 
         def forward(
-            x: Tensor, timestep: float, prompts: ReadPrompts, pooled: Tensor, time_ids: Tensor
+            x: Tensor, timestep: float, prompts: PromptKV, pooled: Tensor, time_ids: Tensor
         ) -> Tensor:
             timesteps = torch.full((len(x),), timestep, device=x.device)
-            return self.unet(x.to(self.dtype), timesteps, prompts, pooled, time_ids, scales, through)
+            return self.unet(x.to(self.dtype), timesteps, prompts, pooled, time_ids, scales, deep_features)
 
         def predict(x: Latents, timestep: float) -> Latents:
             return forward(x, timestep, alone(), positive.pooled, time_ids)

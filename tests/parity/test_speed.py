@@ -53,7 +53,7 @@ def test_a_prepared_unet_predicts_the_same(name: str, size: tuple[int, int]) -> 
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     prepare(model)
     assert apart(model(latents, timesteps, embeds, pooled, time_ids), expected) < 1e-5
-    read = model.read(embeds, without_text=1)
+    read = model.cross_attention_kv(embeds, without_text=1)
     assert apart(model(latents, timesteps, read, pooled, time_ids), expected) < 1e-5
     kinds = {type(module) for module in model.modules()}
     assert {PackedConv2d, PackedGEGLU, PackedLinear, SelfAttention} <= kinds
@@ -100,7 +100,7 @@ embeds[0] = 0.0
 expected = model(latents, timesteps, embeds, pooled, time_ids)
 fuse(model)
 whole = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
-predicted = whole(latents, timesteps, model.read(embeds, without_text=1), pooled, time_ids)
+predicted = whole(latents, timesteps, model.cross_attention_kv(embeds, without_text=1), pooled, time_ids)
 assert (predicted - expected).norm() / expected.norm() < 1e-5
 """
 

@@ -62,7 +62,7 @@ def test_a_text_that_was_read_once_gives_the_same_prediction(name: str) -> None:
     latents, timesteps, embeds, pooled, time_ids = inputs(LAYOUTS[name], 8, 8)
     with torch.no_grad():
         expected = model(latents, timesteps, embeds, pooled, time_ids)
-        read = model.read(embeds)
+        read = model.cross_attention_kv(embeds)
         asked = [
             module.register_forward_hook(lambda *given: pytest.fail("read again"))
             for key, module in model.named_modules()
@@ -84,7 +84,7 @@ def test_of_no_text_nothing_is_computed_and_the_prediction_stays(name: str) -> N
         for key, module in model.named_modules():
             if key.endswith("attn2.to_q"):
                 module.register_forward_hook(lambda module, given, output: rows.append(len(output)))
-        actual = model(latents, timesteps, model.read(embeds, without_text=1), pooled, time_ids)
+        actual = model(latents, timesteps, model.cross_attention_kv(embeds, without_text=1), pooled, time_ids)
     assert set(rows) == {1}
     assert (actual - expected).norm() / expected.norm() < 1e-5
 

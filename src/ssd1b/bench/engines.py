@@ -86,7 +86,7 @@ def _ours(
     if isinstance(network, UNet):
         latents, timesteps, embeds, pooled, sizes = inputs
         # Once a picture, and so no part of a step.
-        context = network.read(embeds, without_text=case.batch)
+        context = network.cross_attention_kv(embeds, without_text=case.batch)
         return lambda: network(latents, timesteps, context, pooled, sizes)
     return _called_ours(network, inputs)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssd1b.models.unet import ReadPrompts
+from ssd1b.models.unet import PromptKV
 
 LIMIT = 512 * 2**20
 """Bytes of answers that are kept; those not asked for longest go first."""
@@ -85,7 +85,7 @@ def _remembered(memory: Memory, name: str, forward: Callable[..., Any]) -> Calla
 def _digest(name: str, given: tuple[Any, ...]) -> bytes:
     digest = blake2b(name.encode(), digest_size=16)
     for each in given:
-        each = each.prompt_embeds if isinstance(each, ReadPrompts) else each
+        each = each.prompt_embeds if isinstance(each, PromptKV) else each
         if isinstance(each, Tensor):
             digest.update(f"{each.dtype}{tuple(each.shape)}".encode())
             digest.update(each.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

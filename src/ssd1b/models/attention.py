@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 KeysValues: TypeAlias = tuple[Tensor, Tensor]
-"""What a cross-attention makes of a text, each ``[B, heads, T, head_dim]``. There may be fewer than pictures:
-the first pictures then have no text, which is zeros."""
+"""Keys and values of a context, each ``[B, heads, T, head_dim]``. If there are fewer than pictures, the
+first pictures have no text."""
 
 
 class Attention(nn.Module):
@@ -32,9 +32,9 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: Tensor, context: Tensor | KeysValues | None = None) -> Tensor:
-        """``x`` ``[B, N, C]``, ``context`` ``[B, T, D]`` or what was read of it -> ``[B, N, C]``."""
+        """``x`` ``[B, N, C]``, ``context`` ``[B, T, D]`` or its keys and values -> ``[B, N, C]``."""
         if not isinstance(context, tuple):
-            context = self.read(x if context is None else context)
+            context = self.keys_values(x if context is None else context)
         k, v = context
         without_text = len(x) - len(k)
         q = self._heads(self.to_q(x[without_text:]))
@@ -45,8 +45,8 @@ class Attention(nn.Module):
         bias = cast(nn.Linear, self.to_out[0]).bias
         return torch.cat([bias.expand(without_text, *x.shape[1:]), attended])
 
-    def read(self, context: Tensor) -> KeysValues:
-        """Keys and values of ``[B, T, D]``, which steps with the same text have in common."""
+    def keys_values(self, context: Tensor) -> KeysValues:
+        """Project a context ``[B, T, D]`` to keys and values, which steps with the same text share."""
         return self._heads(self.to_k(context)), self._heads(self.to_v(context))
 
     def _heads(self, tokens: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(channels)
 
     def forward(self, x: Tensor, context: Tensor | KeysValues) -> Tensor:
-        """``x`` ``[B, N, C]``, ``context`` ``[B, T, D]`` or what was read of it -> ``[B, N, C]``."""
+        """``x`` ``[B, N, C]``, ``context`` ``[B, T, D]`` or its keys and values -> ``[B, N, C]``."""
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))

@@ -18,17 +18,17 @@ from ssd1b.tensors import Latents, PooledEmbeds, PromptEmbeds, TimeIds, Timestep
 
 RESNET_EPS = 1e-5
 
-Through: TypeAlias = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
-"""``through(x, deep)``: what the coarser levels make of the finest level's features ``x``, which ``deep(x)``
-computes."""
+DeepFeatures: TypeAlias = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
+"""``deep_features(x, compute)``: gives the features that come back from the coarser levels to the finest one,
+``[B, C, H, W]`` as its own features ``x``. ``compute(x)`` computes them."""
 
 
-class ReadPrompts(NamedTuple):
-    """What all steps have in common that draw the same prompts.
+class PromptKV(NamedTuple):
+    """Keys and values of the prompts, which all steps share.
 
     Attributes:
-        prompt_embeds: that were read.
-        keys_values: of each transformer block, in the order in which they run.
+        prompt_embeds: the embeddings that they were computed from.
+        keys_values: of each transformer block's cross-attention, in the order in which the blocks run.
     """
 
     prompt_embeds: PromptEmbeds
@@ -83,16 +83,18 @@ class UNet(nn.Module):
         """The number format that it computes in."""
         return self.conv_norm_out.weight.dtype
 
-    def read(self, prompt_embeds: PromptEmbeds, *, without_text: int = 0) -> ReadPrompts:
-        """Compute the cross-attentions' keys and values, once for all steps.
+    def cross_attention_kv(self, prompt_embeds: PromptEmbeds, *, without_text: int = 0) -> PromptKV:
+        """Compute the keys and values of all cross-attentions, once for all steps.
 
         Args:
             prompt_embeds: as ``forward`` takes them.
-            without_text: so many of them, the first ones, are zeros: nothing is computed for these, neither
-                now nor in any step, since projections without bias leave them zeros.
+            without_text: number of prompts, the first ones, whose embeddings are zeros. Projections without
+                bias leave them zeros, so nothing is computed for them, neither here nor in the steps.
         """
         texts = prompt_embeds[without_text:]
-        return ReadPrompts(prompt_embeds, [block.attn2.read(texts) for block in self._transformer_blocks()])
+        return PromptKV(
+            prompt_embeds, [block.attn2.keys_values(texts) for block in self._transformer_blocks()]
+        )
 
     def _transformer_blocks(self) -> Iterator[TransformerBlock]:
         """In the order in which they run, which is not the one in which they are registered."""
@@ -104,29 +106,29 @@ class UNet(nn.Module):
         self,
         latents: Latents,
         timesteps: Timesteps,
-        prompt_embeds: PromptEmbeds | ReadPrompts,
+        prompt_embeds: PromptEmbeds | PromptKV,
         pooled_prompt_embeds: PooledEmbeds,
         time_ids: TimeIds,
         guidance_embeds: Tensor | None = None,
-        through: Through | None = None,
+        deep_features: DeepFeatures | None = None,
     ) -> Latents:
         """Run the network once.
 
         Args:
             latents: noisy latents at unit variance, ``x / sqrt(sigma^2 + 1)``.
             timesteps: one diffusion time a picture, in [0, 999].
-            prompt_embeds: penultimate hidden states of both text encoders, or what was read of them.
+            prompt_embeds: penultimate hidden states of both text encoders, or their keys and values.
             pooled_prompt_embeds: projected end-of-text state of the second text encoder.
             time_ids: original size, crop, target size in pixels; required, never defaulted.
             guidance_embeds: ``[B, guidance_embed_dim]``, LCM-distilled layouts only.
-            through: gives the features that come back from the coarser levels, if not by computing them; for
-                layouts whose finest level reads no text, as all published ones.
+            deep_features: replaces the computation of the coarser levels, see ``DeepFeatures``; for layouts
+                whose finest level has no cross-attention, as all published ones.
 
         Returns:
             The prediction, shaped as ``latents``.
         """
         embedding = self.embed(timesteps, pooled_prompt_embeds, time_ids, guidance_embeds)
-        return self.denoise(latents, embedding, prompt_embeds, through)
+        return self.predict(latents, embedding, prompt_embeds, deep_features)
 
     def embed(
         self,
@@ -135,23 +137,23 @@ class UNet(nn.Module):
         time_ids: TimeIds,
         guidance_embeds: Tensor | None = None,
     ) -> Tensor:
-        """What every residual block is told beside its features, ``[B, 4 x width]``; see ``forward``."""
+        """Embed times, sizes and pooled text for the residual blocks, ``[B, 4 x width]``; see ``forward``."""
         time = sinusoidal_embedding(timesteps, self.layout.levels[0].channels).to(self.dtype)
         sizes = sinusoidal_embedding(time_ids, self.layout.time_ids_dim).flatten(1)
         guidance = None if guidance_embeds is None else guidance_embeds.to(self.dtype)
         added = torch.cat([pooled_prompt_embeds.to(self.dtype), sizes.to(self.dtype)], dim=-1)
         return self.time_embedding(time, guidance) + self.add_embedding(added)
 
-    def denoise(
+    def predict(
         self,
         latents: Latents,
         embedding: Tensor,
-        prompt_embeds: PromptEmbeds | ReadPrompts,
-        through: Through | None = None,
+        prompt_embeds: PromptEmbeds | PromptKV,
+        deep_features: DeepFeatures | None = None,
     ) -> Latents:
-        """The way down and up again, ``embedding`` as ``embed`` gives it; see ``forward``."""
-        read = isinstance(prompt_embeds, ReadPrompts)
-        contexts = iter(prompt_embeds.keys_values) if read else repeat(prompt_embeds)
+        """Predict noise or velocity, given the ``embedding`` from ``embed``; see ``forward``."""
+        computed = isinstance(prompt_embeds, PromptKV)
+        contexts = iter(prompt_embeds.keys_values) if computed else repeat(prompt_embeds)
         down, up = cast(list[Block], self.down_blocks), cast(list[Block], self.up_blocks)
         skips: list[Tensor] = []
 
@@ -169,7 +171,7 @@ class UNet(nn.Module):
         x = self.conv_in(latents)
         skips.append(x)
         x = down[0].down(x, embedding, contexts, skips)
-        x = deep(x) if through is None else through(x, deep)
+        x = deep(x) if deep_features is None else deep_features(x, deep)
         x = up[-1].up(x, embedding, contexts, skips)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 

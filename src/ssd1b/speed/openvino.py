@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ssd1b.errors import InputError
 from ssd1b.extras import require
 from ssd1b.model import Model
-from ssd1b.models.unet import Through, UNet
+from ssd1b.models.unet import DeepFeatures, UNet
 from ssd1b.models.vae import VAE
 from ssd1b.runtime import cache_folder, cpu_multiplies_int8
 from ssd1b.saving import renewing
@@ -91,19 +91,23 @@ class OpenVINOUNet(UNet):
         """The number format of the embedding."""
         return torch.float32
 
-    def read(self, prompt_embeds: PromptEmbeds, *, without_text: int = 0) -> Any:
+    def cross_attention_kv(self, prompt_embeds: PromptEmbeds, *, without_text: int = 0) -> Any:
         """Nothing is computed ahead."""
         return prompt_embeds
 
-    def denoise(
-        self, latents: Latents, embedding: Tensor, prompt_embeds: Any, through: Through | None = None
+    def predict(
+        self,
+        latents: Latents,
+        embedding: Tensor,
+        prompt_embeds: Any,
+        deep_features: DeepFeatures | None = None,
     ) -> Latents:
-        """Compute the prediction, as ``UNet.denoise``.
+        """Compute the prediction, as ``UNet.predict``.
 
         Raises:
             InputError: features are to be kept between steps, which a converted network does not do.
         """
-        if through is not None:
+        if deep_features is not None:
             raise InputError("feature_reuse is 0 with backend openvino: its network is one piece")
         return self.compiled(latents, embedding, prompt_embeds)
 
@@ -126,7 +130,7 @@ class _Denoise(nn.Module):
         self.unet = unet
 
     def forward(self, latents: Tensor, embedding: Tensor, prompt_embeds: Tensor) -> Tensor:
-        return self.unet.denoise(latents, embedding, prompt_embeds)
+        return self.unet.predict(latents, embedding, prompt_embeds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
