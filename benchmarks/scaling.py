@@ -28,7 +28,7 @@ from ssd1b.errors import InputError
 from ssd1b.evaluate.plots import svg
 from ssd1b.layouts import model_layout
 from ssd1b.runtime import choose_dtype, dtype_name
-from ssd1b.speed.quantizing import check_quantization
+from ssd1b.speed.torchao_quant import check_quantization
 
 CPU = torch.device("cpu")
 SHAPES = ((32, 1), (64, 1), (96, 1), (128, 1), (64, 2), (64, 4))

@@ -16,7 +16,7 @@ from ssd1b.models.vae import VAE
 from ssd1b.speed import packing
 from ssd1b.speed.backends import prepare
 from ssd1b.speed.folding import FoldedUpsample
-from ssd1b.speed.fusing import SelfAttention, fuse
+from ssd1b.speed.fusing import FusedSelfAttention, fuse
 from ssd1b.speed.packing import PackedConv2d, PackedGEGLU, PackedLinear, pack
 from ssd1b.speed.reuse import FeatureReuse
 from tiny import LAYOUTS, inputs
@@ -56,7 +56,7 @@ def test_a_prepared_unet_predicts_the_same(name: str, size: tuple[int, int]) -> 
     read = model.cross_attention_kv(embeds, without_text=1)
     assert apart(model(latents, timesteps, read, pooled, time_ids), expected) < 1e-5
     kinds = {type(module) for module in model.modules()}
-    assert {PackedConv2d, PackedGEGLU, PackedLinear, SelfAttention} <= kinds
+    assert {PackedConv2d, PackedGEGLU, PackedLinear, FusedSelfAttention} <= kinds
     folded = not name.startswith("mini")  # whose levels have too few channels
     assert (FoldedUpsample in kinds, Upsample in kinds) == (folded, not folded)
     left = [key for key, module in model.named_modules() if type(module) in (nn.Conv2d, nn.Linear)]

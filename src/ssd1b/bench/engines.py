@@ -37,7 +37,7 @@ from ssd1b.settings import DEFAULT_MODEL
 from ssd1b.speed.backends import prepare
 from ssd1b.speed.compiling import compile_network
 from ssd1b.speed.openvino import library, round_file, save
-from ssd1b.speed.quantizing import check_quantization
+from ssd1b.speed.torchao_quant import check_quantization
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.configs import text_config, unet_config, vae_config
 from ssd1b.weights.vocabulary import DATA, PADDING, VOCABULARY_SIZE, tokenizer_folder, tokenizers

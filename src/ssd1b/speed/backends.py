@@ -16,13 +16,13 @@ from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.speed.blocks import use_blocks
 from ssd1b.speed.compiling import compile_network
-from ssd1b.speed.eight_bits import keep_in_eight_bits
 from ssd1b.speed.fusing import fuse
+from ssd1b.speed.int8_cpu import int8_is_fast, quantize_products
+from ssd1b.speed.offloading import LazyNetwork, ModelSlot
 from ssd1b.speed.openvino import OpenVINOBackend, check_openvino
 from ssd1b.speed.packing import FORMATS, pack
-from ssd1b.speed.quantizing import check_quantization, quantize
-from ssd1b.speed.residence import OnDemand, Room
-from ssd1b.speed.rounding import round_products, rounds_fast
+from ssd1b.speed.torchao_quant import check_quantization, quantize
+from ssd1b.speed.weight_only import quantize_weights
 
 WIDE = 256
 """Channels of the widest level from which a UNet is faster in eight bits: SSD-1B's 1280 take half the time,
@@ -99,7 +99,7 @@ def settle(computing: Computing, unet: UNetLayout, device: torch.device, dtype: 
         return computing
     wide = max(level.channels for level in unet.levels) >= WIDE
     able = device.type == "cpu" and dtype in FORMATS and not computing.compiled
-    return replace(computing, quantized="int8" if wide and able and rounds_fast() else None)
+    return replace(computing, quantized="int8" if wide and able and int8_is_fast() else None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,14 +115,14 @@ class TorchBackend:
     device: torch.device
     dtype: torch.dtype
     computing: Computing
-    _room: Room = field(default_factory=Room)
+    _slot: ModelSlot = field(default_factory=ModelSlot)
 
     def load(self, model: Model, part: str) -> Any:
         """See ``Backend``. In little memory it gives a stand-in that reads the network when it is used."""
         if self.computing.memory == "low" and part != "vae":
             read = partial(self._in_eight_bits, model, part)
             layout = model.checkpoint.part(part).layout
-            return OnDemand(cast(type, NETWORKS[part]), read, self._room, layout=layout)
+            return LazyNetwork(cast(type, NETWORKS[part]), read, self._slot, layout=layout)
         network = model.network(part, device=self.device, dtype=self.dtype)
         prepare(network, compiled=self.computing.compiled, quantized=self.computing.quantized)
         return network
@@ -133,7 +133,7 @@ class TorchBackend:
         if part == "unet":
             prepare(network, quantized="int8-weights")
         else:
-            keep_in_eight_bits(network)
+            quantize_weights(network)
         return network.to(self.device, self.dtype)
 
     def uncalibrated(self, model: Model) -> bool:
@@ -157,9 +157,9 @@ def prepare(network: nn.Module, *, compiled: bool = False, quantized: str | None
     on_cpu = next(network.parameters()).device.type == "cpu"
     fuse(network)
     if isinstance(network, UNet) and quantized == "int8-weights":
-        keep_in_eight_bits(network)
+        quantize_weights(network)
     elif isinstance(network, UNet) and quantized == "int8" and on_cpu:
-        round_products(network)
+        quantize_products(network)
     elif isinstance(network, UNet) and quantized is not None:
         quantize(network, quantized)
     use_blocks(network)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ssd1b.models.attention import Attention
 from ssd1b.runtime import cpu_capabilities
-from ssd1b.speed.fusing import SelfAttention
+from ssd1b.speed.fusing import FusedSelfAttention
 
 CACHE = 2 * 2**20
 """Bytes of scores for each thread."""
@@ -56,5 +56,5 @@ def use_blocks(network: nn.Module) -> None:
     if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or tiles:
         return
     for module in network.modules():
-        if isinstance(module, Attention | SelfAttention):
+        if isinstance(module, Attention | FusedSelfAttention):
             module.attend = blocked_attention

@@ -14,7 +14,7 @@ long on a CPU, with 64 to 1280 a fifth to two thirds (docs/log)."""
 _PROJECTIONS = ("to_q", "to_k", "to_v")
 
 
-class SelfAttention(nn.Module):
+class FusedSelfAttention(nn.Module):
     """``Attention`` to its own input, whose queries, keys and values come from one product."""
 
     def __init__(self, layer: Attention) -> None:
@@ -23,7 +23,7 @@ class SelfAttention(nn.Module):
         weights: list[Tensor] = [layer.get_parameter(f"{name}.weight") for name in _PROJECTIONS]
         self.to_qkv = nn.Linear(weights[0].shape[1], 3 * len(weights[0]), bias=False, device="meta")
         self.to_qkv.weight = nn.Parameter(torch.cat(weights), requires_grad=False)
-        self.register_state_dict_post_hook(_apart)
+        self.register_state_dict_post_hook(_split_qkv_keys)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, N, C] -> [B, N, C]``."""
@@ -31,16 +31,16 @@ class SelfAttention(nn.Module):
         return self.to_out[0](self.attend(q, k, v).transpose(1, 2).flatten(2))
 
 
-def _apart(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
-    """Weights under the names they have in files."""
+def _split_qkv_keys(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
+    """Give the weights under the names that files have."""
     weights = state.pop(f"{prefix}to_qkv.weight").chunk(3)
     state |= {f"{prefix}{name}.weight": part for name, part in zip(_PROJECTIONS, weights, strict=True)}
 
 
 def fuse(network: nn.Module) -> None:
-    """Put fused layers in place of a network's own; it is for drawing from then on and does not learn.
+    """Replace layers by fused ones, in place. Inference only afterwards.
 
-    Self-attention's three projections become one, and doubling and the convolution behind it are folded.
+    Self-attention's three projections become one, and upsampling and its convolution are folded.
 
     Args:
         network: with its weights.
@@ -50,4 +50,4 @@ def fuse(network: nn.Module) -> None:
             if isinstance(child, Upsample) and child.conv.in_channels % _FOLDED == 0:
                 module.add_module(name, FoldedUpsample(child).eval())
         if isinstance(module, TransformerBlock):
-            module.add_module("attn1", SelfAttention(module.attn1).eval())
+            module.add_module("attn1", FusedSelfAttention(module.attn1).eval())

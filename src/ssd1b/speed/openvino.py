@@ -1,6 +1,6 @@
-"""UNet and VAE decoder by OpenVINO, on a CPU: converted once and kept on disk, in eight bits if wanted.
+"""OpenVINO as a backend on CPUs: UNet and VAE decoder converted once, kept on disk, in int8 if wanted.
 
-OpenVINO is no part of torch and imports for a second; nothing here does so before it is asked for.
+Importing OpenVINO takes a second, so it is imported when it is first used.
 """
 
 import hashlib
@@ -29,10 +29,10 @@ PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"
 
 
 def check_openvino(device: torch.device, *, quantized: bool) -> None:
-    """See that OpenVINO can be used.
+    """Check that OpenVINO can be used.
 
     Raises:
-        InputError: it, or what quantizes for it, is not installed, or the device is no CPU.
+        InputError: it, or NNCF for quantizing, is not installed, or the device is not a CPU.
     """
     if device.type != "cpu":
         raise InputError(f"backend openvino computes on a CPU, not on {device}: add --device cpu")
@@ -40,7 +40,7 @@ def check_openvino(device: torch.device, *, quantized: bool) -> None:
 
 
 def library(name: str) -> Any:
-    """Import one of OpenVINO's libraries without that through which it reports its use over the network.
+    """Import one of OpenVINO's libraries without its telemetry, which would use the network.
 
     Args:
         name: openvino, one of its modules, or nncf.
@@ -51,7 +51,7 @@ def library(name: str) -> Any:
 
 
 class Compiled:
-    """A converted network, compiled for a shape when it first comes and kept while that stays."""
+    """A converted network, compiled for the shapes of its inputs; other shapes compile it anew."""
 
     def __init__(self, file: Path, dtype: torch.dtype) -> None:
         openvino = library("openvino")
@@ -113,7 +113,7 @@ class OpenVINOUNet(UNet):
 
 
 class OpenVINODecoder(nn.Module):
-    """Stands for a VAE's decoder."""
+    """Replaces a VAE's decoder."""
 
     def __init__(self, vae: VAE, compiled: Compiled, dtype: torch.dtype) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ def save(model: Any, file: Path, *, half: bool) -> None:
 
 
 def round_file(exact: Path, file: Path, samples: Sequence[Sequence[np.ndarray]]) -> None:
-    """Round matrices and convolutions, and what they multiply, whose ranges are read off the samples.
+    """Quantize matrices, convolutions and their activations, whose ranges are taken from samples.
 
     Args:
         exact: the network, as ``save`` wrote it.

@@ -116,9 +116,9 @@ def _save(destination: dict[str, Tensor], prefix: str, weight: Tensor, bias: Ten
 
 
 def pack(network: nn.Module) -> None:
-    """Put packed layers in place of a network's own, one after the other, so that memory holds few of both.
+    """Replace layers by packed ones, in place, one after the other, so that memory holds few of both.
 
-    It is for drawing from then on and does not learn; ``state_dict`` is what it was. On other devices than
+    Inference only afterwards; ``state_dict`` does not change. On other devices than
     CPUs, in other formats than ``FORMATS``, and where torch or the processor lacks the operators, nothing
     changes.
 
@@ -161,7 +161,7 @@ def _worthwhile(layer: nn.Linear) -> bool:
 def _works(dtype: torch.dtype) -> bool:
     """Whether the operators, no part of torch's public interface, are there and do what they did."""
     x = torch.linspace(-1, 1, 64, dtype=dtype).view(1, 4, 4, 4)
-    with torch.random.fork_rng(devices=[]):  # whoever loads a model keeps the random numbers that he had
+    with torch.random.fork_rng(devices=[]):  # loading must not disturb the caller's random state
         conv = nn.Conv2d(4, 4, 3, padding=1)
         layers = {PackedGEGLU: GEGLU(4, 4), PackedLinear: nn.Linear(4, 4), PackedConv2d: conv}
     try:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from ssd1b.speed.rounding import rounds_fast
+from ssd1b.speed.int8_cpu import int8_is_fast
 
 QUICK = ("--layout", "mini-ssd-1b", "--latent", 8, "--rounds", 2)
 
@@ -106,7 +106,7 @@ def test_openvino_computes_about_the_same_in_32_and_in_8_bits():
     assert rows["openvino"]["apart"] < 1e-4 < rows["openvino-int8"]["apart"] < 0.2
 
 
-@pytest.mark.skipif(not rounds_fast(), reason="the processor does not multiply eight bits")
+@pytest.mark.skipif(not int8_is_fast(), reason="the processor does not multiply eight bits")
 def test_our_eight_bits_are_one_of_the_engines(run):
     done = run("bench", *QUICK, "--peers", "ssd1b-int8,ssd1b-plain", "--dtype", "fp32", "--json")
     assert done.code == 0, done.err

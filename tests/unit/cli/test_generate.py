@@ -11,8 +11,8 @@ from ssd1b.computing import Computing
 from ssd1b.images import read_recipe
 from ssd1b.pipeline import Pipeline
 from ssd1b.presets import NEGATIVE_PROMPTS
+from ssd1b.speed.int8_cpu import int8_is_fast
 from ssd1b.speed.linear_decoder import LinearDecoder
-from ssd1b.speed.rounding import rounds_fast
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_what_is_given_beside_a_speed_wins(generate, tmp_path):
     assert recipe.computing == Computing(quantized="int8-weights")
 
 
-@pytest.mark.skipif(not rounds_fast(), reason="the processor does not multiply eight bits")
+@pytest.mark.skipif(not int8_is_fast(), reason="the processor does not multiply eight bits")
 def test_fast_is_in_eight_bits_where_that_is_faster(generate, tmp_path, monkeypatch):
     generate("a cube", "--speed", "fast", "--out", "narrow.png")
     assert read_recipe(tmp_path / "narrow.png").computing == Computing()

@@ -8,7 +8,7 @@ from ssd1b.models.attention import Attention
 from ssd1b.models.unet import UNet
 from ssd1b.speed import blocks
 from ssd1b.speed.blocks import blocked_attention, use_blocks
-from ssd1b.speed.fusing import SelfAttention, fuse
+from ssd1b.speed.fusing import FusedSelfAttention, fuse
 from tiny import LAYOUTS
 
 
@@ -40,5 +40,5 @@ def test_who_attends_in_blocks(dtype, able, used, monkeypatch):
         unet = UNet(LAYOUTS["ssd-1b"]).to(dtype)
     fuse(unet)
     use_blocks(unet)
-    kernels = {m.attend for m in unet.modules() if isinstance(m, Attention | SelfAttention)}
+    kernels = {m.attend for m in unet.modules() if isinstance(m, Attention | FusedSelfAttention)}
     assert (kernels == {blocked_attention}) == used

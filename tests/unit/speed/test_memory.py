@@ -11,8 +11,8 @@ from ssd1b.computing import Computing
 from ssd1b.models.text import TextEncoder
 from ssd1b.models.unet import UNet
 from ssd1b.pipeline import Pipeline
-from ssd1b.speed.eight_bits import SMALLEST, EightBit, keep_in_eight_bits
-from ssd1b.speed.residence import OnDemand, Room
+from ssd1b.speed.offloading import LazyNetwork, ModelSlot
+from ssd1b.speed.weight_only import SMALLEST, WeightOnlyInt8, quantize_weights
 from tiny import LAYOUTS, inputs
 
 
@@ -31,14 +31,14 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
 def test_a_layer_in_eight_bits(layer, shape):
     torch.manual_seed(0)
     x = torch.randn(shape)
-    small = EightBit(layer)
+    small = WeightOnlyInt8(layer)
     assert small.weight.dtype == torch.int8 and int(small.weight.abs().amax()) == 127
     error = apart(small(x).detach(), layer(x).detach())
     assert 1e-4 < error < 0.02
     assert small(x.bfloat16().to(torch.float64).float()).dtype == torch.float32
     zero = nn.Linear(8, 8)
     nn.init.zeros_(zero.weight)
-    assert EightBit(zero)(torch.ones(8)).detach().equal(zero.bias), "a row of zeros has a scale, too"
+    assert WeightOnlyInt8(zero)(torch.ones(8)).detach().equal(zero.bias), "a row of zeros has a scale, too"
 
 
 def test_a_unet_in_eight_bits_predicts_nearly_the_same():
@@ -47,7 +47,7 @@ def test_a_unet_in_eight_bits_predicts_nearly_the_same():
     given = inputs(LAYOUTS["ssd-1b"], 16, 16)
     expected = model(*given)
     before = sum(each.nbytes for each in model.state_dict().values())
-    keep_in_eight_bits(model)
+    quantize_weights(model)
     assert 1e-4 < apart(model(*given), expected) < 0.05
     after = sum(each.nbytes for each in model.state_dict().values())
     assert after < 0.4 * before
@@ -55,10 +55,10 @@ def test_a_unet_in_eight_bits_predicts_nearly_the_same():
     assert all(each.weight.numel() < SMALLEST for each in left)
 
 
-def test_who_enters_makes_the_one_before_leave():
-    room, loaded, alive = Room(), [], {}
+def test_loading_one_network_frees_the_other():
+    slot, loaded, alive = ModelSlot(), [], {}
 
-    def guest(name: str) -> OnDemand:
+    def guest(name: str) -> LazyNetwork:
         def load() -> nn.Module:
             gc.collect()
             assert not any(reference() for reference in alive.values()), "two would be in memory"
@@ -67,7 +67,7 @@ def test_who_enters_makes_the_one_before_leave():
             alive[name] = weakref.ref(network)
             return network
 
-        return OnDemand(nn.Linear, load, room, layout=name)
+        return LazyNetwork(nn.Linear, load, slot, layout=name)
 
     first, second = guest("first"), guest("second")
     assert isinstance(first, nn.Linear) and first.layout == "first" and loaded == []

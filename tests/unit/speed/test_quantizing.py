@@ -11,10 +11,10 @@ from ssd1b.errors import InputError
 from ssd1b.layouts import SSD_1B, model_layout
 from ssd1b.models.attention import GEGLU
 from ssd1b.models.unet import UNet
-from ssd1b.speed import quantizing, rounding
+from ssd1b.speed import int8_cpu, torchao_quant
 from ssd1b.speed.backends import check_computing, prepare, settle
-from ssd1b.speed.quantizing import QUANTIZATIONS, Quantization, check_quantization
-from ssd1b.speed.rounding import RoundedConv2d, RoundedGEGLU, RoundedLinear, rounds_fast
+from ssd1b.speed.int8_cpu import Int8Conv2d, Int8GEGLU, Int8Linear, int8_is_fast
+from ssd1b.speed.torchao_quant import QUANTIZATIONS, Quantization, check_quantization
 from tiny import LAYOUTS, inputs
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 @pytest.mark.filterwarnings("ignore")
 def test_a_unet_in_int8_predicts_nearly_the_same(monkeypatch):
     small = {name: Quantization(way.config, smallest=2**10) for name, way in QUANTIZATIONS.items()}
-    monkeypatch.setattr(quantizing, "QUANTIZATIONS", small)
+    monkeypatch.setattr(torchao_quant, "QUANTIZATIONS", small)
     torch.manual_seed(0)
     model = UNet(LAYOUTS["ssd-1b"]).eval().requires_grad_(False)
     given = inputs(LAYOUTS["ssd-1b"], 16, 16)
@@ -46,10 +46,10 @@ def test_what_cannot_be_quantized(monkeypatch):
     monkeypatch.setattr("ssd1b.extras.find_spec", lambda name: object())
     with pytest.raises(InputError, match="fp8 needs"):
         check_quantization("fp8", CPU, torch.float32)
-    monkeypatch.setattr(quantizing, "rounds_fast", lambda: False)
+    monkeypatch.setattr(torchao_quant, "int8_is_fast", lambda: False)
     with pytest.raises(InputError, match=r"multiplies eight bits.*take int8-weights"):
         check_quantization("int8", CPU, torch.float32)
-    monkeypatch.setattr(quantizing, "rounds_fast", lambda: True)
+    monkeypatch.setattr(torchao_quant, "int8_is_fast", lambda: True)
     check_quantization("int8", CPU, torch.float32)
     with pytest.raises(InputError, match="fp32 or bf16 on a CPU, not in fp16"):
         check_quantization("int8", CPU, torch.float16)
@@ -70,7 +70,7 @@ def test_what_cannot_be_quantized(monkeypatch):
     ],
 )
 def test_eight_bits_where_they_are_faster(monkeypatch, layout, able, device, dtype, given, expected):
-    monkeypatch.setattr("ssd1b.speed.backends.rounds_fast", lambda: able)
+    monkeypatch.setattr("ssd1b.speed.backends.int8_is_fast", lambda: able)
     asked = Computing(quantized="auto", **given)
     check_computing(asked, torch.device(device), dtype)
     assert settle(asked, layout, torch.device(device), dtype) == Computing(quantized=expected, **given)
@@ -81,7 +81,7 @@ def test_what_was_chosen_is_settled():
     assert settle(chosen, SSD_1B, CPU, torch.float32) == chosen
 
 
-needs_kernels = pytest.mark.skipif(not rounds_fast(), reason="the processor does not multiply eight bits")
+needs_kernels = pytest.mark.skipif(not int8_is_fast(), reason="the processor does not multiply eight bits")
 
 
 @needs_kernels
@@ -89,12 +89,12 @@ needs_kernels = pytest.mark.skipif(not rounds_fast(), reason="the processor does
 @pytest.mark.parametrize(
     ("layer", "rounded", "shape"),
     [
-        (nn.Linear(96, 64), RoundedLinear, (2, 10, 96)),
-        (nn.Linear(96, 64, bias=False), RoundedLinear, (2, 10, 96)),
-        (GEGLU(64, 128), RoundedGEGLU, (2, 10, 64)),
-        (nn.Conv2d(48, 64, 3, padding=1), RoundedConv2d, (2, 48, 9, 7)),
-        (nn.Conv2d(48, 64, 3, stride=2, padding=1), RoundedConv2d, (2, 48, 9, 7)),
-        (nn.Conv2d(48, 64, 1), RoundedConv2d, (2, 48, 9, 7)),
+        (nn.Linear(96, 64), Int8Linear, (2, 10, 96)),
+        (nn.Linear(96, 64, bias=False), Int8Linear, (2, 10, 96)),
+        (GEGLU(64, 128), Int8GEGLU, (2, 10, 64)),
+        (nn.Conv2d(48, 64, 3, padding=1), Int8Conv2d, (2, 48, 9, 7)),
+        (nn.Conv2d(48, 64, 3, stride=2, padding=1), Int8Conv2d, (2, 48, 9, 7)),
+        (nn.Conv2d(48, 64, 1), Int8Conv2d, (2, 48, 9, 7)),
     ],
 )
 @pytest.mark.parametrize("ranges", ["both sides", "positive", "negative", "far from zero", "zeros"])
@@ -126,7 +126,7 @@ def test_of_a_rounded_network_the_ends_and_what_is_computed_once_stay():
         error = (model(*given) - expected).norm() / expected.norm()
     assert 1e-4 < error < 0.1
     kinds = {name: type(each) for name, each in model.named_modules()}
-    rounded = {name for name, kind in kinds.items() if kind in (RoundedLinear, RoundedGEGLU, RoundedConv2d)}
+    rounded = {name for name, kind in kinds.items() if kind in (Int8Linear, Int8GEGLU, Int8Conv2d)}
     assert any(name.endswith("resnets.0.conv1") for name in rounded)
     assert any(name.endswith("attn1.to_qkv") for name in rounded) and any(".ff." in name for name in rounded)
     assert not any(name.endswith(("conv_in", "conv_out", "to_k", "time_emb_proj")) for name in rounded)
@@ -136,14 +136,14 @@ def test_of_a_rounded_network_the_ends_and_what_is_computed_once_stay():
 @pytest.mark.parametrize("layer", [nn.Linear(7, 64), nn.Conv2d(48, 64, 3, padding=1)])
 def test_large_tensors_are_rounded_part_by_part(layer, monkeypatch):
     x = torch.randn(2, 48, 9, 7)
-    rounded = RoundedLinear(layer) if isinstance(layer, nn.Linear) else RoundedConv2d(layer)
+    rounded = Int8Linear(layer) if isinstance(layer, nn.Linear) else Int8Conv2d(layer)
     with torch.inference_mode():
         whole = rounded(x)
-        monkeypatch.setattr(rounding, "_ROOM", 1000)  # does not divide the number of numbers
+        monkeypatch.setattr(int8_cpu, "_ROOM", 1000)  # does not divide the number of numbers
         assert torch.equal(rounded(x), whole)
 
 
 @needs_kernels
 def test_what_is_no_number_stays_none():
-    layer = RoundedLinear(nn.Linear(96, 64).requires_grad_(False))
+    layer = Int8Linear(nn.Linear(96, 64).requires_grad_(False))
     assert layer(torch.full((2, 96), float("nan"))).isnan().all()

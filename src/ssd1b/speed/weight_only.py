@@ -1,4 +1,4 @@
-"""Weights in eight bits, multiplied in the network's own number format: a quarter of float32's memory."""
+"""Weight-only int8: a quarter of float32's memory, multiplied in the network's own number format."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,11 +12,10 @@ SMALLEST = 2**14
 """Numbers in a matrix or kernel below which eight bits save nothing."""
 
 
-class EightBit(nn.Module):
-    """A linear layer or a convolution whose weights are whole numbers from -127 to 127, by a scale a row.
+class WeightOnlyInt8(nn.Module):
+    """A linear layer or a convolution with int8 weights, -127 to 127, and one scale for each output channel.
 
-    They become numbers of the input's format again at each call, which takes time and, for one layer at a
-    time, memory.
+    Each call converts the weights to the input's number format, which takes time, and memory for one layer.
     """
 
     weight: Tensor
@@ -40,15 +39,15 @@ class EightBit(nn.Module):
         return self._multiply(x, self.weight.to(x.dtype).mul_(self.scale.to(x.dtype)), self.bias)
 
 
-def keep_in_eight_bits(network: nn.Module) -> None:
-    """Put layers with weights in eight bits in place of a network's own, one after the other.
+def quantize_weights(network: nn.Module) -> None:
+    """Replace layers by ones with int8 weights, in place, one after the other. Inference only afterwards.
 
     Args:
-        network: with its weights; it is for drawing from then on and does not learn.
+        network: with its weights.
     """
     for name, child in network.named_children():
         layer = cast(Any, child)
         if isinstance(child, nn.Linear | nn.Conv2d) and layer.weight.numel() >= SMALLEST:
-            setattr(network, name, EightBit(layer).eval())
+            setattr(network, name, WeightOnlyInt8(layer).eval())
         else:
-            keep_in_eight_bits(child)
+            quantize_weights(child)

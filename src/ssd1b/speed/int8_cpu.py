@@ -1,9 +1,8 @@
-"""Products and convolutions in eight bits on CPUs, by oneDNN's kernels, activations rounded as they come.
+"""Int8 products and convolutions on CPUs, by oneDNN's kernels, with dynamically quantized activations.
 
-Weights are whole numbers from -127 to 127 with a scale for each output channel. What they multiply becomes
-numbers from 0 to 255 with one scale and one zero, from the least and the greatest of the tensor at hand, so
-that nothing has to be calibrated. With VNNI such products take half the time of bfloat16's (docs/log);
-finding the range and rounding are a twentieth of it.
+Weights are -127 to 127 with a scale for each output channel. Activations are 0 to 255 with one scale and one
+zero point, from the range of the tensor at hand, so that nothing has to be calibrated. With VNNI such products
+take half the time of bfloat16's (docs/log); finding the range and rounding are a twentieth of it.
 """
 
 import math
@@ -32,13 +31,13 @@ _ROOM = 2**20
 """Numbers that are rounded at a time: what they become on the way stays in the cache."""
 
 
-def rounds_fast() -> bool:
-    """Whether the processor has instructions for eight bits, and torch the operators that use them."""
+def int8_is_fast() -> bool:
+    """Whether the processor has int8 instructions (VNNI), and torch the operators that use them."""
     return cpu_multiplies_int8() and _works()
 
 
-class _Rounded:
-    """Numbers of a tensor from 1 to 255.
+class _Quantized:
+    """A tensor quantized to 1 to 255.
 
     Args:
         x: whose numbers lie side by side in memory, in any order.
@@ -74,14 +73,14 @@ class _Product:
         self._zeros = torch.zeros(len(weight), dtype=torch.int32)
         self._packed = torch.ops.onednn.qlinear_prepack(numbers, None)
 
-    def __call__(self, x: _Rounded, dtype: torch.dtype, activation: str = "none") -> Tensor:
+    def __call__(self, x: _Quantized, dtype: torch.dtype, activation: str = "none") -> Tensor:
         return torch.ops.onednn.qlinear_pointwise(
             x.numbers, x.scale, x.zero, self._packed, self._scales, self._zeros, self.bias,
             1.0, 0, dtype, activation, [], "none",
         )  # fmt: skip
 
 
-class RoundedLinear(nn.Module):
+class Int8Linear(nn.Module):
     """``nn.Linear``, ``[..., in] -> [..., out]``."""
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -91,10 +90,10 @@ class RoundedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer."""
-        return self._product(_Rounded(x.contiguous()), x.dtype)
+        return self._product(_Quantized(x.contiguous()), x.dtype)
 
 
-class RoundedGEGLU(nn.Module):
+class Int8GEGLU(nn.Module):
     """``GEGLU`` as two products of the same numbers, the gate's with its GELU."""
 
     def __init__(self, layer: GEGLU) -> None:
@@ -104,11 +103,11 @@ class RoundedGEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, N, C] -> [B, N, out_channels]``."""
-        rounded = _Rounded(x.contiguous())
+        rounded = _Quantized(x.contiguous())
         return self._value(rounded, x.dtype).mul_(self._gate(rounded, x.dtype, "gelu"))
 
 
-class RoundedConv2d(nn.Module):
+class Int8Conv2d(nn.Module):
     """``nn.Conv2d`` of one group, ``[B, in, H, W] -> [B, out, H', W']``, both channels last.
 
     Its weights are packed when the first map comes, as those of ``PackedConv2d`` are.
@@ -131,7 +130,7 @@ class RoundedConv2d(nn.Module):
                 weight.to_dense(), self._scales, 1.0, _ZERO, *self._how, list(x.shape)
             )
             self._packed = (x.shape, weight)
-        rounded = _Rounded(x.contiguous(memory_format=torch.channels_last))
+        rounded = _Quantized(x.contiguous(memory_format=torch.channels_last))
         return torch.ops.onednn.qconv_pointwise(
             rounded.numbers, rounded.scale, rounded.zero, weight, self._scales, self._zeros, self.bias,
             *self._how, 1.0, 0, x.dtype, "none", [], "none",
@@ -146,20 +145,20 @@ def _whole(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / by_row).round_().to(torch.int8), scales
 
 
-def round_products(network: nn.Module) -> None:
-    """Put layers that multiply in eight bits in place of a UNet's own, one after the other.
+def quantize_products(network: nn.Module) -> None:
+    """Replace a UNet's layers by int8 ones, in place, one after the other. Inference only afterwards.
 
-    What is computed once a picture or for one row of numbers, and the first and last convolution, stay.
+    Layers that run once a picture or on one row of numbers, and the first and last convolution, are kept.
 
     Args:
-        network: with its weights, on a CPU; it is for drawing from then on and does not learn.
+        network: with its weights, on a CPU.
     """
     for name, child in list(network.named_children()):
         if name in _KEPT or (isinstance(network, FoldedUpsample) and name == "conv"):
             continue
         rounded = _rounded(child)
         if rounded is None:
-            round_products(child)
+            quantize_products(child)
         else:
             setattr(network, name, rounded.eval())
 
@@ -167,11 +166,11 @@ def round_products(network: nn.Module) -> None:
 def _rounded(layer: nn.Module) -> nn.Module | None:
     match layer:
         case GEGLU() if layer.proj.weight.numel() >= SMALLEST:
-            return RoundedGEGLU(layer)
+            return Int8GEGLU(layer)
         case nn.Linear() if layer.weight.numel() >= SMALLEST:
-            return RoundedLinear(layer)
+            return Int8Linear(layer)
         case nn.Conv2d() if layer.groups == 1 and layer.weight.numel() >= SMALLEST:
-            return RoundedConv2d(layer)
+            return Int8Conv2d(layer)
     return None
 
 
@@ -179,9 +178,9 @@ def _rounded(layer: nn.Module) -> nn.Module | None:
 def _works() -> bool:
     """Whether the operators, no part of torch's public interface, are there and do what they did."""
     x = torch.linspace(-1, 2, 128).view(2, 4, 4, 4)
-    with torch.random.fork_rng(devices=[]):  # whoever loads a model keeps the random numbers that he had
+    with torch.random.fork_rng(devices=[]):  # loading must not disturb the caller's random state
         conv = nn.Conv2d(4, 4, 3, padding=1)
-        layers = {RoundedGEGLU: GEGLU(4, 4), RoundedLinear: nn.Linear(4, 4), RoundedConv2d: conv}
+        layers = {Int8GEGLU: GEGLU(4, 4), Int8Linear: nn.Linear(4, 4), Int8Conv2d: conv}
     try:
         for rounded, layer in layers.items():
             own = layer.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The UNet's matrices multiplied in eight bits, on GPUs by torchao: on some hardware in less time."""
+"""The UNet's matrices multiplied in int8 or float8 by torchao, on GPUs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from torch import nn
 
 from ssd1b.errors import InputError
 from ssd1b.extras import require
-from ssd1b.speed.rounding import rounds_fast
+from ssd1b.speed.int8_cpu import int8_is_fast
 
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """A way to keep matrices in eight bits.
+    """A quantization scheme of torchao.
 
     Attributes:
         config: torchao's, made from its module ``torchao.quantization``.
-        smallest: numbers in a matrix below which it stays, since rounding would cost more than it saves.
+        smallest: numbers in a matrix below which it is not quantized, since that costs more than it saves.
     """
 
     config: Callable[[Any], Any]
@@ -40,17 +40,17 @@ QUANTIZATIONS: Mapping[str, Quantization] = MappingProxyType({
         lambda ao: ao.Int8DynamicActivationInt8WeightConfig(set_inductor_config=False), smallest=2**17
     ),
 })  # fmt: skip
-"""What multiplies in eight bits, activations rounded row by row as they come."""
+"""Schemes that quantize activations dynamically, row by row."""
 
 
 def check_quantization(name: str, device: torch.device, dtype: torch.dtype) -> None:
-    """See that matrices can be multiplied so.
+    """Check that this machine supports a quantization.
 
     Raises:
-        InputError: torchao is missing, or the device does not multiply so.
+        InputError: torchao is missing, or the device does not support the scheme.
     """
     if name == "int8" and device.type == "cpu":
-        if not rounds_fast():
+        if not int8_is_fast():
             raise InputError(
                 "quantize int8 needs a processor that multiplies eight bits (VNNI), and this one does not: "
                 "take int8-weights, which saves memory"
@@ -68,9 +68,9 @@ def check_quantization(name: str, device: torch.device, dtype: torch.dtype) -> N
 
 
 def quantize(network: nn.Module, name: str) -> None:
-    """Round the matrices of a network's transformers, in place; convolutions stay as they are.
+    """Quantize the matrices of a network's transformers, in place; convolutions are not quantized.
 
-    Keys and values of the text stay, too: they are computed once a picture.
+    Neither are the projections of the text to keys and values, which run once a picture.
 
     Args:
         network: with its weights, where it is to run.

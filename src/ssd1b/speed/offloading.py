@@ -1,0 +1,48 @@
+"""Networks that are in memory one at a time."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+
+class ModelSlot:
+    """Memory for one network: loading another one frees it."""
+
+    def __init__(self) -> None:
+        self.owner: LazyNetwork | None = None
+        self.network: nn.Module | None = None
+
+    def load(self, owner: "LazyNetwork") -> nn.Module:
+        """Give the owner's network, loading it if another one took its place."""
+        if self.owner is not owner or self.network is None:
+            self.owner, self.network = None, None  # freed before the next one is loaded
+            self.network = owner._read()
+            self.owner = owner
+        return self.network
+
+
+class LazyNetwork:
+    """Stands for a network that is read when it is used, and read again if another one took its place.
+
+    It passes ``isinstance`` checks for the network's class and forwards all attributes to the network. Only
+    the attributes in ``known`` are answered without loading it.
+    """
+
+    def __init__(
+        self, kind: type[nn.Module], read: Callable[[], nn.Module], slot: ModelSlot, **known: Any
+    ) -> None:
+        self._kind, self._read, self._slot = kind, read, slot
+        self.__dict__ |= known
+
+    @property
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """For ``isinstance``."""
+        return self._kind
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._slot.load(self), name)
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        """Call the network."""
+        return self._slot.load(self)(*args, **named)
