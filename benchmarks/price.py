@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from ssd1b import Pipeline
-from ssd1b.computing import Computing
 from ssd1b.evaluate.clip_score import ClipScore
 from ssd1b.evaluate.drawing import draw
 from ssd1b.evaluate.reconstruction import psnr
 from ssd1b.evaluate.statistics import difference, estimate
+from ssd1b.execution import Execution
 from ssd1b.tabletop.evaluation import SEED, cases, score
 from ssd1b.tabletop.judge import load_judge
 from ssd1b.weights import hub
@@ -31,8 +31,8 @@ STREAM = SEED + 13
 
 
 @cache
-def pipeline(model: str, computing: Computing) -> Pipeline:
-    return Pipeline.load(model, device="cpu", dtype="fp32", computing=computing, notify=print)
+def pipeline(model: str, execution: Execution) -> Pipeline:
+    return Pipeline.load(model, device="cpu", dtype="fp32", execution=execution, notify=print)
 
 
 def read(variant: str) -> dict[str, Any]:
@@ -49,15 +49,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="pictures at a time")
     options = parser.parse_args()
     judge = load_judge()
-    clip = ClipScore.load(hub.resolve(options.model).path, pipeline(options.model, Computing()).text)
+    clip = ClipScore.load(hub.resolve(options.model).path, pipeline(options.model, Execution()).text)
     chosen = cases(options.captions, stream=STREAM)
     tasks = [(case.caption, case.seed) for case in chosen]
     captions = [case.caption for case in chosen]
     exact: tuple[Any, ...] = ()
     for variant in ("", *options.variants):
         given = read(variant)
-        how = {each.name: given.pop(each.name) for each in fields(Computing) if each.name in given}
-        drawing = pipeline(options.model, Computing(**how))
+        how = {each.name: given.pop(each.name) for each in fields(Execution) if each.name in given}
+        drawing = pipeline(options.model, Execution(**how))
         wanted = {"batch_size": options.batch, "steps": options.steps, **given}
         next(draw(drawing, tasks[: options.batch], **wanted))
         start = time.perf_counter()

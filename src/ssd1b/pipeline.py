@@ -10,12 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from ssd1b.batching import SHARED, batch_key, batch_limit
-from ssd1b.computing import DEFAULT, Computing
 from ssd1b.diffusion.denoiser import Guidance, Predict, PredictPair, denoiser, guided
 from ssd1b.diffusion.noise import noise_source
 from ssd1b.diffusion.samplers import SAMPLERS, Step
 from ssd1b.diffusion.schedule import drawn_schedule, steps_for
 from ssd1b.errors import InputError
+from ssd1b.execution import DEFAULT, Execution
 from ssd1b.images import Picture, to_images
 from ssd1b.layouts import ModelLayout
 from ssd1b.model import Model
@@ -26,7 +26,7 @@ from ssd1b.models.vae import VAE
 from ssd1b.recipe import ModelIdentity, Recipe
 from ssd1b.runtime import choose_device, choose_dtype, dtype_name
 from ssd1b.settings import DEFAULT_MODEL, SEEDS, GenerationSettings, Preset, random_seed, resolve_settings
-from ssd1b.speed.backends import check_computing, choose_backend, settle
+from ssd1b.speed.backends import check_execution, choose_backend, resolve_auto
 from ssd1b.speed.reuse import FeatureReuse
 from ssd1b.tensors import Latents
 from ssd1b.threads import Threads, use_threads
@@ -51,7 +51,7 @@ class Pipeline:
         text: encodes prompts.
         device: where the networks run.
         dtype: number format that UNet and text encoders compute in.
-        computing: how networks compute, beyond that.
+        execution: how networks compute, beyond that.
         threads: of the CPU; see ``load``.
     """
 
@@ -62,7 +62,7 @@ class Pipeline:
     text: TextEncoders
     device: torch.device
     dtype: torch.dtype
-    computing: Computing = DEFAULT
+    execution: Execution = DEFAULT
     threads: Threads = None
 
     @classmethod
@@ -76,7 +76,7 @@ class Pipeline:
         prediction: str | None = None,
         token: bool = True,
         paths: bool = True,
-        computing: Computing = DEFAULT,
+        execution: Execution = DEFAULT,
         threads: Threads = None,
         notify: Callable[[str], None] = lambda message: None,
     ) -> "Pipeline":
@@ -93,28 +93,28 @@ class Pipeline:
             token: send the user's token to the hub. False for a name that comes from a stranger's file.
             paths: take ``model`` for a path, where there is one. False for a name that comes from a
                 stranger's file; ``hub.known_as`` says whether such a name is a known model's.
-            computing: how to compute, beyond that: compiled, in eight bits, in little memory.
+            execution: how to compute, beyond that: compiled, in eight bits, in little memory.
             threads: of the CPU: a number, or "auto" for as many as each batch keeps busy. Either sets torch's
                 own number, which is the whole process's; None leaves that alone.
             notify: called with a message before steps that take minutes the first time.
 
         Raises:
             InputError: there is no such model, or its files are damaged or contradict each other; or the
-                machine does not support ``computing``.
+                machine does not support ``execution``.
         """
         where = choose_device(device)
         number = choose_dtype(dtype, where)
-        check_computing(computing, where, number)
-        half = computing.memory == "low" or number.itemsize == 2
+        check_execution(execution, where, number)
+        half = execution.memory == "low" or number.itemsize == 2
         found = Model.find(model, offline=offline, half=half, prediction=prediction, token=token, paths=paths)
         unet, cells = found.layout.unet, found.layout.size // found.layout.vae.factor
-        computing = settle(computing, unet, where, number)
+        execution = resolve_auto(execution, unet, where, number)
         use_threads(threads, unet, cells, cells)  # before weights are packed for so many
-        backend = choose_backend(computing, where, number, notify)
+        backend = choose_backend(execution, where, number, notify)
         load = partial(backend.load, found)
         pipeline = cls(
             identity=found.identity, info=found.info, text=found.text_encoders(load), unet=load("unet"),
-            vae=load("vae"), device=where, dtype=number, computing=computing, threads=threads,
+            vae=load("vae"), device=where, dtype=number, execution=execution, threads=threads,
         )  # fmt: skip
         if not backend.uncalibrated(found):
             return pipeline
@@ -217,7 +217,7 @@ class Pipeline:
         On a CPU eight bits are scaled by the range of a whole tensor. OpenVINO's ranges are calibrated, and
         on GPUs each row has its own.
         """
-        how = self.computing
+        how = self.execution
         ranges = how.quantized == "int8" and how.backend != "openvino" and self.device.type == "cpu"
         return 1 if ranges else batch_limit(settings, limit)
 
@@ -237,7 +237,7 @@ class Pipeline:
             FloatingPointError: the latents are no numbers for another reason.
         """
         # Above 1024 x 1024 the decoder's feature maps outgrow the UNet: there it works in tiles.
-        side = 64 if self.computing.memory == "low" else 128
+        side = 64 if self.execution.memory == "low" else 128
         tile = side if max(latents.shape[-2:]) > side else None
         try:
             return to_images(self.vae.decode(latents, tile=tile))
@@ -314,7 +314,7 @@ class Pipeline:
             dtype=dtype_name(self.dtype),
             device=self.device.type,
             batch_size=batch_size,
-            computing=self.computing,
+            computing=self.execution,
             drawn_schedule=drawn_schedule(
                 self.info.noise_schedule, SAMPLERS[settings.sampler].grid, settings.schedule
             ),

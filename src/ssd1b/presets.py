@@ -36,7 +36,7 @@ class Speed:
 
     Attributes:
         settings: of the picture.
-        quantized: one of ``computing.QUANTIZATIONS``, where nothing else was chosen.
+        quantized: one of ``execution.QUANTIZATIONS``, where nothing else was chosen.
         price: what it was measured to cost on mini-ssd-1b (docs/guide/speed.md).
     """
 

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from ssd1b import automatic1111
-from ssd1b.computing import DEFAULT, Computing
 from ssd1b.errors import InputError, shown
+from ssd1b.execution import DEFAULT, Execution
 from ssd1b.numerals import number, whole_number
 from ssd1b.sampler_names import SAMPLERS, SCHEDULES
 from ssd1b.settings import SETTINGS, UNSET, GenerationSettings, equal_seed
@@ -68,7 +68,7 @@ class Recipe:
     threads: Count
     torch_version: Text
     ssd1b_version: Text
-    computing: Computing = DEFAULT
+    computing: Execution = DEFAULT
     drawn_schedule: Annotated[str, OneOf("drawn_schedule", SCHEDULES)] | None = None
 
     @classmethod
@@ -80,7 +80,7 @@ class Recipe:
         dtype: str,
         device: str,
         batch_size: int,
-        computing: Computing = DEFAULT,
+        computing: Execution = DEFAULT,
         drawn_schedule: str | None = None,
     ) -> "Recipe":
         """Note down what this process is drawing, with its own versions and threads."""

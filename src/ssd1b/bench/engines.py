@@ -54,7 +54,7 @@ class Engine:
         needs: libraries beyond our own.
         prepare: ``prepare(case, dtype, device)``: everything that happens once.
         copies: of the weights that it makes in its number format.
-        quantized: one of ``computing.QUANTIZATIONS``.
+        quantized: one of ``execution.QUANTIZATIONS``.
         parts: of ``bench.PARTS``, that it computes here.
         layouts: whose names it knows; empty for all.
         on_cpu: and nowhere else.

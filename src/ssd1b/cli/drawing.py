@@ -62,7 +62,7 @@ def load(choice: ModelChoice) -> Pipeline:
         prediction=choice.prediction,
         token=choice.token,
         paths=choice.paths,
-        computing=choice.computing,
+        execution=choice.execution,
         threads=choice.threads or "auto",
         notify=lambda message: print(f"{message} ...", file=sys.stderr),  # noqa: T201
     )

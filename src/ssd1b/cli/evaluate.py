@@ -11,7 +11,7 @@ from ssd1b.cli.command import Command
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
-    computing_options,
+    execution_options,
     model_options,
     setting_options,
     speed_option,
@@ -54,7 +54,7 @@ _ON_SHEET = 64
 @setting_options
 @click.option("--preset", metavar="NAME|FILE", help=f"{', '.join(PRESETS)}, or a .toml or .json file.")
 @model_options
-@computing_options
+@execution_options
 @speed_option
 @click.option(
     "--judge", type=PATH, metavar="FILE", help="Weights of a judge other than the one that comes along."

@@ -12,7 +12,7 @@ from ssd1b.cli.command import Command
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
-    computing_options,
+    execution_options,
     model_options,
     out_option,
     prompt_options,
@@ -34,7 +34,7 @@ COUNT = Annotated[int, Range(1, 10_000)]
 @click.option("--preset", metavar="NAME|FILE", help=f"{', '.join(PRESETS)}, or a .toml or .json file.")
 @click.option("--count", type=int, metavar="N", default=1, show_default=True, help="Pictures of each prompt.")
 @model_options
-@computing_options
+@execution_options
 @speed_option
 @out_option
 @click.option("--format", "picture_format", metavar="FORMAT", help="png, jpeg, webp. Default: by --out.")

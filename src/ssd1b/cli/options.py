@@ -14,8 +14,8 @@ import click
 
 from ssd1b.cli.command import TEXT
 from ssd1b.cli.paths import PATH
-from ssd1b.computing import DEFAULT, Computing
 from ssd1b.errors import InputError, shown, unknown
+from ssd1b.execution import DEFAULT, Execution
 from ssd1b.files import named, read_file, text_of
 from ssd1b.numerals import whole_number
 from ssd1b.presets import NEGATIVE_PROMPTS, SPEEDS
@@ -61,7 +61,7 @@ class ModelChoice:
     threads: int | None = None
     token: bool = True
     paths: bool = True
-    computing: Computing = DEFAULT
+    execution: Execution = DEFAULT
 
 
 _MODEL_OPTIONS = ("model", "device", "dtype", "offline", "prediction")
@@ -112,7 +112,7 @@ def _read_threads(text: str) -> int | None:
         raise InputError(f"{error}; or {AUTO}") from None
 
 
-def computing_options(command: Callable[..., None]) -> Callable[..., None]:
+def execution_options(command: Callable[..., None]) -> Callable[..., None]:
     """Have the argument ``choice`` of a command with ``model_options`` say how the model computes, too."""
 
     @click.option(
@@ -140,8 +140,8 @@ def computing_options(command: Callable[..., None]) -> Callable[..., None]:
         backend: str,
         **rest: Any,
     ) -> None:
-        how = Computing(compiled=compiled, quantized=quantized, memory=memory, backend=backend)
-        command(*args, choice=replace(choice, computing=how), **rest)
+        how = Execution(compiled=compiled, quantized=quantized, memory=memory, backend=backend)
+        command(*args, choice=replace(choice, execution=how), **rest)
 
     return bundled
 
@@ -194,8 +194,8 @@ def speed_option(command: Callable[..., None]) -> Callable[..., None]:
             named = SPEEDS[speed]
             click.echo(f"speed {speed}: {named.price}", err=True)
             overrides = {**named.settings, **overrides}
-            if choice.computing == DEFAULT:
-                choice = replace(choice, computing=Computing(quantized=named.quantized))
+            if choice.execution == DEFAULT:
+                choice = replace(choice, execution=Execution(quantized=named.quantized))
         command(*args, overrides=overrides, choice=choice, **rest)
 
     return bundled

@@ -8,10 +8,10 @@ import click
 
 from ssd1b.cli.again import choose
 from ssd1b.cli.command import Command
-from ssd1b.cli.options import ModelChoice, check_settings, computing_options, model_options, out_option
+from ssd1b.cli.options import ModelChoice, check_settings, execution_options, model_options, out_option
 from ssd1b.cli.paths import PATH
-from ssd1b.computing import DEFAULT
 from ssd1b.errors import InputError, line
+from ssd1b.execution import DEFAULT
 from ssd1b.files import named, open_regular
 from ssd1b.recipe import Recipe
 from ssd1b.settings import DEFAULT_MODEL
@@ -27,7 +27,7 @@ CIRCUMSTANCES = ("device", "dtype", "threads", "computing", "batch_size", "torch
 @click.argument("image", type=PATH, metavar="PICTURE")
 @out_option
 @model_options
-@computing_options
+@execution_options
 @click.option(
     "--trust-recipe", "trusted", is_flag=True,
     help="Use the model that the picture names, whatever it is: a path is opened, a repository downloaded "
@@ -62,7 +62,7 @@ def command(image: str, out: str, choice: ModelChoice, trusted: bool) -> None:
             dtype=choice.dtype or recipe.dtype,
             prediction=choice.prediction or recipe.model.prediction,
             threads=choice.threads or _available_threads(recipe.threads),
-            computing=recipe.computing if choice.computing == DEFAULT else choice.computing,
+            execution=recipe.computing if choice.execution == DEFAULT else choice.execution,
         )
         pipeline = drawing.load(choice)
         settings = recipe.settings

@@ -8,8 +8,8 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import nn
 
-from ssd1b.computing import Computing
 from ssd1b.errors import InputError
+from ssd1b.execution import Execution
 from ssd1b.layouts import UNetLayout
 from ssd1b.model import NETWORKS, Model
 from ssd1b.models.unet import UNet
@@ -62,44 +62,46 @@ class Backend(Protocol):
 
 
 def choose_backend(
-    computing: Computing, device: torch.device, dtype: torch.dtype, notify: Callable[[str], None]
+    execution: Execution, device: torch.device, dtype: torch.dtype, notify: Callable[[str], None]
 ) -> Backend:
-    """Make the backend that ``computing`` names; ``check_computing`` and ``settle`` come before.
+    """Make the backend that ``execution`` names; ``check_execution`` and ``resolve_auto`` come before.
 
     Args:
-        computing: how to compute.
+        execution: how to compute.
         device: where.
         dtype: number format to compute in.
         notify: called before steps that take minutes the first time.
     """
-    torch_backend = TorchBackend(device=device, dtype=dtype, computing=computing)
-    if computing.backend == "torch":
+    torch_backend = TorchBackend(device=device, dtype=dtype, execution=execution)
+    if execution.backend == "torch":
         return torch_backend
-    quantized = computing.quantized is not None
+    quantized = execution.quantized is not None
     return OpenVINOBackend(dtype=dtype, quantized=quantized, notify=notify, load_other=torch_backend.load)
 
 
-def check_computing(computing: Computing, device: torch.device, dtype: torch.dtype) -> None:
+def check_execution(execution: Execution, device: torch.device, dtype: torch.dtype) -> None:
     """Check that this machine supports the options.
 
     Raises:
         InputError: a library is missing, or the device does not do it, or not both at once.
     """
-    if computing.backend == "openvino":
-        check_openvino(device, quantized=computing.quantized is not None)
-    elif computing.quantized in ("int8", "fp8"):
-        check_quantization(computing.quantized, device, dtype)
-        if computing.compiled and computing.quantized == "int8" and device.type == "cpu":
+    if execution.backend == "openvino":
+        check_openvino(device, quantized=execution.quantized is not None)
+    elif execution.quantized in ("int8", "fp8"):
+        check_quantization(execution.quantized, device, dtype)
+        if execution.compiled and execution.quantized == "int8" and device.type == "cpu":
             raise InputError("on a CPU quantize int8 has kernels of its own: leave compile out")
 
 
-def settle(computing: Computing, unet: UNetLayout, device: torch.device, dtype: torch.dtype) -> Computing:
+def resolve_auto(
+    execution: Execution, unet: UNetLayout, device: torch.device, dtype: torch.dtype
+) -> Execution:
     """Replace "auto" by what is faster for one UNet on this machine."""
-    if computing.quantized != "auto":
-        return computing
+    if execution.quantized != "auto":
+        return execution
     wide = max(level.channels for level in unet.levels) >= WIDE
-    able = device.type == "cpu" and dtype in FORMATS and not computing.compiled
-    return replace(computing, quantized="int8" if wide and able and int8_is_fast() else None)
+    able = device.type == "cpu" and dtype in FORMATS and not execution.compiled
+    return replace(execution, quantized="int8" if wide and able and int8_is_fast() else None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,22 +111,22 @@ class TorchBackend:
     Attributes:
         device: where to run.
         dtype: number format to compute in.
-        computing: compiled, quantized, in little memory.
+        execution: compiled, quantized, in little memory.
     """
 
     device: torch.device
     dtype: torch.dtype
-    computing: Computing
+    execution: Execution
     _slot: ModelSlot = field(default_factory=ModelSlot)
 
     def load(self, model: Model, part: str) -> Any:
         """See ``Backend``. In little memory it gives a stand-in that reads the network when it is used."""
-        if self.computing.memory == "low" and part != "vae":
+        if self.execution.memory == "low" and part != "vae":
             read = partial(self._in_eight_bits, model, part)
             layout = model.checkpoint.part(part).layout
             return LazyNetwork(cast(type, NETWORKS[part]), read, self._slot, layout=layout)
         network = model.network(part, device=self.device, dtype=self.dtype)
-        prepare(network, compiled=self.computing.compiled, quantized=self.computing.quantized)
+        prepare(network, compiled=self.execution.compiled, quantized=self.execution.quantized)
         return network
 
     def _in_eight_bits(self, model: Model, part: str) -> nn.Module:
@@ -151,7 +153,7 @@ def prepare(network: nn.Module, *, compiled: bool = False, quantized: str | None
     Args:
         network: with its weights, where it is to run.
         compiled: by torch's compiler, when it first runs; text encoders, which run once, are not.
-        quantized: one of ``computing.QUANTIZATIONS``, for UNets: not the same numbers any more.
+        quantized: one of ``execution.QUANTIZATIONS``, for UNets: not the same numbers any more.
     """
     compiled = compiled and isinstance(network, UNet | VAE)
     on_cpu = next(network.parameters()).device.type == "cpu"

@@ -1,7 +1,7 @@
 """Int8 products and convolutions on CPUs, by oneDNN's kernels, with dynamically quantized activations.
 
 Weights are -127 to 127 with a scale for each output channel. Activations are 0 to 255 with one scale and one
-zero point, from the range of the tensor at hand, so that nothing has to be calibrated. With VNNI such products
+zero point, from the range of the tensor at hand, so that nothing has to be calibrated. With VNNI they
 take half the time of bfloat16's (docs/log); finding the range and rounding are a twentieth of it.
 """
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
-from ssd1b.computing import Computing
+from ssd1b.execution import Execution
 from ssd1b.images import read_recipe
 from ssd1b.pipeline import Pipeline
 from ssd1b.presets import NEGATIVE_PROMPTS
@@ -65,7 +65,7 @@ def test_how_it_computes_reaches_the_recipe_and_its_rerun(generate, run, tmp_pat
     done = generate("a cube", "--memory", "low", "--speed", "fast", "--seed", 1, "--out", "cube.png")
     assert done.err.startswith("speed fast: on mini-ssd-1b 0.59 of the time, 42 dB")
     recipe = read_recipe(tmp_path / "cube.png")
-    assert recipe.computing == Computing(memory="low")
+    assert recipe.computing == Execution(memory="low")
     assert recipe.settings.feature_reuse == 0.2
     again = run("rerun", tmp_path / "cube.png", "--trust-recipe", "--out", "again.png")
     assert again.code == 0 and again.err == "bit-equal: every pixel is the same\n"
@@ -81,18 +81,18 @@ def test_what_is_given_beside_a_speed_wins(generate, tmp_path):
     )  # fmt: skip
     recipe = read_recipe(tmp_path / "c.png")
     assert (recipe.settings.feature_reuse, recipe.settings.sampler) == (0.05, "unipc")
-    assert recipe.computing == Computing(quantized="int8-weights")
+    assert recipe.computing == Execution(quantized="int8-weights")
 
 
 @pytest.mark.skipif(not int8_is_fast(), reason="the processor does not multiply eight bits")
 def test_fast_is_in_eight_bits_where_that_is_faster(generate, tmp_path, monkeypatch):
     generate("a cube", "--speed", "fast", "--out", "narrow.png")
-    assert read_recipe(tmp_path / "narrow.png").computing == Computing()
+    assert read_recipe(tmp_path / "narrow.png").computing == Execution()
     monkeypatch.setattr("ssd1b.speed.backends.WIDE", 1)
     generate("a cube", "--speed", "fast", "--out", "wide.png")
-    assert read_recipe(tmp_path / "wide.png").computing == Computing(quantized="int8")
+    assert read_recipe(tmp_path / "wide.png").computing == Execution(quantized="int8")
     generate("a cube", "--speed", "balanced", "--out", "balanced.png")
-    assert read_recipe(tmp_path / "balanced.png").computing == Computing()
+    assert read_recipe(tmp_path / "balanced.png").computing == Execution()
 
 
 @pytest.mark.parametrize(

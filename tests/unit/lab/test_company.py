@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from ssd1b.batching import batches
-from ssd1b.computing import Computing
 from ssd1b.errors import InputError
 from ssd1b.evaluate.drawing import draw as draw_tasks
+from ssd1b.execution import Execution
 from ssd1b.lab.axes import parse_axis
 from ssd1b.lab.store import Store
 from ssd1b.lab.sweep import Sweep, attempts, cells, describe, draw
@@ -90,7 +90,7 @@ def test_features_are_kept_by_what_a_picture_does_alone(mini: Pipeline) -> None:
 def test_eight_bits_that_share_a_range_are_drawn_one_by_one(
     mini: Pipeline, computing: dict[str, str], limit: int
 ) -> None:
-    other = replace(mini, computing=Computing(**computing))
+    other = replace(mini, execution=Execution(**computing))
     assert other.batch_limit(mini.settings(SPHERE), 8) == limit
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssd1b.computing import Computing
+from ssd1b.execution import Execution
 from ssd1b.models.text import TextEncoder
 from ssd1b.models.unet import UNet
 from ssd1b.pipeline import Pipeline
@@ -80,13 +80,13 @@ def test_little_memory_draws_nearly_the_same_picture():
     settings = {"seed": 3, "steps": 6}
     exact = Pipeline.load("mini-ssd-1b", device="cpu", dtype="fp32", offline=True)
     low = Pipeline.load(
-        "mini-ssd-1b", device="cpu", dtype="fp32", offline=True, computing=Computing(memory="low")
+        "mini-ssd-1b", device="cpu", dtype="fp32", offline=True, execution=Execution(memory="low")
     )
     assert isinstance(low.unet, UNet) and isinstance(low.text.encoder, TextEncoder)
     prompt = "a small red cone on a white background"
     (one,), (other,) = exact.generate(prompt, **settings), low.generate(prompt, **settings)
     first, second = (torch.tensor(bytearray(each.image.tobytes())).float() for each in (one, other))
     assert 0 < (first - second).abs().mean() < 6, "of 255 levels"
-    assert other.recipe.computing == Computing(memory="low") and other.recipe.dtype == "float32"
+    assert other.recipe.computing == Execution(memory="low") and other.recipe.dtype == "float32"
     again = low.generate(prompt, **settings)[0]
     assert again.image.tobytes() == other.image.tobytes()

@@ -7,8 +7,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from ssd1b.computing import Computing
 from ssd1b.errors import InputError
+from ssd1b.execution import Execution
 from ssd1b.pipeline import Pipeline
 from ssd1b.speed import openvino
 
@@ -19,7 +19,7 @@ import sys, warnings
 from pathlib import Path
 import torch
 import ssd1b.pipeline
-from ssd1b.computing import Computing
+from ssd1b.execution import Execution
 from ssd1b.errors import InputError
 from ssd1b.pipeline import Pipeline
 from ssd1b.speed import openvino
@@ -31,8 +31,8 @@ ssd1b.pipeline.CALIBRATION_STEPS = 8
 told = []
 
 def load(**how):
-    way = Computing(**how)
-    return Pipeline.load(model, device="cpu", dtype="fp32", offline=True, computing=way, notify=told.append)
+    way = Execution(**how)
+    return Pipeline.load(model, device="cpu", dtype="fp32", offline=True, execution=way, notify=told.append)
 
 def pixels(pipeline, **settings):
     (picture,) = pipeline.generate("a small red cone", seed=3, steps=4, **settings)
@@ -78,6 +78,6 @@ def test_openvino_draws_the_same_picture(tiny_model, tmp_path):
 def test_what_is_not_installed(missing, quantized, words, monkeypatch):
     monkeypatch.setattr("ssd1b.extras.find_spec", lambda name: None if name == missing else object())
     with pytest.raises(InputError, match=words):
-        Pipeline.load(computing=Computing(backend="openvino", quantized=quantized), device="cpu")
+        Pipeline.load(execution=Execution(backend="openvino", quantized=quantized), device="cpu")
     with pytest.raises(InputError, match="on a CPU, not on cuda"):
         openvino.check_openvino(torch.device("cuda"), quantized=False)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from ssd1b.computing import Computing
 from ssd1b.errors import InputError
+from ssd1b.execution import Execution
 from ssd1b.layouts import SSD_1B, model_layout
 from ssd1b.models.attention import GEGLU
 from ssd1b.models.unet import UNet
 from ssd1b.speed import int8_cpu, torchao_quant
-from ssd1b.speed.backends import check_computing, prepare, settle
+from ssd1b.speed.backends import check_execution, prepare, resolve_auto
 from ssd1b.speed.int8_cpu import Int8Conv2d, Int8GEGLU, Int8Linear, int8_is_fast
 from ssd1b.speed.torchao_quant import QUANTIZATIONS, Quantization, check_quantization
 from tiny import LAYOUTS, inputs
@@ -54,7 +54,7 @@ def test_what_cannot_be_quantized(monkeypatch):
     with pytest.raises(InputError, match="fp32 or bf16 on a CPU, not in fp16"):
         check_quantization("int8", CPU, torch.float16)
     with pytest.raises(InputError, match="leave compile out"):
-        check_computing(Computing(compiled=True, quantized="int8"), CPU, torch.bfloat16)
+        check_execution(Execution(compiled=True, quantized="int8"), CPU, torch.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -71,14 +71,14 @@ def test_what_cannot_be_quantized(monkeypatch):
 )
 def test_eight_bits_where_they_are_faster(monkeypatch, layout, able, device, dtype, given, expected):
     monkeypatch.setattr("ssd1b.speed.backends.int8_is_fast", lambda: able)
-    asked = Computing(quantized="auto", **given)
-    check_computing(asked, torch.device(device), dtype)
-    assert settle(asked, layout, torch.device(device), dtype) == Computing(quantized=expected, **given)
+    asked = Execution(quantized="auto", **given)
+    check_execution(asked, torch.device(device), dtype)
+    assert resolve_auto(asked, layout, torch.device(device), dtype) == Execution(quantized=expected, **given)
 
 
 def test_what_was_chosen_is_settled():
-    chosen = Computing(memory="low", quantized="int8-weights")
-    assert settle(chosen, SSD_1B, CPU, torch.float32) == chosen
+    chosen = Execution(memory="low", quantized="int8-weights")
+    assert resolve_auto(chosen, SSD_1B, CPU, torch.float32) == chosen
 
 
 needs_kernels = pytest.mark.skipif(not int8_is_fast(), reason="the processor does not multiply eight bits")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ssd1b.computing import DEFAULT, Computing
 from ssd1b.errors import InputError
+from ssd1b.execution import DEFAULT, Execution
 
 
 @pytest.mark.parametrize(
@@ -23,12 +23,12 @@ from ssd1b.errors import InputError
 )
 def test_wrong_choices(given, words):
     with pytest.raises(InputError) as error:
-        Computing(**given)
+        Execution(**given)
     assert all(word in str(error.value) for word in words), error.value
 
 
 def test_what_is_said_of_them():
     assert str(DEFAULT) == "as by default"
-    assert str(Computing(compiled=True, quantized="fp8")) == "compiled, fp8"
-    assert str(Computing(backend="openvino", quantized="int8")) == "openvino, int8"
-    assert str(Computing(memory="low")) == "low memory"
+    assert str(Execution(compiled=True, quantized="fp8")) == "compiled, fp8"
+    assert str(Execution(backend="openvino", quantized="int8")) == "openvino, int8"
+    assert str(Execution(memory="low")) == "low memory"

@@ -1,4 +1,4 @@
-"""How a model computes, beyond device and number format: what changes speed and memory, as data; no torch."""
+"""How networks are executed, beyond device and number format: options for speed and memory; no torch."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -13,17 +13,17 @@ MEMORIES = ("normal", "low")
 
 @validated
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Computing:
-    """The choices of whoever draws; the first of each changes nothing but the last bits of a picture.
+class Execution:
+    """Execution options. The default of each gives the reference picture.
 
     Attributes:
         backend: what runs UNet and VAE: torch, or OpenVINO on a CPU.
-        compiled: by torch's compiler, when they first run.
-        quantized: the UNet's matrices in eight bits: multiplied so (``int8``, ``fp8``), or only kept so
-            (``int8-weights``); ``auto`` is int8 on CPUs that are faster so with this model, settled when
-            it is loaded. None for not.
-        memory: ``low`` keeps text encoders and UNet in eight bits and never both in memory, and decodes in
-            small tiles.
+        compiled: compile them with torch's compiler when they first run.
+        quantized: multiply the UNet's matrices in ``int8`` or ``fp8``, or only store them in eight bits
+            (``int8-weights``). ``auto`` is int8 if that is faster for the model on this CPU, resolved when
+            it is loaded. None does not quantize.
+        memory: ``low`` keeps text encoders and UNet in eight bits, only one of them in memory, and decodes
+            in small tiles.
 
     Raises:
         InputError: a value that is none of these, or two that exclude each other.
@@ -44,10 +44,10 @@ class Computing:
             raise InputError("memory low has its own eight bits and is not compiled: leave the others out")
 
     def __str__(self) -> str:
-        """What is not as it is by default: "compiled, int8"."""
+        """List the options that are not the default: "compiled, int8"."""
         said = [self.backend if self.backend != "torch" else "", "compiled" if self.compiled else ""]
         said += [self.quantized or "", "low memory" if self.memory == "low" else ""]
         return ", ".join(filter(None, said)) or "as by default"
 
 
-DEFAULT = Computing()
+DEFAULT = Execution()
