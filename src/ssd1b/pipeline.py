@@ -31,7 +31,7 @@ from ssd1b.speed.reuse import FeatureReuse
 from ssd1b.tensors import Latents
 from ssd1b.threads import Threads, use_threads
 from ssd1b.weights.checkpoint import ModelInfo
-from ssd1b.weights.files import some
+from ssd1b.weights.files import first_few
 from ssd1b.weights.loading import broken_tensors
 from ssd1b.weights.vocabulary import calibration_prompts
 
@@ -250,7 +250,7 @@ class Pipeline:
                     "text_encoder_2": self.text.encoder_2}  # fmt: skip
         for part, network in networks.items():
             if broken := broken_tensors(network):
-                what = f"{len(broken)} tensors hold NaN or infinity: {some(broken)}"
+                what = f"{len(broken)} tensors hold NaN or infinity: {first_few(broken)}"
                 raise InputError(f"{self.identity.source}: {part}: {what}")
 
     def _predictors(self, batch: Sequence[GenerationSettings]) -> tuple[Predict, PredictPair]:

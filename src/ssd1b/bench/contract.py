@@ -15,7 +15,7 @@ from ssd1b.model import empty_network
 from ssd1b.models.tokenizer import BEGIN, END, CLIPTokenizer
 from ssd1b.runtime import dtype_name
 from ssd1b.weights.checkpoint import Checkpoint
-from ssd1b.weights.files import is_finite, some
+from ssd1b.weights.files import first_few, is_finite
 from ssd1b.weights.loading import check_tensors, read_part
 from ssd1b.weights.vocabulary import PADDING, VOCABULARY_SIZE, clip_tokenizer, tokenizer_of
 
@@ -104,7 +104,7 @@ def network(checkpoint: Checkpoint, part: str) -> Found:
     tensors = read_part(checkpoint, part)
     broken = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if broken:
-        raise InputError(f"{len(broken)} tensors hold NaN or infinity: {some(broken)}")
+        raise InputError(f"{len(broken)} tensors hold NaN or infinity: {first_few(broken)}")
     largest = max(float(tensor.float().abs().max()) for tensor in tensors.values() if tensor.numel())
     formats = [dtype_name(dtype) for dtype in stored.dtypes]
     count = "as published" if published else "of a layout that was not published"
@@ -140,7 +140,9 @@ def tokenizer(checkpoint: Checkpoint, part: str) -> Found:
     clip = clip_tokenizer(part)
     if given.vocabulary != clip.vocabulary:
         other = [token for token, number in clip.vocabulary.items() if given.vocabulary.get(token) != number]
-        raise InputError(f"{len(other)} of CLIP's tokens are missing or have another number: {some(other)}")
+        raise InputError(
+            f"{len(other)} of CLIP's tokens are missing or have another number: {first_few(other)}"
+        )
     if [tuple(pair) for pair in given.merges] != [tuple(pair) for pair in clip.merges]:
         raise InputError("the merges are not CLIP's")
     if given.padding != PADDING[part]:

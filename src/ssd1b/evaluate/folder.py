@@ -21,7 +21,7 @@ from ssd1b.images import open_picture
 from ssd1b.picture_names import PICTURES, UNREAD, captions_by_picture
 from ssd1b.pipeline import Pipeline
 from ssd1b.validation import Text, check
-from ssd1b.weights.files import some
+from ssd1b.weights.files import first_few
 
 _LONGEST_CAPTION = 2**20
 """Bytes of a caption's file."""
@@ -53,7 +53,7 @@ def captioned(folder: Path) -> list[Captioned]:
     unread = [path.name for path in files if path.suffix.lower() in UNREAD]
     for names, why in ((without, "without a caption"), (unread, "of a kind that is not read")):
         if names:
-            warnings.warn(f"{len(names)} pictures {why} are left out: {some(names)}", stacklevel=2)
+            warnings.warn(f"{len(names)} pictures {why} are left out: {first_few(names)}", stacklevel=2)
     return found
 
 

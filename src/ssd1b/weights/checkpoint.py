@@ -14,7 +14,7 @@ from ssd1b import sampler_names
 from ssd1b.diffusion.schedule import NoiseSchedule
 from ssd1b.errors import InputError, shown
 from ssd1b.layouts import NAMED, ModelLayout, TextLayout, UNetLayout, VAELayout, family_of
-from ssd1b.weights.files import some
+from ssd1b.weights.files import first_few
 from ssd1b.weights.fitting import check_fit, check_unet
 from ssd1b.weights.keymap import PARTS
 from ssd1b.weights.prediction import VELOCITY, check_agreement
@@ -75,8 +75,8 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
-    """What belongs to a model beside its networks.
+class ModelMetadata:
+    """What a model has beside its networks.
 
     Attributes:
         scheduler: diffusers' ``scheduler_config.json``.
@@ -92,7 +92,7 @@ class Surroundings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelInfo(Surroundings):
+class ModelInfo(ModelMetadata):
     """Everything about a whole model but its weights."""
 
     layout: ModelLayout
@@ -115,7 +115,7 @@ class ModelInfo(Surroundings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint(Surroundings):
+class Checkpoint(ModelMetadata):
     """A model on disk, or a part of one.
 
     Attributes:
@@ -141,7 +141,7 @@ class Checkpoint(Surroundings):
             InputError: it is not there.
         """
         if part not in self.parts:
-            raise InputError(f"{self.path}: no {part} in it, only {some(self.parts)}")
+            raise InputError(f"{self.path}: no {part} in it, only {first_few(self.parts)}")
         return self.parts[part]
 
     @property
@@ -184,8 +184,8 @@ class Checkpoint(Surroundings):
         layout = ModelLayout(
             name=self.name, unet=unet, vae=vae, text_encoder=text, text_encoder_2=text_2, size=self.size
         )
-        surroundings = {entry.name: getattr(self, entry.name) for entry in fields(Surroundings)}
-        return ModelInfo(layout=layout, **surroundings)
+        metadata = {entry.name: getattr(self, entry.name) for entry in fields(ModelMetadata)}
+        return ModelInfo(layout=layout, **metadata)
 
     def _check_scheduler(self) -> None:
         try:
@@ -205,7 +205,7 @@ class Checkpoint(Surroundings):
         for name, part in self.parts.items():
             found += _format_notes(name, part)
         if self.other:
-            found.append(f"{len(self.other)} tensors are not needed and ignored: {some(self.other)}")
+            found.append(f"{len(self.other)} tensors are not needed and ignored: {first_few(self.other)}")
         return tuple(found)
 
 
@@ -221,7 +221,7 @@ def _scheduler_notes(scheduler: Mapping[str, Any]) -> Iterator[str]:
 
 def _format_notes(name: str, part: Part) -> Iterator[str]:
     if len(part.dtypes) > 1:
-        names = some(str(dtype).removeprefix("torch.") for dtype in part.dtypes)
+        names = first_few(str(dtype).removeprefix("torch.") for dtype in part.dtypes)
         yield f"{name} mixes number formats: {names}"
     elif any(dtype.itemsize == 1 for dtype in part.dtypes):
         yield f"{name} is stored in 8-bit floats"

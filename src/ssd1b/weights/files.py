@@ -150,7 +150,7 @@ def is_finite(tensor: Tensor) -> bool:
     return tensor.numel() == 0 or all(math.isfinite(value.item()) for value in torch.aminmax(tensor))
 
 
-def some(names: Iterable[str]) -> str:
+def first_few(names: Iterable[str]) -> str:
     """The first three names, long or unprintable ones shortened and escaped, and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""

@@ -1,8 +1,8 @@
 """Two spellings of the same weights: diffusers' names and the original ones of LDM, SGM and OpenCLIP.
 
 The spelling used inside this package is that of the published diffusers folders. A map is a list of pairs
-(our prefix, original prefix, form), so it reads the same in both directions; the numbering of the original
-UNet, which counts through all levels, follows from the number of resnets per level.
+(our prefix, original prefix, transform), so it reads the same in both directions; the
+numbering of the original UNet, which counts through all levels, follows from the number of resnets per level.
 
 Sources: generative-models ``sgm/modules/diffusionmodules/openaimodel.py`` and ``model.py``, OpenCLIP
 ``transformer.py``; diffusers ``loaders/single_file_utils.py`` is the tests' oracle.
@@ -43,8 +43,8 @@ ORIGINAL_PREFIXES: dict[str, str] = {
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Form:
-    """How a tensor lies in the original file.
+class TensorTransform:
+    """How a tensor is stored in the original file, and how to convert it.
 
     Attributes:
         shape: our shape from the stored one; an impossible one comes back unchanged, to be reported.
@@ -59,9 +59,9 @@ class Form:
     index: int = 0
 
 
-def _third(index: int) -> Form:
+def _third(index: int) -> TensorTransform:
     """One of q, k, v, which OpenCLIP stacks into a single ``in_proj``."""
-    return Form(
+    return TensorTransform(
         shape=lambda s: (s[0] // 3, *s[1:]) if s and s[0] % 3 == 0 else s,
         read=lambda t: t.chunk(3)[index],
         write=torch.cat,
@@ -69,11 +69,11 @@ def _third(index: int) -> Form:
     )
 
 
-PLAIN = Form(shape=lambda s: s, read=lambda t: t, write=lambda ts: ts[0])
-TRANSPOSED = Form(
+PLAIN = TensorTransform(shape=lambda s: s, read=lambda t: t, write=lambda ts: ts[0])
+TRANSPOSED = TensorTransform(
     shape=lambda s: s[::-1], read=lambda t: t.T.contiguous(), write=lambda ts: ts[0].T.contiguous()
 )
-CONV_1X1 = Form(
+CONV_1X1 = TensorTransform(
     shape=lambda s: s[:2] if s[2:] == (1, 1) else s,
     read=lambda t: t.flatten(1),
     write=lambda ts: ts[0][:, :, None, None],
@@ -86,7 +86,7 @@ class Pair(NamedTuple):
 
     ours: str
     original: str
-    form: Form = PLAIN
+    transform: TensorTransform = PLAIN
 
 
 RESNET = ("conv1.weight", "conv2.weight")
@@ -110,7 +110,7 @@ def count(pattern: str, leaves: Sequence[str], names: Set[str]) -> int:
     return number
 
 
-def from_original(part: str, names: Collection[str]) -> dict[str, list[tuple[str, Form]]]:
+def from_original(part: str, names: Collection[str]) -> dict[str, list[tuple[str, TensorTransform]]]:
     """Translate the original names of one part, without their part prefix.
 
     Text encoders have transformers' names where they have not OpenCLIP's. SSD-1B's file has OpenCLIP's with
@@ -119,19 +119,22 @@ def from_original(part: str, names: Collection[str]) -> dict[str, list[tuple[str
     Returns:
         Our name or names (three for a stacked projection) of each stored one; unknown names are left out.
     """
-    known: dict[str, list[tuple[str, Form]]] = {}
-    for ours, original, form in _pairs(part, set(names), original=True):
-        known.setdefault(original, []).append((ours, form))
+    known: dict[str, list[tuple[str, TensorTransform]]] = {}
+    for ours, original, transform in _pairs(part, set(names), original=True):
+        known.setdefault(original, []).append((ours, transform))
     return {name: found for name in names if (found := _translate(name, known))}
 
 
-def to_original(part: str, names: Collection[str]) -> dict[str, tuple[str, Form]]:
+def to_original(part: str, names: Collection[str]) -> dict[str, tuple[str, TensorTransform]]:
     """Translate our names of one part; the result has no part prefix and every name is found.
 
     Raises:
         KeyError: a name that no layout has.
     """
-    known = {ours: [(original, form)] for ours, original, form in _pairs(part, set(names), original=False)}
+    known = {
+        ours: [(original, transform)]
+        for ours, original, transform in _pairs(part, set(names), original=False)
+    }
     result = {}
     for name in names:
         translated = _translate(name, known)
@@ -159,12 +162,14 @@ def our_name(part: str, name: str) -> str:
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def _translate(name: str, known: dict[str, list[tuple[str, Form]]]) -> list[tuple[str, Form]]:
+def _translate(
+    name: str, known: dict[str, list[tuple[str, TensorTransform]]]
+) -> list[tuple[str, TensorTransform]]:
     """Replace the longest known prefix."""
     head = name
     while head:
         if head in known:
-            return [(other + name[len(head) :], form) for other, form in known[head]]
+            return [(other + name[len(head) :], transform) for other, transform in known[head]]
         head = head.rpartition(".")[0]
     return []
 
@@ -333,6 +338,8 @@ def _open_clip(layers: int) -> Iterator[Pair]:
         ours, original = f"text_model.encoder.layers.{i}", f"transformer.resblocks.{i}"
         for leaf, original_leaf in _OPEN_CLIP_LAYER:
             yield Pair(f"{ours}.{leaf}", f"{original}.{original_leaf}")
-        for projection, form in zip(("q_proj", "k_proj", "v_proj"), QKV, strict=True):
+        for projection, transform in zip(("q_proj", "k_proj", "v_proj"), QKV, strict=True):
             for leaf in ("weight", "bias"):
-                yield Pair(f"{ours}.self_attn.{projection}.{leaf}", f"{original}.attn.in_proj_{leaf}", form)
+                yield Pair(
+                    f"{ours}.self_attn.{projection}.{leaf}", f"{original}.attn.in_proj_{leaf}", transform
+                )

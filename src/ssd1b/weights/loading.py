@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ssd1b.errors import InputError
 from ssd1b.weights.checkpoint import Checkpoint, Part
-from ssd1b.weights.files import Shape, is_finite, open_file, some
+from ssd1b.weights.files import Shape, first_few, is_finite, open_file
 from ssd1b.weights.stored import StoredTensor
 
 _WINDOWS = 32
@@ -92,10 +92,11 @@ def read_part(
         tensors[name] = tensor
     where = f"{checkpoint.path}: {part}"
     if broken:
-        raise InputError(f"{where}: {len(broken)} tensors hold NaN or infinity: {some(broken)}")
+        raise InputError(f"{where}: {len(broken)} tensors hold NaN or infinity: {first_few(broken)}")
     if overflown:
         raise InputError(
-            f"{where}: {len(overflown)} tensors overflow in {dtype}: {some(overflown)}; bfloat16 holds them"
+            f"{where}: {len(overflown)} tensors overflow in {dtype}: {first_few(overflown)}; "
+            "bfloat16 holds them"
         )
     return tensors
 
@@ -108,7 +109,7 @@ def broken_tensors(module: nn.Module) -> list[str]:
 def _read(handle: Any, stored: StoredTensor) -> Tensor:
     """Read one of our tensors, in the file's number format, or in float32 where it has a scale.
 
-    It is a view of the mapped file where number format and form allow.
+    It is a view of the mapped file where number format and transform allow.
     """
     try:
         tensor = handle.get_tensor(stored.name)
@@ -116,7 +117,7 @@ def _read(handle: Any, stored: StoredTensor) -> Tensor:
             scale = handle.get_tensor(stored.scale).float()
             by_row = scale.reshape(-1, *[1] * (tensor.ndim - 1)) if scale.numel() > 1 else scale.reshape(())
             tensor = tensor.float() * by_row
-        tensor = stored.form.read(tensor)
+        tensor = stored.transform.read(tensor)
     except SafetensorError as error:
         raise InputError(f"{stored.file}: changed since it was opened: {error}") from error
     if tuple(tensor.shape) != stored.shape or tensor.dtype != stored.read_dtype:
@@ -156,11 +157,13 @@ def check_tensors(wanted: Mapping[str, Shape], part: Part, where: str) -> None:
     if missing:
         near = get_close_matches(missing[0], unknown, n=1, cutoff=0.8)
         hint = f" (is {near[0]} meant for the first?)" if near else ""
-        problems.append(f"{len(missing)} tensors are missing: {some(missing)}{hint}")
+        problems.append(f"{len(missing)} tensors are missing: {first_few(missing)}{hint}")
     if unknown:
-        problems.append(f"{len(unknown)} are unknown: {some(unknown)}")
+        problems.append(f"{len(unknown)} are unknown: {first_few(unknown)}")
     if misshaped:
-        shapes = some(f"{name} {list(given[name])} instead of {list(wanted[name])}" for name in misshaped)
+        shapes = first_few(
+            f"{name} {list(given[name])} instead of {list(wanted[name])}" for name in misshaped
+        )
         problems.append(f"{len(misshaped)} have another shape: {shapes}")
     if problems:
         raise InputError(f"{where}: {'; '.join(problems)}")

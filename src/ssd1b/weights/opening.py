@@ -16,7 +16,7 @@ from ssd1b.layouts import VAELayout
 from ssd1b.weights import configs
 from ssd1b.weights.checkpoint import SDXL_SCHEDULER, SETTINGS_FILE, Checkpoint, Part
 from ssd1b.weights.detect import part_of
-from ssd1b.weights.files import Header, parse_json, read_header, read_json, some
+from ssd1b.weights.files import Header, first_few, parse_json, read_header, read_json
 from ssd1b.weights.foreign import foreign
 from ssd1b.weights.keymap import METADATA, PARTS, STEMS
 from ssd1b.weights.prediction import (
@@ -152,7 +152,9 @@ def _read_part(part: str, folder: Path, half: bool) -> Part:
         section = Section("", {name: name for name in header.tensors})
         found = tensors_of(part, file, [section], header)
         if twice := [name for name in found if name in table]:
-            raise InputError(f"{file}: {some(twice)} is there twice, also in {table[twice[0]].file.name}")
+            raise InputError(
+                f"{file}: {first_few(twice)} is there twice, also in {table[twice[0]].file.name}"
+            )
         table |= found
     return part_of(part, table, read_json(folder / "config.json"), str(folder))
 
@@ -184,7 +186,7 @@ def _shards(index: Path) -> dict[Path, Header]:
     headers = {name: read_header(index.parent / name) for name in names}
     lost = [tensor for tensor, name in places.items() if tensor not in headers[name].tensors]
     if lost:
-        raise InputError(f"{index}: {len(lost)} tensors are not in the file it names: {some(lost)}")
+        raise InputError(f"{index}: {len(lost)} tensors are not in the file it names: {first_few(lost)}")
     return {index.parent / name: header for name, header in headers.items()}
 
 
@@ -200,31 +202,33 @@ def open_single_file(path: Path) -> Checkpoint:
         raise InputError(
             f"{path}: an EDM model ({edm[0]}), whose noise schedule is not SDXL's; it is not read"
         )
-    told = parse_json(header.metadata[METADATA], f"{path}: metadata") if METADATA in header.metadata else {}
-    parts = _parts(path, header, told)
+    metadata = (
+        parse_json(header.metadata[METADATA], f"{path}: metadata") if METADATA in header.metadata else {}
+    )
+    parts = _parts(path, header, metadata)
     used = {name for part in parts.values() for tensor in part.tensors.values() for name in tensor.names}
     vae = parts["vae"].layout if "vae" in parts else VAELayout()
     assert isinstance(vae, VAELayout)
     said = statements(header.metadata, header.tensors)
-    own = _told(told, "scheduler", path)
+    own = _table(metadata, "scheduler", path)
     if own:
         said = of_scheduler(own, "its scheduler", f"{path}: metadata") | said
     return Checkpoint(
         path=path,
         format="single file" if len(parts) > 1 else f"single {next(iter(parts))} file",
         parts=parts,
-        size=_picture_size(_told(told, "unet", path), vae, f"{path}: metadata"),
+        size=_picture_size(_table(metadata, "unet", path), vae, f"{path}: metadata"),
         scheduler=own or _scheduler(header, said),
         prediction=said,
         force_zeros_for_empty_prompt=configs.flag(
-            told, "force_zeros_for_empty_prompt", True, f"{path}: metadata"
+            metadata, "force_zeros_for_empty_prompt", True, f"{path}: metadata"
         ),
-        settings=_settings(told, f"{path}: metadata"),
+        settings=_settings(metadata, f"{path}: metadata"),
         other=tuple(sorted(header.tensors.keys() - used - {VELOCITY_KEY, ZERO_SNR_KEY})),
     )
 
 
-def _parts(path: Path, header: Header, told: Mapping[str, Any]) -> dict[str, Part]:
+def _parts(path: Path, header: Header, metadata: Mapping[str, Any]) -> dict[str, Part]:
     """The networks of a file.
 
     Raises:
@@ -236,10 +240,10 @@ def _parts(path: Path, header: Header, told: Mapping[str, Any]) -> dict[str, Par
         for part in PARTS:
             if part in found:
                 table = tensors_of(part, path, found[part], header)
-                parts[part] = part_of(part, table, _told(told, part, path), f"{path}: {part}")
+                parts[part] = part_of(part, table, _table(metadata, part, path), f"{path}: {part}")
         if not parts:
             raise InputError(
-                f"{path}: no network of SDXL's family; it holds {some(header.tensors) or 'nothing'}"
+                f"{path}: no network of SDXL's family; it holds {first_few(header.tensors) or 'nothing'}"
             )
     except InputError as error:
         if kind := foreign(header.tensors):
@@ -248,8 +252,8 @@ def _parts(path: Path, header: Header, told: Mapping[str, Any]) -> dict[str, Par
     return parts
 
 
-def _told(told: Mapping[str, Any], name: str, path: Path) -> dict[str, Any] | None:
-    value = told.get(name)
+def _table(metadata: Mapping[str, Any], name: str, path: Path) -> dict[str, Any] | None:
+    value = metadata.get(name)
     if value is not None and not isinstance(value, dict):
         raise InputError(f"{path}: metadata: {name} must be an object, got {shown(value)}")
     return value
@@ -262,9 +266,9 @@ def _scheduler(header: Header, said: Mapping[str, str]) -> dict[str, Any]:
     return scheduler
 
 
-def _settings(told: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _settings(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The settings in the content of ``ssd1b.json``."""
-    settings = told.get("settings", {})
+    settings = content.get("settings", {})
     if not isinstance(settings, dict):
         raise InputError(f"{where}: settings must be an object, got {shown(settings)}")
     return settings

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from ssd1b.errors import InputError, shown
-from ssd1b.weights.files import FLOATS, Header, Shape, some
-from ssd1b.weights.keymap import PLAIN, Form, from_original, our_name
+from ssd1b.weights.files import FLOATS, Header, Shape, first_few
+from ssd1b.weights.keymap import PLAIN, TensorTransform, from_original, our_name
 from ssd1b.weights.spellings import Section, unused
 
 _SCALES = ("scale_weight", "weight_scale")
@@ -26,8 +26,8 @@ class StoredTensor:
         file: the safetensors file.
         name: the tensor's name in it.
         dtype: the number format in it.
-        shape: our shape, which the form gives.
-        form: how to get our tensor out of the stored one.
+        shape: our shape, which the transform gives.
+        transform: how to get our tensor out of the stored one.
         scale: name of the factor that the stored one is multiplied with first, if any.
     """
 
@@ -35,7 +35,7 @@ class StoredTensor:
     name: str
     dtype: torch.dtype
     shape: Shape
-    form: Form = PLAIN
+    transform: TensorTransform = PLAIN
     scale: str | None = None
 
     @property
@@ -67,14 +67,14 @@ def tensors_of(part: str, file: Path, sections: Iterable[Section], header: Heade
         for name in names:
             stored = section.stored[name]
             scale = _scale_of(name, scales)
-            for ours, form in original.get(name, [(our_name(part, name), PLAIN)]):
-                store(
-                    found, ours, file=file, stored=stored, header=header, form=form,
+            for ours, transform in original.get(name, [(our_name(part, name), PLAIN)]):
+                add_tensor(
+                    found, ours, file=file, stored=stored, header=header, transform=transform,
                     scale=None if scale is None else section.stored[scale],
                 )  # fmt: skip
             scales.discard(scale or "")
         for name in scales:  # of no weight: unknown
-            store(found, name, file=file, stored=section.stored[name], header=header)
+            add_tensor(found, name, file=file, stored=section.stored[name], header=header)
         table = found | table
     return table
 
@@ -84,14 +84,14 @@ def _scale_of(name: str, scales: Iterable[str]) -> str | None:
     return next((f"{head}.{s}" for s in _SCALES if leaf == "weight" and f"{head}.{s}" in scales), None)
 
 
-def store(
+def add_tensor(
     table: dict[str, StoredTensor],
     name: str,
     *,
     file: Path,
     stored: str,
     header: Header,
-    form: Form = PLAIN,
+    transform: TensorTransform = PLAIN,
     scale: str | None = None,
 ) -> None:
     """Enter one of our tensors into the table of its network.
@@ -101,13 +101,20 @@ def store(
     """
     number_format, shape = header.tensors[stored]
     if name in table:
-        raise InputError(f"{file}: {some([name])} is there twice: {some([table[name].name, stored])}")
+        raise InputError(
+            f"{file}: {first_few([name])} is there twice: {first_few([table[name].name, stored])}"
+        )
     if number_format not in FLOATS:
         raise InputError(f"{file}: {_quantized(stored, number_format, header)}")
     if scale is not None:
         _check_scale(f"{file}: scaled fp8: {shown(scale)}", *header.tensors[scale], shape)
     table[name] = StoredTensor(
-        file=file, name=stored, dtype=FLOATS[number_format], shape=form.shape(shape), form=form, scale=scale
+        file=file,
+        name=stored,
+        dtype=FLOATS[number_format],
+        shape=transform.shape(shape),
+        transform=transform,
+        scale=scale,
     )
 
 

@@ -16,7 +16,7 @@ from ssd1b.saving import check_free, writing
 from ssd1b.weights import configs
 from ssd1b.weights.checkpoint import SDXL_SCHEDULER, SETTINGS_FILE, ModelInfo
 from ssd1b.weights.detect import layout_of
-from ssd1b.weights.files import is_finite, some, write_json, write_tensors
+from ssd1b.weights.files import first_few, is_finite, write_json, write_tensors
 from ssd1b.weights.keymap import METADATA, ORIGINAL_PREFIXES, PARTS, STEMS, to_original
 from ssd1b.weights.prediction import VELOCITY, VELOCITY_KEY, ZERO_SNR_KEY
 from ssd1b.weights.vocabulary import (
@@ -137,14 +137,14 @@ def save_single_file(
         tensors[VELOCITY_KEY] = torch.empty(0)
     if info.scheduler.get("rescale_betas_zero_snr"):
         tensors[ZERO_SNR_KEY] = torch.empty(0)
-    told = {
+    metadata = {
         **part_configs,
         "force_zeros_for_empty_prompt": info.force_zeros_for_empty_prompt,
         "scheduler": info.scheduler,
         "settings": info.settings,
     }
     with writing(path, overwrite=overwrite) as temporary:
-        write_tensors(temporary, tensors, {METADATA: json.dumps(told, sort_keys=True)})
+        write_tensors(temporary, tensors, {METADATA: json.dumps(metadata, sort_keys=True)})
 
 
 class Published(NamedTuple):
@@ -229,5 +229,5 @@ def _prepared(
     broken = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if broken:
         number_format = "" if dtype is None else f" in {dtype}"
-        raise InputError(f"{part}: {len(broken)} tensors are not finite{number_format}: {some(broken)}")
+        raise InputError(f"{part}: {len(broken)} tensors are not finite{number_format}: {first_few(broken)}")
     return tensors

@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 from ssd1b.errors import InputError
 from ssd1b.saving import replacing
 from ssd1b.weights.files import (
+    first_few,
     is_finite,
     open_file,
     parse_json,
     read_header,
     read_json,
-    some,
     write_json,
     write_tensors,
 )
@@ -186,8 +186,8 @@ def test_large_but_finite_numbers_are_finite():
 
 
 def test_some_names():
-    assert some("ab") == "a, b"
-    assert some("abcde") == "a, b, c and 2 more"
+    assert first_few("ab") == "a, b"
+    assert first_few("abcde") == "a, b, c and 2 more"
 
 
 def test_a_disk_that_takes_no_more_is_named_and_the_old_file_kept(tmp_path):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from ssd1b.errors import InputError
 from ssd1b.layouts import SSD_1B
 from ssd1b.weights.checkpoint import SDXL_SCHEDULER
-from ssd1b.weights.files import read_header, some
+from ssd1b.weights.files import first_few, read_header
 from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS
 from ssd1b.weights.loading import load_component, read_part
 from ssd1b.weights.opening import open_checkpoint
@@ -159,7 +159,7 @@ def test_leftovers_of_training_are_ignored_and_told(tmp_path, tiny_file):
         "denoiser.sigmas",
         "model_ema.decay",
     )
-    assert checkpoint.notes == (f"4 tensors are not needed and ignored: {some(checkpoint.other)}",)
+    assert checkpoint.notes == (f"4 tensors are not needed and ignored: {first_few(checkpoint.other)}",)
     for part, module in modules(TINY).items():
         load_component(module, checkpoint, part, dtype=torch.float32)
 

@@ -12,7 +12,7 @@ from ssd1b.errors import InputError
 from ssd1b.training.data.examples import Example, Unusable
 from ssd1b.training.data.pictures import Size, digest_of, size_of
 from ssd1b.validation import Text, check
-from ssd1b.weights.files import some
+from ssd1b.weights.files import first_few
 
 _AHEAD = 64
 """Results that wait for whoever takes them."""
@@ -67,7 +67,7 @@ class Report:
     def __str__(self) -> str:
         """One line for people, the commonest trouble first."""
         by_number = sorted(self.unusable.items(), key=lambda each: -len(each[1]))
-        kinds = "; ".join(f"{len(keys)} {reason} ({some(keys)})" for reason, keys in by_number)
+        kinds = "; ".join(f"{len(keys)} {reason} ({first_few(keys)})" for reason, keys in by_number)
         return f"{self.count} of {self.total} pictures cannot be used" + (f": {kinds}" if kinds else "")
 
     def facts(self) -> dict[str, Any]:
