@@ -125,14 +125,10 @@ class Model:
     @property
     def identity(self) -> ModelIdentity:
         """Which model this is, for recipes. Adapters belong here, each with its source, hash and scale."""
-        source = self.source
         return ModelIdentity(
-            name=Path(source).name,
-            source=source,
-            revision=self.commit,
-            layout=self.layout.name,
-            prediction=self.prediction,
-        )
+            name=Path(self.source).name, source=self.source, revision=self.commit,
+            layout=self.layout.name, prediction=self.prediction,
+        )  # fmt: skip
 
     def digest(self, file_digest: Callable[[Path], str]) -> str:
         """Hash everything that decides what the model computes: all its files, and ``prediction``.
@@ -142,8 +138,8 @@ class Model:
         Args:
             file_digest: gives the hash of a file's content, from memory where it has not changed.
         """
-        folder = self.path.is_dir()
-        files = sorted(file for file in self.path.rglob("*") if file.is_file()) if folder else [self.path]
+        inside = self.path.rglob("*") if self.path.is_dir() else [self.path]
+        files = sorted(file for file in inside if file.is_file())
         digest = hashlib.sha256()
         for file in files:
             digest.update(f"{file.relative_to(self.path)} {file_digest(file)}\n".encode())
@@ -195,10 +191,6 @@ class Model:
         Args:
             load: gives a network by its part, as ``network`` or a backend does.
         """
-        tokenizer, tokenizer_2 = self.tokenizers
-        return TextEncoders(
-            encoder=load("text_encoder"),
-            encoder_2=load("text_encoder_2"),
-            tokenizer=tokenizer,
-            tokenizer_2=tokenizer_2,
-        )
+        first, second = self.tokenizers
+        encoder, encoder_2 = load("text_encoder"), load("text_encoder_2")
+        return TextEncoders(encoder=encoder, encoder_2=encoder_2, tokenizer=first, tokenizer_2=second)

@@ -34,9 +34,7 @@ class Backend(Protocol):
     """Reads a model's networks and prepares them for inference."""
 
     def load(self, model: Model, part: str) -> Any:
-        """Give one of ``keymap.PARTS``, ready to be called as the class in ``model.NETWORKS`` is.
-
-        A UNet that has not been calibrated comes as it is without quantization.
+        """Give one of ``keymap.PARTS``, ready to run; an uncalibrated UNet comes without quantization.
 
         Raises:
             InputError: its files are damaged.

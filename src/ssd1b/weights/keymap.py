@@ -22,10 +22,8 @@ PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 """The networks of a model, by their folder names."""
 
 STEMS: dict[str, str] = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-    "text_encoder_2": "model",
+    **dict.fromkeys(("unet", "vae"), "diffusion_pytorch_model"),
+    **dict.fromkeys(("text_encoder", "text_encoder_2"), "model"),
 }
 """Name of each network's weight file in a folder, without suffix."""
 
