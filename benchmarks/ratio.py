@@ -16,6 +16,7 @@ from ssd1b.bench.case import make_case
 from ssd1b.bench.machine import machine
 from ssd1b.layouts import model_layout
 from ssd1b.models.unet import UNet
+from ssd1b.models.unet_inputs import UNetInputs
 from ssd1b.runtime import choose_device, choose_dtype
 from ssd1b.speed.backends import prepare
 
@@ -38,10 +39,11 @@ def main() -> None:
                 assert isinstance(case.network, UNet)
                 networks[name] = case.network
                 prepare(case.network)
-            latents, times, embeds, pooled, sizes = (each.to(device) for each in case.inputs)
+            assert isinstance(case.inputs, UNetInputs)
+            latents, times, embeds, pooled, sizes = case.inputs.to(device, dtype)
             network = networks[name]
-            texts = network.cross_attention_kv(embeds.to(dtype), without_text=1)
-            works.append((network, latents.to(dtype), times, texts, pooled.to(dtype), sizes))
+            texts = network.cross_attention_kv(embeds, without_text=1)
+            works.append((network, latents, times, texts, pooled, sizes))
             del case
         seconds = np.empty((given.rounds, 2))
         for number in range(given.rounds):

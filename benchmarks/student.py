@@ -13,6 +13,7 @@ import torch
 
 from ssd1b import Pipeline
 from ssd1b.models.unet import UNet
+from ssd1b.models.unet_inputs import example_inputs
 from ssd1b.saving import replacing
 from ssd1b.weights.files import write_json
 
@@ -22,16 +23,10 @@ BATCHES = (2, 16, 64)
 @torch.inference_mode()
 def seconds(unet: UNet, batch: int, cells: int) -> float:
     """Of one forward pass."""
-    layout, dtype = unet.layout, unet.conv_norm_out.weight.dtype
-    given = (
-        torch.randn(batch, layout.in_channels, cells, cells, dtype=dtype),
-        torch.full((batch,), 500.0),
-        torch.randn(batch, 77, layout.cross_attention_dim, dtype=dtype),
-        torch.randn(batch, layout.pooled_dim, dtype=dtype),
-        torch.zeros(batch, 6),
-    )
+    inputs = example_inputs(unet.layout, batch, cells, cells, fill=torch.randn)
+    inputs = inputs.to("cpu", unet.conv_norm_out.weight.dtype)
     start = time.perf_counter()
-    unet(*given)
+    unet(*inputs)
     return time.perf_counter() - start
 
 

@@ -1,6 +1,7 @@
 """Models with a published UNet's blocks, everything else as small as can be; published UNets, narrowed."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -17,6 +18,7 @@ from ssd1b.layouts import (
 )
 from ssd1b.models.text import TextEncoder
 from ssd1b.models.unet import UNet
+from ssd1b.models.unet_inputs import UNetInputs, example_inputs
 from ssd1b.models.vae import VAE
 
 
@@ -68,13 +70,11 @@ LAYOUTS = {name: narrowed(layout) for name, layout in UNETS.items()} | {
 """Every published UNet, narrowed, and the miniatures'."""
 
 
-def inputs(layout: UNetLayout, height: int, width: int) -> tuple[torch.Tensor, ...]:
-    generator = torch.Generator().manual_seed(7)
-    latents = torch.randn(2, 4, height, width, generator=generator)
-    embeds = torch.randn(2, 11, layout.cross_attention_dim, generator=generator)
-    pooled = torch.randn(2, layout.pooled_dim, generator=generator)
+def inputs(layout: UNetLayout, height: int, width: int) -> UNetInputs:
+    fill = partial(torch.randn, generator=torch.Generator().manual_seed(7))
     time_ids = torch.tensor([[1024, 768, 0, 16, 1024, 1024], [64, 64, 0, 0, 128, 128]], dtype=torch.float32)
-    return latents, torch.tensor([999.0, 20.0]), embeds, pooled, time_ids
+    made = example_inputs(layout, 2, height, width, tokens=11, fill=fill)
+    return made._replace(timesteps=torch.tensor([999.0, 20.0]), time_ids=time_ids)
 
 
 DRAWABLE = replace(

@@ -5,6 +5,7 @@ Speed does not depend on what weights say, as long as numbers stay in their usua
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,10 +16,10 @@ from ssd1b.evaluate.cost import unet_macs
 from ssd1b.layouts import ModelLayout
 from ssd1b.models.text import CONTEXT, TextEncoder
 from ssd1b.models.unet import UNet
+from ssd1b.models.unet_inputs import example_inputs
 from ssd1b.models.vae import VAE
 
 CPU = torch.device("cpu")
-TIMESTEP = 500.0
 PROMPT = "a lighthouse on a cliff above the sea at dusk, its beam in the mist, oil on canvas"
 
 
@@ -30,7 +31,7 @@ class Case:
         part: one of ``bench.PARTS``.
         layout: of the model.
         network: with random weights; of a picture a dictionary of the four.
-        inputs: for its forward pass, in float32 on the CPU: the UNet's five, the VAE's latents, the encoder's
+        inputs: for its forward pass, in float32 on the CPU: ``UNetInputs``, the VAE's latents, the encoder's
             token ids; of a picture none.
         batch: pictures, or texts, at a time. For each the UNet has a pair of inputs, one without a text, as
             guidance has without a negative prompt; those without come first.
@@ -72,14 +73,10 @@ def make_case(
     inputs: tuple[Tensor, ...] = ()
     pass_macs = unet_macs(unet, latent, latent, CONTEXT)
     if part == "unet":
-        pairs = 2 * batch
-        latents = torch.randn(pairs, unet.in_channels, latent, latent, generator=generator)
-        embeds = torch.randn(pairs, CONTEXT, unet.cross_attention_dim, generator=generator)
-        pooled = torch.randn(pairs, unet.pooled_dim, generator=generator)
-        embeds[:batch], pooled[:batch] = 0.0, 0.0
-        sizes = torch.tensor([[side, side, 0.0, 0.0, side, side]]).expand(pairs, -1)
-        inputs = (latents, torch.full((pairs,), TIMESTEP), embeds, pooled, sizes)
-        macs = pairs * pass_macs
+        random = partial(torch.randn, generator=generator)
+        inputs = example_inputs(unet, 2 * batch, latent, latent, tokens=CONTEXT, fill=random)
+        inputs.prompt_embeds[:batch], inputs.pooled_prompt_embeds[:batch] = 0.0, 0.0
+        macs = 2 * batch * pass_macs
     elif part == "vae":
         inputs = (torch.randn(batch, layout.vae.latent_channels, latent, latent, generator=generator),)
         macs = _decoder_macs(layout, latent) * batch

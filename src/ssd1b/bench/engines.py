@@ -29,6 +29,7 @@ from ssd1b.images import to_pixels
 from ssd1b.layouts import ModelLayout, TextLayout
 from ssd1b.models.text import TextEncoder, TextEncoders
 from ssd1b.models.unet import UNet
+from ssd1b.models.unet_inputs import UNetInputs
 from ssd1b.models.vae import VAE
 from ssd1b.pipeline import Pipeline
 from ssd1b.recipe import ModelIdentity
@@ -399,9 +400,7 @@ def _shell(network: nn.Module) -> nn.Module:
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """In an engine's number format, but for the numbers that are embedded in float32: times and sizes."""
-    exact = {1, 4} if case.part == "unet" else set()
-    return tuple(
-        each.to(device, dtype if each.is_floating_point() and place not in exact else each.dtype)
-        for place, each in enumerate(case.inputs)
-    )
+    """Move a case's inputs to an engine's device and number format; token ids stay integers."""
+    if isinstance(case.inputs, UNetInputs):
+        return tuple(case.inputs.to(device, dtype))
+    return tuple(each.to(device, dtype if each.is_floating_point() else each.dtype) for each in case.inputs)

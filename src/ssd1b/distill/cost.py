@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ssd1b.distill.importance import Inputs
 from ssd1b.distill.layer_map import parameters
 from ssd1b.distill.plan import PlannedStage
 from ssd1b.layouts import UNetLayout
 from ssd1b.models.attention import Attention, plain_attention
 from ssd1b.models.unet import UNet
+from ssd1b.models.unet_inputs import example_inputs
 from ssd1b.runtime import dtype_name
 from ssd1b.training.gradient_checkpointing import checkpointed_blocks
 
@@ -29,8 +29,6 @@ _LONGEST_FORWARD = 10.0
 
 _LONG_ENOUGH = 0.5
 """Seconds, at best, of the forward pass that tells how fast batches are; one picture keeps few cores busy."""
-
-_TOKENS = 77
 
 
 class Speed(NamedTuple):
@@ -93,7 +91,7 @@ def activations(
     """
     with torch.device("meta"):
         unet = UNet(layout).to(dtype)
-        given = _inputs(layout, cells, dtype)
+        inputs = example_inputs(layout, 1, cells, cells).to("meta", dtype)
     kernel = plain_attention if device == "cpu" else _fused_attention
     for module in unet.modules():
         if isinstance(module, Attention):
@@ -121,7 +119,7 @@ def activations(
             block.register_forward_pre_hook(enter)
             block.register_forward_hook(leave)
     with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        unet(*given)
+        unet(*inputs)
     return _bytes(kept[0]) + max(again)
 
 
@@ -148,9 +146,9 @@ def measured_speed(
         return Speed(product, f"from the rate of a large matrix product in {dtype_name(dtype)}: at best")
     unet = teacher().to(device, dtype)
     count = max(1, min(batch_size, int(_LONG_ENOUGH * product / macs)))
-    given = _inputs(unet.layout, cells, dtype, device, count=count)
+    inputs = example_inputs(unet.layout, count, cells, cells).to(device, dtype)
     with torch.inference_mode():
-        seconds = _timed(lambda: unet(*given), device) / count
+        seconds = _timed(lambda: unet(*inputs), device) / count
     return Speed(
         macs / seconds,
         f"from a forward pass of the teacher in {dtype_name(dtype)}, {seconds:.3g} s a picture",
@@ -173,19 +171,6 @@ def _timed(work: Callable[[], object], device: str) -> float:
             torch.accelerator.synchronize(device)
         seconds.append(time.perf_counter() - start)
     return min(seconds[1:])
-
-
-def _inputs(
-    layout: UNetLayout, cells: int, dtype: torch.dtype, device: str | None = None, *, count: int = 1
-) -> Inputs:
-    """Of some pictures; zeros, since speed and memory do not depend on values."""
-    return (
-        torch.zeros(count, layout.in_channels, cells, cells, dtype=dtype, device=device),
-        torch.zeros(count, device=device),
-        torch.zeros(count, _TOKENS, layout.cross_attention_dim, dtype=dtype, device=device),
-        torch.zeros(count, layout.pooled_dim, dtype=dtype, device=device),
-        torch.zeros(count, 6, device=device),
-    )
 
 
 def _fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

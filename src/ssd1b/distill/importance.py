@@ -14,16 +14,14 @@ from ssd1b.errors import InputError
 from ssd1b.layouts import Level, UNetLayout
 from ssd1b.models.attention import TransformerBlock
 from ssd1b.models.unet import UNet
+from ssd1b.models.unet_inputs import UNetInputs
 
 BLOCKS = "transformer_blocks"
 _MIDDLE = "mid_block.attentions.0"
 
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-"""Of ``UNet.forward``."""
-
 
 @torch.inference_mode()
-def block_importance(unet: UNet, examples: Iterable[Inputs]) -> dict[str, float]:
+def block_importance(unet: UNet, examples: Iterable[UNetInputs]) -> dict[str, float]:
     """The mean squared change of the output when a block is skipped, relative to the output's mean square.
 
     The criterion of LAPTOP-Diff (2404.11098, section 3.2): changes of several blocks nearly add up, so blocks

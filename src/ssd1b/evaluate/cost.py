@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssd1b.layouts import UNetLayout
 from ssd1b.models.unet import UNet
+from ssd1b.models.unet_inputs import example_inputs
 
 
 def unet_macs(layout: UNetLayout, height: int, width: int, tokens: int = 77) -> int:
@@ -50,12 +51,10 @@ def _macs(layout: UNetLayout, height: int, width: int, tokens: int) -> tuple[int
 
     with torch.device("meta"):
         unet = UNet(layout)
-        x = torch.empty(1, layout.in_channels, height, width)
-        embeds = torch.empty(1, tokens, layout.cross_attention_dim)
-        pooled = torch.empty(1, layout.pooled_dim)
+        inputs = example_inputs(layout, 1, height, width, tokens=tokens)
         scales = layout.guidance_embed_dim and torch.empty(1, layout.guidance_embed_dim)
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            unet(x, torch.empty(1), embeds, pooled, torch.empty(1, 6), scales, through)
+            unet(*inputs, scales, through)
     return counter.get_total_flops() // 2, deep // 2
 
 

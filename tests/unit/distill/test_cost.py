@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ssd1b.distill.cost import Speed, _inputs, activations, measured_speed, memory, step_macs
+from ssd1b.distill.cost import Speed, activations, measured_speed, memory, step_macs
 from ssd1b.distill.layer_map import parameters
 from ssd1b.distill.picture import draw_layers
 from ssd1b.distill.plan import plan
@@ -11,6 +11,7 @@ from ssd1b.distill.stages import Stage, read_stages
 from ssd1b.layouts import KOALA_700M, SDXL
 from ssd1b.models.attention import Attention, plain_attention
 from ssd1b.models.unet import UNet
+from ssd1b.models.unet_inputs import example_inputs
 from ssd1b.training.settings import LoopSettings
 from tiny import tiny
 
@@ -32,7 +33,7 @@ def test_activations_are_those_that_a_real_forward_pass_keeps() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        unet(*_inputs(SMALL, 16, torch.float32))
+        unet(*example_inputs(SMALL, 1, 16, 16))
     real = sum(storage.nbytes() for storage in kept.values())
     counted = activations(SMALL, 16, torch.float32, "cpu")
     assert abs(counted - real) < 0.1 * real

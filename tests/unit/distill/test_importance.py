@@ -1,13 +1,16 @@
 """Importance: what a block does to the output, and a layout made of the blocks that do most."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from ssd1b.distill.importance import Inputs, block_importance, fitted
+from ssd1b.distill.importance import block_importance, fitted
 from ssd1b.distill.layer_map import LayerMap, explicit, parameters
 from ssd1b.errors import InputError
 from ssd1b.layouts import SDXL, SDXL_MINI, SSD_1B, Level, UNetLayout
 from ssd1b.models.unet import UNet
+from ssd1b.models.unet_inputs import UNetInputs, example_inputs
 from ssd1b.weights.configs import unet_config, unet_layout
 
 TINY = UNetLayout(
@@ -17,13 +20,9 @@ TINY = UNetLayout(
 )  # fmt: skip
 
 
-def example(seed: int) -> Inputs:
-    generator = torch.Generator().manual_seed(seed)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    return random(1, 4, 8, 8), torch.tensor([400.0]), random(1, 7, 16), random(1, 8), torch.full((1, 6), 8.0)
+def example(seed: int) -> UNetInputs:
+    fill = partial(torch.randn, generator=torch.Generator().manual_seed(seed))
+    return example_inputs(TINY, 1, 8, 8, tokens=7, fill=fill)
 
 
 def test_a_block_that_does_nothing_has_no_importance_and_a_strong_one_has_most() -> None:

@@ -1,0 +1,70 @@
+"""The arguments of one forward pass of a UNet."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssd1b.layouts import UNetLayout
+from ssd1b.tensors import Latents, PooledEmbeds, PromptEmbeds, TimeIds, Timesteps
+
+TIMESTEP = 500.0
+"""Diffusion time of example inputs: the middle of SDXL's schedule."""
+
+
+class UNetInputs(NamedTuple):
+    """The arguments of ``UNet.forward`` in its order, so that a network is called as ``unet(*inputs)``.
+
+    A layout that embeds the guidance scale takes ``guidance_embeds`` after these.
+
+    Attributes:
+        latents: noisy latents at unit variance.
+        timesteps: diffusion times in [0, 999], float32.
+        prompt_embeds: penultimate hidden states of both text encoders.
+        pooled_prompt_embeds: projected end-of-text state of the second text encoder.
+        time_ids: original size, crop and target size in pixels, float32.
+    """
+
+    latents: Latents
+    timesteps: Timesteps
+    prompt_embeds: PromptEmbeds
+    pooled_prompt_embeds: PooledEmbeds
+    time_ids: TimeIds
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "UNetInputs":
+        """Move to a device and convert to a number format.
+
+        ``timesteps`` and ``time_ids`` stay in float32: bfloat16 holds only multiples of 4 near 999.
+        """
+        return UNetInputs(
+            self.latents.to(device, dtype),
+            self.timesteps.to(device),
+            self.prompt_embeds.to(device, dtype),
+            self.pooled_prompt_embeds.to(device, dtype),
+            self.time_ids.to(device),
+        )
+
+
+def example_inputs(
+    layout: UNetLayout, batch: int, height: int, width: int, *, tokens: int = 77,
+    fill: Callable[..., Tensor] = torch.zeros,
+) -> UNetInputs:  # fmt: skip
+    """Make inputs for measurements, in float32 on torch's default device.
+
+    Args:
+        layout: the UNet.
+        batch: number of images.
+        height: of the latents.
+        width: of the latents.
+        tokens: length of the text.
+        fill: makes a tensor of a shape, as ``torch.zeros`` or ``torch.randn``.
+    """
+    sizes = [8.0 * height, 8.0 * width]
+    return UNetInputs(
+        fill(batch, layout.in_channels, height, width),
+        torch.full((batch,), TIMESTEP),
+        fill(batch, tokens, layout.cross_attention_dim),
+        fill(batch, layout.pooled_dim),
+        torch.tensor([[*sizes, 0.0, 0.0, *sizes]]).expand(batch, -1),
+    )
