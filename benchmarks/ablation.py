@@ -34,7 +34,7 @@ from ssd1b.saving import replacing
 from ssd1b.tabletop.evaluation import Evaluation, evaluate
 from ssd1b.tabletop.judge import load_judge
 from ssd1b.tabletop.train_unet import CaptionedLatents, captioned_latents
-from ssd1b.training.loop import LoopSettings
+from ssd1b.training.settings import LoopSettings
 from ssd1b.weights.files import write_json
 
 TEACHER = "mini-sdxl"

@@ -15,10 +15,12 @@ from ssd1b.distill.layer_map import LayerMap
 from ssd1b.distill.losses import Weights
 from ssd1b.distill.train import distill, student_of
 from ssd1b.layouts import SDXL, SSD_1B
+from ssd1b.models.text import Conditioning
 from ssd1b.models.unet import UNet
 from ssd1b.runtime import choose_dtype
-from ssd1b.training.loop import Batch, LoopSettings
+from ssd1b.training.batches import LatentBatch
 from ssd1b.training.objective import Objective
+from ssd1b.training.settings import LoopSettings
 
 pytestmark = pytest.mark.full_size
 
@@ -60,13 +62,13 @@ def products_in_float32() -> Iterator[None]:
 class OneBatch:
     """A picture of 256 x 256 pixels, encoded, with its caption."""
 
-    def __getitem__(self, step: int) -> Batch:
-        return {
-            "latents": torch.randn(1, 4, 32, 32),
-            "conditioning": (torch.randn(1, 77, 2048), torch.randn(1, 1280)),
-            "time_ids": torch.tensor([[256, 256, 0, 0, 256, 256]]),
-            "kept": torch.tensor([True]),
-        }
+    def __getitem__(self, step: int) -> LatentBatch:
+        return LatentBatch(
+            latents=torch.randn(1, 4, 32, 32),
+            text=Conditioning(torch.randn(1, 77, 2048), torch.randn(1, 1280)),
+            time_ids=torch.tensor([[256, 256, 0, 0, 256, 256]]),
+            has_caption=torch.tensor([True]),
+        )
 
 
 def random_teacher() -> UNet:

@@ -24,9 +24,10 @@ from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.models.vision import IMAGE_ENCODER
 from ssd1b.saving import check_renewable, renewing, replacing
-from ssd1b.training.loop import Batches, LoopSettings
+from ssd1b.training.batches import Batches, LatentBatch
 from ssd1b.training.precision import training_dtype
 from ssd1b.training.processes import accelerator, check_shares
+from ssd1b.training.settings import LoopSettings
 from ssd1b.weights.files import read_json, read_tensors, write_json, write_tensors
 from ssd1b.weights.keymap import PARTS
 from ssd1b.weights.loading import read_part
@@ -36,7 +37,7 @@ from ssd1b.weights.writing import save_folder, save_single_file
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Data = Callable[[VAE, TextEncoders, LoopSettings], Batches]
+Data = Callable[[VAE, TextEncoders, LoopSettings], Batches[LatentBatch]]
 """The batches of a stage, for a teacher's autoencoder (float32, on the device) and text encoders."""
 
 CONFIG = "distill.json"

@@ -10,10 +10,12 @@ from ssd1b.distill.layer_map import LayerMap
 from ssd1b.distill.losses import Weights, distillation_terms
 from ssd1b.errors import InputError, unknown
 from ssd1b.models.unet import UNet
+from ssd1b.training.batches import Batches, LatentBatch
 from ssd1b.training.kernels import quicken
-from ssd1b.training.loop import Batch, Batches, LoopSettings, Validate, train
+from ssd1b.training.loop import Validate, train
 from ssd1b.training.objective import Objective
 from ssd1b.training.precision import computing_in
+from ssd1b.training.settings import LoopSettings
 
 
 def student_of(teacher: UNet, layers: LayerMap) -> UNet:
@@ -32,9 +34,9 @@ def student_of(teacher: UNet, layers: LayerMap) -> UNet:
 
 
 def distill(
-    out: Path, teacher: UNet, student: UNet, layers: LayerMap, data: Batches, objective: Objective, *,
-    settings: LoopSettings, weights: Weights, level: str = "layer", resume: bool = False,
-    validate: Validate | None = None,
+    out: Path, teacher: UNet, student: UNet, layers: LayerMap, data: Batches[LatentBatch],
+    objective: Objective, *, settings: LoopSettings, weights: Weights, level: str = "layer",
+    resume: bool = False, validate: Validate | None = None,
 ) -> UNet:  # fmt: skip
     """Train a student beside its teacher (Gupta et al. 2024, 2401.02677).
 
@@ -69,7 +71,7 @@ def distill(
         if not settings.gradient_checkpointing:  # the two do not go together
             quicken(student, dtype)
 
-    def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def loss(module: nn.Module, batch: LatentBatch) -> dict[str, Tensor]:
         example = objective(batch)
         with torch.no_grad(), caught(teacher, list(pairs.values())) as theirs:
             by_teacher = teacher(*example.inputs)

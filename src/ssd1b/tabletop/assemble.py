@@ -22,7 +22,7 @@ from ssd1b.tabletop.judge import load_judge
 from ssd1b.tabletop.scenes import WORLDS
 from ssd1b.tabletop.tokenizer import train_tokenizer
 from ssd1b.tabletop.train_clip import ContrastiveTrio
-from ssd1b.training.loop import LoopSettings
+from ssd1b.training.settings import LoopSettings
 from ssd1b.validation import Range, check
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.files import read_tensors, write_json, write_tensors

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +20,9 @@ from ssd1b.tabletop.captions import caption, full_caption
 from ssd1b.tabletop.scenes import WORLDS, Scene, World, scene
 from ssd1b.tabletop.views import photograph, view
 from ssd1b.training import checkpoints
-from ssd1b.training.loop import Batch, LoopSettings, train
+from ssd1b.training.loop import train
 from ssd1b.training.precision import computing_in, training_dtype
+from ssd1b.training.settings import LoopSettings
 from ssd1b.weights.vocabulary import load_tokenizer
 
 SETTINGS = LoopSettings(
@@ -83,6 +85,22 @@ def _from_scratch(encoder: TextEncoder) -> TextEncoder:
     return encoder
 
 
+class PairBatch(NamedTuple):
+    """Pictures and their captions.
+
+    Attributes:
+        pixels: ``[B, 3, H, W]``, uint8.
+        twins: ``[B, B]``, True where a caption describes another picture as well.
+        ids: tokens of the first text encoder, ``[B, T]``.
+        ids_2: of the second.
+    """
+
+    pixels: Tensor
+    twins: Tensor
+    ids: Tensor
+    ids_2: Tensor
+
+
 @dataclass(frozen=True, kw_only=True)
 class CaptionedPictures:
     """Pictures from the cache with a fresh caption each time they come up."""
@@ -100,7 +118,7 @@ class CaptionedPictures:
         rank = {each: number for number, each in enumerate(sorted(set(colors)))}
         return np.array([rank[each] for each in colors])
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> PairBatch:
         """A batch of groups of look-alikes, without two pictures of the same index."""
         rng = np.random.default_rng((self.seed, step))
         order = rng.permutation(len(self.pictures))
@@ -112,12 +130,12 @@ class CaptionedPictures:
         said = [full_caption(each) for each in scenes]
         # Attention is causal and the end token's state is what counts: padding behind it is no work.
         length = int((ids_2.ids == CLIP_MINI_2.eos_token_id).int().argmax(dim=-1).max()) + 1
-        return {
-            "pixels": torch.from_numpy(self.pictures[groups[chosen].ravel()]).permute(0, 3, 1, 2),
-            "twins": torch.tensor([[one == other for other in said] for one in said]),
-            "ids": ids.ids[:, 0, :length],
-            "ids_2": ids_2.ids[:, 0, :length],
-        }
+        return PairBatch(
+            pixels=torch.from_numpy(self.pictures[groups[chosen].ravel()]).permute(0, 3, 1, 2),
+            twins=torch.tensor([[one == other for other in said] for one in said]),
+            ids=ids.ids[:, 0, :length],
+            ids_2=ids_2.ids[:, 0, :length],
+        )
 
 
 def train_clip(
@@ -152,15 +170,15 @@ def train_clip(
         tokenizer_2=load_tokenizer(tokenizers["text_encoder_2"]),
     )
 
-    def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        pixels = batch["pixels"].to(device).float() / 127.5 - 1.0
+    def loss(module: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
+        pixels = batch.pixels.to(device).float() / 127.5 - 1.0
         image, *texts = computing_in(dtype, module)(
-            pixels.to(dtype), batch["ids"].to(device), batch["ids_2"].to(device)
+            pixels.to(dtype), batch.ids.to(device), batch.ids_2.to(device)
         )
         scales = module.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()  # type: ignore[union-attr, operator]
         # Of two pictures that nothing in words tells apart, either is right: the other one does not count.
-        own = torch.arange(len(batch["twins"]), device=device)
-        others = batch["twins"].to(device).fill_diagonal_(False)
+        own = torch.arange(len(batch.twins), device=device)
+        others = batch.twins.to(device).fill_diagonal_(False)
         terms = {}
         for name, text, scale in zip(("first", "second"), texts, scales, strict=True):
             logits = scale * F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ from ssd1b.tabletop.degradations import COLORLESS
 from ssd1b.tabletop.judge import CLEAN, GRID, PICTURE_ANSWERS, SOLID_ANSWERS, Answers, Judge, cell_of
 from ssd1b.tabletop.renderer import render_batch
 from ssd1b.tabletop.scenes import PLAIN, WORLDS, Scene, World, scene
-from ssd1b.training.loop import Batch, LoopSettings, train
+from ssd1b.training.loop import train
 from ssd1b.training.precision import computing_in, training_dtype
+from ssd1b.training.settings import LoopSettings
 
 SETTINGS = LoopSettings(
     steps=1500, batch_size=64, learning_rate=1e-3, muon_rate=0.02, muon_decay=0.1, decay_steps=1200,
@@ -42,6 +44,13 @@ ABSENT = -1
 _PLACE_WEIGHT = 0.5
 
 
+class JudgedBatch(NamedTuple):
+    """Renders ``[B, 3, H, W]``, uint8, with the right answers (``truth``)."""
+
+    pixels: Tensor
+    truth: dict[str, Tensor]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renders:
     """Renders with what stands in each cell, the first of each batch seen through ``vae``."""
@@ -51,7 +60,7 @@ class Renders:
     seed: int = SETTINGS.seed
     world: World = PLAIN
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> JudgedBatch:
         """A batch that no other step has."""
         first = step * self.batch_size
         scenes = [
@@ -62,7 +71,7 @@ class Renders:
         count = round(THROUGH * len(scenes))
         pictures[:count] = reconstructed(self.vae, pictures[:count])
         pictures[count:] = [refocused(picture, rng) for picture in pictures[count:]]
-        return {"pixels": torch.from_numpy(pictures).permute(0, 3, 1, 2), **truth(scenes)}
+        return JudgedBatch(torch.from_numpy(pictures).permute(0, 3, 1, 2), truth(scenes))
 
 
 def refocused(picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -136,24 +145,24 @@ def train_judge(
     torch.manual_seed(settings.seed)
     dtype = training_dtype(device)
 
-    def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        pixels = batch["pixels"].contiguous(memory_format=torch.channels_last).float() / 127.5 - 1.0
+    def loss(module: nn.Module, batch: JudgedBatch) -> dict[str, Tensor]:
+        pixels = batch.pixels.to(device).contiguous(memory_format=torch.channels_last).float() / 127.5 - 1.0
+        right = {name: tensor.to(device) for name, tensor in batch.truth.items()}
         answers: Answers = computing_in(dtype, module)(pixels.to(dtype))
-        readable = batch["readable"]
-        told, said = batch["place"][readable], answers.place[readable]
+        readable = right["readable"]
+        told, said = right["place"][readable], answers.place[readable]
         present = told[:, 0] > 0
         presence = F.binary_cross_entropy_with_logits(said[:, 0], told[:, 0], reduction="sum") / present.sum()
         offsets = (said[:, 1:] - told[:, 1:]).movedim(1, -1)[present].abs().mean()
         terms = {"presence": presence, "place": _PLACE_WEIGHT * offsets}
         for name, logits in (*answers.solid.items(), *answers.picture.items()):
-            terms[name] = F.cross_entropy(logits, batch[name], ignore_index=ABSENT)
+            terms[name] = F.cross_entropy(logits, right[name], ignore_index=ABSENT)
         with torch.no_grad():
-            right = {
-                f"{name}_right": (logits.argmax(1) == batch[name])[batch[name] != ABSENT].float().mean()
+            shares = {
+                f"{name}_right": (logits.argmax(1) == right[name])[right[name] != ABSENT].float().mean()
                 for name, logits in (*answers.solid.items(), *answers.picture.items())
             }
-        return {"loss": torch.stack([*terms.values()]).sum(), **terms, **right}
+        return {"loss": torch.stack([*terms.values()]).sum(), **terms, **shares}
 
     vae.to(training_dtype("cpu"))
     data = Renders(vae=vae, batch_size=settings.batch_size, seed=settings.seed, world=WORLDS[world])

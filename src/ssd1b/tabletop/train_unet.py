@@ -8,13 +8,16 @@ is dropped afterwards. A run that goes on with what has learned all this trains 
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ssd1b.diffusion.schedule import NoiseSchedule
@@ -22,19 +25,21 @@ from ssd1b.distill.features import caught
 from ssd1b.layouts import SDXL_MINI
 from ssd1b.models.attention import SpatialTransformer
 from ssd1b.models.layers import ResnetBlock
-from ssd1b.models.text import TextEncoders
+from ssd1b.models.text import Conditioning, TextEncoders
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.tabletop.cache import SHARD, Shards
 from ssd1b.tabletop.captions import caption
 from ssd1b.tabletop.judge import GRID, SOLID_ANSWERS
-from ssd1b.tabletop.scenes import WORLDS, World, scene
+from ssd1b.tabletop.scenes import WORLDS, Scene, World, scene
 from ssd1b.tabletop.train_judge import ABSENT, answers_by_cell
 from ssd1b.tabletop.views import View, photograph, view
+from ssd1b.training.batches import LatentBatch
 from ssd1b.training.kernels import quicken, quicken_text
-from ssd1b.training.loop import Batch, LoopSettings, train
+from ssd1b.training.loop import train
 from ssd1b.training.objective import Objective, noised
 from ssd1b.training.precision import computing_in, training_dtype
+from ssd1b.training.settings import LoopSettings
 
 SETTINGS = LoopSettings(
     steps=2600, batch_size=96, learning_rate=1e-3, muon_rate=0.02, muon_decay=0.1, decay_steps=2000,
@@ -72,7 +77,13 @@ class Learner(nn.Module):
         self.reader_conv_out = nn.Conv2d(unet.layout.levels[-1].channels, answers, 1)
 
     def forward(
-        self, latents: Tensor, timesteps: Tensor, ids: Tensor, ids_2: Tensor, kept: Tensor, time_ids: Tensor
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        ids: Tensor,
+        ids_2: Tensor,
+        has_caption: Tensor,
+        time_ids: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Predict the noise, and what stands in each of ``GRID`` x ``GRID`` cells (logits).
 
@@ -81,15 +92,15 @@ class Learner(nn.Module):
             timesteps: ``[B]``.
             ids: of the first tokenizer, ``[B, 77]``.
             ids_2: of the second.
-            kept: ``[B]``, 0 where the caption is left out, else 1.
+            has_caption: ``[B]``, 0 where the caption is left out, else 1.
             time_ids: ``[B, 6]``.
         """
         states, _ = self.text_encoder(ids)
         states_2, pooled = self.text_encoder_2(ids_2)
         # SDXL's convention: no caption is zeros, not the encoding of an empty text.
-        embeds = torch.cat([states, states_2], dim=-1) * kept[:, None, None]
+        embeds = torch.cat([states, states_2], dim=-1) * has_caption[:, None, None]
         with caught(self.unet, [READ_AT]) as features:
-            predicted = self.unet(latents, timesteps, embeds, pooled * kept[:, None], time_ids)
+            predicted = self.unet(latents, timesteps, embeds, pooled * has_caption[:, None], time_ids)
         read = F.interpolate(self.reader_conv_out(features[READ_AT]), (GRID, GRID))
         return predicted, read
 
@@ -104,26 +115,46 @@ class CaptionedLatents:
     seed: int
     world: World
 
-    def __getitem__(self, step: int) -> Batch:
-        """Latents in the order of a new shuffle each epoch, with their captions' tokens and their views."""
+    def __getitem__(self, step: int) -> LatentBatch:
+        """Return the latents of a step with their captions' tokens and their views."""
+        rng = np.random.default_rng((self.seed, step, 1))
+        indices, scenes, views = self.shown(step)
+        return LatentBatch(
+            latents=torch.from_numpy(self.latents[indices]),
+            text=self.text.tokenize([caption(each, rng) for each in scenes]),
+            time_ids=torch.tensor([each.time_ids for each in views]),
+            has_caption=torch.from_numpy(rng.random(self.batch_size) >= CAPTION_DROPOUT),
+        )
+
+    def shown(self, step: int) -> tuple[NDArray[np.int64], list[Scene], list[View]]:
+        """Return the indices, scenes and views of a step, in the order of a new shuffle each epoch."""
         per_epoch = len(self.latents) // self.batch_size
         epoch, position = divmod(step, per_epoch)
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.latents))
         indices = order[position * self.batch_size : (position + 1) * self.batch_size]
-        rng = np.random.default_rng((self.seed, step, 1))
         scenes = [scene(self.seed, int(index), world=self.world) for index in indices]
-        views = [view(self.seed, int(index)) for index in indices]
-        tokens = self.text.tokenize([caption(each, rng) for each in scenes])
-        answers = answers_by_cell(scenes)
+        return indices, scenes, [view(self.seed, int(index)) for index in indices]
+
+
+class SceneBatch(NamedTuple):
+    """Captioned latents, and the right answers in each cell (``answers_by_cell``)."""
+
+    captioned: LatentBatch
+    answers: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenes:
+    """Captioned latents with what stands where."""
+
+    captioned: CaptionedLatents
+
+    def __getitem__(self, step: int) -> SceneBatch:
+        """Return a batch with its answers; cells are those of the whole square, so a cropped view has none."""
+        _, scenes, views = self.captioned.shown(step)
         uncut = torch.tensor([_uncut(each) for each in views])[:, None, None]
-        return {
-            "latents": torch.from_numpy(self.latents[indices]),
-            "tokens": tokens,
-            "time_ids": torch.tensor([each.time_ids for each in views]),
-            "kept": torch.from_numpy(rng.random(self.batch_size) >= CAPTION_DROPOUT),
-            # Cells are those of the whole square, so of cut pictures nothing is asked.
-            **{name: cells.where(uncut, ABSENT) for name, cells in answers.items()},
-        }
+        answers = {name: cells.where(uncut, ABSENT) for name, cells in answers_by_cell(scenes).items()}
+        return SceneBatch(self.captioned[step], answers)
 
 
 def captioned_latents(
@@ -177,19 +208,21 @@ def train_unet(
     learner = Learner(model, text).requires_grad_(True).to(device)
     schedule = NoiseSchedule()
 
-    def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        ids, ids_2 = (tokens.ids[:, 0].to(device) for tokens in batch["tokens"])
-        noisy = noised(schedule, batch["latents"].to(device).float(), max_weight=MAX_WEIGHT)
+    def loss(module: nn.Module, batch: SceneBatch) -> dict[str, Tensor]:
+        latents, tokens, time_ids, has_caption = batch.captioned
+        assert not isinstance(tokens, Conditioning)
+        ids, ids_2 = (each.ids[:, 0].to(device) for each in tokens)
+        noisy = noised(schedule, latents.to(device).float(), max_weight=MAX_WEIGHT)
         predicted, read = computing_in(dtype, module)(
-            noisy.latents.to(dtype), noisy.timesteps, ids, ids_2, batch["kept"].to(device, dtype),
-            batch["time_ids"].to(device).float(),
+            noisy.latents.to(dtype), noisy.timesteps, ids, ids_2, has_caption.to(device, dtype),
+            time_ids.to(device).float(),
         )  # fmt: skip
         errors = (predicted.float() - noisy.target).square().mean(dim=(1, 2, 3))
-        terms = _reading(read.float(), batch)
+        terms = _reading(read.float(), batch.answers)
         loss = (errors * noisy.weights).mean() + READING_WEIGHT * torch.stack([*terms.values()]).sum()
         return {"loss": loss, "noise_mse": errors.mean(), **terms}
 
-    data = captioned_latents(vae, text, cache, settings, world=world)
+    data = Scenes(captioned=captioned_latents(vae, text, cache, settings, world=world))
     average = train(learner, data, loss, settings, out, resume=resume, label="unet")
     assert isinstance(average, Learner)
     text.encoder.load_state_dict(average.text_encoder.state_dict())
@@ -222,7 +255,7 @@ def train_unet_further(
         quicken(unet, dtype)
     objective = Objective(text=text, device=device, dtype=dtype, max_weight=MAX_WEIGHT)
 
-    def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def loss(module: nn.Module, batch: LatentBatch) -> dict[str, Tensor]:
         example = objective(batch)
         predicted = computing_in(dtype, module)(*example.inputs).float()
         errors = (predicted - example.target).square().mean(dim=(1, 2, 3))
@@ -234,7 +267,7 @@ def train_unet_further(
     return average
 
 
-def _reading(read: Tensor, truth: Batch) -> dict[str, Tensor]:
+def _reading(read: Tensor, truth: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Cross-entropies of what was read at the solids' middles; 0 in a batch where nothing is asked."""
     terms = {}
     parts = read.split([*map(len, SOLID_ANSWERS.values())], dim=1)

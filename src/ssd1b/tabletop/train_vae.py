@@ -16,8 +16,9 @@ from ssd1b.models.vae import VAE
 from ssd1b.tabletop.renderer import render, render_batch
 from ssd1b.tabletop.scenes import PLAIN, WORLDS, World, scene
 from ssd1b.tensors import Pixels
-from ssd1b.training.loop import Batch, LoopSettings, train
+from ssd1b.training.loop import train
 from ssd1b.training.precision import computing_in, training_dtype
+from ssd1b.training.settings import LoopSettings
 
 SETTINGS = LoopSettings(
     steps=3000, batch_size=32, learning_rate=1.5e-3, muon_rate=0.02, decay_steps=2000, warmup_steps=20,
@@ -53,7 +54,7 @@ class Crops:
     seed: int = 0
     world: World = PLAIN
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> Tensor:
         """The crops of one step, ``[batch_size, 3, CROP, CROP]`` uint8."""
         rng = np.random.default_rng((self.seed, step))
         crops = []
@@ -63,7 +64,7 @@ class Crops:
                 corners = rng.integers(0, picture.shape[0] - CROP + 1, (self.choices, 2))
                 windows = (picture[top : top + CROP, left : left + CROP] for top, left in corners)
                 crops.append(max(windows, key=np.std))
-        return {"pixels": torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)}
+        return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
 
 
 class Reconstruction(nn.Module):
@@ -113,9 +114,9 @@ def train_vae(
     data = Crops(batch_size=settings.batch_size, seed=settings.seed, world=WORLDS[world])
     model = Reconstruction(start or initialised(VAE(VAE_MINI))).to(device)
 
-    def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def loss(module: nn.Module, batch: Tensor) -> dict[str, Tensor]:
         # Channels last is the faster layout for convolutions in 16 bits.
-        pixels = batch["pixels"].to(device, memory_format=torch.channels_last).float() / 127.5 - 1.0
+        pixels = batch.to(device, memory_format=torch.channels_last).float() / 127.5 - 1.0
         decoded, mean, log_variance = (t.float() for t in computing_in(dtype, module)(pixels.to(dtype)))
         terms = _differences(decoded, pixels)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(dim=(1, 2, 3)).mean()
@@ -141,8 +142,8 @@ def steady_decoder(
     dtype = training_dtype(device)
     encoder = copy.deepcopy(vae).to(device, dtype).requires_grad_(False)
 
-    def loss(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        pixels = batch["pixels"].to(device, memory_format=torch.channels_last).float() / 127.5 - 1.0
+    def loss(module: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+        pixels = batch.to(device, memory_format=torch.channels_last).float() / 127.5 - 1.0
         latents = encoder.encode(pixels.to(dtype)).mean
         spread = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, device=device)
         decoded = computing_in(dtype, module)((latents + spread * torch.randn_like(latents)).to(dtype))

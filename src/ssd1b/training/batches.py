@@ -1,50 +1,68 @@
-"""The data of a training, as the loop asks for them, and how they are shared out."""
+"""The data of a training: the batch of each step, and the part of it that a process learns from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
 from ssd1b.errors import InputError
+from ssd1b.models.text import Conditioning, Tokens
 
-Batch: TypeAlias = dict[str, Any]
-"""What one step learns from: tensors, also in lists, tuples and dicts, whose first axis is the batch's."""
+Batch = TypeVar("Batch")
+"""What one step learns from: tensors whose first axis is the batch, alone or in lists, tuples and dicts."""
+
+AnyBatch = TypeVar("AnyBatch", covariant=True)
+
+
+class LatentBatch(NamedTuple):
+    """Encoded images with their captions: what a UNet learns from.
+
+    Attributes:
+        latents: of the images, scaled, ``[B, 4, H/8, W/8]``.
+        text: the captions' tokens for each text encoder, or their embeddings.
+        time_ids: original size, crop and target size in pixels, ``[B, 6]``.
+        has_caption: ``[B]``, False where the image is learned without its caption (2207.12598).
+    """
+
+    latents: Tensor
+    text: Sequence[Tokens] | Conditioning
+    time_ids: Tensor
+    has_caption: Tensor
 
 
 @runtime_checkable
-class Batches(Protocol):
+class Batches(Protocol[AnyBatch]):
     """The batch of each step, a pure function of the step's number."""
 
-    def __getitem__(self, step: int) -> Batch: ...
+    def __getitem__(self, step: int) -> AnyBatch: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """What one process learns of each batch: some of its parts.
+class Share(Generic[Batch]):
+    """The micro-batches of each step that one process learns from.
 
     Attributes:
-        batches: the whole.
-        parts: numbers of this process's parts.
-        count: how many parts there are for all processes.
+        batches: the batches of all processes.
+        parts: indices of this process's micro-batches.
+        count: number of micro-batches in a batch.
     """
 
-    batches: Batches
+    batches: Batches[Batch]
     parts: range
     count: int
 
     def __getitem__(self, step: int) -> list[Batch]:
-        """The parts of a step's batch."""
-        if self.count == 1:
-            return [self.batches[step]]
-        whole = self.batches[step]
-        return [cut(whole, index, self.count) for index in self.parts]
+        """Return this process's micro-batches of a step."""
+        batch = self.batches[step]
+        return [batch] if self.count == 1 else [cut(batch, index, self.count) for index in self.parts]
 
 
 def cut(batch: Batch, index: int, count: int) -> Batch:
-    """Take the ``index``-th of ``count`` equal parts of every tensor.
+    """Take the ``index``-th of ``count`` equal parts of every tensor in a batch.
 
     Raises:
-        InputError: a tensor does not come apart evenly.
+        InputError: the first axis of a tensor is not a multiple of ``count``.
     """
     from accelerate.utils import recursively_apply
 

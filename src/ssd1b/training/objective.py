@@ -1,5 +1,6 @@
-"""The diffusion objective: what a UNet is given of a batch, what it should say, and how much that counts."""
+"""The diffusion objective: the inputs, the target and the loss weights that a batch gives a UNet."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -7,20 +8,22 @@ import torch
 from torch import Tensor
 
 from ssd1b.diffusion.schedule import NoiseSchedule
-from ssd1b.models.text import Conditioning, TextEncoders
-from ssd1b.training.loop import Batch
+from ssd1b.models.text import Conditioning, TextEncoders, Tokens
+from ssd1b.models.unet_inputs import UNetInputs
+from ssd1b.training.batches import LatentBatch
 
 MAX_WEIGHT = 5.0
 """Gamma of min-SNR (2303.09556)."""
 
 
 class Noised(NamedTuple):
-    """Clean latents at times drawn for them.
+    """Latents with noise at random timesteps.
 
     Attributes:
-        latents: with noise, ``[B, 4, H, W]``; timesteps: ``[B]``.
-        target: what is to be predicted, ``[B, 4, H, W]``, float32.
-        weights: of each picture's squared error, ``[B]``.
+        latents: noisy latents, ``[B, 4, H, W]``.
+        timesteps: ``[B]``, float32.
+        target: what the UNet is to predict, ``[B, 4, H, W]``, float32.
+        weights: weight of each image's squared error, ``[B]``.
     """
 
     latents: Tensor
@@ -30,27 +33,28 @@ class Noised(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One batch, noised, with its conditioning.
+    """A training example: a noisy batch with its conditioning.
 
     Attributes:
-        inputs: of ``UNet.forward``: latents, timesteps, prompt_embeds, pooled_prompt_embeds, time_ids.
-        target: what is to be predicted, ``[B, 4, H, W]``, float32.
-        weights: of each picture's squared error, ``[B]``.
+        inputs: of the UNet.
+        target: what the UNet is to predict, ``[B, 4, H, W]``, float32.
+        weights: weight of each image's squared error, ``[B]``.
     """
 
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+    inputs: UNetInputs
     target: Tensor
     weights: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """Noise at uniformly drawn times (Ho et al. 2020, 2006.11239, algorithm 1), with SDXL's conditioning.
+    """Noise at uniformly drawn timesteps (Ho et al. 2020, 2006.11239, algorithm 1), with SDXL's conditioning.
 
     Attributes:
-        text: both frozen encoders, on ``device``; None where every batch brings its embeddings.
-        device: where the network is; dtype: in which it computes.
-        schedule: of the noise.
+        text: both frozen encoders, on ``device``; None if every batch brings embeddings.
+        device: the UNet's device.
+        dtype: number format in which the UNet computes.
+        schedule: noise schedule.
         max_weight: see ``loss_weights``.
     """
 
@@ -60,43 +64,39 @@ class Objective:
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
     max_weight: float = MAX_WEIGHT
 
-    def __call__(self, batch: Batch) -> Example:
-        """Noise a batch with torch's global generator.
-
-        Args:
-            batch: ``latents [B, 4, H, W]``; ``tokens``, as the encoders take them, or their ``conditioning``;
-                ``time_ids [B, 6]``; ``kept [B]``, false where the caption is to be left out (2207.12598).
-        """
-        clean = batch["latents"].to(self.device).float()
-        kept = batch["kept"].to(self.device)
-        embeds, pooled = (part.to(self.device) for part in batch.get("conditioning") or self._encode(batch))
+    def __call__(self, batch: LatentBatch) -> Example:
+        """Add noise to a batch with torch's global generator, and encode its captions."""
+        clean = batch.latents.to(self.device).float()
+        has_caption = batch.has_caption.to(self.device)
+        text = batch.text if isinstance(batch.text, Conditioning) else self._encode(batch.text)
+        embeds, pooled = (part.to(self.device) for part in text)
         noisy = noised(self.schedule, clean, max_weight=self.max_weight)
-        inputs = (
-            noisy.latents.to(self.dtype),
+        inputs = UNetInputs(
+            noisy.latents,
             noisy.timesteps,
             # SDXL's convention: no caption is zeros, not the encoding of an empty text.
-            (embeds * kept[:, None, None]).to(self.dtype),
-            (pooled * kept[:, None]).to(self.dtype),
-            batch["time_ids"].to(self.device).float(),
+            embeds * has_caption[:, None, None],
+            pooled * has_caption[:, None],
+            batch.time_ids.float(),
         )
-        return Example(inputs, noisy.target, noisy.weights)
+        return Example(inputs.to(self.device, self.dtype), noisy.target, noisy.weights)
 
-    def _encode(self, batch: Batch) -> Conditioning:
+    def _encode(self, tokens: Sequence[Tokens]) -> Conditioning:
         assert self.text is not None
         with torch.autocast(
             torch.device(self.device).type, self.dtype, enabled=self.dtype is not torch.float32
         ):
-            return self.text.encode(batch["tokens"])
+            return self.text.encode(tokens)
 
 
 def noised(schedule: NoiseSchedule, clean: Tensor, *, max_weight: float = MAX_WEIGHT) -> Noised:
-    """Add noise at uniformly drawn times, with torch's global generator.
+    """Add noise at uniformly drawn timesteps, with torch's global generator.
 
-    The times are cut into as many equal spans as there are pictures, and each span gives one: the loss of a
-    batch then depends less on which times were drawn (VDM, 2107.00630, appendix I.1, has one draw for all).
+    The timesteps are divided into as many equal spans as there are images, and one is drawn from each: the
+    loss of a batch then varies less with the draw (VDM, 2107.00630, appendix I.1, has one draw for all).
 
     Args:
-        schedule: of the noise.
+        schedule: noise schedule.
         clean: latents, ``[B, 4, H, W]``.
         max_weight: see ``loss_weights``.
     """
@@ -113,11 +113,11 @@ def noised(schedule: NoiseSchedule, clean: Tensor, *, max_weight: float = MAX_WE
 
 
 def loss_weights(schedule: NoiseSchedule, timesteps: Tensor, max_weight: float = MAX_WEIGHT) -> Tensor:
-    """Weight of each picture's squared error: ``min(snr + 1, max_weight)`` of that in the clean latents.
+    """Return the weight of each image's squared error: ``min(snr + 1, max_weight)`` on the clean latents.
 
-    That is ``/ snr`` for errors in the noise, ``/ (snr + 1)`` for errors in v. Min-SNR (2303.09556) caps what
-    nearly clean pictures weigh; the ``+ 1``, as in EDM (2206.00364, table 1), keeps the noisiest ones from
-    weighing nothing: they decide the background's colour, which an epsilon model otherwise learns last.
+    On errors in the noise that is divided by ``snr``, on errors in v by ``snr + 1``. Min-SNR (2303.09556)
+    caps the weight of nearly clean images. The ``+ 1``, as in EDM (2206.00364, table 1), keeps the weight of
+    the noisiest ones above zero: they decide the background's colour, which an epsilon model learns last.
     """
     snr = schedule.snr(timesteps)
     return (snr + 1).clamp(max=max_weight) / (snr + 1 if schedule.prediction_type == "v_prediction" else snr)

@@ -19,8 +19,9 @@ from ssd1b.models.text import TextEncoders
 from ssd1b.models.unet import UNet
 from ssd1b.tabletop.assemble import _companions
 from ssd1b.training import kernels, loop
-from ssd1b.training.loop import Batch, LoopSettings
+from ssd1b.training.batches import LatentBatch
 from ssd1b.training.objective import Objective
+from ssd1b.training.settings import LoopSettings
 from ssd1b.weights import hub
 
 LAYERS = LayerMap.between(SSD_1B_MINI, SDXL_MINI)
@@ -48,14 +49,14 @@ class Same:
 
     text: TextEncoders
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> LatentBatch:
         generator = torch.Generator().manual_seed(0)
-        return {
-            "latents": torch.randn(2, 4, 16, 16, generator=generator),
-            "tokens": self.text.tokenize(["a red cube", "a small blue cone"]),
-            "time_ids": torch.tensor([[128, 128, 0, 0, 128, 128]] * 2),
-            "kept": torch.tensor([True, False]),
-        }
+        return LatentBatch(
+            latents=torch.randn(2, 4, 16, 16, generator=generator),
+            text=self.text.tokenize(["a red cube", "a small blue cone"]),
+            time_ids=torch.tensor([[128, 128, 0, 0, 128, 128]] * 2),
+            has_caption=torch.tensor([True, False]),
+        )
 
 
 def teacher() -> UNet:

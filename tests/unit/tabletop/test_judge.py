@@ -127,7 +127,7 @@ def vae() -> VAE:
 
 def test_half_of_the_pictures_went_through_the_autoencoder(vae: VAE) -> None:
     count = 8
-    shown = Renders(vae=vae, batch_size=count, seed=5)[0]["pixels"].permute(0, 2, 3, 1).numpy()
+    shown = Renders(vae=vae, batch_size=count, seed=5)[0].pixels.permute(0, 2, 3, 1).numpy()
     renders = render_batch([scene(5, index) for index in range(count)])
     half = count // 2
     np.testing.assert_array_equal(shown[:half], reconstructed(vae, renders[:half]))
@@ -158,4 +158,4 @@ def test_a_few_steps_teach_it_something(tmp_path: Path, vae: VAE, monkeypatch: p
     judge = train_judge(tmp_path, vae, settings=few)
     losses = [json.loads(row)["loss"] for row in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert losses[-1] < 0.7 * losses[0]
-    assert judge.read(Renders(vae=vae, batch_size=2)[0]["pixels"].permute(0, 2, 3, 1).numpy())
+    assert judge.read(Renders(vae=vae, batch_size=2)[0].pixels.permute(0, 2, 3, 1).numpy())

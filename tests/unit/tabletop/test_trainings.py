@@ -20,7 +20,6 @@ from ssd1b.tabletop import assemble, cache, train_clip, train_judge, train_unet,
 from ssd1b.tabletop.captions import full_caption
 from ssd1b.tabletop.scenes import PLAIN, WORLDS, scene
 from ssd1b.training import kernels, loop
-from ssd1b.training.loop import Batches
 from ssd1b.weights import hub
 from ssd1b.weights.loading import read_part
 from ssd1b.weights.opening import open_checkpoint
@@ -114,9 +113,9 @@ def test_what_stands_where_is_asked_of_uncut_pictures_alone(tmp_path: Path) -> N
     text = assemble._companions(tmp_path, hub.resolve("mini-sdxl", offline=True).path).text
     latents = cache.Shards(tmp_path, 1024, lambda indices: np.zeros((1024, 4, 16, 16), np.float16), label="")
     data = train_unet.CaptionedLatents(latents=latents, text=text, batch_size=64, seed=0, world=PLAIN)
-    batch = data[0]
-    asked = (batch["shape"] != train_judge.ABSENT).sum(dim=(1, 2))
-    cut = batch["time_ids"][:, 0] != batch["time_ids"][:, 1]
+    batch = train_unet.Scenes(captioned=data)[0]
+    asked = (batch.answers["shape"] != train_judge.ABSENT).sum(dim=(1, 2))
+    cut = batch.captioned.time_ids[:, 0] != batch.captioned.time_ids[:, 1]
     assert 0 < cut.sum() < 64 and not asked[cut].any()
     assert set(asked[~cut].tolist()) <= {0, 1, 2} and asked[~cut].sum() > 40
 
@@ -177,17 +176,17 @@ def test_pictures_of_the_same_colours_stand_in_a_batch_together(tmp_path: Path) 
     text = assemble._companions(tmp_path, hub.resolve("mini-sdxl", offline=True).path).text
     data = train_clip.CaptionedPictures(pictures=pictures, tokenize=text, batch_size=64, seed=0, world=PLAIN)
     batch = data[3]
-    numbers = batch["pixels"].flatten().tolist()
-    assert len(set(numbers)) == len(batch["ids"]) == 64
+    numbers = batch.pixels.flatten().tolist()
+    assert len(set(numbers)) == len(batch.ids) == 64
     scenes = [scene(0, number) for number in numbers]
     for start in range(0, 64, together):
         group = scenes[start : start + together]
         assert len({each.background for each in group}) <= 2, "a group may lie across two backgrounds"
     # 144 or more kinds of colours, of which a random batch of 64 holds some 60.
     assert len({train_clip._colors(each) for each in scenes}) < 40
-    assert batch["twins"].diagonal().all()
-    assert batch["twins"].equal(batch["twins"].T)
-    assert batch["twins"][0].tolist() == [full_caption(each) == full_caption(scenes[0]) for each in scenes]
+    assert batch.twins.diagonal().all()
+    assert batch.twins.equal(batch.twins.T)
+    assert batch.twins[0].tolist() == [full_caption(each) == full_caption(scenes[0]) for each in scenes]
 
 
 def test_without_a_model_to_go_on_with_the_other_parts_come_first(tmp_path: Path) -> None:
@@ -233,20 +232,19 @@ def test_the_smallest_batch_can_be_made(tmp_path: Path, part: str, few_pictures:
     (allowed,) = assemble.BATCH_SIZES[part].__metadata__
     least = allowed.low
     if part == "vae":
-        assert len(train_vae.Crops(batch_size=least)[0]["pixels"]) == least
+        assert len(train_vae.Crops(batch_size=least)[0]) == least
     elif part == "judge":
-        assert len(judged(batch_size=least)[0]["pixels"]) == least
+        assert len(judged(batch_size=least)[0]) == least
 
 
-def judged(**what: Any) -> Batches:
+def judged(**what: Any) -> list[torch.Tensor]:
+    """Pixels of the judge's first batch."""
     vae = assemble._vae(Path(), hub.resolve("mini-sdxl", offline=True).path)
-    return train_judge.Renders(vae=vae, **what)
+    return [train_judge.Renders(vae=vae, **what)[0].pixels]
 
 
 @pytest.mark.parametrize("data", [judged, train_vae.Crops])
-def test_a_training_sees_the_world_it_is_given(data: Callable[..., Batches]) -> None:
-    plain, rich = (
-        data(batch_size=4, seed=0, world=WORLDS[world])[0]["pixels"] for world in ("plain", "rich")
-    )
+def test_a_training_sees_the_world_it_is_given(data: Callable[..., Any]) -> None:
+    plain, rich = (data(batch_size=4, seed=0, world=WORLDS[world])[0] for world in ("plain", "rich"))
     assert plain.shape == rich.shape
     assert not plain.equal(rich)

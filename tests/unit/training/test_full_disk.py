@@ -17,7 +17,10 @@ from ssd1b.tabletop import cache
 from ssd1b.training import logs, loop
 from ssd1b.training.data.cache import Cache
 from ssd1b.training.logs import Log
-from ssd1b.training.loop import Batch, LoopSettings, train
+from ssd1b.training.loop import train
+from ssd1b.training.settings import LoopSettings
+
+Batch = dict[str, Tensor]
 
 SETTINGS = LoopSettings(
     steps=12, batch_size=8, learning_rate=1e-2, warmup_steps=2, decay_steps=4, checkpoint_steps=3, log_steps=1

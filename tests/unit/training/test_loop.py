@@ -26,10 +26,13 @@ from ssd1b.training import checkpoints, loop
 from ssd1b.training.batches import cut
 from ssd1b.training.guard import Guard
 from ssd1b.training.logs import Log
-from ssd1b.training.loop import Batch, LoopSettings, train
+from ssd1b.training.loop import train
 from ssd1b.training.precision import computing_in
 from ssd1b.training.processes import accelerator
+from ssd1b.training.settings import LoopSettings
 from ssd1b.weights import files
+
+Batch = dict[str, Tensor]
 
 SETTINGS = LoopSettings(
     steps=12,

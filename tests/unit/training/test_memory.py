@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from ssd1b.models.unet import UNet
 from ssd1b.training.gradient_checkpointing import checkpoint_gradients, checkpointed_blocks
-from ssd1b.training.loop import Batch, LoopSettings, train
+from ssd1b.training.loop import train
 from ssd1b.training.precision import computing_in
+from ssd1b.training.settings import LoopSettings
 from tiny import TINY
+
+Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)

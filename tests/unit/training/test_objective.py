@@ -8,6 +8,7 @@ import torch
 from ssd1b.diffusion.schedule import NoiseSchedule
 from ssd1b.models.text import TextEncoders
 from ssd1b.tabletop.assemble import _companions
+from ssd1b.training.batches import LatentBatch
 from ssd1b.training.objective import MAX_WEIGHT, Objective, loss_weights, noised
 from ssd1b.weights import hub
 
@@ -24,12 +25,12 @@ def test_latents_are_noised_and_the_target_undoes_it(text: TextEncoders, predict
     schedule = NoiseSchedule(prediction_type=prediction)
     objective = Objective(text=text, device="cpu", dtype=torch.float32, schedule=schedule)
     clean = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(1))
-    batch = {
-        "latents": clean.half(),
-        "tokens": text.tokenize(["a red cube", "a blue cone", "a torus"]),
-        "time_ids": torch.tensor([[128, 128, 0, 0, 128, 128]] * 3),
-        "kept": torch.tensor([True, False, True]),
-    }
+    batch = LatentBatch(
+        latents=clean.half(),
+        text=text.tokenize(["a red cube", "a blue cone", "a torus"]),
+        time_ids=torch.tensor([[128, 128, 0, 0, 128, 128]] * 3),
+        has_caption=torch.tensor([True, False, True]),
+    )
     torch.manual_seed(5)
     example = objective(batch)
     noisy, timesteps, embeds, pooled, time_ids = example.inputs
@@ -40,7 +41,7 @@ def test_latents_are_noised_and_the_target_undoes_it(text: TextEncoders, predict
     torch.testing.assert_close(example.target, expected, rtol=1e-2, atol=1e-2)
     assert not embeds[1].any() and not pooled[1].any()
     assert embeds[0].any() and pooled[2].any()
-    assert time_ids.tolist() == batch["time_ids"].tolist()
+    assert time_ids.tolist() == batch.time_ids.tolist()
     torch.manual_seed(5)
     assert objective(batch).inputs[0].equal(noisy)
 

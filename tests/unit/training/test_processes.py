@@ -22,7 +22,11 @@ from ssd1b.errors import InputError
 from ssd1b.models.attention import TransformerBlock
 from ssd1b.training import loop
 from ssd1b.training.batches import Share
-from ssd1b.training.loop import Batch, LoopSettings, Loss, train
+from ssd1b.training.loop import train
+from ssd1b.training.processes import Loss
+from ssd1b.training.settings import LoopSettings
+
+Batch = dict[str, Tensor]
 
 SETTINGS = LoopSettings(
     steps=8, batch_size=8, micro_batches=2, learning_rate=1e-2, warmup_steps=2, decay_steps=2,

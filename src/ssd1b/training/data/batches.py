@@ -11,10 +11,11 @@ import torch
 
 from ssd1b.errors import InputError
 from ssd1b.files import named
-from ssd1b.models.text import TextEncoders
+from ssd1b.models.text import Conditioning, TextEncoders, Tokens
 from ssd1b.models.vae import VAE
 from ssd1b.runtime import DTYPES
 from ssd1b.saving import check_renewable, renewing
+from ssd1b.training.batches import LatentBatch
 from ssd1b.training.data.buckets import Crop, buckets_for, nearest, place
 from ssd1b.training.data.cache import Cache, latents_cache, texts_cache
 from ssd1b.training.data.encoding import (
@@ -29,7 +30,6 @@ from ssd1b.training.data.examples import Columns
 from ssd1b.training.data.order import Order
 from ssd1b.training.data.scan import Report, Scanned, scan
 from ssd1b.training.data.sources import open_source
-from ssd1b.training.loop import Batch
 from ssd1b.validation import Flag, Name, OneOf, Range, validated
 from ssd1b.weights.files import write_json
 
@@ -97,12 +97,8 @@ class PictureBatches:
     caption_dropout: float
     report: Report
 
-    def __getitem__(self, step: int) -> Batch:
-        """Read a batch, all of one bucket.
-
-        Returns:
-            ``latents [B, 4, H/8, W/8]``; ``time_ids [B, 6]``; ``kept [B]``, false where the caption is to be
-            left out; and ``conditioning`` where embeddings are cached, else ``tokens``.
+    def __getitem__(self, step: int) -> LatentBatch:
+        """Read a batch, all of one bucket; its text is embeddings where they are cached, else tokens.
 
         Raises:
             InputError: a cache was damaged since the start.
@@ -111,18 +107,19 @@ class PictureBatches:
         chosen = [self.pictures[bucket][index] for index in indices]
         rng = np.random.default_rng((self.order.seed, 2, step))
         captions = [each.scanned.captions[rng.integers(len(each.scanned.captions))] for each in chosen]
-        kept = rng.random(len(chosen)) >= self.caption_dropout
+        has_caption = rng.random(len(chosen)) >= self.caption_dropout
+        return LatentBatch(
+            latents=torch.stack([read(self.latents, picture.key)["latents"] for picture in chosen]),
+            text=self._text(captions),
+            time_ids=torch.tensor([picture.placement.time_ids for picture in chosen]),
+            has_caption=torch.from_numpy(has_caption),
+        )
+
+    def _text(self, captions: Sequence[str]) -> Conditioning | list[Tokens]:
         if self.texts is not None:
-            said: Batch = {"conditioning": read_captions(captions, self.texts)}
-        else:
-            assert self.text is not None
-            said = {"tokens": self.text.tokenize(as_prompts(captions))}
-        return {
-            "latents": torch.stack([read(self.latents, picture.key)["latents"] for picture in chosen]),
-            "time_ids": torch.tensor([picture.placement.time_ids for picture in chosen]),
-            "kept": torch.from_numpy(kept),
-            **said,
-        }
+            return read_captions(captions, self.texts)
+        assert self.text is not None
+        return self.text.tokenize(as_prompts(captions))
 
     def facts(self) -> dict[str, Any]:
         """What was left out, and how many pictures each bucket has, for JSON."""

@@ -16,7 +16,7 @@ from PIL import Image
 
 from picture_files import as_bytes, smooth
 from ssd1b.errors import InputError
-from ssd1b.models.text import TextEncoders
+from ssd1b.models.text import Conditioning, TextEncoders
 from ssd1b.models.vae import VAE
 from ssd1b.pipeline import Pipeline
 from ssd1b.training.data.batches import DataSettings, PictureBatches, open_data
@@ -89,32 +89,32 @@ def test_batches_hold_what_a_fresh_look_at_the_files_gives(
         paths = [source / each.scanned.example.key for each in chosen]
         seen |= set(paths)
         captions = [path.with_suffix(".txt").read_text().strip() for path in paths]
-        if batch["latents"].shape[-2:] == (8, 8):
+        if batch.latents.shape[-2:] == (8, 8):
             # 70 x 80 covers 64 x 64 as 64 x 73, of which 4 rows are cut off above.
-            assert batch["time_ids"].tolist() == [[80, 70, 4, 0, 64, 64]] * 2
+            assert batch.time_ids.tolist() == [[80, 70, 4, 0, 64, 64]] * 2
         else:
             # 96 x 48 covers 80 x 48 as it is, less 8 columns on either side.
-            assert batch["time_ids"].tolist() == [[48, 96, 0, 8, 48, 80]] * 2
+            assert batch.time_ids.tolist() == [[48, 96, 0, 8, 48, 80]] * 2
             pixels = np.stack([np.array(Image.open(path))[:, 8:88] for path in paths])
             with torch.inference_mode():
                 fresh = mini.vae.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1).mean
-            torch.testing.assert_close(batch["latents"], fresh, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(batch.latents, fresh, rtol=1e-3, atol=1e-3)
         escaped = [c.replace("(", r"\(").replace(")", r"\)").replace("[", r"\[") for c in captions]
         expected = mini.text.encode(mini.text.tokenize(escaped))
-        torch.testing.assert_close(batch["conditioning"].embeds, expected.embeds, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(batch["conditioning"].pooled, expected.pooled, rtol=1e-3, atol=1e-3)
-        assert batch["kept"].tolist() == [True, True]
+        torch.testing.assert_close(batch.text.embeds, expected.embeds, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(batch.text.pooled, expected.pooled, rtol=1e-3, atol=1e-3)
+        assert batch.has_caption.tolist() == [True, True]
     assert len(seen) == 6
     # The loop reads ahead in another process.
     elsewhere = pickle.loads(pickle.dumps(batches))[1]
-    assert elsewhere["latents"].equal(batches[1]["latents"])
+    assert elsewhere.latents.equal(batches[1].latents)
 
 
 def test_the_objective_takes_embeddings_in_place_of_tokens(
     opened: Callable[..., PictureBatches], mini: Pipeline
 ) -> None:
     ready, raw = opened(caption_dropout=0.5)[0], opened(caption_dropout=0.5, cache_captions=False)[0]
-    assert "tokens" not in ready and "conditioning" not in raw
+    assert isinstance(ready.text, Conditioning) and not isinstance(raw.text, Conditioning)
     results = []
     for batch, text in ((ready, None), (raw, mini.text)):
         torch.manual_seed(1)
@@ -162,7 +162,7 @@ def test_two_that_fill_one_cache_at_once(opened: Callable[..., PictureBatches], 
     for thread in threads:
         thread.join()
     first, second = found
-    assert all(first[step]["latents"].equal(second[step]["latents"]) for step in range(4))
+    assert all(first[step].latents.equal(second[step].latents) for step in range(4))
 
 
 def test_what_cannot_be_decoded_is_left_out_and_counted(
@@ -182,7 +182,7 @@ def test_what_cannot_be_decoded_is_left_out_and_counted(
         again = opened(max_unusable=0.5)
     for step in range(6):
         assert again.order[step] == batches.order[step]
-        assert again[step]["latents"].equal(batches[step]["latents"])
+        assert again[step].latents.equal(batches[step].latents)
 
 
 def test_captions_and_dropout_are_drawn_by_the_step(mini: Pipeline, tmp_path: Path) -> None:
@@ -195,14 +195,14 @@ def test_captions_and_dropout_are_drawn_by_the_step(mini: Pipeline, tmp_path: Pa
         batch_size=8, seed=0,
     )  # fmt: skip
     steps = [batches[step] for step in range(12)]
-    assert {batch["latents"].dtype for batch in steps} == {torch.bfloat16}
-    pooled = torch.cat([batch["conditioning"].pooled for batch in steps])
+    assert {batch.latents.dtype for batch in steps} == {torch.bfloat16}
+    pooled = torch.cat([batch.text.pooled for batch in steps])
     assert len(pooled.unique(dim=0)) == 3
-    share = torch.cat([batch["kept"] for batch in steps]).float().mean()
+    share = torch.cat([batch.has_caption for batch in steps]).float().mean()
     assert 0.6 < share < 0.9
     for step in (11, 4):
-        assert batches[step]["kept"].equal(steps[step]["kept"])
-        assert batches[step]["conditioning"].embeds.equal(steps[step]["conditioning"].embeds)
+        assert batches[step].has_caption.equal(steps[step].has_caption)
+        assert batches[step].text.embeds.equal(steps[step].text.embeds)
 
 
 @pytest.mark.parametrize(
