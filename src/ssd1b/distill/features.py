@@ -1,4 +1,4 @@
-"""Which features of teacher and student are compared, and how they are caught on their way."""
+"""The features of teacher and student that are compared, and how they are captured."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -55,17 +55,17 @@ LEVELS: dict[str, Callable[[LayerMap], Pairs]] = {
 
 
 @contextmanager
-def caught(network: nn.Module, names: Mapping[str, Any] | list[str]) -> Iterator[dict[str, Tensor]]:
-    """Fill a dictionary with what the named modules put out, at each forward pass anew."""
+def capture_outputs(network: nn.Module, names: Mapping[str, Any] | list[str]) -> Iterator[dict[str, Tensor]]:
+    """Yield a dictionary that each forward pass fills with the outputs of the named modules."""
     outputs: dict[str, Tensor] = {}
 
-    def catch(name: str) -> Callable[..., None]:
-        def keep(module: nn.Module, given: Any, output: Tensor) -> None:
+    def capture(name: str) -> Callable[..., None]:
+        def store(module: nn.Module, given: Any, output: Tensor) -> None:
             outputs[name] = output
 
-        return keep
+        return store
 
-    handles = [network.get_submodule(name).register_forward_hook(catch(name)) for name in names]
+    handles = [network.get_submodule(name).register_forward_hook(capture(name)) for name in names]
     try:
         yield outputs
     finally:

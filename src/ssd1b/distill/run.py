@@ -15,7 +15,7 @@ from ssd1b.distill.importance import block_importance
 from ssd1b.distill.plan import PlannedStage
 from ssd1b.distill.teacher import described, objective_of
 from ssd1b.distill.train import distill, student_of
-from ssd1b.distill.validation import drawn
+from ssd1b.distill.validation import make_sample_validator
 from ssd1b.errors import InputError
 from ssd1b.layouts import UNetLayout
 from ssd1b.model import Model
@@ -210,7 +210,7 @@ def _train(
     trained = distill(
         folder, unet, student.to(device), planned.layers, batches, objective,
         settings=stage.train, weights=stage.weights, level=stage.features, resume=resume,
-        validate=drawn(teacher, stage.captions, vae, text) if stage.captions else None,
+        validate=make_sample_validator(teacher, stage.captions, vae, text) if stage.captions else None,
     )  # fmt: skip
     if together.is_main_process:
         with replacing(_weights(folder)) as aside:

@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ssd1b.distill.features import LEVELS, caught
+from ssd1b.distill.features import LEVELS, capture_outputs
 from ssd1b.distill.layer_map import LayerMap
 from ssd1b.distill.losses import Weights, distillation_terms
 from ssd1b.errors import InputError, unknown
 from ssd1b.models.unet import UNet
 from ssd1b.training.batches import Batches, LatentBatch
-from ssd1b.training.kernels import quicken
+from ssd1b.training.kernels import use_fast_cpu_kernels
 from ssd1b.training.loop import Validate, train
 from ssd1b.training.objective import Objective
 from ssd1b.training.precision import computing_in
@@ -67,15 +67,15 @@ def distill(
     dtype = objective.dtype
     teacher.to(objective.device, dtype).requires_grad_(False).eval()
     if objective.device == "cpu":
-        quicken(teacher, dtype)
+        use_fast_cpu_kernels(teacher, dtype)
         if not settings.gradient_checkpointing:  # the two do not go together
-            quicken(student, dtype)
+            use_fast_cpu_kernels(student, dtype)
 
     def loss(module: nn.Module, batch: LatentBatch) -> dict[str, Tensor]:
         example = objective(batch)
-        with torch.no_grad(), caught(teacher, list(pairs.values())) as theirs:
+        with torch.no_grad(), capture_outputs(teacher, list(pairs.values())) as theirs:
             by_teacher = teacher(*example.inputs)
-        with caught(module, list(pairs)) as ours:
+        with capture_outputs(module, list(pairs)) as ours:
             predicted = computing_in(dtype, module)(*example.inputs)
         return distillation_terms(
             weights,

@@ -1,4 +1,4 @@
-"""Pictures that a student draws while it learns: the same captions and the same noise each time."""
+"""Images that a student generates during its training, with the same captions and noise each time."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,10 @@ from ssd1b.pipeline import Pipeline
 from ssd1b.training.loop import Validate
 
 
-def drawn(teacher: Model, captions: Sequence[str], vae: VAE, text: TextEncoders) -> Validate:
-    """Draw the captions side by side with the settings that the teacher's makers recommend.
+def make_sample_validator(
+    teacher: Model, captions: Sequence[str], vae: VAE, text: TextEncoders
+) -> Validate:
+    """Return a validation that draws the captions side by side, with the teacher's recommended settings.
 
     Args:
         teacher: whose schedule and settings are the student's too.

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ssd1b.diffusion.schedule import NoiseSchedule
-from ssd1b.distill.features import caught
+from ssd1b.distill.features import capture_outputs
 from ssd1b.layouts import SDXL_MINI
 from ssd1b.models.attention import SpatialTransformer
 from ssd1b.models.layers import ResnetBlock
@@ -35,7 +35,7 @@ from ssd1b.tabletop.scenes import WORLDS, Scene, World, scene
 from ssd1b.tabletop.train_judge import ABSENT, answers_by_cell
 from ssd1b.tabletop.views import View, photograph, view
 from ssd1b.training.batches import LatentBatch
-from ssd1b.training.kernels import quicken, quicken_text
+from ssd1b.training.kernels import use_fast_cpu_kernels, use_fast_cpu_text_kernels
 from ssd1b.training.loop import train
 from ssd1b.training.objective import Objective, noised
 from ssd1b.training.precision import computing_in, training_dtype
@@ -99,7 +99,7 @@ class Learner(nn.Module):
         states_2, pooled = self.text_encoder_2(ids_2)
         # SDXL's convention: no caption is zeros, not the encoding of an empty text.
         embeds = torch.cat([states, states_2], dim=-1) * has_caption[:, None, None]
-        with caught(self.unet, [READ_AT]) as features:
+        with capture_outputs(self.unet, [READ_AT]) as features:
             predicted = self.unet(latents, timesteps, embeds, pooled * has_caption[:, None], time_ids)
         read = F.interpolate(self.reader_conv_out(features[READ_AT]), (GRID, GRID))
         return predicted, read
@@ -150,7 +150,7 @@ class Scenes:
     captioned: CaptionedLatents
 
     def __getitem__(self, step: int) -> SceneBatch:
-        """Return a batch with its answers; cells are those of the whole square, so a cropped view has none."""
+        """Return a batch with its answers; a cropped view has none, since cells divide the whole square."""
         _, scenes, views = self.captioned.shown(step)
         uncut = torch.tensor([_uncut(each) for each in views])[:, None, None]
         answers = {name: cells.where(uncut, ABSENT) for name, cells in answers_by_cell(scenes).items()}
@@ -202,9 +202,9 @@ def train_unet(
     dtype = training_dtype(device)
     model = initialised(UNet(SDXL_MINI)).to(device)
     if device == "cpu":
-        quicken(model, dtype)
-        quicken_text(text.encoder)
-        quicken_text(text.encoder_2)
+        use_fast_cpu_kernels(model, dtype)
+        use_fast_cpu_text_kernels(text.encoder)
+        use_fast_cpu_text_kernels(text.encoder_2)
     learner = Learner(model, text).requires_grad_(True).to(device)
     schedule = NoiseSchedule()
 
@@ -252,7 +252,7 @@ def train_unet_further(
     text.encoder.to(device)
     text.encoder_2.to(device)
     if device == "cpu":
-        quicken(unet, dtype)
+        use_fast_cpu_kernels(unet, dtype)
     objective = Objective(text=text, device=device, dtype=dtype, max_weight=MAX_WEIGHT)
 
     def loss(module: nn.Module, batch: LatentBatch) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Memory for time: what happens inside blocks is computed again on the way back (1604.06174)."""
+"""Gradient checkpointing (1604.06174): blocks are computed again in the backward pass, to save memory."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -14,33 +14,32 @@ from ssd1b.models.layers import ResnetBlock
 
 
 def checkpointed_blocks(model: nn.Module) -> list[nn.Module]:
-    """The blocks whose inside is computed again; none holds another."""
+    """Return the blocks that are computed again; none contains another."""
     return [module for module in model.modules() if isinstance(module, TransformerBlock | ResnetBlock)]
 
 
 def checkpoint_gradients(model: nn.Module) -> None:
-    """Keep of each transformer and residual block its inputs alone; gradients stay what they were.
+    """Keep only the inputs of each transformer and residual block for the backward pass.
 
-    A block then also rounds its own weights to the number format of its input, each time that it computes,
-    so that the rounded weights of one block are in memory and never those of the whole network.
+    Gradients do not change. A block then also rounds its own weights to the number format of its input, each
+    time that it computes, so that the rounded weights of only one block are in memory at a time.
 
-    For GPUs, whose memory is short; ``kernels.quicken`` compiles the same blocks for CPUs, and the two do not
-    go together.
+    For GPUs, whose memory is short. It cannot be combined with ``kernels.use_fast_cpu_kernels``, which
+    compiles the same blocks for CPUs.
     """
     for block in checkpointed_blocks(model):
         block.forward = partial(_recomputed, block)  # type: ignore[method-assign]
 
 
 def rounds_itself(block: nn.Module) -> bool:
-    """Whether ``checkpoint_gradients`` was applied to this block."""
+    """Return whether ``checkpoint_gradients`` was applied to this block."""
     return "forward" in vars(block) and isinstance(block, TransformerBlock | ResnetBlock)
 
 
 def _recomputed(block: nn.Module, *inputs: Any) -> Tensor:
-    """Apply a block now and, for its gradients, once more.
+    """Apply a block now, and again in the backward pass with the weights that it has now.
 
-    The second time is after the model's own call, when a caller that put other weights in place has taken
-    them away again: they are remembered.
+    By the second time, a caller of ``functional_call`` has put the original weights back.
     """
     return checkpoint(_rounded, _Plain(block), dict(block.named_parameters()), inputs, use_reentrant=False)
 
@@ -54,7 +53,7 @@ def _rounded(block: "_Plain", weights: Mapping[str, Tensor], inputs: tuple[Tenso
 
 
 class _Plain(nn.Module):
-    """A block under its class's own forward."""
+    """A block with the forward method of its class."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a UNet trains fastest with on a CPU: the attention kernel, the memory layout, compiled blocks."""
+"""The fastest way to train on a CPU: attention kernels, memory layout, compiled blocks."""
 
 import shutil
 
@@ -10,25 +10,27 @@ from ssd1b.models.text import TextAttention, TextEncoder
 from ssd1b.models.unet import UNet
 
 
-def quicken(model: UNet, dtype: torch.dtype) -> None:
-    """Choose by measurement (docs/log); results change in the last digits only.
+def use_fast_cpu_kernels(model: UNet, dtype: torch.dtype) -> None:
+    """Make a UNet train faster on a CPU; chosen by measurement (docs/log).
+
+    Results change in the last digits only.
 
     Args:
         model: on a CPU.
-        dtype: in which it will compute.
+        dtype: number format in which it will compute.
     """
     if dtype is torch.float32:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in model.modules():
         if isinstance(module, Attention):
             module.attend = plain_attention
-        # Once for all blocks of a width; convolution blocks take minutes to compile and gain nothing.
+        # Blocks of one width share a compilation. Convolution blocks take minutes and gain nothing.
         if isinstance(module, TransformerBlock) and shutil.which("g++"):
             module.compile()
 
 
-def quicken_text(encoder: TextEncoder) -> None:
-    """Likewise for a text encoder that learns: the fused kernel is slow on its way back in bfloat16."""
+def use_fast_cpu_text_kernels(encoder: TextEncoder) -> None:
+    """Make a text encoder train faster on a CPU: the fused kernel's backward pass is slow in bfloat16."""
     for module in encoder.modules():
         if isinstance(module, TextAttention):
             module.attend = plain_causal_attention

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ssd1b.distill.features import LEVELS, caught
+from ssd1b.distill.features import LEVELS, capture_outputs
 from ssd1b.distill.layer_map import LayerMap
 from ssd1b.distill.losses import Weights, distillation_terms
 from ssd1b.errors import InputError
@@ -78,8 +78,8 @@ def test_what_is_caught_has_the_same_shape_in_both_and_is_let_go(level: str) -> 
              torch.full((1, 6), 128.0))  # fmt: skip
     with (
         torch.no_grad(),
-        caught(student, list(pairs)) as ours,
-        caught(teacher, list(pairs.values())) as theirs,
+        capture_outputs(student, list(pairs)) as ours,
+        capture_outputs(teacher, list(pairs.values())) as theirs,
     ):
         student(*given), teacher(*given)
     assert ours.keys() == pairs.keys() and theirs.keys() == set(pairs.values())

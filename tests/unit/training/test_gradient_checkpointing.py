@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssd1b.distill.features import caught
+from ssd1b.distill.features import capture_outputs
 from ssd1b.models.unet import UNet
 from ssd1b.training.gradient_checkpointing import checkpoint_gradients
 from ssd1b.training.precision import computing_in
@@ -22,7 +22,7 @@ def gradients(unet: UNet, dtype: torch.dtype) -> dict[str, Tensor]:
     latents, embeds, pooled = (
         torch.randn(shape, generator=generator).to(dtype) for shape in ((1, 4, 8, 8), (1, 3, 40), (1, 12))
     )
-    with caught(unet, [INNER]) as features:
+    with capture_outputs(unet, [INNER]) as features:
         out = computing_in(dtype, unet)(latents, torch.tensor([500.0]), embeds, pooled, torch.ones(1, 6))
     (out.float().square().mean() + features[INNER].float().square().mean()).backward()
     return {name: parameter.grad for name, parameter in unet.named_parameters() if parameter.grad is not None}

@@ -12,9 +12,9 @@ from ssd1b.training import kernels
 def test_blocks_are_compiled_once_a_width_where_there_is_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     unet = UNet(MINI_SDXL.unet)
     monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
-    kernels.quicken(unet, torch.float32)
+    kernels.use_fast_cpu_kernels(unet, torch.float32)
     assert all(module._compiled_call_impl is None for module in unet.modules())
     monkeypatch.setattr(kernels.shutil, "which", lambda name: "/usr/bin/g++")
-    kernels.quicken(unet, torch.float32)
+    kernels.use_fast_cpu_kernels(unet, torch.float32)
     compiled = [module for module in unet.modules() if module._compiled_call_impl is not None]
     assert len(compiled) == unet.layout.transformer_blocks
