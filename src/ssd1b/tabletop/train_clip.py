@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from ssd1b.layouts import CLIP_MINI, CLIP_MINI_2
 from ssd1b.models.text import TextEncoder, TextEncoders
 from ssd1b.models.vision import CLIP_VISION_MINI, ImageEncoder
+from ssd1b.saving import claim
 from ssd1b.tabletop.cache import Shards
 from ssd1b.tabletop.captions import caption, full_caption
 from ssd1b.tabletop.scenes import WORLDS, Scene, World, scene
 from ssd1b.tabletop.views import photograph, view
-from ssd1b.training import checkpoints
 from ssd1b.training.loop import train
-from ssd1b.training.precision import computing_in, training_dtype
+from ssd1b.training.precision import computing_in, convert_frozen, training_dtype
 from ssd1b.training.settings import LoopSettings
 from ssd1b.weights.vocabulary import load_tokenizer
 
@@ -156,7 +156,8 @@ def train_clip(
     torch.manual_seed(settings.seed)
     dtype = training_dtype(device)
     model = (start or ContrastiveTrio()).to(device)
-    checkpoints.own(out)
+    convert_frozen(model, dtype)
+    claim(out)
     pictures = Shards(
         out / f"pictures-{world}-{settings.seed}",
         PICTURES,

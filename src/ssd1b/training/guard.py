@@ -1,4 +1,4 @@
-"""Which gradients are followed: none that is not finite, and none far longer than those before."""
+"""The choice of gradients to follow: none that is not finite, none far longer than those before."""
 
 import math
 from collections import deque
@@ -11,17 +11,17 @@ from ssd1b.errors import InputError
 from ssd1b.training.settings import LoopSettings
 
 _WINDOW = 100
-"""Gradients whose lengths are remembered."""
+"""Number of gradients whose lengths are remembered."""
 
 _ENOUGH = 10
-"""Lengths from which a median is one."""
+"""Number of lengths from which their median is used."""
 
 
 class Guard:
-    """Remembers how long gradients were, and how many were not followed.
+    """Remembers the lengths of gradients, and how many were skipped.
 
     Attributes:
-        skipped: gradients that were not followed, so far.
+        skipped: number of gradients skipped so far.
     """
 
     def __init__(self, settings: LoopSettings) -> None:
@@ -31,10 +31,10 @@ class Guard:
         self._settings = settings
 
     def lets_through(self, norm: float) -> bool:
-        """Whether a gradient of this length may reach the weights.
+        """Return whether a gradient of this length is to be followed.
 
         Raises:
-            InputError: too many in a row may not.
+            InputError: too many in a row were skipped.
         """
         factor = self._settings.spike_factor
         usual = median(self._norms) if len(self._norms) >= _ENOUGH else math.inf
@@ -52,11 +52,11 @@ class Guard:
         return False
 
     def state(self) -> Tensor:
-        """Everything that is remembered."""
+        """Return the counts and the lengths."""
         return torch.tensor([self.skipped, self._in_a_row, *self._norms], dtype=torch.float64)
 
     def load(self, state: Tensor) -> None:
-        """Remember what ``state`` told."""
+        """Continue from what ``state`` gave."""
         skipped, in_a_row, *norms = state.tolist()
         self.skipped, self._in_a_row = int(skipped), int(in_a_row)
         self._norms.extend(norms)

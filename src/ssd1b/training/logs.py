@@ -1,10 +1,11 @@
-"""What a run tells while it goes: lines of JSON, pictures, and TensorBoard where it is installed."""
+"""The log of a run: lines of JSON, images, and TensorBoard if it is installed."""
 
 import errno
 import json
 import math
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
@@ -29,8 +30,8 @@ class Log:
 
     Args:
         out: the folder.
-        start: finished steps; what an earlier run told of later ones, which are now done again, is dropped.
-        silent: write nothing, in all processes but the first.
+        start: number of finished steps; lines of later ones, which are now repeated, are removed.
+        silent: write nothing, as all processes but the first.
     """
 
     def __init__(self, out: Path, start: int, *, silent: bool) -> None:
@@ -44,14 +45,16 @@ class Log:
                 aside.write_text("".join(f"{line}\n" for line in kept))
 
     def add(self, terms: Mapping[str, float]) -> None:
-        """Remember the terms of a step for ``write_means``; none, if it was not followed."""
+        """Add the terms of a step to ``write_means``; a skipped step has none."""
         self._window.append(terms)
 
     def write_means(self, step: int, more: Mapping[str, float]) -> None:
-        """Write the means of what was added since the last time, and the time that a step took."""
-        followed = [terms for terms in self._window if terms]
-        names = followed[0] if followed else ()
-        means = {name: math.fsum(terms[name] for terms in followed) / len(followed) for name in names}
+        """Write each term's mean over the steps since the last time that have it, and the time of a step."""
+        seen: dict[str, list[float]] = defaultdict(list)
+        for terms in self._window:
+            for name, value in terms.items():
+                seen[name].append(value)
+        means = {name: math.fsum(values) / len(values) for name, values in seen.items()}
         seconds = (time.perf_counter() - self._clock) / len(self._window)
         self.write(step, {**means, **more, "seconds_per_step": seconds})
         self._window, self._clock = [], time.perf_counter()
@@ -67,13 +70,13 @@ class Log:
         numbers = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
         pictures = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         # JSON has no NaN; an accuracy of no pictures is none.
-        told = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         try:
             # On a full disk TensorBoard's thread ends with a traceback on the terminal.
             if shutil.disk_usage(self._out).free < _ROOM:
                 raise OSError(errno.ENOSPC, "no space left on the disk")
             with self._path.open("a") as file:
-                file.write(json.dumps({"step": step, **told}) + "\n")
+                file.write(json.dumps({"step": step, **finite}) + "\n")
             for name, picture in pictures.items():
                 with replacing(self._out / "pictures" / f"{name}-{step:08d}.png") as aside:
                     _image(picture).save(aside, "PNG")
@@ -88,7 +91,7 @@ class Log:
 
     @cached_property
     def _board(self) -> Any:
-        """TensorBoard's writer; None without it. It has a thread, so it must not start before the reader."""
+        """TensorBoard's writer, or None. It has a thread, so it starts after the reader is forked."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -96,10 +99,10 @@ class Log:
         return SummaryWriter(str(self._out / "tensorboard"), purge_step=self._start + 1)
 
     def close(self) -> None:
-        """End TensorBoard's thread, if it was begun."""
+        """End TensorBoard's thread, if it was started."""
         board = self.__dict__.get("_board")
         if board is not None:
-            with suppress(OSError):  # of a full disk write has told
+            with suppress(OSError):  # write has reported a full disk
                 board.close()
 
 
@@ -113,7 +116,7 @@ def _image(picture: Tensor) -> Image.Image:
 
 
 def _step(line: str) -> int:
-    """Step of a line; 0 of one that was cut off."""
+    """Return the step of a line; 0 for one that was cut off."""
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):

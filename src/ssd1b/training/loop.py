@@ -1,145 +1,144 @@
-"""The one training loop: steps, averages, checkpoints that can be resumed bit by bit.
+"""The training loop: steps, log, validation, and checkpoints from which a run continues bit by bit.
 
-Everything random in a step is a function of the seed and the step's number, and so is the step's data. A run
-that was stopped anywhere therefore goes on as if it had not been.
+Random numbers and data of a step are functions of the seed and the step's number. A run that was stopped
+anywhere therefore ends with the same weights as one that was not.
 """
 
 import multiprocessing
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ssd1b.errors import InputError
+from ssd1b.saving import claim
 from ssd1b.training import checkpoints
 from ssd1b.training.batches import Batch, Batches, Share
-from ssd1b.training.checkpoints import FOLDER, Latest, State
-from ssd1b.training.gradient_checkpointing import checkpoint_gradients
-from ssd1b.training.guard import Guard
+from ssd1b.training.checkpoints import FOLDER
 from ssd1b.training.logs import Log
-from ssd1b.training.optimizers import Optimizers
-from ssd1b.training.processes import Loss, Processes, whole
+from ssd1b.training.processes import Loss, Processes
 from ssd1b.training.settings import LoopSettings
+from ssd1b.training.task import Learner, Task
 
-Validate = Callable[[nn.Module, int], Mapping[str, float | Tensor]]
-"""``validate(average, step)``: numbers, and pictures ``[3, H, W]`` with values from 0 to 1, for the log."""
+Values = Mapping[str, float | Tensor]
+"""Numbers, and images ``[3, H, W]`` with values from 0 to 1, for the log."""
+
+Validate = Callable[[nn.Module, int], Values]
+"""``validate(average, step)``, with the number of finished steps."""
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 """Signals after which a run ends with a checkpoint of the step it is in."""
 
 
 def train(
-    model: nn.Module, batches: Batches, loss: Loss, settings: LoopSettings, out: Path, *,
+    model: nn.Module, batches: Batches[Batch], loss: Loss[Batch], settings: LoopSettings, out: Path, *,
     resume: bool, label: str, validate: Validate | None = None,
 ) -> nn.Module:  # fmt: skip
-    """Train ``model`` and return its averaged weights as a module in evaluation mode.
+    """Train one model for one loss, and return its averaged parameters as a module in evaluation mode.
 
     Started by ``torchrun``, every process calls this with the same arguments, and learns from its share of
     each batch. The first one writes.
 
     Args:
-        model: parameters in float32, already on their device.
+        model: see ``Learner``.
         batches: the data, read ahead in a process of its own.
-        loss: the terms of one micro-batch, a pure function of the model, the batch and torch's global
-            generator; means over the pictures, so that the mean over parts is that of the whole.
-        settings: the run.
-        out: folder for ``log.jsonl``, ``tensorboard/`` and ``checkpoints/``.
-        resume: go on from the newest complete checkpoint in ``out``, if there is one.
-        label: what the progress bar is called.
-        validate: is given the averaged weights in evaluation mode; called in every process, of which the
-            first one's answer goes into the log.
+        loss: see ``Learner``.
+        settings: of the run.
+        out: folder of the run, see ``run``.
+        resume: see ``run``.
+        label: of the progress bar.
+        validate: is called with the averaged model in evaluation mode, see ``run``.
 
     Raises:
-        InputError: ``out`` holds a run already and ``resume`` is False; too many gradients in a row were not
-            finite or spikes; the disk is full; or the processes cannot share the batches.
-        KeyboardInterrupt: after SIGINT or SIGTERM, with a checkpoint of the last whole step written.
+        InputError: as ``run``.
+        KeyboardInterrupt: as ``run``.
     """
     processes = Processes(next(model.parameters()).device, settings)
-    model.to(processes.device)
-    if settings.gradient_checkpointing:
-        checkpoint_gradients(model)
-    average = _average(model, settings.ema_decay)
-    asked = processes.share_out(model, average.module, loss)
-    state = State(model=model, average=average, optimizers=Optimizers(model, settings), guard=Guard(settings))
-    start = _start(out, state, settings, processes, resume=resume)
+    learner = Learner(model, loss, settings, processes)
+    run(
+        learner, batches, settings, processes, out, resume=resume, label=label,
+        validate=None if validate is None else partial(validate, learner.average.module),
+    )  # fmt: skip
+    return learner.averaged()
+
+
+def run(
+    task: Task[Batch], batches: Batches[Batch], settings: LoopSettings, processes: Processes, out: Path, *,
+    resume: bool, label: str, validate: Callable[[int], Values] | None = None,
+) -> None:  # fmt: skip
+    """Take the steps of a task, with log, checkpoints and validation.
+
+    Args:
+        task: what learns.
+        batches: the data, read ahead in a process of its own.
+        settings: number of steps, micro-batches, checkpoints, log and validation. Each learner has its own
+            settings for all else.
+        processes: that train together.
+        out: folder for ``log.jsonl``, ``tensorboard/`` and ``checkpoints/``.
+        resume: continue from the newest valid checkpoint in ``out``, if there is one.
+        label: of the progress bar.
+        validate: is called with the number of finished steps in every process; the first one's answer goes
+            into the log.
+
+    Raises:
+        InputError: ``out`` holds a run already and ``resume`` is False; too many gradients in a row were
+            skipped; the disk is full; or a batch cannot be divided into micro-batches.
+        KeyboardInterrupt: after SIGINT or SIGTERM, with a checkpoint of the last whole step written.
+    """
+    learners = task.learners
+    start = _start(out, learners, processes, resume=resume)
     share = Share(batches=batches, parts=processes.parts, count=settings.micro_batches)
 
     hidden = None if processes.first else True
     bar = tqdm(total=settings.steps, initial=start, desc=label, unit="step", disable=hidden)
     log = closing(Log(out, start, silent=not processes.first))
-    reader = closing(_read_ahead(share, start, settings.steps, state.named_tensors().values()))
+    changed = checkpoints.named_tensors(learners).values()
+    reader = closing(_read_ahead(share, start, settings.steps, changed))
     with _polite_stop() as stopping, log as log, bar, reader as ahead:
         for step, parts in enumerate(ahead, start):
-            terms = _add_gradients(asked, parts, step, settings, processes)
-            norm = float(whole(nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)))
-            followed = state.guard.lets_through(norm)
-            if followed:
-                state.optimizers.step(settings.share(step))
-                average.update_parameters(model)
-            model.zero_grad(set_to_none=True)
-
+            terms = task.update(step, parts)
             *means, stop = processes.mean([*terms.values(), float(stopping())])
-            told = dict(zip(terms, means, strict=True)) | {"grad_norm": norm}
-            log.add(told if followed else {})
+            means_by_name = dict(zip(terms, means, strict=True))
+            log.add(means_by_name)
             bar.update()
-            bar.set_postfix(loss=f"{told['loss']:.4f}", refresh=False)
+            if "loss" in means_by_name:
+                bar.set_postfix(loss=f"{means_by_name['loss']:.4f}", refresh=False)
             done = step + 1
             if done % settings.log_steps == 0:
-                log.write_means(done, {"rate_share": settings.share(step), "skipped": state.guard.skipped})
+                skipped = sum(each.guard.skipped for each in learners.values())
+                log.write_means(done, {"rate_share": settings.share(step), "skipped": skipped})
             if validate is not None and settings.validates_after(done):
                 with torch.no_grad():
-                    log.write(done, validate(average.module, done))
+                    log.write(done, validate(done))
             if stop or settings.saves_after(done):
-                checkpoints.save(out / FOLDER, done, settings, state, processes)
+                checkpoints.save(out / FOLDER, done, settings, learners, processes)
             if stop:
                 raise KeyboardInterrupt
-    return processes.gathered(average.module).eval()
 
 
-def _start(out: Path, state: State, settings: LoopSettings, processes: Processes, *, resume: bool) -> int:
-    """Fill ``state`` from the newest checkpoint, if there is one; return the number of finished steps."""
+def _start(out: Path, learners: Mapping[str, Learner], processes: Processes, *, resume: bool) -> int:
+    """Fill the learners from the newest checkpoint, if there is one; return the number of finished steps."""
     if checkpoints.begun(out) and not resume:
         raise InputError(f"{out} holds a run already: go on with --resume, or name another folder")
     if processes.first:
-        checkpoints.own(out)
+        claim(out)
         checkpoints.clear(out)
     processes.wait()
     newest = checkpoints.newest(out / FOLDER, tidy=processes.first)
-    if newest is None:
-        return 0
-    return checkpoints.restore(newest, state, settings)
-
-
-def _add_gradients(
-    asked: nn.Module, parts: list[Batch], step: int, settings: LoopSettings, processes: Processes
-) -> dict[str, Tensor]:
-    """Leave the whole batch's gradient in the weights; return the terms, means over this process's parts."""
-    terms: dict[str, Tensor] = {}
-    for number, batch in zip(processes.parts, parts, strict=True):
-        last = number == processes.parts[-1]
-        with nullcontext() if last else processes.unsynchronised(asked):
-            # A CPU's generator takes 32 bits of its seed; the golden ratio's keep the parts far apart.
-            torch.manual_seed(settings.seed * 1_000_003 + step + number * 0x9E3779B9)
-            values = asked(batch)
-            processes.meet()  # here one that hangs is named; below, the others would wait without a word
-            (values["loss"] / len(parts)).backward()
-        for name, value in values.items():
-            terms[name] = terms.get(name, 0) + value.detach() / len(parts)
-    return terms
+    return 0 if newest is None else checkpoints.restore(newest, learners)
 
 
 def _read_ahead(
-    batches: Share, start: int, stop: int, weights: Iterable[Tensor] = ()
+    batches: Share[Batch], start: int, stop: int, weights: Iterable[Tensor] = ()
 ) -> Generator[list[Batch], None, None]:
-    """Prepare batches while the model learns from the ones before, in a process that has no ``weights``."""
-    # A process that is not forked has none; only to be told which they are it would be sent all of them.
+    """Prepare batches ahead of the training, in a process that frees its copy of ``weights``."""
+    # A process that is not forked has no copy; naming the weights would send it one.
     forked = multiprocessing.get_start_method() == "fork"
     # Any object with __getitem__ is a dataset to DataLoader; batch_size None hands the items on as they are.
     loader = DataLoader(
@@ -160,10 +159,10 @@ def _read_ahead(
 
 
 def _begin_to_read(weights: Iterable[Tensor], worker: int) -> None:
-    """Leave stopping, which terminals and batch systems ask of every process, to the one that trains.
+    """Ignore the signals that stop a run, which the training process handles, and free the weights.
 
-    And free the weights. A forked process shares the memory of its parent until one of them writes: every
-    weight that learns would from then on be in memory twice.
+    A forked process shares the memory of its parent until one of them writes: every trained weight would from
+    then on be in memory twice.
     """
     for number in _STOPS:
         signal.signal(number, signal.SIG_IGN)
@@ -174,25 +173,9 @@ def _begin_to_read(weights: Iterable[Tensor], worker: int) -> None:
                 storage.resize_(0)
 
 
-def _average(model: nn.Module, decay: float) -> AveragedModel | Latest:
-    if decay == 0:
-        return Latest(model)
-    return AveragedModel(model, multi_avg_fn=_warmed_average(decay)).eval()
-
-
-def _warmed_average(decay: float) -> Callable[..., None]:
-    """An exponential moving average that follows closely at first."""
-
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        step = float(count)
-        get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(averaged, current, count)
-
-    return update
-
-
 @contextmanager
 def _polite_stop() -> Iterator[Callable[[], bool]]:
-    """Turn SIGINT and SIGTERM into a question that is asked between steps, so that no step is cut in two."""
+    """Yield a function that returns whether SIGINT or SIGTERM came, so that a run stops between steps."""
     received: list[int] = []
     previous = [signal.signal(number, lambda number, _: received.append(number)) for number in _STOPS]
     try:

@@ -1,5 +1,6 @@
-"""What moves the weights: one of the libraries' optimisers, and Muon beside it where wanted."""
+"""The optimisers: one of the libraries', and Muon beside it if the settings ask for it."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,8 +10,9 @@ from torch.optim import Optimizer
 
 from ssd1b.errors import InputError
 from ssd1b.training.muon import Muon
-from ssd1b.training.processes import shared_out
+from ssd1b.training.processes import shard_like
 from ssd1b.training.settings import LoopSettings
+from ssd1b.training.trained import trained_parameters
 
 _OUTER_LAYERS = ("embed", "conv_in", "conv_out", "quant_conv")
 """Parts of the names of layers that Muon leaves alone."""
@@ -20,62 +22,74 @@ _DEVICES_8_BIT = ("cuda", "xpu", "cpu")
 
 
 class Optimizers:
-    """All of a model's parameters, each moved by one optimiser.
+    """The optimisers of a model's trained parameters: each parameter is moved by one of them.
 
-    Muon is for what turns features into features: not for embeddings, nor for the layers in which pictures
-    enter and leave, nor for biases and norms.
+    Muon takes the weights that turn features into features: no embeddings, no layers in which images enter
+    and leave, no biases and norms.
+
+    Args:
+        model: of which only parameters that require gradients are moved.
+        settings: kind and rates.
     """
 
     def __init__(self, model: nn.Module, settings: LoopSettings) -> None:
         inner, rest = {}, {}
-        for name, parameter in model.named_parameters():
+        for name, parameter in trained_parameters(model).items():
             outer = parameter.ndim < 2 or any(part in name for part in _OUTER_LAYERS)
             (rest if outer or settings.muon_rate is None else inner)[name] = parameter
-        usual = _build(rest.values(), settings)
-        self._each: list[tuple[Optimizer, float, list[str]]] = [(usual, settings.learning_rate, list(rest))]
+        assert inner or rest, "no parameter of the model requires gradients"
+        self._each: list[tuple[Optimizer, float, list[str]]] = []
+        if rest:
+            usual = _build(rest.values(), settings)
+            self._each.append((usual, settings.learning_rate, list(rest)))
         if inner:
             assert settings.muon_rate is not None
             muon = Muon(inner.values(), lr=settings.muon_rate, weight_decay=settings.muon_decay)
             self._each.append((muon, settings.muon_rate, list(inner)))
 
     def step(self, share: float) -> None:
-        """Move the weights, at a share of the rates."""
+        """Move the parameters, at a share of the rates."""
         for optimizer, rate, _ in self._each:
             for group in optimizer.param_groups:
                 group["lr"] = rate * share
             optimizer.step()
 
-    def state(self) -> dict[str, dict[str, Tensor]]:
-        """What is remembered of each parameter, by its name; a number is a tensor without axes."""
+    def state(self) -> dict[str, Tensor]:
+        """Return the optimisers' state, named ``PARAMETER.KEY``; a number is a tensor without axes."""
         return {
-            name: {key: torch.as_tensor(value) for key, value in optimizer.state[parameter].items()}
+            f"{name}.{key}": torch.as_tensor(value)
             for optimizer, _, names in self._each
             for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True)
             if parameter in optimizer.state
+            for key, value in optimizer.state[parameter].items()
         }
 
-    def load(self, states: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Remember what ``state`` told."""
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what ``state`` gave."""
+        remembered: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for full_name, value in state.items():
+            name, _, key = full_name.rpartition(".")
+            remembered[name][key] = value
         for optimizer, _, names in self._each:
             parameters = optimizer.param_groups[0]["params"]
-            state = {
-                index: {key: _as_kept(value, parameter) for key, value in states[name].items()}
+            states = {
+                index: {key: _as_kept(value, parameter) for key, value in remembered[name].items()}
                 for index, (name, parameter) in enumerate(zip(names, parameters, strict=True))
-                if name in states
+                if name in remembered
             }
-            # The library knows on which device each optimiser wants what.
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+            # The library knows on which device each optimiser keeps its state.
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
 
 
 def _as_kept(value: Tensor, parameter: nn.Parameter) -> Tensor | int:
-    """Give a state from a file the form that its optimiser gave it."""
+    """Convert an optimiser's state from a file to the form that the optimiser uses."""
     if value.ndim == 0:
         # bitsandbytes counts its steps in Python, torch in a tensor of floats.
         return value if value.is_floating_point() else int(value)
     if value.shape == parameter.shape and value.is_floating_point():
-        # Fused AdamW goes through parameter and state in the order of their memory, whatever their strides.
+        # Fused AdamW reads parameter and state in the order of their memory, whatever their strides.
         value = torch.empty_strided(value.shape, parameter.stride(), dtype=value.dtype).copy_(value)
-    return shared_out(value, parameter)
+    return shard_like(value, parameter)
 
 
 def _build(parameters: Iterable[nn.Parameter], settings: LoopSettings) -> Optimizer:

@@ -1,6 +1,5 @@
 """The processes that train together: one, or as many as ``torchrun`` started."""
 
-import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -24,20 +23,21 @@ Loss = Callable[[nn.Module, Batch], Mapping[str, Tensor]]
 
 
 class Processes:
-    """This process and its like, brought together by accelerate.
+    """This process and the others of the run, connected by accelerate.
 
     Args:
-        device: on which the model is; of several processes each takes its own of this kind.
+        device: of the model; each of several processes takes its own device of this kind.
         settings: of the run.
 
     Attributes:
-        device: to train on.
-        count: how many processes there are.
-        number: this one's, from 0.
-        parts: numbers of the micro-batches that this process learns from.
+        device: this process's.
+        count: number of processes.
+        number: this process's, from 0.
+        parts: indices of the micro-batches that this process learns from.
+        sharded: whether parameters are divided among the processes.
 
     Raises:
-        InputError: accelerate is missing, or the micro-batches cannot be shared out evenly.
+        InputError: accelerate is missing, or the micro-batches cannot be divided evenly.
     """
 
     def __init__(self, device: torch.device, settings: LoopSettings) -> None:
@@ -48,64 +48,60 @@ class Processes:
         check_shares(settings, self.count)
         each = settings.micro_batches // self.count
         self.parts = range(self.number * each, (self.number + 1) * each)
+        self.sharded = settings.fsdp and self.count > 1
         self._timeout = timedelta(minutes=settings.timeout_minutes)
         self._gloo: Any = None
-        if self.count > 1:  # the only backend that can tell who does not answer
+        if self.count > 1:  # the only backend that can name a process that does not answer
             self._gloo = torch.distributed.new_group(backend="gloo", timeout=self._timeout)
-        self._sharded = settings.fsdp and self.count > 1
-        self._whole: nn.Module | None = None
 
     @property
     def first(self) -> bool:
         """Whether this process is the one that writes."""
         return self.number == 0
 
-    def share_out(self, model: nn.Module, average: nn.Module, loss: Loss) -> nn.Module:
-        """Spread the training of ``model`` over the processes: gradients are averaged, or sharded too.
+    def distribute(self, model: nn.Module, average: nn.Module, loss: Loss[Batch]) -> nn.Module:
+        """Distribute a model's training over the processes: gradients are averaged, or sharded as well.
+
+        Args:
+            model: on this process's device.
+            average: of the model's parameters, or the model itself.
+            loss: see ``Learner``.
 
         Returns:
-            ``model`` and its loss as one module, so that the processes hear of every use of the weights.
+            A module that takes a batch and returns the loss's terms.
         """
-        asked = _Asked(model, loss)
-        if self._sharded:
-            self._whole = copy.deepcopy(model).cpu()
-            for module in (asked,) if average is model else (asked, average):
+        loss_module = LossModule(model, loss)
+        if self.sharded:
+            for module in (loss_module,) if average is model else (loss_module, average):
                 _shard(module, self.device)
-            return asked
-        return self._accelerator.prepare(asked) if self.count > 1 else asked
+            return loss_module
+        return self._accelerator.prepare(loss_module) if self.count > 1 else loss_module
 
-    def gathered(self, module: nn.Module) -> nn.Module:
-        """The whole of a module that was shared out, on the CPU; any other as it is."""
-        if self._whole is None:
-            return module
-        self._whole.load_state_dict({name: whole(tensor) for name, tensor in module.state_dict().items()})
-        return self._whole
+    def no_sync(self, loss_module: nn.Module) -> AbstractContextManager[Any]:
+        """Skip gradient synchronisation, for all micro-batches but the last."""
+        return self._accelerator.no_sync(loss_module)
 
-    def unsynchronised(self, asked: nn.Module) -> AbstractContextManager[Any]:
-        """Gradients of all parts but the last are kept to oneself."""
-        return self._accelerator.no_sync(asked)
-
-    def meet(self) -> None:
-        """Wait for the others.
+    def barrier(self) -> None:
+        """Wait for the other processes.
 
         Raises:
-            RuntimeError: some did not come in time; names them.
+            RuntimeError: some did not answer in time; the message names them.
         """
         if self._gloo is not None:
             torch.distributed.monitored_barrier(self._gloo, self._timeout, wait_all_ranks=True)
 
     def mean(self, values: Sequence[Tensor | float]) -> list[float]:
-        """Means of numbers over the processes."""
+        """Return the means of numbers over the processes."""
         each = torch.stack([torch.as_tensor(value, device=self.device).detach().float() for value in values])
         return self._accelerator.reduce(each, reduction="mean").tolist()  # type: ignore[union-attr]
 
     def wait(self) -> None:
-        """Let the first one finish writing."""
+        """Wait until the first process has written."""
         self._accelerator.wait_for_everyone()
 
 
 def check_shares(settings: LoopSettings, count: int) -> None:
-    """See that so many processes can share the micro-batches evenly; also before the data are read.
+    """Check that the micro-batches can be divided evenly among the processes.
 
     Raises:
         InputError: they cannot.
@@ -118,7 +114,7 @@ def check_shares(settings: LoopSettings, count: int) -> None:
 
 
 def accelerator(device: str, *, timeout_minutes: float = 30.0) -> "Accelerator":
-    """Join the processes that ``torchrun`` started, if it did; from then on "cuda" is this process's own GPU.
+    """Join the processes that ``torchrun`` started, if any; afterwards "cuda" is this process's own GPU.
 
     Raises:
         InputError: accelerate is missing.
@@ -139,14 +135,14 @@ def accelerator(device: str, *, timeout_minutes: float = 30.0) -> "Accelerator":
     )
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, also of one of which each process holds a part; every process must ask."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return all of a tensor, gathered if it is sharded; every process must call this."""
     # torch.distributed.tensor, where DTensor is, takes two seconds to import.
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
 
 
-def shared_out(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a whole tensor, where ``like`` is held in parts."""
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return this process's shard of a full tensor, if ``like`` is sharded."""
     if not hasattr(like, "device_mesh"):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -155,19 +151,20 @@ def shared_out(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(like.device), held.device_mesh, held.placements, src_data_rank=None)
 
 
-class _Asked(nn.Module):
-    """A model and what it is asked."""
+class LossModule(nn.Module):
+    """A model with its loss as one module, so that wrappers see every use of the parameters."""
 
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
+    def __init__(self, model: nn.Module, loss: Loss[Any]) -> None:
         super().__init__()
         self.model, self._loss = model, loss
 
-    def forward(self, batch: Batch) -> Mapping[str, Tensor]:
+    def forward(self, batch: Any) -> Mapping[str, Tensor]:
+        """Return the loss's terms for a batch."""
         return self._loss(self.model, batch)
 
 
 def _shard(module: nn.Module, device: torch.device) -> None:
-    """Give each process a part of every weight (FSDP2); blocks are whole only while they compute."""
+    """Shard every parameter among the processes (FSDP2); a block is gathered only while it computes."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,30 +21,28 @@ from torch import nn
 from ssd1b import saving
 from ssd1b.errors import InputError
 from ssd1b.training import checkpoints
-from ssd1b.training.checkpoints import Latest, State
-from ssd1b.training.guard import Guard
-from ssd1b.training.optimizers import Optimizers
 from ssd1b.training.processes import Processes
 from ssd1b.training.settings import LoopSettings
+from ssd1b.training.task import Learner
 
 SETTINGS = LoopSettings(
     steps=100, batch_size=1, learning_rate=1e-3, decay_steps=0, ema_decay=0.0, checkpoint_steps=1
 )
 
 
-def state_of(seed: int, settings: LoopSettings = SETTINGS, width: int = 3) -> State:
+PROCESSES = Processes(torch.device("cpu"), SETTINGS)
+
+
+def learners_of(seed: int, settings: LoopSettings = SETTINGS, width: int = 3) -> Mapping[str, Learner]:
     torch.manual_seed(seed)
-    model = nn.Linear(width, 2)
-    return State(
-        model=model, average=Latest(model), optimizers=Optimizers(model, settings), guard=Guard(settings)
-    )
+    return Learner(nn.Linear(width, 2), lambda model, batch: {}, settings, PROCESSES).learners
 
 
 def save(out: Path, step: int, settings: LoopSettings = SETTINGS) -> Path:
     """A checkpoint whose weights tell its step."""
     checkpoints.clear(out)
     folder = out / "checkpoints"
-    checkpoints.save(folder, step, settings, state_of(step), Processes(torch.device("cpu"), settings))
+    checkpoints.save(folder, step, settings, learners_of(step, settings), PROCESSES)
     return folder / f"step-{step:08d}.safetensors"
 
 
@@ -147,9 +145,9 @@ def test_a_flipped_bit_anywhere_is_noticed(tmp_path: Path) -> None:
 
 def restored(path: Path | None) -> tuple[int, dict[str, list]]:
     assert path is not None
-    state = state_of(99)
-    step = checkpoints.restore(path, state, SETTINGS)
-    return step, {name: tensor.tolist() for name, tensor in state.named_tensors().items()}
+    learners = learners_of(99)
+    step = checkpoints.restore(path, learners)
+    return step, {name: tensor.tolist() for name, tensor in checkpoints.named_tensors(learners).items()}
 
 
 def test_if_none_can_be_used_nothing_is_begun_anew(tmp_path: Path) -> None:
@@ -208,8 +206,7 @@ def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path: Path) -> N
 def writing_for_long(out: Path) -> None:
     """What the child process of the next test does."""
     checkpoints.clear(out)
-    state = state_of(0, width=20_000_000)
-    checkpoints.save(out / "checkpoints", 1, SETTINGS, state, Processes(torch.device("cpu"), SETTINGS))
+    checkpoints.save(out / "checkpoints", 1, SETTINGS, learners_of(0, width=20_000_000), PROCESSES)
 
 
 def test_sigkill_while_a_checkpoint_is_written_leaves_nothing_that_is_not_found(tmp_path: Path) -> None:
@@ -262,25 +259,44 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(
     assert target.exists() and len(synced) >= 2, "the file, and then its folder"
 
 
-def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "adafactor"}, "is of a run with optimizer adamw, not optimizer adafactor$"),
+        ({"muon_rate": 0.01}, "is of a run with optimizer adamw, not optimizer adamw and Muon$"),
+        ({"ema_decay": 0.9}, "is of a run with optimizer adamw, not optimizer adamw, averaged$"),
+    ],
+)
+def test_a_checkpoint_of_another_method_is_refused(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
     path = save(tmp_path, 1)
-    for other in (replace(SETTINGS, optimizer="adafactor"), replace(SETTINGS, muon_rate=0.01)):
-        with pytest.raises(InputError, match="is of a run with optimizer adamw, not ada"):
-            checkpoints.restore(path, state_of(1), other)
+    with pytest.raises(InputError, match=message):
+        checkpoints.restore(path, learners_of(1, replace(SETTINGS, **changes)))  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_with_an_average_is_refused_by_a_run_without(tmp_path: Path) -> None:
+    path = save(tmp_path, 1, replace(SETTINGS, ema_decay=0.9))
+    with pytest.raises(InputError, match=r"optimizer adamw, averaged, not optimizer adamw$"):
+        checkpoints.restore(path, learners_of(1))
+
+
+def test_a_checkpoint_of_other_learners_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    with pytest.raises(InputError, match="is of a run with no student, not optimizer adamw"):
+        checkpoints.restore(path, {"student": learners_of(1)["model"]})
 
 
 def test_weights_under_two_names_are_saved_once_each(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight
-    state = State(
-        model=model, average=Latest(model), optimizers=Optimizers(model, SETTINGS), guard=Guard(SETTINGS)
-    )
+    learners = Learner(model, lambda model, batch: {}, SETTINGS, PROCESSES).learners
     checkpoints.clear(tmp_path)
     folder = tmp_path / "checkpoints"
-    checkpoints.save(folder, 1, SETTINGS, state, Processes(torch.device("cpu"), SETTINGS))
+    checkpoints.save(folder, 1, SETTINGS, learners, PROCESSES)
     path = checkpoints.newest(folder)
-    assert path is not None and checkpoints.restore(path, state, SETTINGS) == 1
-    assert json.loads(metadata(path)["settings"]) == json.loads(json.dumps(asdict(SETTINGS)))
+    assert path is not None and checkpoints.restore(path, learners) == 1
+    assert json.loads(metadata(path)["settings"])["model"] == json.loads(json.dumps(asdict(SETTINGS)))
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

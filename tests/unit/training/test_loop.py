@@ -403,7 +403,7 @@ def test_without_an_average_the_latest_weights_are_what_a_run_is_for(tmp_path: P
     model = make_model()
     assert train(model, Numbers(), loss, settings, tmp_path, resume=False, label="test") is model
     kept = tensors(tmp_path / "checkpoints/step-00000012.safetensors")
-    assert not [name for name in kept if name.startswith("average.")]
+    assert not [name for name in kept if name.startswith("model.average.")]
     averaged = replace(SETTINGS, ema_decay=1e-9)
     other = train(make_model(), Numbers(), loss, averaged, tmp_path / "other", resume=False, label="test")
     torch.testing.assert_close(model.state_dict(), other.state_dict())
@@ -516,8 +516,8 @@ def test_a_spike_never_reaches_the_weights(tmp_path: Path) -> None:
         return tensors(out / f"checkpoints/step-{steps:08d}.safetensors")
 
     spike = after("spike", spiking, 14)
-    assert spike["guard"][0] == 1 and after("calm", loss, 14)["guard"][0] == 0
-    assert spike["average.n_averaged"] == 13
+    assert spike["model.guard"][0] == 1 and after("calm", loss, 14)["model.guard"][0] == 0
+    assert spike["model.average.updates"] == 13
 
     with pytest.raises(InputError, match=r"longer than 10\.0 times the usual, 3 steps in a row"):
         guard = Guard(replace(settings, max_skipped=2))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ssd1b.errors import InputError
 from ssd1b.models.attention import TransformerBlock
+from ssd1b.saving import claim
 from ssd1b.training import loop
 from ssd1b.training.batches import Share
 from ssd1b.training.loop import train
@@ -37,7 +38,7 @@ RUNS = {
     "ddp": replace(SETTINGS, muon_rate=1e-2),
     "ddp, four parts, adafactor": replace(SETTINGS, micro_batches=4, optimizer="adafactor"),
     "fsdp": replace(SETTINGS, fsdp=True),
-    "fsdp, no average": replace(SETTINGS, fsdp=True, ema_decay=0.0),
+    "fsdp, no average": replace(SETTINGS, fsdp=True, ema_decay=0.0, gradient_checkpointing=True),
 }
 HALF = 6
 """Steps after which a run of one process is gone on with by two."""
@@ -49,11 +50,12 @@ class Numbers:
 
 
 class Network(nn.Module):
-    """With a block that FSDP holds apart, and a layer that, as SDXL's text encoder has one, is not used."""
+    """A block that FSDP shards by itself, a frozen layer, and, as in SDXL's text encoder, an unused one."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
         super().__init__()
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
         self.first = nn.Linear(4, 16)
         self.block = TransformerBlock(8, head_dim=4, context_channels=8)
         self.last = nn.Linear(8, 4)
@@ -62,7 +64,7 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # Two tokens: with one, attention has nothing to choose, and the gradients of its queries and keys are
         # rounding errors, which differ from machine to machine and which Adam makes large.
-        tokens = self.first(x).unflatten(1, (2, 8))
+        tokens = self.first(self.frozen(x)).unflatten(1, (2, 8))
         return self.last(self.block(tokens, tokens).mean(dim=1))
 
 
@@ -189,7 +191,8 @@ def test_two_processes_go_on_with_what_one_began(
 def test_one_process_goes_on_with_what_two_began(together: tuple[Path, int], tmp_path: Path) -> None:
     folder = together[0] / "fsdp/checkpoints"
     cut = tmp_path / "cut/checkpoints"
-    cut.mkdir(parents=True)
+    claim(tmp_path / "cut")
+    cut.mkdir()
     (cut / "step-00000006.safetensors").write_bytes((folder / "step-00000006.safetensors").read_bytes())
     gone_on = learn(tmp_path / "cut", SETTINGS, resume=True).state_dict()
     assert_near(gone_on, one_process(tmp_path / "alone", SETTINGS))
@@ -218,6 +221,15 @@ def test_poison_in_one_process_is_followed_by_none(together: tuple[Path, int]) -
     assert all(tensor.isfinite().all() and tensor.equal(second[name]) for name, tensor in first.items())
     row = json.loads((out / "poisoned/log.jsonl").read_text().splitlines()[-1])
     assert row["skipped"] == 1
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_frozen_parameters_stay_as_they_were_and_are_not_saved(together: tuple[Path, int], name: str) -> None:
+    trained = load_file(together[0] / f"{name}.0.safetensors")
+    for key, tensor in Network().frozen.state_dict().items():
+        assert trained[f"frozen.{key}"].equal(tensor)
+    kept = load_file(together[0] / name / "checkpoints/step-00000008.safetensors")
+    assert kept and not [key for key in kept if "frozen" in key]
 
 
 def test_only_the_first_process_writes(together: tuple[Path, int]) -> None:
