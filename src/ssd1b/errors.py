@@ -1,4 +1,4 @@
-"""The one error a user can cause, and the sentence that helps to mend it."""
+"""The errors that a user can do something about, each with one line that says what."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -8,10 +8,31 @@ _COMPARED = 200
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong: one line that says what, what was given and what is allowed.
+    """The base of all errors for users, and itself the one for invalid input.
 
-    The command line prints the message without a traceback and exits with 2.
+    The message is one line that says what is wrong, what was given and what is allowed. The command line
+    prints it without a traceback and exits with 2. Any other exception is a bug.
     """
+
+
+class NotFoundError(InputError):
+    """A model, file, preset or sweep does not exist."""
+
+
+class ConflictError(InputError):
+    """Something that exists is in the way: a file of that name, or a run with other settings."""
+
+
+class UnavailableError(InputError):
+    """The hub, a device or a library that is needed cannot be used here or now."""
+
+
+class OutOfSpaceError(InputError):
+    """The disk is full."""
+
+
+class FailedError(InputError):
+    """A training or an image went wrong although the input was valid."""
 
 
 SHOWN = 80
@@ -21,12 +42,19 @@ LINE = 900
 """Most characters of a message: names out of files and lists of problems may be much longer."""
 
 
-def unknown(kind: str, given: str, allowed: Iterable[str]) -> InputError:
+def unknown(
+    kind: str, given: str, allowed: Iterable[str], error: type[InputError] = InputError
+) -> InputError:
     """Build the error for a name that is none of ``allowed``, with the nearest valid name first."""
     names = sorted(allowed)
     near = get_close_matches(given[:_COMPARED].lower(), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return InputError(f"unknown {kind} {shown(given)}: {hint}allowed: {', '.join(names)}")
+    return error(f"unknown {kind} {shown(given)}: {hint}allowed: {', '.join(names)}")
+
+
+def located(where: str, error: InputError) -> InputError:
+    """Build the error of the same class that says where it happened."""
+    return type(error)(f"{where}: {error}")
 
 
 def shown(value: object) -> str:

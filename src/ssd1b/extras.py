@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from importlib.util import find_spec
 
-from ssd1b.errors import InputError
+from ssd1b.errors import UnavailableError
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "eval": ("matplotlib", "scipy", "torch_fidelity"),
@@ -32,7 +32,8 @@ def require(what: str, *libraries: str) -> None:
     missing = [name for name in libraries if find_spec(name) is None]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
-        raise InputError(f"{what} needs {', '.join(missing)}, which {verb} not installed: {install(missing)}")
+        names = ", ".join(missing)
+        raise UnavailableError(f"{what} needs {names}, which {verb} not installed: {install(missing)}")
 
 
 def install(libraries: Iterable[str]) -> str:

@@ -4,12 +4,13 @@ Only regular files are opened. A named pipe, a device or a socket in a file's pl
 wait for ever.
 """
 
+import errno
 import os
 import stat
 from io import BufferedReader
 from pathlib import Path
 
-from ssd1b.errors import InputError
+from ssd1b.errors import ConflictError, InputError, NotFoundError, OutOfSpaceError
 
 _MARKS = {
     b"\xff\xfe\0\0": "utf-32",
@@ -32,6 +33,15 @@ _KINDS = {
 }
 
 
+_CLASSES: dict[int | None, type[InputError]] = {
+    errno.ENOENT: NotFoundError,
+    errno.EEXIST: ConflictError,
+    errno.ENOSPC: OutOfSpaceError,
+    errno.EDQUOT: OutOfSpaceError,
+}
+"""Errors of the operating system that say more than that a path is of no use."""
+
+
 def named(path: str | Path) -> str:
     """Write a path into a message: a long one without its middle, quoted if it does not print plainly."""
     text = str(path)
@@ -42,7 +52,20 @@ def named(path: str | Path) -> str:
 
 def reason(error: Exception) -> str:
     """The operating system's words for what went wrong, without the path."""
+    if _error_class(error) is OutOfSpaceError:
+        return "no space left on the disk"
     return getattr(error, "strerror", None) or str(error)
+
+
+def disk_error(message: str, error: Exception, advice: str = "") -> InputError:
+    """Build the error for what the operating system refused, of the class that its reason asks for."""
+    return _error_class(error)(f"{message}: {reason(error)}{advice}")
+
+
+def _error_class(error: Exception) -> type[InputError]:
+    if "No space left" in str(error):  # safetensors gives no number
+        return OutOfSpaceError
+    return _CLASSES.get(getattr(error, "errno", None), InputError)
 
 
 def check_path(path: str | Path) -> None:
@@ -98,7 +121,7 @@ def check_regular(path: str | Path) -> None:
     try:
         kind = kind_of(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {named(path)}: {reason(error)}") from None
+        raise disk_error(f"cannot read {named(path)}", error) from None
     if kind is not None:
         raise InputError(f"cannot read {named(path)}: it is {kind}, not a file")
 
@@ -113,7 +136,7 @@ def open_regular(path: str | Path) -> BufferedReader:
     try:
         return open(path, "rb")
     except OSError as error:
-        raise InputError(f"cannot read {named(path)}: {reason(error)}") from None
+        raise disk_error(f"cannot read {named(path)}", error) from None
 
 
 def read_file(path: str | Path, *, most: int) -> bytes:
@@ -130,7 +153,7 @@ def read_file(path: str | Path, *, most: int) -> bytes:
         try:
             data = file.read(most + 1)
         except OSError as error:
-            raise InputError(f"cannot read {named(path)}: {reason(error)}") from None
+            raise disk_error(f"cannot read {named(path)}", error) from None
     if len(data) > most:
         raise InputError(f"{named(path)} is too large: allowed are {most} bytes")
     return data

@@ -26,8 +26,8 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin
 from PIL.ExifTags import IFD, Base
 
-from ssd1b.errors import InputError, unknown
-from ssd1b.files import check_path, named, read_file, reason
+from ssd1b.errors import InputError, located, unknown
+from ssd1b.files import check_path, disk_error, named, read_file
 from ssd1b.foreign import KEYS, PARAMETERS, read_foreign
 from ssd1b.metadata import JSON_MARK, UTF16_MARK, read_stealth, texts
 from ssd1b.recipe import Parameters, Recipe, read_json, read_parameters, write_json, write_parameters
@@ -140,7 +140,7 @@ def save_picture(picture: Picture, path: str | Path, format: str | None = None) 
         folder.mkdir(parents=True, exist_ok=True)
         return _write_new(data, folder, stem or picture_stem(picture.recipe.settings), suffix)
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        raise InputError(f"cannot write {named(path)}: {reason(error)}") from None
+        raise disk_error(f"cannot write {named(path)}", error) from None
 
 
 def check_destination(path: str | Path, format: str | None = None, recipe: Recipe | None = None) -> Path:
@@ -248,7 +248,7 @@ def _naming(path: str | Path) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{named(path)}: {error}") from None
+        raise located(named(path), error) from None
 
 
 _KEYS = KEYS | {"ssd1b"}

@@ -14,7 +14,7 @@ from ssd1b.diffusion.denoiser import Guidance, Predict, PredictPair, denoiser, g
 from ssd1b.diffusion.noise import noise_source
 from ssd1b.diffusion.samplers import SAMPLERS, Step
 from ssd1b.diffusion.schedule import drawn_schedule, steps_for
-from ssd1b.errors import InputError
+from ssd1b.errors import FailedError, InputError
 from ssd1b.execution import DEFAULT, Execution
 from ssd1b.images import Picture, to_images
 from ssd1b.layouts import ModelLayout
@@ -251,7 +251,7 @@ class Pipeline:
         for part, network in networks.items():
             if broken := broken_tensors(network):
                 what = f"{len(broken)} tensors hold NaN or infinity: {first_few(broken)}"
-                raise InputError(f"{self.identity.source}: {part}: {what}")
+                raise FailedError(f"{self.identity.source}: {part}: {what}")
 
     def _predictors(self, batch: Sequence[GenerationSettings]) -> tuple[Predict, PredictPair]:
         """The forward pass for the prompts, and the one for negative prompts and prompts as one batch."""

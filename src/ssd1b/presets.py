@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import click
 
-from ssd1b.errors import InputError, shown, unknown
+from ssd1b.errors import InputError, NotFoundError, shown, unknown
 from ssd1b.files import expanded
 from ssd1b.settings import ARTICLE, CARD, Preset, check_overrides
 from ssd1b.tables import READERS, read_table
@@ -135,7 +135,7 @@ def load_preset(name: str) -> Preset:
     kept = users_files()
     path = kept.get(name) or Path(expanded(name))
     if path.suffix.lower() not in READERS:
-        raise unknown("preset", name, [*PRESETS, *kept, "a .toml file", "a .json file"])
+        raise unknown("preset", name, [*PRESETS, *kept, "a .toml file", "a .json file"], NotFoundError)
     table = read_table(path)
     with within(f"preset {name}"):
         return _from_table(table, path.stem)

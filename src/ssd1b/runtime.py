@@ -6,7 +6,7 @@ from pathlib import Path
 import platformdirs
 import torch
 
-from ssd1b.errors import InputError, shown, unknown
+from ssd1b.errors import InputError, UnavailableError, shown, unknown
 
 DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -39,7 +39,8 @@ def choose_device(name: str | None) -> torch.device:
     # torch takes any number for the CPU, of which there is one.
     if (device.index or 0) >= (1 if device.type == "cpu" else count):
         available = [f"{found.type}:{index}" for index in range(count)] if found and count else ["cpu"]
-        raise InputError(f"device {shown(name)} is not in this machine: available: {', '.join(available)}")
+        there = ", ".join(available)
+        raise UnavailableError(f"device {shown(name)} is not in this machine: available: {there}")
     return device
 
 

@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ssd1b.errors import InputError
-from ssd1b.files import check_path, check_regular, kind_of, named, open_regular, read_file, reason
+from ssd1b.errors import ConflictError, InputError
+from ssd1b.files import check_path, check_regular, disk_error, kind_of, named, open_regular, read_file
 
 MARKS = ".ssd1b-written"
 """In a folder: a line for all that ``renewing`` wrote there, with digest and name."""
@@ -111,12 +111,12 @@ def check_free(target: Path, *, overwrite: bool = False, written: Path | None = 
         return
     kind = "a link" if target.is_symlink() else kind_of(target)
     if kind is not None:
-        raise InputError(f"cannot write {named(target)}: {kind} has that name; {_AWAY}")
+        raise ConflictError(f"cannot write {named(target)}: {kind} has that name; {_AWAY}")
     same = written is not None and written.is_file() and filecmp.cmp(written, target, shallow=False)
     if not overwrite and not same:
-        raise InputError(f"{named(target)} is there already: choose another name, or add --overwrite")
+        raise ConflictError(f"{named(target)} is there already: choose another name, or add --overwrite")
     if written is not None and written.is_dir():
-        raise InputError(f"cannot write {named(target)}: a file has that name; {_AWAY}")
+        raise ConflictError(f"cannot write {named(target)}: a file has that name; {_AWAY}")
 
 
 def check_renewable(target: Path, *, overwrite: bool = False) -> None:
@@ -159,10 +159,10 @@ def claim(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / MARKS).exists():
             if any(folder.iterdir()):
-                raise InputError(f"{named(folder)} holds files that ssd1b did not write: {_AWAY}")
+                raise ConflictError(f"{named(folder)} holds files that ssd1b did not write: {_AWAY}")
             _note(folder)
     except OSError as error:
-        raise InputError(f"cannot write {named(folder)}: {reason(error)}") from None
+        raise disk_error(f"cannot write {named(folder)}", error) from None
 
 
 def unfinished(folder: Path) -> Path:
@@ -234,7 +234,7 @@ def _moved(
         if durable:
             sync(target.parent)
     except OSError as error:
-        raise InputError(f"cannot write {named(target)}: {_in_words(error)}; nothing was changed") from error
+        raise disk_error(f"cannot write {named(target)}", error, "; nothing was changed") from error
     finally:
         _remove(aside)
 
@@ -265,11 +265,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     elif path.exists():  # unlink(missing_ok=True) still raises if a file stands where its folder should
         path.unlink()
-
-
-def _in_words(error: OSError) -> str:
-    full = error.errno == errno.ENOSPC or "No space left" in str(error)
-    return "no space left on the disk" if full else reason(error)
 
 
 def _is_marked(target: Path) -> bool:

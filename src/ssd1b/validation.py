@@ -24,7 +24,7 @@ from numbers import Real
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ssd1b.errors import InputError, shown, unknown
+from ssd1b.errors import InputError, located, shown, unknown
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler, TypeAdapter
@@ -222,7 +222,7 @@ def within(where: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise type(error)(f"{where}: {error}") from None
+        raise located(where, error) from None
 
 
 def validate(kind: type, values: Mapping[str, object], *, partial: bool = False) -> dict[str, Any]:

@@ -172,8 +172,8 @@ def save(picture: Picture, out: str, format: str | None) -> Path:
             kept = save_picture(picture, folder + os.sep, format)
         except InputError:
             os.rmdir(folder)
-            raise InputError(f"{error}; {folder} does not take the picture either, so it is lost") from None
-        raise InputError(f"{error}; the picture is kept as {kept}, and no other was begun") from None
+            raise type(error)(f"{error}; {folder} does not take the picture either, so it is lost") from None
+        raise type(error)(f"{error}; the picture is kept as {kept}, and no other was begun") from None
 
 
 def preview_file(folder: Path) -> Path:

@@ -12,7 +12,7 @@ import click
 
 from ssd1b.cli.command import Command
 from ssd1b.cli.paths import PATH
-from ssd1b.errors import InputError, shown
+from ssd1b.errors import ConflictError, InputError, shown
 from ssd1b.presets import PRESETS, as_toml, load_preset, users_files, users_folder
 from ssd1b.saving import writing
 from ssd1b.settings import Preset
@@ -90,7 +90,7 @@ def _kept(path: Path, name: str | None) -> Path:
         raise InputError(f"name is {shown(preset.name)}: allowed are letters, digits, '-', '_' and '.'")
     there = "built in" if preset.name in PRESETS else users_files().get(preset.name)
     if there is not None:
-        raise InputError(f"there is a preset {preset.name!r} already ({there}): take another --name")
+        raise ConflictError(f"there is a preset {preset.name!r} already ({there}): take another --name")
 
     kept = users_folder() / f"{preset.name}.toml"
     with writing(kept) as aside:

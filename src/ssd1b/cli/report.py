@@ -8,7 +8,7 @@ import click
 
 from ssd1b.cli.command import Command
 from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, overwrite_option
-from ssd1b.errors import InputError, shown
+from ssd1b.errors import InputError, NotFoundError, shown
 
 if TYPE_CHECKING:
     from ssd1b.lab.store import Store
@@ -49,7 +49,7 @@ def command(
     from ssd1b.lab.tables import FILE
 
     if not (Path(folder) / FILE).is_file():
-        raise InputError(f"{folder} holds no sweep: draw one with ssd1b sweep --out {folder}")
+        raise NotFoundError(f"{folder} holds no sweep: draw one with ssd1b sweep --out {folder}")
     with closing(Store(Path(folder))) as store:
         if listing:
             _list(store)

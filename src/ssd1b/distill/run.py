@@ -16,7 +16,7 @@ from ssd1b.distill.plan import PlannedStage
 from ssd1b.distill.teacher import described, objective_of
 from ssd1b.distill.train import distill, student_of
 from ssd1b.distill.validation import make_sample_validator
-from ssd1b.errors import InputError
+from ssd1b.errors import ConflictError, InputError
 from ssd1b.layouts import UNetLayout
 from ssd1b.model import Model
 from ssd1b.models.text import TextEncoders
@@ -95,7 +95,7 @@ def check_free(out: Path, *, resume: bool, overwrite: bool = False) -> None:
         InputError: there is a run and ``resume`` is False; or something that no run wrote is in the way.
     """
     if _begun(out) and not resume:
-        raise InputError(f"{out} holds a run already: go on with --resume, or name another folder")
+        raise ConflictError(f"{out} holds a run already: go on with --resume, or name another folder")
     for name in (MODEL, MODEL_FILE, IMPORTANCE, *([] if _begun(out) else [CONFIG])):
         check_renewable(out / name, overwrite=overwrite)
 
@@ -114,7 +114,7 @@ def claim(out: Path, config: Mapping[str, Any]) -> None:
         return
     there = read_json(path)
     if other := [name for name in told if there.get(name) != told[name]]:
-        raise InputError(f"{out} holds a run with other {', '.join(other)}: name another folder")
+        raise ConflictError(f"{out} holds a run with other {', '.join(other)}: name another folder")
 
 
 def _begun(out: Path) -> bool:

@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 from ssd1b.distill.features import LEVELS
 from ssd1b.distill.layer_map import CHOICES
 from ssd1b.distill.losses import Weights
-from ssd1b.errors import InputError, shown, unknown
+from ssd1b.errors import InputError, NotFoundError, shown, unknown
 from ssd1b.files import expanded
 from ssd1b.numerals import number
 from ssd1b.tables import read_table
@@ -135,7 +135,7 @@ def read_stages(name: str) -> list[Stage]:
     shipped = {path.stem: path for path in _SHIPPED.glob("*.toml")}
     path = shipped.get(name) or Path(expanded(name))
     if path.suffix.lower() != ".toml":
-        raise unknown("stages", name, [*shipped, "a .toml file"])
+        raise unknown("stages", name, [*shipped, "a .toml file"], NotFoundError)
     table: dict[str, Any] = read_table(path)
     for key in table:
         if key not in ("train", "stages"):

@@ -16,7 +16,7 @@ def find_teacher(name: str, *, offline: bool = False, prediction: str | None = N
         InputError: there is none, it is not whole, or its UNet takes more than latents and text.
     """
     teacher = Model.find(name, offline=offline, prediction=prediction)
-    check_distillable(teacher.layout.unet)
+    check_teacher(teacher.layout.unet)
     return teacher
 
 
@@ -31,18 +31,14 @@ def objective_of(teacher: Model, text: TextEncoders, device: str, dtype: torch.d
     return Objective(text=text, device=device, dtype=dtype, schedule=teacher.info.noise_schedule)
 
 
-def check_distillable(layout: UNetLayout) -> None:
-    """Refuse what the training has no inputs for.
+def check_teacher(layout: UNetLayout) -> None:
+    """Check that a teacher predicts the noise itself; a student may well embed the guidance scale.
 
     Raises:
-        InputError: an inpainting or editing UNet, or one that embeds the guidance scale.
+        InputError: the UNet embeds the guidance scale.
     """
     if layout.guidance_embed_dim is not None:
         raise InputError("the teacher embeds the guidance scale (LCM): take the model it was made from")
-    if layout.in_channels != layout.out_channels:
-        raise InputError(
-            f"the teacher takes {layout.in_channels} channels, as for inpainting; only 4 are taught"
-        )
 
 
 def find_or_describe(name: str) -> tuple[ModelLayout, Model | None]:

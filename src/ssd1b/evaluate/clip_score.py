@@ -14,7 +14,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ssd1b.errors import InputError
+from ssd1b.errors import NotFoundError
 from ssd1b.images import to_pixels
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.vision import CLIP_VISION_MINI, IMAGE_ENCODER, ImageEncoder
@@ -55,7 +55,7 @@ def load_image_encoder(model: Path) -> ImageEncoder:
     """
     weights = model / IMAGE_ENCODER / "model.safetensors"
     if not weights.exists():
-        raise InputError(f"{model} has no image encoder ({weights} is missing), so no CLIP score")
+        raise NotFoundError(f"{model} has no image encoder ({weights} is missing), so no CLIP score")
     encoder = ImageEncoder(CLIP_VISION_MINI)
     encoder.load_state_dict({name: tensor.float() for name, tensor in read_tensors(weights).items()})
     return encoder.requires_grad_(False).eval()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, NotFoundError
 from ssd1b.evaluate.cost import counted, unet_macs
 from ssd1b.evaluate.distances import frechet_distance, kernel_distance
 from ssd1b.evaluate.drawing import draw
@@ -43,7 +43,7 @@ def captioned(folder: Path) -> list[Captioned]:
         InputError: no folder, no captioned picture in it, or a caption that is empty or no text.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+        raise NotFoundError(f"{folder}: no such folder")
     files = sorted(folder.iterdir())
     texts = captions_by_picture(files)
     found = [Captioned(path, _caption(text)) for path, text in texts.items()]

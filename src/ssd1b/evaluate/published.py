@@ -13,7 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, NotFoundError, UnavailableError
 from ssd1b.weights import hub
 
 SCORERS = {
@@ -92,13 +92,13 @@ class Inception:
             InputError: the file or the library is missing.
         """
         if not weights.exists():
-            raise InputError(f"{weights} is missing: it is published with torch-fidelity's releases")
+            raise NotFoundError(f"{weights} is missing: it is published with torch-fidelity's releases")
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import (  # type: ignore[import-not-found]
                 FeatureExtractorInceptionV3,
             )
         except ImportError as error:
-            raise InputError(f"needs torch-fidelity, which cannot be imported: {error}") from error
+            raise UnavailableError(f"needs torch-fidelity, which cannot be imported: {error}") from error
 
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights))
         self.network = network.eval().to(device)

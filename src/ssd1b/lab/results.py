@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ssd1b.errors import InputError, unknown
+from ssd1b.errors import InputError, NotFoundError, unknown
 from ssd1b.evaluate.statistics import Estimate, estimates
 from ssd1b.lab.axes import Axis
 from ssd1b.lab.goal import unmeasured
@@ -195,10 +195,10 @@ def load_results(store: Store, sweep: str | None = None, *, verify: bool = False
 def _chosen(store: Store, sweep: str | None) -> tuple[str, Sweep]:
     known = store.sweeps()
     if not known:
-        raise InputError(f"{store.folder} holds no sweep yet: draw one with ssd1b sweep")
+        raise NotFoundError(f"{store.folder} holds no sweep yet: draw one with ssd1b sweep")
     chosen = [*known][-1:] if sweep is None else [each for each in known if each.startswith(sweep)]
     if len(chosen) != 1:
-        raise unknown("sweep", sweep or "", known)
+        raise unknown("sweep", sweep or "", known, NotFoundError)
     try:
         return chosen[0], restored(known[chosen[0]])
     except InputError as error:

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from ssd1b.errors import InputError, shown
-from ssd1b.files import named, open_regular, reason
+from ssd1b.files import disk_error, named, open_regular
 from ssd1b.lab.tables import FILE, PICTURES, connected, explained, in_memory, read_json, sealed, transaction
 from ssd1b.saving import check_folder, replacing
 
@@ -119,7 +119,7 @@ class Store:
             self._database = connected(self._file)
         except OSError as error:
             self._release()
-            raise InputError(f"cannot write {named(self.folder)}: {reason(error)}") from None
+            raise disk_error(f"cannot write {named(self.folder)}", error) from None
         except InputError:
             self._release()
             raise
@@ -278,7 +278,7 @@ class Store:
             kept.parent.mkdir(exist_ok=True)
             path.rename(kept)
         except OSError as error:
-            raise InputError(f"cannot move {named(path)} away: {reason(error)}") from None
+            raise disk_error(f"cannot move {named(path)} away", error) from None
 
     def record(
         self, sweep: str, definition: Mapping[str, Any], members: Sequence[tuple[str, tuple[int, ...]]]

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, OutOfSpaceError, UnavailableError
 from ssd1b.files import kind_of, named
 
 FILE = "cells.sqlite"
@@ -99,7 +99,8 @@ def explained(path: Path) -> Iterator[None]:
     except (sqlite3.Error, UnicodeDecodeError) as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in _CAUSES:
-            raise InputError(f"cannot use {named(path)}: {_CAUSES[code]}") from error
+            kind = OutOfSpaceError if code == sqlite3.SQLITE_FULL else UnavailableError
+            raise kind(f"cannot use {named(path)}: {_CAUSES[code]}") from error
         pictures = named(path.parent / PICTURES)
         raise InputError(
             f"{named(path)} is damaged, or no store of cells ({error}): pictures in {pictures} are files of "

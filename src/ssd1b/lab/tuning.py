@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ssd1b.errors import InputError, shown
-from ssd1b.files import check_regular, named, reason
+from ssd1b.errors import FailedError, InputError, shown
+from ssd1b.files import check_regular, disk_error, named
 from ssd1b.lab.axes import Axis
 from ssd1b.lab.goal import Goal
 from ssd1b.lab.metrics import captions
@@ -107,7 +107,7 @@ class Looker:
         for cell in wanted:
             outcome = found[cell.key]
             if outcome.state == FAILED or outcome.passes is None:
-                raise InputError(f"a picture of {cell.settings.prompt!r:.80} failed: {outcome.error}")
+                raise FailedError(f"a picture of {cell.settings.prompt!r:.80} failed: {outcome.error}")
             metrics = {**(outcome.metrics or {}), PASSES: outcome.passes}
             seen.append(Seen(score=self.goal.score(metrics), passes=outcome.passes, metrics=metrics))
         return seen
@@ -173,10 +173,8 @@ def opened_study(out: Path, axes: Sequence[Axis], goal: Goal, what: Mapping[str,
             except OSError as error:
                 with suppress(OSError):
                     os.truncate(path, size)  # half a line would be in the way of the next
-                raise InputError(
-                    f"cannot write {named(path)}: {reason(error)}; all that was drawn before is kept, and "
-                    "the same command goes on"
-                ) from error
+                advice = "; all that was drawn before is kept, and the same command goes on"
+                raise disk_error(f"cannot write {named(path)}", error, advice) from error
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     labels = [[axis.name, *(value.label for value in axis.values)] for axis in axes]
@@ -189,7 +187,7 @@ def opened_study(out: Path, axes: Sequence[Axis], goal: Goal, what: Mapping[str,
     except InputError:
         raise
     except OSError as error:
-        raise InputError(f"cannot write {named(path)}: {reason(error)}") from error
+        raise disk_error(f"cannot write {named(path)}", error) from error
     except Exception as error:  # Optuna checks nothing, and ends by whatever it stumbles over
         raise InputError(
             f"{named(path)} is damaged ({shown(error)}): move it away; the search begins anew, and draws "

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, UnavailableError
 from ssd1b.extras import require
 from ssd1b.speed.int8_cpu import int8_is_fast
 
@@ -51,7 +51,7 @@ def check_quantization(name: str, device: torch.device, dtype: torch.dtype) -> N
     """
     if name == "int8" and device.type == "cpu":
         if not int8_is_fast():
-            raise InputError(
+            raise UnavailableError(
                 "quantize int8 needs a processor that multiplies eight bits (VNNI), and this one does not: "
                 "take int8-weights, which saves memory"
             )
@@ -62,7 +62,7 @@ def check_quantization(name: str, device: torch.device, dtype: torch.dtype) -> N
         return
     require(f"quantize {name}", "torchao")
     if name == "fp8" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
-        raise InputError(
+        raise UnavailableError(
             "quantize fp8 needs a GPU that multiplies it, NVIDIA's Ada, Hopper or later: take int8"
         )
 

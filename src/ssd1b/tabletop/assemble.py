@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 import torch
 from torch import nn
 
-from ssd1b.errors import InputError, unknown
+from ssd1b.errors import InputError, NotFoundError, unknown
 from ssd1b.evaluate.clip_score import load_image_encoder
 from ssd1b.layouts import MINI_SDXL
 from ssd1b.model import Model
@@ -176,7 +176,7 @@ def _realign(run: Path, how: dict[str, Any]) -> Path:
     """Teach the image encoder of the run's model what its text encoders have come to say."""
     model = run / "model"
     if not model.exists():
-        raise InputError(f"{model} is missing: train 'unet' first, in the same run")
+        raise NotFoundError(f"{model} is missing: train 'unet' first, in the same run")
     check_renewable(model)
     trio = _taken_trio(model)
     trio.text_encoder.requires_grad_(False)
@@ -251,7 +251,7 @@ def _taken_trio(model: Path) -> ContrastiveTrio:
 def _load(module: Network, folder: Path) -> Network:
     """Fill a module with what an earlier training in ``folder`` left."""
     if not _weights(folder).exists():
-        raise InputError(
+        raise NotFoundError(
             f"{_weights(folder)} is missing: train {folder.name!r} first, in the same run, "
             "or go on with a model's with --from"
         )

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, NotFoundError
 from ssd1b.tabletop.degradations import DEGRADATIONS
 from ssd1b.tabletop.renderer import in_picture
 from ssd1b.tabletop.scenes import COLORS, MATERIALS, SIZES, Solid, relation
@@ -178,7 +178,7 @@ def load_judge(path: Path | None = None) -> Judge:
     """
     path = path or _WEIGHTS
     if not path.exists():
-        raise InputError(f"{path}: no judge there; train one with 'ssd1b tabletop train judge --out RUN'")
+        raise NotFoundError(f"{path}: no judge there; train one with 'ssd1b tabletop train judge --out RUN'")
     judge = Judge()
     handle = open_file(path)
     try:

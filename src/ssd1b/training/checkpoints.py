@@ -12,8 +12,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ssd1b.errors import InputError
-from ssd1b.files import check_regular, named, reason
+from ssd1b.errors import ConflictError, InputError
+from ssd1b.files import check_regular, disk_error, named
 from ssd1b.saving import remove_unfinished, replacing
 from ssd1b.training.digests import digest_of_tensors
 from ssd1b.training.processes import Processes, full_tensor
@@ -62,12 +62,12 @@ def restore(path: Path, learners: Mapping[str, Learner]) -> int:
             method = _method(asdict(learner.settings))
             if before.get(name) != method:
                 other = before.get(name, f"no {name}")
-                raise InputError(f"{named(path)} is of a run with {other}, not {method}")
+                raise ConflictError(f"{named(path)} is of a run with {other}, not {method}")
             keys = [key for key in file.keys() if key.startswith(f"{name}.")]
             try:
                 learner.load({key.removeprefix(f"{name}."): file.get_tensor(key) for key in keys})
             except InputError as error:
-                raise InputError(f"{path} is of another model: {error}") from error
+                raise ConflictError(f"{path} is of another model: {error}") from error
         return int(metadata["step"])
 
 
@@ -126,7 +126,7 @@ def clear(out: Path) -> None:
         for folder in (out, out / FOLDER):
             remove_unfinished(folder)
     except OSError as error:
-        raise InputError(f"cannot write {named(out / FOLDER)}: {reason(error)}") from error
+        raise disk_error(f"cannot write {named(out / FOLDER)}", error) from error
 
 
 def _method(settings: Mapping[str, Any]) -> str:
@@ -181,7 +181,7 @@ def _write(
             if earlier
             else "there is no earlier checkpoint"
         )
-        raise InputError(f"{error}; {left}") from error
+        raise type(error)(f"{error}; {left}") from error
     # A later one is of a longer run and does not count.
     until_now = [each for each in _all(folder) if each <= path]
     for old in until_now[:-2]:

@@ -7,7 +7,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from ssd1b.errors import InputError
+from ssd1b.errors import FailedError
 from ssd1b.training.settings import LoopSettings
 
 _WINDOW = 100
@@ -48,7 +48,8 @@ class Guard:
         self._in_a_row += 1
         if self._in_a_row > self._settings.max_skipped:
             what = f"longer than {factor} times the usual" if spike else "not finite"
-            raise InputError(f"the gradient was {what}, {self._in_a_row} steps in a row: lower learning_rate")
+            often = f"{self._in_a_row} steps in a row"
+            raise FailedError(f"the gradient was {what}, {often}: lower learning_rate")
         return False
 
     def state(self) -> Tensor:

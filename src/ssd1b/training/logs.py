@@ -15,8 +15,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from ssd1b.errors import InputError
-from ssd1b.files import check_regular, named, reason
+from ssd1b.files import check_regular, disk_error, named
 from ssd1b.saving import replacing
 
 _ROOM = 2**19
@@ -87,7 +86,7 @@ class Log:
                     self._board.add_image(name, picture, step)
                 self._board.flush()
         except OSError as error:
-            raise InputError(f"cannot write the log in {named(self._out)}: {reason(error)}") from error
+            raise disk_error(f"cannot write the log in {named(self._out)}", error) from error
 
     @cached_property
     def _board(self) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ssd1b.errors import InputError
+from ssd1b.errors import ConflictError
 from ssd1b.saving import claim
 from ssd1b.training import checkpoints
 from ssd1b.training.batches import Batch, Batches, Share
@@ -125,7 +125,7 @@ def run(
 def _start(out: Path, learners: Mapping[str, Learner], processes: Processes, *, resume: bool) -> int:
     """Fill the learners from the newest checkpoint, if there is one; return the number of finished steps."""
     if checkpoints.begun(out) and not resume:
-        raise InputError(f"{out} holds a run already: go on with --resume, or name another folder")
+        raise ConflictError(f"{out} holds a run already: go on with --resume, or name another folder")
     if processes.first:
         claim(out)
         checkpoints.clear(out)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, UnavailableError
 from ssd1b.training.muon import Muon
 from ssd1b.training.processes import shard_like
 from ssd1b.training.settings import LoopSettings
@@ -106,7 +106,7 @@ def _build(parameters: Iterable[nn.Parameter], settings: LoopSettings) -> Optimi
     try:
         import bitsandbytes
     except ImportError as error:
-        raise InputError("optimizer adamw-8bit needs bitsandbytes: pip install bitsandbytes") from error
+        raise UnavailableError("optimizer adamw-8bit needs bitsandbytes: pip install bitsandbytes") from error
     for parameter in each:
         # So does the library in its first step; a resumed run must compute so before it, too.
         parameter.data = parameter.data.contiguous()

@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ssd1b.errors import InputError, shown
+from ssd1b.errors import InputError, NotFoundError, OutOfSpaceError, UnavailableError, shown
+from ssd1b.files import disk_error
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
@@ -124,7 +125,8 @@ def download(repository: str, revision: str, *, half: bool, token: bool) -> Path
         _remember(storage(repository) / "refs" / revision, folder.name)
         return folder
     except ValueError as error:  # no model in it, no valid name, a file that arrived damaged
-        raise InputError(f"{repository}: {_first_line(error)}") from error
+        kind = type(error) if isinstance(error, InputError) else InputError
+        raise kind(f"{repository}: {_first_line(error)}") from error
     except network_errors as error:
         # The library hides what happened behind "an error happened, and the file is not in the cache".
         hidden = isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception)
@@ -166,7 +168,7 @@ def _check_space(folder: Path, files: "Sequence[RepoSibling]") -> None:
     place = next(each for each in (folder, *folder.parents) if each.exists())
     free = shutil.disk_usage(place).free
     if needed > free:
-        raise InputError(
+        raise OutOfSpaceError(
             f"{needed / 1e9:,.1f} GB are to be downloaded and {free / 1e9:,.1f} GB are free in {cache()}: "
             "free some, or set HF_HOME to a folder on a larger disk"
         )
@@ -186,10 +188,10 @@ def _fetch(repository: str, file: "RepoSibling", folder: Path, send: bool | None
             force_download=there.exists(),  # and not whole: damaged on the disk
         )
     if not there.exists():
-        raise InputError(f"{file.rfilename}: the hub answers for another commit than {folder.name}")
+        raise UnavailableError(f"{file.rfilename}: the hub answers for another commit than {folder.name}")
     if not _is_whole(there, file) or not _is_listed(there, file):
         _discard(there)
-        raise InputError(
+        raise UnavailableError(
             f"{file.rfilename} arrived damaged, its digest is not the listed one, and was removed: "
             "try again, over another connection if it stays so"
         )
@@ -263,13 +265,13 @@ def _reason(error: Exception, repository: str, revision: str) -> str:
     """
     from huggingface_hub import constants, errors
 
+    kind: type[InputError] = NotFoundError
     match error:
         case errors.OfflineModeIsEnabled():
             return "the hub was not asked (HF_HUB_OFFLINE)"
         case errors.GatedRepoError():
-            said = (
-                f"access is restricted: accept its terms at {constants.ENDPOINT}/{repository}, set HF_TOKEN"
-            )
+            terms = f"{constants.ENDPOINT}/{repository}"
+            kind, said = UnavailableError, f"access is restricted: accept its terms at {terms}, set HF_TOKEN"
         case errors.RevisionNotFoundError():
             said = f"no revision {revision!r} on the hub"
         case errors.RepositoryNotFoundError():
@@ -279,14 +281,12 @@ def _reason(error: Exception, repository: str, revision: str) -> str:
         case errors.HfHubHTTPError():
             return _status(error, repository)
         case OSError(errno=int()) if not isinstance(error, (ConnectionError, TimeoutError)):
-            raise InputError(
-                f"cannot write into the cache {cache()}: {error.strerror}; make room or set HF_HOME to "
-                "another folder, what is complete is kept"
-            ) from error
+            advice = "; make room or set HF_HOME to another folder, what is complete is kept"
+            raise disk_error(f"cannot write into the cache {cache()}", error, advice) from error
         case _:
             line = _first_line(error).rstrip(".") or type(error).__name__
             return f"the hub could not be used: {line}; try again, what is complete is kept"
-    raise InputError(f"{repository}: {said}") from error
+    raise kind(f"{repository}: {said}") from error
 
 
 def _status(error: Any, repository: str) -> str:
@@ -304,7 +304,7 @@ def _status(error: Any, repository: str) -> str:
         return _strange_answer()
     else:
         said = f"the hub refuses access ({status}): {_first_line(error)}"
-    raise InputError(f"{repository}: {said}") from error
+    raise UnavailableError(f"{repository}: {said}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssd1b.errors import InputError, unknown
+from ssd1b.errors import InputError, NotFoundError, UnavailableError, unknown
 from ssd1b.files import expanded
 from ssd1b.weights.download import COMMIT, cache, download, storage
 from ssd1b.weights.files import read_json
@@ -83,9 +83,9 @@ def resolve(
     name, _, revision = model.partition("@")
     repository = ALIASES.get(name.lower(), name)
     if Path(model).suffix in _FILES or name.count("/") > 1 or model.startswith((".", "~")):
-        raise InputError(f"{model}: no such file or folder")
+        raise NotFoundError(f"{model}: no such file or folder")
     if not _REPOSITORY.fullmatch(repository):
-        raise unknown("model", model, [*BUILT_IN, *ALIASES])
+        raise unknown("model", model, [*BUILT_IN, *ALIASES], NotFoundError)
     if not _is_revision(revision):
         raise InputError(f"{model}: {revision!r} is no branch, tag or commit")
     folder = _snapshot(repository, revision or "main", offline=offline, half=half, token=token)
@@ -156,10 +156,10 @@ def _snapshot(repository: str, revision: str, *, offline: bool, half: bool, toke
         reason = fetched
     folder = _cached_snapshot(repository, revision)
     if folder is None:
-        raise InputError(f"{repository}@{revision}: not in the cache, and {reason}")
+        raise UnavailableError(f"{repository}@{revision}: not in the cache, and {reason}")
     lacking = _lacking(folder)
     if lacking:
-        raise InputError(f"{repository}@{revision}: the cache lacks {', '.join(lacking)}, and {reason}")
+        raise UnavailableError(f"{repository}@{revision}: the cache lacks {', '.join(lacking)}, and {reason}")
     return folder
 
 

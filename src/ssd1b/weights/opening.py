@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ssd1b.errors import InputError, shown
+from ssd1b.errors import InputError, NotFoundError, shown
 from ssd1b.files import check_path, check_regular, named
 from ssd1b.layouts import VAELayout
 from ssd1b.weights import configs
@@ -67,13 +67,13 @@ def check_is_model(path: Path) -> None:
     """
     check_path(path)
     if not path.exists():
-        raise InputError(f"{named(path)}: no such file or folder")
+        raise NotFoundError(f"{named(path)}: no such file or folder")
     if not path.is_dir():
         check_regular(path)
     elif not any((path / name).exists() for name in ("model_index.json", "config.json")):
         files = sorted(path.glob("*.safetensors"))
         hint = f"; did you mean {named(files[0])}?" if files else ""
-        raise InputError(f"{named(path)}: no model here, neither model_index.json nor config.json{hint}")
+        raise NotFoundError(f"{named(path)}: no model here, neither model_index.json nor config.json{hint}")
 
 
 def _opened(path: Path, half: bool) -> Checkpoint:
@@ -172,7 +172,7 @@ def _headers(folder: Path, stem: str, half: bool) -> dict[Path, Header]:
         file.name for file in folder.iterdir() if file.suffix in (".bin", ".ckpt", ".pt", ".pth")
     )
     reason = f", only {pickles[0]}: a pickle, which can run code when opened" if pickles else ""
-    raise InputError(f"{folder}: no {stem}.safetensors{reason}")
+    raise NotFoundError(f"{folder}: no {stem}.safetensors{reason}")
 
 
 def _shards(index: Path) -> dict[Path, Header]:

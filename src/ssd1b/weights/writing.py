@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ssd1b.errors import InputError, unknown
+from ssd1b.errors import ConflictError, InputError, unknown
 from ssd1b.files import named
 from ssd1b.saving import check_free, writing
 from ssd1b.weights import configs
@@ -58,7 +58,7 @@ def save_folder(
         InputError: weights that are not finite or not of this layout, a folder in the way, or a full disk.
     """
     if os.path.lexists(path):
-        raise InputError(f"{named(path)} exists already: choose another name")
+        raise ConflictError(f"{named(path)} exists already: choose another name")
     part_configs = _part_configs(info)
     with writing(path) as temporary:
         for part in PARTS:

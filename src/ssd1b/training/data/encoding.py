@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ssd1b.errors import InputError
+from ssd1b.errors import FailedError, InputError
 from ssd1b.models.text import Conditioning, TextEncoders
 from ssd1b.models.vae import VAE
 from ssd1b.prompts import Segment, format_prompt
@@ -73,7 +73,7 @@ def encode_pictures(pictures: Sequence[Placed], vae: VAE, cache: Cache, dtype: t
             with torch.inference_mode():
                 latents = vae.encode((batch.float() / 127.5 - 1).to(vae.dtype)).mean[0].to(dtype)
             if not latents.isfinite().all():
-                raise InputError(
+                raise FailedError(
                     f"the VAE gives NaN or infinity in {vae.dtype} for {picture.scanned.example.key}: "
                     "load it in float32 or bfloat16"
                 )
@@ -116,7 +116,7 @@ def _encode(captions: Sequence[str], text: TextEncoders, cache: Cache, dtype: to
     for index, (caption, length) in enumerate(zip(captions, lengths, strict=True)):
         own = {"embeds": embeds[index, :length].to(dtype), "pooled": pooled[index].to(dtype)}
         if not all(part.isfinite().all() for part in own.values()):
-            raise InputError(f"the text encoders give NaN or infinity in {dtype} for {caption[:60]!r}")
+            raise FailedError(f"the text encoders give NaN or infinity in {dtype} for {caption[:60]!r}")
         cache.write(caption_key(caption), own)
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from ssd1b.errors import InputError
-from ssd1b.files import named, open_regular, reason
+from ssd1b.files import disk_error, named, open_regular
 from ssd1b.picture_names import PICTURES, UNREAD, captions_by_picture
 from ssd1b.training.data.examples import (
     Example,
@@ -51,7 +51,7 @@ def files_below(folder: Path) -> Iterator[Path]:
         _first_time(str(folder), seen)
 
     def refuse(error: OSError) -> None:
-        raise InputError(f"cannot read {named(error.filename or folder)}: {reason(error)}") from None
+        raise disk_error(f"cannot read {named(error.filename or folder)}", error) from None
 
     found = []
     for where, folders, names in os.walk(folder, followlinks=True, onerror=refuse):

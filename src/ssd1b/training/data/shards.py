@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, NotFoundError
 from ssd1b.files import named, open_regular
 from ssd1b.picture_names import PICTURES, UNREAD
 from ssd1b.training.data.examples import (
@@ -80,7 +80,7 @@ def shard_examples(shards: Sequence[Path], field: str | None) -> list[Example]:
     total = 0
     for shard in shards:
         if not shard.is_file():
-            raise InputError(f"{shard}: no such shard")
+            raise NotFoundError(f"{shard}: no such shard")
         members, end = _members(shard)
         total += end
         for key, parts in _grouped(members):

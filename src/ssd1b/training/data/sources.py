@@ -5,7 +5,7 @@ Listing opens no picture. What is wrong with a whole source is an ``InputError``
 
 from pathlib import Path
 
-from ssd1b.errors import InputError
+from ssd1b.errors import NotFoundError
 from ssd1b.files import check_path
 from ssd1b.picture_names import PICTURES
 from ssd1b.training.data.examples import Columns, Example, with_suffix
@@ -40,9 +40,10 @@ def open_source(path: str | Path, columns: Columns, *, cache: Path) -> list[Exam
     elif is_table(where):
         examples = table_examples(where, columns, cache)
     elif not where.is_dir():
-        raise InputError(f"{where}: no such folder, and no .tar or .parquet file")
+        raise NotFoundError(f"{where}: no such folder, and no .tar or .parquet file")
     else:
         examples = folder_examples(where, columns.caption)
     if not examples:
-        raise InputError(f"{where}: no pictures ({', '.join(PICTURES)}), {METADATA}, .tar or .parquet in it")
+        suffixes = ", ".join(PICTURES)
+        raise NotFoundError(f"{where}: no pictures ({suffixes}), {METADATA}, .tar or .parquet in it")
     return examples

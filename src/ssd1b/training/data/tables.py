@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ssd1b.errors import InputError, shown, unknown
+from ssd1b.errors import InputError, UnavailableError, shown, unknown
 from ssd1b.files import check_regular
 from ssd1b.training.data.examples import (
     CAPTION_FIELDS,
@@ -65,7 +65,8 @@ def _open(path: Path, split: str, cache: Path) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise InputError(f"{path}: this takes the datasets library: pip install 'ssd1b[train]'") from error
+        install = "pip install 'ssd1b[train]'"
+        raise UnavailableError(f"{path}: this takes the datasets library: {install}") from error
     # Its bars would stand among ours.
     datasets.disable_progress_bars()
     try:
