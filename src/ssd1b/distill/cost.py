@@ -73,8 +73,18 @@ def memory(planned: PlannedStage, cells: int, dtype: torch.dtype, device: str) -
         ),
     }
     if dtype.itemsize < FLOAT32:
-        found["rounded weights"] = dtype.itemsize * count
+        checkpointed = settings.gradient_checkpointing
+        rounded = _rounded_at_once(planned.layers.student) if checkpointed else count
+        found["rounded weights"] = dtype.itemsize * rounded
     return found
+
+
+def _rounded_at_once(layout: UNetLayout) -> int:
+    """Count the weights rounded at a time with gradient checkpointing: one block's and those outside blocks."""
+    with torch.device("meta"):
+        unet = UNet(layout)
+    blocks = [sum(each.numel() for each in block.parameters()) for block in checkpointed_blocks(unet)]
+    return parameters(layout) - sum(blocks) + max(blocks)
 
 
 def activations(

@@ -57,6 +57,7 @@ def test_memory_knows_what_the_training_saves() -> None:
     found = memory(each, 8, torch.bfloat16, "cuda")
     assert found["optimiser"] == 2 * parameters(each.layers.student)
     assert found["averaged weights"] == 0
+    assert found["rounded weights"] < 0.5 * 2 * parameters(each.layers.student)
     one = activations(each.layers.student, 8, torch.bfloat16, "cuda", checkpointed=True)
     assert found["activations"] == 2 * one
 

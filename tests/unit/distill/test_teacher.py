@@ -1,0 +1,29 @@
+"""What a teacher may be."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ssd1b.distill.teacher import Teacher
+from ssd1b.errors import InputError
+from ssd1b.weights.checkpoint import ModelInfo
+from ssd1b.weights.folder import save_folder
+from tiny import DRAWABLE, random_weights
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"guidance_embed_dim": 8}, r"embeds the guidance scale \(LCM\): take the model it was made from"),
+        ({"in_channels": 9}, "takes 9 channels, as for inpainting"),
+    ],
+    ids=["LCM", "inpainting"],
+)
+def test_a_teacher_whose_inputs_are_others_is_refused(
+    tmp_path: Path, changes: dict[str, int], message: str
+) -> None:
+    layout = replace(DRAWABLE, unet=replace(DRAWABLE.unet, **changes))  # type: ignore[arg-type]
+    save_folder(tmp_path / "model", ModelInfo(layout=layout), random_weights(layout))
+    with pytest.raises(InputError, match=message):
+        Teacher.find(str(tmp_path / "model"), offline=True)
