@@ -80,7 +80,7 @@ def memory(planned: PlannedStage, cells: int, dtype: torch.dtype, device: str) -
 
 
 def _rounded_at_once(layout: UNetLayout) -> int:
-    """Count the weights rounded at a time with gradient checkpointing: one block's and those outside blocks."""
+    """Count the weights rounded at a time with gradient checkpointing: one block and all outside blocks."""
     with torch.device("meta"):
         unet = UNet(layout)
     blocks = [sum(each.numel() for each in block.parameters()) for block in checkpointed_blocks(unet)]

@@ -1,4 +1,4 @@
-"""What named tensors are known by: a digest in which every bit of them counts."""
+"""Digests of named tensors, in which every bit counts."""
 
 import hashlib
 from collections.abc import Mapping
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 
-def digest_of_tensors(tensors: Mapping[str, Tensor], said: str = "") -> bytes:
-    """Digest names, number formats, shapes and bytes, 20 bytes long.
+def digest_of_tensors(tensors: Mapping[str, Tensor], text: str = "") -> bytes:
+    """Return the digest of names, number formats, shapes and bytes, 20 bytes long.
 
     Args:
         tensors: on any device.
-        said: a text that is to be counted with them.
+        text: is included in the digest.
     """
-    state = hashlib.blake2b(said.encode(), digest_size=20)
+    state = hashlib.blake2b(text.encode(), digest_size=20)
     for name, tensor in sorted(tensors.items()):
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

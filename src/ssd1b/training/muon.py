@@ -1,8 +1,8 @@
 """Muon: momentum whose matrices are orthogonalised before each step (Jordan et al. 2024).
 
-kellerjordan.github.io/posts/muon. torch has it too (``torch.optim.Muon``), for one matrix at a time: with the
-hundreds of small ones of a narrow UNet that costs as much as the step itself. Here all matrices of one shape
-are orthogonalised at once (figures in docs/log).
+kellerjordan.github.io/posts/muon. ``torch.optim.Muon`` takes one matrix at a time; with the hundreds of small
+matrices of a narrow UNet that costs as much as the step itself. Here all matrices of one shape are
+orthogonalised at once (figures in docs/log).
 """
 
 from collections import defaultdict
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ssd1b.training.precision import training_dtype
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic that brings singular values near 1, chosen for speed; they end between 0.7 and 1.2."""
+"""Coefficients of the quintic that brings singular values between 0.7 and 1.2, chosen for speed."""
 
 _ITERATIONS = 5
 
@@ -23,13 +23,13 @@ _ITERATIONS = 5
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum and decoupled weight decay, for weights of two axes or more.
 
-    A convolution is a matrix of its output channels by all the rest. A matrix with more rows than columns
-    moves by ``sqrt(rows / columns)`` more, as in the reference implementation.
+    A convolution is a matrix of output channels by all other axes. The step of a matrix with more rows than
+    columns is larger by ``sqrt(rows / columns)``, as in the reference implementation.
 
     Args:
-        parameters: contiguous.
-        lr: the singular values of a step.
-        momentum: of the averaged gradient.
+        parameters: contiguous tensors.
+        lr: singular values of a step.
+        momentum: decay of the averaged gradient.
         weight_decay: bounds the weights' singular values by about its inverse.
     """
 
@@ -59,7 +59,7 @@ class Muon(torch.optim.Optimizer):
                     parameter.add_(direction.view_as(parameter), alpha=-reach)
 
     def _direction(self, parameter: nn.Parameter, group: dict[str, Any]) -> Tensor:
-        """Gradient and momentum of a weight as one matrix."""
+        """Return gradient and momentum of a weight as one matrix."""
         assert parameter.grad is not None
         state = self.state[parameter]
         if "momentum_buffer" not in state:

@@ -1,1 +1,1 @@
-"""Captioned pictures for training: read, sorted by shape, encoded once, dealt out in batches."""
+"""Training data: captioned images, in aspect-ratio buckets, encoded once, in batches."""

@@ -1,4 +1,4 @@
-"""Captioned pictures as batches for training: the one entry, and the settings."""
+"""Batches of captioned images: the entry point, and the settings."""
 
 import warnings
 from collections.abc import Sequence
@@ -80,13 +80,13 @@ class PictureBatches:
     """The batch of each step, read from the caches; a pure function of the step's number.
 
     Attributes:
-        pictures: of each bucket.
+        pictures: images of each bucket.
         order: of the batches.
         latents: cache of the latents.
-        texts: cache of the captions' embeddings; None where captions are encoded in each step.
-        text: encoders, of which only the tokenizers are used here, and only where ``texts`` is None.
-        caption_dropout: share of pictures without their caption.
-        report: what was left out.
+        texts: cache of the captions' embeddings; None if captions are encoded in each step.
+        text: encoders, of which only the tokenizers are used, and only if ``texts`` is None.
+        caption_dropout: share of images learned without their caption.
+        report: of unusable examples.
     """
 
     pictures: Sequence[Sequence[Placed]]
@@ -122,7 +122,7 @@ class PictureBatches:
         return self.text.tokenize(as_prompts(captions))
 
     def facts(self) -> dict[str, Any]:
-        """What was left out, and how many pictures each bucket has, for JSON."""
+        """Return the unusable examples and the number of images in each bucket, for JSON."""
         buckets = {
             f"{few[0].placement.bucket.width}x{few[0].placement.bucket.height}": len(few)
             for few in self.pictures
@@ -140,18 +140,18 @@ def open_data(
     batch_size: int,
     seed: int,
 ) -> PictureBatches:
-    """Look through a source, encode what was not encoded before, and deal it out in batches.
+    """Scan a source, encode what the caches lack, and return its batches.
 
-    May be called by several processes at once, and be stopped and called again.
+    Several processes may call this at once; it may be stopped and called again.
 
     Args:
-        settings: the source and what is made of it.
-        vae: encodes the pictures, on its device and in its number format.
+        settings: the source, and how it is used.
+        vae: encodes the images, on its device and in its number format.
         text: encodes the captions, likewise.
-        cache: folder for latents and embeddings, which trainings may share: they are known by their content.
-        report: JSON file for what was left out and why, written even if that is too much.
-        batch_size: pictures in each batch.
-        seed: of crops, order, captions and their dropout.
+        cache: folder for latents and embeddings. They are addressed by content, so trainings may share it.
+        report: JSON file for the unusable examples, written even if there are too many.
+        batch_size: number of images in each batch.
+        seed: of crops, order, captions and caption dropout.
 
     Raises:
         InputError: there is no such source, or more of it is unusable than the settings allow.
@@ -192,7 +192,7 @@ def open_data(
 
 
 def _judge(found: Report, settings: DataSettings, path: Path) -> None:
-    """Stop if too much is unusable; then the report says what."""
+    """Raise ``InputError`` if too much is unusable, and write the report."""
     try:
         found.check(settings.max_unusable)
     except InputError:
@@ -219,7 +219,7 @@ def _placed(scanned: Sequence[Scanned], settings: DataSettings, seed: int) -> li
 
 
 def _by_bucket(pictures: Sequence[Placed]) -> list[list[Placed]]:
-    """The pictures of each bucket that has any, from tall to wide."""
+    """Return the images of each bucket that has any, from tall to wide."""
     groups: dict[Any, list[Placed]] = {}
     for picture in pictures:
         groups.setdefault(picture.placement.bucket, []).append(picture)

@@ -1,7 +1,7 @@
-"""Aspect-ratio buckets: which shapes pictures are trained in, and how each is brought to its own.
+"""Aspect-ratio buckets: the shapes of training images, and how an image is resized and cropped to one.
 
-SDXL's (Podell et al. 2023, 2307.01952, section 2.3 and appendix I): about as many pixels as the square, sides
-multiples of 64.
+As SDXL's (Podell et al. 2023, 2307.01952, section 2.3 and appendix I), buckets have about as many pixels as
+the square, and sides that are multiples of 64.
 """
 
 import math
@@ -16,20 +16,20 @@ Crop: TypeAlias = Literal["centre", "random"]
 
 
 class Bucket(NamedTuple):
-    """Height and width in pixels of a batch's pictures."""
+    """Height and width in pixels of the images in a batch."""
 
     height: int
     width: int
 
 
 class Placement(NamedTuple):
-    """How a picture comes into its bucket.
+    """How an image is brought to the shape of its bucket.
 
     Attributes:
-        original: its size as it was found, in pixels.
-        resized: the size that covers the bucket.
-        crop: first row and column of what is cut out of the resized picture.
-        bucket: what it is cut to.
+        original: size of the image in pixels.
+        resized: size that covers the bucket.
+        crop: first row and column of the crop, in the resized image.
+        bucket: size of the crop.
     """
 
     original: Bucket
@@ -45,18 +45,18 @@ class Placement(NamedTuple):
 
 
 def buckets_for(size: int, *, multiple: int = 64, max_ratio: float = 4.0) -> list[Bucket]:
-    """Every shape of at most ``size`` squared pixels, from tall to wide.
+    """Return all shapes of at most ``size`` squared pixels, from tall to wide.
 
-    The longer side goes up in steps of ``multiple``; the shorter is the longest that keeps within the area.
-    For 1024 these are 33 of the shapes in SDXL's table, with all nine of SSD-1B's model card.
+    The longer side grows in steps of ``multiple``; the shorter is the longest within the area. For 1024 these
+    are 33 of the shapes in SDXL's table, with all nine of SSD-1B's model card.
 
     Args:
-        size: side of the square, in pixels, a multiple of ``multiple``.
-        multiple: of which all sides are multiples.
-        max_ratio: of the longer side to the shorter.
+        size: side of the square in pixels, a multiple of ``multiple``.
+        multiple: all sides are multiples of it.
+        max_ratio: largest ratio of the longer side to the shorter.
 
     Raises:
-        InputError: the size is no multiple.
+        InputError: the size is not a multiple.
     """
     if size < multiple or size % multiple:
         raise InputError(f"size is {size}: it must be a multiple of {multiple}, the setting 'multiple'")
@@ -70,19 +70,19 @@ def buckets_for(size: int, *, multiple: int = 64, max_ratio: float = 4.0) -> lis
 
 
 def nearest(buckets: Sequence[Bucket], height: int, width: int) -> Bucket:
-    """The bucket whose aspect ratio differs by the smallest factor; the first of equal ones."""
+    """Return the bucket whose aspect ratio differs by the smallest factor; the first of equal ones."""
     ratio = math.log(width / height)
     return min(buckets, key=lambda bucket: abs(math.log(bucket.width / bucket.height) - ratio))
 
 
 def place(original: tuple[int, int], bucket: Bucket, *, crop: Crop, seed: Sequence[int]) -> Placement:
-    """Resize to cover the bucket, keeping the aspect ratio, and cut off what stands out.
+    """Resize to cover the bucket, keeping the aspect ratio, and crop.
 
     Args:
-        original: height and width.
-        bucket: what is to be covered.
-        crop: from the middle, or at a place drawn from the seed.
-        seed: numbers of the picture's own, or all are cut at the same place.
+        original: height and width of the image.
+        bucket: to cover.
+        crop: "centre", or "random" for a position drawn from the seed.
+        seed: must differ between images, or all are cropped at the same position.
     """
     height, width = original
     scale = max(bucket.height / height, bucket.width / width)

@@ -1,8 +1,8 @@
-"""Latents and text embeddings on disk, known by their content: what is there was made of just this.
+"""A cache of latents and text embeddings on disk, addressed by content.
 
-A file an item, named by a digest of everything that decides what is in it. A changed picture or caption has
-another name, so it never meets what was made of the old one, and equal ones are encoded once. Files appear
-whole, so that any number of processes may fill a cache and be stopped at any moment.
+Each item is a file named by a digest of everything that decides its content. A changed image or caption has
+another name and is encoded anew; equal ones are encoded once. Files appear whole, so any number of processes
+may fill a cache and be stopped at any moment.
 """
 
 import hashlib
@@ -22,21 +22,21 @@ from ssd1b.saving import replacing
 from ssd1b.training.digests import digest_of_tensors
 
 _CHECKSUM = "checksum"
-"""A tensor beside the others, since safetensors notices that a file was cut short, but no flipped bit."""
+"""Name of a tensor with the digest of the others: safetensors notices a cut file, but no flipped bit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """Named tensors by a key, in a folder that is made when the first are written."""
+    """Named tensors by key, in a folder that is made when the first ones are written."""
 
     folder: Path
 
     def path(self, key: str) -> Path:
-        """Where the tensors of a key are; a folder for each first byte, for file systems' sake."""
+        """Return the file of a key, in a subfolder for its first byte, which keeps folders small."""
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def read(self, key: str) -> dict[str, Tensor] | None:
-        """Read the tensors of a key; None if there are none, or damaged ones."""
+        """Read the tensors of a key; None if they are missing or damaged."""
         try:
             tensors = load(self.path(key).read_bytes())
         except (OSError, SafetensorError):
@@ -47,8 +47,8 @@ class Cache:
     def write(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Write the tensors of a key.
 
-        There is no waiting for the disk, which would cost more than most encoders: what a power failure has
-        cut short is noticed when it is read.
+        It does not wait for the disk, which would take longer than encoding: a file that a power failure cut
+        is noticed when it is read.
 
         Raises:
             InputError: the disk refused.
@@ -63,13 +63,13 @@ def _checksum(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def latents_cache(folder: Path, vae: VAE, dtype: torch.dtype) -> Cache:
-    """The cache of what this encoder makes, in this number format."""
+    """Return the cache for the latents of a VAE in a number format."""
     parts: tuple[nn.Module, ...] = (vae.encoder, vae.quant_conv)
     return Cache(folder / "latents" / f"{_weights_digest(parts, repr(vae.layout))}-{dtype_name(dtype)}")
 
 
 def texts_cache(folder: Path, text: TextEncoders, dtype: torch.dtype) -> Cache:
-    """The cache of what these two encoders and their tokenizers make, in this number format."""
+    """Return the cache for the embeddings of two text encoders and their tokenizers in a number format."""
     pairs = ((text.encoder, text.tokenizer), (text.encoder_2, text.tokenizer_2))
     what = repr([
         (encoder.layout, tokenizer.pad_token_id, sorted(tokenizer.vocabulary.items()))

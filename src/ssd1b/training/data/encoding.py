@@ -1,4 +1,4 @@
-"""Fill the caches: every picture and every caption through its encoder, unless that was done before."""
+"""Encode the images and captions that the caches lack, and read the caches."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -28,35 +28,35 @@ Work = TypeVar("Work")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """A picture with the place it gets in its bucket."""
+    """An image with its placement in a bucket."""
 
     scanned: Scanned
     placement: Placement
 
     @property
     def key(self) -> str:
-        """What its latents are known by: its bytes, its size in the bucket and its crop."""
+        """Key of its latents: a digest of its bytes, its size in the bucket and its crop."""
         _, *where = self.placement
         return digest_of(f"{self.scanned.digest} {[tuple(each) for each in where]}".encode())
 
 
 def caption_key(caption: str) -> str:
-    """What a caption's embeddings are known by."""
+    """Return the key of a caption's embeddings."""
     return digest_of(caption.encode())
 
 
 def as_prompts(captions: Iterable[str]) -> list[str]:
-    """Captions in the prompts' syntax: their brackets are text, no emphasis."""
+    """Escape captions for the prompt syntax: brackets in them are text, not emphasis."""
     return [format_prompt([[Segment(text=caption, weight=1.0)]]) for caption in captions]
 
 
 def encode_pictures(pictures: Sequence[Placed], vae: VAE, cache: Cache, dtype: torch.dtype) -> dict[str, str]:
-    """Write the latents of pictures that the cache lacks: the encoder's mean, scaled, ``[4, H/8, W/8]``.
+    """Write the latents of images that the cache lacks: the encoder's mean, scaled, ``[4, H/8, W/8]``.
 
-    One picture goes through the encoder at a time, so that its latents depend on nothing else.
+    Images are encoded one at a time, so that the latents of one depend on nothing else.
 
     Returns:
-        What is wrong with the pictures that could not be decoded, by ``Placed.key``.
+        What is wrong with the images that could not be decoded, by ``Placed.key``.
 
     Raises:
         InputError: the encoder gives NaN or infinity.
@@ -82,7 +82,7 @@ def encode_pictures(pictures: Sequence[Placed], vae: VAE, cache: Cache, dtype: t
 
 
 def _pixels(cache: Cache, picture: Placed) -> NDArray[np.uint8] | Unusable | None:
-    """Decode and crop; None if another process has encoded the picture in the meantime."""
+    """Decode and crop an image; None if another process has encoded it in the meantime."""
     if cache.read(picture.key) is not None:
         return None
     try:
@@ -97,7 +97,7 @@ def _pixels(cache: Cache, picture: Placed) -> NDArray[np.uint8] | Unusable | Non
 def encode_captions(captions: Iterable[str], text: TextEncoders, cache: Cache, dtype: torch.dtype) -> None:
     """Write the embeddings of captions that the cache lacks, and of the empty one, which pads short ones.
 
-    They are ``embeds [77 k, D]`` for a caption of k chunks, and ``pooled [P]``.
+    An entry holds ``embeds [77 k, D]`` for a caption of k chunks, and ``pooled [P]``.
     """
     missing = _missing(cache, {caption_key(each): each for each in ("", *captions)}, label="check captions")
     with tqdm(total=len(missing), desc="encode captions", unit="caption", disable=None) as bar:
@@ -121,7 +121,7 @@ def _encode(captions: Sequence[str], text: TextEncoders, cache: Cache, dtype: to
 
 
 def read_captions(captions: Sequence[str], cache: Cache) -> Conditioning:
-    """Read a batch of embeddings; empty chunks pad the short ones, as ``TextEncoders.tokenize`` does."""
+    """Read a batch of embeddings, padded by empty chunks as ``TextEncoders.tokenize`` pads."""
     entries = [read(cache, caption_key(caption)) for caption in captions]
     longest = max(len(entry["embeds"]) for entry in entries)
     empty = read(cache, caption_key(""))["embeds"]
@@ -133,10 +133,10 @@ def read_captions(captions: Sequence[str], cache: Cache) -> Conditioning:
 
 
 def read(cache: Cache, key: str) -> dict[str, torch.Tensor]:
-    """Read what the cache was filled with.
+    """Read an entry that the cache was filled with.
 
     Raises:
-        InputError: it is gone or damaged by now; the next start makes it again.
+        InputError: it was removed or damaged since; the next start encodes it again.
     """
     tensors = cache.read(key)
     if tensors is None:
@@ -147,7 +147,7 @@ def read(cache: Cache, key: str) -> dict[str, torch.Tensor]:
 
 
 def _missing(cache: Cache, wanted: dict[str, Work], *, label: str) -> list[Work]:
-    """What is to be made, in a random order: processes that fill one cache at once then share the work."""
+    """Return what the cache lacks, in random order, so that processes that fill it at once share the work."""
     keys = list(wanted)
     there = in_threads(lambda key: cache.read(key) is not None, keys, label=label)
     missing = [wanted[key] for key, found in zip(keys, there, strict=True) if not found]

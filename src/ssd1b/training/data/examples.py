@@ -1,7 +1,6 @@
-"""An example of captioned pictures, before anything of it has been read, and what reading it takes.
+"""Examples of captioned images, and how their parts are read.
 
-What is wrong with a single example shows when it is read (``Unusable``), so that it can be counted and left
-out.
+A single bad example raises ``Unusable`` when it is read, so that it can be counted and left out.
 """
 
 import json
@@ -15,26 +14,24 @@ from ssd1b.errors import InputError, shown
 from ssd1b.files import named, read_file
 
 MOST_BYTES = 256 * 2**20
-"""Of a picture's file or a caption's."""
+"""Largest size of an image file or a caption file."""
 
 CAPTION_FIELDS = ("text", "caption")
-"""Where captions stand in tables and JSON unless told otherwise: image folders' name and img2dataset's."""
+"""Default fields of captions in tables and JSON: the names of image folders and of img2dataset."""
 
 
 class Unusable(Exception):
-    """An example cannot be learned from; the message is the kind of trouble, the same for all of a kind."""
+    """An example cannot be used; the message names the kind of problem, with no details of the example."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A picture and what may be said of it, not read yet.
+    """An image with its captions, not read yet.
 
     Attributes:
         key: stable name within the source.
-        picture: reads the bytes of the picture's file.
-        captions: reads the captions, one or several of which one is drawn each time the picture comes up.
-
-    Both raise ``Unusable`` where there is nothing to read.
+        picture: reads the bytes of the image file. Raises ``Unusable``.
+        captions: reads one or several captions, of which one is drawn each time. Raises ``Unusable``.
     """
 
     key: str
@@ -44,12 +41,12 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """What is looked for in tables and JSON.
+    """Names of columns and fields in tables and JSON.
 
     Attributes:
-        image: column of the pictures.
-        caption: column or field of the captions; None is the first of ``CAPTION_FIELDS`` that there is.
-        split: of a dataset that has several.
+        image: column of the images.
+        caption: column or field of the captions; None is the first of ``CAPTION_FIELDS`` that exists.
+        split: of a dataset with several splits.
     """
 
     image: str = "image"
@@ -58,10 +55,10 @@ class Columns:
 
 
 def read(path: Path) -> bytes:
-    """Read a regular file, or say what is wrong with it.
+    """Read a regular file.
 
     Raises:
-        Unusable: it is missing, no regular file, not readable, or too large.
+        Unusable: it is missing, not a regular file, not readable, or too large.
     """
     try:
         if path.stat().st_size > MOST_BYTES:
@@ -72,20 +69,20 @@ def read(path: Path) -> bytes:
 
 
 def read_inside(root: Path, folder: Path, name: str, row: str) -> bytes:
-    """Read a file that a row of a table names, if it lies inside of the data.
+    """Read a file that a row of a table names, if it lies inside the data.
 
-    A table may be a stranger's: a row must not reach other files of the user's, neither by its text nor
-    through a link. What a link leads to must lie in ``root``, in ``folder``, or, where ``root`` is a snapshot
-    in the hub's cache, whose files are all links, in that repository.
+    Tables are untrusted: a row must not reach other files of the user, neither by its text nor through a
+    link. The target of a link must lie in ``root`` or in ``folder``. If ``root`` is a snapshot in the hub's
+    cache, whose files are all links, it may also lie in that repository.
 
     Args:
         root: folder of the data.
-        folder: that the name is relative to.
-        name: as the row has it.
-        row: names the row in the error.
+        folder: to which the name is relative.
+        name: as given in the row.
+        row: name of the row for the error.
 
     Raises:
-        InputError: the row names something outside.
+        InputError: the row names a file outside the data.
         Unusable: as ``read``.
     """
     try:
@@ -101,17 +98,17 @@ def read_inside(root: Path, folder: Path, name: str, row: str) -> bytes:
 
 
 def with_suffix(folder: Path, suffix: str) -> list[Path]:
-    """The files of a suffix in a folder, sorted; also in capitals."""
+    """Return the files of a suffix in a folder, sorted; the case does not matter."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() == suffix)
 
 
 def fail(reason: str) -> Any:
-    """Be the reading of an example that cannot be read."""
+    """Raise ``Unusable``; takes the place of a reader."""
     raise Unusable(reason)
 
 
 def decoded(data: bytes) -> str:
-    """Decode a caption; a byte order mark, as Windows' editors write it, is not part of it."""
+    """Decode a caption from UTF-8, without a byte order mark."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -130,7 +127,7 @@ def parse_row(data: bytes) -> dict[str, Any]:
 
 
 def row_captions(row: dict[str, Any], field: str | None) -> list[str]:
-    """The captions in a row: a text or a list of texts."""
+    """Return the captions of a row, which holds a text or a list of texts."""
     names = CAPTION_FIELDS if field is None else (field,)
     value = next((row[name] for name in names if row.get(name) is not None), None)
     values = value if isinstance(value, list | tuple) else [value]

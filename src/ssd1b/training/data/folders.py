@@ -1,4 +1,4 @@
-"""Pictures in a folder, with their captions beside them or in ``metadata.jsonl``."""
+"""Folders of images, with captions in text files beside them or in ``metadata.jsonl``."""
 
 import os
 from collections.abc import Iterator
@@ -22,15 +22,15 @@ from ssd1b.training.data.examples import (
 METADATA = "metadata.jsonl"
 
 _LONGEST_ROW = 2**20
-"""Bytes of a line of ``METADATA``."""
+"""Most bytes of a line in ``METADATA``."""
 
 
 def folder_examples(folder: Path, field: str | None) -> list[Example]:
-    """List a folder's captioned pictures and those below it, also in folders that links lead to.
+    """List the captioned images in a folder and its subfolders, following links.
 
-    Where there is a ``metadata.jsonl`` (the Hugging Face image folder: ``file_name``, relative to it, and the
-    caption), these are the list, and name files inside of ``folder`` alone. Elsewhere a caption is the text
-    file of the same stem. Suffixes may be in capitals.
+    With a ``metadata.jsonl`` (Hugging Face's image folder: ``file_name``, relative to it, and the caption)
+    its rows are the list, and may name only files inside ``folder``. Otherwise an image's caption is the text
+    file of the same stem. The case of suffixes does not matter.
 
     Raises:
         InputError: a folder cannot be read, or a line of the list is too long.
@@ -41,7 +41,7 @@ def folder_examples(folder: Path, field: str | None) -> list[Example]:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """The files in a folder and below it, sorted; each folder once, whatever links lead to it.
+    """Yield the files in a folder and its subfolders, sorted; each folder once, even if links lead to it.
 
     Raises:
         InputError: a folder cannot be read.

@@ -1,4 +1,4 @@
-"""The order in which pictures of several buckets are learned: a pure function of seed and step."""
+"""The order of training images from several buckets: a pure function of seed and step."""
 
 import bisect
 from dataclasses import dataclass, field
@@ -9,19 +9,18 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Batches of one bucket each, without an end.
+    """An endless sequence of batches, each of one bucket.
 
-    A bucket is dealt out as one stream, shuffle after shuffle of all its pictures, cut into batches without
-    regard to where a shuffle ends: nothing is dropped and nothing padded. By the end of epoch e a bucket of n
-    pictures has given ``floor(n e / batch_size)`` batches: less than one batch behind its share. And no
-    picture of a bucket is ever seen two times more often than another. The batches of an epoch are shuffled
-    over all buckets.
+    Each bucket is a stream: one shuffle of all its images after the other, cut into batches without regard to
+    where a shuffle ends. Nothing is dropped and nothing padded. By the end of epoch e a bucket of n images
+    has given ``floor(n e / batch_size)`` batches, less than one batch behind its share. No image of a bucket
+    is ever seen two times more often than another. The batches of an epoch are shuffled over all buckets.
 
-    Nothing here knows of processes: step s is the same batch however many share the work.
+    A step's batch does not depend on the number of processes.
 
     Attributes:
-        sizes: pictures in each bucket.
-        batch_size: pictures in each batch.
+        sizes: number of images in each bucket.
+        batch_size: number of images in each batch.
         seed: of the shuffles.
     """
 
@@ -34,8 +33,8 @@ class Order:
     _epochs: dict[int, list[tuple[int, int]]] = field(default_factory=dict, repr=False, compare=False)
 
     def __getitem__(self, step: int) -> tuple[int, list[int]]:
-        """The bucket of a step and the pictures in it."""
-        # The first epoch that has more batches behind it than steps before this one; it cannot be later.
+        """Return the bucket of a step, and the indices of its images."""
+        # No later epoch can hold the step.
         latest = (step + len(self.sizes) + 1) * self.batch_size // sum(self.sizes) + 2
         epoch = bisect.bisect_right(range(latest), step, key=self.batches_before) - 1
         bucket, batch = self._epoch(epoch)[step - self.batches_before(epoch)]
@@ -43,11 +42,11 @@ class Order:
         return bucket, [self._picture(bucket, place) for place in stream]
 
     def batches_before(self, epoch: int) -> int:
-        """Batches in all epochs before this one."""
+        """Return the number of batches in all epochs before this one."""
         return sum(size * epoch // self.batch_size for size in self.sizes)
 
     def _epoch(self, epoch: int) -> list[tuple[int, int]]:
-        """Bucket and number within the bucket of each batch of an epoch."""
+        """Return the bucket, and the number within the bucket, of each batch of an epoch."""
         if epoch not in self._epochs:
             batches = [
                 (bucket, batch)
@@ -60,7 +59,7 @@ class Order:
         return self._epochs[epoch]
 
     def _picture(self, bucket: int, place: int) -> int:
-        """The picture at a place of a bucket's stream; the last shuffle is remembered, for speed alone."""
+        """Return the image at a position of a bucket's stream; the last shuffle is kept for speed."""
         number, index = divmod(place, self.sizes[bucket])
         if bucket not in self._shuffles or self._shuffles[bucket][0] != number:
             rng = np.random.default_rng((self.seed, 1, bucket, number))

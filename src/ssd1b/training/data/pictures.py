@@ -1,4 +1,4 @@
-"""From the bytes of a picture's file to its size and to pixels, whatever the file holds."""
+"""Untrusted image files: their size and their pixels."""
 
 import hashlib
 import io
@@ -15,53 +15,52 @@ from ssd1b.training.data.buckets import Placement
 from ssd1b.training.data.examples import Unusable
 
 MAX_PIXELS = 89_478_485
-"""Of what is decoded: Pillow's own limit against decompression bombs, a quarter of a gigabyte in RGB."""
+"""Pillow's limit against decompression bombs: a quarter of a gigabyte in RGB."""
 
 _TURNED = (5, 6, 7, 8)
-"""EXIF orientations that exchange width and height."""
+"""EXIF orientations that swap width and height."""
 
 
 class Size(NamedTuple):
-    """Height and width in pixels, as people see the picture."""
+    """Height and width in pixels, in the orientation in which the image is shown."""
 
     height: int
     width: int
 
 
 def digest_of(data: bytes) -> str:
-    """What a content is known by."""
+    """Return the digest of a file's content."""
     return hashlib.blake2b(data, digest_size=20).hexdigest()
 
 
 def size_of(data: bytes) -> Size:
-    """Read the size out of a picture's header; no pixel is decoded.
+    """Read the size from an image's header, without decoding pixels.
 
     Raises:
-        Unusable: no picture, or too large a one.
+        Unusable: it is not an image, or too large.
     """
     with _opened(data) as image:
         return _seen(image, _turned(image))
 
 
 def placed(data: bytes, placement: Placement) -> NDArray[np.uint8]:
-    """Decode a picture, resize it to cover its bucket and cut out the crop: ``[height, width, 3]``.
+    """Decode an image, resize it to cover its bucket, and crop it: ``[height, width, 3]``.
 
     Raises:
-        Unusable: the picture is damaged.
+        Unusable: the image is damaged.
     """
     with _opened(data) as image:
         turned = _turned(image)
         resized = placement.resized
         wanted = Size(resized.width, resized.height) if turned else resized
-        # A photograph much larger than what is wanted is decoded at a half, a quarter or an eighth at once.
+        # JPEG decodes much larger photographs at a half, a quarter or an eighth of their size.
         image.draft(None, (2 * wanted.width, 2 * wanted.height))
         expected = _seen(image, turned)
         upright = ImageOps.exif_transpose(image)
         if (upright.height, upright.width) != expected:
-            raise Unusable(
-                "picture damaged"
-            )  # an orientation behind the pixels, which the header does not have
-        # Resizing the crop alone gives the pixels of the whole resized picture, without its memory.
+            # An orientation behind the pixels, which the header does not have.
+            raise Unusable("picture damaged")
+        # Resizing only the crop gives the same pixels as resizing the whole image, in less memory.
         down, across = upright.height / resized.height, upright.width / resized.width
         top, left = placement.crop
         bottom, right = top + placement.bucket.height, left + placement.bucket.width
@@ -89,7 +88,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
 
 
 def _turned(image: Image.Image) -> bool:
-    """Whether EXIF exchanges width and height."""
+    """Return whether EXIF swaps width and height."""
     # The base class's method: PNG's own decodes the picture to look for EXIF behind the pixels.
     return Image.Image.getexif(image).get(Base.Orientation) in _TURNED
 
@@ -99,7 +98,7 @@ def _seen(image: Image.Image, turned: bool) -> Size:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Whatever the mode, eight bits of red, green and blue; what is transparent lies on white."""
+    """Convert any mode to RGB with 8 bits, on a white background."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -1,4 +1,4 @@
-"""One look at every example before training: what can be learned from, and what cannot and why."""
+"""A scan of all examples before training: which can be used, and what is wrong with the others."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +15,7 @@ from ssd1b.validation import Text, check
 from ssd1b.weights.files import first_few
 
 _AHEAD = 64
-"""Results that wait for whoever takes them."""
+"""Number of results computed ahead of the consumer."""
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -23,13 +23,13 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scanned:
-    """An example that was looked at.
+    """A usable example.
 
     Attributes:
-        example: where it can be read again.
-        captions: without space around them.
-        size: as people see the picture.
-        digest: of the bytes of the picture's file.
+        example: to read it again.
+        captions: stripped of surrounding space.
+        size: in the orientation in which the image is shown.
+        digest: of the bytes of the image file.
     """
 
     example: Example
@@ -40,11 +40,11 @@ class Scanned:
 
 @dataclass(slots=True)
 class Report:
-    """What was found unusable.
+    """The unusable examples of a source.
 
     Attributes:
-        total: examples in the source.
-        unusable: keys of those left out, by the kind of trouble.
+        total: number of examples in the source.
+        unusable: keys of those left out, by the kind of problem.
     """
 
     total: int
@@ -56,34 +56,34 @@ class Report:
 
     @property
     def count(self) -> int:
-        """Examples left out."""
+        """Number of examples left out."""
         return sum(map(len, self.unusable.values()))
 
     def check(self, cap: float) -> None:
-        """Raise ``InputError`` if more than this share is unusable, or all are."""
+        """Raise ``InputError`` if more than this share, or everything, is unusable."""
         if self.count > cap * self.total or self.count == self.total:
             raise InputError(f"{self}; allowed are {cap:.0%} (max_unusable)")
 
     def __str__(self) -> str:
-        """One line for people, the commonest trouble first."""
+        """Return one line, the most frequent problem first."""
         by_number = sorted(self.unusable.items(), key=lambda each: -len(each[1]))
         kinds = "; ".join(f"{len(keys)} {reason} ({first_few(keys)})" for reason, keys in by_number)
         return f"{self.count} of {self.total} pictures cannot be used" + (f": {kinds}" if kinds else "")
 
     def facts(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """Return everything, for JSON."""
         return {"pictures": self.total, "unusable": self.unusable}
 
 
 def scan(examples: Sequence[Example], *, min_side: int) -> tuple[list[Scanned], Report]:
-    """Read every example's captions and its picture's header and digest, in threads.
+    """Read every example's captions, its image header and its digest, in threads.
 
     Args:
         examples: of a source.
-        min_side: pixels that a picture's shorter side must have.
+        min_side: least length of an image's shorter side in pixels.
 
     Returns:
-        The usable examples in their order, and what is wrong with the others.
+        The usable examples in their order, and a report of the others.
     """
     report = Report(len(examples))
     found = []
@@ -122,7 +122,7 @@ def _usable(caption: str) -> str:
 
 
 def in_threads(function: Callable[[Given], Made], items: Sequence[Given], *, label: str) -> Iterator[Made]:
-    """Apply a function in threads, some way ahead of who takes the results, in order, with a bar."""
+    """Apply a function in threads, ahead of the consumer, and yield the results in order, with a bar."""
     waiting: deque[Future[Made]] = deque()
     pool = ThreadPoolExecutor()
     try:

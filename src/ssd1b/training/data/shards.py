@@ -1,9 +1,8 @@
-"""WebDataset shards, read at any place.
+"""WebDataset shards with random access.
 
 An example is the files of one stem, ``key.jpg`` with ``key.txt`` or ``key.json``. The webdataset library
-reads shards as a stream, whose order depends on workers and cannot be taken up at a given step; here each
-step's batch is a function of its number. For that an uncompressed tar needs nothing but the places of its
-members, which the standard library finds by reading the headers alone.
+reads shards as a stream, whose order depends on workers and cannot be resumed at a given step. Here a step's
+batch is a function of its number: the offsets of members in an uncompressed tar are read from its headers.
 """
 
 import io
@@ -33,20 +32,20 @@ MOST_SHARDS = 1_000_000
 
 _MOST_DIGITS = 9
 _LONGEST_HEADER = 2**20
-"""Bytes of a member's name and attributes."""
+"""Most bytes of a member's name and attributes."""
 
 _BLOCK = 512
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 Place = tuple[Path, int, int]
-"""A member of a tar: the file, where its bytes begin, how many they are; -1 if it is no plain file."""
+"""A member of a tar: the file, its offset and its size, which is -1 if it is not a plain file."""
 
 
 def expand_braces(pattern: str) -> list[Path]:
-    """Write out number ranges: ``a-{08..11}.tar`` is a-08.tar to a-11.tar.
+    """Expand number ranges: ``a-{08..11}.tar`` is a-08.tar to a-11.tar.
 
     Raises:
-        InputError: it is about more than ``MOST_SHARDS`` files, or none.
+        InputError: the pattern names no files, or more than ``MOST_SHARDS``.
     """
     parts = _RANGE.split(pattern)
     fixed, ranges = parts[::3], [*zip(parts[1::3], parts[2::3], strict=True)]
@@ -69,8 +68,8 @@ def expand_braces(pattern: str) -> list[Path]:
 def shard_examples(shards: Sequence[Path], field: str | None) -> list[Example]:
     """List the examples of shards, in the order of the files.
 
-    What lies behind the damage in a shard cannot be counted. It is estimated from the examples' mean size, so
-    that a cap on what is unusable means something.
+    Examples behind a damaged part of a shard cannot be counted. Their number is estimated from the examples'
+    mean size, so that the limit on unusable examples still applies.
 
     Raises:
         InputError: a shard is missing or compressed.
@@ -96,32 +95,32 @@ def shard_examples(shards: Sequence[Path], field: str | None) -> list[Example]:
 
 
 class _Headers(io.BufferedReader):
-    """A file of which tarfile reads headers alone: none may be so large that memory is short."""
+    """A file that refuses to read headers too large for memory."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read as any file."""
+        """Read bytes, but no more than a header has."""
         if size is None or not 0 <= size <= _LONGEST_HEADER:
             raise tarfile.ReadError("a header too large")
         return super().read(size)
 
 
 def _members(shard: Path) -> tuple[list[tuple[str, Place]], int]:
-    """The files in a tar as far as it can be read, and where the last of them ends."""
+    """Return the members of a tar as far as it can be read, and where the last of them ends."""
     members, end = [], 0
     try:
         with _Headers(open_regular(shard).detach()) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                # Data are padded to whole blocks; the last one's end is the archive's unless it is damaged.
+                # Data are padded to whole blocks. The end of the last one is that of an intact archive.
                 if tar.offset <= end:
                     raise tarfile.ReadError("sizes that lead back")
                 end = tar.offset
-                # Sparse files are not in one piece; links and devices are no files.
+                # Sparse files are not contiguous; links and devices have no content.
                 plain = member.isfile() and not member.issparse()
                 if not member.isdir():
                     members.append((member.name, (shard, member.offset_data, member.size if plain else -1)))
                 archive: Any = tar
-                archive.members.clear()  # which would keep a thousand bytes for each
-    # Sizes in a header are a stranger's: too large for the machine, or for Python's stack, or below 0.
+                archive.members.clear()  # each member takes a thousand bytes
+    # Sizes in headers are untrusted: too large for memory or Python's stack, or negative.
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, RecursionError) as error:
         with open_regular(shard) as file:
             compressed = file.read(2) == b"\x1f\x8b"
@@ -133,7 +132,7 @@ def _members(shard: Path) -> tuple[list[tuple[str, Place]], int]:
 
 
 def _ends(shard: Path, end: int) -> bool:
-    """Whether the archive ends where its last member does; tarfile takes a damaged header for the end."""
+    """Return whether the archive ends at its last member; tarfile takes a damaged header for the end."""
     if not end or end > shard.stat().st_size:
         return False
     with open_regular(shard) as file:
@@ -142,7 +141,7 @@ def _ends(shard: Path, end: int) -> bool:
 
 
 def _grouped(members: Sequence[tuple[str, Place]]) -> Iterator[tuple[str, dict[str, Place]]]:
-    """Examples by WebDataset's convention: a stem reaches to the first dot of the file's name."""
+    """Group members into examples as WebDataset does: a stem ends at the first dot of the name."""
     groups: dict[str, dict[str, Place]] = {}
     for name, place in members:
         folder, _, file = name.rpartition("/")
@@ -181,7 +180,7 @@ def _slice(place: Place) -> bytes:
 
 
 def _captions(json_place: Place | None, text_place: Place | None, field: str | None) -> list[str]:
-    """From the text if there is one and no field was asked for, else from the JSON."""
+    """Read captions from the text file if no field was given, else from the JSON."""
     if text_place is not None and (field is None or json_place is None):
         return [decoded(_slice(text_place))]
     if json_place is None:

@@ -1,6 +1,6 @@
-"""Where captioned pictures come from: every kind of source gives a list of examples in a fixed order.
+"""Sources of captioned images: each kind gives a list of examples in a fixed order.
 
-Listing opens no picture. What is wrong with a whole source is an ``InputError`` at once.
+Listing opens no image. A problem with the whole source is an ``InputError``.
 """
 
 from pathlib import Path
@@ -15,20 +15,20 @@ from ssd1b.training.data.tables import is_table, table_examples
 
 
 def open_source(path: str | Path, columns: Columns, *, cache: Path) -> list[Example]:
-    """List the captioned pictures of a source, chosen by what the path is.
+    """List the captioned images of a source, whose kind follows from the path.
 
     - ``shards-{000..009}.tar``, a ``.tar`` file or a folder of them: WebDataset shards;
     - a ``.parquet`` file, a folder of them, or a dataset that the ``datasets`` library saved;
     - a folder with ``metadata.jsonl`` in or below it, as in Hugging Face's image folders;
-    - another folder: pictures in it and below, each with its caption in a ``.txt`` of the same stem.
+    - any other folder: images in it and its subfolders, with captions in ``.txt`` files of the same stem.
 
     Args:
         path: of the source.
         columns: for tables and JSON.
-        cache: folder for what has to be unpacked.
+        cache: folder for converted tables.
 
     Raises:
-        InputError: nothing of the kind is there, or a library is missing.
+        InputError: there is no such source, it holds no images, or a library is missing.
     """
     check_path(path)
     shards = expand_braces(str(path))

@@ -1,4 +1,4 @@
-"""Datasets of Hugging Face's library, from the disk only."""
+"""Datasets of Hugging Face's library, from the disk."""
 
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,11 @@ from ssd1b.training.data.examples import (
 from ssd1b.weights.files import read_json
 
 _SAVED = ("state.json", "dataset_dict.json")
-"""What ``save_to_disk`` writes beside the data: of one split, of several."""
+"""Files that ``save_to_disk`` writes beside the data of one split, and of several."""
 
 
 def is_table(path: Path) -> bool:
-    """Whether ``table_examples`` reads this path."""
+    """Return whether ``table_examples`` reads this path."""
     saved = any((path / name).is_file() for name in _SAVED)
     return saved or path.suffix.lower() == ".parquet" or bool(_parquet_in(path))
 
@@ -35,9 +35,9 @@ def table_examples(path: Path, columns: Columns, cache: Path) -> list[Example]:
     """List the rows of a dataset.
 
     Args:
-        path: what ``save_to_disk`` wrote, a parquet file, or a folder of them.
+        path: a folder that ``save_to_disk`` wrote, a parquet file, or a folder of parquet files.
         columns: names of the columns, and the split.
-        cache: folder for parquet files' rows in Arrow's format, which are read at any place.
+        cache: folder for the rows of parquet files in Arrow's format, which has random access.
 
     Raises:
         InputError: the library is missing, the data cannot be read, or there is no such column or split.
@@ -80,7 +80,7 @@ def _open(path: Path, split: str, cache: Path) -> Any:
             dataset = datasets.Dataset.from_parquet(files, cache_dir=str(cache / "parquet"))
     except InputError:
         raise
-    # It raises what Arrow, fsspec and its own readers raise.
+    # The library raises whatever Arrow, fsspec and its readers raise.
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: no dataset that can be read: {reason}") from error
@@ -88,7 +88,7 @@ def _open(path: Path, split: str, cache: Path) -> Any:
         if split not in dataset:
             raise unknown("split", split, map(str, dataset))
         dataset = dataset[split]
-    # Pictures stay the bytes of their files: content that is hashed must not be decoded and encoded anew.
+    # Images stay the bytes of their files, which are hashed.
     for name, feature in dataset.features.items():
         if isinstance(feature, datasets.Image):
             dataset = dataset.cast_column(name, datasets.Image(decode=False))
@@ -96,7 +96,7 @@ def _open(path: Path, split: str, cache: Path) -> Any:
 
 
 def _check_saved(path: Path) -> None:
-    """See that what ``save_to_disk`` wrote names files of its own alone.
+    """Check that a saved dataset names only files of its own.
 
     Raises:
         InputError: it names others.
