@@ -75,7 +75,7 @@ def pictures(cache: Path, vae: VAE, text: TextEncoders, settings: LoopSettings) 
 def made(out: Path, teacher: Model, stages: list[Stage], cache: Path, *, untrained: bool) -> Path:
     """The student's folder."""
     data = partial(pictures, cache)
-    measure = partial(measured_importance, teacher, data, "cpu", told=DATA, out=cache)
+    measure = partial(measured_importance, teacher, data, "cpu", source=DATA, out=cache)
     planned = plan(teacher.layout.unet, stages, measure)
     if untrained:
         return write_model(out, student_of(teacher.network("unet"), planned[-1].layers), teacher).folder

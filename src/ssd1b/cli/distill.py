@@ -154,7 +154,7 @@ def _plan(
     measure = None
     if teacher and data:
         source = _data(data, cache or out, layout)
-        measure = partial(measured_importance, teacher, source, place, told=data)
+        measure = partial(measured_importance, teacher, source, place, source=data)
     planned = plan(layout.unet, asked, measure)
     click.echo(_costs(model, layout, planned, place, teacher))
     if out is not None:
@@ -179,7 +179,7 @@ def _run(
     layout = teacher.layout
     asked = with_target(asked, student, layout.unet)
     source = _data(data, cache or out, layout)
-    measure = partial(measured_importance, teacher, source, place, told=data, out=out)
+    measure = partial(measured_importance, teacher, source, place, source=data, out=out)
     with together.main_process_first():  # importance is measured once
         planned = plan(layout.unet, asked, measure)
     others = {each.teacher for each in asked if each.teacher is not None}

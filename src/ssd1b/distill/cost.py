@@ -1,4 +1,4 @@
-"""What a stage costs before it is run: memory, counted on meta tensors, and time, by a short measurement."""
+"""The cost of a stage before it is run: memory, counted on meta tensors, and time, measured briefly."""
 
 import time
 from collections.abc import Callable
@@ -17,52 +17,52 @@ from ssd1b.runtime import dtype_name
 from ssd1b.training.gradient_checkpointing import checkpointed_blocks
 
 BACKWARD = 2
-"""Multiplications of a backward pass for each of the forward pass: for the inputs, and for the weights."""
+"""Multiplications of a backward pass for each one of the forward pass: for inputs and for weights."""
 
 FLOAT32 = 4
 
 OPTIMISER_BYTES = {"adamw": 2 * FLOAT32, "adamw-8bit": 2, "adafactor": 0}
-"""For each weight: AdamW keeps two averages, in 8 bits a byte each; Adafactor's rows and columns are few."""
+"""Bytes for each weight: two averages of AdamW, or of its 8-bit kind; Adafactor's state is small."""
 
 _LONGEST_FORWARD = 10.0
-"""Seconds that measuring a forward pass may take; where it would take longer the product's rate must do."""
+"""Most seconds to measure a forward pass; beyond that the rate of a matrix product is used."""
 
 _LONG_ENOUGH = 0.5
-"""Seconds, at best, of the forward pass that tells how fast batches are; one picture keeps few cores busy."""
+"""Least seconds of the measured forward pass, at the best rate; one image keeps few cores busy."""
 
 
 class Speed(NamedTuple):
-    """Multiply-accumulate operations a second, and where the figure comes from."""
+    """Multiply-accumulate operations per second, and how they were measured."""
 
     rate: float
     how: str
 
 
 def step_macs(teacher: int, student: int, batch_size: int) -> int:
-    """Of one training step: the teacher's forward pass, the student's forward and backward.
+    """Return the MACs of a training step: the teacher's forward pass, the student's forward and backward.
 
     Args:
-        teacher: MACs of a forward pass for one picture.
-        student: likewise.
-        batch_size: pictures.
+        teacher: MACs of the teacher's forward pass for one image.
+        student: MACs of the student's forward pass for one image.
+        batch_size: number of images.
     """
     return batch_size * (teacher + (1 + BACKWARD) * student)
 
 
 def memory(planned: PlannedStage, cells: int, dtype: torch.dtype, device: str) -> dict[str, int]:
-    """Bytes that a stage's step needs on its device, by what they are for.
+    """Return the bytes that a step needs on its device, by purpose.
 
     Args:
         planned: the stage.
         cells: side of the latents.
-        dtype: in which both networks compute; the student's own weights are float32.
-        device: a CPU's attention keeps its weights for the way back, a GPU's does not.
+        dtype: in which both networks compute; the student's parameters are float32.
+        device: attention keeps its weights for the backward pass on a CPU, not on a GPU.
     """
     count, settings = parameters(planned.layers.student), planned.stage.train
     found = {
         "student's weights": FLOAT32 * count,
         "gradients": FLOAT32 * count,
-        # Muon, which moves nearly all where it is used, keeps one average of each gradient.
+        # Muon moves nearly all weights, and keeps one average of each gradient.
         "optimiser": count * (OPTIMISER_BYTES[settings.optimizer] if settings.muon_rate is None else FLOAT32),
         "averaged weights": FLOAT32 * count * (settings.ema_decay > 0),
         "teacher's weights": dtype.itemsize * parameters(planned.layers.teacher),
@@ -90,14 +90,14 @@ def _rounded_at_once(layout: UNetLayout) -> int:
 def activations(
     layout: UNetLayout, cells: int, dtype: torch.dtype, device: str, *, checkpointed: bool = False
 ) -> int:
-    """Bytes that the forward pass of one picture keeps for the backward pass; nothing is computed.
+    """Count the bytes that the forward pass of one image keeps for the backward pass, without computing.
 
     Args:
         layout: of the student.
         cells: side of the latents.
         dtype: in which it computes.
         device: see ``memory``.
-        checkpointed: of each block its inputs alone are kept, and all of the one that is computed again.
+        checkpointed: keep the inputs of each block, and everything of the largest one.
     """
     with torch.device("meta"):
         unet = UNet(layout).to(dtype)
@@ -107,7 +107,7 @@ def activations(
         if isinstance(module, Attention):
             module.attend = kernel
     weights = {_storage(parameter) for parameter in unet.parameters()}
-    # Of the network and, last, of the block that runs; storages are held, so that no number is given twice.
+    # Of the network and, last, of the running block; holding the storages keeps their addresses unique.
     kept: list[dict[int, torch.UntypedStorage]] = [{}]
     again = [0]
 
@@ -141,15 +141,15 @@ def measured_speed(
     teacher: Callable[[], UNet] | None, macs: int, cells: int, dtype: torch.dtype, device: str, *,
     batch_size: int,
 ) -> Speed:  # fmt: skip
-    """How fast the device is, from a forward pass of the teacher if there is one, else from a matrix product.
+    """Measure the speed of a device: a forward pass of the teacher, or a matrix product without one.
 
     Args:
-        teacher: loads it.
+        teacher: loads the teacher.
         macs: of its forward pass.
         cells: side of the latents.
         dtype: in which to compute.
-        device: on which.
-        batch_size: pictures that are learned at a time; where they would take long, fewer are timed.
+        device: to measure.
+        batch_size: of the training; fewer images are timed if they take long.
     """
     product = _product_rate(dtype, device)
     if teacher is None or macs / product > _LONGEST_FORWARD:
@@ -172,7 +172,7 @@ def _product_rate(dtype: torch.dtype, device: str) -> float:
 
 
 def _timed(work: Callable[[], object], device: str) -> float:
-    """The shortest of three runs, after one to warm up."""
+    """Return the shortest of three runs, after one to warm up."""
     seconds = []
     for _ in range(4):
         start = time.perf_counter()
@@ -184,7 +184,7 @@ def _timed(work: Callable[[], object], device: str) -> float:
 
 
 def _fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """FlashAttention (2205.14135), which keeps no weights; named, since meta tensors would take another."""
+    """Compute FlashAttention (2205.14135), which keeps no weights; meta tensors would use another kernel."""
     return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
 
 

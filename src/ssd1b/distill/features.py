@@ -10,19 +10,19 @@ from ssd1b.distill.layer_map import LayerMap
 from ssd1b.layouts import UNetLayout
 
 Pairs = Mapping[str, str]
-"""The student's modules whose outputs are to be those of the teacher's modules, by name."""
+"""Names of the student's modules, with the teacher's modules whose outputs they are to reproduce."""
 
 
 def no_features(layers: LayerMap) -> Pairs:
-    """Nothing: task and output alone."""
+    """Compare no features, only task and output."""
     return {}
 
 
 def layer_level(layers: LayerMap) -> Pairs:
-    """The outputs of every resnet, every transformer as a whole, and the middle block.
+    """Compare the outputs of every resnet, every transformer as a whole, and the middle block.
 
-    SSD-1B's own choice (Gupta et al. 2024, 2401.02677; the vendor's ``distill_sdxl.py`` sums 26 such terms).
-    Since whole transformers are compared, it does not matter how many blocks they lack inside.
+    This is SSD-1B's choice (Gupta et al. 2024, 2401.02677; the vendor's ``distill_sdxl.py`` sums 26 such
+    terms). Since whole transformers are compared, the number of blocks inside does not matter.
     """
     outer = {
         ours: theirs
@@ -33,12 +33,12 @@ def layer_level(layers: LayerMap) -> Pairs:
 
 
 def block_level(layers: LayerMap) -> Pairs:
-    """The outputs of every level on the way down and up (BK-SDM, 2305.15798), the middle block left out."""
+    """Compare the outputs of every level on the way down and up, but not the middle (BK-SDM, 2305.15798)."""
     return dict(zip(_ends(layers.student), _ends(layers.teacher), strict=True))
 
 
 def self_attention(layers: LayerMap) -> Pairs:
-    """The outputs of the self-attention of every transformer block that stayed (KOALA, 2312.04005)."""
+    """Compare the outputs of the self-attention of every kept transformer block (KOALA, 2312.04005)."""
     return {
         f"{ours}.attn1": f"{theirs}.attn1"
         for ours, theirs in layers.modules.items()
@@ -82,7 +82,7 @@ def _middle(layers: LayerMap) -> dict[str, str]:
 
 
 def _ends(layout: UNetLayout) -> list[str]:
-    """The last module of each level on the way down, then up: what a level hands on."""
+    """Return the last module of each level on the way down, then up."""
     last = len(layout.levels) - 1
     ends = []
     for index, level in enumerate(layout.levels):

@@ -1,4 +1,4 @@
-"""How much a network's output changes without each of its transformer blocks, and layouts made by that."""
+"""The importance of transformer blocks, and layouts that keep the most important ones."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
@@ -22,17 +22,17 @@ _MIDDLE = "mid_block.attentions.0"
 
 @torch.inference_mode()
 def block_importance(unet: UNet, examples: Iterable[UNetInputs]) -> dict[str, float]:
-    """The mean squared change of the output when a block is skipped, relative to the output's mean square.
+    """Measure the mean squared change of the output without each block, relative to its mean square.
 
-    The criterion of LAPTOP-Diff (2404.11098, section 3.2): changes of several blocks nearly add up, so blocks
-    can be measured one at a time.
+    This is the criterion of LAPTOP-Diff (2404.11098, section 3.2). The changes of several blocks nearly add
+    up, so blocks can be measured one at a time.
 
     Args:
         unet: the teacher.
         examples: noised latents with their conditioning, on the network's device.
 
     Returns:
-        By the block's name, as ``mid_block.attentions.0.transformer_blocks.3``.
+        The importance of each block by its name, as ``mid_block.attentions.0.transformer_blocks.3``.
 
     Raises:
         InputError: there are no examples.
@@ -54,22 +54,25 @@ def block_importance(unet: UNet, examples: Iterable[UNetInputs]) -> dict[str, fl
 def fitted(
     teacher: UNetLayout, importance: Mapping[str, float], share: float
 ) -> tuple[UNetLayout, dict[str, tuple[int, ...]]]:
-    """A layout with at most a share of the teacher's parameters, and which blocks of each transformer stay.
+    """Find a layout with at most a share of the teacher's parameters.
 
-    The block whose importance is least for its parameters goes first, until the rest fits. Every transformer
-    keeps one block; but the middle block, as in SSD-1B, may lose all of them and its second resnet.
+    Blocks are removed in the order of their importance per parameter until the rest fits. Every transformer
+    keeps at least one block, but the middle block, as in SSD-1B, may lose all of them and its second resnet.
 
-    diffusers' configuration has one number for the middle block's depth and that of the first transformer
-    before it. So each depth that both can have is tried, and the middle's loss of all blocks, and what keeps
-    most importance is taken.
+    diffusers' configuration has one number for the depths of the middle block and of the first transformer
+    before it. So each depth that both can have, and a middle block without any, is tried; the layout that
+    keeps most importance wins.
 
     Args:
         teacher: layout of the larger UNet.
-        importance: of each of its blocks, as ``block_importance`` gives it.
+        importance: of each of its blocks, see ``block_importance``.
         share: of the parameters, above 0 and below 1.
 
+    Returns:
+        The layout, and the kept blocks of each transformer.
+
     Raises:
-        InputError: nothing so small can be made by taking out transformer blocks.
+        InputError: removing transformer blocks cannot make the teacher so small.
     """
     if not 0 < share < 1:
         raise InputError(f"the share of parameters must lie between 0 and 1, got {share:g}")
@@ -83,7 +86,7 @@ def fitted(
     }
 
     def shortened(depths: Mapping[str, int]) -> tuple[dict[str, list[int]], int]:
-        """What is kept if these transformers keep so many blocks and others are shortened; its size."""
+        """Return the kept blocks and the size, if these depths are fixed and others are shortened."""
         kept = {name: blocks[: depths.get(name)] for name, blocks in ranked.items()}
         left = without_middle if depths.get(_MIDDLE) == 0 else whole
         left -= sum(cost[name] * (len(ranked[name]) - len(each)) for name, each in kept.items() if each)
@@ -115,7 +118,7 @@ def fitted(
 
 
 def _middles(layout: UNetLayout) -> list[dict[str, int]]:
-    """The depths that the middle block may have, with what each asks of the transformer before it."""
+    """Return the possible depths of the middle block, with the depth of the transformer before it."""
     depths = transformers(layout)
     if _MIDDLE not in depths:
         return [{}]
@@ -138,7 +141,7 @@ def _skipped(block: nn.Module) -> Iterator[None]:
 
 
 def _block_parameters(layout: UNetLayout) -> dict[str, int]:
-    """Parameters of one block of each transformer, by the transformer's name."""
+    """Return the parameters of one block of each transformer, by the transformer's name."""
     return {
         name: sum(
             shape.numel() for key, shape in shapes(layout).items() if key.startswith(f"{name}.{BLOCKS}.0.")
@@ -148,7 +151,7 @@ def _block_parameters(layout: UNetLayout) -> dict[str, int]:
 
 
 def _with_depths(layout: UNetLayout, kept: Mapping[str, Sized]) -> UNetLayout:
-    """The layout with as many blocks as are kept of each transformer."""
+    """Return the layout with the number of blocks that are kept of each transformer."""
     depths = {name: len(blocks) for name, blocks in kept.items()}
     last = len(layout.levels) - 1
 

@@ -1,9 +1,9 @@
-"""Which of the teacher's layers each of the student's comes from, for any pair of layouts.
+"""The map from each of a student's layers to the teacher's layer that it is copied from.
 
-Resnets: on the way down the first ones stay. On the way up the first ones and the last stay, because the last
-one alone takes the skip of the finer level; BK-SDM (2305.15798, section 3.1) does the same when it copies a
-block's last pair into the slot before. A transformer goes with its resnet, and of its blocks a rule chooses
-which stay.
+On the way down the first resnets are kept. On the way up the first ones and the last are kept, because only
+the last takes the skip connection of the finer level; BK-SDM (2305.15798, section 3.1) does the same when it
+copies a block's last pair into the slot before. A transformer is kept with its resnet, and a rule chooses
+which of its blocks are.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +18,7 @@ from ssd1b.layouts import Level, UNetLayout
 from ssd1b.models.unet import UNet
 
 Choice = Callable[[str, int, int], tuple[int, ...]]
-"""``choice(transformer, depth, kept)``: which ``kept`` of a teacher's ``depth`` blocks stay, in rising order.
+"""``choice(transformer, depth, kept)``: which ``kept`` of a teacher's ``depth`` blocks to keep, in order.
 
 ``transformer`` is the teacher's name for the module, as ``down_blocks.2.attentions.0``.
 """
@@ -27,15 +27,16 @@ _INFERRED = {10: (0, 1, 2, 6)}
 
 
 def first(transformer: str, depth: int, kept: int) -> tuple[int, ...]:
-    """The first blocks, as loading the teacher's file into the student's shape keeps them."""
+    """Keep the first blocks, as loading the teacher's file into the student's shape does."""
     return tuple(range(kept))
 
 
 def inferred(transformer: str, depth: int, kept: int) -> tuple[int, ...]:
-    """What SSD-1B kept, as far as cosine similarity of its weights with SDXL's tells.
+    """Keep the blocks that SSD-1B kept, inferred from the cosine similarity of its weights to SDXL's.
 
-    Of ten blocks 0, 1, 2 and 6, of two the first (laksjdjf, card of furusu/SSD-1B-anime; the vendor published
-    no map). Where more stay, the first of the others; where fewer, or nothing was inferred, the first.
+    These are 0, 1, 2 and 6 of ten blocks, and the first of two (laksjdjf, card of furusu/SSD-1B-anime; the
+    vendor published no map). If more are to be kept, the first of the others follow; if fewer, or if nothing
+    was inferred for the depth, the first are kept.
     """
     order = _INFERRED.get(depth, ())
     others = (block for block in range(depth) if block not in order)
@@ -46,7 +47,7 @@ CHOICES: dict[str, Choice] = {"inferred": inferred, "first": first}
 
 
 def explicit(blocks: Mapping[str, tuple[int, ...]], otherwise: Choice = inferred) -> Choice:
-    """Blocks named for each of the teacher's transformers; ``otherwise`` chooses where none are named."""
+    """Keep the blocks given for each of the teacher's transformers; ``otherwise`` chooses for the others."""
 
     def choose(transformer: str, depth: int, kept: int) -> tuple[int, ...]:
         return tuple(blocks[transformer]) if transformer in blocks else otherwise(transformer, depth, kept)
@@ -55,7 +56,7 @@ def explicit(blocks: Mapping[str, tuple[int, ...]], otherwise: Choice = inferred
 
 
 def most_important(importance: Mapping[str, float]) -> Choice:
-    """The blocks without which the output changes most.
+    """Keep the blocks whose removal changes the output most.
 
     Args:
         importance: of each block, by the teacher's name for it, as
@@ -70,10 +71,10 @@ def most_important(importance: Mapping[str, float]) -> Choice:
 
 
 def among(earlier: "LayerMap", choice: Choice) -> Choice:
-    """A choice in the first teacher's terms, made among the blocks that earlier stages left.
+    """Apply a choice, which counts the first teacher's blocks, to the blocks that earlier stages left.
 
-    The rules prefer the same blocks whatever number is to stay, so what stays after several stages is what
-    would stay after one.
+    The rules prefer the same blocks whatever the number to keep, so several stages keep the same blocks as
+    one.
     """
     depths = transformers(earlier.teacher)
 
@@ -97,12 +98,13 @@ def among(earlier: "LayerMap", choice: Choice) -> Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerMap:
-    """The student's modules and parameters, by name, with the teacher's that they come from.
+    """The student's modules and parameters, with those of the teacher that they are copied from.
 
     Attributes:
-        student: layout of the smaller UNet; teacher: of the larger one.
-        modules: for each of the student's resnets, transformers, transformer blocks and resamplers the
-            teacher's, by name.
+        student: layout of the smaller UNet.
+        teacher: layout of the larger UNet.
+        modules: the teacher's module for each of the student's resnets, transformers, transformer blocks and
+            resamplers, by name.
     """
 
     student: UNetLayout
@@ -114,7 +116,7 @@ class LayerMap:
         """Find the map.
 
         Raises:
-            InputError: the student is no part of the teacher (other widths, more layers), or ``choice``
+            InputError: the student is not a part of the teacher (other widths, more layers), or ``choice``
                 names blocks that the teacher does not have.
         """
         _check_widths(student, teacher)
@@ -123,7 +125,7 @@ class LayerMap:
 
     @cached_property
     def keys(self) -> dict[str, str]:
-        """The teacher's key for each of the student's, checked for equal shapes without any weights.
+        """The teacher's key for each of the student's. Shapes are checked, without any weights.
 
         Raises:
             InputError: a tensor of the student has another shape than the teacher's.
@@ -147,7 +149,7 @@ class LayerMap:
     def removed(self) -> list[str]:
         """The teacher's resnets, transformers and transformer blocks that the student lacks, in order.
 
-        Of a transformer that goes as a whole, its blocks are not named one by one.
+        The blocks of a transformer that is removed as a whole are not listed.
         """
         kept = set(self.modules.values())
         gone = [name for name in _names(self.teacher) if name not in kept]
@@ -155,7 +157,7 @@ class LayerMap:
 
     @property
     def kept(self) -> dict[str, list[int]]:
-        """Which blocks of each of the teacher's transformers stay, none where it goes as a whole."""
+        """The kept blocks of each of the teacher's transformers; none if it is removed as a whole."""
         found: dict[str, list[int]] = {name: [] for name in transformers(self.teacher)}
         for source in self.modules.values():
             transformer, _, block = source.rpartition(".transformer_blocks.")
@@ -164,7 +166,7 @@ class LayerMap:
         return found
 
     def through(self, earlier: "LayerMap") -> "LayerMap":
-        """The map to the teacher of this map's teacher, for a student cut in several stages."""
+        """Compose with the map of an earlier stage: the result maps to the earlier map's teacher."""
         if earlier.student != self.teacher:
             raise InputError(
                 "the maps do not follow each other: the earlier one's student is not this one's teacher"
@@ -173,12 +175,12 @@ class LayerMap:
         return LayerMap(student=self.student, teacher=earlier.teacher, modules=modules)
 
     def weights(self, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The student's state dict, made of the teacher's tensors; none is copied."""
+        """Return the student's state dict, made of the teacher's tensors without copying."""
         return {key: teacher[source] for key, source in self.keys.items()}
 
 
 def transformers(layout: UNetLayout) -> dict[str, int]:
-    """Depth of each transformer, by the module's name, in the order of the forward pass."""
+    """Return the depth of each transformer, by the module's name, in the order of the forward pass."""
     down = [
         (f"down_blocks.{index}.attentions.{position}", depth)
         for index, level in enumerate(layout.levels)
@@ -193,15 +195,15 @@ def transformers(layout: UNetLayout) -> dict[str, int]:
 
 
 def parameters(layout: UNetLayout) -> int:
-    """Number of a UNet's parameters."""
+    """Return the number of a UNet's parameters."""
     return sum(shape.numel() for shape in shapes(layout).values())
 
 
 def choose(name: str) -> Choice:
-    """The rule of this name.
+    """Return the rule of a name.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such rule.
     """
     if name not in CHOICES:
         raise unknown("choice of blocks", name, CHOICES)
@@ -210,7 +212,7 @@ def choose(name: str) -> Choice:
 
 @lru_cache(maxsize=64)
 def shapes(layout: UNetLayout) -> Mapping[str, torch.Size]:
-    """The shape of each of a UNet's tensors."""
+    """Return the shape of each of a UNet's tensors."""
     with torch.device("meta"):
         return {key: tensor.shape for key, tensor in UNet(layout).state_dict().items()}
 
@@ -262,7 +264,7 @@ def _kept_on_the_way_up(ours: Level, theirs: Level) -> tuple[int, ...]:
 
 
 def _blocks(ours: str, theirs: str, depth: int, of: int, choice: Choice) -> Iterator[tuple[str, str]]:
-    """A transformer and its blocks."""
+    """Yield the pairs of a transformer and its blocks."""
     if depth > of:
         raise InputError(f"{ours} has {depth} transformer blocks in the student, {theirs} has {of}")
     if not depth:
@@ -279,5 +281,5 @@ def _blocks(ours: str, theirs: str, depth: int, of: int, choice: Choice) -> Iter
 
 
 def _names(layout: UNetLayout) -> list[str]:
-    """Every module that a map speaks of, in the order of the keys."""
+    """Return the names of all modules in a map, in the order of the keys."""
     return list(dict(_modules(layout, layout, first)))

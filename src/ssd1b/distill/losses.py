@@ -1,4 +1,4 @@
-"""What a student is asked for: the task, the teacher's prediction, the teacher's features."""
+"""The terms of a student's loss: the task, the teacher's prediction, the teacher's features."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ NORMAL = 1e-6
 @validated
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """How much each kind of term counts; the vendor's script has 1, 0.5 and 0.5.
+    """Weights of the kinds of terms; the vendor's script has 1, 0.5 and 0.5.
 
     Attributes:
-        task: of the error in the noise (or whatever the model predicts).
-        output: of the difference from the teacher's prediction.
-        features: of the sum of the differences from the teacher's features.
+        task: weight of the error in the noise (or whatever the model predicts).
+        output: weight of the difference from the teacher's prediction.
+        features: weight of the sum of the differences from the teacher's features.
         normalised: divide each feature's term by the mean square of the teacher's feature, so that the
             largest ones do not drown the others (LAPTOP-Diff, 2404.11098).
     """
@@ -52,15 +52,15 @@ def distillation_terms(
     Args:
         weights: of the kinds of terms.
         target: what the model is to predict, ``[B, 4, H, W]``.
-        predicted: by the student.
-        predicted_by_teacher: likewise.
-        features: the student's and the teacher's, by the student's name for the module.
-        sample_weights: of each picture, ``[B]``, for every term alike: with min-SNR over the task alone
-            (as the vendor's script has it) the balance of the terms would change with the noise.
+        predicted: the student's prediction.
+        predicted_by_teacher: the teacher's prediction.
+        features: the student's and the teacher's features, by the student's name for the module.
+        sample_weights: weight of each image in all terms, ``[B]``. With min-SNR over the task alone (as in
+            the vendor's script) the balance of the terms would change with the noise.
 
     Returns:
-        ``loss``, ``task``, ``output``, ``features`` (their sum) and ``feature/NAME`` for each of them; all
-        are means over the batch in float32, of which only ``loss`` counts the weights.
+        ``loss``, ``task``, ``output``, ``features`` (their sum) and ``feature/NAME`` for each of them: means
+        over the batch in float32, of which only ``loss`` applies the weights.
     """
     terms = {
         "task": _mean(_squared(predicted, target), sample_weights),
@@ -80,7 +80,7 @@ def distillation_terms(
 
 
 def _squared(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Mean squared difference of each picture, ``[B]``; in float32, since squares of float16 overflow."""
+    """Return the mean squared difference of each image, ``[B]``; squares of float16 would overflow."""
     return (ours.float() - theirs.detach().float()).square().flatten(1).mean(dim=1)
 
 

@@ -1,4 +1,4 @@
-"""A picture of two UNets, block by block: what the teacher has, what the student kept."""
+"""A plot of teacher and student, block by block."""
 
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _KEPT = "#4a7fb5"
 _REMOVED = ("#f2a65a", "#d1495b", "#8d6a9f", "#66a182", "#8c8c8c")
-"""A colour for each stage, over again from the sixth on."""
+"""Colours of the stages, repeated from the sixth on."""
 
 _GAP = 0.6
 
@@ -28,10 +28,9 @@ class _Column(NamedTuple):
 
 
 def draw_layers(planned: Sequence[PlannedStage]) -> bytes:
-    """Draw the teacher, what goes in the colour of the stage that removes it, over the student: a PNG.
+    """Plot the teacher above the student, as PNG; removed blocks have the colour of their stage.
 
-    A square is a transformer block, the bar below it the resnet before. Blocks bear the teacher's numbers.
-    matplotlib is an extra.
+    A square is a transformer block, the bar below it the resnet before. Blocks have the teacher's numbers.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -46,7 +45,7 @@ def draw_layers(planned: Sequence[PlannedStage]) -> bytes:
         _draw(above, column, range(column.depth), gone)
     places = {column.resnet: column for column in columns}
     for column in _columns(student):
-        # Where the teacher's stands from which it comes, so that holes show.
+        # At the position of the teacher's column, so that gaps show.
         source = places[last.modules[column.resnet]]
         blocks = last.kept.get(source.transformer, [])
         _draw(below, source, blocks, {})
@@ -91,7 +90,7 @@ def _columns(layout: UNetLayout) -> list[_Column]:
 
 
 def _blocks(layout: UNetLayout) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Each block's name with its depths; the middle's second resnet has no transformer behind it."""
+    """Yield each block's name with its depths; the middle's second resnet has no transformer."""
     for index, level in enumerate(layout.levels):
         yield f"down_blocks.{index}", level.down
     if layout.mid is not None:
@@ -101,7 +100,7 @@ def _blocks(layout: UNetLayout) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _groups(columns: Sequence[_Column]) -> Iterator[tuple[float, str]]:
-    """The middle of each block's columns, and its name."""
+    """Yield the centre of each block's columns, and its name."""
     names = list(dict.fromkeys(column.resnet.split(".resnets")[0] for column in columns))
     for name in names:
         places = [column.at for column in columns if column.resnet.startswith(f"{name}.")]
@@ -109,7 +108,7 @@ def _groups(columns: Sequence[_Column]) -> Iterator[tuple[float, str]]:
 
 
 def _gone(planned: PlannedStage, teacher: UNetLayout) -> Iterator[str]:
-    """All that is missing after a stage, transformers that went as a whole by their blocks."""
+    """Yield all that is missing after a stage; for whole transformers, their blocks."""
     depths = transformers(teacher)
     for name in planned.layers.removed:
         if name in depths:

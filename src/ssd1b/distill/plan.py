@@ -1,4 +1,4 @@
-"""What a distillation will do, worked out before anything is trained: each stage's layout and layer maps."""
+"""The plan of a distillation: each stage's layout and layer maps, before anything is trained."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,12 +23,12 @@ from ssd1b.weights.configs import unet_config
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedStage:
-    """A stage with what is cut in it.
+    """A stage with its layer maps.
 
     Attributes:
-        stage: as it was asked for.
-        cut: from the student of the stage before (at first the teacher) to this one's.
-        layers: from the teacher to this stage's student: whose features are compared with whose.
+        stage: its settings.
+        cut: the map from this stage's student to that of the stage before, at first to the teacher.
+        layers: the map from this stage's student to the teacher, with which features are compared.
     """
 
     stage: Stage
@@ -40,7 +40,7 @@ def with_target(stages: Sequence[Stage], student: str | None, teacher: UNetLayou
     """Let the last stage end with ``student``.
 
     Raises:
-        InputError: the last stage says something else, nothing says it, or a stage before says nothing.
+        InputError: the last stage has another student, no student is given, or an earlier stage has none.
     """
     *earlier, last = stages
     for number, stage in enumerate(earlier, 1):
@@ -63,17 +63,17 @@ def with_target(stages: Sequence[Stage], student: str | None, teacher: UNetLayou
 def plan(
     teacher: UNetLayout, stages: Sequence[Stage], measure: Callable[[], Mapping[str, float]] | None = None
 ) -> list[PlannedStage]:
-    """Work out what each stage removes.
+    """Plan what each stage removes.
 
     Args:
         teacher: layout of the larger UNet.
         stages: in order, each with its student.
-        measure: gives the importance of each of the teacher's blocks; called if a stage asks for it, when
-            nothing else is wrong any more.
+        measure: measures the importance of each of the teacher's blocks; called only if a stage needs it and
+            nothing else is wrong.
 
     Raises:
-        InputError: a layout that does not exist or is no part of what it is cut from, a budget that cannot be
-            kept, nothing to remove, or an end that no configuration of diffusers describes.
+        InputError: a layout does not exist or is not a part of the one it is cut from, a budget cannot be
+            kept, there is nothing to remove, or diffusers has no configuration for the final layout.
     """
     asked = any(stage.keep == IMPORTANCE or share_of(stage.student) is not None for stage in stages)
     if not asked:
@@ -107,14 +107,14 @@ def _planned(
 
 
 def arranged(student: str | Depths, teacher: UNetLayout) -> UNetLayout:
-    """A topology at the teacher's widths.
+    """Return the layout of a topology at the teacher's widths.
 
     Args:
         student: a name, a layout file (TOML, as ``Depths``), or depths.
-        teacher: everything else is taken from it.
+        teacher: gives everything else.
 
     Raises:
-        InputError: no such name or file, another number of levels, or depths that make no layout.
+        InputError: there is no such name or file, the number of levels differs, or the depths are invalid.
     """
     if isinstance(student, str):
         if student in NAMED:
@@ -149,7 +149,7 @@ def _cut(before: LayerMap, stage: Stage, importance: Mapping[str, float]) -> Lay
         choice = among(before, _choice(stage, before.teacher, importance))
         return LayerMap.between(layout, before.student, choice)
     left = {ours: importance[theirs] for ours, theirs in before.modules.items() if f".{BLOCKS}." in ours}
-    # The share is of the first teacher, whatever earlier stages have left of it.
+    # The share is of the first teacher's parameters.
     of_what_is_left = share * parameters(before.teacher) / parameters(before.student)
     if of_what_is_left >= 1:
         raise InputError(f"{share:.0%} of the parameters are no less than earlier stages have left")

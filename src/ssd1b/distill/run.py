@@ -1,4 +1,4 @@
-"""The whole distillation: each stage begun where the one before ended, and the model at the end."""
+"""A whole distillation: each stage starts from the student of the one before."""
 
 import json
 import shutil
@@ -38,38 +38,38 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Data = Callable[[VAE, TextEncoders, LoopSettings], Batches[LatentBatch]]
-"""The batches of a stage, for a teacher's autoencoder (float32, on the device) and text encoders."""
+"""Makes the batches of a stage from a teacher's VAE (float32, on the device) and text encoders."""
 
 CONFIG = "distill.json"
-"""In the run's folder: what was asked for, all of it, and what came of it."""
+"""File in the run's folder with everything that decides the run."""
 
 IMPORTANCE = "importance.json"
 MODEL, MODEL_FILE = "model", "model.safetensors"
 _ENCODING_MINUTES = 7 * 24 * 60.0
 EXAMPLES, EXAMPLE_SIZE = 8, 8
-"""Batches, and pictures in each, on which importance is measured."""
+"""Number of batches, and of images in each, on which importance is measured."""
 
 
 class Made(NamedTuple):
-    """What a distillation leaves: the model as a folder, and as one file where the format has room for it."""
+    """The results of a distillation: the model as a folder, and as one file if the format allows it."""
 
     folder: Path
     file: Path | None
 
 
 def measured_importance(
-    teacher: Model, data: Data, device: str, *, told: str, out: Path | None = None
+    teacher: Model, data: Data, device: str, *, source: str, out: Path | None = None
 ) -> dict[str, float]:
-    """Measure the teacher's blocks on data; a run in ``out`` remembers it.
+    """Measure the importance of the teacher's blocks on data; it is kept in ``out``.
 
     Args:
         teacher: whose UNet is measured.
         data: as ``run`` takes it.
         device: where to compute.
-        told: what the data are called.
+        source: name of the data.
         out: folder of the run.
     """
-    of = {**described(teacher), "data": told}
+    of = {**described(teacher), "data": source}
     path = out and out / IMPORTANCE
     if path and path.exists() and (remembered := read_json(path))["of"] == of:
         return remembered["blocks"]
@@ -89,10 +89,10 @@ def measured_importance(
 
 
 def check_free(out: Path, *, resume: bool, overwrite: bool = False) -> None:
-    """See that ``out`` holds no run, or one that is to be continued, and nothing else in a result's place.
+    """Check that ``out`` holds no run, or one to resume, and nothing else under a result's name.
 
     Raises:
-        InputError: there is a run and ``resume`` is False; or something that no run wrote is in the way.
+        InputError: there is a run and ``resume`` is False, or a file that no run wrote is in the way.
     """
     if _begun(out) and not resume:
         raise ConflictError(f"{out} holds a run already: go on with --resume, or name another folder")
@@ -101,31 +101,31 @@ def check_free(out: Path, *, resume: bool, overwrite: bool = False) -> None:
 
 
 def claim(out: Path, config: Mapping[str, Any]) -> None:
-    """Note down in ``out`` what is run there, or find that it is the run that is gone on with.
+    """Write what decides a run into ``out``, or check that it is the run being resumed.
 
     Raises:
-        InputError: it is a run of other settings.
+        InputError: it is a run with other settings.
     """
     path = out / CONFIG
-    told = json.loads(json.dumps(config))
+    plain = json.loads(json.dumps(config))
     if not _begun(out):
         with renewing(path) as aside:
-            write_json(aside, {**told, "ssd1b_version": version("ssd1b")})
+            write_json(aside, {**plain, "ssd1b_version": version("ssd1b")})
         return
     there = read_json(path)
-    if other := [name for name in told if there.get(name) != told[name]]:
+    if other := [name for name in plain if there.get(name) != plain[name]]:
         raise ConflictError(f"{out} holds a run with other {', '.join(other)}: name another folder")
 
 
 def _begun(out: Path) -> bool:
-    """Whether training began in ``out``; a run whose data could not be used leaves nothing but its plan."""
+    """Return whether training began in ``out``; a run whose data were unusable leaves only its plan."""
     return (out / CONFIG).exists() and any(out.glob("stage-*"))
 
 
 def config_of(
     teachers: Mapping[str | None, Model], data: str, planned: Sequence[PlannedStage]
 ) -> dict[str, Any]:
-    """All that decides a run, and what stays of each transformer, for ``claim``."""
+    """Return everything that decides a run, and the kept blocks of each transformer, for ``claim``."""
     stages = [
         asdict(each.stage) | {"layout": asdict(each.layers.student), "kept": each.layers.kept}
         for each in planned
@@ -144,22 +144,22 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
 ) -> Made:
-    """Cut and train stage after stage, then write the student with all that its last teacher brings.
+    """Cut and train stage after stage, then write the student with the other networks of its last teacher.
 
     A finished stage leaves ``stage-N/student.safetensors`` and is not run again. Started by ``torchrun``,
     every process calls this; the first one encodes the data and writes.
 
     Args:
         out: folder of the run.
-        planned: what each stage does.
-        teachers: by the name that a stage gives; None is the one of stages that name none.
+        planned: the stages.
+        teachers: by the name in a stage; None is the teacher of stages that name none.
         data: makes each stage's batches.
-        device: where to train.
-        resume: go on with the stage that was stopped.
+        device: to train on.
+        resume: continue the stage that was stopped.
         overwrite: as ``write_model``.
 
     Raises:
-        InputError: teachers of different layouts, or what a training may raise.
+        InputError: teachers have different layouts, or a training fails.
     """
     layout = planned[0].layers.teacher
     for each in teachers.values():
@@ -188,10 +188,10 @@ def run(
 
 
 def joined(device: str) -> "Accelerator":
-    """Join the processes that ``torchrun`` started, before anything is put on their devices.
+    """Join the processes that ``torchrun`` started, before anything is moved to their devices.
 
-    They wait for the first one to encode pictures, however long that takes; in the training itself a process
-    that hangs is found by the loop.
+    They wait for the first one to encode images for as long as that takes. In the training itself the loop
+    finds a process that hangs.
     """
     return accelerator(torch.device(device).type, timeout_minutes=_ENCODING_MINUTES)
 
@@ -218,14 +218,14 @@ def _train(
 
 
 def write_model(out: Path, student: UNet, teacher: Model, *, overwrite: bool = False) -> Made:
-    """Write the student beside its teacher's other networks, tokenizers, scheduler and settings.
+    """Write the student with its teacher's other networks, tokenizers, scheduler and settings.
 
-    A model that this function wrote there earlier is replaced; with ``overwrite`` also a file of another
-    origin, but never a folder.
+    A model that this function wrote there earlier is replaced; with ``overwrite`` so is any other file, but
+    never a folder.
 
     Returns:
-        ``out/model`` in diffusers' format, and ``out/model.safetensors`` in the original names: not if the
-        vocabulary is not CLIP's, for which a single file has no place.
+        ``out/model`` in diffusers' format, and ``out/model.safetensors`` with the original names. There is no
+        single file if the vocabulary is not CLIP's, for which the format has no place.
     """
     info = replace(teacher.info, layout=replace(teacher.layout, unet=student.layout))
     parts = {part: read_part(teacher.checkpoint, part) for part in PARTS if part != "unet"}

@@ -1,4 +1,4 @@
-"""One stage of a distillation: a student learns from the data, and from what its teacher makes of them."""
+"""One stage of a distillation: a student learns from the data, and from its teacher's outputs."""
 
 from pathlib import Path
 
@@ -19,10 +19,10 @@ from ssd1b.training.settings import LoopSettings
 
 
 def student_of(teacher: UNet, layers: LayerMap) -> UNet:
-    """Cut the student out of its teacher: the layers that the map names, with their weights.
+    """Build the student from the layers of its teacher that the map names.
 
     Raises:
-        InputError: the map is of another teacher.
+        InputError: the map is for another teacher's layout.
     """
     if teacher.layout != layers.teacher:
         raise InputError("the layer map is of another teacher's layout")
@@ -41,23 +41,23 @@ def distill(
     """Train a student beside its teacher (Gupta et al. 2024, 2401.02677).
 
     Args:
-        out: of the run.
-        teacher: frozen here and brought to the objective's number format.
+        out: folder of the run.
+        teacher: is frozen, and converted to the objective's number format.
         student: float32, on the objective's device.
-        layers: which of the teacher's layers the student's are compared with.
-        data: batches as the objective takes them.
-        objective: noise, target and weights, the same for both.
+        layers: the teacher's layers with which the student's are compared.
+        data: batches of the stage.
+        objective: noise, target and loss weights for both.
         settings: of the run.
         weights: of task, output and features.
-        level: which features are compared, a key of ``LEVELS``.
-        resume: go on with the run in ``out``.
+        level: of the features to compare, a key of ``LEVELS``.
+        resume: continue the run in ``out``.
         validate: see ``loop.train``.
 
     Returns:
-        The student's averaged weights.
+        The student with its averaged parameters.
 
     Raises:
-        InputError: no such level, or the layer map is of other layouts.
+        InputError: there is no such level, or the layer map is for other layouts.
     """
     if level not in LEVELS:
         raise unknown("level of features", level, LEVELS)
@@ -68,7 +68,7 @@ def distill(
     teacher.to(objective.device, dtype).requires_grad_(False).eval()
     if objective.device == "cpu":
         use_fast_cpu_kernels(teacher, dtype)
-        if not settings.gradient_checkpointing:  # the two do not go together
+        if not settings.gradient_checkpointing:  # the two cannot be combined
             use_fast_cpu_kernels(student, dtype)
 
     def loss(module: nn.Module, batch: LatentBatch) -> dict[str, Tensor]:

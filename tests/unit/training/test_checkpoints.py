@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,19 +31,21 @@ SETTINGS = LoopSettings(
 )
 
 
-PROCESSES = Processes(torch.device("cpu"), SETTINGS)
+@cache
+def processes() -> Processes:
+    return Processes(torch.device("cpu"), SETTINGS)
 
 
 def learners_of(seed: int, settings: LoopSettings = SETTINGS, width: int = 3) -> Mapping[str, Learner]:
     torch.manual_seed(seed)
-    return Learner(nn.Linear(width, 2), lambda model, batch: {}, settings, PROCESSES).learners
+    return Learner(nn.Linear(width, 2), lambda model, batch: {}, settings, processes()).learners
 
 
 def save(out: Path, step: int, settings: LoopSettings = SETTINGS) -> Path:
     """A checkpoint whose weights tell its step."""
     checkpoints.clear(out)
     folder = out / "checkpoints"
-    checkpoints.save(folder, step, settings, learners_of(step, settings), PROCESSES)
+    checkpoints.save(folder, step, settings, learners_of(step, settings), processes())
     return folder / f"step-{step:08d}.safetensors"
 
 
@@ -206,7 +209,7 @@ def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path: Path) -> N
 def writing_for_long(out: Path) -> None:
     """What the child process of the next test does."""
     checkpoints.clear(out)
-    checkpoints.save(out / "checkpoints", 1, SETTINGS, learners_of(0, width=20_000_000), PROCESSES)
+    checkpoints.save(out / "checkpoints", 1, SETTINGS, learners_of(0, width=20_000_000), processes())
 
 
 def test_sigkill_while_a_checkpoint_is_written_leaves_nothing_that_is_not_found(tmp_path: Path) -> None:
@@ -290,10 +293,10 @@ def test_a_checkpoint_of_other_learners_is_refused(tmp_path: Path) -> None:
 def test_weights_under_two_names_are_saved_once_each(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight
-    learners = Learner(model, lambda model, batch: {}, SETTINGS, PROCESSES).learners
+    learners = Learner(model, lambda model, batch: {}, SETTINGS, processes()).learners
     checkpoints.clear(tmp_path)
     folder = tmp_path / "checkpoints"
-    checkpoints.save(folder, 1, SETTINGS, learners, PROCESSES)
+    checkpoints.save(folder, 1, SETTINGS, learners, processes())
     path = checkpoints.newest(folder)
     assert path is not None and checkpoints.restore(path, learners) == 1
     assert json.loads(metadata(path)["settings"])["model"] == json.loads(json.dumps(asdict(SETTINGS)))
