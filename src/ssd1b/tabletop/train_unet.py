@@ -6,7 +6,6 @@ learn sooner (REPA, 2410.06940); here the truth itself takes the place of a visi
 is dropped afterwards. A run that goes on with what has learned all this trains the UNet alone.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -35,6 +34,7 @@ from ssd1b.tabletop.scenes import WORLDS, Scene, World, scene
 from ssd1b.tabletop.train_judge import ABSENT, answers_by_cell
 from ssd1b.tabletop.views import View, photograph, view
 from ssd1b.training.batches import LatentBatch
+from ssd1b.training.digests import digest_of_encoder
 from ssd1b.training.kernels import use_fast_cpu_kernels, use_fast_cpu_text_kernels
 from ssd1b.training.loop import train
 from ssd1b.training.objective import Objective, noised
@@ -172,7 +172,7 @@ def captioned_latents(
     seed = settings.seed
     asked = math.ceil(settings.steps * settings.batch_size / SHARD) * SHARD
     latents = Shards(
-        cache / f"latents-{_digest(vae)}" / f"{world}-{seed}",
+        cache / f"latents-{digest_of_encoder(vae)}" / f"{world}-{seed}",
         min(PICTURES, asked),
         partial(_encode, vae, seed, WORLDS[world]),
         label="encode renders",
@@ -292,13 +292,6 @@ def initialised(unet: UNet) -> UNet:
         elif isinstance(module, SpatialTransformer):
             nn.init.zeros_(module.proj_out.weight)
     return unet
-
-
-def _digest(vae: VAE) -> str:
-    """Of what makes the latents, which are believed by their folder's name."""
-    halves = (vae.encoder, vae.quant_conv)
-    parts = (p.detach().cpu().numpy() for half in halves for p in half.parameters())
-    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
 
 
 @torch.inference_mode()

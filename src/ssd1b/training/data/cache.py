@@ -5,21 +5,20 @@ another name and is encoded anew; equal ones are encoded once. Files appear whol
 may fill a cache and be stopped at any moment.
 """
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.vae import VAE
 from ssd1b.runtime import dtype_name
 from ssd1b.saving import replacing
-from ssd1b.training.digests import digest_of_tensors
+from ssd1b.training.digests import digest_of_encoder, digest_of_modules, digest_of_tensors
 
 _CHECKSUM = "checksum"
 """Name of a tensor with the digest of the others: safetensors notices a cut file, but no flipped bit."""
@@ -64,8 +63,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> Tensor:
 
 def latents_cache(folder: Path, vae: VAE, dtype: torch.dtype) -> Cache:
     """Return the cache for the latents of a VAE in a number format."""
-    parts: tuple[nn.Module, ...] = (vae.encoder, vae.quant_conv)
-    return Cache(folder / "latents" / f"{_weights_digest(parts, repr(vae.layout))}-{dtype_name(dtype)}")
+    return Cache(folder / "latents" / f"{digest_of_encoder(vae)}-{dtype_name(dtype)}")
 
 
 def texts_cache(folder: Path, text: TextEncoders, dtype: torch.dtype) -> Cache:
@@ -75,11 +73,4 @@ def texts_cache(folder: Path, text: TextEncoders, dtype: torch.dtype) -> Cache:
         (encoder.layout, tokenizer.pad_token_id, sorted(tokenizer.vocabulary.items()))
         for encoder, tokenizer in pairs
     ])  # fmt: skip
-    return Cache(folder / "texts" / f"{_weights_digest([e for e, _ in pairs], what)}-{dtype_name(dtype)}")
-
-
-def _weights_digest(modules: Iterable[nn.Module], beside: str) -> str:
-    state = hashlib.blake2b(beside.encode(), digest_size=8)
-    for module in modules:
-        state.update(digest_of_tensors(module.state_dict()))
-    return state.hexdigest()
+    return Cache(folder / "texts" / f"{digest_of_modules([e for e, _ in pairs], what)}-{dtype_name(dtype)}")

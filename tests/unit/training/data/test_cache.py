@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from ssd1b.training.data.cache import Cache, _weights_digest
+from ssd1b.training.data.cache import Cache
+from ssd1b.training.digests import digest_of_modules
 
 TENSORS = {
     "latents": torch.arange(24.0).reshape(4, 2, 3).half(),
@@ -86,9 +87,9 @@ def test_several_write_the_same_entry_at_once(tmp_path: Path) -> None:
 def test_the_digest_sees_every_weight_and_its_format() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(3, 2)
-    first = _weights_digest([layer], "layout")
-    assert first == _weights_digest([layer], "layout") != _weights_digest([layer], "another")
+    first = digest_of_modules([layer], "layout")
+    assert first == digest_of_modules([layer], "layout") != digest_of_modules([layer], "another")
     with torch.no_grad():
         layer.bias[1] += 1e-7
-    changed = _weights_digest([layer], "layout")
-    assert len({first, changed, _weights_digest([layer.bfloat16()], "layout")}) == 3
+    changed = digest_of_modules([layer], "layout")
+    assert len({first, changed, digest_of_modules([layer.bfloat16()], "layout")}) == 3
