@@ -13,9 +13,7 @@ from ssd1b.pipeline import Pipeline
 from ssd1b.training.loop import Validate
 
 
-def make_sample_validator(
-    teacher: Model, captions: Sequence[str], vae: VAE, text: TextEncoders
-) -> Validate:
+def make_sample_validator(teacher: Model, captions: Sequence[str], vae: VAE, text: TextEncoders) -> Validate:
     """Return a validation that draws the captions side by side, with the teacher's recommended settings.
 
     Args:

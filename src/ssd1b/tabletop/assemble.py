@@ -48,7 +48,7 @@ FURTHER = {
 }  # fmt: skip
 """The same for a part that goes on with a model's weights."""
 
-BATCH_SIZES: dict[str, Range] = {
+BATCH_SIZES: dict[str, Any] = {
     "vae": Annotated[int, Range(4, 4096, multiple_of=train_vae.PER_PICTURE)],
     "clip": Annotated[int, Range(16, 4096, multiple_of=train_clip.LOOK_ALIKES)],
     "unet": Annotated[int, Range(1, 4096)],

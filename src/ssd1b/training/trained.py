@@ -9,7 +9,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ssd1b.errors import InputError
 from ssd1b.training.processes import shard_like
-from ssd1b.weights.files import some
+from ssd1b.weights.files import first_few
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -33,7 +33,7 @@ def load_trained_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> Non
     held = trained_tensors(model)
     for names, problem in ((held.keys() - tensors, "missing"), (tensors.keys() - held, "unexpected")):
         if names:
-            raise InputError(f"{problem} tensors: {some(sorted(names))}")
+            raise InputError(f"{problem} tensors: {first_few(sorted(names))}")
     for name, tensor in tensors.items():
         if tensor.shape != held[name].shape:
             raise InputError(f"{name} has shape {list(tensor.shape)}, not {list(held[name].shape)}")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from ssd1b.distill.teacher import Teacher
+from ssd1b.distill.teacher import find_teacher
 from ssd1b.errors import InputError
 from ssd1b.weights.checkpoint import ModelInfo
-from ssd1b.weights.folder import save_folder
+from ssd1b.weights.writing import save_folder
 from tiny import DRAWABLE, random_weights
 
 
@@ -26,4 +26,4 @@ def test_a_teacher_whose_inputs_are_others_is_refused(
     layout = replace(DRAWABLE, unet=replace(DRAWABLE.unet, **changes))  # type: ignore[arg-type]
     save_folder(tmp_path / "model", ModelInfo(layout=layout), random_weights(layout))
     with pytest.raises(InputError, match=message):
-        Teacher.find(str(tmp_path / "model"), offline=True)
+        find_teacher(str(tmp_path / "model"), offline=True)
