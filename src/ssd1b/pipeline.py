@@ -171,14 +171,32 @@ class Pipeline:
         pictures = []
         for offset in range(count):
             settings = replace(first, seed=(first.seed + offset) % SEEDS)
-            *_, last = self.steps([settings])
-            pictures += self.pictures(last.latents, [settings])
+            pictures += self.draw([settings])
         return pictures
+
+    def draw(
+        self, batch: Sequence[GenerationSettings], watch: Callable[[Step], object] = lambda step: None
+    ) -> list[Picture]:
+        """Draw a batch of pictures to the end.
+
+        Args:
+            batch: the settings of each picture; their batch keys must be equal.
+            watch: called after each step, for progress and previews (``preview(step.denoised)``). An
+                exception that it raises cancels the drawing.
+
+        Raises:
+            InputError: as ``steps``.
+        """
+        step = None
+        for step in self.steps(batch):
+            watch(step)
+        assert step is not None
+        return self.pictures(step.latents, batch)
 
     def steps(self, batch: Sequence[GenerationSettings]) -> Iterator[Step]:
         """Draw a batch, one ``Step`` after the other; the last one's latents are the pictures'.
 
-        Whoever iterates owns progress, preview (``preview(step.denoised)``) and cancellation: stop iterating.
+        The caller may stop iterating at any step. ``draw`` iterates to the end and decodes.
 
         Raises:
             InputError: the pictures have different batch keys: they differ in more than seed,

@@ -113,8 +113,7 @@ def _drawn(case: Case, networks: nn.ModuleDict) -> Work:
     chosen = [pipeline.settings(**case.settings)] * case.batch
 
     def draw() -> Tensor:
-        *_, last = pipeline.steps(chosen)
-        return _pixels([picture.image for picture in pipeline.pictures(last.latents, chosen)])
+        return _pixels([picture.image for picture in pipeline.draw(chosen)])
 
     return draw
 

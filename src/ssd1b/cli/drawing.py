@@ -10,11 +10,11 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Set
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 from PIL import Image, PngImagePlugin
@@ -28,7 +28,7 @@ from ssd1b.images import Picture, save_picture, to_images, to_pixels
 from ssd1b.pipeline import Pipeline
 from ssd1b.runtime import choose_device, choose_dtype
 from ssd1b.saving import replacing
-from ssd1b.settings import DEFAULT_MODEL, GenerationSettings
+from ssd1b.settings import DEFAULT_MODEL
 from ssd1b.speed.linear_decoder import LinearDecoder
 
 if TYPE_CHECKING:
@@ -112,9 +112,24 @@ def workplace(choice: ModelChoice, out: Path) -> Iterator[Workplace]:
         yield Workplace(store=store, known=known, prepare=prepare, device=device, dtype=dtype)
 
 
-def progress_bar(steps: int) -> "tqdm[NoReturn]":
-    """Show steps done and time left, on a terminal only."""
-    return tqdm(total=steps, unit="step", disable=None, leave=False)
+@contextmanager
+def watched(pipeline: Pipeline, steps: int, previews: Path | None = None) -> Iterator[Callable[[Step], None]]:
+    """Give a function for ``Pipeline.draw`` that shows the steps done and the time left, on a terminal only.
+
+    Args:
+        pipeline: the model.
+        steps: of all pictures.
+        previews: a folder for a file that shows the picture being drawn; None shows none.
+    """
+    bar = tqdm(total=steps, unit="step", disable=None, leave=False)
+    with bar, nullcontext() if previews is None else preview(pipeline, previews) as show:
+
+        def watch(step: Step) -> None:
+            bar.update()
+            if show is not None:
+                show(step)
+
+        yield watch
 
 
 @contextmanager
@@ -132,30 +147,6 @@ def cells_bar(wanted: "Iterable[Cell]", left: Set[str]) -> "Iterator[Callable[[C
             bar.update(costs.pop(cell.key, 0))
 
         yield advance
-
-
-def draw(
-    pipeline: Pipeline,
-    settings: GenerationSettings,
-    bar: "tqdm[NoReturn]",
-    show: Callable[[Step], None] | None = None,
-) -> Picture:
-    """Draw one picture, alone, so that it depends on no other.
-
-    Args:
-        pipeline: the model.
-        settings: of the picture.
-        bar: moved on by each step.
-        show: gets each step.
-    """
-    step = None
-    for step in pipeline.steps([settings]):
-        bar.update()
-        if show:
-            show(step)
-    assert step is not None
-    (picture,) = pipeline.pictures(step.latents, [settings])
-    return picture
 
 
 def save(picture: Picture, out: str, format: str | None) -> Path:

@@ -2,7 +2,6 @@
 
 import json
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 
@@ -86,12 +85,11 @@ def command(
         check_destination(out, picture_format, pipeline.recipe(replace(first, prompt=prompt)))
     total = len(prompts) * count
     loaded = time.perf_counter()
-    previews = drawing.preview(pipeline, folder) if preview else nullcontext()
-    with drawing.progress_bar(first.steps * total) as bar, previews as show:
+    with drawing.watched(pipeline, first.steps * total, folder if preview else None) as watch:
         for index in range(total):
             settings = replace(first, prompt=prompts[index // count], seed=(first.seed + index) % SEEDS)
             start = time.perf_counter()
-            picture = drawing.draw(pipeline, settings, bar, show)
+            (picture,) = pipeline.draw([settings], watch)
             path = str(drawing.save(picture, out, picture_format))
             seconds = time.perf_counter() - start
             with tqdm.external_write_mode():

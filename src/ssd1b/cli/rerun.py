@@ -79,8 +79,8 @@ def command(image: str, out: str, choice: ModelChoice, trusted: bool) -> None:
         pipeline = drawing.load(choice)
         settings = pipeline.settings(recipe.prompt, **overrides)
     check_destination(out, recipe=pipeline.recipe(settings))
-    with drawing.progress_bar(settings.steps) as bar:
-        picture = drawing.draw(pipeline, settings, bar)
+    with drawing.watched(pipeline, settings.steps) as watch:
+        (picture,) = pipeline.draw([settings], watch)
     click.echo(click.format_filename(drawing.save(picture, out, None)))
     if isinstance(recipe, Recipe):
         click.echo(_verdict(original, picture.image), err=True)

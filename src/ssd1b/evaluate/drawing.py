@@ -36,10 +36,9 @@ def draw(
             limit=lambda place: pipeline.batch_limit(chosen[place], batch_size),
         ):
             clock = time.perf_counter()
-            *_, last = pipeline.steps([chosen[place] for place in places])
-            images = pipeline.preview(last.latents)
+            pictures = pipeline.draw([chosen[place] for place in places])
             seconds = (time.perf_counter() - clock) / len(places)
-            found |= {place: (image, seconds) for place, image in zip(places, images, strict=True)}
+            found |= {place: (each.image, seconds) for place, each in zip(places, pictures, strict=True)}
             while following in found:
                 yield found.pop(following)
                 following += 1

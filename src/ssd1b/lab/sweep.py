@@ -379,8 +379,7 @@ def attempts(pipeline: Pipeline, measure: Measure) -> Iterator[Attempt]:
         whole.clear()
         deep.clear()
         try:
-            *_, last = pipeline.steps(batch)
-            pictures = pipeline.pictures(last.latents, batch)
+            pictures = pipeline.draw(batch)
             return [finished(each, passes_taken(batch[0]) / len(batch)) for each in pictures]
         except (ArithmeticError, InputError, MemoryError, RuntimeError) as error:
             if len(batch) > 1:  # the others of its batch are not to blame
