@@ -19,7 +19,7 @@ import torch
 
 from ssd1b import Pipeline
 from ssd1b.evaluate.clip_score import ClipScore
-from ssd1b.evaluate.drawing import draw
+from ssd1b.evaluate.drawing import draw_captions
 from ssd1b.evaluate.reconstruction import psnr
 from ssd1b.evaluate.statistics import difference, estimate
 from ssd1b.execution import Execution
@@ -59,9 +59,9 @@ def main() -> None:
         how = {each.name: given.pop(each.name) for each in fields(Execution) if each.name in given}
         drawing = pipeline(options.model, Execution(**how))
         wanted = {"batch_size": options.batch, "steps": options.steps, **given}
-        next(draw(drawing, tasks[: options.batch], **wanted))
+        next(draw_captions(drawing, tasks[: options.batch], **wanted))
         start = time.perf_counter()
-        images = [image for image, _ in draw(drawing, tasks, **wanted)]
+        images = [image for image, _ in draw_captions(drawing, tasks, **wanted)]
         seconds = (time.perf_counter() - start) / len(tasks)
         pictures = np.stack([np.asarray(image) for image in images])
         found = [score(case.scene, seen) for case, seen in zip(chosen, judge.read(pictures), strict=True)]

@@ -15,12 +15,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from ssd1b import Pipeline
+from ssd1b.evaluate.sheets import contact_sheet, picture_table
 from ssd1b.tabletop.captions import full_caption
 from ssd1b.tabletop.gallery import side_by_side
 from ssd1b.tabletop.judge import Judge, load_judge
 from ssd1b.tabletop.renderer import render_batch
 from ssd1b.tabletop.scenes import WORLDS, Scene, Split, scene
-from ssd1b.tabletop.sheet import contact_sheet, table
 
 GUIDANCE = (1.0, 2.0, 4.0, 7.0, 12.0, 20.0)
 FAULTS, TRIES = 5, 240
@@ -39,7 +39,7 @@ def guidance_sheet(pipeline: Pipeline) -> Image.Image:
         [pipeline.generate(prompt, seed=1, guidance_scale=scale)[0].image for scale in GUIDANCE]
         for prompt in prompts
     ]
-    return table(rows, [f"guidance {scale:g}" for scale in GUIDANCE], prompts)
+    return picture_table(rows, [f"guidance {scale:g}" for scale in GUIDANCE], prompts)
 
 
 def negative_sheet(pipeline: Pipeline, judge: Judge) -> Image.Image:
@@ -57,7 +57,7 @@ def negative_sheet(pipeline: Pipeline, judge: Judge) -> Image.Image:
         found.add(fault)
         if len(found) == FAULTS:
             break
-    return table(rows, ["no negative prompt", "the fault named"], headings, margin=230)
+    return picture_table(rows, ["no negative prompt", "the fault named"], headings, margin=230)
 
 
 def world_sheet(world: str, seed: int) -> Image.Image:

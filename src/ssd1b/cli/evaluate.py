@@ -191,7 +191,7 @@ def _folder(
 
 
 def _write(folder: Path, facts: dict[str, Any], results: list[_Result], *, overwrite: bool) -> None:
-    from ssd1b.tabletop.sheet import contact_sheet
+    from ssd1b.evaluate.sheets import contact_sheet
     from ssd1b.weights.files import write_json
 
     with renewing(folder / "evaluation.json", overwrite=overwrite) as aside:

@@ -121,11 +121,11 @@ def show_command(
 
     from tqdm import tqdm
 
+    from ssd1b.evaluate.sheets import contact_sheet
     from ssd1b.saving import writing
     from ssd1b.tabletop.captions import full_caption
     from ssd1b.tabletop.renderer import render
     from ssd1b.tabletop.scenes import WORLDS, scene
-    from ssd1b.tabletop.sheet import contact_sheet
 
     scenes = [scene(seed, index, split=split, world=WORLDS[world]) for index in range(count)]
     if model is None:

@@ -14,7 +14,7 @@ Task: TypeAlias = tuple[str, int]
 """A caption and a seed."""
 
 
-def draw(
+def draw_captions(
     pipeline: Pipeline, tasks: Sequence[Task], *, batch_size: int, label: str = "draw", **settings: Any
 ) -> Iterator[tuple[Image.Image, float]]:
     """Draw in batches: each picture with its share of the seconds that its batch took, in the tasks' order.

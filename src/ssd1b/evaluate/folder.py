@@ -13,7 +13,7 @@ from PIL import Image
 from ssd1b.errors import InputError, NotFoundError
 from ssd1b.evaluate.cost import counted, unet_macs
 from ssd1b.evaluate.distances import frechet_distance, kernel_distance
-from ssd1b.evaluate.drawing import draw
+from ssd1b.evaluate.drawing import draw_captions
 from ssd1b.evaluate.published import Inception, find_scorers, inception_weights
 from ssd1b.evaluate.statistics import Estimate, by_prompt, difference, estimate
 from ssd1b.files import named, read_file
@@ -120,7 +120,7 @@ def evaluate_folder(
     """
     tasks = [(pair.caption, seed) for pair in pairs for seed in range(seeds)]
     with counted(pipeline.unet) as batches:
-        drawn = list(draw(pipeline, tasks, batch_size=1, **settings))
+        drawn = list(draw_captions(pipeline, tasks, batch_size=1, **settings))
     images = [image for image, _ in drawn]
     scorers, missing = find_scorers(pipeline.device, offline=offline)
     values = {name: scorer(images, [caption for caption, _ in tasks]) for name, scorer in scorers.items()}

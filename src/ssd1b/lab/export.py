@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ssd1b.errors import InputError
+from ssd1b.evaluate.sheets import picture_table
 from ssd1b.files import open_regular
 from ssd1b.lab.results import SEED, Results
 from ssd1b.lab.store import Store
@@ -17,7 +18,6 @@ from ssd1b.lab.sweep import PROMPT, Choice
 from ssd1b.presets import as_toml
 from ssd1b.saving import renewing
 from ssd1b.settings import Preset
-from ssd1b.tabletop.sheet import table
 
 SHEETS = 8
 """Prompts that get a contact sheet."""
@@ -88,7 +88,7 @@ def contact_sheets(results: Results, store: Store) -> Iterator[Image.Image]:
             [_shown(store, results, place, _SIDE) for place in row]
             for row in _places(results, first, across, down)
         ]
-        yield table(rows, _labels(results, across), _labels(results, down))
+        yield picture_table(rows, _labels(results, across), _labels(results, down))
 
 
 def strip(results: Results, store: Store, rows: int) -> Image.Image:
@@ -99,7 +99,7 @@ def strip(results: Results, store: Store, rows: int) -> Image.Image:
     places = islice(_places(results, [0] * len(names), across, down), rows)
     pictures = [[_shown(store, results, place, _SMALL) for place in row] for row in places]
     labels = [value.label for value in results.axes[down].values[:rows]]
-    return table(pictures, [value.label for value in results.axes[across].values], labels)
+    return picture_table(pictures, [value.label for value in results.axes[across].values], labels)
 
 
 def _places(

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ssd1b.errors import InputError
 from ssd1b.evaluate.clip_score import ClipScore
-from ssd1b.evaluate.looks import looks
+from ssd1b.evaluate.image_statistics import image_statistics
 from ssd1b.evaluate.published import find_scorers
 from ssd1b.lab.sweep import Measure
 from ssd1b.models.vision import IMAGE_ENCODER
@@ -62,7 +62,7 @@ def meter(pipeline: Pipeline, model: Path) -> Measure:
 
     def measure(picture: Image.Image, prompt: str) -> Mapping[str, float]:
         pixels = np.asarray(picture)
-        found = looks(pixels)
+        found = image_statistics(pixels)
         if clip is not None:
             found["clip"] = float(clip([picture], [prompt])[0, 0])
         found |= {_NAMES[name]: float(each([picture], [prompt])[0]) for name, each in scorers.items()}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ssd1b.evaluate.clip_score import ClipScore
 from ssd1b.evaluate.cost import counted, unet_macs
 from ssd1b.evaluate.distances import diversity, frechet_distance, kernel_distance
-from ssd1b.evaluate.drawing import draw
+from ssd1b.evaluate.drawing import draw_captions
 from ssd1b.evaluate.reconstruction import psnr, reconstructed
 from ssd1b.evaluate.statistics import Estimate, by_prompt, difference, estimate
 from ssd1b.pipeline import Pipeline
@@ -209,7 +209,7 @@ def evaluate(
     chosen = cases(captions, seeds)
     with counted(pipeline.unet) as batches:
         tasks = [(case.caption, case.seed) for case in chosen]
-        drawn = list(draw(pipeline, tasks, batch_size=BATCH_SIZE, preset=preset, **given))
+        drawn = list(draw_captions(pipeline, tasks, batch_size=BATCH_SIZE, preset=preset, **given))
     images = [image for image, _ in drawn]
     pictures = np.stack([np.asarray(image) for image in images])
     seen = judge.read(pictures)

@@ -7,11 +7,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from ssd1b.evaluate.reconstruction import reconstructed
+from ssd1b.evaluate.sheets import picture_table
 from ssd1b.pipeline import Pipeline
 from ssd1b.tabletop.captions import full_caption
 from ssd1b.tabletop.renderer import render
 from ssd1b.tabletop.scenes import Scene
-from ssd1b.tabletop.sheet import table
 
 SEEDS = 4
 
@@ -24,4 +24,6 @@ def side_by_side(pipeline: Pipeline, scenes: Sequence[Scene], **settings: Any) -
         (kept,) = reconstructed(pipeline.vae, picture[None])
         drawn = pipeline.generate(caption, seed=0, count=SEEDS, **settings)
         rows.append([Image.fromarray(picture), Image.fromarray(kept), *(each.image for each in drawn)])
-    return table(rows, ["render", "autoencoder", *(f"drawn, seed {seed}" for seed in range(SEEDS))], captions)
+    return picture_table(
+        rows, ["render", "autoencoder", *(f"drawn, seed {seed}" for seed in range(SEEDS))], captions
+    )

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ssd1b.batching import batches
 from ssd1b.errors import InputError
-from ssd1b.evaluate.drawing import draw as draw_tasks
+from ssd1b.evaluate.drawing import draw_captions
 from ssd1b.execution import Execution
 from ssd1b.lab.axes import parse_axis
 from ssd1b.lab.store import Store
@@ -63,7 +63,9 @@ def test_a_sweeps_cells_are_what_generate_draws(mini: Pipeline, tmp_path: Path) 
 
 def test_evaluate_draws_what_generate_draws_and_in_the_order_of_its_tasks(mini: Pipeline) -> None:
     tasks = [(prompt, seed) for seed, prompt in product((1, 2), PROMPTS)]
-    together = [image for image, _ in draw_tasks(mini, tasks, batch_size=8, steps=2, negative_prompt="bad")]
+    together = [
+        image for image, _ in draw_captions(mini, tasks, batch_size=8, steps=2, negative_prompt="bad")
+    ]
     for (prompt, seed), image in zip(tasks, together, strict=True):
         (alone,) = mini.generate(prompt, seed=seed, steps=2, negative_prompt="bad")
         assert levels(image, alone.image) <= LEVELS
@@ -72,7 +74,7 @@ def test_evaluate_draws_what_generate_draws_and_in_the_order_of_its_tasks(mini: 
 def test_features_are_kept_by_what_a_picture_does_alone(mini: Pipeline) -> None:
     tasks = [(SPHERE, 1), ("a small green rubber cube", 2), ("blurry, noise", 3)]
     given = {"steps": 10, "feature_reuse": 0.2}
-    together = [image for image, _ in draw_tasks(mini, tasks, batch_size=8, **given)]
+    together = [image for image, _ in draw_captions(mini, tasks, batch_size=8, **given)]
     for (prompt, seed), image in zip(tasks, together, strict=True):
         (alone,) = mini.generate(prompt, seed=seed, **given)
         assert levels(image, alone.image) <= LEVELS

@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from ssd1b.errors import InputError
-from ssd1b.evaluate.looks import LOOKS
+from ssd1b.evaluate.image_statistics import STATISTICS
 from ssd1b.lab.axes import Axis, parse_axis
 from ssd1b.lab.goal import LIMITS, NEEDS, Goal, Guard, read_goal
 from ssd1b.lab.tune import RIVALS, Choice, Look, Pair, Seen, front, prove, search
@@ -183,7 +183,7 @@ def test_goals_are_read() -> None:
 
 
 def test_every_metric_that_can_be_named_has_limits() -> None:
-    assert NEEDS.keys() | {*LOOKS} <= LIMITS.keys()
+    assert NEEDS.keys() | {*STATISTICS} <= LIMITS.keys()
     assert all(low < high for low, high in LIMITS.values())
 
 

@@ -1,4 +1,4 @@
-"""Sheets: pictures in rows, each with its caption below, or in a table with headings."""
+"""Sheets: one image of many pictures, each with its caption below, or in a table with headings."""
 
 import math
 import textwrap
@@ -32,10 +32,17 @@ def contact_sheet(pictures: Sequence[NDArray[np.uint8]], captions: Sequence[str]
     return sheet
 
 
-def table(
+def picture_table(
     rows: Sequence[Sequence[Image.Image]], top: Sequence[str], left: Sequence[str], *, margin: int = 150
 ) -> Image.Image:
-    """Lay out pictures of one size as a table; ``margin`` is the width of the rows' headings."""
+    """Lay out pictures of one size as a table.
+
+    Args:
+        rows: the pictures.
+        top: a heading for each column.
+        left: a heading for each row.
+        margin: pixels of width for the rows' headings.
+    """
     width, height = rows[0][0].size
     font = ImageFont.load_default(FONT_SIZE + 1)
     head = 2 * FONT_SIZE

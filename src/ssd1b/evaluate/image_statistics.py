@@ -1,4 +1,4 @@
-"""How a picture looks, with nothing to compare it with: what too much guidance or too few steps do to it."""
+"""Statistics of a single image that too much guidance or too few steps change. They need no reference."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -9,11 +9,11 @@ Plane = Float[np.ndarray, "height width"]
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """ITU-R BT.601."""
 
-LOOKS = ("sharpness", "contrast", "colourfulness", "saturation", "clipping")
-"""What ``looks`` measures."""
+STATISTICS = ("sharpness", "contrast", "colourfulness", "saturation", "clipping")
+"""What ``image_statistics`` measures."""
 
 
-def looks(picture: Pixels) -> dict[str, float]:
+def image_statistics(picture: Pixels) -> dict[str, float]:
     """Measure a picture.
 
     Returns:
