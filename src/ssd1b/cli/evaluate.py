@@ -150,20 +150,20 @@ def _tabletop(
     from ssd1b.evaluate.clip_score import ClipScore
     from ssd1b.tabletop.evaluation import compare, evaluate
     from ssd1b.tabletop.judge import load_judge
-    from ssd1b.tabletop.views import SIZE
     from ssd1b.weights import hub
+    from ssd1b.weights.loading import open_checkpoint
 
     reader = load_judge(Path(judge) if judge is not None else None)
     found = []
     for choice in choices:
         pipeline = drawing.load(choice)
-        side = pipeline.layout.size
-        if side != SIZE:
+        path = hub.resolve(choice.model or DEFAULT_MODEL, offline=True).path
+        if open_checkpoint(path).world != "tabletop":
             raise InputError(
-                f"{choice.model} draws {side}x{side}; judged are pictures of Tabletop, {SIZE}x{SIZE}: "
-                "give a folder of captioned pictures with --data"
+                f'{choice.model} does not draw Tabletop, of which a judge reads pictures (no "world": '
+                '"tabletop" in its ssd1b.json): give a folder of captioned pictures with --data'
             )
-        clip = ClipScore.load(hub.resolve(choice.model or DEFAULT_MODEL, offline=True).path, pipeline.text)
+        clip = ClipScore.load(path, pipeline.text)
         found.append(evaluate(pipeline, reader, clip, **what))
     results = [
         _Result(each.facts(), _text(each), list(each.pictures), [case.caption for case in each.cases])

@@ -26,7 +26,7 @@ _NAMES = {"CLIP score": "clip", "PickScore": "pickscore"}
 
 def draws_tabletop(model: Path) -> bool:
     """Whether a model, by its folder or file, draws the world of which a judge can tell what is right."""
-    return open_checkpoint(model).info.layout.size == SIZE
+    return open_checkpoint(model).world == "tabletop"
 
 
 def captions(model: Path, count: int, *, stream: int) -> list[str]:
@@ -58,7 +58,7 @@ def meter(pipeline: Pipeline, model: Path) -> Measure:
     """
     clip = ClipScore.load(model, pipeline.text) if (model / IMAGE_ENCODER).is_dir() else None
     scorers = {} if clip is not None else find_scorers(pipeline.device, offline=True)[0]
-    judge = load_judge() if pipeline.layout.size == SIZE else None
+    judge = load_judge() if draws_tabletop(model) else None
 
     def measure(picture: Image.Image, prompt: str) -> Mapping[str, float]:
         pixels = np.asarray(picture)

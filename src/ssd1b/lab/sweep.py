@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from itertools import groupby, product
 from pathlib import Path
@@ -37,6 +38,8 @@ from ssd1b.settings import (
     resolve_settings,
     with_drawn_seed,
 )
+from ssd1b.weights.checkpoint import SETTINGS_FILE
+from ssd1b.weights.files import json_text, read_json
 
 MAX_CELLS = 100_000
 
@@ -197,9 +200,17 @@ def describe(name: str, store: Store, *, offline: bool, prediction: str | None =
         path=found.path,
         family=found.info.family,
         defaults=found.info.defaults,
-        fingerprint=found.digest(store.file_digest),
+        fingerprint=found.digest(partial(_file_digest, store=store)),
         tokenizers=found.tokenizers,
     )
+
+
+def _file_digest(file: Path, store: Store) -> str:
+    """SHA-256 of a model's file, without the world that it declares, which decides no picture."""
+    if file.name == SETTINGS_FILE and "world" in (content := read_json(file)):
+        del content["world"]
+        return hashlib.sha256(json_text(content).encode()).hexdigest()
+    return store.file_digest(file)
 
 
 def cells(

@@ -196,7 +196,7 @@ def assemble(target: Path, unet: UNet, companions: Companions) -> Path:
         "text_encoder": companions.text.encoder.state_dict(),
         "text_encoder_2": companions.text.encoder_2.state_dict(),
     }
-    info = ModelInfo(layout=MINI_SDXL, tokenizers=companions.tokenizers, settings=DEFAULTS)
+    info = ModelInfo(layout=MINI_SDXL, tokenizers=companions.tokenizers, settings=DEFAULTS, world="tabletop")
     with renewing(target) as aside:
         save_folder(aside, info, parts, dtype=torch.float16)
         _save_image_encoder(companions.image_encoder, aside)

@@ -37,7 +37,7 @@ SDXL_SCHEDULER: dict[str, Any] = {
 """stable-diffusion-xl-base-1.0's, which holds for every file that says nothing else."""
 
 SETTINGS_FILE = "ssd1b.json"
-"""In a model's folder: {"settings": {...}}, its defaults for generating."""
+"""In a model's folder: {"settings": {...}, "world": "..."}, its defaults for generating and its world."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +83,15 @@ class ModelMetadata:
         tokenizers: folder of each tokenizer, by the text encoder's name; CLIP's own where there is none.
         force_zeros_for_empty_prompt: whether no prompt means zeros instead of the embedding of "".
         settings: defaults for generating; not checked here.
+        world: name of the world of which the model draws pictures, for measures that know its truth; None
+            for a model of any pictures.
     """
 
     scheduler: dict[str, Any] = field(default_factory=SDXL_SCHEDULER.copy)
     tokenizers: dict[str, Path] = field(default_factory=dict)
     force_zeros_for_empty_prompt: bool = True
     settings: dict[str, Any] = field(default_factory=dict)
+    world: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -183,9 +183,13 @@ def json_value(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object, two spaces deep, as the hub's libraries do; see ``json_value``."""
-    text = json.dumps(json_value(value), indent=2, sort_keys=True, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    """Write a JSON object, see ``json_text``."""
+    path.write_text(json_text(value), encoding="utf-8")
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """A JSON object, two spaces deep, as the hub's libraries write it; see ``json_value``."""
+    return json.dumps(json_value(value), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -106,6 +106,7 @@ def _open_folder(path: Path, *, half: bool) -> Checkpoint:
     scheduler = path / "scheduler" / "scheduler_config.json"
     noise = read_json(scheduler) if scheduler.exists() else SDXL_SCHEDULER.copy()
     settings = path / SETTINGS_FILE
+    own = read_json(settings) if settings.exists() else {}
     return Checkpoint(
         path=path,
         format="diffusers folder",
@@ -117,7 +118,8 @@ def _open_folder(path: Path, *, half: bool) -> Checkpoint:
         force_zeros_for_empty_prompt=configs.flag(
             index, "force_zeros_for_empty_prompt", True, f"{path}: model_index.json"
         ),
-        settings=_settings(read_json(settings), str(settings)) if settings.exists() else {},
+        settings=_settings(own, str(settings)),
+        world=_world(own, str(settings)),
     )
 
 
@@ -272,6 +274,13 @@ def _settings(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise InputError(f"{where}: settings must be an object, got {shown(settings)}")
     return settings
+
+
+def _world(content: Mapping[str, Any], where: str) -> str | None:
+    world = content.get("world")
+    if not isinstance(world, str | None):
+        raise InputError(f"{where}: world must be a text, got {shown(world)}")
+    return world
 
 
 def _picture_size(unet_config: Mapping[str, Any] | None, vae: VAELayout, where: str) -> int:

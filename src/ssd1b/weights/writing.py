@@ -70,8 +70,9 @@ def save_folder(
             _write_tokenizer(temporary / tokenizer_folder(part), info.tokenizers.get(part), padding)
         (temporary / "scheduler").mkdir()
         write_json(temporary / "scheduler" / "scheduler_config.json", info.scheduler)
-        if info.settings:
-            write_json(temporary / SETTINGS_FILE, {"settings": info.settings})
+        own = {"settings": info.settings, "world": info.world}
+        if own := {name: value for name, value in own.items() if value}:
+            write_json(temporary / SETTINGS_FILE, own)
         write_json(temporary / "model_index.json", _model_index(info, part_configs))
 
 

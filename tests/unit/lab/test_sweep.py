@@ -44,6 +44,8 @@ from ssd1b.lab.sweep import (
 from ssd1b.pipeline import Pipeline
 from ssd1b.presets import load_preset
 from ssd1b.settings import GenerationSettings, Preset
+from ssd1b.weights.files import write_json
+from ssd1b.weights.loading import open_checkpoint
 
 CHILD = Path(__file__).parents[2] / "lab_cells.py"
 
@@ -124,6 +126,29 @@ def test_all_else_that_decides_the_picture_decides_the_key_and_nothing_more(monk
     )
     assert key(plain) == key(plain, model=FAKE._replace(path=Path("elsewhere")))
     assert key(plain) == key(replace(plain, model="by another name"))
+
+
+def test_keys_are_those_of_stores_from_before(monkeypatch, store: Store) -> None:
+    monkeypatch.setattr("ssd1b.lab.sweep.version", lambda name: "0.1.0")
+    assert key(sweep("seed=1")) == "46e41d6480aa9098b90950e4bbd02652ec7e9ff870467574bd0fd11f1d892552"
+    found = {name: describe(name, store, offline=True).fingerprint for name in ("mini-sdxl", "mini-ssd-1b")}
+    assert found == {
+        "mini-sdxl": "4930a8d61cdb86442d06f8eec46670c2516d63c2e3d1dc2cbbaf36711b6e399a",
+        "mini-ssd-1b": "f5c99943d96f3c51d467c6ba70c71f0bb129afb81564da038bc604e2cbaa669d",
+    }
+
+
+def test_a_models_world_decides_no_key(tiny_model, tmp_path, store: Store) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    before = describe(str(model), store, offline=True)
+    file = model / "ssd1b.json"
+    write_json(file, {**json.loads(file.read_text()), "world": "tabletop"})
+    assert open_checkpoint(model).world == "tabletop"
+    assert describe(str(model), store, offline=True).fingerprint == before.fingerprint
+    write_json(file, {"world": 3})
+    with pytest.raises(InputError, match=r"ssd1b\.json: world must be a text, got 3"):
+        describe(str(model), store, offline=True)
 
 
 def test_every_file_of_a_model_decides_its_fingerprint(tiny_model, tmp_path, store: Store) -> None:
