@@ -3,8 +3,8 @@
     python benchmarks/lab.py --cells 200 --recorded 100000 --out docs/log/lab.json
 
 The miniature draws ``--cells`` pictures in few steps, the hardest case; time that is not drawing them as PNG
-is measuring (the judge, the CLIP score, looks) or the sweep's own (hashes, files, SQLite). Then a store with
-``--recorded`` cells, of which none has a picture, is listed, loaded and reported.
+is measuring (the judge, the CLIP score, image statistics) or the sweep's own (hashes, files, SQLite). Then a
+store with ``--recorded`` cells, of which none has a picture, is listed, loaded and reported.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,17 @@ import torch
 from tqdm import tqdm
 
 from ssd1b import Pipeline
+from ssd1b.actions.worlds import WORLDS
+from ssd1b.jobs.driver import draw_jobs
+from ssd1b.jobs.executor import THUMBNAIL, Inline, renderer
+from ssd1b.jobs.store import DONE, Outcome, Store
 from ssd1b.lab.axes import parse_axis
 from ssd1b.lab.export import write_csv
-from ssd1b.lab.metrics import meter
+from ssd1b.lab.metrics import make_measure
 from ssd1b.lab.report import write_page
 from ssd1b.lab.results import load_results
-from ssd1b.lab.store import DONE, Outcome, Store
-from ssd1b.lab.sweep import THUMBNAIL, Sweep, attempts, cells, definition, describe, draw, identity
+from ssd1b.lab.sweep import Sweep, describe, expand, record
 from ssd1b.saving import replacing
-from ssd1b.tabletop.evaluation import cases
 from ssd1b.weights import hub
 from ssd1b.weights.files import write_json
 
@@ -40,7 +42,8 @@ def swept(folder: Path, count: int, steps: int) -> dict[str, float]:
     """Seconds of a picture that a sweep of the miniature takes, and what they are spent on."""
     pipeline = Pipeline.load(MODEL, device="cpu", dtype="fp32")
     spent = {"drawing": 0.0, "measuring": 0.0}
-    measure = meter(pipeline, hub.resolve(MODEL, offline=True).path)
+    truth = WORLDS["tabletop"]
+    measure = make_measure(pipeline, hub.resolve(MODEL, offline=True).path, truth)
 
     def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*given: Any) -> Any:
@@ -52,19 +55,14 @@ def swept(folder: Path, count: int, steps: int) -> dict[str, float]:
         return run
 
     # No two cells have any work in common, which memory would save.
-    prompts = tuple(dict.fromkeys(case.caption for case in cases(count)))
+    prompts = tuple(dict.fromkeys(truth.captions(count, 0)))
     what = Sweep(prompts=prompts, model=MODEL, settings={"steps": steps})
-    with closing(Store(folder)) as store, attempts(pipeline, timed("measuring", measure)) as attempt:
+    with closing(Store(folder)) as store, renderer(pipeline, timed("measuring", measure)) as render:
         start = time.perf_counter()
         known = cache(partial(describe, store=store, offline=True))
-        wanted = list(cells(what, known, device=pipeline.device, dtype=pipeline.dtype))
-        store.record(identity(what, wanted), definition(what), [(cell.key, cell.places) for cell in wanted])
-
-        @contextmanager
-        def prepare(name: str) -> Any:
-            yield timed("drawing", attempt)
-
-        draw(wanted, store, prepare)
+        wanted = list(expand(what, known, device=pipeline.device, dtype=pipeline.dtype))
+        record(what, wanted, store)
+        draw_jobs(wanted, store, Inline(lambda name: nullcontext(timed("drawing", render))))
         whole = time.perf_counter() - start
     own, count = whole - spent["drawing"], len(wanted)
     drawing = spent["drawing"] - spent["measuring"]
@@ -81,13 +79,13 @@ def reported(folder: Path, count: int) -> dict[str, float]:
     what = Sweep(prompts=prompts, axes=axes, model=MODEL, settings={})
     with closing(Store(folder)) as store:
         known = cache(partial(describe, store=store, offline=True))
-        wanted = cells(what, known, device=torch.device("cpu"), dtype=torch.float32)
+        wanted = expand(what, known, device=torch.device("cpu"), dtype=torch.float32)
         wanted = list(tqdm(wanted, total=what.count, desc="cells", disable=None))
         outcome = Outcome(
             state=DONE, digest="", passes=1.0, thumbnail=bytes(THUMBNAIL * THUMBNAIL * 3),
             metrics=dict.fromkeys(("right", "clip", "sharpness", "contrast", "saturation"), 0.5),
         )  # fmt: skip
-        store.record(identity(what, wanted), definition(what), [(cell.key, cell.places) for cell in wanted])
+        record(what, wanted, store)
         for cell in tqdm(wanted, desc="record", disable=None):
             store.finish([(cell.key, outcome, None)])
     told: dict[str, float] = {"recorded": len(wanted)}

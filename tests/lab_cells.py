@@ -12,9 +12,13 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ssd1b.jobs.driver import draw_jobs
+from ssd1b.jobs.executor import Drawn, Inline, thumbnail
+from ssd1b.jobs.job import Job
+from ssd1b.jobs.store import DONE, FAILED, Outcome, Store
 from ssd1b.lab.axes import parse_axis
-from ssd1b.lab.store import DONE, FAILED, Outcome, Store
-from ssd1b.lab.sweep import Cell, Model, Sweep, cells, definition, draw, identity, thumbnail
+from ssd1b.lab.sweep import Model, Sweep, expand, record
+from ssd1b.pipeline import Watch, ignore
 from ssd1b.settings import GenerationSettings
 
 Chance = Callable[[GenerationSettings], float]
@@ -29,13 +33,13 @@ class Fake:
         self.drawn = 0
         self._log, self._seconds = log, seconds
 
-    def __call__(self, batch: Sequence[GenerationSettings]) -> list[tuple[Outcome, bytes | None]]:
+    def __call__(self, batch: Sequence[GenerationSettings], watch: Watch = ignore) -> list[Drawn]:
         return [self.one(settings) for settings in batch]
 
-    def one(self, settings: GenerationSettings) -> tuple[Outcome, bytes | None]:
+    def one(self, settings: GenerationSettings) -> Drawn:
         self.drawn += 1
         if settings.prompt == "a broken one":
-            return Outcome(state=FAILED, error="the picture is no numbers"), None
+            return Drawn(Outcome(state=FAILED, error="the picture is no numbers"), None)
         time.sleep(self._seconds)
         color = (settings.seed % 256, settings.steps, int(settings.guidance_scale * 10) % 256)
         file = BytesIO()
@@ -47,37 +51,42 @@ class Fake:
             state=DONE, digest=str(color), passes=4.0, metrics={"red": float(color[0])},
             thumbnail=thumbnail(Image.new("RGB", (64, 64), color)),
         )  # fmt: skip
-        return outcome, file.getvalue()
+        return Drawn(outcome, file.getvalue())
 
 
-def wanted(sweep: Sweep) -> list[Cell]:
-    return list(cells(sweep, lambda name: FAKE, device=torch.device("cpu"), dtype=torch.float32))
+def wanted(sweep: Sweep) -> list[Job]:
+    return list(expand(sweep, lambda name: FAKE, device=torch.device("cpu"), dtype=torch.float32))
 
 
 def sweep(*axes: str, prompts: tuple[str, ...] = ("a cube",)) -> Sweep:
     return Sweep(prompts=prompts, axes=tuple(map(parse_axis, axes)), model="fake")
 
 
-def run(store: Store, what: Sweep, fake: Any, **how: Any) -> list[Cell]:
-    all_cells = wanted(what)
-    store.record(identity(what, all_cells), definition(what), [(cell.key, cell.places) for cell in all_cells])
-    draw(all_cells, store, lambda name: nullcontext(fake), **how)
-    return all_cells
+def inline(fake: Any) -> Inline:
+    """An executor that draws with what draws nothing."""
+    return Inline(lambda name: nullcontext(fake))
+
+
+def run(store: Store, what: Sweep, fake: Any, **how: Any) -> list[Job]:
+    jobs = wanted(what)
+    record(what, jobs, store)
+    draw_jobs(jobs, store, inline(fake), **how)
+    return jobs
 
 
 def drawing(chances: dict[str, Chance], level: Chance = lambda settings: 0.0):
     """What draws pictures that have something right with a known chance, for all settings from one luck."""
     pixels = len(thumbnail(Image.new("RGB", (64, 64))))
 
-    def one(settings: GenerationSettings) -> tuple[Outcome, None]:
+    def one(settings: GenerationSettings) -> Drawn:
         luck = random.Random(f"{settings.prompt} {settings.seed}").random()
         metrics = {name: float(luck < chance(settings)) for name, chance in chances.items()}
         shade = int(level(settings)) % 156
         form = bytes([shade, shade + 100]) * (pixels // 2)
         outcome = Outcome(state=DONE, digest="", passes=1.0, metrics=metrics, thumbnail=form)
-        return outcome, None
+        return Drawn(outcome, None)
 
-    return lambda batch: [one(settings) for settings in batch]
+    return lambda batch, watch: [one(settings) for settings in batch]
 
 
 FIVE_HUNDRED = ("seed=1-10", "steps=1-10", "guidance=1-5")

@@ -38,6 +38,13 @@ from ssd1b.weights.vocabulary import calibration_prompts
 CALIBRATION_STEPS = 32
 """Steps of pictures that a quantized network's ranges are read off."""
 
+Watch = Callable[[Step], object]
+"""Called after each step of a batch. An exception that it raises cancels the drawing."""
+
+
+def ignore(step: Step) -> None:
+    """Watch nothing."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
@@ -174,15 +181,12 @@ class Pipeline:
             pictures += self.draw([settings])
         return pictures
 
-    def draw(
-        self, batch: Sequence[GenerationSettings], watch: Callable[[Step], object] = lambda step: None
-    ) -> list[Picture]:
+    def draw(self, batch: Sequence[GenerationSettings], watch: Watch = ignore) -> list[Picture]:
         """Draw a batch of pictures to the end.
 
         Args:
             batch: the settings of each picture; their batch keys must be equal.
-            watch: called after each step, for progress and previews (``preview(step.denoised)``). An
-                exception that it raises cancels the drawing.
+            watch: for progress, previews (``preview(step.denoised)``) and cancellation.
 
         Raises:
             InputError: as ``steps``.

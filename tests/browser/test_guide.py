@@ -8,10 +8,10 @@ import pytest
 from playwright.sync_api import Page
 
 from lab_cells import FAKE, drawing, run
+from ssd1b.jobs.store import Store
 from ssd1b.lab.claims import CLAIMS
 from ssd1b.lab.guide import EXPERIMENTS, Chapter, own_settings, sweep_of, write_guide
 from ssd1b.lab.results import load_results
-from ssd1b.lab.store import Store
 
 EVIL = "</title><script>alert(1)</script><img src=x onerror=alert(1)>"
 
@@ -26,9 +26,9 @@ def test_every_claim_has_its_verdict_and_every_experiment_its_pictures(
     with closing(Store(tmp_path / "cells")) as store:
         for experiment in EXPERIMENTS:
             prompts = [f"{EVIL} {number}" for number in range(8)]
-            run(store, sweep_of(experiment, prompts, 16, model="fake", own=own, beneath={}), attempt)
+            run(store, sweep_of(experiment, prompts, 16, model="fake", model_settings=own, base={}), attempt)
             chapters.append(Chapter(experiment, load_results(store)))
-        html = write_guide(tmp_path, chapters, store, model=EVIL, own=own)[0]
+        html = write_guide(tmp_path, chapters, store, model=EVIL, model_settings=own)[0]
     page = visit(html, viewport={"width": width, "height": 800})
     assert page.locator("tbody tr").count() == page.locator(".word").count() == len(CLAIMS)
     assert page.locator("h1").inner_text().endswith(EVIL)

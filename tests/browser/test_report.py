@@ -8,9 +8,9 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from lab_cells import Fake, run, sweep
+from ssd1b.jobs.store import Store
 from ssd1b.lab.report import write_page
 from ssd1b.lab.results import load_results
-from ssd1b.lab.store import Store
 
 EVIL = "</script><img src=x onerror=alert(1)>"
 

@@ -7,14 +7,11 @@ import itertools
 import os
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Set
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from PIL import Image, PngImagePlugin
@@ -22,20 +19,16 @@ from tqdm import tqdm
 
 from ssd1b.cli.options import ModelChoice
 from ssd1b.diffusion.samplers import Step
-from ssd1b.errors import InputError, line, shown
+from ssd1b.errors import InputError, line
 from ssd1b.files import open_regular
-from ssd1b.images import Picture, save_picture, to_images, to_pixels
-from ssd1b.pipeline import Pipeline
-from ssd1b.runtime import choose_device, choose_dtype
+from ssd1b.images import Picture, save_picture
+from ssd1b.jobs.previews import previews
+from ssd1b.pipeline import Pipeline, Watch
 from ssd1b.saving import replacing
 from ssd1b.settings import DEFAULT_MODEL
-from ssd1b.speed.linear_decoder import LinearDecoder
 
 if TYPE_CHECKING:
-    import torch
-
-    from ssd1b.lab.store import Store
-    from ssd1b.lab.sweep import Attempt, Cell, Model
+    from ssd1b.actions.lab import Loading
 
 PREVIEW = "ssd1b-preview"
 """Name of the PNG, beside the pictures, that shows the one that is being drawn."""
@@ -43,17 +36,13 @@ PREVIEW = "ssd1b-preview"
 _PREVIEW_MARK = "ssd1b-preview"
 """Key of a text in it, by which it is known from a picture of the user's."""
 
-PREVIEW_SHARE = 0.1
-"""How much of the time decoded previews may take, and those between them."""
-
 _CELLS = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+_UNITS = {"search": "trial", "prove": "setting"}
 
 
 def load(choice: ModelChoice) -> Pipeline:
-    """Load a model, as ``Pipeline.load`` does; from here on warnings are one line each."""
-    # The tokenizer warns of prompts beyond 77 tokens, which are cut into chunks here, not cut off.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.formatwarning = lambda message, *where, **source: f"warning: {line(str(message))}\n"
+    """Load a model, as ``Pipeline.load`` does."""
+    _prepare_process()
     return Pipeline.load(
         choice.model or DEFAULT_MODEL,
         device=choice.device,
@@ -64,65 +53,43 @@ def load(choice: ModelChoice) -> Pipeline:
         paths=choice.paths,
         execution=choice.execution,
         threads=choice.threads or "auto",
-        notify=lambda message: print(f"{message} ...", file=sys.stderr),  # noqa: T201
+        notify=_notify,
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workplace:
-    """Where the lab draws.
+def loading(choice: ModelChoice) -> "Loading":
+    """How the lab loads models."""
+    from ssd1b.actions.lab import Loading
 
-    Attributes:
-        store: of the cells.
-        known: finds a model by its name.
-        prepare: loads it, to draw and measure.
-        device: where; dtype: in which number format.
-    """
-
-    store: "Store"
-    known: "Callable[[str], Model]"
-    prepare: "Callable[[str], AbstractContextManager[Attempt]]"
-    device: "torch.device"
-    dtype: "torch.dtype"
+    _prepare_process()
+    return Loading(
+        device=choice.device, dtype=choice.dtype, offline=choice.offline, prediction=choice.prediction,
+        threads=choice.threads or "auto", notify=_notify,
+    )  # fmt: skip
 
 
-@contextmanager
-def workplace(choice: ModelChoice, out: Path) -> Iterator[Workplace]:
-    """Open the folder of a sweep, a search or a guide.
+def _prepare_process() -> None:
+    """Print warnings as one line each."""
+    # The tokenizer warns of prompts beyond 77 tokens, which are cut into chunks here, not cut off.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.formatwarning = lambda message, *where, **source: f"warning: {line(str(message))}\n"
 
-    Raises:
-        InputError: no such device or number format, or the folder is none of ours.
-    """
-    from ssd1b.lab.metrics import meter
-    from ssd1b.lab.store import Store
-    from ssd1b.lab.sweep import attempts, describe
 
-    device = choose_device(choice.device)
-    dtype = choose_dtype(choice.dtype, device)
-    with closing(Store(out)) as store:
-        look = partial(describe, store=store, offline=choice.offline, prediction=choice.prediction)
-        known = cache(look)
-
-        def prepare(name: str) -> "AbstractContextManager[Attempt]":
-            pipeline = load(replace(choice, model=name))
-            if look(name).fingerprint != known(name).fingerprint:
-                raise InputError(f"the files of {shown(name)} changed while they were read: start again")
-            return attempts(pipeline, meter(pipeline, known(name).path))
-
-        yield Workplace(store=store, known=known, prepare=prepare, device=device, dtype=dtype)
+def _notify(what: str) -> None:
+    print(f"{what} ...", file=sys.stderr)  # noqa: T201
 
 
 @contextmanager
-def watched(pipeline: Pipeline, steps: int, previews: Path | None = None) -> Iterator[Callable[[Step], None]]:
+def watched(pipeline: Pipeline, steps: int, shown_in: Path | None = None) -> Iterator[Watch]:
     """Give a function for ``Pipeline.draw`` that shows the steps done and the time left, on a terminal only.
 
     Args:
         pipeline: the model.
         steps: of all pictures.
-        previews: a folder for a file that shows the picture being drawn; None shows none.
+        shown_in: a folder for a file that shows the picture being drawn; None shows none.
     """
     bar = tqdm(total=steps, unit="step", disable=None, leave=False)
-    with bar, nullcontext() if previews is None else preview(pipeline, previews) as show:
+    with bar, nullcontext() if shown_in is None else preview(pipeline, shown_in) as show:
 
         def watch(step: Step) -> None:
             bar.update()
@@ -133,20 +100,11 @@ def watched(pipeline: Pipeline, steps: int, previews: Path | None = None) -> Ite
 
 
 @contextmanager
-def cells_bar(wanted: "Iterable[Cell]", left: Set[str]) -> "Iterator[Callable[[Cell], None]]":
-    """Show how much of cells is drawn, by what they cost, and the time left; on a terminal only.
-
-    Args:
-        wanted: the cells.
-        left: keys of those that were not there before.
-    """
-    costs = {cell.key: cell.cost for cell in wanted if cell.key in left}
-    with tqdm(total=sum(costs.values()), disable=None, leave=False, bar_format=_CELLS) as bar:
-
-        def advance(cell: "Cell") -> None:
-            bar.update(costs.pop(cell.key, 0))
-
-        yield advance
+def progress(label: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Show how much of a task is done and the time left, on a terminal only."""
+    look: Any = {"bar_format": _CELLS} if label == "cells" else {"desc": label, "unit": _UNITS[label]}
+    with tqdm(total=total, disable=None, leave=False, **look) as bar:
+        yield bar.update
 
 
 def save(picture: Picture, out: str, format: str | None) -> Path:
@@ -185,11 +143,8 @@ def _is_preview(path: Path) -> bool:
 
 
 @contextmanager
-def preview(pipeline: Pipeline, folder: Path) -> Iterator[Callable[[Step], None]]:
-    """Give a function that shows steps in ``preview_file``; in the end the file goes.
-
-    They are decoded as often as costs little, and in between by what was learnt from the last decoding of the
-    same picture.
+def preview(pipeline: Pipeline, folder: Path) -> Iterator[Watch]:
+    """Give a watcher of steps that keeps a preview in ``preview_file``. Afterwards the file is removed.
 
     Raises:
         InputError: the file cannot be written.
@@ -199,31 +154,15 @@ def preview(pipeline: Pipeline, folder: Path) -> Iterator[Callable[[Step], None]
         click.echo(f"preview: {click.format_filename(path)}", err=True)
     mark = PngImagePlugin.PngInfo()
     mark.add_text(_PREVIEW_MARK, "a preview, which goes when the picture is finished")
-    due = {"decoding": 0.0, "sketch": 0.0}
-    sketch: LinearDecoder | None = None
 
-    def show(step: Step) -> None:
-        nonlocal sketch, path
-        if step.index == 0:  # of another picture than the one before
-            sketch = None
-        begin, latents = time.perf_counter(), step.denoised
-        if begin >= due["decoding"]:
-            way = "decoding"
-            (image,) = pipeline.preview(latents)
-            sketch = LinearDecoder(latents, to_pixels(image).to(latents.device))
-        elif sketch is not None and begin >= due["sketch"]:
-            way = "sketch"
-            (image,) = to_images(sketch(latents))
-        else:
-            return
+    def show(image: Image.Image) -> None:
+        nonlocal path
         path = preview_file(folder) if not _is_preview(path) else path
         with replacing(path, durable=False) as aside:
             image.save(aside, "PNG", compress_level=1, pnginfo=mark)
-        end = time.perf_counter()
-        due[way] = end + (end - begin) * (1 / PREVIEW_SHARE - 1)
 
     try:
-        yield show
+        yield previews(pipeline, show)
     finally:
         if _is_preview(path):
             path.unlink()

@@ -69,62 +69,21 @@ def command(
     if "seed" in overrides:
         raise InputError("seed is no setting of a guide: pairs have seeds of their own")
 
-    from ssd1b.lab.guide import EXPERIMENTS
+    from ssd1b.lab.guide import EXPERIMENTS, files_of
 
     names = [each.name for each in EXPERIMENTS]
     if wrong := [name for name in only if name not in names]:
         raise unknown("experiment", wrong[0], names)
-    _guide(prompts, pairs, only or tuple(names), overrides, choice, Path(out), overwrite=overwrite)
 
-
-def _guide(
-    prompts: list[str],
-    pairs: int,
-    only: tuple[str, ...],
-    overrides: dict[str, Any],
-    choice: ModelChoice,
-    out: Path,
-    *,
-    overwrite: bool,
-) -> None:
+    from ssd1b.actions.lab import guide
     from ssd1b.cli import drawing
-    from ssd1b.lab.guide import EXPERIMENTS, STREAM, Chapter, files_of, own_settings, sweep_of, write_guide
-    from ssd1b.lab.metrics import captions, draws_tabletop
-    from ssd1b.lab.results import load_results
-    from ssd1b.lab.sweep import cells, definition, draw, identity
 
-    check_outputs(out, files_of(only), overwrite=overwrite)
-    name = choice.model or DEFAULT_MODEL
-    with drawing.workplace(choice, out / "cells") as place:
-        store, model = place.store, place.known(name)
-        own = own_settings(model, overrides)
-        judged = draws_tabletop(model.path)
-        told = prompts or captions(model.path, pairs, stream=STREAM)
-        chosen = [each for each in EXPERIMENTS if each.name in only]
-        wanted = {
-            each.name: sweep_of(each, told, pairs, model=name, own=own, beneath=overrides)
-            for each in chosen
-            if judged or not each.faults
-        }
-        drawn = {
-            key: list(cells(sweep, place.known, device=place.device, dtype=place.dtype))
-            for key, sweep in wanted.items()
-        }
-        identities = {key: identity(wanted[key], each) for key, each in drawn.items()}
-        for key, each in drawn.items():
-            store.record(identities[key], definition(wanted[key]), [(cell.key, cell.places) for cell in each])
-        everything = [cell for each in drawn.values() for cell in each]
-
-        left = {cell.key for cell in everything} - store.outcomes(cell.key for cell in everything).keys()
-        with drawing.cells_bar(everything, left) as advance:
-            draw(everything, store, place.prepare, advance=advance)
-        chapters = [
-            Chapter(each, load_results(store, identities[each.name]) if each.name in identities else None)
-            for each in chosen
-        ]
-        paths = write_guide(out, chapters, store, model=name, own=own, overwrite=overwrite)
-    for chapter in chapters:
-        for claim, finding in chapter.findings(own):
-            click.echo(f"{finding.word}: {claim.name} ({finding.told})")
-    for path in paths:
+    check_outputs(out, files_of(only or names), overwrite=overwrite)
+    result = guide(
+        choice.model or DEFAULT_MODEL, Path(out), drawing.loading(choice), prompts=prompts, pairs=pairs,
+        only=only, base=overrides, overwrite=overwrite, progress=drawing.progress,
+    )  # fmt: skip
+    for claim, finding in result.findings:
+        click.echo(f"{finding.word}: {claim.name} ({finding.summary})")
+    for path in result.files:
         click.echo(click.format_filename(path))

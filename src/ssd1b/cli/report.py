@@ -11,7 +11,7 @@ from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, overwrite_option
 from ssd1b.errors import InputError, NotFoundError, shown
 
 if TYPE_CHECKING:
-    from ssd1b.lab.store import Store
+    from ssd1b.jobs.store import Store
 
 
 @click.command("report", cls=Command, needs=("scipy", "matplotlib", "jinja2"))
@@ -45,8 +45,8 @@ def command(
       ssd1b report sweeps/a --metric clip --out report
       ssd1b report sweeps/a --list
     """  # noqa: D301 (\b keeps click from wrapping)
-    from ssd1b.lab.store import Store
-    from ssd1b.lab.tables import FILE
+    from ssd1b.jobs.schema import FILE
+    from ssd1b.jobs.store import Store
 
     if not (Path(folder) / FILE).is_file():
         raise NotFoundError(f"{folder} holds no sweep: draw one with ssd1b sweep --out {folder}")
@@ -60,12 +60,12 @@ def command(
 
 def _list(store: "Store") -> None:
     from ssd1b.cli.table import columns
-    from ssd1b.lab.sweep import restored
+    from ssd1b.lab.sweep import parse_definition
 
     rows = []
-    for name, told in store.sweeps().items():
+    for name, content in store.sweeps().items():
         try:
-            sweep = restored(told)
+            sweep = parse_definition(content)
         except InputError:
             rows.append([shown(name), "", "damaged, or of another version of ssd1b"])
             continue

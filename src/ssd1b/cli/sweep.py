@@ -23,8 +23,8 @@ from ssd1b.tables import read_table
 from ssd1b.validation import Range, check
 
 if TYPE_CHECKING:
+    from ssd1b.jobs.driver import Plan
     from ssd1b.lab.axes import Axis
-    from ssd1b.lab.sweep import Sweep
 
 SEEDS = Annotated[int, Range(1, 1000)]
 
@@ -88,13 +88,24 @@ def command(
         first = overrides.get("seed", 0)
         found.append(parse_axis(f"seed={first}-{first + check('seeds', seeds, SEEDS) - 1}"))
 
+    from ssd1b.actions.lab import sweep as draw_sweep
+    from ssd1b.cli import drawing
     from ssd1b.lab.sweep import Sweep
 
     sweep = Sweep(
         prompts=tuple(prompts), axes=tuple(found), model=choice.model or DEFAULT_MODEL, preset=chosen,
         settings=overrides,
     )  # fmt: skip
-    _sweep(sweep, choice, Path(out), retry=retry, dry_run=dry_run)
+    done = draw_sweep(
+        sweep, Path(out), drawing.loading(choice), retry=retry, dry_run=dry_run, begin=_report,
+        progress=drawing.progress,
+    )  # fmt: skip
+    if dry_run:
+        return
+    failures = Counter(done.failures)
+    click.echo(f"{len(done.outcomes) - failures.total()} pictures in {click.format_filename(out)}")
+    for reason, count in failures.items():
+        click.echo(f"{count} failed: {reason}", err=True)
 
 
 def _read_axes(path: Path) -> "list[Axis]":
@@ -121,32 +132,11 @@ def _written(name: str, value: object) -> str:
     return value if isinstance(value, str) else f"{Decimal(str(value)):f}"
 
 
-def _sweep(sweep: "Sweep", choice: ModelChoice, out: Path, *, retry: bool, dry_run: bool) -> None:
-    from ssd1b.cli import drawing
-    from ssd1b.lab.store import FAILED
-    from ssd1b.lab.sweep import cells, definition, draw, identity
-
-    with drawing.workplace(choice, out) as place:
-        store = place.store
-        wanted = list(cells(sweep, place.known, device=place.device, dtype=place.dtype))
-        before = store.outcomes(cell.key for cell in wanted)
-        left = {cell.key for cell in wanted if cell.key not in before}
-        if retry:
-            left |= {key for key, each in before.items() if each.state == FAILED}
-        click.echo(f"{len(wanted)} cells, {len(wanted) - len(left)} of them known", err=True)
-        if lost := store.lost(cell.key for cell in wanted):
-            click.echo(
-                f"{len(lost)} were drawn before, but their pictures are gone or were changed: they are drawn "
-                "again",
-                err=True,
-            )
-        if dry_run:
-            return
-        store.record(identity(sweep, wanted), definition(sweep), [(cell.key, cell.places) for cell in wanted])
-        with drawing.cells_bar(wanted, left) as advance:
-            draw(wanted, store, place.prepare, retry=retry, advance=advance)
-        after = store.outcomes(cell.key for cell in wanted)
-    failed = Counter(each.error for each in after.values() if each.state == FAILED)
-    click.echo(f"{len(after) - failed.total()} pictures in {click.format_filename(out)}")
-    for reason, count in failed.items():
-        click.echo(f"{count} failed: {reason}", err=True)
+def _report(plan: "Plan") -> None:
+    click.echo(f"{len(plan.jobs)} cells, {len(plan.jobs) - len(plan.left)} of them known", err=True)
+    if plan.lost:
+        click.echo(
+            f"{plan.lost} were drawn before, but their pictures are gone or were changed: they are drawn "
+            "again",
+            err=True,
+        )

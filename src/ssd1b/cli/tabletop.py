@@ -177,7 +177,7 @@ def examine_command(
     written = ["examination.json", "calibration.png", "confusion-0.png"]
     written += [] if through is None else ["confusion-1.png"]
     check_outputs(out, written, overwrite=overwrite)
-    views: dict[str, examination.Look] = {"renders": render_batch}
+    views: dict[str, examination.Renderer] = {"renders": render_batch}
     if through is not None:
         pipeline = drawing.load(ModelChoice(model=through, device=None, dtype=None, offline=True))
         views[f"through {through}"] = examination.through(pipeline.vae)

@@ -1,8 +1,5 @@
 """``ssd1b tune``: the best settings, found and proven."""
 
-import time
-from contextlib import ExitStack
-from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +26,6 @@ if TYPE_CHECKING:
     from ssd1b.lab.axes import Axis
     from ssd1b.lab.goal import Goal
     from ssd1b.lab.tune import Candidate, Tuned
-    from ssd1b.settings import Preset
 
 TRIALS = Annotated[int, Range(1, 100_000)]
 BUDGET = Annotated[float, Range(1, 1_000_000)]
@@ -122,71 +118,40 @@ def command(
     if other := [axis.name for axis in found if axis.name in ("seed", "words", "model")]:
         raise InputError(f"axis {other[0]} is no setting that could be tuned")
     goal = read_goal(metric, guards)
-    _tune(
-        prompts, found, goal, Path(out), choice, chosen, overrides, budget=budget, trials=trials,
-        minutes=minutes,
-        pairs=pairs, fresh=fresh, overwrite=overwrite,
-    )  # fmt: skip
 
-
-def _tune(
-    prompts: "list[str]", axes: "list[Axis]", goal: "Goal", out: Path, choice: ModelChoice,
-    preset: "Preset | None", overrides: dict[str, Any], *, budget: float | None, trials: int,
-    minutes: float | None, pairs: int, fresh: int, overwrite: bool,
-) -> None:  # fmt: skip
-    from tqdm import tqdm
-
+    from ssd1b.actions.lab import tune
     from ssd1b.cli import drawing
-    from ssd1b.lab.tune import RIVALS, prove, search
-    from ssd1b.lab.tuning import FILES, Looker, baseline, check_budget, opened_study, pairs_of, write_tuned
+    from ssd1b.lab.tune_files import FILES, baseline
 
     check_outputs(out, FILES, overwrite=overwrite)
-    name = choice.model or DEFAULT_MODEL
-    with drawing.workplace(choice, out) as place, ExitStack() as stack:
-        model = place.known(name)
-        # Loaded when the first picture is to be drawn, and kept for all trials.
-        prepare = cache(lambda name: stack.enter_context(place.prepare(name)))
-        first, second = pairs_of(prompts, model, pairs, fresh)
-        beneath = {**(preset.settings if preset else {}), **overrides}
-        look = Looker(
-            store=place.store, axes=axes, goal=goal, model=name, known=place.known, prepare=prepare,
-            beneath=beneath, device=place.device, dtype=place.dtype,
-        )  # fmt: skip
-        if budget is not None:
-            check_budget(look, budget, first[0])
-        what = {"model": model.fingerprint, "pairs": first, "settings": beneath}
-        study = partial(opened_study, out, axes, goal, what)
-        until = None if minutes is None else time.monotonic() + 60 * minutes
-        with tqdm(total=trials, desc="search", unit="trial", disable=None, leave=False) as bar:
-            found = search(
-                axes, goal, look, first, study=study, trials=trials, advance=bar.update,
-                go_on=lambda: until is None or time.monotonic() < until,
-            )  # fmt: skip
-        with tqdm(total=RIVALS + 2, desc="prove", unit="setting", disable=None, leave=False) as bar:
-            tuned = prove(found, goal, look, second, pairs=pairs, budget=budget, advance=bar.update)
-        paths = write_tuned(out, tuned, axes, goal, name, beneath, overwrite=overwrite)
-    click.echo(_told(tuned, axes, goal, baseline(beneath)))
-    for path in paths:
+    base = {**(chosen.settings if chosen else {}), **overrides}
+    result = tune(
+        choice.model or DEFAULT_MODEL, found, goal, Path(out), drawing.loading(choice), prompts=prompts,
+        base=base, budget=budget, trials=trials, minutes=minutes, pairs=pairs, fresh=fresh,
+        overwrite=overwrite, progress=drawing.progress,
+    )  # fmt: skip
+    click.echo(_summary(result.tuned, found, goal, baseline(base)))
+    for path in result.files:
         click.echo(click.format_filename(path))
 
 
-def _told(tuned: "Tuned", axes: "Sequence[Axis]", goal: "Goal", what: str) -> str:
-    """What was found, for people."""
-    from ssd1b.lab.tuning import labels_of
+def _summary(tuned: "Tuned", axes: "Sequence[Axis]", goal: "Goal", what: str) -> str:
+    from ssd1b.lab.tune import labels_of
 
     def row(word: str, each: "Candidate", score: str, difference: str) -> list[str]:
-        return [word, *labels_of(axes, each.choice), f"{each.passes:.4g}", score, difference]
+        return [word, *labels_of(axes, each.combination), f"{each.passes:.4g}", score, difference]
 
     fresh, gain = tuned.score, tuned.gain
     names = [axis.name.upper() for axis in axes]
     rows = [["", *names, "PASSES", "SCORE", "BEHIND BY"]]
     rows.append(row("winner", tuned.winner, f"{fresh.mean:.3g}", ""))
-    for each in tuned.verdicts:
+    for each in tuned.comparisons:
         between = f"{each.behind.mean:z.3g} ({each.behind.low:z.3g} to {each.behind.high:z.3g})"
         rows.append(row(each.word, each.rival, f"{each.rival.scores.mean():.3g}", between))
     front = [["", *names, "PASSES", "SCORE"]]
     front += [
-        ["", *labels_of(axes, e.choice), f"{e.passes:.4g}", f"{e.scores.mean():.3g}"] for e in tuned.front
+        ["", *labels_of(axes, e.combination), f"{e.passes:.4g}", f"{e.scores.mean():.3g}"]
+        for e in tuned.front
     ]
     return "\n".join(
         [

@@ -1,8 +1,8 @@
-"""What the guide to SSD-1B's settings claims, each claim with the comparison that decides it.
+"""The claims of the guide to SSD-1B's settings, each with the comparison that decides it.
 
-All comparisons are of the same prompts and noise, and were fixed before anything was measured. A claim is
-confirmed or contradicted where the 95 % interval lies wholly on one side; else it is not decidable on the
-model, by these pictures or at all.
+All comparisons are between pictures of the same prompts and noise, and were fixed before anything was
+measured. A claim is confirmed or contradicted if the 95 % interval lies wholly on one side. Otherwise it is
+not decidable on the model, by these pictures or at all.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,22 +21,22 @@ CONTRADICTED = "contradicted"
 UNDECIDED = "not decidable"
 
 ENOUGH = 8
-"""Independent pairs without which nothing is decided."""
+"""With fewer independent pairs nothing is decided."""
 
 MARGINS = {"flawless": 0.05, "pickscore": 0.2}
-"""What counts as no difference: 5 pictures of 100, or what makes 55 of 100 people choose one picture of two
+"""Differences that count as none: 5 pictures of 100, or what makes 55 of 100 people choose one picture of two
 (the sigmoid of a difference of PickScores; Kirstain et al. 2023, 2305.01569, section 3)."""
 
 VISIBLE = 2.5
-"""Root mean square in levels of 256, between thumbnails: a hundredth of the range is seen side by side."""
+"""Root mean square distance of thumbnails, in levels of 256: a hundredth of the range is visible."""
 
-Measure = tuple[str, ...]
+Metrics = tuple[str, ...]
 """Metrics that are averaged."""
 
-QUALITY: tuple[Measure, ...] = (("flawless",), ("pickscore",))
-OBEDIENCE: tuple[Measure, ...] = (("shape", "color", "size", "number", "background"), ("clip",))
-DETAIL: tuple[Measure, ...] = (("material",), ("sharpness",))
-"""What a claim is measured by, the more trustworthy first: the truth, where it is known."""
+QUALITY: tuple[Metrics, ...] = (("flawless",), ("pickscore",))
+OBEDIENCE: tuple[Metrics, ...] = (("shape", "color", "size", "number", "background"), ("clip",))
+DETAIL: tuple[Metrics, ...] = (("material",), ("sharpness",))
+"""What a claim is measured by, the more reliable first: the judge's counts, if the model has a world."""
 
 _WORDS = {
     "flawless": "pictures with everything right, and not spoiled",
@@ -49,32 +49,32 @@ _WORDS = {
     DIVERSITY: "distance between pictures of different seeds, by their own contrast,",
     UNCONVERGED: "distance from the picture with the most steps",
 }
-"""Of a measure's first metric."""
+"""The first of averaged metrics in words."""
 
 _SHARES = {"flawless", "shape", "material", "clean"}
-"""Measures between 0 and 1, which are told in percent."""
+"""Metrics between 0 and 1, which are given in percent."""
 
 Where = Callable[[Value, GenerationSettings], bool]
-"""Whether a value of the axis is meant, on a model with these settings of its own."""
+"""``where(value, model_settings)``: whether a value of the axis is meant, given the model's own settings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What pictures say of a claim.
+    """What the pictures say about a claim.
 
     Attributes:
         word: ``CONFIRMED``, ``CONTRADICTED`` or ``UNDECIDED``.
-        told: the figures in words.
-        estimate: of what decides; None where nothing could be compared.
+        summary: the result in words.
+        estimate: of the deciding difference; None if nothing could be compared.
     """
 
     word: str
-    told: str
+    summary: str
     estimate: Estimate | None = None
 
 
 Decide = Callable[[Results, GenerationSettings], Finding]
-"""``decide(results, own)``: from the experiment's figures, and the model's own settings."""
+"""``decide(results, model_settings)``: from the experiment's results and the model's own settings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +83,9 @@ class Claim:
 
     Attributes:
         name: short, for tables and JSON.
-        says: what the article says.
+        says: the article's words.
         experiment: the name of the sweep that decides it.
-        decide: says how.
+        decide: how.
     """
 
     name: str
@@ -94,136 +94,140 @@ class Claim:
     decide: Decide
 
 
-def more(measures: Sequence[Measure], here: Where, there: Where, *, sign: int = 1) -> Decide:
+def more(measures: Sequence[Metrics], here: Where, there: Where, *, sign: int = 1) -> Decide:
     """Decide whether a measure is larger (``sign`` 1) or smaller (-1) at some values than at others."""
 
-    def compare(seen: _Seen) -> Finding:
-        found, told = seen.apart(here, there)
+    def compare(measured: _Measured) -> Finding:
+        found, summary = measured.compare(here, there)
         low, high = sorted((sign * found.low, sign * found.high))
-        return Finding(word=_word(low, high, found.size), told=told, estimate=found)
+        return Finding(word=_word(low, high, found.size), summary=summary, estimate=found)
 
-    return _measured(measures, compare)
+    return _by_first_known(measures, compare)
 
 
-def steady(measures: Sequence[Measure], here: Where, there: Where) -> Decide:
-    """Decide whether a measure is the same at some values as at others, but for its margin."""
+def steady(measures: Sequence[Metrics], here: Where, there: Where) -> Decide:
+    """Decide whether a measure is the same at some values as at others, within its margin."""
 
-    def compare(seen: _Seen) -> Finding:
-        found, told = seen.apart(here, there)
-        margin = MARGINS[seen.measure[0]]
-        # Where no pair differed, one in n / 3 may yet (the rule of three): of that, resampling knows nothing.
-        unseen = 3 / found.size if seen.measure[0] in _SHARES else 0.0
-        # The farthest and the nearest that the difference may lie from zero.
+    def compare(measured: _Measured) -> Finding:
+        found, summary = measured.compare(here, there)
+        margin = MARGINS[measured.measure[0]]
+        # If no pair differed, up to 3 in n may yet (the rule of three), which resampling cannot show.
+        unseen = 3 / found.size if measured.measure[0] in _SHARES else 0.0
+        # Bounds of the difference's distance from zero.
         most, least = max(abs(found.low), abs(found.high), unseen), max(found.low, -found.high, 0)
         return Finding(
             word=_word(margin - most, margin - least, found.size), estimate=found,
-            told=f"{told}; up to {_amount(seen.measure, margin)} is no difference",
+            summary=f"{summary}; up to {_amount(measured.measure, margin)} is no difference",
         )  # fmt: skip
 
-    return _measured(measures, compare)
+    return _by_first_known(measures, compare)
 
 
 def at_least(metric: str, level: float, where: Where) -> Decide:
     """Decide whether a metric's mean exceeds a level."""
 
-    def compare(seen: _Seen) -> Finding:
-        places = seen.places(where)
-        found = estimate(seen.values[places].mean(axis=0))
-        told = (
-            f"{seen.named(places)}: {_WORDS[metric]} {found.mean:.2g} "
+    def compare(measured: _Measured) -> Finding:
+        places = measured.places(where)
+        found = estimate(measured.values[places].mean(axis=0))
+        summary = (
+            f"{measured.named(places)}: {_WORDS[metric]} {found.mean:.2g} "
             f"({found.low:.2g} to {found.high:.2g}); {level:g} is visible"
         )
         return Finding(
-            word=_word(found.low - level, found.high - level, found.size), told=told, estimate=found
+            word=_word(found.low - level, found.high - level, found.size), summary=summary, estimate=found
         )
 
-    return _measured([(metric,)], compare)
+    return _by_first_known([(metric,)], compare)
 
 
-def better(measures: Sequence[Measure], label: str, reference: str) -> Decide:
-    """Decide whether one value is better than another, beside all others that are compared with it."""
+def better(measures: Sequence[Metrics], label: str, reference: str) -> Decide:
+    """Decide whether one value is better than another, corrected for all comparisons with the latter."""
 
-    def compare(seen: _Seen) -> Finding:
-        found = seen.against(reference)[label]
+    def compare(measured: _Measured) -> Finding:
+        found = measured.against(reference)[label]
         return Finding(
             word=_word(found.low, found.high, found.size), estimate=found,
-            told=f"{label} against {reference}: {_difference(seen.measure, found)}",
+            summary=f"{label} against {reference}: {_difference(measured.measure, found)}",
         )  # fmt: skip
 
-    return _measured(measures, compare)
+    return _by_first_known(measures, compare)
 
 
-def recommended(measures: Sequence[Measure], label: str) -> Decide:
+def recommended(measures: Sequence[Metrics], label: str) -> Decide:
     """Decide whether one value is beaten by no other, and beats at least one.
 
-    The intervals hold for all others together. Told is the difference from the best of the others.
+    The intervals hold for all others together. The finding's estimate is the difference from the best one.
     """
 
-    def compare(seen: _Seen) -> Finding:
-        rivals = seen.against(label)
+    def compare(measured: _Measured) -> Finding:
+        rivals = measured.against(label)
         best = max(rivals, key=lambda name: rivals[name].mean)
         words = {name: _word(each.low, each.high, each.size) for name, each in rivals.items()}
         ahead, behind = (
             [name for name in rivals if words[name] == word] for word in (CONFIRMED, CONTRADICTED)
         )
-        told = (
-            f"{best}, the best of the others: {_difference(seen.measure, rivals[best])}; beyond chance "
+        summary = (
+            f"{best}, the best of the others: {_difference(measured.measure, rivals[best])}; beyond chance "
             f"{', '.join(ahead) or 'none'} ahead of it and {', '.join(behind) or 'none'} behind"
         )
         word = CONTRADICTED if ahead else CONFIRMED if behind else UNDECIDED
-        return Finding(word=word, told=told, estimate=rivals[best])
+        return Finding(word=word, summary=summary, estimate=rivals[best])
 
-    return _measured(measures, compare)
+    return _by_first_known(measures, compare)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Seen:
-    """What was measured along an experiment's axis, which is the last one that is a setting.
+class _Measured:
+    """Metrics along an experiment's axis, which is the last one that is a setting.
 
     Attributes:
-        axis: the setting; own: the model's own settings.
-        measure: what was measured; values: ``[values of the axis, units]``.
+        axis: the setting.
+        model_settings: the model's own settings.
+        measure: the metrics that were averaged.
+        values: ``[values of the axis, units]``.
     """
 
     axis: Axis
-    own: GenerationSettings
-    measure: Measure
+    model_settings: GenerationSettings
+    measure: Metrics
     values: NDArray[np.float64]
 
     def places(self, where: Where) -> list[int]:
-        """Which values are meant."""
-        return [place for place, value in enumerate(self.axis.values) if where(value, self.own)]
+        """Indices of the values that are meant."""
+        return [place for place, value in enumerate(self.axis.values) if where(value, self.model_settings)]
 
     def named(self, places: list[int]) -> str:
-        """What these values are called."""
+        """The names of these values."""
         return f"{self.axis.name} {', '.join(self.axis.values[place].label or 'empty' for place in places)}"
 
-    def apart(self, here: Where, there: Where) -> tuple[Estimate, str]:
-        """By how much the mean at some values exceeds that at others, and the same in words."""
+    def compare(self, here: Where, there: Where) -> tuple[Estimate, str]:
+        """The mean at some values minus that at others, also in words."""
         first, second = self.places(here), self.places(there)
         found = estimate(self.values[first].mean(axis=0) - self.values[second].mean(axis=0))
-        told = f"{self.named(first)} against {self.named(second)}: {_difference(self.measure, found)}"
-        return found, told
+        summary = f"{self.named(first)} against {self.named(second)}: {_difference(self.measure, found)}"
+        return found, summary
 
     def against(self, label: str) -> dict[str, Estimate]:
-        """By how much each other value exceeds one, with intervals that hold for all together."""
+        """Each other value minus one, with intervals that hold for all of them together."""
         labels = [value.label for value in self.axis.values]
         place = labels.index(label)
         found = differences(self.values[place], np.delete(self.values, place, axis=0))
         return dict(zip([*labels[:place], *labels[place + 1 :]], found, strict=True))
 
 
-def _measured(measures: Sequence[Measure], compare: Callable[[_Seen], Finding]) -> Decide:
-    """Decide by the first of the measures that is known of the model; by none, if there is none."""
+def _by_first_known(measures: Sequence[Metrics], compare: Callable[[_Measured], Finding]) -> Decide:
+    """Decide by the first of the measures that is known; if none is, the claim is undecided."""
 
-    def decide(results: Results, own: GenerationSettings) -> Finding:
-        measure = next((each for each in measures if set(each) <= set(results.told)), None)
+    def decide(results: Results, model_settings: GenerationSettings) -> Finding:
+        measure = next((each for each in measures if set(each) <= set(results.known_metrics)), None)
         if measure is None:
             names = " or ".join(_WORDS[each[0]] for each in measures)
-            return Finding(word=UNDECIDED, told=f"not measured of this model: {names}")
+            return Finding(word=UNDECIDED, summary=f"not measured of this model: {names}")
         place = results.setting_axes[-1]
         values = np.mean([results.units(name, (place,)) for name in measure], axis=0)
-        return compare(_Seen(axis=results.axes[place], own=own, measure=measure, values=values))
+        return compare(
+            _Measured(axis=results.axes[place], model_settings=model_settings, measure=measure, values=values)
+        )
 
     return decide
 
@@ -234,7 +238,7 @@ def _word(low: float, high: float, size: int) -> str:
     return CONFIRMED if low > 0 else CONTRADICTED if high < 0 else UNDECIDED
 
 
-def _difference(measure: Measure, found: Estimate) -> str:
+def _difference(measure: Metrics, found: Estimate) -> str:
     words = _WORDS[measure[0]]
     if found.low == found.mean == found.high == 0:
         return f"{words} in none of {found.size} pairs another"
@@ -244,20 +248,20 @@ def _difference(measure: Measure, found: Estimate) -> str:
     return f"{words} {found.mean:+.3g} ({found.low:+.3g} to {found.high:+.3g})"
 
 
-def _amount(measure: Measure, value: float) -> str:
+def _amount(measure: Metrics, value: float) -> str:
     return f"{100 * value:.3g} points" if measure[0] in _SHARES else f"{value:.2g}"
 
 
 def _between(low: int, high: int) -> Where:
-    return lambda value, own: low <= number_of(value) <= high
+    return lambda value, model_settings: low <= number_of(value) <= high
 
 
-def _own_guidance(value: Value, own: GenerationSettings) -> bool:
-    return number_of(value) == own.guidance_scale
+def _own_guidance(value: Value, model_settings: GenerationSettings) -> bool:
+    return number_of(value) == model_settings.guidance_scale
 
 
 def _labelled(label: str) -> Where:
-    return lambda value, own: value.label == label
+    return lambda value, model_settings: value.label == label
 
 
 DETAILED, STRICT = _between(12, 17), _between(19, 25)

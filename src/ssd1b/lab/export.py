@@ -1,4 +1,4 @@
-"""What leaves the lab: tables of all cells, contact sheets, a preset that draws a cell again."""
+"""Exports of a sweep: tables of all cells, contact sheets, the preset that draws a cell again."""
 
 import csv
 from collections.abc import Iterator
@@ -12,27 +12,27 @@ from PIL import Image, ImageOps
 from ssd1b.errors import InputError
 from ssd1b.evaluate.sheets import picture_table
 from ssd1b.files import open_regular
+from ssd1b.jobs.store import Store
 from ssd1b.lab.results import SEED, Results
-from ssd1b.lab.store import Store
-from ssd1b.lab.sweep import PROMPT, Choice
+from ssd1b.lab.sweep import PROMPT, Request
 from ssd1b.presets import as_toml
 from ssd1b.saving import renewing
 from ssd1b.settings import Preset
 
 SHEETS = 8
-"""Prompts that get a contact sheet."""
+"""Number of prompts with a contact sheet."""
 
 _SIDE, _SMALL = 192, 112
 
 
-def preset_text(chosen: Choice) -> str:
-    """A picture's settings as a preset file for ``--preset``, which leaves the seed free."""
-    settings = {name: value for name, value in chosen.settings.items() if name != SEED}
+def preset_text(request: Request) -> str:
+    """A picture's settings as the content of a file for ``--preset``, without the seed."""
+    settings = {name: value for name, value in request.settings.items() if name != SEED}
     return as_toml(Preset(name="", source="", settings=settings))
 
 
 def write_csv(results: Results, store: Store, path: Path, *, overwrite: bool = False) -> None:
-    """Write a row for each cell: its place, what was measured, its picture's file in the store.
+    """Write a row for each cell: its labels, its metrics, and the path of its picture in the store.
 
     Raises:
         InputError: as ``renewing``, which writes the file.
@@ -45,7 +45,7 @@ def write_csv(results: Results, store: Store, path: Path, *, overwrite: bool = F
 
 
 def write_parquet(results: Results, store: Store, path: Path, *, overwrite: bool = False) -> None:
-    """Write the same as Parquet.
+    """Write the same rows as Parquet.
 
     Raises:
         ModuleNotFoundError: pyarrow is not installed.
@@ -58,7 +58,7 @@ def write_parquet(results: Results, store: Store, path: Path, *, overwrite: bool
 
 
 def _rows(results: Results, store: Store) -> Iterator[dict[str, Any]]:
-    """Of each cell its labels, settings, figures and picture's file."""
+    """A row for each cell: labels, metrics, key, and the picture's path, None if it is not drawn."""
     for places in np.ndindex(results.keys.shape):
         labels = results.labels(places)
         metrics = {
@@ -71,12 +71,15 @@ def _rows(results: Results, store: Store) -> Iterator[dict[str, Any]]:
 
 
 def _inert(value: Any) -> Any:
-    """Keep spreadsheets from taking a text for a formula (OWASP, "CSV injection")."""
+    """Escape a text that spreadsheets would take for a formula (OWASP, "CSV injection")."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t")) else value
 
 
 def contact_sheets(results: Results, store: Store) -> Iterator[Image.Image]:
-    """For each of the first prompts a table of pictures over two axes, at the first value of the others."""
+    """Give a table of pictures over two axes for each of the first prompts.
+
+    Other axes have their first value.
+    """
     names = [axis.name for axis in results.axes]
     varying = [n for n in reversed(results.setting_axes) if len(results.axes[n].values) > 1]
     shown = [*varying, *([names.index(SEED)] if SEED in names else [])][:2]
@@ -92,7 +95,7 @@ def contact_sheets(results: Results, store: Store) -> Iterator[Image.Image]:
 
 
 def strip(results: Results, store: Store, rows: int) -> Image.Image:
-    """The first prompts, or the first words of an axis of words, with every value of the last setting."""
+    """A table of the first prompts, or the first words of an axis of words, by the last setting's values."""
     names = [axis.name for axis in results.axes]
     down = names.index("words" if "words" in names else PROMPT)
     across = results.setting_axes[-1]
@@ -122,7 +125,7 @@ def _labels(results: Results, axis: int | None) -> list[str]:
 
 
 def _shown(store: Store, results: Results, places: tuple[int, ...], side: int) -> Image.Image:
-    """A cell's picture in a square; grey where there is none."""
+    """A cell's picture, padded to a square; grey if it is missing."""
     try:
         with open_regular(store.picture(results.key(places))) as file, Image.open(file) as image:
             return ImageOps.pad(image.convert("RGB"), (side, side), color="white")

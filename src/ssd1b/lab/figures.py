@@ -1,4 +1,4 @@
-"""Curves and fronts of a sweep."""
+"""Plots of a sweep: curves along an axis, groups of two axes, the Pareto front."""
 
 import textwrap
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ACROSS = 4
-"""Panels beside each other."""
+"""Panels in a row."""
 
 MEANING = {
     "flawless": "share of pictures in which everything is as the caption says, and nothing spoiled",
@@ -32,17 +32,17 @@ MEANING = {
     "saturation": "of colours, 0 to 1",
     "clipping": "share of pixels at the end of their range, as too much guidance makes them",
 }
-"""Of metrics, in words."""
+"""Metrics in words."""
 
 _LONGEST_LABEL = 24
 
 
 def curves(results: Results, place: int, names: Sequence[str]) -> "Figure":
-    """Draw what an axis does to metrics: means with their intervals.
+    """Plot metrics along an axis: means with intervals.
 
     Args:
         results: of the sweep.
-        place: of the axis, among ``results.axes``.
+        place: the axis's index in ``results.axes``.
         names: of the metrics.
     """
     from matplotlib.figure import Figure
@@ -80,16 +80,16 @@ def _curve(panel: "Axes", results: Results, place: int, metric: str) -> None:
     )
     panel.tick_params(axis="y", labelsize=8)
     for label in panel.get_xticklabels():
-        label.set_parse_math(False)  # "$" is a letter in prompts
+        label.set_parse_math(False)  # "$" is plain text in prompts
 
 
 def grouped(results: Results, across: int, series: int, metric: str) -> "Figure":
-    """Draw a metric's means with their intervals over two axes, side by side for each value of ``across``.
+    """Plot a metric along an axis, with a series for each value of a second axis: means with intervals.
 
     Args:
         results: of the sweep.
-        across: place of an axis, among ``results.axes``.
-        series: likewise, behind it.
+        across: the first axis's index in ``results.axes``.
+        series: the second axis's, which is larger.
         metric: its name.
     """
     from matplotlib.figure import Figure
@@ -114,7 +114,7 @@ def grouped(results: Results, across: int, series: int, metric: str) -> "Figure"
 
 
 def pareto(results: Results, metric: str) -> "Figure":
-    """Draw each combination of settings by its passes and a metric, with the line that nothing beats."""
+    """Plot each combination of settings by its passes and a metric, with the Pareto front."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")

@@ -1,4 +1,4 @@
-"""What tuning is for: metrics with their weights, and guards that must hold whatever the metrics say."""
+"""The goal of tuning: a weighted sum of metrics to maximise, and bounds that must hold."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ NEEDS: Mapping[str, str] = MappingProxyType({
     "diversity": "several seeds",
     "unconverged": "several numbers of steps",
 })  # fmt: skip
-"""What metrics need that are not measured of every picture."""
+"""Prerequisites of metrics that are not always available."""
 
 LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType({
     **dict.fromkeys((*_OF_CAPTIONS, "clean", "saturation", "clipping"), (0.0, 1.0)),
@@ -36,17 +36,17 @@ LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType({
     "diversity": (0.0, 1e6),
     "unconverged": (0.0, 255.0),
 })  # fmt: skip
-"""Between what metrics lie: all that can be named, and what a guard can ask of them."""
+"""The range of each metric. These are all metrics that a goal can name."""
 
 _MOST = 1000
-"""Largest weight: beyond, sums lose the digits by which settings differ."""
+"""Largest weight. Beyond, sums would lose the digits in which settings differ."""
 
 _WEIGHTED = re.compile(rf"(?:(-?{DECIMAL})\s*\*\s*)?([a-z_]+)")
 _GUARD = re.compile(rf"\s*([a-z_]+)\s*(<=|>=)\s*([+-]?{DECIMAL}(?:e-?[0-9]{{1,2}})?)\s*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Guard:
+class Bound:
     """A bound on the mean of a metric."""
 
     metric: str
@@ -59,19 +59,19 @@ class Guard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """What is to be as large as can be.
+    """What is maximised.
 
     Attributes:
         weights: of metrics, in their sum.
-        guards: bounds that must hold. A metric alone can be won by what nobody wants: those that were learned
-            from people's choices like oversaturated pictures.
+        guards: bounds that must hold. A metric alone can favour what nobody wants: those that were learned
+            from people's choices favour oversaturated pictures.
     """
 
     weights: Mapping[str, float]
-    guards: tuple[Guard, ...] = ()
+    guards: tuple[Bound, ...] = ()
 
     def score(self, metrics: Mapping[str, float]) -> float:
-        """Of one picture.
+        """The score of one picture.
 
         Raises:
             InputError: a metric was not measured.
@@ -79,7 +79,7 @@ class Goal:
         return sum(weight * _value(metrics, name) for name, weight in self.weights.items())
 
     def broken(self, pictures: Sequence[Mapping[str, float]]) -> list[str]:
-        """Guards that do not hold on the average of some pictures.
+        """Describe the guards that do not hold for the mean of some pictures.
 
         Raises:
             InputError: a metric was not measured.
@@ -100,7 +100,7 @@ def read_goal(metric: str, guards: Sequence[str] = ()) -> Goal:
     """Read a metric, or a weighted sum as ``right + 0.5*clip``, and guards as ``clipping<=0.05``.
 
     Raises:
-        InputError: it is written otherwise, names no metric, or asks for what cannot be.
+        InputError: wrong syntax, an unknown metric, or guards that cannot hold.
     """
     weights: dict[str, float] = {}
     for term in metric.split("+"):
@@ -125,8 +125,8 @@ def _known(name: str) -> str:
     return name
 
 
-def _check_bounds(name: str, guards: Sequence[Guard]) -> None:
-    """Refuse guards that nothing can pass."""
+def _check_bounds(name: str, guards: Sequence[Bound]) -> None:
+    """Refuse guards that cannot hold."""
     low, high = LIMITS[name]
     for guard in guards:
         if (guard.bound < low) if guard.at_most else (guard.bound > high):
@@ -138,15 +138,15 @@ def _check_bounds(name: str, guards: Sequence[Guard]) -> None:
             raise InputError(f"guards {shown(one)} and {shown(other)} cannot both hold")
 
 
-def _guard(text: str) -> Guard:
+def _guard(text: str) -> Bound:
     match = _GUARD.fullmatch(text)
     if match is None:
         raise InputError(f"guard {shown(text)} is no bound: write it as clipping<=0.05 or clean>=0.9")
-    return Guard(metric=_known(match[1]), at_most=match[2] == "<=", bound=float(match[3]))
+    return Bound(metric=_known(match[1]), at_most=match[2] == "<=", bound=float(match[3]))
 
 
 def unmeasured(name: str, measured: Iterable[str]) -> InputError:
-    """What to say of a metric that is not there: what it needs, or which one may have been meant."""
+    """The error for a metric that was not measured: what it needs, or the nearest name."""
     if name in NEEDS:
         return InputError(
             f"metric {name!r} was not measured: it needs {NEEDS[name]}; measured were {', '.join(measured)}"

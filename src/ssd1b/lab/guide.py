@@ -1,4 +1,4 @@
-"""The guide to SSD-1B's settings, done again on a model: experiments as sweeps, a verdict for each claim."""
+"""The guide to SSD-1B's settings, repeated on a model: experiments as sweeps, a finding for each claim."""
 
 import base64
 import io
@@ -10,19 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ssd1b.evaluate.plots import svg
+from ssd1b.jobs.store import Store
 from ssd1b.lab.axes import Axis, Value, make_axis
 from ssd1b.lab.claims import CLAIMS, CONFIRMED, CONTRADICTED, UNDECIDED, Claim, Finding
 from ssd1b.lab.export import strip
 from ssd1b.lab.figures import curves, grouped
 from ssd1b.lab.results import DIVERSITY, PASSES, SEED, UNCONVERGED, Results
-from ssd1b.lab.store import Store
 from ssd1b.lab.sweep import Model, Sweep
 from ssd1b.presets import NEGATIVE_PROMPTS
 from ssd1b.sampler_names import SAMPLERS
 from ssd1b.saving import renewing
 from ssd1b.settings import ARTICLE, GenerationSettings, resolve_settings
-from ssd1b.tabletop.degradations import DEGRADATIONS
-from ssd1b.tabletop.evaluation import SEED as SCENES
 from ssd1b.weights.files import write_json
 
 if TYPE_CHECKING:
@@ -31,34 +29,36 @@ if TYPE_CHECKING:
 GUIDANCE = (1, 2, 3, 5, 7, 9, 12, 14.5, 17, 20, 25)
 STEPS = (5, 8, 10, 15, 20, 25, 40, 60)
 OTHERS = [each.a1111 for name, each in SAMPLERS.items() if name != "lcm"]
-"""Samplers that are compared; LCM is for models that were distilled for it."""
+"""Samplers that are compared. LCM is for models that were distilled for it."""
 
-FAULTS = tuple(word for word in NEGATIVE_PROMPTS["basic"].split(", ") if word in DEGRADATIONS)
-"""The basic negative prompt's words of which the judge can tell whether a picture obeys them."""
+FAULTS = (
+    "low quality", "low res", "blurry", "watermark", "cropped", "jpeg artifacts", "sketch", "monochrome",
+)  # fmt: skip
+"""Words of the basic negative prompt for faults that a judge may recognise."""
 
 WORDS_SHARE = 4
-"""Of so many prompts one is drawn with every fault: each is drawn with many already."""
+"""Every fourth prompt is used for faults, since each is combined with all of them."""
 
-STREAM = SCENES + 12
+STREAM = 12
 """Of captions; ``evaluate`` and ``tune`` have their own."""
 
 ROWS = 4
-"""Of pictures on the page, for each experiment."""
+"""Rows of pictures on the page, for each experiment."""
 
 _TEMPLATES = Path(__file__).parent.parent / "data" / "guide"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """One setting taken through its range, everything else as the model has it.
+    """One setting varied over its range; all others are the model's own.
 
     Attributes:
         name: for files and ``--only``.
-        title: for people.
-        axes: given the model's own settings.
-        shown: metrics on the page, as far as they are measured.
-        seeds: of each prompt; there are so many fewer prompts.
-        faults: whether prompts ask for each of ``FAULTS``.
+        title: for the page.
+        axes: ``axes(model_settings)`` gives the sweep's axes.
+        shown: metrics on the page, if they are measured.
+        seeds: for each prompt. More seeds mean fewer prompts.
+        faults: whether prompts ask for each of ``FAULTS``, which only a judge can count.
     """
 
     name: str
@@ -69,13 +69,13 @@ class Experiment:
     faults: bool = False
 
 
-def _guidance(own: GenerationSettings) -> tuple[Axis, ...]:
-    values = sorted({*map(float, GUIDANCE), own.guidance_scale})
+def _guidance(model_settings: GenerationSettings) -> tuple[Axis, ...]:
+    values = sorted({*map(float, GUIDANCE), model_settings.guidance_scale})
     return (make_axis("guidance", [f"{value:g}" for value in values]),)
 
 
-def _named_or_not(own: GenerationSettings) -> tuple[Axis, ...]:
-    # The axis of words puts each of them in the first one's place, in both prompts.
+def _named_or_not(model_settings: GenerationSettings) -> tuple[Axis, ...]:
+    # The axis of words replaces the first one by each of them, in both prompts.
     named = Value(label="named", settings={"negative_prompt": FAULTS[0]})
     none = Value(label="none", settings={"negative_prompt": None})
     return make_axis("words", FAULTS), Axis(name="negative", values=(none, named))
@@ -91,12 +91,12 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     ),
     Experiment(
         name="steps", title="Steps",
-        axes=lambda own: (make_axis("steps", [*map(str, STEPS)]),),
+        axes=lambda model_settings: (make_axis("steps", [*map(str, STEPS)]),),
         shown=("flawless", "pickscore", "clean", "clip", UNCONVERGED, "sharpness"),
     ),
     Experiment(
         name="negative", title="Negative prompts",
-        axes=lambda own: (make_axis("negative-preset", ["none", *NEGATIVE_PROMPTS]),),
+        axes=lambda model_settings: (make_axis("negative-preset", ["none", *NEGATIVE_PROMPTS]),),
         shown=("flawless", "pickscore", "clean", "clip", "sharpness", "saturation"),
     ),
     Experiment(
@@ -104,93 +104,93 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     ),
     Experiment(
         name="sampler", title="Schedulers",
-        axes=lambda own: (make_axis("sampler", OTHERS),),
+        axes=lambda model_settings: (make_axis("sampler", OTHERS),),
         shown=("flawless", "pickscore", "clean", "clip", "sharpness", PASSES),
     ),
 )  # fmt: skip
 
 
-def own_settings(model: Model, beneath: Mapping[str, Any]) -> GenerationSettings:
-    """What a model draws with if nobody says otherwise, but for what is ``beneath`` all experiments."""
+def own_settings(model: Model, base: Mapping[str, Any]) -> GenerationSettings:
+    """The settings that a model recommends, overridden by the base settings of all experiments."""
     defaults = {"seed": 0, **model.defaults}
-    return resolve_settings("any", family=model.family, model_defaults=defaults, preset=None, **beneath)
+    return resolve_settings("any", family=model.family, model_defaults=defaults, preset=None, **base)
 
 
 def sweep_of(
-    experiment: Experiment, prompts: Sequence[str], pairs: int, *, model: str, own: GenerationSettings,
-    beneath: Mapping[str, Any],
+    experiment: Experiment, prompts: Sequence[str], pairs: int, *, model: str,
+    model_settings: GenerationSettings, base: Mapping[str, Any],
 ) -> Sweep:  # fmt: skip
     """The experiment as a sweep of about ``pairs`` pairs of prompt and seed for each value.
 
     Args:
         experiment: what is varied.
-        prompts: as many as are needed are taken; where there are fewer, each is drawn from more seeds.
+        prompts: the first ones are used. If there are too few, each is drawn with more seeds.
         pairs: for each value.
-        model: its name.
-        own: its settings.
-        beneath: settings of all pictures.
+        model: the model's name.
+        model_settings: the model's own settings.
+        base: settings of all pictures.
     """
     count = pairs // (experiment.seeds * (WORDS_SHARE if experiment.faults else 1))
     chosen = list(prompts[: max(1, count)])
     seeds = max(experiment.seeds, math.ceil(count / len(chosen)))
     if experiment.faults:
         chosen = [f"{prompt}, {FAULTS[0]}" for prompt in chosen]
-    axes = (*experiment.axes(own), make_axis("seed", [f"0-{seeds - 1}"]))
-    return Sweep(prompts=tuple(chosen), axes=axes, model=model, settings=beneath)
+    axes = (*experiment.axes(model_settings), make_axis("seed", [f"0-{seeds - 1}"]))
+    return Sweep(prompts=tuple(chosen), axes=axes, model=model, settings=base)
 
 
 PAGES = ("guide.html", "guide.md", "guide.json")
 
 
 class Chapter(NamedTuple):
-    """An experiment with its figures, None where the model does not draw what it is about."""
+    """An experiment with its results; None if the model has no judge that can count them."""
 
     experiment: Experiment
     results: Results | None
 
-    def findings(self, own: GenerationSettings) -> list[tuple[Claim, Finding]]:
-        """The experiment's claims with what the pictures say of them."""
+    def findings(self, model_settings: GenerationSettings) -> list[tuple[Claim, Finding]]:
+        """The experiment's claims, each with its finding."""
         mine = [claim for claim in CLAIMS if claim.experiment == self.experiment.name]
         if self.results is None:
-            untold = Finding(word=UNDECIDED, told="of this model's pictures nobody can count what was obeyed")
-            return [(claim, untold) for claim in mine]
-        return [(claim, claim.decide(self.results, own)) for claim in mine]
+            summary = "of this model's pictures nobody can count what was obeyed"
+            return [(claim, Finding(word=UNDECIDED, summary=summary)) for claim in mine]
+        return [(claim, claim.decide(self.results, model_settings)) for claim in mine]
 
 
 def files_of(experiments: Iterable[str]) -> list[str]:
-    """Names of the files that ``write_guide`` writes for experiments of these names."""
+    """The names of the files that ``write_guide`` writes for experiments of these names."""
     return [*PAGES, *(f"{name}{suffix}" for name in experiments for suffix in (".svg", ".webp"))]
 
 
 def write_guide(
-    out: Path, chapters: Iterable[Chapter], store: Store, *, model: str, own: GenerationSettings,
+    out: Path, chapters: Iterable[Chapter], store: Store, *, model: str, model_settings: GenerationSettings,
     overwrite: bool = False,
 ) -> list[Path]:  # fmt: skip
-    """Write the guide: ``guide.html`` alone, ``guide.md`` with its pictures, ``guide.json``.
+    """Write the guide: ``guide.html`` with all in one file, ``guide.md`` with its pictures, ``guide.json``.
 
     Args:
-        out: a folder; an earlier guide in it is replaced.
-        chapters: what was drawn.
-        store: where.
-        model: its name.
-        own: its settings.
-        overwrite: replace also files of another origin.
+        out: a folder. An earlier guide in it is replaced.
+        chapters: the experiments with their results.
+        store: holds the pictures.
+        model: the model's name.
+        model_settings: the model's own settings.
+        overwrite: also replace files of another origin.
 
     Returns:
-        The pages.
+        The paths of the three.
     """
-    told = [_told(chapter, own, store) for chapter in chapters]
-    for each in told:
+    sections = [_section(chapter, model_settings, store) for chapter in chapters]
+    for each in sections:
         for name, content in each["files"].items():
             with renewing(out / name, overwrite=overwrite) as aside:
                 aside.write_bytes(content)
-    rows = [row for each in told for row in each["claims"]]
+    rows = [row for each in sections for row in each["claims"]]
     counts = {word: sum(row["word"] == word for row in rows) for word in (CONFIRMED, CONTRADICTED, UNDECIDED)}
     page = {
         "model": model,
-        "own": own,
+        "own": model_settings,
         "article": ARTICLE,
-        "chapters": told,
+        "chapters": sections,
         "counts": counts,
         "version": version("ssd1b"),
     }
@@ -199,8 +199,10 @@ def write_guide(
         with renewing(path, overwrite=overwrite) as aside:
             aside.write_text(_rendered(path.name, page), encoding="utf-8")
     with renewing(paths[2], overwrite=overwrite) as aside:
-        settings = {name: value for name, value in asdict(own).items() if name not in ("prompt", "seed")}
-        sizes = {each["name"]: each["pictures"] for each in told}
+        settings = {
+            name: value for name, value in asdict(model_settings).items() if name not in ("prompt", "seed")
+        }
+        sizes = {each["name"]: each["pictures"] for each in sections}
         facts = {
             "model": model,
             "ssd1b": version("ssd1b"),
@@ -212,20 +214,20 @@ def write_guide(
     return paths
 
 
-def _told(chapter: Chapter, own: GenerationSettings, store: Store) -> dict[str, Any]:
-    """A chapter for the pages."""
+def _section(chapter: Chapter, model_settings: GenerationSettings, store: Store) -> dict[str, Any]:
+    """A chapter's content for the pages."""
     experiment, results = chapter
     claims = [
         {
             "name": claim.name,
             "says": claim.says,
             "word": finding.word,
-            "told": finding.told,
+            "told": finding.summary,
             "estimate": finding.estimate and finding.estimate._asdict(),
         }
-        for claim, finding in chapter.findings(own)
+        for claim, finding in chapter.findings(model_settings)
     ]
-    told: dict[str, Any] = {
+    content: dict[str, Any] = {
         "name": experiment.name,
         "title": experiment.title,
         "claims": claims,
@@ -233,12 +235,12 @@ def _told(chapter: Chapter, own: GenerationSettings, store: Store) -> dict[str, 
         "files": {},
     }
     if results is None:
-        return told
+        return content
     curve = svg(_figure(experiment, results))
     sheet = io.BytesIO()
     strip(results, store, len(FAULTS) if experiment.faults else ROWS).save(sheet, "WEBP", quality=85)
     (seeds,) = (axis.values for axis in results.axes if axis.name == SEED)
-    told |= {
+    content |= {
         "pictures": results.keys.size,
         "missing": results.missing,
         "failures": dict(results.failures),
@@ -249,14 +251,14 @@ def _told(chapter: Chapter, own: GenerationSettings, store: Store) -> dict[str, 
         "seeds": len(seeds),
         "units": "prompts" if results.many_prompts else "pairs of prompt and seed, for these prompts alone",
     }
-    return told
+    return content
 
 
 def _figure(experiment: Experiment, results: Results) -> "Figure":
     place = results.setting_axes[-1]
     if experiment.faults:
         return grouped(results, results.setting_axes[0], place, experiment.shown[0])
-    return curves(results, place, [name for name in experiment.shown if name in results.told])
+    return curves(results, place, [name for name in experiment.shown if name in results.known_metrics])
 
 
 def _rendered(template: str, page: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """A sweep's report: one HTML file that needs no network.
 
-Prompts, labels and names of files are text in it, never markup: the template escapes them, the script sets
-them as text, and the page's policy allows no script but its own and nothing from elsewhere.
+Prompts, labels and file names are text, never markup: the template escapes them, the script sets them as
+text, and the page's content security policy allows only its own script and no other source.
 """
 
 import base64
@@ -21,18 +21,18 @@ from ssd1b.errors import InputError
 from ssd1b.evaluate.plots import svg
 from ssd1b.evaluate.statistics import Estimate
 from ssd1b.files import open_regular
+from ssd1b.jobs.store import Store
 from ssd1b.lab.export import preset_text
 from ssd1b.lab.figures import MEANING, curves, pareto
 from ssd1b.lab.results import EMPTY, PASSES, SEED, Results
-from ssd1b.lab.store import Store
 from ssd1b.lab.sweep import PROMPT
 from ssd1b.saving import renewing
 
 MAX_PICTURES = 2000
-"""In the page; the others are in the store's folder."""
+"""Pictures in the page. The others are in the store's folder."""
 
 MAX_ROWS = 200
-"""Of settings in the page's table, the best ones; the tables in files have all."""
+"""Rows in the page's table, the best ones. ``cells.csv`` has all."""
 
 _SIDE = 512
 _TEMPLATE = Path(__file__).parent.parent / "data" / "report"
@@ -45,10 +45,10 @@ def write_page(
 
     Args:
         results: of the sweep.
-        store: where its pictures are.
-        out: the HTML file; an earlier page of this function is replaced.
-        metric: by which settings are ranked; None is ``results.quality``.
-        overwrite: replace also a file of another origin.
+        store: holds its pictures.
+        out: the HTML file. A page that this function wrote earlier is replaced.
+        metric: ranks combinations of settings; None is ``results.quality``.
+        overwrite: also replace a file of another origin.
 
     Raises:
         InputError: no such metric, or the file cannot be written.
@@ -112,13 +112,13 @@ def _title(results: Results) -> str:
 
 def _summary(results: Results) -> str:
     prompts = results.sweep.prompts
-    told = f"“{prompts[0]}”" if len(prompts) == 1 else f"{len(prompts)} prompts"
+    what = f"“{prompts[0]}”" if len(prompts) == 1 else f"{len(prompts)} prompts"
     axes = [
         f"{axis.name} {', '.join(value.label or 'empty' for value in axis.values)}"
         for axis in results.axes
         if axis.name != PROMPT
     ]
-    return "; ".join([told, *axes, f"{results.keys.size} pictures"])
+    return "; ".join([what, *axes, f"{results.keys.size} pictures"])
 
 
 def _units(results: Results) -> str:
@@ -140,9 +140,9 @@ def _axes(results: Results) -> list[dict[str, Any]]:
 
 
 def _cells(results: Results, store: Store) -> tuple[list[dict[str, Any] | None], int]:
-    """Of each cell what the page shows, and how many pictures there are among them.
+    """What the page shows of each cell, and how many pictures are embedded.
 
-    Cells whose pictures are left out are null, but for those that failed or are missing.
+    A cell that is drawn, but whose picture is left out, is None.
     """
     found: list[dict[str, Any] | None] = []
     embedded = 0
@@ -156,10 +156,10 @@ def _cells(results: Results, store: Store) -> tuple[list[dict[str, Any] | None],
             found.append(None)
             continue
         embedded += 1
-        chosen = results.sweep.chosen(places)
+        request = results.sweep.request(places)
         metrics = {
             name: f"{results.metrics[name][places]:.4g}"
-            for name in results.told
+            for name in results.known_metrics
             if not np.isnan(results.metrics[name][places])
         }
         labels = [f"{name} {label}" for name, label in results.labels(places).items() if name in varying]
@@ -167,8 +167,8 @@ def _cells(results: Results, store: Store) -> tuple[list[dict[str, Any] | None],
             {
                 "picture": picture,
                 "labels": labels,
-                "command": command_line(chosen.prompt, {"seed": 0, **chosen.settings}, model=chosen.model),
-                "preset": preset_text(chosen),
+                "command": command_line(request.prompt, {"seed": 0, **request.settings}, model=request.model),
+                "preset": preset_text(request),
                 "metrics": metrics,
             }
         )
@@ -176,7 +176,7 @@ def _cells(results: Results, store: Store) -> tuple[list[dict[str, Any] | None],
 
 
 def _embedded(path: Path) -> str | None:
-    """A picture as a data URI, no larger than the page shows it; None if its file is gone."""
+    """A picture as a data URI, no larger than the page shows it; None if its file is missing."""
     buffer = io.BytesIO()
     try:
         with open_regular(path) as file, Image.open(file) as image:
@@ -202,9 +202,9 @@ def _figures(results: Results, ranked: str | None) -> Iterator[_Figure]:
             yield _Figure(
                 f"What {results.axes[place].name} does",
                 f"Mean and 95 % interval over {_units(results)}.{averaged}",
-                Markup(svg(curves(results, place, results.told))),
+                Markup(svg(curves(results, place, results.known_metrics))),
             )
-    if ranked is not None and PASSES in results.told and results.front(ranked).size > 1:
+    if ranked is not None and PASSES in results.known_metrics and results.front(ranked).size > 1:
         yield _Figure(
             "What quality costs",
             f"Each point is one combination of settings: {MEANING.get(ranked, ranked)}, against passes "
@@ -214,10 +214,10 @@ def _figures(results: Results, ranked: str | None) -> Iterator[_Figure]:
 
 
 def _table(results: Results, ranked: str | None) -> dict[str, Any]:
-    """The combinations of settings, the best first."""
+    """The table of combinations of settings, the best first."""
     axes = [results.axes[n] for n in results.setting_axes]
     places = list(np.ndindex(tuple(len(axis.values) for axis in axes)))
-    found = {name: results.estimates(name, results.setting_axes) for name in results.told}
+    found = {name: results.estimates(name, results.setting_axes) for name in results.known_metrics}
     front = results.front(ranked) if ranked is not None else np.zeros(len(places), bool)
     order = np.arange(len(places))
     if ranked is not None:
@@ -227,7 +227,7 @@ def _table(results: Results, ranked: str | None) -> dict[str, Any]:
             "labels": [
                 axis.values[place].label or EMPTY for axis, place in zip(axes, places[row], strict=True)
             ],
-            "estimates": [_told(each[row]) for each in found.values()],
+            "estimates": [_estimate(each[row]) for each in found.values()],
             "front": bool(front[row]),
         }
         for row in order[:MAX_ROWS]
@@ -241,7 +241,7 @@ def _table(results: Results, ranked: str | None) -> dict[str, Any]:
     }
 
 
-def _told(each: Estimate) -> Mapping[str, Any]:
+def _estimate(each: Estimate) -> Mapping[str, Any]:
     if each.size == 0:
         return {"mean": "", "text": "–", "interval": ""}
     return {"mean": each.mean, "text": f"{each.mean:.3g}", "interval": f"{each.low:.3g} to {each.high:.3g}"}

@@ -1,4 +1,4 @@
-"""A sweep's figures as arrays, one axis of the array for each axis of the sweep, and what they say."""
+"""The metrics of a sweep as arrays, with one axis of the array for each axis of the sweep."""
 
 import math
 import warnings
@@ -12,48 +12,49 @@ from numpy.typing import NDArray
 
 from ssd1b.errors import InputError, NotFoundError, unknown
 from ssd1b.evaluate.statistics import Estimate, estimates
+from ssd1b.jobs.executor import THUMBNAIL
+from ssd1b.jobs.store import DONE, Store
 from ssd1b.lab.axes import Axis
 from ssd1b.lab.goal import unmeasured
-from ssd1b.lab.store import DONE, Store
-from ssd1b.lab.sweep import PROMPT, THUMBNAIL, Sweep, restored
+from ssd1b.lab.sweep import PROMPT, Sweep, parse_definition
 
 SEED, STEPS = "seed", "steps"
 
 PASSES = "passes"
-"""Of the UNet, for a picture. Seconds are no measure: a sweep draws one value after the other, so they would
+"""UNet passes for a picture. Seconds would not do: a sweep draws one value after the other, so they would
 show how busy the machine was at the time."""
 DIVERSITY = "diversity"
-"""How far a picture lies from those of other seeds, everything else being equal, in units of their contrast:
-else whatever drives colours apart, as much guidance does, would pass for diversity."""
+"""Distance of a picture from those of other seeds, all else being equal, in units of their contrast. Without
+that unit, high guidance, which drives colours apart, would pass for diversity."""
 UNCONVERGED = "unconverged"
-"""How far it lies from the picture with the most steps, everything else being equal."""
+"""Distance of a picture from the one with the most steps, all else being equal."""
 
 QUALITIES = ("flawless", "right", "pickscore", "clip")
-"""What tells a good picture, the more trustworthy first."""
+"""Metrics of quality, the more reliable first."""
 
 EMPTY = "(empty)"
-"""How an empty text is shown, which a negative prompt may be."""
+"""Shown in place of an empty text, which a negative prompt may be."""
 
 ENOUGH_PROMPTS = 8
-"""From so many prompts on intervals speak of prompts at large; with fewer, of these prompts' seeds."""
+"""With at least as many prompts, intervals hold for prompts at large; with fewer, for these prompts alone."""
 
 Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What is known of a sweep's cells.
+    """The outcomes of a sweep's jobs.
 
     Attributes:
-        sweep: what was asked for.
-        keys: of the cells, an array with one axis for each of ``axes``.
-        metrics: arrays of the same shape by name, NaN where nothing is known. Beside what was measured of
-            each picture: ``PASSES``, ``DIVERSITY`` and ``UNCONVERGED``, root mean square distances of
-            thumbnails, the latter in levels of 256.
-        drawn: which cells are, an array of the same shape.
-        failures: how many cells failed, by the reason.
-        missing: how many are not drawn, the lost ones among them.
-        lost: how many were drawn, but their pictures are gone or were changed since.
+        sweep: its definition.
+        keys: of the jobs, an array with one axis for each of ``axes``.
+        metrics: by name, arrays of the same shape, NaN where unknown. They hold what was measured of each
+            picture, ``PASSES``, and ``DIVERSITY`` and ``UNCONVERGED``, which are root mean square distances
+            of thumbnails, the latter in levels of 256.
+        drawn: which jobs are drawn, an array of the same shape.
+        failures: how many jobs failed, by reason.
+        missing: how many jobs are not drawn, lost ones included.
+        lost: how many jobs were drawn, but their pictures are missing or changed.
     """
 
     sweep: Sweep
@@ -66,49 +67,49 @@ class Results:
 
     @cached_property
     def axes(self) -> tuple[Axis, ...]:
-        """In the order of the arrays' axes."""
+        """The sweep's axes, in the order of the arrays' axes."""
         return self.sweep.all_axes
 
     @cached_property
     def setting_axes(self) -> tuple[int, ...]:
-        """Places of the axes that are settings: neither prompt nor seed."""
+        """Indices of the axes that are neither prompt nor seed."""
         return tuple(n for n, axis in enumerate(self.axes) if axis.name not in (PROMPT, SEED))
 
     @cached_property
     def many_prompts(self) -> bool:
-        """Whether intervals are over prompts; else they are over pairs of prompt and seed."""
+        """Whether prompts are the units of intervals. If not, pairs of prompt and seed are."""
         return len(self.sweep.prompts) >= ENOUGH_PROMPTS
 
     @property
     def quality(self) -> str | None:
-        """The best metric of quality that was measured."""
+        """The most reliable metric of quality that was measured."""
         return next((name for name in QUALITIES if name in self.metrics), None)
 
     def key(self, places: tuple[int, ...]) -> str:
-        """Of the cell at a place."""
+        """The key of the job at a place."""
         return self.keys[places]  # type: ignore[return-value]
 
     def labels(self, places: tuple[int, ...]) -> dict[str, str]:
-        """What the values at a place are called, by their axes."""
+        """The labels of the values at a place, by the names of their axes."""
         found = zip(self.axes, places, strict=True)
         return {axis.name: axis.values[place].label or EMPTY for axis, place in found}
 
     @property
-    def told(self) -> list[str]:
-        """Metrics of which something is known; those that judge first, then those that only describe."""
+    def known_metrics(self) -> list[str]:
+        """Metrics with any known value. Those of quality, cost and distance come first."""
         known = [name for name, values in self.metrics.items() if not np.isnan(values).all()]
         first = [name for name in (*QUALITIES, PASSES, DIVERSITY, UNCONVERGED) if name in known]
         return [*first, *(name for name in known if name not in first)]
 
     def units(self, metric: str, kept: tuple[int, ...]) -> Values:
-        """Values that are independent of each other, for each place on some axes.
+        """A metric's values by independent unit, for each place on some axes.
 
         Args:
             metric: a key of ``metrics``.
-            kept: places of setting axes; the other settings are averaged.
+            kept: indices of setting axes. The other settings are averaged.
 
         Returns:
-            The kept axes in their order, and behind them one of units.
+            An array with the kept axes, in order, and a last axis of units.
 
         Raises:
             InputError: no such metric.
@@ -124,15 +125,15 @@ class Results:
         return _mean(moved.reshape(*shape, math.prod(values.shape[n] for n in over), -1))
 
     def estimates(self, metric: str, kept: tuple[int, ...]) -> list[Estimate]:
-        """Means with their intervals for each place on the kept axes, the last one running fastest."""
+        """Means with intervals for each place on the kept axes, the last one running fastest."""
         values = self.units(metric, kept)
         return estimates(values.reshape(-1, values.shape[-1]))
 
     def front(self, metric: str) -> NDArray[np.bool_]:
-        """Which settings no other one beats in both the metric's mean and passes: the Pareto front.
+        """The Pareto front in a metric's mean and in passes.
 
         Returns:
-            One entry for each place on ``setting_axes``, flattened.
+            For each place on ``setting_axes``, flattened, whether no other place is better in both.
         """
         quality = np.array([each.mean for each in self.estimates(metric, self.setting_axes)])
         passes = np.array([each.mean for each in self.estimates(PASSES, self.setting_axes)])
@@ -143,15 +144,15 @@ class Results:
 
 
 def load_results(store: Store, sweep: str | None = None, *, verify: bool = False) -> Results:
-    """Read a sweep's figures.
+    """Load the outcomes of a sweep's jobs.
 
     Args:
-        store: where it is.
-        sweep: the beginning of its id; None is the one that was run last.
-        verify: examine the whole store, and read every picture whether it is still the one that was measured.
+        store: holds the sweep.
+        sweep: the beginning of its id; None is the last one that was run.
+        verify: check the whole store, and compare the pixels of every picture.
 
     Raises:
-        InputError: there is no such sweep, its rows are damaged, or no cell of it is drawn.
+        InputError: there is no such sweep, its rows are damaged, or none of its jobs is drawn.
     """
     if verify:
         store.check()
@@ -178,9 +179,9 @@ def load_results(store: Store, sweep: str | None = None, *, verify: bool = False
             drawn[member.places] = True
             for name, value in {PASSES: outcome.passes, **(outcome.metrics or {})}.items():
                 measured[name][member.places] = value
-            form = np.frombuffer(outcome.thumbnail or b"", np.uint8)
-            if form.size == thumbnails.shape[-1]:
-                thumbnails[member.places] = form
+            thumbnail = np.frombuffer(outcome.thumbnail or b"", np.uint8)
+            if thumbnail.size == thumbnails.shape[-1]:
+                thumbnails[member.places] = thumbnail
     if not drawn.any():
         gone = f" ({lost} were drawn, but their pictures are gone or were changed)" if lost else ""
         raise InputError(
@@ -200,13 +201,13 @@ def _chosen(store: Store, sweep: str | None) -> tuple[str, Sweep]:
     if len(chosen) != 1:
         raise unknown("sweep", sweep or "", known, NotFoundError)
     try:
-        return chosen[0], restored(known[chosen[0]])
+        return chosen[0], parse_definition(known[chosen[0]])
     except InputError as error:
         raise store.damaged(chosen[0]) from error
 
 
 def _compared(sweep: Sweep, thumbnails: NDArray[np.float32]) -> dict[str, Values]:
-    """What pictures differ from each other in."""
+    """Metrics that compare pictures with each other."""
     found = {}
     for place, axis in enumerate(sweep.all_axes):
         if len(axis.values) == 1:
@@ -223,9 +224,9 @@ def _compared(sweep: Sweep, thumbnails: NDArray[np.float32]) -> dict[str, Values
 def _from_others(pictures: NDArray[np.float32]) -> Values:
     """Mean distance of each of ``[..., n, pixels]`` from the other n - 1, over the mean contrast of all n."""
     products = pictures @ pictures.swapaxes(-1, -2)
-    squares = np.diagonal(products, axis1=-2, axis2=-1)
-    apart = squares[..., :, None] + squares[..., None, :] - 2 * products
-    distances = np.sqrt(np.maximum(apart, 0) / pictures.shape[-1]).astype(np.float64)
+    norms = np.diagonal(products, axis1=-2, axis2=-1)
+    squares = norms[..., :, None] + norms[..., None, :] - 2 * products
+    distances = np.sqrt(np.maximum(squares, 0) / pictures.shape[-1]).astype(np.float64)
     places = np.arange(distances.shape[-1])
     distances[..., places, places] = np.nan
     contrast = pictures.std(axis=-1).mean(axis=-1, keepdims=True)
@@ -233,7 +234,7 @@ def _from_others(pictures: NDArray[np.float32]) -> Values:
 
 
 def _from_one(pictures: NDArray[np.float32], one: int) -> Values:
-    """Distance of each of ``[..., n, pixels]`` from one of them, which itself is left out."""
+    """Distance of each of ``[..., n, pixels]`` from one of them; NaN for that one."""
     others = np.square(pictures - pictures[..., one : one + 1, :]).mean(axis=-1)
     distances = np.sqrt(others).astype(np.float64)
     distances[..., one] = np.nan
@@ -241,7 +242,7 @@ def _from_one(pictures: NDArray[np.float32], one: int) -> Values:
 
 
 def _mean(values: Values) -> Values:
-    """Over the last axis, of what is known; NaN where nothing is."""
+    """Mean of the known values over the last axis; NaN if none is known."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
         return np.nanmean(values, axis=-1)

@@ -1,38 +1,26 @@
-"""A sweep: every combination of its axes' values, each drawn once."""
+"""Sweeps: grids of settings, each combination of which is a job."""
 
 import hashlib
 import json
 import math
-import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib.metadata import version
-from itertools import groupby, product
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 
 from ssd1b import model as models
-from ssd1b.batching import batch_key, batch_limit
-from ssd1b.batching import batches as divided
-from ssd1b.diffusion.samplers import SAMPLERS
 from ssd1b.errors import InputError, shown
-from ssd1b.evaluate.cost import counted, deep_share
-from ssd1b.images import Picture, encode_picture
+from ssd1b.jobs.job import Job, environment, make_job
+from ssd1b.jobs.store import Store
 from ssd1b.lab.axes import AXES, Axis, Value
-from ssd1b.lab.memory import remembering
-from ssd1b.lab.store import DONE, FAILED, Outcome, Store
 from ssd1b.models.tokenizer import CLIPTokenizer
-from ssd1b.pipeline import Pipeline
 from ssd1b.prompts import NO_PROMPT
-from ssd1b.runtime import dtype_name
 from ssd1b.settings import (
     RANDOM_SEED,
-    GenerationSettings,
     Preset,
     check_overrides,
     resolve_settings,
@@ -47,40 +35,19 @@ PROMPT = "prompt"
 """The axis of a sweep's prompts."""
 
 _ORDER = ("model", "size", PROMPT, *AXES)
-"""Outer loops first: what is dear to change."""
-
-DRAWING = 2
-"""Raised when the same settings draw another picture, so that cells drawn before are not taken for known.
-
-2: a picture is no longer padded to the longest prompt of its batch.
-"""
-
-THUMBNAIL = 16
-"""Pixels on a side."""
-
-_WAIT = 0.5
-"""Seconds between looks at what others are drawing."""
-
-Measure = Callable[[Image.Image, str], Mapping[str, float]]
-"""``measure(picture, prompt)``: figures by name."""
-
-Attempt = Callable[[Sequence[GenerationSettings]], list[tuple[Outcome, bytes | None]]]
-"""``attempt(batch)``: of each picture what became of it, and the file if there is one."""
-
-PIXELS_AT_ONCE = 8 * 128 * 128
-"""In one batch: small pictures leave a processor idle one by one."""
+"""Outer loops first: what is expensive to change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """What is to be drawn.
+    """A grid of pictures to draw.
 
     Attributes:
         prompts: at least one.
-        axes: at most one of a name; where two set the same setting the later one wins.
-        model: where no axis says another.
-        preset: settings beneath those that are given.
-        settings: fields of ``GenerationSettings`` for all cells, beneath the axes'.
+        axes: at most one for each name. If two axes set the same setting, the later one wins.
+        model: the model's name, unless an axis sets it.
+        preset: settings that ``settings`` and the axes override.
+        settings: fields of ``GenerationSettings`` for all pictures, which the axes override.
     """
 
     prompts: tuple[str, ...]
@@ -90,7 +57,7 @@ class Sweep:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check what can be checked without a model; a random seed is drawn once, for all cells."""
+        """Check what can be checked without a model. A random seed is drawn once, for all pictures."""
         chosen = {**(self.preset.settings if self.preset else {}), **self.settings}
         if chosen.get("seed") == RANDOM_SEED:
             object.__setattr__(self, "settings", with_drawn_seed({**self.settings, "seed": RANDOM_SEED}))
@@ -107,36 +74,44 @@ class Sweep:
 
     @property
     def count(self) -> int:
-        """How many combinations."""
+        """The number of combinations."""
         return len(self.prompts) * math.prod(len(axis.values) for axis in self.axes)
 
     @property
     def all_axes(self) -> tuple[Axis, ...]:
-        """The prompts' axis and the others, those that are dear to change first."""
+        """The axis of the prompts and the other axes; those that are expensive to change come first."""
         prompts = Axis(name=PROMPT, values=tuple(Value(label=each, prompt=each) for each in self.prompts))
         return tuple(sorted((prompts, *self.axes), key=lambda axis: _ORDER.index(axis.name)))
 
-    def chosen(self, places: Sequence[int]) -> "Choice":
-        """What is asked for at a place: which value it has on each of ``all_axes``.
+    @property
+    def places(self) -> Iterator[tuple[int, ...]]:
+        """All combinations, as the index of a value on each of ``all_axes``; the last axis runs fastest."""
+        return product(*(range(len(axis.values)) for axis in self.all_axes))
+
+    def request(self, places: Sequence[int]) -> "Request":
+        """What the sweep asks for at a place.
+
+        Args:
+            places: the index of a value on each of ``all_axes``.
 
         Raises:
-            InputError: words that are to be replaced are not in the prompt.
+            InputError: words to be replaced are not in the prompt.
         """
         values = {axis.name: axis.values[place] for axis, place in zip(self.all_axes, places, strict=True)}
         model = values["model"].model if "model" in values else self.model
         prompt = values[PROMPT].prompt
         assert model is not None and prompt is not None
-        # Over each other in the order in which they were given, whatever the order of drawing.
+        # In the order in which the axes were given, not that of all_axes.
         settings = {**(self.preset.settings if self.preset else {}), **self.settings}
         for axis in self.axes:
             settings |= values[axis.name].settings
         if words := values["words"].words if "words" in values else None:
             prompt, settings = _replaced(prompt, settings, *words)
-        return Choice(model, prompt, settings)
+        return Request(model, prompt, settings)
 
 
-class Choice(NamedTuple):
-    """What a sweep asks for at one place: the model's name, the prompt, and the settings that it names."""
+class Request(NamedTuple):
+    """A picture as the user asks for it: the model's name, the prompt, and the settings that are named."""
 
     model: str
     prompt: str
@@ -144,12 +119,15 @@ class Choice(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What is known of a model without its weights.
+    """A model without its weights.
 
     Attributes:
-        path: of its folder or file; family: whose advice applies; defaults: its makers' settings.
-        fingerprint: of everything in its files, and of what it was said to predict.
+        path: its folder or file.
+        family: name in ``layouts.UNETS`` of the family whose advice applies.
+        defaults: settings that its makers recommend.
+        fingerprint: digest of its files, and of what its UNet was said to predict.
         tokenizers: of its text encoders.
+        world: name of the world of which it draws pictures, if it declares one.
     """
 
     path: Path
@@ -157,40 +135,11 @@ class Model(NamedTuple):
     defaults: dict[str, Any]
     fingerprint: str
     tokenizers: tuple[CLIPTokenizer, ...]
-
-
-class Cell(NamedTuple):
-    """One picture of a sweep.
-
-    Attributes:
-        key: the hash of all that decides the picture.
-        places: which value it has on each of ``Sweep.all_axes``.
-        model: as it was named; settings: of the picture.
-        batch: equal for cells that may be drawn at once; see ``batching.batch_key``.
-    """
-
-    key: str
-    places: tuple[int, ...]
-    model: str
-    settings: GenerationSettings
-    batch: tuple[Hashable, ...]
-
-    @property
-    def cost(self) -> int:
-        """About how many passes of the UNet, times pixels; ``Outcome.passes`` counts them."""
-        settings = self.settings
-        start, end = settings.guidance_interval
-        guided = 0.0 if settings.guidance_scale == 1 else end - start
-        return round(self.evaluations * (1 + guided) * settings.width * settings.height)
-
-    @property
-    def evaluations(self) -> int:
-        """How often the sampler asks the model: in one pass of the UNet, or two with guidance."""
-        return SAMPLERS[self.settings.sampler].evaluations * (self.settings.steps - 1) + 1
+    world: str | None = None
 
 
 def describe(name: str, store: Store, *, offline: bool, prediction: str | None = None) -> Model:
-    """Find a model; its files are read once for their fingerprint, which the store remembers.
+    """Find a model. The store remembers the digests of its files.
 
     Raises:
         InputError: there is no such model.
@@ -202,6 +151,7 @@ def describe(name: str, store: Store, *, offline: bool, prediction: str | None =
         defaults=found.info.defaults,
         fingerprint=found.digest(partial(_file_digest, store=store)),
         tokenizers=found.tokenizers,
+        world=found.info.world,
     )
 
 
@@ -213,36 +163,32 @@ def _file_digest(file: Path, store: Store) -> str:
     return store.file_digest(file)
 
 
-def cells(
-    sweep: Sweep, describe: Callable[[str], Model], *, device: torch.device, dtype: torch.dtype
-) -> Iterator[Cell]:
-    """Every combination, in the order in which they are drawn best.
+def expand(
+    sweep: Sweep, known: Callable[[str], Model], *, device: torch.device, dtype: torch.dtype
+) -> Iterator[Job]:
+    """Give a job for every combination of values, in the order of ``Sweep.places``.
 
     Args:
-        sweep: what is wanted.
-        describe: finds a model; asked for every cell.
-        device: where it will be drawn.
-        dtype: in which number format.
+        sweep: what to draw.
+        known: describes a model by its name; called for every job.
+        device: where the jobs will be drawn.
+        dtype: number format of the networks.
 
     Raises:
-        InputError: a setting that is not allowed, or words that are not in the prompt.
+        InputError: a setting is out of range, or words to be replaced are not in the prompt.
     """
-    drawn_by = {
-        "device": device.type,
-        "dtype": dtype_name(dtype),
-        "ssd1b": version("ssd1b"),
-        "drawing": DRAWING,
-    }
-    for places in product(*(range(len(axis.values)) for axis in sweep.all_axes)):
-        chosen = sweep.chosen(places)
-        model = describe(chosen.model)
+    drawn_by = environment(device, dtype)
+    for places in sweep.places:
+        request = sweep.request(places)
+        model = known(request.model)
         settings = resolve_settings(
-            chosen.prompt, family=model.family, model_defaults={"seed": 0, **model.defaults}, preset=None,
-            **chosen.settings,
+            request.prompt, family=model.family, model_defaults={"seed": 0, **model.defaults}, preset=None,
+            **request.settings,
         )  # fmt: skip
-        decides = {"settings": asdict(settings), "model": model.fingerprint, **drawn_by}
-        key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-        yield Cell(key, places, chosen.model, settings, batch_key(settings, model.tokenizers))
+        yield make_job(
+            request.model, settings, fingerprint=model.fingerprint, tokenizers=model.tokenizers,
+            environment=drawn_by,
+        )  # fmt: skip
 
 
 def _replaced(
@@ -256,15 +202,23 @@ def _replaced(
     return prompt.replace(searched, instead), settings
 
 
-def identity(sweep: Sweep, wanted: Iterable[Cell]) -> str:
-    """A name for a sweep: that of its axes and cells."""
+def sweep_id(sweep: Sweep, jobs: Iterable[Job]) -> str:
+    """The id of a sweep: a hash of its axes and its jobs."""
     labels = [[axis.name, *(value.label for value in axis.values)] for axis in sweep.all_axes]
-    text = json.dumps([labels, [cell.key for cell in wanted]])
+    text = json.dumps([labels, [job.key for job in jobs]])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def record(sweep: Sweep, jobs: Sequence[Job], store: Store) -> str:
+    """Store a sweep's definition and jobs, and return its id."""
+    name = sweep_id(sweep, jobs)
+    members = zip((job.key for job in jobs), sweep.places, strict=True)
+    store.record(name, definition(sweep), list(members))
+    return name
+
+
 def definition(sweep: Sweep) -> dict[str, Any]:
-    """A sweep as JSON: for the report, and for whoever reads the store."""
+    """A sweep as JSON; ``parse_definition`` reads it."""
     return {
         "prompts": sweep.prompts,
         "axes": [asdict(axis) for axis in sweep.axes],
@@ -274,17 +228,20 @@ def definition(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def restored(told: Any) -> Sweep:
-    """The sweep of a definition.
+def parse_definition(content: Any) -> Sweep:
+    """Read a sweep from its ``definition``.
 
     Raises:
-        InputError: it is damaged, or of another version: it has parts or settings that are unknown here.
+        InputError: it is damaged, or of a version with other parts or settings.
     """
     try:
-        axes = (Axis(name=each["name"], values=tuple(map(_value, each["values"]))) for each in told["axes"])
+        axes = tuple(
+            Axis(name=each["name"], values=tuple(map(_parse_value, each["values"])))
+            for each in content["axes"]
+        )
         sweep = Sweep(
-            prompts=tuple(told["prompts"]), axes=tuple(axes), model=told["model"],
-            preset=told["preset"] and Preset(source="", **told["preset"]), settings=told["settings"],
+            prompts=tuple(content["prompts"]), axes=axes, model=content["model"],
+            preset=content["preset"] and Preset(source="", **content["preset"]), settings=content["settings"],
         )  # fmt: skip
         for axis in sweep.all_axes:
             _check(sweep, axis)
@@ -293,8 +250,8 @@ def restored(told: Any) -> Sweep:
     return sweep
 
 
-def _value(told: Mapping[str, Any]) -> Value:
-    return Value(**{**told, "words": told["words"] and tuple(told["words"])})
+def _parse_value(content: Mapping[str, Any]) -> Value:
+    return Value(**{**content, "words": content["words"] and tuple(content["words"])})
 
 
 def _check(sweep: Sweep, axis: Axis) -> None:
@@ -308,116 +265,3 @@ def _check(sweep: Sweep, axis: Axis) -> None:
             value.settings["steps"]
     if not all(isinstance(each, str) for each in texts):
         raise InputError("no definition of a sweep: not all of its names are texts")
-
-
-def draw(
-    wanted: Iterable[Cell],
-    store: Store,
-    prepare: Callable[[str], AbstractContextManager[Attempt]],
-    *,
-    retry: bool = False,
-    advance: Callable[[Cell], None] = lambda cell: None,
-) -> None:
-    """Draw every cell that nobody has drawn or is drawing; then wait for what others are drawing.
-
-    Cells that can be are drawn in batches, which depend on what is wanted and not on what is there already:
-    so a sweep that was killed ends with the same pictures. A cell that fails is written down with its reason,
-    and the others go on.
-
-    Args:
-        wanted: cells, those of a model together.
-        store: where they go.
-        prepare: loads a model, by its name, and gives what draws with it; not called where everything is
-            there.
-        retry: draw again what failed before.
-        advance: is told of every cell that is done with.
-
-    Raises:
-        InputError: a model cannot be loaded, or the disk refused.
-    """
-    for name, group in groupby(wanted, key=lambda cell: cell.model):
-        left = list(group)
-        with ExitStack() as stack:
-            attempt: Attempt | None = None
-            while left:
-                waiting = []
-                for batch in batches(left):
-                    keys = [cell.key for cell in batch]
-                    if attempt is None and store.free(keys, retry=retry):
-                        # Before the claim: a model that cannot be loaded leaves no folder behind.
-                        attempt = stack.enter_context(prepare(name))
-                    mine = [] if attempt is None else store.claim(keys, retry=retry)
-                    if attempt is not None and mine:
-                        settings = {cell.key: cell.settings for cell in batch}
-                        found = attempt([settings[key] for key in mine])
-                        store.finish((key, *each) for key, each in zip(mine, found, strict=True))
-                    known = {*mine, *store.outcomes(keys)}
-                    for cell in batch:
-                        if cell.key in known:
-                            advance(cell)
-                        else:
-                            waiting.append(cell)
-                left = waiting
-                if left:
-                    time.sleep(_WAIT)
-
-
-def batches(wanted: Iterable[Cell]) -> list[list[Cell]]:
-    """Divide cells of one model into batches, ordered by each batch's first cell."""
-
-    def limit(cell: Cell) -> int:
-        settings = cell.settings
-        return batch_limit(settings, PIXELS_AT_ONCE // (settings.width * settings.height))
-
-    return divided(wanted, lambda cell: cell.batch, limit)
-
-
-def thumbnail(image: Image.Image) -> bytes:
-    """A picture's form, by which pictures are compared without opening their files: RGB, 16 x 16."""
-    return image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes()
-
-
-@contextmanager
-def attempts(pipeline: Pipeline, measure: Measure) -> Iterator[Attempt]:
-    """What draws and measures batches of pictures, remembering what they have in common.
-
-    Args:
-        pipeline: the model.
-        measure: what is measured of each picture; what is not a finite number is left out.
-    """
-
-    def attempt(batch: Sequence[GenerationSettings]) -> list[tuple[Outcome, bytes | None]]:
-        whole.clear()
-        deep.clear()
-        try:
-            pictures = pipeline.draw(batch)
-            return [finished(each, passes_taken(batch[0]) / len(batch)) for each in pictures]
-        except (ArithmeticError, InputError, MemoryError, RuntimeError) as error:
-            if len(batch) > 1:  # the others of its batch are not to blame
-                return [found for settings in batch for found in attempt([settings])]
-            return [(Outcome(state=FAILED, error=" ".join(str(error).split()) or type(error).__name__), None)]
-
-    def passes_taken(settings: GenerationSettings) -> float:
-        """For all pictures that were just drawn, those answered from memory included."""
-        if settings.feature_reuse == 0:
-            return float(sum(whole))
-        factor = pipeline.layout.vae.factor
-        share = deep_share(pipeline.layout.unet, settings.height // factor, settings.width // factor)
-        return sum(whole) - share * (sum(whole) - sum(deep))
-
-    def finished(picture: Picture, passes: float) -> tuple[Outcome, bytes]:
-        metrics = measure(picture.image, picture.recipe.settings.prompt)
-        known = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        digest = hashlib.sha256(picture.image.tobytes()).hexdigest()
-        outcome = Outcome(
-            state=DONE, digest=digest, passes=passes, metrics=known, thumbnail=thumbnail(picture.image)
-        )
-        return outcome, encode_picture(picture, "png")
-
-    unet, text = pipeline.unet, pipeline.text
-    with (
-        remembering([unet, text.encoder, text.encoder_2]),
-        counted(unet) as whole,
-        counted(unet.up_blocks[0].resnets[0]) as deep,  # type: ignore[index]
-    ):
-        yield attempt

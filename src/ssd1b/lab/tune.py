@@ -1,9 +1,9 @@
-"""The best settings for a model, prompts, a goal and what a picture may cost: searched, then proven.
+"""Search for the best settings of a model, then a proof on fresh pairs of prompt and seed.
 
-The search draws pairs of prompt and seed, the same for all settings, so that settings are compared on equal
-terms; one that is clearly behind another that is no dearer is given up after a few pairs (racing, Maron &
-Moore 1994). What wins a search is partly luck. So the winner and its best rivals draw fresh pairs afterwards,
-and only these say which rival is worse and which is merely not to be told apart.
+The search draws the same pairs for all combinations of settings, so that they are compared in pairs. A
+combination that is significantly worse than one of no higher cost is dropped after a few pairs (racing, Maron
+& Moore 1994). The winner of a search is partly lucky. Therefore the winner and its best rivals draw fresh
+pairs afterwards, and only these decide which rivals are worse and which are not distinguishable.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,26 +24,24 @@ if TYPE_CHECKING:
 Pair = tuple[str, int]
 """A prompt and a seed."""
 
-Choice = tuple[int, ...]
-"""A value's place on each axis."""
+Combination = tuple[int, ...]
+"""The index of a value on each axis."""
 
 FIRST_RUNG = 8
-"""Pairs after which settings are compared for the first time, and then whenever their number has doubled."""
+"""Pairs before the first comparison. Further comparisons follow whenever the number of pairs has doubled."""
 
 RIVALS = 8
-"""Settings beside the winner that are drawn on fresh pairs."""
-
-_NAME = "tune"
+"""Combinations beside the winner that draw fresh pairs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What became of one pair.
+class Measured:
+    """A picture of one pair.
 
     Attributes:
-        score: the goal's.
-        passes: of the UNet.
-        metrics: everything that was measured.
+        score: by the goal.
+        passes: UNet passes that it took.
+        metrics: all metrics by name.
     """
 
     score: float
@@ -51,39 +49,39 @@ class Seen:
     metrics: Mapping[str, float]
 
 
-Look = Callable[[Choice | None, Sequence[Pair]], list[Seen]]
-"""``look(choice, pairs)``: draw and measure; None is the baseline: no axis sets anything."""
+Evaluate = Callable[[Combination | None, Sequence[Pair]], list[Measured]]
+"""``evaluate(combination, pairs)`` draws and measures. None is the baseline: no axis sets anything."""
 
 
 @dataclass(slots=True)
 class Candidate:
-    """Settings with what was seen of them."""
+    """A combination with the pictures that were drawn of it."""
 
-    choice: Choice | None
-    seen: list[Seen] = field(default_factory=list)
+    combination: Combination | None
+    pictures: list[Measured] = field(default_factory=list)
 
     @property
     def scores(self) -> NDArray[np.float64]:
-        """Of the pairs in their order."""
-        return np.array([each.score for each in self.seen])
+        """The score of each picture, in the order of the pairs."""
+        return np.array([each.score for each in self.pictures])
 
     @property
     def passes(self) -> float:
-        """Of the UNet, for a picture; the mean, since only with ``feature_reuse`` pictures differ."""
-        return float(np.mean([each.passes for each in self.seen]))
+        """Mean UNet passes for a picture. Only with ``feature_reuse`` do pictures differ in them."""
+        return float(np.mean([each.passes for each in self.pictures]))
 
     def broken(self, goal: Goal) -> list[str]:
-        """Guards that it breaks."""
-        return goal.broken([each.metrics for each in self.seen])
+        """The guards that the combination breaks."""
+        return goal.broken([each.metrics for each in self.pictures])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What fresh pairs say of a rival.
+class Comparison:
+    """The comparison of a rival with the winner on fresh pairs.
 
     Attributes:
         rival: with its fresh pairs.
-        behind: by how much the winner exceeds it, with an interval that holds for all rivals together.
+        behind: the winner's mean score minus the rival's; the intervals hold for all rivals together.
     """
 
     rival: Candidate
@@ -91,7 +89,7 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """In words."""
+        """The result in words."""
         if self.behind.low > 0:
             return "worse"
         return "better" if self.behind.high < 0 else "not distinguishable"
@@ -99,84 +97,86 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned:
-    """What tuning found.
+    """The result of tuning.
 
     Attributes:
         winner: with its fresh pairs.
-        score: its mean on them.
-        gain: over the baseline, paired.
-        verdicts: on the rivals, the nearest first; the baseline is among them.
-        front: of the search, settings that no other one beats in both score and passes, the cheapest first.
-        searched: how many settings were tried; dropped: how many of them were given up early.
+        score: the winner's mean score on them.
+        gain: the winner's score minus the baseline's, paired.
+        comparisons: with the rivals, the closest first; the baseline is one of them.
+        front: the Pareto front of the search in score and passes, the cheapest combination first.
+        searched: how many combinations were tried.
+        dropped: how many of them were dropped early.
     """
 
     winner: Candidate
     score: Estimate
     gain: Estimate
-    verdicts: list[Verdict]
+    comparisons: list[Comparison]
     front: list[Candidate]
     searched: int
     dropped: int
 
 
 def search(
-    axes: Sequence[Axis], goal: Goal, look: Look, pairs: Sequence[Pair], *,
+    axes: Sequence[Axis], goal: Goal, evaluate: Evaluate, pairs: Sequence[Pair], *,
     study: Callable[[], "optuna.Study"], trials: int, go_on: Callable[[], bool] = lambda: True,
     advance: Callable[[], Any] = lambda: None,
 ) -> list[Candidate]:  # fmt: skip
-    """Try settings, as many as a study is to have in all.
+    """Try combinations until the study has a number of trials.
 
     Args:
-        axes: what may be set, and to what.
-        goal: what is to be as large as can be.
-        look: draws and measures.
+        axes: what is searched.
+        goal: what is maximised.
+        evaluate: draws and measures.
         pairs: in the order in which they are drawn.
-        study: opens what remembers what was tried, after the first pictures: a search that is refused leaves
-            nothing. Other processes may work on it, too.
-        trials: of the study.
-        go_on: asked before each trial.
-        advance: told of each trial that is done.
+        study: opens the study, after the first pictures, so that a search that is refused leaves nothing
+            behind. Other processes may work on the same study.
+        trials: the study's number of trials, earlier ones included.
+        go_on: called before each trial; False ends the search.
+        advance: called after each trial.
 
     Returns:
-        Every combination that was tried, with as many pairs as were drawn of it; the baseline first.
+        All combinations that were tried, with as many pictures as were drawn; the baseline first.
     """
-    own = Candidate(None, look(None, pairs))
-    memory = study()
-    tried: dict[Choice | None, Candidate] = {None: own}
+    baseline = Candidate(None, evaluate(None, pairs))
+    opened = study()
+    tried: dict[Combination | None, Candidate] = {None: baseline}
 
-    def remember() -> int:
-        """Take over what this study has tried before, or another process meanwhile; how much that is."""
-        finished = memory.get_trials(deepcopy=False, states=_finished())
+    def update() -> int:
+        """Add the study's trials, by this process or others; return their number."""
+        finished = opened.get_trials(deepcopy=False, states=_finished())
         for trial in finished:
-            _raced(tuple(trial.user_attrs["choice"]), tried, goal, look, pairs)
+            _race(tuple(trial.user_attrs["choice"]), tried, goal, evaluate, pairs)
         return len(finished)
 
-    while remember() < trials and go_on():
-        trial = memory.ask()
-        choice = tuple(_suggested(trial, axis) for axis in axes)
-        found = _raced(choice, tried, goal, look, pairs)
-        trial.set_user_attr("choice", choice)
-        # What breaks a guard is as bad as the worst that was seen.
+    while update() < trials and go_on():
+        trial = opened.ask()
+        combination = tuple(_suggested(trial, axis) for axis in axes)
+        candidate = _race(combination, tried, goal, evaluate, pairs)
+        trial.set_user_attr("choice", combination)
+        # A combination that breaks a guard counts as the worst so far.
         worst = min(float(each.scores.mean()) for each in tried.values())
-        score = worst if found.broken(goal) else float(found.scores.mean())
-        memory.tell(trial, [score, found.passes])
+        score = worst if candidate.broken(goal) else float(candidate.scores.mean())
+        opened.tell(trial, [score, candidate.passes])
         advance()
     return list(tried.values())
 
 
-def _raced(
-    choice: Choice, tried: dict[Choice | None, Candidate], goal: Goal, look: Look, pairs: Sequence[Pair]
-) -> Candidate:
-    """Draw more and more pairs of a combination, until it is clearly behind or there are no more."""
-    if choice in tried:
-        return tried[choice]
-    found = Candidate(choice)
+def _race(
+    combination: Combination, tried: dict[Combination | None, Candidate], goal: Goal, evaluate: Evaluate,
+    pairs: Sequence[Pair],
+) -> Candidate:  # fmt: skip
+    """Draw pairs of a combination until it is significantly worse than another, or all are drawn."""
+    if combination in tried:
+        return tried[combination]
+    candidate = Candidate(combination)
     for until in _rungs(len(pairs)):
-        found.seen += look(choice, pairs[len(found.seen) : until])
-        if _beaten(found, tried.values(), goal):
+        candidate.pictures += evaluate(combination, pairs[len(candidate.pictures) : until])
+        if _is_beaten(candidate, tried.values(), goal):
             break
-    tried[choice] = found
-    return found
+    tried[combination] = candidate
+    return candidate
 
 
 def _rungs(count: int) -> Iterator[int]:
@@ -187,20 +187,20 @@ def _rungs(count: int) -> Iterator[int]:
     yield count
 
 
-def _beaten(found: Candidate, tried: Iterable[Candidate], goal: Goal) -> bool:
-    """Whether any other one is better by more than chance, and no dearer; many others, many chances."""
-    count = len(found.seen)
+def _is_beaten(candidate: Candidate, tried: Iterable[Candidate], goal: Goal) -> bool:
+    """Whether a combination of no higher cost is significantly better, corrected for multiple comparisons."""
+    count = len(candidate.pictures)
     rivals = [
         each.scores[:count]
         for each in tried
-        if len(each.seen) >= count and each.passes <= found.passes and not each.broken(goal)
+        if len(each.pictures) >= count and each.passes <= candidate.passes and not each.broken(goal)
     ]
-    return bool(rivals) and any(each.low > 0 for each in differences(found.scores, rivals))
+    return bool(rivals) and any(each.low > 0 for each in differences(candidate.scores, rivals))
 
 
 def front(candidates: Iterable[Candidate], goal: Goal, pairs: int) -> list[Candidate]:
-    """Settings that were drawn to the end, keep the guards, and are beaten by none in both score and cost."""
-    whole = [each for each in candidates if len(each.seen) == pairs and not each.broken(goal)]
+    """The Pareto front in score and passes of combinations that drew all pairs and keep the guards."""
+    whole = [each for each in candidates if len(each.pictures) == pairs and not each.broken(goal)]
     whole.sort(key=lambda each: (each.passes, -each.scores.mean()))
     best, found = -np.inf, []
     for each in whole:
@@ -211,54 +211,54 @@ def front(candidates: Iterable[Candidate], goal: Goal, pairs: int) -> list[Candi
 
 
 def prove(
-    candidates: Sequence[Candidate], goal: Goal, look: Look, fresh: Sequence[Pair], *, pairs: int,
+    candidates: Sequence[Candidate], goal: Goal, evaluate: Evaluate, fresh: Sequence[Pair], *, pairs: int,
     budget: float | None = None, advance: Callable[[], Any] = lambda: None,
 ) -> Tuned:  # fmt: skip
-    """Draw fresh pairs with the winner of a search and its best rivals, and tell them apart.
+    """Draw fresh pairs with the winner of a search and its best rivals, and compare them.
 
     Args:
         candidates: of the search, the baseline first.
         goal: of the search.
-        look: draws and measures.
-        fresh: pairs that the search has not seen.
-        pairs: how many the search had.
-        budget: passes of the UNet that a picture may take.
-        advance: told of each combination that has drawn its fresh pairs; there are ``RIVALS`` + 2 at most.
+        evaluate: draws and measures.
+        fresh: pairs that the search did not draw.
+        pairs: the number of pairs in the search.
+        budget: most UNet passes that a picture may take.
+        advance: called for each combination that has drawn its fresh pairs, at most ``RIVALS`` + 2 times.
 
     Raises:
-        InputError: no settings keep the guards and the budget.
+        InputError: no combination keeps the guards and the budget.
     """
-    whole = [each for each in candidates if len(each.seen) == pairs and not each.broken(goal)]
+    whole = [each for each in candidates if len(each.pictures) == pairs and not each.broken(goal)]
     affordable = [each for each in whole if budget is None or each.passes <= budget]
     if not affordable:
         raise InputError(_why_none(candidates, goal, pairs, budget))
     ranked = sorted(affordable, key=lambda each: -each.scores.mean())
-    own = candidates[0]
-    chosen = list({each.choice: each for each in [*ranked[: RIVALS + 1], own]}.values())
+    baseline = candidates[0]
+    chosen = list({each.combination: each for each in [*ranked[: RIVALS + 1], baseline]}.values())
     again = []
     for each in chosen:
-        again.append(Candidate(each.choice, look(each.choice, fresh)))
+        again.append(Candidate(each.combination, evaluate(each.combination, fresh)))
         advance()
     winner, rivals = again[0], again[1:]
     behind = [
         Estimate(-each.mean, -each.high, -each.low, each.size)
         for each in differences(winner.scores, [rival.scores for rival in rivals])
     ] if rivals else []  # fmt: skip
-    verdicts = [Verdict(rival=rival, behind=each) for rival, each in zip(rivals, behind, strict=True)]
-    again_own = next(each for each in again if each.choice is None)
+    compared = [Comparison(rival=rival, behind=each) for rival, each in zip(rivals, behind, strict=True)]
+    baseline = next(each for each in again if each.combination is None)
     return Tuned(
         winner=winner,
         score=estimate(winner.scores),
-        gain=difference(again_own.scores, winner.scores),
-        verdicts=sorted(verdicts, key=lambda each: each.behind.mean),
+        gain=difference(baseline.scores, winner.scores),
+        comparisons=sorted(compared, key=lambda each: each.behind.mean),
         front=front(candidates, goal, pairs),
         searched=len(candidates) - 1,
-        dropped=sum(len(each.seen) < pairs for each in candidates),
+        dropped=sum(len(each.pictures) < pairs for each in candidates),
     )
 
 
 def _why_none(candidates: Sequence[Candidate], goal: Goal, pairs: int, budget: float | None) -> str:
-    whole = [each for each in candidates if len(each.seen) == pairs]
+    whole = [each for each in candidates if len(each.pictures) == pairs]
     reasons = [reason for each in whole for reason in each.broken(goal)[:1]]
     least = min(each.passes for each in whole)
     if budget is not None and least > budget:
@@ -267,12 +267,35 @@ def _why_none(candidates: Sequence[Candidate], goal: Goal, pairs: int, budget: f
 
 
 def _suggested(trial: "optuna.Trial", axis: Axis) -> int:
-    """A place on an axis; numbers that rise are near each other, all else is a choice."""
+    """Suggest an index on an axis: ordinal if the values are rising numbers, else categorical."""
     places = range(len(axis.values))
     numbers = np.array([number_of(value) for value in axis.values])
-    if (np.diff(numbers) > 0).all():  # not where one is NaN
+    if (np.diff(numbers) > 0).all():  # False if one is NaN
         return trial.suggest_int(axis.name, 0, len(places) - 1)
     return trial.suggest_categorical(axis.name, list(places))
+
+
+def single(axes: Sequence[Axis], combination: Combination) -> tuple[Axis, ...]:
+    """The axes with one value each."""
+    return tuple(
+        Axis(name=axis.name, values=(axis.values[place],))
+        for axis, place in zip(axes, combination, strict=True)
+    )
+
+
+def settings_of(axes: Sequence[Axis], combination: Combination | None) -> dict[str, Any]:
+    """The settings of a combination; those of the baseline are empty."""
+    settings: dict[str, Any] = {}
+    for axis in () if combination is None else single(axes, combination):
+        settings |= axis.values[0].settings
+    return settings
+
+
+def labels_of(axes: Sequence[Axis], combination: Combination | None) -> list[str]:
+    """The labels of a combination's values."""
+    if combination is None:
+        return ["baseline"] * len(axes)
+    return [axis.values[0].label for axis in single(axes, combination)]
 
 
 def _finished() -> "tuple[optuna.trial.TrialState, ...]":

@@ -111,17 +111,17 @@ class Examination:
         return [(float(part[:, 0].mean()), float(part[:, 1].mean()), len(part)) for part in parts]
 
 
-Look: TypeAlias = Callable[[Sequence[Scene]], NDArray[np.uint8]]
+Renderer: TypeAlias = Callable[[Sequence[Scene]], NDArray[np.uint8]]
 """Makes pictures of scenes, ``[scenes, SIZE, SIZE, 3]``."""
 
 
-def through(vae: VAE) -> Look:
+def through(vae: VAE) -> Renderer:
     """Show scenes as an autoencoder gives them back, which is the best that a model can draw."""
     return lambda scenes: reconstructed(vae, render_batch(scenes))
 
 
 def examine(
-    judge: Judge, count: int, look: Look = render_batch, *, world: World = PLAIN, label: str = "examine"
+    judge: Judge, count: int, render: Renderer = render_batch, *, world: World = PLAIN, label: str = "examine"
 ) -> Examination:
     """Let the judge read pictures of scenes that no training saw, and hold what it says against the scenes.
 
@@ -130,7 +130,7 @@ def examine(
     Args:
         judge: in evaluation mode.
         count: how many pictures, half of them with combinations that no training stream has.
-        look: how the judge gets to see a scene.
+        render: makes the pictures that the judge reads.
         world: where scenes are from; ``CLEAN_WORLD`` spoils no picture.
         label: what the progress bar is called.
     """
@@ -142,7 +142,7 @@ def examine(
                 scene(SEED, index, split=splits[index % 2], world=world)
                 for index in range(start, min(start + BATCH_SIZE, count))
             ]
-            for each, reading in zip(scenes, judge.read(look(scenes)), strict=True):
+            for each, reading in zip(scenes, judge.read(render(scenes)), strict=True):
                 found.add(each, reading)
             bar.update(len(scenes))
     return found

@@ -5,8 +5,8 @@ from contextlib import closing
 
 import pytest
 
-from ssd1b.cli import drawing
-from ssd1b.lab.store import Store
+from ssd1b.jobs.store import Store
+from ssd1b.pipeline import Pipeline
 
 PROMPT = "a large red metal sphere on a blue background"
 
@@ -53,14 +53,14 @@ def test_a_dry_run_draws_nothing(run, tiny_model, tmp_path):
 
 def test_a_model_that_changes_while_it_is_loaded_draws_nothing(run, tiny_model, tmp_path, monkeypatch):
     shutil.copytree(tiny_model, tmp_path / "model")
-    load = drawing.load
+    load = Pipeline.load
 
-    def changing(choice):
-        pipeline = load(choice)
+    def changing(*arguments, **options):
+        pipeline = load(*arguments, **options)
         (tmp_path / "model" / "more.json").write_text("{}")
         return pipeline
 
-    monkeypatch.setattr(drawing, "load", changing)
+    monkeypatch.setattr(Pipeline, "load", changing)
     done = run("sweep", "a cube", "--model", "model", "--steps", 1, "--out", "cells")
     assert done.code == 2 and "the files of 'model' changed while they were read" in done.err
     assert not (tmp_path / "cells").exists()

@@ -14,9 +14,11 @@ from ssd1b.batching import batches
 from ssd1b.errors import InputError
 from ssd1b.evaluate.drawing import draw_captions
 from ssd1b.execution import Execution
+from ssd1b.jobs.driver import draw_jobs
+from ssd1b.jobs.executor import Inline, renderer
+from ssd1b.jobs.store import Store
 from ssd1b.lab.axes import parse_axis
-from ssd1b.lab.store import Store
-from ssd1b.lab.sweep import Sweep, attempts, cells, describe, draw
+from ssd1b.lab.sweep import Sweep, describe, expand
 from ssd1b.models.text import chunk_count
 from ssd1b.pipeline import Pipeline
 from ssd1b.weights.vocabulary import clip_tokenizer
@@ -53,12 +55,11 @@ def test_a_sweeps_cells_are_what_generate_draws(mini: Pipeline, tmp_path: Path) 
     )
     with closing(Store(tmp_path)) as store:
         found = describe("mini-ssd-1b", store, offline=True)
-        wanted = list(cells(sweep, lambda name: found, device=torch.device("cpu"), dtype=torch.float32))
-        draw(wanted, store, lambda name: attempts(mini, lambda picture, prompt: {}))
+        wanted = list(expand(sweep, lambda name: found, device=torch.device("cpu"), dtype=torch.float32))
+        draw_jobs(wanted, store, Inline(lambda name: renderer(mini, lambda picture, prompt: {})))
         for cell in wanted[1::2]:
-            *_, last = mini.steps([cell.settings])
-            (alone,) = mini.preview(last.latents)
-            assert levels(Image.open(store.picture(cell.key)), alone) <= LEVELS, cell.settings
+            (alone,) = mini.draw([cell.settings])
+            assert levels(Image.open(store.picture(cell.key)), alone.image) <= LEVELS, cell.settings
 
 
 def test_evaluate_draws_what_generate_draws_and_in_the_order_of_its_tasks(mini: Pipeline) -> None:

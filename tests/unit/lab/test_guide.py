@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from lab_cells import FAKE, Fake, drawing, run
+from ssd1b.jobs.store import Store
 from ssd1b.lab.claims import CLAIMS, CONFIRMED, CONTRADICTED, UNDECIDED
 from ssd1b.lab.guide import (
     EXPERIMENTS,
@@ -22,7 +23,6 @@ from ssd1b.lab.guide import (
     write_guide,
 )
 from ssd1b.lab.results import load_results
-from ssd1b.lab.store import Store
 from ssd1b.presets import NEGATIVE_PROMPTS
 from ssd1b.settings import GenerationSettings
 
@@ -41,7 +41,7 @@ def found(
     store: Store, name: str, attempt: object, *, pairs: int = 64, prompts: list[str] = PROMPTS
 ) -> dict[str, str]:
     """The verdicts of an experiment's claims."""
-    sweep = sweep_of(NAMED[name], prompts, pairs, model="fake", own=OWN, beneath={})
+    sweep = sweep_of(NAMED[name], prompts, pairs, model="fake", model_settings=OWN, base={})
     run(store, sweep, attempt)
     return {
         claim.name: finding.word for claim, finding in Chapter(NAMED[name], load_results(store)).findings(OWN)
@@ -153,28 +153,30 @@ def test_models_of_which_nothing_is_known_are_told_so(store):
     ],
 )
 def test_pairs_are_shared_out_between_prompts_and_seeds(name, prompts, pairs, expected):
-    sweep = sweep_of(NAMED[name], PROMPTS[:prompts], pairs, model="fake", own=OWN, beneath={})
+    sweep = sweep_of(NAMED[name], PROMPTS[:prompts], pairs, model="fake", model_settings=OWN, base={})
     (seeds,) = (axis for axis in sweep.axes if axis.name == "seed")
     assert (len(sweep.prompts), len(seeds.values)) == expected
 
 
 def test_the_models_own_guidance_is_among_those_that_are_drawn():
     own = own_settings(FAKE, {"guidance_scale": 6.5})
-    (axis, _) = sweep_of(NAMED["guidance"], PROMPTS, 64, model="fake", own=own, beneath={}).axes
+    (axis, _) = sweep_of(NAMED["guidance"], PROMPTS, 64, model="fake", model_settings=own, base={}).axes
     labels = [value.label for value in axis.values]
     assert labels == ["1", "2", "3", "5", "6.5", "7", "9", "12", "14.5", "17", "20", "25"]
     assert {"UniPC", "Euler", "DDPM"} < set(OTHERS)
 
 
 def chapters(store: Store, experiment: Experiment) -> list[Chapter]:
-    sweep = sweep_of(experiment, PROMPTS, 8, model="fake", own=OWN, beneath={})
+    sweep = sweep_of(experiment, PROMPTS, 8, model="fake", model_settings=OWN, base={})
     run(store, sweep, Fake())
     return [Chapter(experiment, load_results(store)), Chapter(NAMED["faults"], None)]
 
 
 def test_the_pages(store, tmp_path):
     evil = "<script>alert(1)</script>"
-    paths = write_guide(tmp_path / "guide", chapters(store, NAMED["steps"]), store, model=evil, own=OWN)
+    paths = write_guide(
+        tmp_path / "guide", chapters(store, NAMED["steps"]), store, model=evil, model_settings=OWN
+    )
     html, markdown, facts = (path.read_text() for path in paths)
     assert "<script" not in html and "&lt;script&gt;" in html
     assert 'src="http' not in html and 'href="http' not in html, "the page fetches nothing"

@@ -16,11 +16,11 @@ from pyarrow import parquet
 from lab_cells import Fake, run, sweep, wanted
 from ssd1b.command_line import command_line
 from ssd1b.errors import InputError
+from ssd1b.jobs.store import Store
 from ssd1b.lab import report
 from ssd1b.lab.export import contact_sheets, preset_text, write_csv, write_parquet
 from ssd1b.lab.report import write_page
 from ssd1b.lab.results import load_results
-from ssd1b.lab.store import Store
 from ssd1b.lab.sweep import definition
 
 EVIL = "</script><img src=x onerror=alert(1)> & $x_{1}$ =1+1"
@@ -108,7 +108,7 @@ def test_tables_have_every_cell(store: Store, tmp_path: Path) -> None:
 def test_commands_and_presets_draw_a_cell_again() -> None:
     axes = ("negative=it's || none", "guidance-interval=0.2-0.8", "size=64x128", "steps=3", "seed=7")
     what = sweep(*axes, prompts=("a 'red' cube",))
-    chosen = what.chosen([0] * len(what.all_axes))
+    chosen = what.request([0] * len(what.all_axes))
     assert shlex.split(command_line(chosen.prompt, chosen.settings, model=chosen.model)) == [
         "ssd1b", "generate", "--size", "64x128", "--negative", "it's", "--guidance-interval", "0.2", "0.8",
         "--steps", "3", "--seed", "7", "--model", "fake", "a 'red' cube",
@@ -122,7 +122,8 @@ def test_commands_and_presets_draw_a_cell_again() -> None:
 def test_an_unfinished_sweep_and_failures_are_told(store: Store, tmp_path: Path) -> None:
     run(store, sweep("seed=1,2", prompts=("a cube", "a broken one")), Fake())
     longer = sweep("seed=1,2,3", prompts=("a cube", "a broken one"))
-    store.record("longer", definition(longer), [(cell.key, cell.places) for cell in wanted(longer)])
+    keys = [cell.key for cell in wanted(longer)]
+    store.record("longer", definition(longer), list(zip(keys, longer.places, strict=True)))
     text = page(store, tmp_path)
     assert "2 of 6 cells are not drawn yet" in text and "2 pictures failed: the picture is no numbers" in text
     assert [cell["picture"] is None for cell in json.loads(Elements(text).data)["cells"]] == [

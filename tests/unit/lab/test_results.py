@@ -9,8 +9,9 @@ import pytest
 
 from lab_cells import Fake, run, sweep, wanted
 from ssd1b.errors import InputError
+from ssd1b.jobs.executor import Drawn
+from ssd1b.jobs.store import DONE, Outcome, Store
 from ssd1b.lab.results import DIVERSITY, PASSES, UNCONVERGED, load_results
-from ssd1b.lab.store import DONE, Outcome, Store
 from ssd1b.lab.sweep import definition
 from ssd1b.settings import GenerationSettings
 
@@ -23,18 +24,18 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-def measuring(**metrics: Callable[[GenerationSettings], float]) -> Callable[..., list[tuple[Outcome, bytes]]]:
+def measuring(**metrics: Callable[[GenerationSettings], float]) -> Callable[..., list[Drawn]]:
     """What draws pictures of which everything is known."""
 
-    def one(settings: GenerationSettings) -> tuple[Outcome, bytes]:
+    def one(settings: GenerationSettings) -> Drawn:
         found = {name: float(measure(settings)) for name, measure in metrics.items()}
         level = min(250, settings.seed * 10 + settings.steps)
         passes = found.pop("passes", 1.0)
         form = bytes([level - 5, level + 5]) * (16 * 16 * 3 // 2)  # a contrast of 5
         outcome = Outcome(state=DONE, digest="d", passes=passes, metrics=found, thumbnail=form)
-        return outcome, b"picture"
+        return Drawn(outcome, b"picture")
 
-    return lambda batch: [one(settings) for settings in batch]
+    return lambda batch, watch: [one(settings) for settings in batch]
 
 
 def test_other_settings_and_seeds_are_averaged_and_prompts_are_the_units(store: Store) -> None:
@@ -77,7 +78,8 @@ def test_what_is_missing_or_failed_is_counted_and_left_out(store: Store) -> None
     assert np.isnan(found.metrics[DIVERSITY][1]).all()
     longer = sweep("seed=1,2,3", prompts=("a cube", "a broken one"))
     cells = wanted(longer)
-    store.record("longer", definition(longer), [(cell.key, cell.places) for cell in cells])
+    keys = [cell.key for cell in cells]
+    store.record("longer", definition(longer), list(zip(keys, longer.places, strict=True)))
     assert load_results(store).missing == 2
 
 

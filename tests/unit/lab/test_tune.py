@@ -10,9 +10,9 @@ import pytest
 from ssd1b.errors import InputError
 from ssd1b.evaluate.image_statistics import STATISTICS
 from ssd1b.lab.axes import Axis, parse_axis
-from ssd1b.lab.goal import LIMITS, NEEDS, Goal, Guard, read_goal
-from ssd1b.lab.tune import RIVALS, Choice, Look, Pair, Seen, front, prove, search
-from ssd1b.lab.tuning import opened_study
+from ssd1b.lab.goal import LIMITS, NEEDS, Bound, Goal, read_goal
+from ssd1b.lab.tune import RIVALS, Combination, Evaluate, Measured, Pair, front, prove, search
+from ssd1b.lab.tune_files import open_study
 
 AXES = [parse_axis("guidance=1-9"), parse_axis("steps=5,10,20"), parse_axis("sampler=UniPC,Euler,DDPM")]
 GOAL = read_goal("right")
@@ -33,7 +33,7 @@ class World:
 
     def __init__(
         self,
-        chances: "dict[Choice | None, float] | None" = None,
+        chances: "dict[Combination | None, float] | None" = None,
         *,
         clipping: float = 0.0,
         own_steps: int = 20,
@@ -41,7 +41,7 @@ class World:
         self.chances, self.clipping, self.own_steps = chances, clipping, own_steps
         self.drawn = 0
 
-    def chance(self, choice: Choice | None) -> float:
+    def chance(self, choice: Combination | None) -> float:
         if self.chances is not None:
             return self.chances[choice]
         if choice is None:
@@ -49,7 +49,7 @@ class World:
         guidance, steps, _ = choice
         return 0.85 - 0.09 * abs(guidance - 5) - (0.3, 0.05, 0.0)[steps]
 
-    def __call__(self, choice: Choice | None, pairs: "list[Pair]") -> list[Seen]:
+    def __call__(self, choice: Combination | None, pairs: "list[Pair]") -> list[Measured]:
         self.drawn += len(pairs)
         found = []
         for prompt, seed in pairs:
@@ -59,21 +59,21 @@ class World:
             right = float(rng.random() < self.chance(choice))
             steps = self.own_steps if choice is None else (5, 10, 20)[choice[1]] if len(choice) > 1 else 10
             metrics = {"right": right, "clipping": self.clipping * (choice[0] if choice else 0)}
-            found.append(Seen(score=GOAL.score(metrics), passes=2.0 * steps, metrics=metrics))
+            found.append(Measured(score=GOAL.score(metrics), passes=2.0 * steps, metrics=metrics))
         return found
 
 
-def searched(world: Look, axes: "list[Axis]" = AXES, *, trials: int = 60, goal=GOAL):
+def searched(world: Evaluate, axes: "list[Axis]" = AXES, *, trials: int = 60, goal=GOAL):
     return search(axes, goal, world, PAIRS, study=study, trials=trials)
 
 
 def test_a_planted_better_setting_is_found_and_the_rest_is_given_up_early() -> None:
     world = World()
     found = searched(world)
-    assert found[0].choice is None
+    assert found[0].combination is None
     tuned = prove(found, GOAL, world, FRESH, pairs=len(PAIRS))
-    assert tuned.winner.choice is not None
-    guidance, steps, _ = tuned.winner.choice
+    assert tuned.winner.combination is not None
+    guidance, steps, _ = tuned.winner.combination
     assert abs(guidance - 5) <= 1 and steps >= 1
     assert tuned.gain.low > 0.2
     assert tuned.score.low > 0.6
@@ -84,7 +84,7 @@ def test_a_planted_better_setting_is_found_and_the_rest_is_given_up_early() -> N
 def test_what_is_clearly_behind_is_given_up_early_but_not_what_is_faster(own_steps: int) -> None:
     world = World({None: 0.9, **{(place,): 0.2 for place in range(9)}}, own_steps=own_steps)
     found = searched(world, [parse_axis("guidance=1-9")], trials=30)
-    lengths = [len(each.seen) for each in found[1:]]
+    lengths = [len(each.pictures) for each in found[1:]]
     assert len(lengths) >= 5
     if own_steps == 5:
         assert max(lengths) <= 16
@@ -96,7 +96,7 @@ def test_a_planted_tie_is_not_distinguishable_and_a_planted_loser_is_worse() -> 
     world = World({None: 0.3, (0,): 0.8, (1,): 0.8, (2,): 0.78, (3,): 0.45})
     found = searched(world, [parse_axis("guidance=2,4,6,8")], trials=20)
     tuned = prove(found, GOAL, world, [*FRESH, *((f"more {n}", n) for n in range(100))], pairs=len(PAIRS))
-    words = {verdict.rival.choice: verdict.word for verdict in tuned.verdicts}
+    words = {verdict.rival.combination: verdict.word for verdict in tuned.comparisons}
     tied = words.keys() & {(0,), (1,), (2,)}
     assert tied and {words[choice] for choice in tied} == {"not distinguishable"}
     assert words[None] == "worse" and words.get((3,), "worse") == "worse"
@@ -107,15 +107,17 @@ def test_among_settings_that_are_all_the_same_hardly_ever_a_winner_is_declared()
     for trial in range(60):
         rng = np.random.default_rng(trial)
 
-        def look(choice: Choice | None, pairs: "list[Pair]", rng: np.random.Generator = rng) -> list[Seen]:
+        def look(
+            choice: Combination | None, pairs: "list[Pair]", rng: np.random.Generator = rng
+        ) -> list[Measured]:
             right = (rng.random(len(pairs)) < 0.7) * 1.0
-            return [Seen(score=each, passes=1.0, metrics={"right": each}) for each in right]
+            return [Measured(score=each, passes=1.0, metrics={"right": each}) for each in right]
 
         found = search(
             [parse_axis("guidance=1-9")], GOAL, look, PAIRS[:16], study=partial(study, trial), trials=9
         )  # fmt: skip
         tuned = prove(found, GOAL, look, FRESH[:40], pairs=16)
-        false += any(verdict.word == "worse" for verdict in tuned.verdicts)
+        false += any(verdict.word == "worse" for verdict in tuned.comparisons)
     assert false / 60 <= 0.1
 
 
@@ -124,7 +126,7 @@ def test_a_search_that_goes_on_draws_nothing_again_and_asks_for_the_rest() -> No
     cache: dict = {}
     world = World()
 
-    def look(choice: Choice | None, pairs: "list[Pair]") -> list[Seen]:
+    def look(choice: Combination | None, pairs: "list[Pair]") -> list[Measured]:
         missing = [pair for pair in pairs if (choice, pair) not in cache]
         cache.update(
             {(choice, pair): each for pair, each in zip(missing, world(choice, missing), strict=True)}
@@ -137,7 +139,10 @@ def test_a_search_that_goes_on_draws_nothing_again_and_asks_for_the_rest() -> No
     assert (len(told.trials), world.drawn) == (before, drawn)
     search(AXES, GOAL, look, PAIRS, study=lambda: told, trials=9)
     assert len(told.trials) == before + 2
-    assert {each.choice for each in again} <= {None, *(tuple(t.user_attrs["choice"]) for t in told.trials)}
+    assert {each.combination for each in again} <= {
+        None,
+        *(tuple(t.user_attrs["choice"]) for t in told.trials),
+    }
 
 
 def test_guards_and_budgets_are_kept() -> None:
@@ -146,13 +151,13 @@ def test_guards_and_budgets_are_kept() -> None:
     goal = read_goal("right", ["clipping<=0.035"])
     found = searched(world, goal=goal)
     tuned = prove(found, goal, world, FRESH, pairs=len(PAIRS), budget=30.0)
-    assert tuned.winner.choice is not None
-    guidance, steps, _ = tuned.winner.choice
+    assert tuned.winner.combination is not None
+    guidance, steps, _ = tuned.winner.combination
     assert guidance <= 3 and steps <= 1
     assert all(not each.broken(goal) for each in front(found, goal, len(PAIRS)))
     with pytest.raises(InputError, match=r"budget is 2 passes of the UNet: the cheapest .* take 10"):
         prove(found, goal, world, FRESH, pairs=len(PAIRS), budget=2.0)
-    strict = Goal(weights={"right": 1.0}, guards=(Guard(metric="right", at_most=False, bound=2.0),))
+    strict = Goal(weights={"right": 1.0}, guards=(Bound(metric="right", at_most=False, bound=2.0),))
     with pytest.raises(InputError, match=r"keeps every guard: right is .*, not right>=2"):
         prove(found, strict, world, FRESH, pairs=len(PAIRS))
 
@@ -168,7 +173,7 @@ def test_the_front_is_beaten_by_none() -> None:
 def test_goals_are_read() -> None:
     goal = read_goal("right + 0.5*clip + -2*clipping", ["clean>=0.9", " clipping <= 1e-3 "])
     assert goal.weights == {"right": 1.0, "clip": 0.5, "clipping": -2.0}
-    assert goal.guards[1] == Guard(metric="clipping", at_most=True, bound=0.001)
+    assert goal.guards[1] == Bound(metric="clipping", at_most=True, bound=0.001)
     assert goal.score({"right": 1.0, "clip": 0.4, "clipping": 0.1}) == pytest.approx(1.0)
     low, high = {"clean": 1.0, "clipping": 0.0}, {"clean": 0.7, "clipping": 0.0}
     assert goal.broken([low]) == [] and goal.broken([low, high]) == ["clean is 0.85, not clean>=0.9"]
@@ -205,7 +210,7 @@ def test_guards_that_nothing_can_pass_are_refused(guards: "list[str]", words: st
 
 
 def test_a_damaged_memory_of_a_search_is_one_line(tmp_path: Path) -> None:
-    opened_study(tmp_path, AXES, GOAL, {}).ask()
+    open_study(tmp_path, AXES, GOAL, {}).ask()
     log = tmp_path / "search.log"
     whole = log.read_bytes()
     lines = whole.splitlines(keepends=True)
@@ -215,13 +220,13 @@ def test_a_damaged_memory_of_a_search_is_one_line(tmp_path: Path) -> None:
     ):  # fmt: skip
         log.write_bytes(content)
         with pytest.raises(InputError, match=r"search.log is damaged .* move it away"):
-            opened_study(tmp_path, AXES, GOAL, {}).ask()
+            open_study(tmp_path, AXES, GOAL, {}).ask()
     log.write_bytes(whole)
-    opened_study(tmp_path, AXES, GOAL, {}).ask()
+    open_study(tmp_path, AXES, GOAL, {}).ask()
 
 
 def test_a_full_disk_leaves_the_memory_of_a_search_as_it_was(tmp_path: Path, monkeypatch) -> None:
-    told = opened_study(tmp_path, AXES, GOAL, {})
+    told = open_study(tmp_path, AXES, GOAL, {})
     told.ask()
     before = (tmp_path / "search.log").read_bytes()
 
@@ -233,4 +238,4 @@ def test_a_full_disk_leaves_the_memory_of_a_search_as_it_was(tmp_path: Path, mon
         with pytest.raises(InputError, match=r"cannot write .*search.log: No space left .*; all that was"):
             told.ask()
     assert (tmp_path / "search.log").read_bytes() == before
-    assert opened_study(tmp_path, AXES, GOAL, {}).ask().number == 1
+    assert open_study(tmp_path, AXES, GOAL, {}).ask().number == 1

@@ -108,7 +108,7 @@ def test_schedulers_that_are_missing_here_have_a_stand_in(tmp_path, tiny_folder)
 def test_it_decides_the_key_of_a_sweeps_cell(tmp_path, tiny_folder):
     from contextlib import closing
 
-    from ssd1b.lab.store import Store
+    from ssd1b.jobs.store import Store
     from ssd1b.lab.sweep import describe
 
     with closing(Store(tmp_path / "sweep")) as store:

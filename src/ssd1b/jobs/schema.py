@@ -1,4 +1,4 @@
-"""The tables of a store: schema and versions, seals against damage, and what SQLite's errors mean."""
+"""The tables of a store: schema, migrations, seals against damage, and SQLite's errors in words."""
 
 import json
 import sqlite3
@@ -15,7 +15,7 @@ FILE = "cells.sqlite"
 PICTURES = "pictures"
 
 SCHEMA = 2
-"""Version of the tables, kept in the file as SQLite's ``user_version``."""
+"""Version of the tables. The file keeps it as SQLite's ``user_version``."""
 
 _TABLES = {
     "cells": "key text primary key, state text not null, digest text, passes real, metrics text, error text, "
@@ -29,12 +29,12 @@ _TABLES = {
 _WITHOUT_ROWID = {"cells", "claims", "members"}
 
 _ALWAYS = {"key", "state", "digest", "metrics", "error", "thumbnail"}
-"""Columns of ``cells`` in every version."""
+"""Columns of ``cells`` that every version has."""
 
-_UPGRADES = (
-    # Version 0 kept the seconds that drawing had taken.
+_MIGRATIONS = (
+    # Version 0 kept seconds in place of passes.
     ("alter table cells rename column seconds to passes", "update cells set passes = null"),
-    # Version 1 had no seals, and did not know how large a picture's file had been.
+    # Version 1 had no seals, and kept neither size nor time of a picture's file.
     (
         "alter table cells add column size integer",
         "alter table cells add column time integer",
@@ -42,7 +42,7 @@ _UPGRADES = (
         "alter table sweeps add column seal blob",
     ),
 )
-"""Each brings the tables to the next version."""
+"""The statements that migrate tables of version 0, 1, ... to the next version."""
 
 _CAUSES = {
     sqlite3.SQLITE_FULL: "no space left on the disk; all that was drawn before is kept, and the same command "
@@ -53,14 +53,14 @@ _CAUSES = {
     sqlite3.SQLITE_PERM: "it may not be written",
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened",
 }
-"""What is wrong when the file itself is not."""
+"""Errors that are not due to the file's content."""
 
 
 def connected(path: Path) -> sqlite3.Connection:
-    """Open a store's file, or make it; tables of an older version are brought up to date.
+    """Open a store's file, or make it. Tables of an older version are migrated.
 
     Raises:
-        InputError: it is no store of cells, of a newer version, damaged, or the disk refused.
+        InputError: the file is not a store, is damaged or of a newer version, or the disk refused.
     """
     if path.exists() and (kind := kind_of(path)):
         raise InputError(f"{named(path)} is {kind}: a store of cells keeps its tables in a file of that name")
@@ -72,7 +72,7 @@ def connected(path: Path) -> sqlite3.Connection:
             database.execute("pragma journal_mode = wal")
             database.execute("pragma synchronous = normal")
             if version < SCHEMA:
-                _upgrade(database, path)
+                _migrate(database, path)
             _check(path, _version(database), _columns(database))
         except BaseException:
             database.close()
@@ -81,7 +81,7 @@ def connected(path: Path) -> sqlite3.Connection:
 
 
 def in_memory() -> sqlite3.Connection:
-    """The tables of a store that is not written yet."""
+    """Make the tables in memory, for a store that has no folder yet."""
     database = sqlite3.connect(":memory:", isolation_level=None)
     _create(database)
     return database
@@ -89,10 +89,10 @@ def in_memory() -> sqlite3.Connection:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Say of SQLite's errors what happened, and what can still be used.
+    """Turn SQLite's errors into messages that say what happened and what to do.
 
     Raises:
-        InputError: in their place.
+        InputError: SQLite raised an error.
     """
     try:
         yield
@@ -111,10 +111,10 @@ def explained(path: Path) -> Iterator[None]:
 
 @contextmanager
 def transaction(database: sqlite3.Connection, path: Path) -> Iterator[None]:
-    """Write all or nothing; one process at a time.
+    """Write all or nothing. Other processes wait.
 
     Raises:
-        InputError: SQLite refused, see ``explained``.
+        InputError: as ``explained``.
     """
     with explained(path):
         database.execute("begin immediate")
@@ -128,12 +128,12 @@ def transaction(database: sqlite3.Connection, path: Path) -> Iterator[None]:
 
 
 def sealed(*parts: Any) -> bytes:
-    """A short digest of a row, by which damage to it is found: SQLite has none of its own."""
+    """A short digest of a row, by which damage is detected. SQLite keeps none."""
     return blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 def read_json(text: Any) -> Any:
-    """What a column of JSON holds; None where it is damaged."""
+    """Parse a column of JSON; None if it is damaged."""
     try:
         return json.loads(text)
     except (TypeError, ValueError, RecursionError):
@@ -154,7 +154,7 @@ def _columns(database: sqlite3.Connection) -> dict[str, set[str]]:
 
 
 def _check(path: Path, version: int, tables: dict[str, set[str]]) -> None:
-    """Find a file that is somebody else's, or of a version that is unknown here."""
+    """Refuse a file that is not a store, or of a newer version."""
     if version > SCHEMA:
         raise InputError(
             f"{named(path)} was written by a newer ssd1b (its tables are of version {version}, this one "
@@ -178,11 +178,11 @@ def _create(database: sqlite3.Connection) -> None:
     database.execute(f"pragma user_version = {SCHEMA}")
 
 
-def _upgrade(database: sqlite3.Connection, path: Path) -> None:
+def _migrate(database: sqlite3.Connection, path: Path) -> None:
     with transaction(database, path):
-        # Another process may have done it meanwhile.
+        # Another process may have migrated it in the meantime.
         version, there = _version(database), "cells" in _columns(database)
-        for statement in (each for step in _UPGRADES[version:] for each in step) if there else ():
+        for statement in (each for step in _MIGRATIONS[version:] for each in step) if there else ():
             database.execute(statement)
         if version < SCHEMA:
             _create(database)

@@ -3,23 +3,27 @@
 import json
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
+import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lab_cells import Fake, run, sweep, wanted
+from lab_cells import Fake, inline, run, sweep, wanted
 from ssd1b.errors import InputError
-from ssd1b.lab import store as stores
+from ssd1b.jobs import store as stores
+from ssd1b.jobs.driver import draw_jobs
+from ssd1b.jobs.executor import Drawn, Inline
+from ssd1b.jobs.job import Job
+from ssd1b.jobs.schema import FILE, SCHEMA
+from ssd1b.jobs.store import CHANGED, DONE, Outcome, Store, pixels_digest
 from ssd1b.lab.results import PASSES, load_results
-from ssd1b.lab.store import CHANGED, DONE, Outcome, Store, pixels_digest
-from ssd1b.lab.sweep import Cell, draw
-from ssd1b.lab.tables import FILE, SCHEMA
 
 SWEEP = ("guidance=2,5", "seed=1-4")
 
@@ -50,7 +54,7 @@ class Real(Fake):
                 state=outcome.state, digest=digest, passes=outcome.passes, metrics=outcome.metrics,
                 thumbnail=outcome.thumbnail,
             )  # fmt: skip
-        return outcome, file
+        return Drawn(outcome, file)
 
 
 def _image(file: bytes) -> Image.Image:
@@ -59,7 +63,7 @@ def _image(file: bytes) -> Image.Image:
     return Image.open(BytesIO(file))
 
 
-def first() -> Cell:
+def first() -> Job:
     return wanted(sweep(*SWEEP))[0]
 
 
@@ -254,7 +258,7 @@ def test_stores_of_older_versions_open_and_are_brought_up_to_date(folder: Path, 
     for _ in range(2):
         with closing(Store(folder)) as opened:
             results = load_results(opened)
-            assert results.drawn.all() and (PASSES in results.told) == (version == 1)
+            assert results.drawn.all() and (PASSES in results.known_metrics) == (version == 1)
             assert version == 1 or not results.front("red").any()
             assert opened.outcomes([first().key])[first().key].metrics == {"red": 1.0}
     (folder / "pictures" / first().key[:2] / f"{first().key}.png").unlink()
@@ -327,7 +331,7 @@ def test_a_model_that_cannot_be_loaded_leaves_no_folder(tmp_path: Path) -> None:
         raise InputError("no such weights")
 
     with closing(Store(tmp_path / "cells")) as opened, pytest.raises(InputError, match="no such weights"):
-        draw(wanted(sweep(*SWEEP)), opened, prepare)
+        draw_jobs(wanted(sweep(*SWEEP)), opened, Inline(prepare))
     assert not (tmp_path / "cells").exists()
 
 
@@ -373,12 +377,12 @@ def test_wherever_the_disk_refuses_it_is_one_line_and_the_next_run_goes_on(folde
         refusing = sqlite3.connect(folder / FILE, isolation_level=None, factory=Refusing)
         opened._database = refusing
 
-        def attempt(batch):
+        def render(batch, watch):
             refusing.armed = True
             return fake(batch)
 
         with pytest.raises(InputError, match="no space left"):
-            draw(wanted(more), opened, lambda name: nullcontext(attempt))
+            draw_jobs(wanted(more), opened, inline(render))
     again = Real()
     with closing(Store(folder)) as opened:
         run(opened, more, again)
@@ -561,8 +565,8 @@ def test_a_sweep_waits_for_what_others_are_drawing(folder: Path, monkeypatch) ->
             other.finish([(cell.key, outcome, None) for cell in wanted(more) if cell.key not in known])
 
         known = opened.outcomes(cell.key for cell in wanted(more))
-        monkeypatch.setattr("ssd1b.lab.sweep.time.sleep", sleep)
-        draw(wanted(more), opened, lambda name: nullcontext(fake))
+        monkeypatch.setattr("ssd1b.jobs.driver.time.sleep", sleep)
+        draw_jobs(wanted(more), opened, inline(fake))
         assert len(mine) == len(waited) == 1 and fake.drawn == 0
         assert len(opened.outcomes(cell.key for cell in wanted(more))) == 12
 
@@ -573,3 +577,40 @@ def test_what_a_killed_process_left_goes_when_the_store_is_opened(folder: Path) 
     with closing(Store(folder)) as opened:
         left = [path.stem for path in (folder / "workers").iterdir()]
         assert left == [opened._worker]
+
+
+def test_what_a_dead_process_had_claimed_is_free(tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as one, closing(Store(tmp_path)) as other:
+        assert one.claim(["a", "b", "a"]) == ["a", "b"] and other.claim("abc") == ["c"]
+        half = one._unfinished(one._worker)
+        half.touch()
+        one._lock.release()  # as the system does when a process dies
+        assert other.claim("ab") == ["a", "b"] and not one.claim("abc")
+        assert not half.exists(), "nor is what it had half written in anybody's way"
+
+
+def test_a_hundred_thousand_cells_are_listed_in_seconds(store: Store) -> None:
+    rows = [(f"{number:06}", (number,)) for number in range(100_000)]
+    store.record("many", {}, rows)
+    start = time.process_time()
+    assert sum(1 for _ in store.members("many")) == 100_000
+    assert time.process_time() - start < 5
+
+
+def test_outcomes_come_back_as_they_were(store: Store) -> None:
+    outcome = Outcome(state=DONE, digest="d", passes=8.0, metrics={"a": 1.0}, thumbnail=b"\0\xff")
+    store.finish([("k", outcome, b"picture")])
+    assert store.outcomes(["k", "unknown"]) == {"k": outcome}
+
+
+def test_a_store_from_before_opens_and_nothing_in_it_is_drawn_again(tmp_path: Path, monkeypatch) -> None:
+    """``tests/data/store`` was written by ssd1b 0.1.0, when the lab kept its cells itself."""
+    shutil.copytree(Path(__file__).parents[2] / "data" / "store", tmp_path / "cells")
+    with closing(sqlite3.connect(tmp_path / "cells" / FILE)) as database:
+        database.executescript((tmp_path / "cells" / "cells.sql").read_text())
+    monkeypatch.setattr("ssd1b.jobs.job.version", lambda name: "0.1.0")
+    fake = Fake()
+    with closing(Store(tmp_path / "cells")) as opened:
+        assert load_results(opened, verify=True).drawn.all()
+        run(opened, sweep("guidance=2,5", "seed=1"), fake)
+        assert fake.drawn == 0 and len(opened.sweeps()) == 1

@@ -1,12 +1,12 @@
-"""Cells on disk: each picture a file, each cell a row in SQLite, and who is drawing which.
+"""Jobs on disk: a file for each picture, a row in SQLite for each job, and who is drawing which job.
 
-A cell is found by the hash of all that decides its picture, so it is drawn once, whichever sweep asks for it.
-Several processes on one machine may work in one folder: each holds a lock while it lives, and a cell that was
-claimed by one that lives no more is free again.
+A job, which users know as a cell, is found by its key. So its picture is drawn once, whichever sweep asks for
+it. Several processes on one machine may share a folder. Each holds a lock while it runs, and the claims of a
+dead process are void.
 
-A cell is drawn as long as its row is whole and its picture is the file that was written: size and time are
-compared, and where they differ the pixels. A folder is made when the first cell is claimed, so that a command
-that is refused leaves nothing.
+A job counts as drawn while its row is undamaged and its picture is the file that was written. Size and
+modification time are compared, and the pixels if these differ. The folder is made when the first job is
+claimed, so that a command that is refused leaves nothing behind.
 """
 
 import hashlib
@@ -27,20 +27,20 @@ from PIL import Image
 
 from ssd1b.errors import InputError, shown
 from ssd1b.files import disk_error, named, open_regular
-from ssd1b.lab.tables import FILE, PICTURES, connected, explained, in_memory, read_json, sealed, transaction
+from ssd1b.jobs.schema import FILE, PICTURES, connected, explained, in_memory, read_json, sealed, transaction
 from ssd1b.saving import check_folder, replacing
 
 CHANGED = "changed"
-"""Folder for pictures that somebody changed, and that would be in the way of those that are drawn again."""
+"""Folder for pictures that the user changed; they are moved here before their jobs are drawn again."""
 
 DONE, FAILED = "done", "failed"
 
 _SETTLED = 2 * 10**9
-"""Nanoseconds for which a file must have been left alone before its digest is remembered: a change within the
-clock's resolution would not show in its times."""
+"""Nanoseconds since a file's last change before its digest is remembered: a second change within the clock's
+resolution would leave the times as they were."""
 
 _AT_ONCE = 500
-"""Rows that are asked for in one statement."""
+"""Rows per statement."""
 
 _COLUMNS = "state, digest, passes, metrics, error, thumbnail, size, time, seal"
 _INSERT = f"insert or replace into cells (key, {_COLUMNS}) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -48,15 +48,15 @@ _INSERT = f"insert or replace into cells (key, {_COLUMNS}) values (?, ?, ?, ?, ?
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of a cell.
+    """The result of a job. What only a picture has is None if the job failed.
 
     Attributes:
         state: ``DONE`` or ``FAILED``.
-        digest: of the picture's pixels; metrics: by name. None if it failed.
-        passes: of the UNet that the picture took, each for one picture. Unlike seconds, they do not depend on
-            what else the machine did meanwhile.
-        error: why it failed, else None.
-        thumbnail: of the picture, see ``sweep.thumbnail``; None if it failed.
+        digest: SHA-256 of the picture's pixels.
+        passes: UNet passes that the picture took. Unlike seconds, they do not depend on the machine's load.
+        metrics: measured values by name.
+        error: the reason for a failure, else None.
+        thumbnail: see ``executor.thumbnail``.
     """
 
     state: str
@@ -69,13 +69,13 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """A cell's place in a sweep.
+    """A job of a sweep.
 
     Attributes:
-        key: of the cell.
-        places: which value of each axis it has.
-        outcome: None while it is not drawn.
-        lost: it was drawn, but its picture is gone or was changed, or its row is damaged.
+        key: the job's key.
+        places: the index of the job's value on each axis.
+        outcome: None if the job is not drawn.
+        lost: the job was drawn, but its picture is missing or changed, or its row is damaged.
     """
 
     key: str
@@ -85,13 +85,13 @@ class Member:
 
 
 class Store:
-    """A folder of cells.
+    """A folder of jobs.
 
     Args:
-        folder: made when the first cell is claimed.
+        folder: made when the first job is claimed.
 
     Raises:
-        InputError: the folder cannot be written, or holds a file of that name that is no such store.
+        InputError: the folder cannot be written, or its ``cells.sqlite`` is not a store.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -109,13 +109,13 @@ class Store:
         return self.folder / FILE
 
     def _open(self) -> None:
-        """Take a worker's lock and open the tables; the folder is made if need be."""
+        """Take this worker's lock and open the tables. Make the folder if necessary."""
         try:
             (self.folder / "workers").mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self._lock_file(self._worker))
             self._lock.acquire()
             for path in (self.folder / "workers").glob("*.lock"):
-                self._lives(path.stem)  # what a killed process left goes
+                self._lives(path.stem)  # remove what a killed process left
             self._database = connected(self._file)
         except OSError as error:
             self._release()
@@ -125,25 +125,23 @@ class Store:
             raise
 
     def _settle(self) -> None:
-        """Make the folder, and take over what was noted down in memory until now."""
+        """Make the folder, and write the tables that were kept in memory until now."""
         if self._lock is not None:
             return
-        noted, sweeps = (
-            self._database,
-            [(name, told, [*self._places(name)]) for name, told in self.sweeps().items()],
-        )
+        memory = self._database
+        sweeps = [(name, what, [*self._places(name)]) for name, what in self.sweeps().items()]
         self._open()
-        for name, told, members in sweeps:
-            self.record(name, told, members)
+        for name, what, members in sweeps:
+            self.record(name, what, members)
         with self._transaction():
-            rows = noted.execute("select path, state, digest from files")
+            rows = memory.execute("select path, state, digest from files")
             self._database.executemany("insert or replace into files values (?, ?, ?)", rows)
-        noted.close()
+        memory.close()
 
     def close(self) -> None:
-        """Give up what this process has claimed."""
+        """Give up this process's claims and close the tables."""
         if self._lock is not None:
-            # Where the disk is full, the claims end with this process's lock.
+            # If the disk is full, the claims end with this process's lock.
             with suppress(InputError), self._transaction():
                 self._database.execute("delete from claims where worker = ?", (self._worker,))
         with suppress(InputError), explained(self._file):
@@ -157,22 +155,22 @@ class Store:
                 self._lock_file(self._worker).unlink(missing_ok=True)
 
     def picture(self, key: str) -> Path:
-        """Where a cell's picture is, or will be.
+        """The path of a job's picture, drawn or not.
 
         Raises:
-            InputError: the key is none, and could lead out of the folder.
+            InputError: the key is damaged and could lead out of the folder.
         """
         if not key.isalnum():
             raise InputError(f"{named(self._file)} holds the key {shown(key)}, which is none")
         return self.folder / PICTURES / key[:2] / f"{key}.png"
 
     def outcomes(self, keys: Iterable[str]) -> dict[str, Outcome]:
-        """What is known of cells; those that were never drawn, or are lost, are left out."""
+        """The outcomes of jobs by key, without jobs that are not drawn or whose pictures are lost."""
         found = {key: self._outcome(key, row) for key, row in self._rows(keys)}
         return {key: outcome for key, outcome in found.items() if outcome is not None}
 
     def lost(self, keys: Iterable[str]) -> list[str]:
-        """Cells that were drawn, but whose pictures are gone or were changed, or whose rows are damaged."""
+        """Keys of jobs that were drawn, but whose picture is missing or changed, or whose row is damaged."""
         return [key for key, row in self._rows(keys) if self._outcome(key, row) is None]
 
     def _rows(self, keys: Iterable[str]) -> Iterator[tuple[str, tuple[Any, ...]]]:
@@ -185,7 +183,7 @@ class Store:
             yield from ((key, found[key]) for key in some if key in found)
 
     def _outcome(self, key: str, row: tuple[Any, ...], *, verify: bool = False) -> Outcome | None:
-        """What a row says; None where it is damaged, or its picture is no longer the one it speaks of."""
+        """A row's outcome; None if the row is damaged or its picture is lost."""
         outcome = _read(key, row)
         if outcome is None or not outcome.digest:
             return outcome
@@ -196,12 +194,12 @@ class Store:
         now = _about(path)
         if now is None:
             return False
-        if about[0] is None or now == about:  # None: written before sizes were kept
+        if about[0] is None or now == about:  # None: from a version that kept no sizes
             if not verify:
                 return True
         same = pixels_digest(path) == digest
         if now != about or not same:
-            # Next time size and time tell; those of a changed picture match none.
+            # So that pixels are not compared again; no file has a size of -1.
             with self._transaction():
                 self._database.execute(
                     "update cells set size = ?, time = ? where key = ?", (*(now if same else (-1, -1)), key)
@@ -209,18 +207,18 @@ class Store:
         return same
 
     def free(self, keys: Iterable[str], *, retry: bool = False) -> list[str]:
-        """Cells that ``claim`` would take just now."""
+        """Keys that ``claim`` would return now."""
         return [key for key in dict.fromkeys(keys) if self._is_free(key, retry=retry)]
 
     def claim(self, keys: Iterable[str], *, retry: bool = False) -> list[str]:
-        """Take cells for this process, those that are neither drawn nor taken by one that lives.
+        """Claim jobs for this process: those that are neither drawn nor claimed by a running process.
 
         Args:
-            keys: of the cells.
-            retry: also those that failed before.
+            keys: of the jobs.
+            retry: claim failed jobs, too.
 
         Returns:
-            The keys that were taken.
+            The keys that were claimed.
 
         Raises:
             InputError: the folder cannot be written.
@@ -241,18 +239,18 @@ class Store:
             claimed = self._database.execute("select worker from claims where key = ?", (key,)).fetchone()
         return claimed is None or not self._lives(claimed[0])
 
-    def finish(self, cells: Iterable[tuple[str, Outcome, bytes | None]]) -> None:
-        """Write down what became of claimed cells: first the pictures, then all rows that believe in them.
+    def finish(self, jobs: Iterable[tuple[str, Outcome, bytes | None]]) -> None:
+        """Store the outcomes of claimed jobs: first the pictures, then the rows that reference them.
 
         Args:
-            cells: of each its key, what became of it, and the picture's file if there is one.
+            jobs: of each its key, its outcome, and the bytes of the picture's file or None.
 
         Raises:
-            InputError: the disk refused; the cells are free again when this process ends.
+            InputError: the disk refused. The jobs are free again when this process ends.
         """
         self._settle()
         rows = []
-        for key, outcome, picture in cells:
+        for key, outcome, picture in jobs:
             about = None if picture is None else self._write(key, outcome, picture)
             metrics = None if outcome.metrics is None else json.dumps(outcome.metrics)
             row = (key, outcome.state, outcome.digest, outcome.passes, metrics, outcome.error)
@@ -272,7 +270,7 @@ class Store:
         return _about(path)
 
     def _keep(self, path: Path) -> None:
-        """Move away what stands in a picture's place: it may be somebody's work."""
+        """Move a file out of a picture's place. It may be the user's work."""
         kept = self.folder / CHANGED / f"{path.stem}-{uuid4().hex[:8]}{path.suffix}"
         try:
             kept.parent.mkdir(exist_ok=True)
@@ -283,7 +281,7 @@ class Store:
     def record(
         self, sweep: str, definition: Mapping[str, Any], members: Sequence[tuple[str, tuple[int, ...]]]
     ) -> None:
-        """Write down which cells a sweep has, in their order: each one's key, and its places on the axes.
+        """Store a sweep under an id: its definition and its jobs in order, each with its places on the axes.
 
         Raises:
             InputError: the disk refused.
@@ -301,17 +299,17 @@ class Store:
             self._database.executemany("insert into members values (?, ?, ?, ?)", rows)
 
     def sweeps(self) -> dict[str, Any]:
-        """Definitions by their ids, the one that was run last at the end; None for one that is damaged."""
+        """Definitions by id, the last run at the end. A damaged definition is None."""
         with explained(self._file):
             rows = self._database.execute("select id, definition from sweeps order by number").fetchall()
         return {str(sweep): read_json(definition) for sweep, definition in rows}
 
     def members(self, sweep: str, *, verify: bool = False) -> Iterator[Member]:
-        """A sweep's cells in their order.
+        """The jobs of a sweep, in order.
 
         Args:
             sweep: its id.
-            verify: read every picture, also where size and time are as they were.
+            verify: compare the pixels of every picture, even if size and time are unchanged.
 
         Raises:
             InputError: the sweep's rows are damaged.
@@ -337,14 +335,14 @@ class Store:
             yield key, tuple(places)
 
     def damaged(self, sweep: str) -> InputError:
-        """What to say of a sweep whose rows cannot be read."""
+        """The error for a sweep whose rows are damaged."""
         return InputError(
             f"sweep {shown(sweep)} in {named(self._file)} is damaged, or of another version of ssd1b: "
             "other sweeps, cells and pictures are not; the same ssd1b sweep writes it down again"
         )
 
     def check(self) -> None:
-        """Have SQLite examine the whole file.
+        """Have SQLite check the integrity of its file.
 
         Raises:
             InputError: it is damaged.
@@ -355,10 +353,10 @@ class Store:
                 raise sqlite3.DatabaseError(" ".join(str(found[0]).split()))
 
     def file_digest(self, path: Path) -> str:
-        """SHA-256 of a file, which may be large; remembered until its size, times or inode change.
+        """SHA-256 of a file, remembered until the file's size, times or inode change.
 
-        Not found out is only a change that leaves all of them as they were, on a disk that keeps no time of a
-        file's last change (FAT), or by a clock that was set back.
+        A change that alters none of them goes unnoticed: on a file system that keeps no time of the last
+        change (FAT), or after the clock was set back.
         """
         name, state = str(path.resolve()), _state(path)
         with explained(self._file):
@@ -395,12 +393,12 @@ class Store:
         return self.folder / "workers" / f"{worker}.lock"
 
     def _unfinished(self, worker: str) -> Path:
-        """Where a picture is written before it is moved into its place."""
+        """Where a worker writes a picture before it is moved into place."""
         return self.folder / "workers" / f"{worker}.png"
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        if self._database.in_transaction:  # within another one
+        if self._database.in_transaction:  # nested
             yield
             return
         with transaction(self._database, self._file):
@@ -408,7 +406,7 @@ class Store:
 
 
 def pixels_digest(path: Path) -> str | None:
-    """SHA-256 of a picture's pixels; None where there is no picture."""
+    """SHA-256 of a picture's pixels; None if the file is not a picture."""
     try:
         if not path.is_file():
             return None
@@ -419,7 +417,7 @@ def pixels_digest(path: Path) -> str | None:
 
 
 def _about(path: Path) -> tuple[int, int] | None:
-    """A file's size and time of change; None where there is none."""
+    """A file's size and modification time; None if there is no file."""
     try:
         about = path.stat()
     except (OSError, ValueError):
@@ -428,7 +426,7 @@ def _about(path: Path) -> tuple[int, int] | None:
 
 
 def _state(path: Path) -> str:
-    """What shows that a file was changed or replaced, without reading it."""
+    """Attributes that change when a file is changed or replaced."""
     about = path.stat()
     return f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns} {about.st_dev}:{about.st_ino}"
 
@@ -438,19 +436,21 @@ def _sweep_seal(definition: Any, members: Iterable[tuple[Any, Any]]) -> bytes:
 
 
 def _read(key: str, row: tuple[Any, ...]) -> Outcome | None:
-    """A row of ``_COLUMNS`` as an outcome; None where it is damaged."""
+    """Read a row of ``_COLUMNS``; None if it is damaged."""
     state, digest, passes, metrics, error, thumbnail, _, _, seal = row
     if seal is not None and seal != sealed(key, state, digest, passes, metrics, error, thumbnail):
         return None
-    told = read_json(metrics)
-    if state not in (DONE, FAILED) or not (metrics is None or isinstance(told, dict)):
+    values = read_json(metrics)
+    if state not in (DONE, FAILED) or not (metrics is None or isinstance(values, dict)):
         return None
-    if not all(each is None or _is_finite(each) for each in (passes, *(told or {}).values())):
+    if not all(each is None or _is_finite(each) for each in (passes, *(values or {}).values())):
         return None
     kinds = ((digest, str), (error, str), (thumbnail, bytes))
     if not all(each is None or isinstance(each, kind) for each, kind in kinds):
         return None
-    return Outcome(state=state, digest=digest, passes=passes, metrics=told, error=error, thumbnail=thumbnail)
+    return Outcome(
+        state=state, digest=digest, passes=passes, metrics=values, error=error, thumbnail=thumbnail
+    )
 
 
 def _is_finite(value: Any) -> bool:

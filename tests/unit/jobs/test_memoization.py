@@ -1,4 +1,4 @@
-"""Networks that remember answer the same, to the bit, and forget what was not asked for longest."""
+"""Memoized networks answer the same, to the bit, and forget the least recently used outputs."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssd1b.lab.memory import remembering
+from ssd1b.jobs.memoization import memoized
 from ssd1b.pipeline import Pipeline
 
 
@@ -23,7 +23,7 @@ class Counting(nn.Module):
 def test_only_what_is_new_is_computed() -> None:
     network, other = Counting(), Counting()
     x = torch.randn(2, 3)
-    with remembering([network, other]):
+    with memoized([network, other]):
         first = network(x, 1.0)
         assert network(x.clone(), 1.0) is first and network.calls == 1
         for changed in (x + 1e-7, x.double(), x.reshape(3, 2), x.bfloat16()):
@@ -33,14 +33,14 @@ def test_only_what_is_new_is_computed() -> None:
         assert network.calls == 7
         assert other(x, 1.0) is not first and other.calls == 1
     network(x, 1.0)
-    assert network.calls == 8, "outside of the context nothing is remembered"
+    assert network.calls == 8, "outside of the context nothing is memoized"
     assert "forward" not in vars(network)
 
 
-def test_memory_is_bounded_and_forgets_the_oldest() -> None:
+def test_the_cache_is_bounded_and_forgets_the_oldest() -> None:
     network = Counting()
     numbers = [torch.full((64,), float(number)) for number in range(4)]  # 512 bytes of answers each
-    with remembering([network], limit=3 * 512):
+    with memoized([network], limit=3 * 512):
         for number in (0, 1, 2, 0, 3):
             network(numbers[number])
         assert network.calls == 4
@@ -76,10 +76,10 @@ def test_pictures_are_the_same_and_share_what_they_can(mini: Pipeline) -> None:
     forward = mini.unet.forward
     mini.unet.forward = lambda *given: (calls.append(1), forward(*given))[1]
     try:
-        with remembering([mini.unet, mini.text.encoder, mini.text.encoder_2]) as memory:
+        with memoized([mini.unet, mini.text.encoder, mini.text.encoder_2]) as cache:
             together = latents()
     finally:
         del mini.unet.forward
     assert all(one.equal(other) for one, other in zip(alone, together, strict=True))
     assert len(calls) <= 4 + 3 + 2 + 1 + 4 + 4 + 0
-    assert memory.answered > 0
+    assert cache.hits > 0

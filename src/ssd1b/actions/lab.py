@@ -1,0 +1,313 @@
+"""What the lab does for a command, a notebook or a server: ``sweep``, ``tune``, ``guide``.
+
+A workplace puts together the store of a folder, the models, what measures their pictures, and an executor.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ssd1b.actions.worlds import WORLDS
+from ssd1b.errors import InputError, shown
+from ssd1b.jobs.driver import Plan, draw_jobs, plan
+from ssd1b.jobs.executor import Executor, Inline, Render, renderer
+from ssd1b.jobs.store import FAILED, Outcome, Store
+from ssd1b.lab.axes import Axis
+from ssd1b.lab.claims import Claim, Finding
+from ssd1b.lab.evaluator import CellEvaluator, check_budget, make_pairs
+from ssd1b.lab.goal import Goal
+from ssd1b.lab.guide import EXPERIMENTS, FAULTS, STREAM, Chapter, own_settings, sweep_of, write_guide
+from ssd1b.lab.metrics import GroundTruth, captions, make_measure
+from ssd1b.lab.results import load_results
+from ssd1b.lab.sweep import Model, Sweep, describe, expand, record
+from ssd1b.lab.tune import RIVALS, Tuned, prove, search
+from ssd1b.lab.tune_files import open_study, write_tuned
+from ssd1b.pipeline import Pipeline
+from ssd1b.runtime import choose_device, choose_dtype
+from ssd1b.threads import Threads
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+"""``progress(label, total)`` shows a task while its context lasts, and gives a function that advances it."""
+
+
+@contextmanager
+def silent(label: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Show no progress."""
+    yield lambda amount: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """How models are found and loaded; see ``Pipeline.load``."""
+
+    device: str | None = None
+    dtype: str | None = None
+    offline: bool = False
+    prediction: str | None = None
+    threads: Threads = "auto"
+    notify: Callable[[str], None] = lambda what: None
+
+    def load(self, model: str) -> Pipeline:
+        """Load a model.
+
+        Raises:
+            InputError: as ``Pipeline.load``.
+        """
+        return Pipeline.load(
+            model, device=self.device, dtype=self.dtype, offline=self.offline, prediction=self.prediction,
+            threads=self.threads, notify=self.notify,
+        )  # fmt: skip
+
+
+AUTO = Loading()
+"""The fastest device, and the number format that it is fast at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workplace:
+    """Where jobs are drawn and kept.
+
+    Attributes:
+        store: keeps the jobs.
+        executor: draws them.
+        known: describes a model by its name.
+        device: where the jobs are drawn.
+        dtype: number format of the networks.
+    """
+
+    store: Store
+    executor: Executor
+    known: Callable[[str], Model]
+    device: torch.device
+    dtype: torch.dtype
+
+
+def ground_truth(model: Model) -> GroundTruth | None:
+    """The ground truth of the world that a model declares; None if it declares none, or one unknown here."""
+    return None if model.world is None else WORLDS.get(model.world)
+
+
+@contextmanager
+def workplace(folder: Path, loading: Loading) -> Iterator[Workplace]:
+    """Open a folder of jobs.
+
+    Args:
+        folder: made when the first job is drawn.
+        loading: how models are found and loaded.
+
+    Raises:
+        InputError: no such device or number format, or the folder is not a store.
+    """
+    device = choose_device(loading.device)
+    dtype = choose_dtype(loading.dtype, device)
+    with closing(Store(folder)) as store:
+        look = partial(describe, store=store, offline=loading.offline, prediction=loading.prediction)
+        known = cache(look)
+
+        def load(name: str) -> AbstractContextManager[Render]:
+            pipeline, model = loading.load(name), known(name)
+            if look(name).fingerprint != model.fingerprint:
+                raise InputError(f"the files of {shown(name)} changed while they were read: start again")
+            return renderer(pipeline, make_measure(pipeline, model.path, ground_truth(model)))
+
+        with closing(Inline(load)) as executor:
+            yield Workplace(store=store, executor=executor, known=known, device=device, dtype=dtype)
+
+
+def draw_with_progress(plan: Plan, place: Workplace, progress: Progress, *, retry: bool = False) -> None:
+    """Draw the jobs of a plan, as ``draw_jobs``; progress is measured by their estimated costs."""
+    costs = plan.costs
+    with progress("cells", sum(costs.values())) as advance:
+        draw_jobs(
+            plan.jobs, place.store, place.executor, retry=retry,
+            advance=lambda job: advance(costs.pop(job.key, 0)),
+        )  # fmt: skip
+
+
+class Swept(NamedTuple):
+    """The jobs of a sweep, with the outcomes of those that are drawn or failed, by key."""
+
+    plan: Plan
+    outcomes: dict[str, Outcome]
+
+    @property
+    def failures(self) -> list[str]:
+        """The reason of each failure."""
+        return [each.error or "" for each in self.outcomes.values() if each.state == FAILED]
+
+
+def sweep(
+    what: Sweep,
+    folder: Path,
+    loading: Loading = AUTO,
+    *,
+    retry: bool = False,
+    dry_run: bool = False,
+    begin: Callable[[Plan], object] = lambda plan: None,
+    progress: Progress = silent,
+) -> Swept:
+    """Draw and measure the pictures of a sweep that are not in a folder yet; ``lab.results`` loads them.
+
+    Args:
+        what: the sweep.
+        folder: keeps the pictures and their metrics, of many sweeps if you like.
+        loading: how models are found and loaded.
+        retry: draw again what failed before.
+        dry_run: draw nothing.
+        begin: called with the plan before anything is drawn.
+        progress: shows how much is drawn.
+
+    Raises:
+        InputError: a model cannot be loaded, a setting is out of range, or the disk refused.
+    """
+    with workplace(folder, loading) as place:
+        store = place.store
+        jobs = expand(what, place.known, device=place.device, dtype=place.dtype)
+        planned = plan(jobs, store, retry=retry)
+        begin(planned)
+        if not dry_run:
+            record(what, planned.jobs, store)
+            draw_with_progress(planned, place, progress, retry=retry)
+        return Swept(planned, store.outcomes(job.key for job in planned.jobs))
+
+
+class TuneResult(NamedTuple):
+    """What was found, and the files that hold it."""
+
+    tuned: Tuned
+    files: list[Path]
+
+
+def tune(
+    model: str,
+    axes: Sequence[Axis],
+    goal: Goal,
+    folder: Path,
+    loading: Loading = AUTO,
+    *,
+    prompts: Sequence[str] = (),
+    base: Mapping[str, Any] | None = None,
+    budget: float | None = None,
+    trials: int = 60,
+    minutes: float | None = None,
+    pairs: int = 48,
+    fresh: int = 96,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> TuneResult:
+    """Search combinations of settings, prove the best one, and write it as a preset.
+
+    Args:
+        model: the model's name.
+        axes: what is searched.
+        goal: what is maximised.
+        folder: keeps the pictures, the search and the preset. The same call continues a search.
+        loading: how models are found and loaded.
+        prompts: if empty, captions of the world that the model declares take their place.
+        base: settings that all combinations share.
+        budget: most UNet passes that a picture may take.
+        trials: combinations to try, earlier ones included.
+        minutes: no trial begins after so long.
+        pairs: of prompt and seed, for each combination.
+        fresh: pairs for the proof.
+        overwrite: also replace files that no tuning wrote, or that were changed since.
+        progress: shows the search and the proof.
+
+    Raises:
+        InputError: no combination keeps the budget and the guards, a metric cannot be measured, there are no
+            prompts, a picture failed, or the disk refused.
+    """
+    base = base or {}
+    with workplace(folder, loading) as place:
+        known = place.known(model)
+        first, second = make_pairs(prompts, ground_truth(known), pairs, fresh)
+        evaluator = CellEvaluator(
+            store=place.store, executor=place.executor, axes=axes, goal=goal, model=model, known=place.known,
+            base=base, device=place.device, dtype=place.dtype,
+        )  # fmt: skip
+        if budget is not None:
+            check_budget(evaluator, budget, first[0])
+        what = {"model": known.fingerprint, "pairs": first, "settings": base}
+        until = None if minutes is None else time.monotonic() + 60 * minutes
+        with progress("search", trials) as advance:
+            found = search(
+                axes, goal, evaluator, first, study=partial(open_study, folder, axes, goal, what),
+                trials=trials, advance=lambda: advance(1),
+                go_on=lambda: until is None or time.monotonic() < until,
+            )  # fmt: skip
+        with progress("prove", RIVALS + 2) as advance:
+            tuned = prove(
+                found, goal, evaluator, second, pairs=pairs, budget=budget, advance=lambda: advance(1)
+            )
+        return TuneResult(tuned, write_tuned(folder, tuned, axes, goal, model, base, overwrite=overwrite))
+
+
+class GuideResult(NamedTuple):
+    """The findings of a guide, in the article's order, and its pages."""
+
+    findings: list[tuple[Claim, Finding]]
+    files: list[Path]
+
+
+def guide(
+    model: str,
+    folder: Path,
+    loading: Loading = AUTO,
+    *,
+    prompts: Sequence[str] = (),
+    pairs: int = 64,
+    only: Sequence[str] = (),
+    base: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> GuideResult:
+    """Draw the guide's experiments, decide its claims, and write its pages.
+
+    Args:
+        model: the model's name.
+        folder: for the pages. Pictures are kept in its ``cells``.
+        loading: how models are found and loaded.
+        prompts: if empty, captions of the world that the model declares take their place.
+        pairs: of prompt and seed, for each value of a setting.
+        only: names of ``EXPERIMENTS``; empty for all.
+        base: settings of all pictures.
+        overwrite: also replace files of another origin.
+        progress: shows how much is drawn.
+
+    Raises:
+        InputError: a model cannot be loaded, there are no prompts, or the disk refused.
+    """
+    base = base or {}
+    chosen = [each for each in EXPERIMENTS if not only or each.name in only]
+    with workplace(folder / "cells", loading) as place:
+        store, known = place.store, place.known(model)
+        model_settings, truth = own_settings(known, base), ground_truth(known)
+        prompts = prompts or captions(truth, pairs, stream=STREAM)
+        countable = truth is not None and truth.faults.issuperset(FAULTS)
+        sweeps = {
+            each.name: sweep_of(each, prompts, pairs, model=model, model_settings=model_settings, base=base)
+            for each in chosen
+            if countable or not each.faults
+        }
+        expanded = {
+            name: list(expand(what, place.known, device=place.device, dtype=place.dtype))
+            for name, what in sweeps.items()
+        }
+        ids = {name: record(sweeps[name], jobs, store) for name, jobs in expanded.items()}
+        planned = plan(chain.from_iterable(expanded.values()), store)
+        draw_with_progress(planned, place, progress)
+        chapters = [
+            Chapter(each, load_results(store, ids[each.name]) if each.name in ids else None)
+            for each in chosen
+        ]
+        files = write_guide(
+            folder, chapters, store, model=model, model_settings=model_settings, overwrite=overwrite
+        )
+    return GuideResult([found for each in chapters for found in each.findings(model_settings)], files)

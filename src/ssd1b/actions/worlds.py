@@ -1,0 +1,38 @@
+"""The worlds that models declare in their ``ssd1b.json``, by name."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import numpy as np
+from PIL import Image
+
+from ssd1b.jobs.executor import Measure
+from ssd1b.lab.metrics import GroundTruth
+from ssd1b.tabletop.captions import understood
+from ssd1b.tabletop.degradations import DEGRADATIONS
+from ssd1b.tabletop.evaluation import SEED, cases, score
+from ssd1b.tabletop.judge import load_judge
+from ssd1b.tabletop.views import SIZE
+
+
+def _captions(count: int, stream: int) -> list[str]:
+    return [case.caption for case in cases(count, stream=SEED + stream)]
+
+
+def _judge() -> Measure:
+    judge = load_judge()
+
+    def measure(picture: Image.Image, prompt: str) -> Mapping[str, float]:
+        """Whether a picture is spoiled and, if its prompt is a complete caption, what it has right."""
+        if picture.size != (SIZE, SIZE):
+            return {}
+        (seen,) = judge.read(np.asarray(picture)[None])
+        wanted = understood(prompt)
+        return {"clean": float(seen.degradation is None)} if wanted is None else score(wanted, seen).values
+
+    return measure
+
+
+WORLDS: Mapping[str, GroundTruth] = MappingProxyType({
+    "tabletop": GroundTruth(captions=_captions, judge=_judge, faults=frozenset(DEGRADATIONS)),
+})  # fmt: skip
