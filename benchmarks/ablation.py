@@ -31,9 +31,9 @@ from ssd1b.model import Model
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.vae import VAE
 from ssd1b.saving import replacing
-from ssd1b.tabletop.evaluation import Evaluation, evaluate
-from ssd1b.tabletop.judge import load_judge
-from ssd1b.tabletop.train_unet import CaptionedLatents, captioned_latents
+from ssd1b.tabletop.judge.evaluation import Evaluation, evaluate
+from ssd1b.tabletop.judge.judge import load_judge
+from ssd1b.tabletop.miniature.train_unet import CaptionedLatents, captioned_latents
 from ssd1b.training.settings import LoopSettings
 from ssd1b.weights.files import write_json
 

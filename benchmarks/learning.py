@@ -12,7 +12,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ssd1b.tabletop.judge import SOLID_ANSWERS
+from ssd1b.tabletop.judge.judge import SOLID_ANSWERS
 
 QUESTIONS = tuple(SOLID_ANSWERS)
 

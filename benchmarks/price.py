@@ -23,8 +23,8 @@ from ssd1b.evaluate.drawing import draw_captions
 from ssd1b.evaluate.reconstruction import psnr
 from ssd1b.evaluate.statistics import difference, estimate
 from ssd1b.execution import Execution
-from ssd1b.tabletop.evaluation import SEED, cases, score
-from ssd1b.tabletop.judge import load_judge
+from ssd1b.tabletop.judge.evaluation import SEED, cases, score
+from ssd1b.tabletop.judge.judge import load_judge
 from ssd1b.weights import hub
 
 STREAM = SEED + 13

@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from ssd1b import Pipeline
 from ssd1b.evaluate.sheets import contact_sheet, picture_table
-from ssd1b.tabletop.captions import full_caption
-from ssd1b.tabletop.gallery import side_by_side
-from ssd1b.tabletop.judge import Judge, load_judge
-from ssd1b.tabletop.renderer import render_batch
-from ssd1b.tabletop.scenes import WORLDS, Scene, Split, scene
+from ssd1b.tabletop.judge.judge import Judge, load_judge
+from ssd1b.tabletop.world.captions import full_caption
+from ssd1b.tabletop.world.gallery import side_by_side
+from ssd1b.tabletop.world.renderer import render_batch
+from ssd1b.tabletop.world.scenes import WORLDS, Scene, Split, scene
 
 GUIDANCE = (1.0, 2.0, 4.0, 7.0, 12.0, 20.0)
 FAULTS, TRIES = 5, 240

@@ -11,7 +11,7 @@ import torch
 from ssd1b.evaluate.clip_score import ClipScore
 from ssd1b.evaluate.drawing import draw_captions
 from ssd1b.pipeline import Pipeline
-from ssd1b.tabletop.judge import load_judge
+from ssd1b.tabletop.judge.judge import load_judge
 
 PROMPTS = (
     "a large red metal sphere on a blue background",

@@ -14,7 +14,7 @@ from ssd1b.models.tokenizer import END
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.pipeline import Pipeline
-from ssd1b.tabletop.tokenizer import train_tokenizer
+from ssd1b.tabletop.miniature.tokenizer import train_tokenizer
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.vocabulary import write_tokenizer
 from ssd1b.weights.writing import save_folder

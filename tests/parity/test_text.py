@@ -10,7 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from ssd1b.layouts import CLIP_MINI, CLIP_MINI_2, TextLayout
 from ssd1b.models.text import TextEncoder, TextEncoders
 from ssd1b.models.tokenizer import END
-from ssd1b.tabletop.tokenizer import train_tokenizer
+from ssd1b.tabletop.miniature.tokenizer import train_tokenizer
 from ssd1b.weights.vocabulary import load_tokenizer, write_tokenizer
 
 LONG = ", ".join(["a large red metal sphere to the left of a small green cube"] * 12)

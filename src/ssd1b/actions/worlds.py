@@ -8,11 +8,11 @@ from PIL import Image
 
 from ssd1b.jobs.executor import Measure
 from ssd1b.lab.metrics import GroundTruth
-from ssd1b.tabletop.captions import understood
-from ssd1b.tabletop.degradations import DEGRADATIONS
-from ssd1b.tabletop.evaluation import SEED, cases, score
-from ssd1b.tabletop.judge import load_judge
-from ssd1b.tabletop.views import SIZE
+from ssd1b.tabletop.judge.evaluation import SEED, cases, score
+from ssd1b.tabletop.judge.judge import load_judge
+from ssd1b.tabletop.world.captions import understood
+from ssd1b.tabletop.world.degradations import DEGRADATIONS
+from ssd1b.tabletop.world.views import SIZE
 
 
 def _captions(count: int, stream: int) -> list[str]:

@@ -210,8 +210,8 @@ def _data(name: str, cache: str | Path | None, layout: "ModelLayout") -> "Data":
 
 
 def _tabletop(name: str, cache: Path, layout: "ModelLayout") -> "Data":
-    from ssd1b.tabletop.train_unet import captioned_latents
-    from ssd1b.tabletop.views import SIZE
+    from ssd1b.tabletop.miniature.train_unet import captioned_latents
+    from ssd1b.tabletop.world.views import SIZE
 
     if layout.size != SIZE:
         raise InputError(

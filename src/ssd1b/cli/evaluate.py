@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from ssd1b.evaluate.folder import FolderEvaluation
     from ssd1b.evaluate.statistics import Estimate
-    from ssd1b.tabletop.evaluation import Evaluation
+    from ssd1b.tabletop.judge.evaluation import Evaluation
 
 CAPTIONS = Annotated[int, Range(2, 100_000, multiple_of=2)]
 SEEDS = Annotated[int, Range(1, 1000)]
@@ -148,8 +148,8 @@ def _tabletop(
 ) -> "tuple[list[_Result], Mapping[str, Estimate]]":
     from ssd1b.cli import drawing
     from ssd1b.evaluate.clip_score import ClipScore
-    from ssd1b.tabletop.evaluation import compare, evaluate
-    from ssd1b.tabletop.judge import load_judge
+    from ssd1b.tabletop.judge.evaluation import compare, evaluate
+    from ssd1b.tabletop.judge.judge import load_judge
     from ssd1b.weights import hub
     from ssd1b.weights.loading import open_checkpoint
 

@@ -77,9 +77,9 @@ def render_command(count: int, seed: int, split: Split, world: str, out: str, ov
     from tqdm import tqdm
 
     from ssd1b.saving import writing
-    from ssd1b.tabletop.captions import full_caption
-    from ssd1b.tabletop.renderer import render
-    from ssd1b.tabletop.scenes import WORLDS, scene
+    from ssd1b.tabletop.world.captions import full_caption
+    from ssd1b.tabletop.world.renderer import render
+    from ssd1b.tabletop.world.scenes import WORLDS, scene
 
     for index in tqdm(range(count), unit="picture", disable=None, leave=False):
         each = scene(seed, index, split=split, world=WORLDS[world])
@@ -123,9 +123,9 @@ def show_command(
 
     from ssd1b.evaluate.sheets import contact_sheet
     from ssd1b.saving import writing
-    from ssd1b.tabletop.captions import full_caption
-    from ssd1b.tabletop.renderer import render
-    from ssd1b.tabletop.scenes import WORLDS, scene
+    from ssd1b.tabletop.world.captions import full_caption
+    from ssd1b.tabletop.world.renderer import render
+    from ssd1b.tabletop.world.scenes import WORLDS, scene
 
     scenes = [scene(seed, index, split=split, world=WORLDS[world]) for index in range(count)]
     if model is None:
@@ -133,7 +133,7 @@ def show_command(
         sheet = contact_sheet(pictures, [full_caption(each) for each in scenes])
     else:
         from ssd1b.cli import drawing
-        from ssd1b.tabletop.gallery import side_by_side
+        from ssd1b.tabletop.world.gallery import side_by_side
 
         sheet = side_by_side(
             drawing.load(ModelChoice(model=model, device=None, dtype=None, offline=True)), scenes
@@ -168,9 +168,8 @@ def examine_command(
 
     from ssd1b.cli import drawing
     from ssd1b.saving import renewing
-    from ssd1b.tabletop import examination, plots
-    from ssd1b.tabletop.judge import load_judge
-    from ssd1b.tabletop.renderer import render_batch
+    from ssd1b.tabletop.judge.judge import examination, load_judge, plots
+    from ssd1b.tabletop.world.renderer import render_batch
     from ssd1b.weights.files import write_json
 
     reader = load_judge(Path(judge) if judge is not None else None)
@@ -262,7 +261,7 @@ def train_command(
         check("seed", seed, Seed)
 
     from ssd1b.runtime import choose_device
-    from ssd1b.tabletop.assemble import train_part
+    from ssd1b.tabletop.miniature.assemble import train_part
     from ssd1b.weights import hub
 
     place = str(choose_device(device or "cpu"))

@@ -16,7 +16,7 @@ from ssd1b.lab.guide import FAULTS
 from ssd1b.lab.results import load_results
 from ssd1b.lab.sweep import Sweep
 from ssd1b.presets import NEGATIVE_PROMPTS
-from ssd1b.tabletop.degradations import DEGRADATIONS
+from ssd1b.tabletop.world.degradations import DEGRADATIONS
 
 CPU = Loading(device="cpu", dtype="fp32", offline=True)
 

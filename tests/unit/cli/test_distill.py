@@ -26,7 +26,7 @@ from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.models.vision import IMAGE_ENCODER
 from ssd1b.pipeline import Pipeline
-from ssd1b.tabletop import cache, train_unet
+from ssd1b.tabletop.miniature import cache, train_unet
 from ssd1b.training import kernels, loop
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.loading import read_part

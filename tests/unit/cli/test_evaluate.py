@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from ssd1b.evaluate.cost import unet_macs
 from ssd1b.layouts import SSD_1B_MINI
-from ssd1b.tabletop.judge import Judge
+from ssd1b.tabletop.judge.judge import Judge
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +67,7 @@ def test_a_library_of_an_extra_that_is_missing_is_named_with_the_extra(run, monk
     def without(*arguments):
         raise ModuleNotFoundError("No module named 'scipy'", name="scipy.stats")
 
-    monkeypatch.setattr("ssd1b.tabletop.judge.load_judge", without)
+    monkeypatch.setattr("ssd1b.tabletop.judge.judge.load_judge", without)
     result = run("evaluate")
     assert (result.code, result.out) == (2, "")
     assert result.err == "error: this needs scipy, which is not installed: pip install 'ssd1b[eval]'\n"

@@ -9,10 +9,10 @@ from PIL import Image
 
 from ssd1b.cli.table import byte_size, columns
 from ssd1b.saving import MARKS
-from ssd1b.tabletop import assemble
-from ssd1b.tabletop.captions import full_caption
-from ssd1b.tabletop.renderer import render
-from ssd1b.tabletop.scenes import scene
+from ssd1b.tabletop.miniature import assemble
+from ssd1b.tabletop.world.captions import full_caption
+from ssd1b.tabletop.world.renderer import render
+from ssd1b.tabletop.world.scenes import scene
 from ssd1b.weights import hub
 
 

@@ -17,7 +17,7 @@ from ssd1b.errors import InputError
 from ssd1b.layouts import SDXL_MINI, SSD_1B_MINI
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.unet import UNet
-from ssd1b.tabletop.assemble import _companions
+from ssd1b.tabletop.miniature.assemble import _companions
 from ssd1b.training import kernels, loop
 from ssd1b.training.batches import LatentBatch
 from ssd1b.training.objective import Objective

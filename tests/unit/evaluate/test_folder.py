@@ -18,9 +18,9 @@ from ssd1b.evaluate import published
 from ssd1b.evaluate.folder import captioned, compare_folders, evaluate_folder
 from ssd1b.evaluate.published import Scorer
 from ssd1b.layouts import CLIP_MINI
-from ssd1b.tabletop.renderer import render
-from ssd1b.tabletop.scenes import scene
-from ssd1b.tabletop.tokenizer import train_tokenizer
+from ssd1b.tabletop.miniature.tokenizer import train_tokenizer
+from ssd1b.tabletop.world.renderer import render
+from ssd1b.tabletop.world.scenes import scene
 
 # The folder of these tests has a picture without a caption.
 pytestmark = pytest.mark.filterwarnings("ignore:1 pictures without a caption are left out")

@@ -6,8 +6,8 @@ import torch
 
 from ssd1b import Pipeline
 from ssd1b.evaluate.reconstruction import psnr, reconstructed
-from ssd1b.tabletop.renderer import render
-from ssd1b.tabletop.scenes import scene
+from ssd1b.tabletop.world.renderer import render
+from ssd1b.tabletop.world.scenes import scene
 
 
 def test_the_ratio_is_that_of_the_textbook() -> None:

@@ -9,9 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssd1b.tabletop.captions import VOCABULARY, caption, full_caption, understood
-from ssd1b.tabletop.degradations import DEGRADATIONS
-from ssd1b.tabletop.scenes import COLORS, PLAIN, WORLDS, Scene, Solid, Split, half_width, relation, scene
+from ssd1b.tabletop.world.captions import VOCABULARY, caption, full_caption, understood
+from ssd1b.tabletop.world.degradations import DEGRADATIONS
+from ssd1b.tabletop.world.scenes import (
+    COLORS,
+    PLAIN,
+    WORLDS,
+    Scene,
+    Solid,
+    Split,
+    half_width,
+    relation,
+    scene,
+)
 
 # The words of each value, written down here again: a synonym that changes its meaning must show.
 MEANINGS = {

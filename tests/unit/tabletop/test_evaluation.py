@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ssd1b.tabletop.evaluation import cases, score
-from ssd1b.tabletop.judge import PICTURE_ANSWERS, SOLID_ANSWERS, Reading, Seen
-from ssd1b.tabletop.renderer import in_picture
-from ssd1b.tabletop.scenes import HELD_OUT, WORLDS, Scene, relation, scene
+from ssd1b.tabletop.judge.evaluation import cases, score
+from ssd1b.tabletop.judge.judge import PICTURE_ANSWERS, SOLID_ANSWERS, Reading, Seen
+from ssd1b.tabletop.world.renderer import in_picture
+from ssd1b.tabletop.world.scenes import HELD_OUT, WORLDS, Scene, relation, scene
 
 CASES = cases(60)
 ONE = next(case.scene for case in CASES if len(case.scene.solids) == 1)

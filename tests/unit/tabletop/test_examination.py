@@ -7,10 +7,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ssd1b.tabletop import examination, plots
-from ssd1b.tabletop.examination import ANSWERS, Examination, examine, paired_by_place
-from ssd1b.tabletop.judge import PICTURE_ANSWERS, SOLID_ANSWERS, Judge, Reading, Seen
-from ssd1b.tabletop.scenes import Scene, Solid
+from ssd1b.tabletop.judge.examination import ANSWERS, Examination, examine, paired_by_place
+from ssd1b.tabletop.judge.judge import (
+    PICTURE_ANSWERS,
+    SOLID_ANSWERS,
+    Judge,
+    Reading,
+    Seen,
+    examination,
+    plots,
+)
+from ssd1b.tabletop.world.scenes import Scene, Solid
 
 COUNT = 60
 

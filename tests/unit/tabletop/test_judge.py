@@ -11,9 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ssd1b.evaluate.reconstruction import reconstructed
 from ssd1b.models.vae import VAE
-from ssd1b.tabletop.assemble import _vae, train_part
-from ssd1b.tabletop.degradations import DEGRADATIONS
-from ssd1b.tabletop.judge import (
+from ssd1b.tabletop.judge.judge import (
     GRID,
     PICTURE_ANSWERS,
     SOLID_ANSWERS,
@@ -23,9 +21,19 @@ from ssd1b.tabletop.judge import (
     load_judge,
     readings,
 )
-from ssd1b.tabletop.renderer import in_picture, render, render_batch
-from ssd1b.tabletop.scenes import Scene, scene
-from ssd1b.tabletop.train_judge import SETTINGS, SHARPENED, SOFTENED, Renders, refocused, train_judge, truth
+from ssd1b.tabletop.miniature.assemble import _vae, train_part
+from ssd1b.tabletop.miniature.train_judge import (
+    SETTINGS,
+    SHARPENED,
+    SOFTENED,
+    Renders,
+    refocused,
+    train_judge,
+    truth,
+)
+from ssd1b.tabletop.world.degradations import DEGRADATIONS
+from ssd1b.tabletop.world.renderer import in_picture, render, render_batch
+from ssd1b.tabletop.world.scenes import Scene, scene
 from ssd1b.weights import hub
 
 PLAIN = [replace(scene(4, index), degradation=None) for index in range(40)]

@@ -6,10 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ssd1b.tabletop.degradations import DEGRADATIONS, degrade
-from ssd1b.tabletop.renderer import in_picture, render, render_batch
-from ssd1b.tabletop.scenes import COLORS, LIGHTINGS, MATERIALS, PATTERNS, Light, Scene, Solid, relation, scene
-from ssd1b.tabletop.shapes import SHAPES
+from ssd1b.tabletop.world.degradations import DEGRADATIONS, degrade
+from ssd1b.tabletop.world.renderer import in_picture, render, render_batch
+from ssd1b.tabletop.world.scenes import (
+    COLORS,
+    LIGHTINGS,
+    MATERIALS,
+    PATTERNS,
+    Light,
+    Scene,
+    Solid,
+    relation,
+    scene,
+)
+from ssd1b.tabletop.world.shapes import SHAPES
 
 STANDING = Solid(
     shape="cube", color="red", size="large", material="rubber", scale=0.4, yaw=0.35, x=0.0, depth=0.0

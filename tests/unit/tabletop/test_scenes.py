@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ssd1b.tabletop.degradations import DEGRADATIONS
-from ssd1b.tabletop.scenes import (
+from ssd1b.tabletop.world.degradations import DEGRADATIONS
+from ssd1b.tabletop.world.scenes import (
     CARRIERS,
     COLORS,
     HELD_OUT,
@@ -25,7 +25,7 @@ from ssd1b.tabletop.scenes import (
     relation,
     scene,
 )
-from ssd1b.tabletop.shapes import SHAPES
+from ssd1b.tabletop.world.shapes import SHAPES
 
 MANY = 4000
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from ssd1b.tabletop.shapes import SHAPES, hit, normals
+from ssd1b.tabletop.world.shapes import SHAPES, hit, normals
 
 INSIDE: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
     "sphere": lambda x, y, z: x**2 + (y - 1) ** 2 + z**2 < 1,

@@ -16,9 +16,9 @@ from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.models.vision import IMAGE_ENCODER
 from ssd1b.saving import renewing
-from ssd1b.tabletop import assemble, cache, train_clip, train_judge, train_unet, train_vae
-from ssd1b.tabletop.captions import full_caption
-from ssd1b.tabletop.scenes import PLAIN, WORLDS, scene
+from ssd1b.tabletop.miniature import assemble, cache, train_clip, train_judge, train_unet, train_vae
+from ssd1b.tabletop.world.captions import full_caption
+from ssd1b.tabletop.world.scenes import PLAIN, WORLDS, scene
 from ssd1b.training import kernels, loop
 from ssd1b.weights import hub
 from ssd1b.weights.loading import read_part

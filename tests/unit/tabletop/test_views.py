@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssd1b.tabletop.renderer import render
-from ssd1b.tabletop.scenes import scene
-from ssd1b.tabletop.views import CUT, ENLARGED, SIZE, View, photograph, view
+from ssd1b.tabletop.world.renderer import render
+from ssd1b.tabletop.world.scenes import scene
+from ssd1b.tabletop.world.views import CUT, ENLARGED, SIZE, View, photograph, view
 
 PLAIN = replace(scene(3, 1), degradation=None)
 

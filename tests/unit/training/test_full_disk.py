@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ssd1b.errors import InputError
-from ssd1b.tabletop import cache
+from ssd1b.tabletop.miniature import cache
 from ssd1b.training import logs, loop
 from ssd1b.training.data.cache import Cache
 from ssd1b.training.logs import Log

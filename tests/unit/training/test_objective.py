@@ -7,7 +7,7 @@ import torch
 
 from ssd1b.diffusion.schedule import NoiseSchedule
 from ssd1b.models.text import TextEncoders
-from ssd1b.tabletop.assemble import _companions
+from ssd1b.tabletop.miniature.assemble import _companions
 from ssd1b.training.batches import LatentBatch
 from ssd1b.training.objective import MAX_WEIGHT, Objective, loss_weights, noised
 from ssd1b.weights import hub

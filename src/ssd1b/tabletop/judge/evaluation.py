@@ -20,10 +20,10 @@ from ssd1b.evaluate.reconstruction import psnr, reconstructed
 from ssd1b.evaluate.statistics import Estimate, by_prompt, difference, estimate
 from ssd1b.pipeline import Pipeline
 from ssd1b.settings import Preset
-from ssd1b.tabletop.captions import full_caption
-from ssd1b.tabletop.judge import SOLID_ANSWERS, Judge, Pairs, Reading, Seen, stand_as_wanted
-from ssd1b.tabletop.renderer import render_batch
-from ssd1b.tabletop.scenes import Scene, Solid, Split, scene
+from ssd1b.tabletop.judge.judge import SOLID_ANSWERS, Judge, Pairs, Reading, Seen, stand_as_wanted
+from ssd1b.tabletop.world.captions import full_caption
+from ssd1b.tabletop.world.renderer import render_batch
+from ssd1b.tabletop.world.scenes import Scene, Solid, Split, scene
 
 SEED = 1000
 """Of the stream that captions are taken from; trainings use 0 to 5."""

@@ -17,8 +17,8 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from ssd1b.tabletop.degradations import DEGRADATIONS
-from ssd1b.tabletop.scenes import (
+from ssd1b.tabletop.world.degradations import DEGRADATIONS
+from ssd1b.tabletop.world.scenes import (
     COLORS,
     LIGHTINGS,
     MATERIALS,
@@ -31,7 +31,7 @@ from ssd1b.tabletop.scenes import (
     Solid,
     relation,
 )
-from ssd1b.tabletop.shapes import SHAPES
+from ssd1b.tabletop.world.shapes import SHAPES
 
 Draw: TypeAlias = Callable[[], float]
 T = TypeVar("T")

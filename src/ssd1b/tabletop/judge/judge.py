@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ssd1b.errors import InputError, NotFoundError
-from ssd1b.tabletop.degradations import DEGRADATIONS
-from ssd1b.tabletop.renderer import in_picture
-from ssd1b.tabletop.scenes import COLORS, MATERIALS, SIZES, Solid, relation
-from ssd1b.tabletop.shapes import SHAPES
-from ssd1b.tabletop.views import SIZE
+from ssd1b.tabletop.world.degradations import DEGRADATIONS
+from ssd1b.tabletop.world.renderer import in_picture
+from ssd1b.tabletop.world.scenes import COLORS, MATERIALS, SIZES, Solid, relation
+from ssd1b.tabletop.world.shapes import SHAPES
+from ssd1b.tabletop.world.views import SIZE
 from ssd1b.tensors import Pixels
 from ssd1b.weights.files import open_file
 
@@ -49,7 +49,7 @@ _PLACE = ("presence", "right", "up", "depth")
 _CHANNELS = (32, 64, 96, 128)
 FEATURES = 128
 _MOST = 4  # solids read off one picture; no world shows more than three
-_WEIGHTS = Path(__file__).parent.parent / "data" / "judge" / "judge.safetensors"
+_WEIGHTS = Path(__file__).parents[2] / "data" / "judge" / "judge.safetensors"
 
 
 class Seen(NamedTuple):

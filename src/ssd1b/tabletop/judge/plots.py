@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from ssd1b.tabletop.examination import ANSWERS, UNSEEN, Examination
+from ssd1b.tabletop.judge.examination import ANSWERS, UNSEEN, Examination
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,8 +12,8 @@ from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from ssd1b.tabletop.degradations import DEGRADATIONS
-from ssd1b.tabletop.shapes import SHAPES
+from ssd1b.tabletop.world.degradations import DEGRADATIONS
+from ssd1b.tabletop.world.shapes import SHAPES
 
 Split: TypeAlias = Literal["train", "held_out"]
 Relation: TypeAlias = Literal["left", "right", "front", "behind", "above", "below"]

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ssd1b.evaluate.reconstruction import reconstructed
 from ssd1b.models.vae import VAE
-from ssd1b.tabletop.degradations import COLORLESS
-from ssd1b.tabletop.judge import CLEAN, GRID, PICTURE_ANSWERS, SOLID_ANSWERS, Answers, Judge, cell_of
-from ssd1b.tabletop.renderer import render_batch
-from ssd1b.tabletop.scenes import PLAIN, WORLDS, Scene, World, scene
+from ssd1b.tabletop.judge.judge import CLEAN, GRID, PICTURE_ANSWERS, SOLID_ANSWERS, Answers, Judge, cell_of
+from ssd1b.tabletop.world.degradations import COLORLESS
+from ssd1b.tabletop.world.renderer import render_batch
+from ssd1b.tabletop.world.scenes import PLAIN, WORLDS, Scene, World, scene
 from ssd1b.training.loop import train
 from ssd1b.training.precision import computing_in, training_dtype
 from ssd1b.training.settings import LoopSettings

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ssd1b.tabletop.degradations import degrade
-from ssd1b.tabletop.renderer import render
-from ssd1b.tabletop.scenes import Scene
+from ssd1b.tabletop.world.degradations import degrade
+from ssd1b.tabletop.world.renderer import render
+from ssd1b.tabletop.world.scenes import Scene
 
 SIZE = 128
 """Side of every training picture."""

@@ -16,10 +16,10 @@ from ssd1b.layouts import CLIP_MINI, CLIP_MINI_2
 from ssd1b.models.text import TextEncoder, TextEncoders
 from ssd1b.models.vision import CLIP_VISION_MINI, ImageEncoder
 from ssd1b.saving import claim
-from ssd1b.tabletop.cache import Shards
-from ssd1b.tabletop.captions import caption, full_caption
-from ssd1b.tabletop.scenes import WORLDS, Scene, World, scene
-from ssd1b.tabletop.views import photograph, view
+from ssd1b.tabletop.miniature.cache import Shards
+from ssd1b.tabletop.world.captions import caption, full_caption
+from ssd1b.tabletop.world.scenes import WORLDS, Scene, World, scene
+from ssd1b.tabletop.world.views import photograph, view
 from ssd1b.training.loop import train
 from ssd1b.training.precision import computing_in, convert_frozen, training_dtype
 from ssd1b.training.settings import LoopSettings

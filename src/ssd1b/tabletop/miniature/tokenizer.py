@@ -7,8 +7,8 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 
 from ssd1b.layouts import CLIP_MINI
 from ssd1b.models.tokenizer import WORD_END
-from ssd1b.tabletop.captions import VOCABULARY, caption
-from ssd1b.tabletop.scenes import scene
+from ssd1b.tabletop.world.captions import VOCABULARY, caption
+from ssd1b.tabletop.world.scenes import scene
 
 CAPTIONS = 5000
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ssd1b.tabletop.degradations import degrade
-from ssd1b.tabletop.scenes import COLORS, Light, Scene, Solid, half_depth, half_width
-from ssd1b.tabletop.shapes import SHAPES, Array, Vector, column, dot, hit, normals, unit
+from ssd1b.tabletop.world.degradations import degrade
+from ssd1b.tabletop.world.scenes import COLORS, Light, Scene, Solid, half_depth, half_width
+from ssd1b.tabletop.world.shapes import SHAPES, Array, Vector, column, dot, hit, normals, unit
 
 TILT = 0.38
 """The camera looks down by so many radians."""

@@ -17,11 +17,11 @@ from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.models.vision import CLIP_VISION_MINI, IMAGE_ENCODER, ImageEncoder, vision_config
 from ssd1b.saving import check_renewable, renewing, replacing
-from ssd1b.tabletop import train_clip, train_judge, train_unet, train_vae
-from ssd1b.tabletop.judge import load_judge
-from ssd1b.tabletop.scenes import WORLDS
-from ssd1b.tabletop.tokenizer import train_tokenizer
-from ssd1b.tabletop.train_clip import ContrastiveTrio
+from ssd1b.tabletop.judge.judge import load_judge
+from ssd1b.tabletop.miniature import train_clip, train_judge, train_unet, train_vae
+from ssd1b.tabletop.miniature.tokenizer import train_tokenizer
+from ssd1b.tabletop.miniature.train_clip import ContrastiveTrio
+from ssd1b.tabletop.world.scenes import WORLDS
 from ssd1b.training.settings import LoopSettings
 from ssd1b.validation import Range, check
 from ssd1b.weights.checkpoint import ModelInfo

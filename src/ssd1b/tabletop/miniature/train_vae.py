@@ -13,8 +13,8 @@ from ssd1b.layouts import VAE_MINI
 from ssd1b.models.attention import Attention
 from ssd1b.models.layers import ResnetBlock
 from ssd1b.models.vae import VAE
-from ssd1b.tabletop.renderer import render, render_batch
-from ssd1b.tabletop.scenes import PLAIN, WORLDS, World, scene
+from ssd1b.tabletop.world.renderer import render, render_batch
+from ssd1b.tabletop.world.scenes import PLAIN, WORLDS, World, scene
 from ssd1b.tensors import Pixels
 from ssd1b.training.loop import train
 from ssd1b.training.precision import computing_in, training_dtype

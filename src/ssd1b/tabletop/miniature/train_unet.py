@@ -27,12 +27,12 @@ from ssd1b.models.layers import ResnetBlock
 from ssd1b.models.text import Conditioning, TextEncoders
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
-from ssd1b.tabletop.cache import SHARD, Shards
-from ssd1b.tabletop.captions import caption
-from ssd1b.tabletop.judge import GRID, SOLID_ANSWERS
-from ssd1b.tabletop.scenes import WORLDS, Scene, World, scene
-from ssd1b.tabletop.train_judge import ABSENT, answers_by_cell
-from ssd1b.tabletop.views import View, photograph, view
+from ssd1b.tabletop.judge.judge import GRID, SOLID_ANSWERS
+from ssd1b.tabletop.miniature.cache import SHARD, Shards
+from ssd1b.tabletop.miniature.train_judge import ABSENT, answers_by_cell
+from ssd1b.tabletop.world.captions import caption
+from ssd1b.tabletop.world.scenes import WORLDS, Scene, World, scene
+from ssd1b.tabletop.world.views import View, photograph, view
 from ssd1b.training.batches import LatentBatch
 from ssd1b.training.digests import digest_of_encoder
 from ssd1b.training.kernels import use_fast_cpu_kernels, use_fast_cpu_text_kernels

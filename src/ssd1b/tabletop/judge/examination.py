@@ -16,8 +16,7 @@ from tqdm import tqdm
 from ssd1b.evaluate.reconstruction import reconstructed
 from ssd1b.evaluate.statistics import Estimate, estimate
 from ssd1b.models.vae import VAE
-from ssd1b.tabletop.degradations import COLORLESS
-from ssd1b.tabletop.judge import (
+from ssd1b.tabletop.judge.judge import (
     CLEAN,
     PICTURE_ANSWERS,
     SOLID_ANSWERS,
@@ -27,8 +26,9 @@ from ssd1b.tabletop.judge import (
     Seen,
     stand_as_wanted,
 )
-from ssd1b.tabletop.renderer import render_batch
-from ssd1b.tabletop.scenes import PLAIN, Scene, Solid, Split, World, scene
+from ssd1b.tabletop.world.degradations import COLORLESS
+from ssd1b.tabletop.world.renderer import render_batch
+from ssd1b.tabletop.world.scenes import PLAIN, Scene, Solid, Split, World, scene
 
 UNSEEN = "unseen"
 """Said of a solid for which the judge found none."""

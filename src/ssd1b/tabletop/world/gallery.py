@@ -9,9 +9,9 @@ from tqdm import tqdm
 from ssd1b.evaluate.reconstruction import reconstructed
 from ssd1b.evaluate.sheets import picture_table
 from ssd1b.pipeline import Pipeline
-from ssd1b.tabletop.captions import full_caption
-from ssd1b.tabletop.renderer import render
-from ssd1b.tabletop.scenes import Scene
+from ssd1b.tabletop.world.captions import full_caption
+from ssd1b.tabletop.world.renderer import render
+from ssd1b.tabletop.world.scenes import Scene
 
 SEEDS = 4
 

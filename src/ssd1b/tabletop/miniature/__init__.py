@@ -1,0 +1,1 @@
+"""The miniature: the trainings of its parts, and the model that they become."""
