@@ -29,7 +29,7 @@ from ssd1b.training import loop
 from ssd1b.training.loop import train
 from ssd1b.training.settings import LoopSettings
 from ssd1b.weights import hub
-from ssd1b.weights.loading import open_checkpoint
+from ssd1b.weights.opening import open_checkpoint
 
 SETTINGS = LoopSettings(steps=3, batch_size=2, learning_rate=1e-3, decay_steps=0, max_skipped=1)
 

@@ -151,14 +151,13 @@ def _tabletop(
     from ssd1b.tabletop.judge.evaluation import compare, evaluate
     from ssd1b.tabletop.judge.judge import load_judge
     from ssd1b.weights import hub
-    from ssd1b.weights.loading import open_checkpoint
 
     reader = load_judge(Path(judge) if judge is not None else None)
     found = []
     for choice in choices:
         pipeline = drawing.load(choice)
         path = hub.resolve(choice.model or DEFAULT_MODEL, offline=True).path
-        if open_checkpoint(path).world != "tabletop":
+        if pipeline.info.world != "tabletop":
             raise InputError(
                 f'{choice.model} does not draw Tabletop, of which a judge reads pictures (no "world": '
                 '"tabletop" in its ssd1b.json): give a folder of captioned pictures with --data'

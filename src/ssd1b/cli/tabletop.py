@@ -168,7 +168,8 @@ def examine_command(
 
     from ssd1b.cli import drawing
     from ssd1b.saving import renewing
-    from ssd1b.tabletop.judge.judge import examination, load_judge, plots
+    from ssd1b.tabletop.judge import examination, plots
+    from ssd1b.tabletop.judge.judge import load_judge
     from ssd1b.tabletop.world.renderer import render_batch
     from ssd1b.weights.files import write_json
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ssd1b.tabletop.judge import examination, plots
 from ssd1b.tabletop.judge.examination import ANSWERS, Examination, examine, paired_by_place
 from ssd1b.tabletop.judge.judge import (
     PICTURE_ANSWERS,
@@ -14,8 +15,6 @@ from ssd1b.tabletop.judge.judge import (
     Judge,
     Reading,
     Seen,
-    examination,
-    plots,
 )
 from ssd1b.tabletop.world.scenes import Scene, Solid
 
