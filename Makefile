@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 PROMPT ?= a large red metal sphere on a blue background
 
-.PHONY: demo test browser check parity full-size clean
+.PHONY: demo test browser check docs full-size clean
 
 demo: $(VENV)/installed  ## Set up and draw the first picture.
 	$(BIN)/ssd1b generate "$(PROMPT)" --seed 0 --out pictures
@@ -17,11 +17,16 @@ test: $(VENV)/installed-dev  ## Set up and run every test that needs neither a G
 browser: $(VENV)/installed-dev  ## Find a Chromium for the browser tests; root on Debian installs it.
 	$(BIN)/python tests/browsers.py
 
-check: $(VENV)/installed-dev  ## Lint, types, layers.
+check: $(VENV)/installed-dev  ## Lint, types, layers, links of the documentation.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/zensical build --clean --strict
+
+docs: $(VENV)/installed-docs  ## Write the references and build the site in site/; a broken link fails.
+	$(BIN)/python tools/reference.py
+	$(BIN)/zensical build --clean --strict
 
 full-size: $(VENV)/installed-dev  ## Draw and distill SSD-1B and SDXL at full size on random weights: 20 GB of memory, ten minutes.
 	$(BIN)/python -m pytest --full-size tests/full_size
@@ -35,6 +40,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(INSTALL) --editable '.[dev]'
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(INSTALL) --editable '.[docs]'
 	touch $@
 
 clean:
