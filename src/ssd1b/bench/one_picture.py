@@ -7,10 +7,11 @@ up, and takes nothing with it if it is killed. The peer is imported when it is a
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +27,10 @@ SEED = 0
 GUIDANCE = 5.0
 
 
+Drawing: TypeAlias = Callable[[], tuple[Image.Image, torch.Tensor]]
+"""Draws once: the picture, and the latents after the first step, [4, height / 8, width / 8]."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """What is to be drawn.
@@ -37,7 +42,8 @@ class Task:
         dtype: as ``runtime.choose_dtype`` takes it.
         steps: of Euler's sampler.
         size: side in pixels.
-        out: the ``.npy`` file for the pixels, [size, size, 3] of 0 to 255.
+        out: the ``.npz`` file to write: ``pixels``, [size, size, 3] of 0 to 255, and ``first``, the latents
+            after the first step, [4, size / 8, size / 8].
     """
 
     engine: str
@@ -50,25 +56,31 @@ class Task:
 
 
 def draw(task: Task) -> dict[str, Any]:
-    """Draw, write the pixels, and tell seconds of loading and drawing and bytes of memory at most."""
+    """Draw and write the picture; return the seconds of loading and drawing, and the peak memory in bytes."""
     start = time.perf_counter()
     prepare = {"ssd1b": _ours, "diffusers": _theirs}[task.engine]
     drawing = prepare(task)
     loaded = time.perf_counter()
-    image = drawing()
+    image, first = drawing()
     done = time.perf_counter()
-    np.save(task.out, np.asarray(image.convert("RGB")))
+    np.savez(task.out, pixels=np.asarray(image.convert("RGB")), first=first.float().cpu().numpy())
     return {"loading": loaded - start, "seconds": done - loaded, "memory": _peak_memory(task.device)}
 
 
-def _ours(task: Task) -> Any:
+def _ours(task: Task) -> Drawing:
     pipeline = Pipeline.load(task.model, device=task.device, dtype=task.dtype, offline=True)
     side = {"width": task.size, "height": task.size}
     given = {"seed": SEED, "steps": task.steps, "sampler": "euler", "guidance_scale": GUIDANCE, **side}
-    return lambda: pipeline.generate(PROMPT, **given)[0].image
+    settings = pipeline.settings(PROMPT, **given)
+
+    def drawing() -> tuple[Image.Image, torch.Tensor]:
+        latents = [step.latents for step in pipeline.steps([settings])]
+        return pipeline.pictures(latents[-1], [settings])[0].image, latents[0][0]
+
+    return drawing
 
 
-def _theirs(task: Task) -> Any:
+def _theirs(task: Task) -> Drawing:
     diffusers: Any = import_module("diffusers")
     diffusers.utils.logging.set_verbosity_error()
     device = choose_device(task.device)
@@ -85,12 +97,19 @@ def _theirs(task: Task) -> Any:
     pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     cells = task.size // model.layout.vae.factor
 
-    def drawing() -> Image.Image:
+    def drawing() -> tuple[Image.Image, torch.Tensor]:
+        latents: list[torch.Tensor] = []
+
+        def keep(_pipe: Any, _step: int, _time: Any, state: dict[str, Any]) -> dict[str, Any]:
+            latents.append(state["latents"].clone())
+            return state
+
         noise = noise_source([SEED], cells, cells, device)()
-        return pipe(
+        image = pipe(
             PROMPT, latents=noise.to(dtype), num_inference_steps=task.steps, guidance_scale=GUIDANCE,
-            width=task.size, height=task.size,
+            width=task.size, height=task.size, callback_on_step_end=keep,
         ).images[0]  # fmt: skip
+        return image, latents[0][0]
 
     return drawing
 

@@ -51,12 +51,14 @@ def test_the_miniatures_pass_beside_diffusers(run, name):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """No processes: pictures are noise, those of ``far`` (engine, number format) are farther away."""
-    far: dict[tuple[str, str], float] = {}
+    """No processes: pictures are noise; ``far`` moves them, and their first latents, by engine and format."""
+    far: dict[tuple[str, str], tuple[float, float]] = {}
 
     def draw(task, seconds):
-        noise = np.random.default_rng(0).integers(40, 200, (task.size, task.size, 3))
-        np.save(task.out, noise + far.get((task.engine, task.dtype), 0))
+        noise = np.random.default_rng(0)
+        levels, first = far.get((task.engine, task.dtype), (0, 0))
+        pixels = noise.integers(40, 200, (task.size, task.size, 3)) + levels
+        np.savez(task.out, pixels=pixels, first=noise.normal(size=(4, 8, 8)) + first)
         return {"loading": 1.0, "seconds": 2.0, "memory": 10**9}
 
     monkeypatch.setattr(selftest, "_run", draw)
@@ -95,10 +97,11 @@ def test_a_single_file_is_tested_too(run, tiny_model, drawn, tmp_path):
 @pytest.mark.parametrize(
     ("far", "failed"),
     [
-        ({("ssd1b", "fp32"): 2}, []),
-        ({("ssd1b", "fp32"): 3}, ["picture cpu fp32"]),
-        ({("diffusers", "bf16"): 3, ("ssd1b", "bf16"): 12}, []),
-        ({("ssd1b", "bf16"): 12}, ["picture cpu bf16"]),
+        ({("ssd1b", "fp32"): (2, 0)}, []),
+        ({("ssd1b", "fp32"): (3, 0)}, ["picture cpu fp32"]),
+        ({("ssd1b", "bf16"): (12, 0.2), ("diffusers", "bf16"): (3, 0.11)}, []),
+        ({("ssd1b", "bf16"): (13, 0.2), ("diffusers", "bf16"): (3, 0.11)}, ["picture cpu bf16"]),
+        ({("ssd1b", "bf16"): (1, 0.2), ("diffusers", "bf16"): (3, 0.09)}, ["picture cpu bf16"]),
     ],
 )
 def test_a_picture_that_is_another_fails(run, tiny_model, drawn, far, failed):
