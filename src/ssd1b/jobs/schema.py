@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -132,6 +132,23 @@ def sealed(*parts: Any) -> bytes:
     return blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
+def sealed_sweep(definition: Any, members: Iterable[tuple[Any, Any]]) -> bytes:
+    """The seal of a sweep: of its definition, and of the key and the places of its members in order."""
+    return sealed(definition, *(tuple(member) for member in members))
+
+
+def _seal(database: sqlite3.Connection) -> None:
+    """Seal the rows of a version that had no seals, so that a row without one is a damaged row."""
+    rows = database.execute(
+        "select key, state, digest, passes, metrics, error, thumbnail from cells"
+    ).fetchall()
+    database.executemany("update cells set seal = ? where key = ?", [(sealed(*row), row[0]) for row in rows])
+    for name, definition in database.execute("select id, definition from sweeps").fetchall():
+        select = "select key, places from members where sweep = ? order by position"
+        seal = sealed_sweep(definition, database.execute(select, (name,)))
+        database.execute("update sweeps set seal = ? where id = ?", (seal, name))
+
+
 def read_json(text: Any) -> Any:
     """Parse a column of JSON; None if it is damaged."""
     try:
@@ -184,5 +201,7 @@ def _migrate(database: sqlite3.Connection, path: Path) -> None:
         version, there = _version(database), "cells" in _columns(database)
         for statement in (each for step in _MIGRATIONS[version:] for each in step) if there else ():
             database.execute(statement)
+        if there and version < SCHEMA:
+            _seal(database)
         if version < SCHEMA:
             _create(database)

@@ -27,7 +27,17 @@ from PIL import Image
 
 from ssd1b.errors import InputError, shown
 from ssd1b.files import disk_error, named, open_regular
-from ssd1b.jobs.schema import FILE, PICTURES, connected, explained, in_memory, read_json, sealed, transaction
+from ssd1b.jobs.schema import (
+    FILE,
+    PICTURES,
+    connected,
+    explained,
+    in_memory,
+    read_json,
+    sealed,
+    sealed_sweep,
+    transaction,
+)
 from ssd1b.saving import check_folder, replacing
 
 CHANGED = "changed"
@@ -288,7 +298,7 @@ class Store:
         """
         rows = [(sweep, number, key, json.dumps(places)) for number, (key, places) in enumerate(members)]
         what = json.dumps(definition)
-        seal = _sweep_seal(what, ((key, places) for _, _, key, places in rows))
+        seal = sealed_sweep(what, ((key, places) for _, _, key, places in rows))
         with self._transaction():
             (number,) = self._database.execute("select coalesce(max(number), 0) + 1 from sweeps").fetchone()
             self._database.execute(
@@ -326,7 +336,7 @@ class Store:
             definition, seal = self._database.execute(select, (sweep,)).fetchone()
             select = "select key, places from members where sweep = ? order by position"
             rows = self._database.execute(select, (sweep,)).fetchall()
-        if seal is not None and seal != _sweep_seal(definition, rows):
+        if seal != sealed_sweep(definition, rows):
             raise self.damaged(sweep)
         for key, text in rows:
             places = read_json(text)
@@ -431,14 +441,10 @@ def _state(path: Path) -> str:
     return f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns} {about.st_dev}:{about.st_ino}"
 
 
-def _sweep_seal(definition: Any, members: Iterable[tuple[Any, Any]]) -> bytes:
-    return sealed(definition, *(tuple(member) for member in members))
-
-
 def _read(key: str, row: tuple[Any, ...]) -> Outcome | None:
     """Read a row of ``_COLUMNS``; None if it is damaged."""
     state, digest, passes, metrics, error, thumbnail, _, _, seal = row
-    if seal is not None and seal != sealed(key, state, digest, passes, metrics, error, thumbnail):
+    if seal != sealed(key, state, digest, passes, metrics, error, thumbnail):
         return None
     values = read_json(metrics)
     if state not in (DONE, FAILED) or not (metrics is None or isinstance(values, dict)):
