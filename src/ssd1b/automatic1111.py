@@ -80,7 +80,12 @@ def unreproduced(values: Mapping[str, str], program: str = PROGRAM) -> list[str]
     fields = [name for name in values if name not in HARMLESS and values[name].strip() != _NEUTRAL.get(name)]
     named = [printable(name[:40]) for name in fields[:_MOST] if name != "RNG"]
     more = [f"{len(fields) - _MOST} more fields"] if len(fields) > _MOST else []
-    return [*named, *more, *_noise(values, program), *_seed(values.get("Seed"))]
+    absent = [
+        f"the {name.lower()}, which the text does not give (the model's own is used)"
+        for name in ("Steps", "Size")
+        if name not in values
+    ]
+    return [*named, *more, *_noise(values, program), *absent, *_seed(values.get("Seed"))]
 
 
 def _noise(values: Mapping[str, str], program: str) -> list[str]:

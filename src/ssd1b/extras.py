@@ -37,12 +37,22 @@ def require(what: str, *libraries: str) -> None:
 
 
 def install(libraries: Iterable[str]) -> str:
-    """The command that installs libraries: with one extra, if one brings them all."""
+    """Give the command that installs libraries: with one extra, if one brings them all.
+
+    It names the version of torch that is installed. Otherwise pip may replace torch by another build, which
+    takes gigabytes and rounds differently.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
     names = set(libraries)
+    try:
+        torch = [f"torch=={version('torch').partition('+')[0]}"]
+    except PackageNotFoundError:
+        torch = []
     for extra, brought in EXTRAS.items():
         if names <= set(brought):
-            return f"pip install 'ssd1b[{extra}]'"
+            return " ".join(["pip install", f"'ssd1b[{extra}]'", *torch])
     owners = [next((extra for extra, brought in EXTRAS.items() if name in brought), None) for name in names]
     extras = sorted({owner for owner in owners if owner is not None})
     alone = sorted(ALONE.get(name, name) for name, owner in zip(names, owners, strict=True) if owner is None)
-    return " ".join(["pip install", *([f"'ssd1b[{','.join(extras)}]'"] if extras else []), *alone])
+    return " ".join(["pip install", *([f"'ssd1b[{','.join(extras)}]'"] if extras else []), *alone, *torch])

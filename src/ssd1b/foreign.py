@@ -144,7 +144,7 @@ def _in_old_invokeai(texts: Mapping[str, str]) -> Parameters:
     prompts = image.get("prompt")
     first = prompts[0] if isinstance(prompts, list) and prompts else prompts
     prompt = first.get("prompt") if isinstance(first, dict) else first
-    found = {**image, "positive_prompt": prompt, "scheduler": image.get("sampler")}
+    found = {**image, "positive_prompt": prompt, "scheduler": _plain_sampler(image.get("sampler"))}
     return _mapped("InvokeAI", {**found, "model": table.get("model_weights")})
 
 
@@ -157,10 +157,13 @@ def _in_comment(texts: Mapping[str, str]) -> Parameters | None:
     if "NovelAI" not in texts.get("Software", "") + texts.get("Source", ""):
         return None
     table = dict(_needed("NovelAI", texts["Comment"]))
-    sampler, prompt = table.get("sampler"), table.get("prompt", texts.get("Description"))
-    if isinstance(sampler, str):
-        sampler = sampler.removeprefix("k_")
-    return _mapped("NovelAI", {**table, "sampler": sampler, "prompt": prompt})
+    prompt = table.get("prompt", texts.get("Description"))
+    return _mapped("NovelAI", {**table, "sampler": _plain_sampler(table.get("sampler")), "prompt": prompt})
+
+
+def _plain_sampler(name: object) -> object:
+    """Remove what NovelAI and InvokeAI before version 3 add to k-diffusion's and DDIM's names."""
+    return name.removeprefix("k_").removesuffix("_v3") if isinstance(name, str) else name
 
 
 def _in_xmp(texts: Mapping[str, str]) -> Parameters | None:
@@ -221,7 +224,9 @@ def _parameters(program: str, found: dict[str, str]) -> Parameters:
     prompt, negative = found.pop("prompt", None), found.pop("negative", None)
     if prompt is None:
         raise InputError(f"from {program}: no prompt was found in its text")
-    if (size := _SIZE.fullmatch(found.pop("size", ""))) is not None:
+    if (text := found.pop("size", None)) is not None:
+        if (size := _SIZE.fullmatch(text)) is None:
+            raise InputError(f"from {program}: the size is {shown(text)}: it must be a width and a height")
         found |= {"width": size[1], "height": size[2]}
     width, height = found.pop("width", None), found.pop("height", None)
     if width and height:

@@ -110,9 +110,11 @@ def users_folder() -> Path:
 
 
 def users_files() -> dict[str, Path]:
-    """The user's own presets by their names."""
-    folder = users_folder()
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    """Find the user's own presets, by name."""
+    try:
+        found = sorted(users_folder().iterdir())
+    except OSError:  # there is none, or it may not be read
+        return {}
     return {path.stem: path for path in found if path.suffix.lower() in READERS}
 
 

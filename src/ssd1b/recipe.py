@@ -272,4 +272,5 @@ def _read_value(key: str, text: str, read: Callable[[str], Any]) -> Any:
     try:
         return read(text.strip())
     except InputError:
-        raise InputError(f"{key} is {shown(text)}: it must be a number") from None
+        kind = "whole number" if read is whole_number else "number"
+        raise InputError(f"{key} is {shown(text)}: it must be a {kind} in plain digits") from None

@@ -154,6 +154,30 @@ SAMPLES = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("data", "sampler"),
+    [
+        (png(sd_metadata=json.dumps({"image": {"prompt": "a cat", "sampler": "k_euler"}})), "euler"),
+        (png(sd_metadata=json.dumps({"image": {"prompt": "a cat", "sampler": "k_heun"}})), "heun"),
+        (png(Comment=json.dumps({"prompt": "a cat", "sampler": "ddim_v3"}), Software="NovelAI"), "ddim"),
+    ],
+)
+def test_prefixes_and_versions_of_samplers_are_no_part_of_their_names(data: bytes, sampler: str) -> None:
+    assert read(data).settings()["sampler"] == sampler
+
+
+@pytest.mark.parametrize("size", ["((64", "64", "wide", "", "1e9 x 3"])
+def test_a_size_that_cannot_be_read_is_not_left_out_silently(size: str) -> None:
+    with pytest.raises(InputError, match=r"from Fooocus: the size is .*: it must be a width and a height"):
+        read(png(parameters=json.dumps(FOOOCUS | {"resolution": size}), fooocus_scheme="fooocus"))
+
+
+def test_settings_that_a_graph_does_not_give_are_named() -> None:
+    graph = {**COMFY, "3": {**COMFY["3"], "inputs": {**COMFY["3"]["inputs"], "steps": [[]]}}}
+    found = read(png(prompt=json.dumps(graph)))
+    assert any("the steps, which the text does not give" in each for each in found.unreproduced())
+
+
 @pytest.mark.parametrize("name", SAMPLES)
 def test_each_programs_settings_are_read(name: str) -> None:
     found = read(SAMPLES[name])

@@ -15,6 +15,7 @@ import click
 from ssd1b.cli.command import Command
 from ssd1b.errors import InputError, line, unknown
 from ssd1b.extras import EXTRAS, install
+from ssd1b.files import named, reason
 
 COMMANDS = {
     "generate": "Draw pictures from prompts.",
@@ -146,6 +147,8 @@ def _explained(error: Exception) -> str | None:
             return f"this needs {library}, which is not installed: {install([library])}"
         case MemoryError():
             return _SMALLER
+        case OSError(errno=int()):  # a folder that may not be entered, a disk that fails
+            return f"{named(error.filename)}: {reason(error)}" if error.filename else reason(error)
         case RuntimeError() if _OUT_OF_MEMORY.search(str(error)):
             return _SMALLER
     return None

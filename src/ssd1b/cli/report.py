@@ -9,6 +9,7 @@ import click
 from ssd1b.cli.command import Command
 from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, overwrite_option
 from ssd1b.errors import InputError, NotFoundError, shown
+from ssd1b.extras import install
 
 if TYPE_CHECKING:
     from ssd1b.jobs.store import Store
@@ -104,7 +105,7 @@ def _write(
         write_parquet(results, store, out / "cells.parquet", overwrite=overwrite)
         written.append(out / "cells.parquet")
     except ModuleNotFoundError:
-        click.echo("cells.parquet is left out, which needs pyarrow: pip install 'ssd1b[lab]'", err=True)
+        click.echo(f"cells.parquet is left out, which needs pyarrow: {install(['pyarrow'])}", err=True)
     for number, sheet in enumerate(contact_sheets(results, store)):
         written.append(out / f"sheet-{number}.png")
         with renewing(written[-1], overwrite=overwrite) as aside:

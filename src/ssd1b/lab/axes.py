@@ -138,6 +138,8 @@ def _range(item: str, kind: type) -> Iterator[Decimal]:
     first, last = Decimal(match[1]), Decimal(match[2])
     if match[4]:
         count = int(match[4])
+        if count == 0:
+            raise InputError(f"{shown(match[0])} has no values: the number in brackets is 1 or more")
         _count(count)
         gaps = max(count - 1, 1)
         even = (first + (last - first) * number / gaps for number in range(count))

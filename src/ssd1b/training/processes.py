@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssd1b.errors import InputError, UnavailableError
+from ssd1b.extras import install
 from ssd1b.models.attention import TransformerBlock
 from ssd1b.models.layers import ResnetBlock
 from ssd1b.training.batches import Batch
@@ -123,7 +124,7 @@ def accelerator(device: str, *, timeout_minutes: float = 30.0) -> "Accelerator":
         from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
     except ImportError as error:
-        raise UnavailableError("training needs accelerate: pip install 'ssd1b[train]'") from error
+        raise UnavailableError(f"training needs accelerate: {install(['accelerate'])}") from error
     return Accelerator(
         cpu=device == "cpu",
         mixed_precision="no",  # precision.py

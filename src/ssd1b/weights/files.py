@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ssd1b.errors import InputError, shown
-from ssd1b.files import named, open_regular, read_file, reason
+from ssd1b.files import disk_error, named, open_regular, read_file, reason
 from ssd1b.saving import unfinished
 
 Shape = tuple[int, ...]
@@ -90,6 +90,13 @@ def _check_header(path: Path) -> None:
     Raises:
         InputError: it is, or as ``open_regular``.
     """
+    try:
+        _check_size(path)
+    except OSError as error:
+        raise disk_error(f"cannot read {named(path)}", error) from error
+
+
+def _check_size(path: Path) -> None:
     with open_regular(path) as file:
         start = file.read(8)
         length, rest = int.from_bytes(start, "little"), os.fstat(file.fileno()).st_size - 8

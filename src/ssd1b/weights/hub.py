@@ -187,9 +187,12 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _cached_models() -> list[str]:
-    """Hub ids of the cached models of SDXL's kind, whole ones only."""
-    indices = sorted(cache().glob("models--*/snapshots/*/model_index.json"))
-    whole = [index for index in indices if _is_of_the_family(index) and not _lacking(index.parent)]
+    """Hub ids of the cached models of SDXL's kind, whole ones only; none if the cache may not be read."""
+    try:
+        indices = sorted(cache().glob("models--*/snapshots/*/model_index.json"))
+        whole = [index for index in indices if _is_of_the_family(index) and not _lacking(index.parent)]
+    except PermissionError:
+        return []
     return [index.parents[2].name.removeprefix("models--").replace("--", "/", 1) for index in whole]
 
 

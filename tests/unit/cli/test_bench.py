@@ -67,7 +67,7 @@ def test_a_peer_that_is_not_installed(run, monkeypatch):
     assert done.code == 2
     assert "engine openvino needs openvino, which is not installed: pip install 'ssd1b[openvino]'" in done.err
     done = run("bench", *QUICK, "--peers", "stable-diffusion.cpp-q8")
-    assert done.code == 2 and done.err.rstrip().endswith("pip install stable-diffusion-cpp-python")
+    assert done.code == 2 and done.err.rstrip().endswith(install(["stable_diffusion_cpp"]))
 
 
 @pytest.mark.parametrize(

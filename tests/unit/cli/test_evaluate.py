@@ -70,4 +70,4 @@ def test_a_library_of_an_extra_that_is_missing_is_named_with_the_extra(run, monk
     monkeypatch.setattr("ssd1b.tabletop.judge.judge.load_judge", without)
     result = run("evaluate")
     assert (result.code, result.out) == (2, "")
-    assert result.err == "error: this needs scipy, which is not installed: pip install 'ssd1b[eval]'\n"
+    assert result.err == f"error: this needs scipy, which is not installed: {install(['scipy'])}\n"

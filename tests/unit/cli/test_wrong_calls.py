@@ -190,6 +190,50 @@ def test_folder_without_permission(refuse, tmp_path):
     assert "Permission denied" in refuse("generate", "a cube", "--out", "locked/pictures")
 
 
+@pytest.fixture
+def locked(tmp_path, monkeypatch):
+    """A folder that may not be entered. Python's ``Path.exists`` raises there."""
+    folder = tmp_path / "locked"
+    folder.mkdir()
+
+    def refusing(function):
+        def call(path=".", *args, **kwargs):
+            if not isinstance(path, int) and str(folder) in os.path.abspath(os.fsdecode(path)):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return function(path, *args, **kwargs)
+
+        return call
+
+    for name in ("stat", "lstat", "scandir", "listdir", "open"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("report", "locked"),
+        ("inspect", "locked"),
+        ("inspect", "locked/picture.png"),
+        ("generate", "x", "--preset", "locked/m.toml"),
+        ("generate", "x", "--model", "locked/m.safetensors"),
+        ("generate", "x", "--out", "locked/pictures"),
+        ("sweep", "x", "--axis", "steps=1,2", "--out", "locked/cells"),
+    ],
+    ids=" ".join,
+)
+def test_a_folder_that_may_not_be_entered(refuse, locked, arguments):
+    assert "locked" in refuse(*arguments)
+
+
+@pytest.mark.parametrize("command", ["models", "presets"])
+def test_listings_leave_out_folders_that_may_not_be_entered(run, locked, monkeypatch, command):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(locked / "config"))
+    monkeypatch.setattr("ssd1b.weights.hub.cache", lambda: locked / "hub")
+    done = run(command)
+    assert (done.code, done.err) == (0, "")
+
+
 def _truncated(folder: Path, tiny_model: Path) -> Path:
     whole = next((tiny_model / "unet").glob("*.safetensors")).read_bytes()
     (folder / "cut.safetensors").write_bytes(whole[: len(whole) // 2])

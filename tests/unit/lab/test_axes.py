@@ -90,6 +90,7 @@ def test_other_names(written: str, name: str) -> None:
     ("text", "message"),
     [
         ("guidance", "has no values"),
+        ("guidance=1-10 [0]", "has no values: the number in brackets is 1 or more"),
         ("guidance=", "has no values: write it as guidance=2,5,9"),
         ("guidanze=1", "did you mean 'guidance'"),
         ("guidance=high", "'high' is no number"),

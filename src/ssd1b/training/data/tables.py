@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd1b.errors import InputError, UnavailableError, shown, unknown
+from ssd1b.extras import install
 from ssd1b.files import check_regular
 from ssd1b.training.data.examples import (
     CAPTION_FIELDS,
@@ -65,8 +66,8 @@ def _open(path: Path, split: str, cache: Path) -> Any:
     try:
         import datasets
     except ImportError as error:
-        install = "pip install 'ssd1b[train]'"
-        raise UnavailableError(f"{path}: this takes the datasets library: {install}") from error
+        command = install(["datasets"])
+        raise UnavailableError(f"{path}: this needs the datasets library: {command}") from error
     # Its bars would stand among ours.
     datasets.disable_progress_bars()
     try:
