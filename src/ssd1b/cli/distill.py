@@ -151,6 +151,8 @@ def _plan(
     check_outputs(out, _LAYERS, overwrite=overwrite)
     layout, teacher = find_or_describe(model)
     asked = with_target(asked, student, layout.unet)
+    for name in _other_teachers(asked):
+        find_or_describe(name)
     measure = None
     if teacher and data:
         source = _data(data, cache or out, layout)
@@ -159,6 +161,11 @@ def _plan(
     click.echo(_costs(model, layout, planned, place, teacher))
     if out is not None:
         _show_layers(Path(out), planned, overwrite=overwrite)
+
+
+def _other_teachers(stages: "list[Stage]") -> list[str]:
+    """Name the models that stages learn from in place of the one that is cut."""
+    return sorted({each.teacher for each in stages if each.teacher is not None})
 
 
 def _run(
@@ -178,12 +185,11 @@ def _run(
     teacher = find(model)
     layout = teacher.layout
     asked = with_target(asked, student, layout.unet)
+    teachers = {None: teacher, **{name: find(name) for name in _other_teachers(asked)}}
     source = _data(data, cache or out, layout)
     measure = partial(measured_importance, teacher, source, place, source=data, out=out)
     with together.main_process_first():  # importance is measured once
         planned = plan(layout.unet, asked, measure)
-    others = {each.teacher for each in asked if each.teacher is not None}
-    teachers = {None: teacher, **{name: find(name) for name in sorted(others)}}
     with together.main_process_first():
         claim(out, config_of(teachers, data, planned))
     made = run(out, planned, teachers, source, device=place, resume=resume, overwrite=overwrite)
