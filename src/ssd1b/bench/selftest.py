@@ -186,7 +186,11 @@ def verdict(found: Sequence[Check]) -> str:
     """Say in a line how it ended."""
     failed = [each.name for each in found if each.result == FAIL]
     skipped = [each.name for each in found if each.result == NOT_RUN]
+    alone = [
+        each.name for each in found if each.result == PASS and each.figures.get("diffusers", each) is None
+    ]
     missing = f"; not run: {', '.join(skipped)}" if skipped else ""
+    missing += f"; not compared with diffusers: {', '.join(alone)}" if alone else ""
     if failed:
         return f"FAIL: {len(failed)} of {len(found)} checks: {', '.join(failed)}{missing}"
     return f"PASS: {len(found) - len(skipped)} checks{missing}"

@@ -39,6 +39,9 @@ SEEDS = Annotated[int, Range(1, 1000)]
 FIXED = ("seed", "width", "height")
 _ON_SHEET = 64
 
+FEW = 30
+"""Captions below which a bootstrap underestimates the uncertainty: two right ones give "100 to 100"."""
+
 
 @click.command("evaluate", cls=Command, needs=("scipy",))
 @click.option(
@@ -128,6 +131,8 @@ def command(
 
         click.echo(json.dumps(json_value(facts)))
         return
+    if len(results[0].captions) < FEW:
+        click.echo(f"warning: intervals of fewer than {FEW} captions are too narrow", err=True)
     for model, each in zip(models, results, strict=True):
         click.echo(f"{model}\n{each.text}\n")
     if differences:

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 
+from ssd1b.extras import install
 from ssd1b.speed.int8_cpu import int8_is_fast
 
 QUICK = ("--layout", "mini-ssd-1b", "--latent", 8, "--rounds", 2)

@@ -269,9 +269,7 @@ def test_a_budget_is_filled_by_what_is_measured_on_data(run, tmp_path, teacher, 
 
 
 def test_the_teacher_of_a_stage_must_be_there(run, tmp_path):
-    (tmp_path / "stages.toml").write_text(
-        '[[stages]]\nstudent = "mini-ssd-1b"\nteacher = "no-such-model"\n'
-    )
+    (tmp_path / "stages.toml").write_text('[[stages]]\nstudent = "mini-ssd-1b"\nteacher = "no-such-model"\n')
     result = run("distill", "--teacher", "mini-sdxl", "--stages", "stages.toml", "--dry-run")
     assert result.code == 2 and "no-such-model" in result.err
 

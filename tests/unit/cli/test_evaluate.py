@@ -8,6 +8,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ssd1b.evaluate.cost import unet_macs
+from ssd1b.extras import install
 from ssd1b.layouts import SSD_1B_MINI
 from ssd1b.tabletop.judge.judge import Judge
 

@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+from ssd1b.extras import install
+
 PROMPT = "a cube"
 
 

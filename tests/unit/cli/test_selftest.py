@@ -79,6 +79,13 @@ def test_a_folder_is_tested_in_every_format_that_is_here(run, tiny_model, drawn)
     assert "torch" in report["machine"]["libraries"]
 
 
+def test_the_verdict_says_that_nothing_was_compared(run, tiny_model, drawn, monkeypatch):
+    monkeypatch.setattr(selftest, "find_spec", lambda name: None)
+    done = run("selftest", tiny_model, "--json", "--device", "cpu", "--dtype", "fp32")
+    verdict = json.loads(done.out)["verdict"]
+    assert verdict == "PASS: 9 checks; not compared with diffusers: picture cpu fp32"
+
+
 def test_a_single_file_is_tested_too(run, tiny_model, drawn, tmp_path):
     from ssd1b.weights.keymap import PARTS
     from ssd1b.weights.loading import read_part
