@@ -10,7 +10,7 @@ import click
 
 from ssd1b.bench import PARTS
 from ssd1b.cli.command import Command
-from ssd1b.cli.paths import OUT_FOLDER, check_outputs, overwrite_option
+from ssd1b.cli.paths import OUT_FOLDER, check_outputs, echo_path, overwrite_option
 from ssd1b.cli.table import byte_size, columns
 from ssd1b.errors import InputError, unknown
 from ssd1b.layouts import NAMED, model_layout
@@ -157,7 +157,7 @@ def command(
             with tqdm.external_write_mode():
                 click.echo(json.dumps(tables[-1]) if as_json else _told(tables[-1], rows))
     for path in (Path(out, name) for name in FILES if out is not None):
-        click.echo(click.format_filename(path))
+        echo_path(path)
 
 
 def _check_memory(

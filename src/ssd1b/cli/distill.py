@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ssd1b.cli.command import Command
-from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, overwrite_option
+from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, echo_path, overwrite_option
 from ssd1b.cli.table import byte_size, columns
 from ssd1b.errors import InputError, unknown
 from ssd1b.saving import renewing
@@ -195,7 +195,7 @@ def _run(
     made = run(out, planned, teachers, source, device=place, resume=resume, overwrite=overwrite)
     for path in (made.folder, made.file):
         if path is not None and together.is_main_process:
-            click.echo(click.format_filename(path))
+            echo_path(path)
 
 
 def _data(name: str, cache: str | Path | None, layout: "ModelLayout") -> "Data":
@@ -318,4 +318,4 @@ def _show_layers(folder: Path, planned: "Sequence[PlannedStage]", *, overwrite: 
         lines = [f"{ours}\t{theirs}\n" for ours, theirs in {"STUDENT": "TEACHER", **keys}.items()]
         aside.write_text("".join(lines), encoding="utf-8")
     for name in _LAYERS:
-        click.echo(click.format_filename(folder / name))
+        echo_path(folder / name)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ssd1b.cli.options import ModelChoice
 from ssd1b.diffusion.samplers import Step
 from ssd1b.errors import InputError, line
-from ssd1b.files import open_regular
+from ssd1b.files import named, open_regular
 from ssd1b.images import Picture, save_picture
 from ssd1b.jobs.previews import previews
 from ssd1b.pipeline import Pipeline, Watch
@@ -151,7 +151,7 @@ def preview(pipeline: Pipeline, folder: Path) -> Iterator[Watch]:
     """
     path = preview_file(folder)
     if path.stem != PREVIEW:
-        click.echo(f"preview: {click.format_filename(path)}", err=True)
+        click.echo(f"preview: {named(path)}", err=True)
     mark = PngImagePlugin.PngInfo()
     mark.add_text(_PREVIEW_MARK, "a preview, which goes when the picture is finished")
 

@@ -18,6 +18,7 @@ from ssd1b.cli.options import (
     setting_options,
     speed_option,
 )
+from ssd1b.cli.paths import echo_path
 from ssd1b.errors import InputError
 from ssd1b.presets import PRESETS, load_preset
 from ssd1b.prompts import NO_PROMPT
@@ -93,7 +94,10 @@ def command(
             path = str(drawing.save(picture, out, picture_format))
             seconds = time.perf_counter() - start
             with tqdm.external_write_mode():
-                click.echo(_line(path, settings, seconds) if as_json else click.format_filename(path))
+                if as_json:
+                    click.echo(_line(path, settings, seconds))
+                else:
+                    echo_path(path)
     drawn = time.perf_counter()
     pictures = "1 picture" if total == 1 else f"{total} pictures"
     click.echo(f"{pictures}: loading {loaded - begin:.1f} s, drawing {drawn - loaded:.1f} s", err=True)

@@ -13,7 +13,7 @@ from ssd1b.cli.options import (
     prompt_options,
     setting_options,
 )
-from ssd1b.cli.paths import OUT_FOLDER, check_outputs, overwrite_option
+from ssd1b.cli.paths import OUT_FOLDER, check_outputs, echo_path, overwrite_option
 from ssd1b.errors import InputError, unknown
 from ssd1b.settings import DEFAULT_MODEL
 from ssd1b.validation import Range, check
@@ -86,4 +86,4 @@ def command(
     for claim, finding in result.findings:
         click.echo(f"{finding.word}: {claim.name} ({finding.summary})")
     for path in result.files:
-        click.echo(click.format_filename(path))
+        echo_path(path)

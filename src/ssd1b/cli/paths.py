@@ -1,12 +1,14 @@
 """Paths on the command line: checked before any work, and what may be overwritten."""
 
+import os
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, printable
 from ssd1b.files import expanded
 from ssd1b.saving import check_folder, check_renewable
 
@@ -57,3 +59,8 @@ def check_outputs(folder: str | Path | None, names: Iterable[str], *, overwrite:
     if folder is not None:
         for name in names:
             check_renewable(Path(folder, name), overwrite=overwrite)
+
+
+def echo_path(path: str | Path) -> None:
+    """Print a path on a line: its very bytes for a program that reads them, escaped for a terminal."""
+    click.echo(printable(str(path)) if sys.stdout.isatty() else os.fsencode(path))

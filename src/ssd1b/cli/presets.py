@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ssd1b.cli.command import Command
-from ssd1b.cli.paths import PATH
+from ssd1b.cli.paths import PATH, echo_path
 from ssd1b.errors import ConflictError, InputError, shown
 from ssd1b.presets import PRESETS, as_toml, load_preset, users_files, users_folder
 from ssd1b.saving import writing
@@ -48,7 +48,7 @@ def command(name: str | None, keep: str | None, name_kept: str | None, as_json: 
     if keep is None and name_kept is not None:
         raise InputError("--name is for --keep: it says under which name to keep a file")
     if keep is not None:
-        click.echo(click.format_filename(_kept(Path(keep), name_kept)))
+        echo_path(_kept(Path(keep), name_kept))
     elif name is not None:
         click.echo(as_toml(load_preset(name)), nl=False)
     else:

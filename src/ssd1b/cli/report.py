@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ssd1b.cli.command import Command
-from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, overwrite_option
+from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, echo_path, overwrite_option
 from ssd1b.errors import InputError, NotFoundError, shown
 from ssd1b.extras import install
 
@@ -111,4 +111,4 @@ def _write(
         with renewing(written[-1], overwrite=overwrite) as aside:
             sheet.save(aside, "PNG")
     for path in written:
-        click.echo(click.format_filename(path))
+        echo_path(path)

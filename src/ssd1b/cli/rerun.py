@@ -9,7 +9,7 @@ import click
 from ssd1b.cli.again import choose
 from ssd1b.cli.command import Command
 from ssd1b.cli.options import ModelChoice, check_settings, execution_options, model_options, out_option
-from ssd1b.cli.paths import PATH
+from ssd1b.cli.paths import PATH, echo_path
 from ssd1b.errors import InputError, line
 from ssd1b.execution import DEFAULT
 from ssd1b.files import named, open_regular
@@ -81,7 +81,7 @@ def command(image: str, out: str, choice: ModelChoice, trusted: bool) -> None:
     check_destination(out, recipe=pipeline.recipe(settings))
     with drawing.watched(pipeline, settings.steps) as watch:
         (picture,) = pipeline.draw([settings], watch)
-    click.echo(click.format_filename(drawing.save(picture, out, None)))
+    echo_path(drawing.save(picture, out, None))
     if isinstance(recipe, Recipe):
         click.echo(_verdict(original, picture.image), err=True)
         if changes := _changes(recipe, picture.recipe):

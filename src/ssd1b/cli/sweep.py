@@ -17,6 +17,7 @@ from ssd1b.cli.options import (
 )
 from ssd1b.cli.paths import OUT_FOLDER, PATH
 from ssd1b.errors import InputError, shown
+from ssd1b.files import named
 from ssd1b.presets import PRESETS, load_preset
 from ssd1b.settings import DEFAULT_MODEL
 from ssd1b.tables import read_table
@@ -103,7 +104,7 @@ def command(
     if dry_run:
         return
     failures = Counter(done.failures)
-    click.echo(f"{len(done.outcomes) - failures.total()} pictures in {click.format_filename(out)}")
+    click.echo(f"{len(done.outcomes) - failures.total()} pictures in {named(out)}")
     for reason, count in failures.items():
         click.echo(f"{count} failed: {reason}", err=True)
 

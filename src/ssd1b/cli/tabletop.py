@@ -8,7 +8,7 @@ import click
 
 from ssd1b.cli.app import Group
 from ssd1b.cli.options import ModelChoice
-from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, overwrite_option
+from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, echo_path, overwrite_option
 from ssd1b.cli.table import columns, percent
 from ssd1b.errors import InputError, shown
 from ssd1b.files import expanded
@@ -88,7 +88,7 @@ def render_command(count: int, seed: int, split: Split, world: str, out: str, ov
             Image.fromarray(render(each)).save(aside, "PNG")
         with writing(Path(out, f"{stem}.txt"), overwrite=overwrite) as aside:
             aside.write_text(full_caption(each) + "\n", encoding="utf-8")
-    click.echo(click.format_filename(out))
+    echo_path(out)
 
 
 @command.command("show")
@@ -140,7 +140,7 @@ def show_command(
         )
     with writing(Path(out), overwrite=overwrite) as aside:
         sheet.save(aside, "PNG")
-    click.echo(click.format_filename(out))
+    echo_path(out)
 
 
 @command.command("examine", needs=("scipy", "matplotlib"))
@@ -206,7 +206,7 @@ def examine_command(
     for name, png in pictures.items():
         with renewing(folder / f"{name}.png", overwrite=overwrite) as aside:
             aside.write_bytes(png)
-    click.echo(click.format_filename(out))
+    echo_path(out)
 
 
 @command.command("train", needs=("accelerate",))
@@ -273,4 +273,4 @@ def train_command(
         part, Path(run), start=first, steps=steps, batch_size=batch_size, seed=seed, world=world,
         resume=resume, device=place,
     )  # fmt: skip
-    click.echo(click.format_filename(made))
+    echo_path(made)

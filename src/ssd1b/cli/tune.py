@@ -13,7 +13,7 @@ from ssd1b.cli.options import (
     prompt_options,
     setting_options,
 )
-from ssd1b.cli.paths import OUT_FOLDER, check_outputs, overwrite_option
+from ssd1b.cli.paths import OUT_FOLDER, check_outputs, echo_path, overwrite_option
 from ssd1b.cli.table import columns
 from ssd1b.errors import InputError
 from ssd1b.presets import PRESETS, load_preset
@@ -132,7 +132,7 @@ def command(
     )  # fmt: skip
     click.echo(_summary(result.tuned, found, goal, baseline(base)))
     for path in result.files:
-        click.echo(click.format_filename(path))
+        echo_path(path)
 
 
 def _summary(tuned: "Tuned", axes: "Sequence[Axis]", goal: "Goal", what: str) -> str:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -363,3 +365,12 @@ def test_a_recipe_that_does_not_fit_is_refused_before_drawing(run, tmp_path, tin
     assert result.code == 2
     assert result.err == "error: cannot write the picture as jpeg: EXIF data is too long; png holds it\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["\x1b[31m.png", "a\nb.png", "\udcff.png"])
+def test_a_program_gets_the_very_bytes_of_a_path(tiny_model, tmp_path, name):
+    call = ["generate", "x", "--model", str(tiny_model), "--steps", "1", "--out", name]
+    done = subprocess.run(
+        [sys.executable, "-m", "ssd1b", *call], cwd=tmp_path, capture_output=True, check=True
+    )
+    assert os.path.exists(os.path.join(os.fsencode(tmp_path), done.stdout.removesuffix(b"\n")))
