@@ -71,7 +71,10 @@ def learn_twice(path: Path) -> None:
 
 
 CALLS: dict[str, tuple[type[InputError], Callable[[Path], object]]] = {
-    "a setting": (InputError, lambda path: resolve_settings("sdxl", {"prompt": "a cat", "steps": 0})),
+    "a setting": (
+        InputError,
+        lambda path: resolve_settings("a cat", family="sdxl", model_defaults={}, preset=None, steps=0),
+    ),
     "no picture": (InputError, lambda path: read_recipe(Path(__file__))),
     "no file": (NotFoundError, lambda path: read_file(path / "none", most=1)),
     "no picture's file": (NotFoundError, lambda path: read_recipe(path / "none.png")),

@@ -277,7 +277,7 @@ def test_full_disk(refuse, monkeypatch, tiny_model):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    assert "No space left" in refuse("generate", "a cube", "--out", "out", "--model", tiny_model)
+    assert "no space left" in refuse("generate", "a cube", "--out", "out", "--model", tiny_model)
 
 
 def test_out_of_memory(refuse, monkeypatch, tiny_model):

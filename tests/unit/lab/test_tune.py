@@ -235,7 +235,7 @@ def test_a_full_disk_leaves_the_memory_of_a_search_as_it_was(tmp_path: Path, mon
 
     with monkeypatch.context() as patched:
         patched.setattr("os.fsync", full)
-        with pytest.raises(InputError, match=r"cannot write .*search.log: No space left .*; all that was"):
+        with pytest.raises(InputError, match=r"cannot write .*search.log: no space left .*; all that was"):
             told.ask()
     assert (tmp_path / "search.log").read_bytes() == before
     assert open_study(tmp_path, AXES, GOAL, {}).ask().number == 1

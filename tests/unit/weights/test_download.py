@@ -396,11 +396,11 @@ def test_without_xet_a_file_that_is_stored_there_comes_over_http(resolve, hub, f
 
 
 def test_ctrl_c_ends_at_once_and_leaves_nothing_half(ssd1b, hub, files, tmp_path):
-    hub.on(f"cdn GET .*{digest(UNET, files[UNET])}", Answer(wait=8))
+    hub.on(f"cdn GET .*{digest(UNET, files[UNET])}", Answer(wait=40))
     call = ssd1b("generate", "x", "--model", "ssd-1b", "--steps", "1", HF_HUB_DOWNLOAD_TIMEOUT="60")
     wait_for(lambda: hub.asked(f"cdn GET .*{digest(UNET, files[UNET])}"))
     call.interrupt()
-    done = call.wait(5)
+    done = call.wait(20)
     assert (done.code, done.err.splitlines()[-1]) == (130, "interrupted")
     assert_kept_as_whole(tmp_path, files)
 
