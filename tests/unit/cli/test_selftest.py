@@ -192,10 +192,11 @@ def test_what_goes_wrong_in_a_process_is_the_result_of_its_check(run, tiny_model
 
 def test_without_diffusers_our_own_picture_is_what_others_are_held_to(run, tiny_model, drawn, monkeypatch):
     monkeypatch.setattr(selftest, "find_spec", lambda name: None)
-    drawn["ssd1b", "bf16"] = 30
+    drawn["ssd1b", "bf16"] = 30, 0
     done = run("selftest", tiny_model, "--device", "cpu")
     assert "diffusers is not installed" in done.out
-    assert done.out.splitlines()[-1] == "FAIL: 1 of 10 checks: picture cpu bf16"
+    failed = "FAIL: 1 of 10 checks: picture cpu bf16"
+    assert done.out.splitlines()[-1] == f"{failed}; not compared with diffusers: picture cpu fp32"
 
 
 def test_a_name_that_promises_another_layout(run, drawn, monkeypatch, tiny_model):

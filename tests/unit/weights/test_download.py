@@ -399,6 +399,7 @@ def test_ctrl_c_ends_at_once_and_leaves_nothing_half(ssd1b, hub, files, tmp_path
     hub.on(f"cdn GET .*{digest(UNET, files[UNET])}", Answer(wait=40))
     call = ssd1b("generate", "x", "--model", "ssd-1b", "--steps", "1", HF_HUB_DOWNLOAD_TIMEOUT="60")
     wait_for(lambda: hub.asked(f"cdn GET .*{digest(UNET, files[UNET])}"))
+    time.sleep(1)  # until it waits: Python notices a signal only there, or before
     call.interrupt()
     done = call.wait(20)
     assert (done.code, done.err.splitlines()[-1]) == (130, "interrupted")
