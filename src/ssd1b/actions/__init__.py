@@ -1,1 +1,1 @@
-"""Use cases: what a command, a notebook and a server call alike. They put the rooms below together."""
+"""Use cases that commands, notebooks and servers share."""

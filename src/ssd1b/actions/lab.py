@@ -1,6 +1,6 @@
-"""What the lab does for a command, a notebook or a server: ``sweep``, ``tune``, ``guide``.
+"""Run sweeps, searches and the guide, from a command, a notebook or a server.
 
-A workplace puts together the store of a folder, the models, what measures their pictures, and an executor.
+A ``Workplace`` combines the store of a folder, the models, their metrics and an executor.
 """
 
 import time
@@ -90,7 +90,7 @@ class Workplace:
 
 
 def ground_truth(model: Model) -> GroundTruth | None:
-    """The ground truth of the world that a model declares; None if it declares none, or one unknown here."""
+    """Return the ground truth of the world that a model declares, or None if that world is not known."""
     return None if model.world is None else WORLDS.get(model.world)
 
 
@@ -179,7 +179,7 @@ def sweep(
 
 
 class TuneResult(NamedTuple):
-    """What was found, and the files that hold it."""
+    """The result of a search, and the paths of the files that were written."""
 
     tuned: Tuned
     files: list[Path]

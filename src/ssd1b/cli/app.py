@@ -19,20 +19,20 @@ from ssd1b.files import named, reason
 
 COMMANDS = {
     "generate": "Draw pictures from prompts.",
-    "rerun": "Draw a picture again, from the recipe inside it.",
-    "sweep": "Draw every combination of some settings, and measure each.",
-    "report": "Write what a sweep found, as a page to look at.",
-    "tune": "Find the best settings, and prove them.",
-    "guide": "Do the guide to settings again on a model, claim by claim.",
-    "presets": "List settings that have a name, each with its evidence.",
-    "distill": "Make a smaller model of a large one.",
-    "evaluate": "Tell how good a model's pictures are, with the uncertainty.",
-    "bench": "Tell how fast a model computes here, beside peers.",
-    "selftest": "Try a model out: its files, its weights, a picture beside a peer's.",
-    "inspect": "Tell what a model or a picture is made of.",
-    "models": "List the models that have a name.",
+    "rerun": "Reproduce a picture from the recipe inside it.",
+    "sweep": "Compare settings: draw and measure every combination.",
+    "report": "Write a sweep's results as an HTML page, CSV and Parquet.",
+    "tune": "Search for the best settings, and test them on fresh pairs.",
+    "guide": "Test the published advice about settings on a model.",
+    "presets": "List and store named settings, with their evidence.",
+    "distill": "Distill a smaller model from a large one.",
+    "evaluate": "Evaluate a model's pictures, with confidence intervals.",
+    "bench": "Benchmark a model on this machine against other engines.",
+    "selftest": "Check a model: files, weights, a picture against diffusers.",
+    "inspect": "Show what a model or a picture is made of.",
+    "models": "List built-in, published and cached models.",
     "env": "Print what a bug report needs: versions, devices, extras.",
-    "tabletop": "Render the miniature's world, and train the miniature on it.",
+    "tabletop": "Render the miniature's world, and train the miniature.",
 }
 """Every command with its line in the help; ``ssd1b.cli.NAME.command`` is the command itself."""
 

@@ -86,11 +86,11 @@ def command(
 ) -> None:
     """Search the best settings for a model and prompts, and prove them on pairs that the search did not see.
 
-    Combinations are proposed by a model of what was seen (Optuna's TPE), draw the same pairs of prompt and
-    seed, and are given up when they are clearly behind. The winner and its best rivals then draw fresh
-    pairs: each rival is worse, or not to be told apart. One of them is the baseline: the model's own
-    settings, with those that are given here. Without prompts the miniatures draw captions that no training
-    saw. The same command goes on with a search that was stopped, and several may share a folder.
+    Optuna's TPE sampler proposes combinations. All of them draw the same pairs of prompt and seed, and those
+    that are clearly inferior are stopped early. The best combination and its closest rivals then draw fresh
+    pairs, which decide whether each rival is worse or not statistically distinguishable. One rival is the
+    baseline: the model's own settings with the options given here. Without prompts, the miniatures draw
+    held-out captions. Run the same command again to resume a search. Several processes may share a folder.
 
     \b
     Examples:

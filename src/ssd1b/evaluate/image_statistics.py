@@ -10,7 +10,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """ITU-R BT.601."""
 
 STATISTICS = ("sharpness", "contrast", "colourfulness", "saturation", "clipping")
-"""What ``image_statistics`` measures."""
+"""Keys of the result of ``image_statistics``."""
 
 
 def image_statistics(picture: Pixels) -> dict[str, float]:

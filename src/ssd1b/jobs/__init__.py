@@ -1,1 +1,1 @@
-"""Jobs: pictures that are drawn once, whoever asks for them, and kept with what was measured of them."""
+"""Jobs: each picture is drawn once, stored with its metrics, and reused by every later request."""
