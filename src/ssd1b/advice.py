@@ -14,9 +14,6 @@ SIZES: tuple[tuple[int, int], ...] = (
 )  # fmt: skip
 """(width, height) that the model card lists; all are among SDXL's training sizes (2307.01952, appendix I)."""
 
-DETAIL_GUIDANCE = (12.0, 17.0)
-"""Guidance scales at which the article sees details come out."""
-
 SAMPLERS_ADVISED = ("unipc", "euler", "ddpm")
 """The schedulers that the article calls highly recommended."""
 

@@ -2,9 +2,7 @@
 
 import errno
 import json
-import multiprocessing
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -20,6 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from killing import importing, kill_often, kills_in_child
 from ssd1b import saving
 from ssd1b.errors import InputError
 from ssd1b.training import checkpoints, loop
@@ -124,9 +123,9 @@ def slowly(out: Path) -> None:
 
 
 def test_a_whole_process_group_that_is_stopped_leaves_a_run_that_goes_on_bit_by_bit(tmp_path: Path) -> None:
-    here = Path(__file__)
-    script = f"import sys; sys.path.insert(0, {str(here.parent)!r}); import pathlib, {here.stem}\n"
-    script += f"try: {here.stem}.slowly(pathlib.Path({str(tmp_path / 'cut')!r}))\n"
+    script = (
+        f"{importing(__file__)}\ntry: {Path(__file__).stem}.slowly(pathlib.Path({str(tmp_path / 'cut')!r}))\n"
+    )
     script += "except KeyboardInterrupt: print('interrupted')"
     child = subprocess.Popen(
         [sys.executable, "-c", script], start_new_session=True, stdout=subprocess.PIPE, text=True
@@ -147,44 +146,18 @@ OFTEN = replace(WITH_MUON, steps=24, checkpoint_steps=1, log_steps=1, micro_batc
 LAST = "checkpoints/step-00000024.safetensors"
 
 
-def killed_often(out: Path) -> None:
-    """What the child process of the next test does: begin the run again and again, and kill it each time."""
-    _begin(out.parent / "whole")  # also imports what each life would have to
-    moments, fork = random.Random(0), multiprocessing.get_context("fork")
-    while not (out / LAST).exists():
-        newest = _newest_step(out)
-        life = fork.Process(target=_begin_in_a_group, args=(out,))
-        life.start()
-        while life.is_alive() and _newest_step(out) == newest:  # each life gets somewhere
-            time.sleep(0.005)
-        life.join(moments.uniform(0, 0.03))
-        if life.is_alive():
-            os.killpg(life.pid, signal.SIGKILL)  # type: ignore[arg-type]
-        life.join()
-        sys.stdout.write(f"{life.exitcode}\n")
-        assert life.exitcode in (0, -signal.SIGKILL)
-
-
-def _begin_in_a_group(out: Path) -> None:
-    os.setsid()
-    _begin(out)
+def killed_often(folder: str) -> None:
+    """The work of the next test's child process."""
+    _begin(Path(folder) / "whole")
+    kill_often(_begin, Path(folder) / "cut", LAST)
 
 
 def _begin(out: Path) -> None:
     train(make_model(), Numbers(), loss, OFTEN, out, resume=True, label="test")
 
 
-def _newest_step(out: Path) -> str:
-    return max((path.name for path in (out / "checkpoints").glob("step-*")), default="")
-
-
 def test_a_run_that_is_killed_again_and_again_ends_bit_by_bit_as_if_it_had_not_been(tmp_path: Path) -> None:
-    here = Path(__file__)
-    script = f"import sys; sys.path.insert(0, {str(here.parent)!r}); import pathlib, {here.stem}\n"
-    script += f"{here.stem}.killed_often(pathlib.Path({str(tmp_path / 'cut')!r}))\n"
-    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
-    assert child.returncode == 0, child.stderr
-    assert child.stdout.split().count(str(-signal.SIGKILL)) >= 4
+    assert kills_in_child(__file__, f"killed_often({str(tmp_path)!r})") >= 4
     assert_same(tensors(tmp_path / "cut" / LAST), tensors(tmp_path / "whole" / LAST))
     assert [row["step"] for row in rows(tmp_path / "cut")] == list(range(1, 25))
     assert not list((tmp_path / "cut").rglob("*.partial"))
@@ -264,9 +237,7 @@ def break_off(out: Path) -> None:
 
 
 def test_data_that_cannot_be_read_end_the_run_and_its_reader(tmp_path: Path) -> None:
-    here = Path(__file__)
-    script = f"import sys; sys.path.insert(0, {str(here.parent)!r}); import pathlib, {here.stem}\n"
-    script += f"{here.stem}.break_off(pathlib.Path({str(tmp_path)!r}))\n"
+    script = f"{importing(__file__)}\n{Path(__file__).stem}.break_off(pathlib.Path({str(tmp_path)!r}))\n"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
     assert ended.returncode == 1
     assert "step 2 cannot be read" in ended.stderr

@@ -2,13 +2,8 @@
 
 import copy
 import json
-import multiprocessing
 import os
-import random
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from killing import kill_often, kills_in_child
 from ssd1b.training import loop
 from ssd1b.training.loop import run
 from ssd1b.training.optimizers import Optimizers
@@ -153,37 +149,17 @@ def test_a_stopped_task_goes_on_bit_by_bit(
     assert_same(load_file(tmp_path / "cut" / LAST), load_file(tmp_path / "whole" / LAST))
 
 
-def killed_often(name: str, out: Path) -> None:
-    """What the child process of the next test does: begin the task again and again, and kill it each time."""
+def killed_often(name: str, folder: str) -> None:
+    """The work of the next test's child process."""
     loop._read_ahead = lambda share, start, stop, _: (share[i] for i in range(start, stop))  # type: ignore
     torch.set_num_threads(1)  # a forked process has none of its parent's other threads
-    go(name, out.parent / "whole", OFTEN)  # also imports what each life would have to
-    moments, fork = random.Random(0), multiprocessing.get_context("fork")
-    while not (out / LAST).exists():
-        before = newest(out)
-        life = fork.Process(target=go, args=(name, out, OFTEN), kwargs={"resume": True})
-        life.start()
-        while life.is_alive() and newest(out) == before:  # each life gets somewhere
-            time.sleep(0.002)
-        life.join(moments.uniform(0, 0.02))
-        life.kill()
-        life.join()
-        sys.stdout.write(f"{life.exitcode}\n")
-        assert life.exitcode in (0, -signal.SIGKILL)
-
-
-def newest(out: Path) -> str:
-    return max((path.name for path in (out / "checkpoints").glob("step-*")), default="")
+    go(name, Path(folder) / "whole", OFTEN)
+    kill_often(lambda out: go(name, out, OFTEN, resume=True), Path(folder) / "cut", LAST)
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path, name: str) -> None:
-    here = Path(__file__)
-    script = f"import sys; sys.path.insert(0, {str(here.parent)!r}); import pathlib, {here.stem}\n"
-    script += f"{here.stem}.killed_often({name!r}, pathlib.Path({str(tmp_path / 'cut')!r}))\n"
-    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
-    assert child.returncode == 0, child.stderr
-    assert child.stdout.split().count(str(-signal.SIGKILL)) >= 2
+    assert kills_in_child(__file__, f"killed_often({name!r}, {str(tmp_path)!r})") >= 2
     assert_same(load_file(tmp_path / "cut" / LAST), load_file(tmp_path / "whole" / LAST))
 
 
