@@ -95,6 +95,7 @@ ODD_VALUES: tuple[Any, ...] = (
 
 
 def _deep(levels: int) -> Any:
+    """Nest lists. Few: ``copy`` and ``json`` recurse, and changes nest one value in another."""
     value: Any = []
     for _ in range(levels):
         value = [value]
@@ -103,7 +104,7 @@ def _deep(levels: int) -> Any:
 
 odd_values = st.one_of(
     st.sampled_from(ODD_VALUES),
-    st.builds(_deep, st.integers(1, 400)),
+    st.builds(_deep, st.integers(1, 40)),
     st.integers(-(10**6), 10**6),
     st.text(max_size=30),
     st.recursive(
@@ -146,6 +147,28 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
 
 def as_json(value: Any) -> bytes:
     return json.dumps(value).encode("utf-8", "surrogatepass")
+
+
+_PLACE_OF_DEPTH = "the place of depth"
+
+
+@st.composite
+def _deep_json(draw: st.DrawFn, value: Any) -> bytes:
+    """Put nested lists or objects into a JSON value: deeper than the stack of a parser that recurses."""
+    found = {"": copy.deepcopy(value)}
+    places = _places(found)
+    parent, key = places[draw(st.integers(0, len(places) - 1))]
+    parent[key] = _PLACE_OF_DEPTH
+    levels = draw(st.integers(1, 100_000) | st.integers(1, 2000))
+    opening, closing = draw(st.sampled_from(((b"[", b"]"), (b'{"a":', b"}"))))
+    inside = opening * levels + b"1" + closing * levels
+    return as_json(found[""]).replace(as_json(_PLACE_OF_DEPTH), inside)
+
+
+def damaged_json(value: Any) -> st.SearchStrategy[bytes]:
+    """JSON texts of a value with other values in it, some of them deeper than a parser's stack."""
+    changed = mutated_json(value).map(as_json)
+    return st.one_of(changed, changed, changed, _deep_json(value))
 
 
 @st.composite

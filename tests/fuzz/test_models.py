@@ -3,12 +3,11 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import strategies as st
 
-from fuzzing import as_json, fuzz, mutated_bytes, mutated_json
+from fuzzing import as_json, damaged_json, fuzz, mutated_bytes
 from ssd1b.weights.files import read_header
 from ssd1b.weights.opening import open_checkpoint
 from ssd1b.weights.vocabulary import load_tokenizer, tokenizers
@@ -21,8 +20,7 @@ def opened(path: Path) -> object:
     return info.defaults, tokenizers(info)
 
 
-def framed(header: Any, data: bytes) -> bytes:
-    text = as_json(header)
+def framed(text: bytes, data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + data
 
 
@@ -38,9 +36,9 @@ def test_safetensors_headers(tiny_single_file: Path, tmp_path: Path, fuzz_second
         read_header(path)
         opened(path)
 
-    damaged = mutated_json(header).map(lambda each: framed(each, data))
-    small = mutated_json(few).map(lambda each: framed(each, data))
-    raw = mutated_bytes([whole, framed(few, data[:1000])])
+    damaged = damaged_json(header).map(lambda each: framed(each, data))
+    small = damaged_json(few).map(lambda each: framed(each, data))
+    raw = mutated_bytes([whole, framed(as_json(few), data[:1000])])
     fuzz(read, st.one_of(damaged, small, raw), seconds=fuzz_seconds)
 
 
@@ -72,7 +70,7 @@ def test_configurations(tiny_model: Path, tmp_path: Path, fuzz_seconds: float) -
 
     def changed(name: Path) -> st.SearchStrategy[tuple[Path, bytes]]:
         content = (tiny_model / name).read_bytes()
-        damaged = mutated_json(json.loads(content)).map(as_json)
+        damaged = damaged_json(json.loads(content))
         return st.tuples(st.just(name), damaged | damaged | mutated_bytes([content]))
 
     fuzz(read, st.sampled_from(small).flatmap(changed), seconds=fuzz_seconds, examples=30)
@@ -101,5 +99,5 @@ def test_tokenizers(name: str, tiny_model: Path, tmp_path: Path, fuzz_seconds: f
 
     inputs = mutated_bytes([files[name]])
     if name.endswith(".json"):
-        inputs = inputs | mutated_json(json.loads(files[name])).map(as_json)
+        inputs = inputs | damaged_json(json.loads(files[name]))
     fuzz(read, inputs, seconds=fuzz_seconds)

@@ -1,16 +1,18 @@
 """Texts that people write or paste: prompts, axes, AUTOMATIC1111's parameters, TOML."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from fuzzing import fuzz, mutated_bytes, worded
+from fuzzing import damaged_json, fuzz, mutated_bytes, worded
 from ssd1b.cli.sweep import _read_axes
 from ssd1b.distill.stages import read_stages
 from ssd1b.lab.axes import AXES, parse_axis
 from ssd1b.presets import load_preset
 from ssd1b.prompts import chunk, format_prompt, parse_prompt, split_prompts
-from ssd1b.recipe import read_json, read_parameters
+from ssd1b.recipe import ModelIdentity, Recipe, read_json, read_parameters, write_json
+from ssd1b.settings import resolve_settings
 
 PROMPT = (
     "(", ")", "[", "]", ":", "1.3", "((", "))", "\\", "BREAK", " ", ",", "a cat", "<lora:x:1>", "|", "-",
@@ -63,11 +65,13 @@ def test_parameters(fuzz_seconds: float) -> None:
 
 
 def test_recipes_json(fuzz_seconds: float) -> None:
-    fuzz(
-        read_json,
-        worded(("{", "}", '"format"', ":", "1", ",", '"settings"', "[", "]", "nan")),
-        seconds=fuzz_seconds,
+    settings = resolve_settings(
+        "a cat", family="ssd-1b", model_defaults={}, preset=None, seed=5, negative_prompt="blurry"
     )
+    model = ModelIdentity(name="ssd-1b", source="segmind/SSD-1B", revision="f" * 40, layout="ssd-1b")
+    whole = write_json(Recipe.of(settings, model, dtype="float16", device="cuda", batch_size=1))
+    assert read_json(whole).settings == settings
+    fuzz(read_json, damaged_json(json.loads(whole)).map(bytes.decode) | worded(RECIPE), seconds=fuzz_seconds)
 
 
 @pytest.mark.parametrize("read", [load_preset, read_stages, _read_axes], ids=["preset", "stages", "axes"])
