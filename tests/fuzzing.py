@@ -1,6 +1,7 @@
 """Hostile input: strategies that damage what is valid, and a check of what a reader does with it."""
 
 import copy
+import gc
 import json
 import logging
 import math
@@ -42,6 +43,7 @@ def fuzz(
     Raises:
         AssertionError: an input took more than ``SECONDS`` or ``MEMORY``, or its error message is too long.
     """
+    gc.collect()  # garbage of earlier tests that is freed in between would hide as much memory
     reset_peak()
     before = _peak()
     count = 0
