@@ -44,14 +44,13 @@ def fuzz(
         AssertionError: an input took more than ``SECONDS`` or ``MEMORY``, or its error message is too long.
     """
     gc.collect()  # garbage of earlier tests that is freed in between would hide as much memory
-    reset_peak()
-    before = _peak()
     count = 0
 
     def check(given: Given) -> None:
         nonlocal count
         count += 1
-        start = time.process_time()
+        reset_peak()
+        before, start = _peak(), time.process_time()
         try:
             read(given)
         except InputError as error:
@@ -126,14 +125,14 @@ def mutated_json(draw: st.DrawFn, value: Any) -> Any:
         parent, key = places[draw(st.integers(0, len(places) - 1))]
         kind = draw(st.sampled_from(("replace", "replace", "replace", "remove", "add", "swap")))
         if kind == "replace":
-            parent[key] = draw(odd_values)
+            parent[key] = copy.deepcopy(draw(odd_values))  # another change may be made inside it
         elif kind == "remove" and parent is not found:
             del parent[key]
         elif kind == "swap":
             other, name = places[draw(st.integers(0, len(places) - 1))]
             parent[key] = copy.deepcopy(other[name])
         elif isinstance(parent, dict) and parent is not found:
-            parent[draw(st.text(max_size=12))] = draw(odd_values)
+            parent[draw(st.text(max_size=12))] = copy.deepcopy(draw(odd_values))
     return found[""]
 
 
