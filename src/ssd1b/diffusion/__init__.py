@@ -1,1 +1,1 @@
-"""Noise schedules, guidance and samplers: all that turns a denoising model into pictures."""
+"""Noise schedules, guidance and samplers: everything that turns a denoising model into images."""

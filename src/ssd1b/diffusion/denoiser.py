@@ -1,7 +1,7 @@
-"""From a model's prediction to denoised latents, with guidance on the way.
+"""Turn a model's prediction into denoised latents, with classifier-free guidance.
 
-Three functions that compose: the pipeline's own forward pass, ``guided`` around it, ``denoiser`` around that.
-Guidance works on what the model predicts, as it was published; the denoiser knows about noise levels.
+The functions compose: ``guided`` wraps the pipeline's forward pass, and ``denoiser`` wraps that. As in the
+paper, guidance combines predictions; only the denoiser knows about noise levels.
 """
 
 import math
@@ -16,7 +16,7 @@ Predict: TypeAlias = Callable[[Latents, float], Latents]
 """A forward pass: latents of about unit variance and their timestep -> epsilon or v, in any dtype."""
 
 PredictPair: TypeAlias = Callable[[Latents, float], tuple[Latents, Latents]]
-"""The same for both prompts: -> (prediction for the negative prompt, for the prompt). Best as one batch."""
+"""The same for both prompts: -> (prediction for the negative prompt, prediction for the prompt)."""
 
 Denoise: TypeAlias = Callable[[Latents, float], Latents]
 """Noisy latents ``x0 + sigma * noise`` and their sigma -> the expected ``x0`` (k-diffusion's contract)."""
@@ -24,14 +24,15 @@ Denoise: TypeAlias = Callable[[Latents, float], Latents]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guidance:
-    """How strongly, how and when the prompt pulls away from the negative prompt.
+    """Strength, rescaling and interval of classifier-free guidance.
 
     Attributes:
-        scale: classifier-free guidance (2207.12598, in the field's convention where 1 is none).
-        rescale: 0 to 1, share of the rescaled prediction (2305.08891, equations 14 to 16).
-        start: when guidance begins and
-        end: ends, as fractions of the model's timesteps from noise (0) to picture (1), end not included.
-            Outside, the model follows the prompt alone (2404.07724, where the interval is one of sigmas).
+        scale: guidance scale (2207.12598, in the field's convention where 1 is no guidance).
+        rescale: 0 to 1, weight of the rescaled prediction (2305.08891, equations 14 to 16).
+        start: start of the guidance interval, as a fraction of the model's timesteps from noise (0) to
+            image (1). Outside the interval the model follows the prompt alone (2404.07724, where the
+            interval is given in sigmas).
+        end: end of the interval, exclusive.
     """
 
     scale: float
@@ -43,21 +44,21 @@ class Guidance:
 def guided(
     predict: Predict, predict_pair: PredictPair, guidance: Guidance, num_train_timesteps: int
 ) -> Predict:
-    """Wrap a model in classifier-free guidance; it runs for the prompt alone where that is all it takes.
+    """Wrap a model in classifier-free guidance, running it for the prompt alone where that suffices.
 
-    Two callables and not one with a flag, so that the pipeline decides how the pair is computed (one batch of
-    twice the size, or one after the other where memory is short) and this function only when.
+    It takes two callables, so that this function decides when the pair is computed and the caller how (as
+    one batch of twice the size, or one after the other to save memory).
 
     Args:
         predict: forward pass for the prompt.
         predict_pair: forward pass for the negative prompt and the prompt.
-        guidance: a scale of 1 gives ``predict`` back.
-        num_train_timesteps: of the model, 1000 in SDXL.
+        guidance: with a scale of 1, ``predict`` is returned unchanged.
+        num_train_timesteps: number of the model's timesteps, 1000 in SDXL.
     """
     if guidance.scale == 1.0:
         return predict
 
-    def prediction(x: Latents, timestep: float) -> Latents:
+    def predict_guided(x: Latents, timestep: float) -> Latents:
         progress = (num_train_timesteps - 1 - timestep) / num_train_timesteps
         if not guidance.start <= progress < guidance.end:
             return predict(x, timestep)
@@ -65,13 +66,13 @@ def guided(
         output = negative + guidance.scale * (positive - negative)
         return rescaled(output, positive, guidance.rescale) if guidance.rescale else output
 
-    return prediction
+    return predict_guided
 
 
 def rescaled(guided: Latents, positive: Latents, share: float) -> Latents:
-    """Give guided predictions the spread of unguided ones, against overexposure.
+    """Rescale guided predictions to the standard deviation of unguided ones, against overexposure.
 
-    2305.08891, equations 14 to 16, with ``share`` its phi: 0.7 in the paper.
+    2305.08891, equations 14 to 16, with ``share`` for its phi, which is 0.7 in the paper.
     """
     axes = tuple(range(1, guided.ndim))
     ratio = positive.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True)
@@ -79,15 +80,15 @@ def rescaled(guided: Latents, positive: Latents, share: float) -> Latents:
 
 
 def denoiser(predict: Predict, noise_schedule: NoiseSchedule, steps: StepSchedule) -> Denoise:
-    """Make the function that samplers call.
+    """Make the ``denoise`` function that samplers call.
 
-    A sigma of the run's own table keeps its own timestep; one between two steps (the midpoints of DPM++ SDE)
-    gets its by interpolation in log sigma. Latents keep their dtype, float32, whatever the model computes in.
+    The sigmas of ``steps`` keep their timesteps; for others (the midpoints of DPM++ SDE) the timestep is
+    interpolated in log sigma. Latents stay in their dtype, float32, whatever the model computes in.
 
     Args:
-        predict: the model, guided or not; it gets ``x / sqrt(sigma^2 + 1)``.
-        noise_schedule: the model's.
-        steps: the run's.
+        predict: the model, guided or not; called with ``x / sqrt(sigma^2 + 1)``.
+        noise_schedule: the model's noise schedule.
+        steps: sigmas and timesteps of the run.
     """
     table = noise_schedule.sigmas.tolist()
     timesteps = dict(zip(steps.sigmas[:-1], steps.timesteps, strict=True))

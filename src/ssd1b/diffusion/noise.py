@@ -1,4 +1,4 @@
-"""Noise that belongs to a picture's seed and to nothing else."""
+"""Noise that depends on an image's seed alone."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -12,26 +12,26 @@ Noise: TypeAlias = Callable[[], Latents]
 
 
 def noise_source(seeds: Sequence[int], height: int, width: int, device: torch.device) -> Noise:
-    """Make the noise of a batch: the first draw starts the pictures, later ones feed stochastic samplers.
+    """Make the noise of a batch: the first call gives the initial latents, later ones the sampler's noise.
 
-    One generator per picture, and on the CPU whatever the device: a seed's picture depends neither on its
-    batch nor on the machine. Diffusers draws the same numbers when it is given
-    ``[torch.Generator("cpu").manual_seed(seed) for seed in seeds]`` and float32.
+    Each image has its own generator, always on the CPU, so that its noise depends neither on the batch nor
+    on the device. diffusers draws the same numbers in float32 when given
+    ``[torch.Generator("cpu").manual_seed(seed) for seed in seeds]``.
 
     Args:
-        seeds: one per picture, 0 to 2^32 - 1: of larger ones the generator takes the lowest 32 bits.
-        height: of the latents, an eighth of the picture's.
-        width: of the latents.
-        device: where the noise is wanted.
+        seeds: one per image, 0 to 2^32 - 1; the generator ignores higher bits.
+        height: height of the latents, an eighth of the image's.
+        width: width of the latents.
+        device: device of the returned noise.
     """
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    # Pinned memory lets the copy run beside the model instead of waiting for it.
+    # Pinned memory lets the copy overlap with the model's computation.
     pinned = device.type == "cuda"
 
     def draw() -> Latents:
         batch = torch.empty(len(generators), 4, height, width, pin_memory=pinned)
-        for picture, generator in zip(batch, generators, strict=True):
-            picture.normal_(generator=generator)
+        for latents, generator in zip(batch, generators, strict=True):
+            latents.normal_(generator=generator)
         return batch.to(device, non_blocking=pinned)
 
     return draw

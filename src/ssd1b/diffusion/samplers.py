@@ -1,11 +1,11 @@
-"""The samplers: each walks latents from the first sigma down to the last, one step per ``yield``.
+"""Samplers: generators that take latents from the first sigma to the last, yielding after each step.
 
 All share k-diffusion's contract: ``run(denoise, latents, sigmas, noise)`` in variance exploding space, where
-``latents = x0 + sigma * noise`` and ``denoise(x, sigma)`` guesses ``x0``. Whoever iterates owns progress,
-preview and cancellation. Sigmas are Python floats, so that no step waits for the device.
+``latents = x0 + sigma * noise`` and ``denoise(x, sigma)`` estimates ``x0``. The caller iterates, and so
+handles progress, previews and cancellation. Sigmas are Python floats, so that no step waits for the device.
 
-Notation: h is the step in -log sigma (half the log signal-to-noise ratio), in which the solvers of the DPM
-family integrate exactly what is linear in the latents.
+Notation: h is the step size in -log sigma (half the log signal-to-noise ratio), in which the solvers of the
+DPM family integrate the linear part of the ODE exactly.
 """
 
 import math
@@ -24,13 +24,13 @@ from ssd1b.tensors import Latents
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What a sampler knows after a step.
+    """The state of a sampler after a step.
 
     Attributes:
-        index: counted from 0.
+        index: number of the step, from 0.
         sigma: noise level of ``latents``; 0.0 after the last step.
-        latents: the state to go on from.
-        denoised: the model's guess at the picture, made at the start of the step; what a preview shows.
+        latents: the sampler's state.
+        denoised: the model's estimate of the clean latents, made at the start of the step; for previews.
     """
 
     index: int
@@ -42,12 +42,12 @@ class Step:
 def euler(
     denoise: Denoise, latents: Latents, sigmas: Sequence[float], noise: Noise, *, eta: float = 0.0
 ) -> Iterator[Step]:
-    """Follow the tangent, and trade a share of what noise remains for fresh noise.
+    """Take an Euler step, and replace part of the remaining noise by fresh noise.
 
     ``eta`` 0 is Euler's method for the probability flow (2206.00364, algorithm 1 without its correction),
     which is DDIM. ``eta`` 1 samples the posterior of the diffusion, which is DDPM (2006.11239, algorithm 2)
-    and Euler ancestral. Between them lies DDIM's family (2010.02502, equations 12 and 16). In this space they
-    are one update, and the published samplers differ only by the grid they are used on.
+    and Euler ancestral. Values between give DDIM's family (2010.02502, equations 12 and 16). In this space
+    all are the same update; the published samplers differ only in their grid.
     """
     x = latents
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
@@ -60,7 +60,7 @@ def euler(
 
 
 def _split(sigma: float, sigma_next: float, eta: float = 1.0) -> tuple[float, float]:
-    """Divide the noise of the next level into what is kept of the present noise and what is drawn afresh.
+    """Split the noise of the next level into a part kept from the current noise and a fresh part.
 
     2010.02502, equation 16, in variance exploding space; ``kept^2 + fresh^2 = sigma_next^2``.
     """
@@ -84,35 +84,36 @@ def heun(denoise: Denoise, latents: Latents, sigmas: Sequence[float], noise: Noi
 def dpmpp_2m(
     denoise: Denoise, latents: Latents, sigmas: Sequence[float], noise: Noise, *, eta: float = 0.0
 ) -> Iterator[Step]:
-    """Extrapolate the denoised latents from this step and the one before.
+    """Extrapolate the denoised latents from the last two evaluations.
 
     ``eta`` 0 is DPM-Solver++(2M) (2211.01095, algorithm 2), ``eta`` 1 the same paper's SDE-DPM-Solver++(2M)
-    with the midpoint rule; k-diffusion has them as ``sample_dpmpp_2m`` and ``sample_dpmpp_2m_sde``. The last
-    step, to sigma 0, is of first order: there h is infinite.
+    with the midpoint rule (k-diffusion ``sample_dpmpp_2m`` and ``sample_dpmpp_2m_sde``). The last step, to
+    sigma 0, is of first order, because h is infinite there.
 
     With ``r = sigma_next / sigma = e^-h``, the papers' ``e^(-(1 + eta) h)`` is ``r^(1 + eta)``.
     """
-    x, before, sigma_before = latents, None, math.nan
+    x, previous, sigma_previous = latents, None, math.nan
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-        denoised = middle = denoise(x, sigma)
-        if before is not None and sigma_next > 0:
-            h, h_before = math.log(sigma / sigma_next), math.log(sigma_before / sigma)
-            middle = denoised + (h / (2 * h_before)) * (denoised - before)
+        denoised = midpoint = denoise(x, sigma)
+        if previous is not None and sigma_next > 0:
+            h, h_previous = math.log(sigma / sigma_next), math.log(sigma_previous / sigma)
+            midpoint = denoised + (h / (2 * h_previous)) * (denoised - previous)
         decay = (sigma_next / sigma) ** (1 + eta)
-        x = decay * x + (1 - decay) * middle
+        x = decay * x + (1 - decay) * midpoint
         fresh = sigma_next * math.sqrt(1 - (sigma_next / sigma) ** (2 * eta))
         if fresh > 0:
             x = x + fresh * noise()
-        before, sigma_before = denoised, sigma
+        previous, sigma_previous = denoised, sigma
         yield Step(index=index, sigma=sigma_next, latents=x, denoised=denoised)
 
 
 def dpmpp_sde(denoise: Denoise, latents: Latents, sigmas: Sequence[float], noise: Noise) -> Iterator[Step]:
-    """Denoise again half way in log sigma, and step from the start with that; two evaluations.
+    """Evaluate at the midpoint in log sigma, and take the whole step with that; two evaluations.
 
     Katherine Crowson's stochastic form of DPM-Solver++(2S) (2211.01095, algorithm 1, r = 1/2; k-diffusion
-    ``sample_dpmpp_sde``). Both stages ride on one Brownian path over sigma: its increments before and after
-    the midpoint are drawn apart, and their sum is the whole step's noise; no tree of past values is needed.
+    ``sample_dpmpp_sde``). Both stages share one Brownian path over sigma: its increments before and after
+    the midpoint are drawn separately, and their sum is the noise of the whole step, so no tree of past
+    values is needed.
     """
     x = latents
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
@@ -134,10 +135,10 @@ def dpmpp_sde(denoise: Denoise, latents: Latents, sigmas: Sequence[float], noise
 def unipc(
     denoise: Denoise, latents: Latents, sigmas: Sequence[float], noise: Noise, *, order: int = 2
 ) -> Iterator[Step]:
-    """Predict from past evaluations, and correct with the new one before going on; one evaluation.
+    """Predict the next latents from past evaluations, and correct them with the new one; one evaluation.
 
-    UniPC with B2(h) = e^h - 1, in the form that predicts the picture (2302.04867, section 3). The order rises
-    with the history and falls to 1 at the last step.
+    UniPC with B2(h) = e^h - 1, in the form for models that predict x0 (2302.04867, section 3). The order
+    rises with the history and falls to 1 at the last step.
     """
     x = start = latents
     history: list[tuple[float, Latents]] = []
@@ -155,10 +156,10 @@ def unipc(
 def _unipc_update(
     x: Latents, history: Sequence[tuple[float, Latents]], sigma_next: float, arrived: Latents | None = None
 ) -> Latents:
-    """Step from the last level of ``history``; with the evaluation where it ``arrived`` it is the corrector.
+    """Step from the last level of ``history``; ``arrived``, the evaluation at the next, corrects it.
 
     UniP and UniC are one formula (2302.04867, section 3): the exponential step, plus weighted slopes of the
-    denoised latents towards other levels; ``ratios`` places those in units of h.
+    denoised latents towards other levels, whose distances in units of h are ``ratios``.
     """
     sigma, denoised = history[-1]
     h = math.log(sigma / sigma_next) if sigma_next > 0 else math.inf
@@ -174,7 +175,7 @@ def _unipc_update(
 
 
 def _unipc_weights(ratios: Sequence[float], h: float) -> Sequence[float]:
-    """Match the moments of the exact solution (2302.04867, theorem 3.1); a lone weight is 1/2 for any h."""
+    """Match the moments of the exact solution (2302.04867, theorem 3.1); a single weight is 1/2 for any h."""
     if len(ratios) < 2:
         return [0.5] * len(ratios)
     moments, phi, factorial = [], math.expm1(-h) / -h - 1, 1
@@ -186,7 +187,7 @@ def _unipc_weights(ratios: Sequence[float], h: float) -> Sequence[float]:
 
 
 def lcm(denoise: Denoise, latents: Latents, sigmas: Sequence[float], noise: Noise) -> Iterator[Step]:
-    """Jump to the picture and noise it again to the next level (2310.04378, algorithm 3)."""
+    """Jump to the denoised latents and add noise of the next level (2310.04378, algorithm 3)."""
     for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         denoised = denoise(latents, sigma)
         latents = denoised + sigma_next * noise() if sigma_next > 0 else denoised
@@ -195,12 +196,12 @@ def lcm(denoise: Denoise, latents: Latents, sigmas: Sequence[float], noise: Nois
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampler:
-    """A row of the table.
+    """An algorithm with the grid it is used on.
 
     Attributes:
         run: ``run(denoise, latents, sigmas, noise)`` yields one ``Step`` per step.
-        grid: the steps it is used on.
-        evaluations: of the model in every step but the last, which takes one.
+        grid: conventions for its steps.
+        evaluations: model calls per step, except in the last one, which takes one.
     """
 
     run: Callable[..., Iterator[Step]]
@@ -225,4 +226,4 @@ SAMPLERS: dict[str, Sampler] = {
     "unipc": Sampler(run=unipc, grid=_INTERVALS),
     "lcm": Sampler(run=lcm, grid=_CONSISTENCY),
 }
-"""Every sampler under its canonical name (``sampler_names`` has the others)."""
+"""Every sampler by its canonical name; ``sampler_names`` has the aliases."""

@@ -1,11 +1,11 @@
-"""Noise levels: those the model was trained on, and those that one run visits.
+"""Noise levels: those a model was trained on, and those that a run visits.
 
-Two spaces are in use. Training is variance preserving: ``x = sqrt(a) x0 + sqrt(1 - a) noise``, with ``a`` the
-cumulated alpha of a timestep. Sampling is variance exploding: ``x = x0 + sigma * noise``. They differ by the
-factor ``sqrt(sigma^2 + 1)`` alone, and ``sigma^2 = (1 - a) / a`` (Karras et al. 2206.00364, table 1).
+Training is variance preserving: ``x = sqrt(a) x0 + sqrt(1 - a) noise``, with ``a`` the cumulative alpha of a
+timestep. Sampling is variance exploding: ``x = x0 + sigma * noise``. They differ only by the factor
+``sqrt(sigma^2 + 1)``, and ``sigma^2 = (1 - a) / a`` (Karras et al. 2206.00364, table 1).
 
-The grids follow diffusers, so that the same settings give the same picture; docs/adr/0002-samplers.md lists
-what was done differently, and why.
+The grids follow diffusers, so that the same settings give the same image; docs/adr/0002-samplers.md lists
+the differences and their reasons.
 """
 
 import math
@@ -27,11 +27,11 @@ from ssd1b.tensors import Latents
 from ssd1b.validation import Flag, OneOf, Range, validated
 
 SMALLEST_ALPHA = 2.0**-24
-"""Stands for a cumulated alpha of zero when sampling, so that the first sigma is 4096 and not infinite."""
+"""Replaces a cumulative alpha of zero when sampling, so that the first sigma is 4096 and not infinite."""
 
 
 def _cosine_betas(timesteps: int, start: float, end: float) -> Tensor:
-    """Squared cosine (2102.09672, equation 17), betas capped at 0.999; without use for start and end."""
+    """Squared cosine (2102.09672, equation 17), betas capped at 0.999; ignores ``start`` and ``end``."""
     time = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
     alphas = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
     return (1 - alphas[1:] / alphas[:-1]).clamp(max=0.999)
@@ -46,7 +46,7 @@ BETA_SCHEDULES: dict[str, Callable[[int, float, float], Tensor]] = {
     "scaled_linear": partial(_linear_betas, power=2.0),
     "squaredcos_cap_v2": _cosine_betas,
 }
-"""The variance added at each timestep, from the number of timesteps, ``beta_start`` and ``beta_end``."""
+"""``betas(timesteps, beta_start, beta_end)`` -> the variance added at each timestep."""
 
 Beta = Annotated[float, Range(1e-8, 0.999)]
 
@@ -56,23 +56,23 @@ _TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 @validated
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoiseSchedule:
-    """How a model was trained to see noise, and how its makers sample it; the defaults are SDXL's.
+    """Noise schedule of a model's training, and the default sampling; the defaults are SDXL's.
 
     Attributes:
-        num_train_timesteps: timesteps 0 (least noise) to this minus one.
+        num_train_timesteps: number of timesteps; 0 has the least noise.
         beta_schedule: ``linear``, ``scaled_linear`` (linear in the square root) or ``squaredcos_cap_v2``.
         beta_start: variance added at timestep 0; unused by ``squaredcos_cap_v2``, as is ``beta_end``.
         beta_end: variance added at the last timestep.
-        prediction_type: what the model predicts: ``epsilon``, or ``v_prediction`` (2202.00512, appendix D).
-        rescale_betas_zero_snr: betas rescaled to zero terminal signal-to-noise ratio, so that the last
+        prediction_type: ``epsilon``, or ``v_prediction`` (2202.00512, appendix D).
+        rescale_betas_zero_snr: rescale betas to zero terminal signal-to-noise ratio, so that the last
             timestep is pure noise (2305.08891, algorithm 1).
         timestep_spacing: ``leading``, ``trailing`` or ``linspace`` (2305.08891, table 2).
         steps_offset: added to the timesteps of ``leading``.
-        curve: ``karras``, ``exponential``, ``beta``, or None to sample at the spacing's own sigmas.
-        sampler: canonical name.
+        curve: ``karras``, ``exponential``, ``beta``, or None to sample at the spacing's sigmas.
+        sampler: canonical name of the default sampler.
 
     Raises:
-        InputError: a value outside these.
+        InputError: a value is not allowed.
     """
 
     num_train_timesteps: Annotated[int, Range(2, 1_000_000)] = 1000
@@ -90,56 +90,57 @@ class NoiseSchedule:
     def from_config(cls, config: Mapping[str, Any]) -> "NoiseSchedule":
         """Read a diffusers ``scheduler_config.json``.
 
-        Whatever says how the model was trained must be understood. What only tunes a sampler is let pass, for
-        samplers are the user's to choose; where the one named is missing here, the nearest is the default.
+        Settings that describe the training must be known and supported. Those that only tune a sampler are
+        ignored, because the user chooses the sampler; if the file's own is not available, the nearest one
+        becomes the default.
 
         Raises:
-            InputError: a setting is missing, unknown, or has a value that is not supported.
+            InputError: a setting is missing, unknown, or has an unsupported value.
         """
         given = {key: value for key, value in config.items() if not key.startswith("_")}
         name = config.get("_class_name", "EulerDiscreteScheduler")
         if not isinstance(name, str):
-            raise InputError(f"the scheduler's class must be a text, got {shown(name)}")
+            raise InputError(f"the scheduler's class must be a string, got {shown(name)}")
         sampler = sampler_names.resolve_class(name)
         stand_in = sampler_names.nearest_of_class(name) is not None
         for key in ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end"):
             if key not in given:
                 raise InputError(f"scheduler setting {key!r} is missing")
         for key, value in given.items():
-            # Where another sampler stands in, settings of the one that is missing have nothing to tune.
+            # If the sampler was replaced by the nearest one, its settings have no meaning.
             if key not in _KNOWN and not stand_in:
                 raise unknown("scheduler setting", key, _KNOWN)
             supported = _SUPPORTED_ONLY_AS.get(key, (value,))
-            if not any(value is each or value == each for each in supported):  # NaN is only itself
+            if not any(value is each or value == each for each in supported):  # NaN equals nothing
                 raise InputError(f"scheduler setting {key!r} must be {supported[0]!r}, got {shown(value)}")
             if key in _FLAGS and not isinstance(value, bool | None):
                 raise InputError(f"scheduler setting {key!r} must be true or false, got {shown(value)}")
         if sampler == "dpmpp_2m" and str(given.get("algorithm_type")).startswith("sde"):
             sampler = "dpmpp_2m_sde"
         fields = {key: given[key] for key in _FIELDS if key in given}
-        # Files from before timestep_spacing and steps_offset existed mean what diffusers did then.
+        # Files older than timestep_spacing and steps_offset get what diffusers did at the time.
         old = {"timestep_spacing": "leading" if sampler in _ONCE_LEADING else "linspace", "steps_offset": 0}
         curve = next((curve for curve in CURVES if given.get(_CURVE_SETTING[curve])), None)
         return cls(**(old | fields), curve=curve, sampler=sampler)
 
     def to_config(self) -> dict[str, Any]:
-        """Write a ``scheduler_config.json`` that diffusers reads, and ``from_config`` reads back equal."""
+        """Make a ``scheduler_config.json`` for diffusers; ``from_config`` reads it back equal."""
         config = {"_class_name": sampler_names.SAMPLERS[self.sampler].diffusers}
         config |= {field: getattr(self, field) for field in _FIELDS}
         config |= {setting: self.curve == curve for curve, setting in _CURVE_SETTING.items()}
         if self.sampler == "dpmpp_2m_sde":
             config["algorithm_type"] = "sde-dpmsolver++"
-        # Some classes of diffusers clip latents where nobody tells them not to.
+        # Some of diffusers' classes clip latents by default.
         return config | {"clip_sample": False}
 
     @property
     def alphas_cumprod(self) -> Float[Tensor, " timesteps"]:
-        """Share of the picture in the variance at each timestep, float64, falling; 0 last with zero SNR."""
+        """Cumulative alpha of each timestep, float64, falling; the last is 0 with zero terminal SNR."""
         return _alphas_cumprod(self)
 
     @property
     def sigmas(self) -> Float[Tensor, " timesteps"]:
-        """Noise level at each timestep in variance exploding space, float64, rising."""
+        """Noise level of each timestep in variance exploding space, float64, rising."""
         alphas = self.alphas_cumprod.clamp(min=SMALLEST_ALPHA)
         return ((1 - alphas) / alphas).sqrt()
 
@@ -149,27 +150,27 @@ class NoiseSchedule:
         return (signal * latents + scale * noise).to(latents.dtype)
 
     def target(self, latents: Latents, noise: Latents, timesteps: Int[Tensor, " batch"]) -> Latents:
-        """Give what the model should predict: the noise, or v = sqrt(a) noise - sqrt(1 - a) latents."""
+        """Compute the training target: the noise, or v = sqrt(a) noise - sqrt(1 - a) latents."""
         if self.prediction_type == "epsilon":
             return noise
         signal, scale = self._signal_and_noise(latents, timesteps)
         return (signal * noise - scale * latents).to(latents.dtype)
 
     def snr(self, timesteps: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-        """Signal-to-noise ratio a / (1 - a), float32, on the device of ``timesteps``."""
+        """Look up signal-to-noise ratios a / (1 - a), float32, on the device of ``timesteps``."""
         alphas = self.alphas_cumprod
         return (alphas / (1 - alphas)).float().to(timesteps.device)[timesteps]
 
     def _signal_and_noise(self, latents: Latents, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         alphas = self.alphas_cumprod
-        # Eight bits of bfloat16 would move the noise level; the sum is rounded instead.
+        # bfloat16's eight bits would shift the noise level, so only the sum is rounded.
         dtype = torch.promote_types(latents.dtype, torch.float32)
         tables = torch.stack([alphas.sqrt(), (1 - alphas).sqrt()]).to(latents.device, dtype)
         signal, scale = tables[:, timesteps.to(latents.device), None, None, None]
         return signal, scale
 
 
-# What diffusers calls the same things: our fields have its names, the curves are flags.
+# diffusers' names: fields have the same ones, curves are flags.
 _FIELDS = (
     "num_train_timesteps", "beta_start", "beta_end", "steps_offset",
     "beta_schedule", "prediction_type", "rescale_betas_zero_snr", "timestep_spacing",
@@ -206,23 +207,23 @@ def _alphas_cumprod(schedule: NoiseSchedule) -> Tensor:
     alphas = alphas.cumprod(0)
     if not schedule.rescale_betas_zero_snr:
         return alphas
-    # 2305.08891, algorithm 1: shift the square roots so that the last is zero, scale so that the first stays.
+    # 2305.08891, algorithm 1: shift the square roots to end at zero, and scale them to keep the first.
     roots = alphas.sqrt()
     return ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """What a sampler's inventors, and diffusers after them, take for granted about its steps.
+    """A sampler's conventions for laying out its steps, as published and as in diffusers.
 
     Attributes:
-        intervals: ``n`` steps are ``n + 1`` points of which the last is dropped, not ``n`` points.
-        whole_timesteps: timesteps are whole numbers.
-        whole_range: a curve runs over all sigmas of the model, not from the spacing's first to its last.
-        unit_start: the first latents are ``noise * sqrt(sigma^2 + 1)`` whatever the spacing (unit variance in
-            variance preserving space). Else only for ``leading``, which starts below the last timestep, and
-            ``noise * sigma`` elsewhere.
-        schedule: the schedule that the sampler was made for, where that is not the model's.
+        intervals: for ``n`` steps, take ``n + 1`` points and drop the last, instead of ``n`` points.
+        whole_timesteps: round timesteps to integers.
+        whole_range: a curve covers all sigmas of the model, not only those from the spacing's first to last.
+        unit_start: the initial latents are ``noise * sqrt(sigma^2 + 1)`` with any spacing (unit variance in
+            variance preserving space). Otherwise only with ``leading``, which starts below the last
+            timestep, and ``noise * sigma`` with the others.
+        schedule: the schedule that the sampler was designed for; None is the model's.
     """
 
     intervals: bool = False
@@ -234,12 +235,12 @@ class Grid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSchedule:
-    """The levels of one run.
+    """Noise levels of one run.
 
     Attributes:
-        sigmas: one more than there are steps, falling, the last one 0.0.
+        sigmas: one more than the number of steps, falling, the last one 0.0.
         timesteps: the model's time at every sigma but the last; may be fractional.
-        initial_scale: factor from unit noise to the first latents.
+        initial_scale: factor from unit noise to the initial latents.
     """
 
     sigmas: tuple[float, ...]
@@ -250,16 +251,16 @@ class StepSchedule:
 def steps_for(
     noise_schedule: NoiseSchedule, steps: int, *, grid: Grid = Grid(), schedule: str | None = None
 ) -> StepSchedule:
-    """Lay out the steps of one run.
+    """Compute the noise levels of a run.
 
     Args:
-        noise_schedule: the model's.
+        noise_schedule: the model's noise schedule.
         steps: 1 to the number of training timesteps; some schedules run out of distinct levels earlier.
-        grid: the sampler's.
-        schedule: canonical name of a spacing or a curve; None is the sampler's own, else the model's own.
+        grid: the sampler's grid.
+        schedule: canonical name of a spacing or a curve; None is the sampler's, or else the model's.
 
     Raises:
-        InputError: no such schedule, or more steps than it has distinct levels.
+        InputError: the schedule is unknown, or has fewer distinct levels than steps.
     """
     name = _in_effect(noise_schedule, grid, schedule)
     if name not in SPACINGS and name not in CURVES:
@@ -279,8 +280,8 @@ def steps_for(
         timesteps = [timestep_of(sigma, table) for sigma in sigmas]
         if grid.whole_timesteps:
             timesteps = [float(round(timestep)) for timestep in timesteps]
-    if any(later >= sooner for sooner, later in pairwise(sigmas)):
-        raise InputError(f"schedule {name!r} has no {steps} distinct noise levels; use fewer steps")
+    if any(following >= sigma for sigma, following in pairwise(sigmas)):
+        raise InputError(f"schedule {name!r} has fewer than {steps} distinct noise levels: use fewer steps")
 
     unit_start = grid.unit_start or spacing == "leading"
     return StepSchedule(
@@ -295,9 +296,9 @@ def _in_effect(noise_schedule: NoiseSchedule, grid: Grid, schedule: str | None) 
 
 
 def drawn_schedule(noise_schedule: NoiseSchedule, grid: Grid, schedule: str | None) -> str:
-    """Name the schedule that ``steps_for`` takes, so that it says the same of every sampler.
+    """Name the schedule that ``steps_for`` uses, with a name that means the same for every sampler.
 
-    ``linspace`` depends on the sampler's grid; ``normal`` and ``sgm_uniform`` are the two that it may be.
+    ``linspace`` depends on the sampler's grid and becomes ``sgm_uniform`` or ``normal``.
     """
     name = _in_effect(noise_schedule, grid, schedule)
     if name == "linspace":
@@ -306,17 +307,17 @@ def drawn_schedule(noise_schedule: NoiseSchedule, grid: Grid, schedule: str | No
 
 
 def _interpolate(position: float, table: Sequence[float]) -> float:
-    """Read a table between its entries, linearly; positions outside it give its ends."""
+    """Interpolate linearly between a table's entries; positions outside it give its ends."""
     low = min(max(int(position), 0), len(table) - 2)
     share = min(max(position - low, 0.0), 1.0)
     return table[low] * (1 - share) + table[low + 1] * share
 
 
 def timestep_of(sigma: float, table: Sequence[float]) -> float:
-    """Find the timestep of a sigma, between two of the model's by interpolation in log sigma.
+    """Find the timestep of a sigma by interpolation in log sigma.
 
     Args:
-        sigma: above 0; outside the table it gives the table's ends.
+        sigma: above 0; values outside the table give its ends.
         table: the model's sigmas, rising.
     """
     low = min(max(bisect(table, sigma) - 1, 0), len(table) - 2)

@@ -1,4 +1,4 @@
-"""Where the steps of a run lie: timesteps from a spacing, or sigmas along a curve. Numbers, no tensors."""
+"""Spacings, which place a run's steps by timestep, and curves, which place them by sigma; no tensors."""
 
 import math
 from collections.abc import Callable
@@ -7,9 +7,8 @@ import numpy as np
 
 from ssd1b.errors import InputError
 
-# Spacings give n falling timesteps (2305.08891, table 2, and the programs named). Where ``intervals`` is set,
-# n steps are n + 1 points of which the last is dropped. NumPy, because its last bit decides which way a half
-# is rounded, here as in diffusers.
+# Spacings give n falling timesteps (2305.08891, table 2, and the programs named). With ``intervals``, the
+# last of n + 1 points is dropped. NumPy, as in diffusers, because its last bit decides how a half is rounded.
 
 
 def _leading(steps: int, count: int, offset: int, intervals: bool) -> list[float]:
@@ -26,26 +25,26 @@ def _linspace(steps: int, count: int, offset: int, intervals: bool) -> list[floa
 
 
 def _normal(steps: int, count: int, offset: int, intervals: bool) -> list[float]:
-    """ComfyUI's normal, AUTOMATIC1111's uniform: both ends, whatever the sampler."""
+    """ComfyUI's normal, AUTOMATIC1111's uniform: both ends included, for every sampler."""
     return _linspace(steps, count, offset, intervals=False)
 
 
 def _sgm_uniform(steps: int, count: int, offset: int, intervals: bool) -> list[float]:
-    """Stability's own code for SDXL: the last point dropped, whatever the sampler."""
+    """Stability's code for SDXL: the last point dropped, for every sampler."""
     return _linspace(steps, count, offset, intervals=True)
 
 
 def _simple(steps: int, count: int, offset: int, intervals: bool) -> list[float]:
-    """ComfyUI's: every so many entries of the table, counted from the noisy end."""
+    """ComfyUI's simple: evenly spaced entries of the table, counted from the noisy end."""
     return [float(count - 1 - i * count // steps) for i in range(steps)]
 
 
 LCM_TIMESTEPS = 50
-"""Latent consistency models are distilled on this many evenly spaced timesteps (2310.04378, 4.3)."""
+"""Number of evenly spaced timesteps on which latent consistency models are distilled (2310.04378, 4.3)."""
 
 
 def _lcm(steps: int, count: int, offset: int, intervals: bool) -> list[float]:
-    """Evenly spaced ones of the timesteps that consistency distillation trains."""
+    """Evenly spaced timesteps of those that consistency distillation trains."""
     if steps > LCM_TIMESTEPS:
         raise InputError(f"steps must be 1 to {LCM_TIMESTEPS} with schedule 'lcm', got {steps}")
     stride = count // LCM_TIMESTEPS
@@ -65,8 +64,6 @@ SPACINGS: dict[str, Callable[[int, int, int, bool], list[float]]] = {
 
 
 # Curves give n falling sigmas, both ends included.
-
-
 def _along(steps: int, curve: Callable[[float], float]) -> list[float]:
     return [curve(i / max(steps - 1, 1)) for i in range(steps)]
 
@@ -94,7 +91,7 @@ def beta_quantile(probability: float, shape: float = 0.6) -> float:
 
     def distribution(x: float) -> float:
         total, factor = 0.0, 1.0
-        for n in range(50):  # x <= 1/2: each term is less than half of the one before
+        for n in range(50):  # x <= 1/2, so each term is less than half of the previous one
             total += factor / (shape + n)
             factor *= (n + 1 - shape) / (n + 1) * x
         return x**shape * total * math.gamma(2 * shape) / math.gamma(shape) ** 2

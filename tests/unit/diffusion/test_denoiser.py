@@ -21,7 +21,7 @@ def test_a_perfect_prediction_gives_the_picture_back(prediction_type, rescale_be
 
     def oracle(x, timestep):
         timesteps = torch.full((3,), round(timestep))
-        if rescale_betas_zero_snr and timestep == 999:  # sampling stops at 4096, training goes to infinity
+        if rescale_betas_zero_snr and timestep == 999:  # sampling's largest sigma is 4096
             return noise if prediction_type == "epsilon" else (noise - 4096 * picture) / math.hypot(4096, 1)
         expected = schedule.add_noise(picture, noise, timesteps)
         torch.testing.assert_close(x, expected)
@@ -58,7 +58,7 @@ def test_sigmas_of_the_run_keep_their_timesteps_and_others_are_interpolated():
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_only_the_model_computes_in_bfloat16(prediction_type):
+def test_only_the_model_runs_in_bfloat16(prediction_type):
     schedule = NoiseSchedule(prediction_type=prediction_type)
     steps = steps_for(schedule, 3)
     x = torch.randn(1, 4, 8, 8)
@@ -117,7 +117,7 @@ def test_a_scale_of_one_never_runs_the_negative_prompt():
     ("start", "end", "pairs"),
     [(0.0, 1.0, 10), (0.0, 0.0, 0), (0.5, 1.0, 5), (0.0, 0.3, 3), (0.2, 0.8, 6), (0.9, 1.0, 1)],
 )
-def test_outside_its_interval_guidance_costs_nothing(start, end, pairs):
+def test_no_negative_pass_outside_the_guidance_interval(start, end, pairs):
     calls, predict, predict_pair = counted()
     schedule = NoiseSchedule()
     steps = steps_for(schedule, 10, schedule="trailing")
@@ -136,7 +136,7 @@ def test_the_whole_interval_holds_every_timestep():
     assert calls == {"one": 0, "pair": 2}
 
 
-def test_rescaled_guidance_has_the_spread_of_the_prompt_alone():
+def test_rescaled_guidance_has_the_standard_deviation_of_the_prompts_prediction():
     positive, guidance = torch.randn(2, 3, 4, 8, 8, dtype=torch.float64).unbind(0)
     guidance = guidance * torch.tensor([2.0, 5.0, 9.0], dtype=torch.float64).view(3, 1, 1, 1)
     axes = (1, 2, 3)

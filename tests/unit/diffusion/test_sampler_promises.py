@@ -118,18 +118,18 @@ def test_ddim_at_eta_one_is_the_posterior_of_the_diffusion():
     assert step.latents.var().item() == pytest.approx(sigma_next**2 * (1 - share), rel=0.02)
 
 
-def test_both_stages_of_dpmpp_sde_ride_on_one_brownian_path():
-    """W(a) and W(b) of one path correlate by sqrt(a / b), whatever was drawn to get there."""
+def test_both_stages_of_dpmpp_sde_share_one_brownian_path():
+    """W(a) and W(b) of one path have correlation sqrt(a / b)."""
     sigma, sigma_next = 4.0, 1.0
     seen = []
 
-    def nothing_there(x, level):
+    def predict_zero(x, level):
         seen.append(x)
         return torch.zeros_like(x)
 
     noise = noise_source([1, 2], 128, 128, CPU)
     end = last(
-        SAMPLERS["dpmpp_sde"].run(nothing_there, torch.zeros(2, 4, 128, 128), [sigma, sigma_next], noise)
+        SAMPLERS["dpmpp_sde"].run(predict_zero, torch.zeros(2, 4, 128, 128), [sigma, sigma_next], noise)
     )
     halfway, whole = seen[1], end.latents
     correlation = torch.corrcoef(torch.stack([halfway.flatten(), whole.flatten()]))[0, 1].item()
@@ -181,7 +181,7 @@ def test_steps_report_where_they_are_and_end_in_the_last_guess(name):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_whoever_stops_iterating_stops_the_model(name):
+def test_the_model_runs_only_while_the_caller_iterates(name):
     calls = []
 
     def counted(x, sigma):
