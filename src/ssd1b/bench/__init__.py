@@ -1,5 +1,5 @@
-"""Speed and memory beside peers, on networks of published size with random weights: nothing is downloaded."""
+"""Speed and memory compared with peers, on full-size networks with random weights: nothing is downloaded."""
 
 PARTS = ("unet", "vae", "text", "picture")
-"""A step of the UNet, decoding a picture, the large text encoder (SDXL's small one is a sixth of it), and the
-whole way from a prompt to a picture."""
+"""A denoising step, decoding an image, the large text encoder (SDXL's small one is a sixth of it), and the
+whole pipeline from prompt to image."""

@@ -1,6 +1,6 @@
-"""What is timed: one network of a model at its full size, or all of them, with random weights, and its input.
+"""Benchmark cases: one network of a model at full size, or all of them, with random weights and inputs.
 
-Speed does not depend on what weights say, as long as numbers stay in their usual range.
+Speed does not depend on the weights' values, as long as activations stay in their usual range.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,10 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssd1b.evaluate.cost import unet_macs
 from ssd1b.layouts import ModelLayout
-from ssd1b.models.text import CONTEXT, TextEncoder
-from ssd1b.models.unet import UNet
+from ssd1b.model import NETWORKS, empty_network
+from ssd1b.models.text import CONTEXT
 from ssd1b.models.unet_inputs import example_inputs
-from ssd1b.models.vae import VAE
 
 CPU = torch.device("cpu")
 PROMPT = "a lighthouse on a cliff above the sea at dusk, its beam in the mist, oil on canvas"
@@ -25,19 +24,19 @@ PROMPT = "a lighthouse on a cliff above the sea at dusk, its beam in the mist, o
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is computed, and by which weights.
+    """A computation to benchmark.
 
     Attributes:
         part: one of ``bench.PARTS``.
-        layout: of the model.
-        network: with random weights; of a picture a dictionary of the four.
-        inputs: for its forward pass, in float32 on the CPU: ``UNetInputs``, the VAE's latents, the encoder's
-            token ids; of a picture none.
-        batch: pictures, or texts, at a time. For each the UNet has a pair of inputs, one without a text, as
-            guidance has without a negative prompt; those without come first.
-        settings: of a picture.
-        macs: multiply-accumulate operations, each counted whole; a picture's texts are not counted.
-        copies: the network by number format and place, as engines come to need them.
+        layout: layout of the model.
+        network: network with random weights; for part ``picture`` a ``ModuleDict`` of all four.
+        inputs: arguments of the forward pass, in float32 on the CPU: ``UNetInputs``, the VAE's latents, or
+            the encoder's token ids; empty for part ``picture``.
+        batch: number of images or texts. For each, the UNet has two inputs, as with guidance: first those
+            without a prompt, then those with one.
+        settings: settings of the image; empty for other parts.
+        macs: multiply-accumulate operations, without the text encoders for part ``picture``.
+        copies: copies of the network by number format and device, made when an engine needs them.
     """
 
     part: str
@@ -54,80 +53,67 @@ def make_case(
     part: str, layout: ModelLayout, *, latent: int, batch: int, steps: int = 20, seed: int = 0,
     dtype: torch.dtype = torch.float32, device: torch.device = CPU,
 ) -> Case:  # fmt: skip
-    """Make networks and their input.
+    """Make networks with random weights and their inputs.
 
     Args:
         part: one of ``bench.PARTS``.
-        layout: of the model.
+        layout: layout of the model.
         latent: side of the latents.
-        batch: pictures, or texts, at a time.
-        steps: of a picture, each a pair for guidance without a negative prompt.
-        seed: of weights and inputs.
+        batch: number of images or texts.
+        steps: denoising steps of an image, with guidance.
+        seed: seed of weights and inputs.
         dtype: number format of the weights.
-        device: where they are made; other devices draw other numbers.
+        device: device on which they are made; other devices give other random numbers.
     """
     generator = torch.Generator().manual_seed(seed)
-    unet = layout.unet
-    side = latent * layout.vae.factor
+    random = partial(torch.randn, generator=generator)
     settings: dict[str, Any] = {}
     inputs: tuple[Tensor, ...] = ()
-    pass_macs = unet_macs(unet, latent, latent, CONTEXT)
+    pass_macs = unet_macs(layout.unet, latent, latent, CONTEXT)
     if part == "unet":
-        random = partial(torch.randn, generator=generator)
-        inputs = example_inputs(unet, 2 * batch, latent, latent, tokens=CONTEXT, fill=random)
+        inputs = example_inputs(layout.unet, 2 * batch, latent, latent, tokens=CONTEXT, fill=random)
         inputs.prompt_embeds[:batch], inputs.pooled_prompt_embeds[:batch] = 0.0, 0.0
         macs = 2 * batch * pass_macs
     elif part == "vae":
-        inputs = (torch.randn(batch, layout.vae.latent_channels, latent, latent, generator=generator),)
+        inputs = (random(batch, layout.vae.latent_channels, latent, latent),)
         macs = _decoder_macs(layout, latent) * batch
     elif part == "text":
-        # An end token stands somewhere, as in any text.
-        ids = torch.randint(0, layout.text_encoder_2.eos_token_id, (batch, CONTEXT), generator=generator)
-        ids[:, -1] = layout.text_encoder_2.eos_token_id
+        end = layout.text_encoder_2.eos_token_id
+        ids = torch.randint(0, end, (batch, CONTEXT), generator=generator)
+        ids[:, -1] = end
         inputs = (ids,)
         macs = _text_macs(layout) * batch
     else:
+        side = latent * layout.vae.factor
         settings = {
             "prompt": PROMPT, "seed": seed, "steps": steps, "sampler": "euler", "guidance_scale": 9.0,
             "width": side, "height": side,
         }  # fmt: skip
         macs = batch * (2 * steps * pass_macs + _decoder_macs(layout, latent))
-    network = random_network(_MAKERS[part](layout), seed, dtype, device)
+    network = _random_network(part, layout, seed, dtype, device)
     return Case(
-        part=part,
-        layout=layout,
-        network=network,
-        inputs=inputs,
-        batch=batch,
-        settings=settings,
-        macs=macs,
+        part=part, layout=layout, network=network, inputs=inputs, batch=batch, settings=settings, macs=macs,
         copies={(dtype, device): network},
-    )
+    )  # fmt: skip
 
 
-_MAKERS: dict[str, Callable[[ModelLayout], Callable[[], nn.Module]]] = {
-    "unet": lambda layout: lambda: UNet(layout.unet),
-    "vae": lambda layout: lambda: VAE(layout.vae),
-    "text": lambda layout: lambda: TextEncoder(layout.text_encoder_2),
-    "picture": lambda layout: lambda: nn.ModuleDict({
-        "unet": UNet(layout.unet),
-        "vae": VAE(layout.vae),
-        "text_encoder": TextEncoder(layout.text_encoder),
-        "text_encoder_2": TextEncoder(layout.text_encoder_2),
-    }),
-}  # fmt: skip
+def _empty_part(part: str, layout: ModelLayout) -> nn.Module:
+    """Build the network of a part on the meta device."""
+    if part == "picture":
+        return nn.ModuleDict({name: empty_network(name, getattr(layout, name)) for name in NETWORKS})
+    name = "text_encoder_2" if part == "text" else part
+    return empty_network(name, getattr(layout, name))
 
 
 def _decoder_macs(layout: ModelLayout, latent: int) -> int:
-    with torch.device("meta"):
-        vae, x = VAE(layout.vae), torch.empty(1, layout.vae.latent_channels, latent, latent)
+    vae: Any = _empty_part("vae", layout)
+    x = torch.empty(1, layout.vae.latent_channels, latent, latent, device="meta")
     return _macs(lambda: vae.decoder(vae.post_quant_conv(x)))
 
 
 def _text_macs(layout: ModelLayout) -> int:
-    with torch.device("meta"):
-        encoder, ids = TextEncoder(layout.text_encoder_2), torch.zeros(1, CONTEXT, dtype=torch.long)
-    return _macs(lambda: encoder(ids))
+    ids = torch.zeros(1, CONTEXT, dtype=torch.long, device="meta")
+    return _macs(lambda: _empty_part("text", layout)(ids))
 
 
 def _macs(run: Callable[[], object]) -> int:
@@ -137,18 +123,16 @@ def _macs(run: Callable[[], object]) -> int:
 
 
 def parameters(part: str, layout: ModelLayout) -> int:
-    """How many numbers a part's weights are."""
-    with torch.device("meta"):
-        return sum(each.numel() for each in _MAKERS[part](layout)().parameters())
+    """Count the parameters of a part."""
+    return sum(each.numel() for each in _empty_part(part, layout).parameters())
 
 
-def random_network(
-    make: Callable[[], nn.Module], seed: int, dtype: torch.dtype, device: torch.device
+def _random_network(
+    part: str, layout: ModelLayout, seed: int, dtype: torch.dtype, device: torch.device
 ) -> nn.Module:
-    """Build a network with random weights through which numbers keep their size."""
+    """Build a network with random weights that roughly preserve the scale of activations."""
     generator = torch.Generator(device).manual_seed(seed)
-    with torch.device("meta"):
-        network = make().to(dtype)
+    network = _empty_part(part, layout).to(dtype)
     network.to_empty(device=device).requires_grad_(False).eval()
     for name, parameter in network.named_parameters():
         if parameter.ndim > 1:

@@ -1,4 +1,4 @@
-"""The installation and the machine, as a bug report describes them: no secrets, no paths."""
+"""Description of the installation and the machine for bug reports: no secrets, no paths."""
 
 import os
 from collections.abc import Iterable
@@ -16,10 +16,10 @@ VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES",
     "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "HF_HUB_OFFLINE",
 )  # fmt: skip
-"""Environment variables that change results or speed. Their values are numbers and options, not secrets."""
+"""Environment variables that change results or speed; their values are not secret."""
 
-UNSHOWN = ("HF_TOKEN", "HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE")
-"""Environment variables whose values are secrets or paths: the report only says that they are set."""
+HIDDEN = ("HF_TOKEN", "HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE")
+"""Environment variables whose values are secrets or paths; only whether they are set is reported."""
 
 
 def environment() -> dict[str, Any]:
@@ -31,11 +31,11 @@ def environment() -> dict[str, Any]:
         "instructions": ", ".join(sorted(name for name, has in cpu_capabilities().items() if has is True)),
         "cores": os.cpu_count(),
         "memory": _memory(),
-        "draws on": f"{device.type} in {default}, unless --device and --dtype say otherwise",
+        "draws on": f"{device.type} in {default}, unless --device or --dtype is given",
         "accelerators": _accelerators(),
         "variables": [
             *(f"{name}={os.environ[name]}" for name in VARIABLES if os.environ.get(name)),
-            *(f"{name} is set" for name in UNSHOWN if os.environ.get(name)),
+            *(f"{name} is set" for name in HIDDEN if os.environ.get(name)),
         ],
         "extras": [f"{name}: {_state(libraries)}" for name, libraries in EXTRAS.items()],
         "cached models": [each.name for each in models() if each.ready and each.source != "built-in"],
@@ -43,7 +43,7 @@ def environment() -> dict[str, Any]:
 
 
 def _accelerators() -> list[str]:
-    """Name every accelerator, with its memory where torch knows it."""
+    """Name every accelerator, with its memory if torch reports it."""
     if not torch.accelerator.is_available():
         return []
     kind = torch.accelerator.current_accelerator()
@@ -71,4 +71,4 @@ def _gigabytes(count: int) -> str:
 
 def _state(libraries: Iterable[str]) -> str:
     missing = [name for name in libraries if find_spec(name) is None]
-    return f"lacks {', '.join(missing)}" if missing else "installed"
+    return f"missing {', '.join(missing)}" if missing else "installed"

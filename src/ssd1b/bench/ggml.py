@@ -1,4 +1,4 @@
-"""stable-diffusion.cpp as a peer, through its Python package: whole pictures, on the CPU it was built for."""
+"""stable-diffusion.cpp as a peer, through its Python package: whole images, on the CPU it was built for."""
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -20,19 +20,19 @@ _FORMATS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 def load(
     case: Case, sigmas: Sequence[float], dtype: torch.dtype, *, quantized: str | None = None
 ) -> Callable[[], list[Image.Image]]:
-    """Give it the weights, by way of a file.
+    """Load the weights of a case, through a file.
 
-    It draws noise as torch does on a CPU and takes our noise levels, but without a negative prompt it zeroes
-    the words alone and not the pooled text: its pictures are alike, not the same.
+    The engine draws noise as torch does on a CPU and uses our noise levels, but without a negative prompt it
+    zeroes only the embeddings and not the pooled text, so its images are similar, not equal.
 
     Args:
-        case: a picture; its layout has CLIP's vocabulary.
-        sigmas: the noise levels that the other engines step through.
-        dtype: number format of the file, and where ``quantized`` is None of the weights in memory.
-        quantized: ggml's type that matrices are rounded to: ``q8_0``.
+        case: a case of part ``picture`` whose layout has CLIP's vocabulary.
+        sigmas: noise levels, the same as for the other engines.
+        dtype: number format of the file, and of the weights in memory unless ``quantized``.
+        quantized: ggml's type to quantize matrices to: ``q8_0``.
 
     Returns:
-        What draws the case's pictures, one after the other: it has no batches.
+        A function that generates the case's images, one after the other, since the engine has no batches.
     """
     package: Any = import_module("stable_diffusion_cpp")
     given = case.settings

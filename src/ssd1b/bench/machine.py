@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""Description of the machine on which figures were measured."""
 
 import platform
 import re
@@ -14,7 +14,7 @@ _LINUX = Path("/proc/cpuinfo")
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What figures depend on, for JSON."""
+    """Describe what speed depends on, for JSON."""
     return {
         "device": processor(device),
         "threads": torch.get_num_threads(),
@@ -24,7 +24,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def summary(device: torch.device) -> dict[str, Any]:
-    """What a report names: libraries, system, processors; nothing that tells whose machine it is."""
+    """Describe libraries, system and processors for a report, without anything that identifies the user."""
     versions = []
     for name in _LIBRARIES:
         try:
@@ -42,7 +42,7 @@ def summary(device: torch.device) -> dict[str, Any]:
 
 
 def processor(device: torch.device) -> str:
-    """The name of the processor or the accelerator."""
+    """Name the processor or the accelerator."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu" and _LINUX.exists():

@@ -1,7 +1,7 @@
-"""One picture in a process of its own, by this package or by diffusers.
+"""Generation of one image by this package or by diffusers, in a separate process.
 
-Called as ``python -m ssd1b.bench.one_picture TASK``. Such a process has its own peak of memory, can be given
-up, and takes nothing with it if it is killed. The peer is imported when it is asked for.
+Run as ``python -m ssd1b.bench.one_picture TASK``. A separate process has its own peak memory, and can be
+stopped or killed without harm. diffusers is only imported on demand.
 """
 
 import json
@@ -27,22 +27,22 @@ SEED = 0
 GUIDANCE = 5.0
 
 
-Drawing: TypeAlias = Callable[[], tuple[Image.Image, torch.Tensor]]
-"""Draws once: the picture, and the latents after the first step, [4, height / 8, width / 8]."""
+Generate: TypeAlias = Callable[[], tuple[Image.Image, torch.Tensor]]
+"""Generates once: -> (the image, the latents after the first step, [4, height / 8, width / 8])."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What is to be drawn.
+    """An image to generate.
 
     Attributes:
         engine: "ssd1b" or "diffusers".
         model: a folder, or for ``ssd1b`` a file.
-        device: as ``runtime.choose_device`` takes it.
-        dtype: as ``runtime.choose_dtype`` takes it.
-        steps: of Euler's sampler.
+        device: see ``runtime.choose_device``.
+        dtype: see ``runtime.choose_dtype``.
+        steps: denoising steps with the Euler sampler.
         size: side in pixels.
-        out: the ``.npz`` file to write: ``pixels``, [size, size, 3] of 0 to 255, and ``first``, the latents
+        out: the ``.npz`` file to write: ``pixels``, [size, size, 3], 0 to 255, and ``first``, the latents
             after the first step, [4, size / 8, size / 8].
     """
 
@@ -56,37 +56,38 @@ class Task:
 
 
 def draw(task: Task) -> dict[str, Any]:
-    """Draw and write the picture; return the seconds of loading and drawing, and the peak memory in bytes."""
+    """Generate and write the image; return seconds of loading and generating, and peak memory in bytes."""
     start = time.perf_counter()
-    prepare = {"ssd1b": _ours, "diffusers": _theirs}[task.engine]
-    drawing = prepare(task)
+    load = {"ssd1b": _load_ours, "diffusers": _load_diffusers}[task.engine]
+    generate = load(task)
     loaded = time.perf_counter()
-    image, first = drawing()
+    image, first = generate()
     done = time.perf_counter()
     np.savez(task.out, pixels=np.asarray(image.convert("RGB")), first=first.float().cpu().numpy())
     return {"loading": loaded - start, "seconds": done - loaded, "memory": _peak_memory(task.device)}
 
 
-def _ours(task: Task) -> Drawing:
+def _load_ours(task: Task) -> Generate:
     pipeline = Pipeline.load(task.model, device=task.device, dtype=task.dtype, offline=True)
-    side = {"width": task.size, "height": task.size}
-    given = {"seed": SEED, "steps": task.steps, "sampler": "euler", "guidance_scale": GUIDANCE, **side}
-    settings = pipeline.settings(PROMPT, **given)
+    settings = pipeline.settings(
+        PROMPT, seed=SEED, steps=task.steps, sampler="euler", guidance_scale=GUIDANCE, width=task.size,
+        height=task.size,
+    )  # fmt: skip
 
-    def drawing() -> tuple[Image.Image, torch.Tensor]:
+    def generate() -> tuple[Image.Image, torch.Tensor]:
         latents = [step.latents for step in pipeline.steps([settings])]
         return pipeline.pictures(latents[-1], [settings])[0].image, latents[0][0]
 
-    return drawing
+    return generate
 
 
-def _theirs(task: Task) -> Drawing:
+def _load_diffusers(task: Task) -> Generate:
     diffusers: Any = import_module("diffusers")
     diffusers.utils.logging.set_verbosity_error()
     device = choose_device(task.device)
     dtype = choose_dtype(task.dtype, device)
     model = Model.find(task.model, offline=True, half=dtype.itemsize == 2)
-    # The files that we take, too: a folder may have both.
+    # The same files as ours: a folder may have both variants.
     names = {tensor.file.name for tensor in model.checkpoint.part("unet").tensors.values()}
     variant = "fp16" if any(".fp16" in name for name in names) else None
     pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(
@@ -97,7 +98,7 @@ def _theirs(task: Task) -> Drawing:
     pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     cells = task.size // model.layout.vae.factor
 
-    def drawing() -> tuple[Image.Image, torch.Tensor]:
+    def generate() -> tuple[Image.Image, torch.Tensor]:
         latents: list[torch.Tensor] = []
 
         def keep(_pipe: Any, _step: int, _time: Any, state: dict[str, Any]) -> dict[str, Any]:
@@ -111,23 +112,23 @@ def _theirs(task: Task) -> Drawing:
         ).images[0]  # fmt: skip
         return image, latents[0][0]
 
-    return drawing
+    return generate
 
 
 def _peak_memory(device: str) -> int | None:
-    """Bytes: of a CUDA GPU, else of the process; None where the system does not tell."""
+    """Report peak memory of a CUDA GPU or the process, in bytes; None if the system has no figure."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if not status.exists():
         return None
-    # Not resource.getrusage, whose figure is at first the one of the process that started this one.
+    # Not resource.getrusage, whose maximum is inherited from the parent process.
     (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
 
 def task_text(task: Task) -> str:
-    """Write a task as this module's command line takes it."""
+    """Serialize a task for this module's command line."""
     return json.dumps(asdict(task))
 
 

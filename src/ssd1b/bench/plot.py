@@ -1,4 +1,4 @@
-"""A picture of what was timed."""
+"""Plot of benchmark results."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,13 +7,10 @@ from ssd1b.evaluate.plots import svg
 
 
 def plot(tables: Sequence[Mapping[str, Any]]) -> str:
-    """Draw seconds against the picture's size, a panel for each part and a line for each engine and layout.
+    """Plot seconds against image size as SVG: a panel per part, a line per engine and layout.
 
     Args:
-        tables: as ``ssd1b bench --json`` prints them.
-
-    Returns:
-        SVG.
+        tables: results, in the format that ``ssd1b bench --json`` prints.
     """
     from matplotlib.figure import Figure
 
@@ -33,8 +30,8 @@ def plot(tables: Sequence[Mapping[str, Any]]) -> str:
             panel.errorbar(sides, middle, errors, marker="o", markersize=4, capsize=3, label=name)
         ticks = sorted({table["latent"] for table in tables if table["part"] == part})
         panel.set_xticks(ticks, [f"{side}x{side}" for side in ticks])
-        panel.set_xlabel("latent cells, an eighth of the picture's side")
-        panel.set_ylabel("seconds of one call: median and extremes")
+        panel.set_xlabel("latent size, an eighth of the image's")
+        panel.set_ylabel("seconds per call: median and range")
         panel.set_ylim(bottom=0)
         panel.set_title(part)
         panel.legend(fontsize=8)

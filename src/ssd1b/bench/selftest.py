@@ -1,6 +1,6 @@
-"""A model tried out on this machine: its files against what was published, its pictures beside diffusers'.
+"""Self-test of a model on this machine: its files against what was published, its images against diffusers'.
 
-Every check is caught: what goes wrong in one is its result, and the others go on.
+An exception in a check becomes its result, and the other checks still run.
 """
 
 import json
@@ -39,35 +39,35 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
     "mps": ("fp32", "fp16"),
     "xpu": ("fp16", "bf16"),
 }
-"""The number formats that are tried on each kind of device."""
+"""Number formats to test on each type of device."""
 
 LARGEST_FP32 = 2
-"""Levels of 255 by which a pixel may differ from diffusers' in fp32, where only the order of sums differs."""
+"""Largest allowed difference of a pixel from diffusers' in fp32, in levels of 255."""
 
 LARGEST_RATIO = 2.0
-"""How many times as far from fp32 as diffusers' the latents may be in 16 bits, after the first step.
+"""Largest allowed error of the latents in 16 bits after the first step, relative to that of diffusers.
 
-One step shows the rounding of the networks. Later steps multiply it by what the sampler makes of it, which
-differs from seed to seed; see docs/log/2026-11-28-selftest.md.
+One step shows the networks' rounding errors. Later steps amplify them, differently for each seed; see
+docs/log/2026-11-28-selftest.md.
 """
 
 LARGEST_MEAN = 12.0
-"""Levels of 255 by which a picture in 16 bits may differ from the one in fp32, on average."""
+"""Largest allowed mean difference of an image in 16 bits from the one in fp32, in levels of 255."""
 
 
 class NotRun(Exception):
-    """A check that this machine cannot do."""
+    """This machine cannot run a check."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """What one check found.
+    """The result of one check.
 
     Attributes:
-        name: of the check.
+        name: name of the check.
         result: ``PASS``, ``FAIL`` or ``NOT_RUN``.
-        said: one line, without paths.
-        figures: for JSON.
+        said: one line of explanation, without paths.
+        figures: figures for JSON.
     """
 
     name: str
@@ -78,36 +78,36 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """What is to be tried.
+    """What to test.
 
     Attributes:
-        model: which.
+        model: the model.
         expected: name of the layout that it should have; None for any.
-        places: devices and number formats to draw with.
-        steps: of each picture.
-        size: side in pixels; None takes the model's, 512 at most.
-        seconds: after which a picture is given up.
+        targets: devices and number formats to generate with.
+        steps: denoising steps of each image.
+        size: side in pixels; None is the model's, at most 512.
+        seconds: time limit for each image.
     """
 
     model: Model
     expected: str | None
-    places: Sequence[tuple[str, str]]
+    targets: Sequence[tuple[str, str]]
     steps: int
     size: int | None
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class _Drawn:
-    """Pixels, [size, size, 3], the latents after the first step, [4, size / 8, size / 8], and the cost."""
+class _Output:
+    """Pixels, [size, size, 3], latents after the first step, [4, size / 8, size / 8], time and memory."""
 
     pixels: np.ndarray
     first: np.ndarray
     figures: dict[str, Any]
 
 
-def places(device: torch.device | None, dtype: str | None) -> list[tuple[str, str]]:
-    """List the devices and number formats that are here, the CPU first, or those that were asked for."""
+def targets(device: torch.device | None, dtype: str | None) -> list[tuple[str, str]]:
+    """List the machine's devices, the CPU first, with their number formats; the arguments restrict them."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     kinds = ["cpu", *([found.type] if found is not None and found.type in FORMATS else [])]
     devices = [str(device)] if device is not None else kinds
@@ -118,12 +118,12 @@ def places(device: torch.device | None, dtype: str | None) -> list[tuple[str, st
     ]
 
 
-def checks(trial: Trial, told: Callable[[str], None]) -> Iterator[Check]:
+def checks(trial: Trial, notify: Callable[[str], None]) -> Iterator[Check]:
     """Run every check, one after the other.
 
     Args:
-        trial: the model and what to try.
-        told: hears what is done next.
+        trial: the model and what to test.
+        notify: called with the name of each check before it runs.
     """
     path = trial.model.path
     try:
@@ -133,20 +133,20 @@ def checks(trial: Trial, told: Callable[[str], None]) -> Iterator[Check]:
         return
 
     for name, check in file_checks.items():
-        told(name)
-        yield _caught(name, check, path)
+        notify(name)
+        yield _run_check(name, check, path)
     with TemporaryDirectory(prefix="ssd1b-selftest-") as folder:
-        pictures = _Pictures(trial, Path(folder))
-        for device, dtype in trial.places:
+        images = _ImageChecks(trial, Path(folder))
+        for device, dtype in trial.targets:
             name = f"picture {device} {dtype}"
-            told(name)
-            yield _caught(name, partial(pictures.check, device, dtype), path)
+            notify(name)
+            yield _run_check(name, partial(images.check, device, dtype), path)
 
 
-def _file_checks(trial: Trial) -> dict[str, Callable[[], contract.Found]]:
-    """The checks that draw nothing, by name; of the networks and tokenizers that are there."""
+def _file_checks(trial: Trial) -> dict[str, Callable[[], contract.Finding]]:
+    """List the checks of files, networks and tokenizers, by name."""
     checkpoint = trial.model.checkpoint
-    found: dict[str, Callable[[], contract.Found]] = {
+    found: dict[str, Callable[[], contract.Finding]] = {
         "files": partial(contract.files, checkpoint, trial.expected),
         "digests": partial(contract.digests, checkpoint),
     }
@@ -157,8 +157,8 @@ def _file_checks(trial: Trial) -> dict[str, Callable[[], contract.Found]]:
     return found
 
 
-def _caught(name: str, check: Callable[[], contract.Found], path: Path) -> Check:
-    """Run a check, whatever happens in it."""
+def _run_check(name: str, check: Callable[[], contract.Finding], path: Path) -> Check:
+    """Run a check, turning exceptions into its result."""
     figures: dict[str, Any] = {}
     try:
         said, figures = check()
@@ -173,7 +173,7 @@ def _caught(name: str, check: Callable[[], contract.Found], path: Path) -> Check
 
 
 def without_paths(text: str, model: Path) -> str:
-    """Write a text as one line that shows neither where files lie nor a token of the hub."""
+    """Turn a text into one line without paths and hub tokens."""
     for folder, name in ((model.resolve(), "MODEL"), (model, "MODEL"), (model.resolve().parent, "..")):
         if len(str(folder)) > 2:
             text = text.replace(str(folder), name)
@@ -183,110 +183,110 @@ def without_paths(text: str, model: Path) -> str:
 
 
 def verdict(found: Sequence[Check]) -> str:
-    """Say in a line how it ended."""
+    """Summarize the results in one line."""
     failed = [each.name for each in found if each.result == FAIL]
     skipped = [each.name for each in found if each.result == NOT_RUN]
-    alone = [
+    uncompared = [
         each.name for each in found if each.result == PASS and each.figures.get("diffusers", each) is None
     ]
     missing = f"; not run: {', '.join(skipped)}" if skipped else ""
-    missing += f"; not compared with diffusers: {', '.join(alone)}" if alone else ""
+    missing += f"; not compared with diffusers: {', '.join(uncompared)}" if uncompared else ""
     if failed:
         return f"FAIL: {len(failed)} of {len(found)} checks: {', '.join(failed)}{missing}"
     return f"PASS: {len(found) - len(skipped)} checks{missing}"
 
 
-class _Pictures:
-    """Pictures of one model, each in a process of its own; others are held to the first one in fp32."""
+class _ImageChecks:
+    """Checks of a model's images, each generated in its own process; the first in fp32 is the reference."""
 
     def __init__(self, trial: Trial, folder: Path) -> None:
         self._trial, self._folder = trial, folder
-        self._reference: _Drawn | None = None
-        self._peers_model: Path | None = None
-        self._peer = find_spec("diffusers") is not None
+        self._reference: _Output | None = None
+        self._diffusers_model: Path | None = None
+        self._has_diffusers = find_spec("diffusers") is not None
 
-    def check(self, device: str, dtype: str) -> contract.Found:
-        """Draw one picture by ourselves and one by diffusers, and compare them.
+    def check(self, device: str, dtype: str) -> contract.Finding:
+        """Generate an image with this package and with diffusers, and compare them.
 
         Raises:
-            NotRun: this machine cannot draw it, or not in time.
-            InputError: the difference is larger than number formats explain.
+            NotRun: this machine cannot generate it, or not within the time limit.
+            InputError: the difference is larger than the number format explains.
         """
-        ours = self._draw("ssd1b", self._trial.model.path, device, dtype)
+        ours = self._generate("ssd1b", self._trial.model.path, device, dtype)
         if ours.pixels.std() < 1:
-            raise InputError("the picture is a single colour")
-        theirs, problem = self._drawn_by_diffusers(device, dtype)
+            raise InputError("the image is a single colour")
+        theirs, problem = self._generate_with_diffusers(device, dtype)
         figures: dict[str, Any] = {"ssd1b": ours.figures, "diffusers": theirs.figures if theirs else None}
         sentences = []
         if theirs is not None:
-            apart = _apart(ours, theirs)
-            figures |= {"largest": float(apart.max()), "mean": float(apart.mean())}
+            error = _difference(ours, theirs)
+            figures |= {"largest": float(error.max()), "mean": float(error.mean())}
             sentences.append(
-                f"from diffusers' {apart.max():.0f} levels at most, {apart.mean():.2f} on average"
+                f"differs from diffusers' by {error.max():.0f} levels at most, {error.mean():.2f} on average"
             )
         else:
             sentences.append(problem)
         if dtype == "fp32":
             self._reference = self._reference or theirs or ours
-            wrong = theirs is not None and figures["largest"] > LARGEST_FP32
+            failed = theirs is not None and figures["largest"] > LARGEST_FP32
         else:
-            wrong = self._is_far(ours, theirs, figures, sentences)
+            failed = self._differs_from_fp32(ours, theirs, figures, sentences)
         sentences.append(_cost(ours, theirs))
-        if wrong:
-            raise InputError("; ".join(["differs too much", *sentences]))
+        if failed:
+            raise InputError("; ".join(["the difference is too large", *sentences]))
         return "; ".join(sentences), figures
 
-    def _is_far(
-        self, ours: _Drawn, theirs: _Drawn | None, figures: dict[str, Any], sentences: list[str]
+    def _differs_from_fp32(
+        self, ours: _Output, theirs: _Output | None, figures: dict[str, Any], sentences: list[str]
     ) -> bool:
-        """Whether 16 bits move the latents farther from fp32 than the peer's, or change the picture."""
+        """Whether the image in 16 bits, or the first step's error relative to diffusers', is too far off."""
         reference = self._reference or theirs
         if reference is None:
             return False
-        mean = float(_apart(ours, reference).mean())
+        mean = float(_difference(ours, reference).mean())
         ratio = None
         if self._reference is not None:
             figures["from_fp32"] = mean
-            sentences.append(f"from fp32 on average {mean:.2f}")
+            sentences.append(f"from fp32 by {mean:.2f} on average")
         if self._reference is not None and theirs is not None:
-            own, usual = (float(np.linalg.norm(each.first - reference.first)) for each in (ours, theirs))
-            figures["rounding"] = ratio = own / usual if usual else math.inf if own else 1.0
-            sentences.append(f"the first step's rounding is {ratio:.2f} times diffusers'")
+            error, peers = (float(np.linalg.norm(each.first - reference.first)) for each in (ours, theirs))
+            figures["rounding"] = ratio = error / peers if peers else math.inf if error else 1.0
+            sentences.append(f"the rounding error of the first step is {ratio:.2f} times diffusers'")
         return mean > LARGEST_MEAN or (ratio is not None and ratio > LARGEST_RATIO)
 
-    def _drawn_by_diffusers(self, device: str, dtype: str) -> tuple[_Drawn | None, str]:
-        """The peer's picture, or why there is none."""
-        if not self._peer:
+    def _generate_with_diffusers(self, device: str, dtype: str) -> tuple[_Output | None, str]:
+        """Generate an image, or say why there is none."""
+        if not self._has_diffusers:
             return None, "diffusers is not installed, so there is nothing to compare with"
         try:
-            return self._draw("diffusers", self._model_for_diffusers(), device, dtype), ""
+            return self._generate("diffusers", self._model_for_diffusers(), device, dtype), ""
         except (NotRun, InputError, OSError) as error:
-            return None, f"diffusers drew no picture ({error})"
+            return None, f"diffusers generated no image ({error})"
 
     def _model_for_diffusers(self) -> Path:
-        """A folder in its format; a single file is written as one first."""
+        """Give the model as a folder, converting a single file once."""
         model = self._trial.model
         if model.path.is_dir():
             return model.path
-        if self._peers_model is None:
+        if self._diffusers_model is None:
             needed = sum(part.size_in_bytes for part in model.checkpoint.parts.values())
             if shutil.disk_usage(self._folder).free < 1.1 * needed:
-                raise NotRun(f"{needed / 1e9:.1f} GB of disk are needed to write the file as a folder")
+                raise NotRun(f"converting the file to a folder needs {needed / 1e9:.1f} GB of disk space")
             tensors = {part: read_part(model.checkpoint, part) for part in PARTS}
             save_folder(self._folder / "model", model.info, tensors)
-            self._peers_model = self._folder / "model"
-        return self._peers_model
+            self._diffusers_model = self._folder / "model"
+        return self._diffusers_model
 
-    def _draw(self, engine: str, model: Path, device: str, dtype: str) -> _Drawn:
+    def _generate(self, engine: str, model: Path, device: str, dtype: str) -> _Output:
         layout = self._trial.model.layout
         out = self._folder / f"{engine}-{device.replace(':', '-')}-{dtype}.npz"
         task = Task(
             engine=engine, model=str(model.resolve()), device=device, dtype=dtype, steps=self._trial.steps,
             size=self._trial.size or min(layout.size, 512), out=str(out),
         )  # fmt: skip
-        done = _run(task, self._trial.seconds)
+        figures = _run(task, self._trial.seconds)
         with np.load(out) as found:
-            return _Drawn(found["pixels"].astype(int), found["first"], done)
+            return _Output(found["pixels"].astype(int), found["first"], figures)
 
 
 def _run(task: Task, seconds: float) -> dict[str, Any]:
@@ -297,27 +297,25 @@ def _run(task: Task, seconds: float) -> dict[str, Any]:
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise NotRun(f"given up after {seconds / 60:.3g} minutes") from None
+        raise NotRun(f"stopped after {seconds / 60:.3g} minutes") from None
     if done.returncode == -getattr(signal, "SIGKILL", 9):
-        raise NotRun("the process was killed, as for want of memory")
+        raise NotRun("the process was killed, probably for lack of memory")
     if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        short_of_memory = "out of memory" in said.lower() or said.startswith("MemoryError")
-        raise (NotRun if short_of_memory else InputError)(said.removeprefix("ssd1b.errors.InputError: "))
+        message = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        out_of_memory = "out of memory" in message.lower() or message.startswith("MemoryError")
+        raise (NotRun if out_of_memory else InputError)(message.removeprefix("ssd1b.errors.InputError: "))
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def _apart(one: _Drawn, other: _Drawn) -> np.ndarray:
+def _difference(one: _Output, other: _Output) -> np.ndarray:
     return np.abs(one.pixels - other.pixels)
 
 
-def _cost(ours: _Drawn, theirs: _Drawn | None) -> str:
-    """Seconds of drawing and memory at most, of both."""
-    parts = [f"{ours.figures['seconds']:.1f} s"]
-    if ours.figures["memory"]:
-        parts.append(f"{ours.figures['memory'] / 1e9:.2f} GB")
-    if theirs is not None:
-        peers = f"{theirs.figures['seconds']:.1f} s"
-        peers += f", {theirs.figures['memory'] / 1e9:.2f} GB" if theirs.figures["memory"] else ""
-        parts.append(f"diffusers {peers}")
-    return ", ".join(parts)
+def _cost(ours: _Output, theirs: _Output | None) -> str:
+    """Report time and peak memory of both."""
+    texts = []
+    for name, output in (("", ours), ("diffusers ", theirs)):
+        if output is not None:
+            texts.append(f"{name}{output.figures['seconds']:.1f} s")
+            texts += [f"{output.figures['memory'] / 1e9:.2f} GB"] if output.figures["memory"] else []
+    return ", ".join(texts)

@@ -67,7 +67,7 @@ def command(
             check(name, value, NUMBERS[name])
 
     from ssd1b.bench.machine import summary
-    from ssd1b.bench.selftest import FAIL, Trial, checks, places, verdict
+    from ssd1b.bench.selftest import FAIL, Trial, checks, targets, verdict
     from ssd1b.model import Model
     from ssd1b.runtime import DTYPES, choose_device, choose_dtype
     from ssd1b.weights.opening import check_is_model
@@ -86,7 +86,7 @@ def command(
             click.echo(f"{each}: {value}")
     trial = Trial(
         model=found, expected=expected, steps=steps, size=size, seconds=60 * minutes,
-        places=places(None if device is None else where, short),
+        targets=targets(None if device is None else where, short),
     )  # fmt: skip
     results = []
     for each in checks(trial, lambda what: click.echo(f"{what} ...", err=True)):

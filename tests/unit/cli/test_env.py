@@ -11,7 +11,7 @@ def test_the_report_names_versions_formats_and_what_is_missing(run, monkeypatch)
     done = run("env")
     assert done.code == 0
     assert f"torch {torch.__version__}" in done.out
-    assert "lab: lacks optuna" in done.out and "train: installed" in done.out
+    assert "lab: missing optuna" in done.out and "train: installed" in done.out
     assert "OMP_NUM_THREADS=2" in done.out
 
 

@@ -161,7 +161,7 @@ def cut(copy: Path) -> None:
     [
         (nan, "vae", "1 tensors hold NaN or infinity: post_quant_conv.bias"),
         (missing, "unet", "1 tensors are missing: conv_out.bias"),
-        (another_vocabulary, "tokenizer", "1 of CLIP's tokens are missing or have another number: !"),
+        (another_vocabulary, "tokenizer", "1 of CLIP's tokens are missing or have other ids: !"),
         (no_weights, "files", "text_encoder"),
         (cut, "files", "damaged"),
     ],
@@ -186,7 +186,7 @@ def test_what_goes_wrong_in_a_process_is_the_result_of_its_check(run, tiny_model
     monkeypatch.setattr(subprocess, "run", no_process)
     done = run("selftest", tiny_model, "--json", *FAST)
     assert results(done)["picture cpu fp32"] == "not run"
-    assert "killed, as for want of memory" in done.out
+    assert "killed, probably for lack of memory" in done.out
     assert json.loads(done.out)["verdict"] == "PASS: 8 checks; not run: picture cpu fp32"
 
 
@@ -202,7 +202,7 @@ def test_without_diffusers_our_own_picture_is_what_others_are_held_to(run, tiny_
 def test_a_name_that_promises_another_layout(run, drawn, monkeypatch, tiny_model):
     monkeypatch.setitem(BUILT_IN, "mini-sdxl", BUILT_IN["mini-ssd-1b"])
     done = run("selftest", "mini-sdxl", *FAST)
-    assert "FAIL     files: the layout is mini-ssd-1b, mini-sdxl was expected" in done.out
+    assert "FAIL     files: the layout is mini-ssd-1b, but mini-sdxl was expected" in done.out
 
 
 @pytest.mark.parametrize(
