@@ -1,4 +1,4 @@
-"""The way of a prompt to a picture, all of it."""
+"""The pipeline from a prompt to images."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -36,30 +36,30 @@ from ssd1b.weights.loading import broken_tensors
 from ssd1b.weights.vocabulary import calibration_prompts
 
 CALIBRATION_STEPS = 32
-"""Steps of pictures that a quantized network's ranges are read off."""
+"""Denoising steps from which a quantized network's activation ranges are measured."""
 
 Watch = Callable[[Step], object]
-"""Called after each step of a batch. An exception that it raises cancels the drawing."""
+"""Called after each denoising step of a batch. An exception that it raises cancels the generation."""
 
 
 def ignore(step: Step) -> None:
-    """Watch nothing."""
+    """Do nothing with a step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
-    """A text-to-image model, ready to draw.
+    """A text-to-image model, ready to generate.
 
     Attributes:
-        identity: which model this is, for the recipe.
-        info: its layout, family, noise schedule and recommended settings.
+        identity: identifies the model in recipes.
+        info: layout, family, noise schedule and recommended settings.
         unet: predicts noise.
         vae: decodes latents.
         text: encodes prompts.
-        device: where the networks run.
-        dtype: number format that UNet and text encoders compute in.
-        execution: how networks compute, beyond that.
-        threads: of the CPU; see ``load``.
+        device: device of the networks.
+        dtype: number format of UNet and text encoders.
+        execution: execution options.
+        threads: number of CPU threads; see ``load``.
     """
 
     identity: ModelIdentity
@@ -92,46 +92,46 @@ class Pipeline:
         Args:
             model: a name that ``ssd1b models`` lists, a folder in diffusers' format, a single safetensors
                 file, or a hub id, ``owner/name`` or ``owner/name@revision``.
-            device: "cpu", "cuda", "cuda:1", "mps"; None takes the fastest there is.
-            dtype: "fp32", "bf16", "fp16"; None takes what the hardware is fast at.
-            offline: never use the network, whatever the name.
-            prediction: what the UNet predicts, "epsilon" or "v", for files that do not say it or contradict
-                themselves; None believes them.
-            token: send the user's token to the hub. False for a name that comes from a stranger's file.
-            paths: take ``model`` for a path, where there is one. False for a name that comes from a
-                stranger's file; ``hub.known_as`` says whether such a name is a known model's.
-            execution: how to compute, beyond that: compiled, in eight bits, in little memory.
-            threads: of the CPU: a number, or "auto" for as many as each batch keeps busy. Either sets torch's
-                own number, which is the whole process's; None leaves that alone.
-            notify: called with a message before steps that take minutes the first time.
+            device: "cpu", "cuda", "cuda:1", "mps"; None is the accelerator, or else the CPU.
+            dtype: "fp32", "bf16", "fp16"; None is the fastest on the device.
+            offline: never use the network.
+            prediction: what the UNet predicts, "epsilon" or "v", if the files do not state it or contradict
+                themselves; None follows the files.
+            token: send the user's token to the hub. False for a name from an untrusted file.
+            paths: allow ``model`` to be a path. False for a name from an untrusted file; ``hub.known_as``
+                tells whether such a name is a known model's.
+            execution: execution options: compilation, quantization, memory mode.
+            threads: number of CPU threads, or "auto" to choose it for each batch. Both change torch's
+                setting for the whole process; None leaves it unchanged.
+            notify: called with a message before work that takes minutes the first time.
 
         Raises:
-            InputError: there is no such model, or its files are damaged or contradict each other; or the
+            InputError: the model does not exist, its files are damaged or contradict each other, or the
                 machine does not support ``execution``.
         """
-        where = choose_device(device)
-        number = choose_dtype(dtype, where)
-        check_execution(execution, where, number)
-        half = execution.memory == "low" or number.itemsize == 2
+        target = choose_device(device)
+        number_format = choose_dtype(dtype, target)
+        check_execution(execution, target, number_format)
+        half = execution.memory == "low" or number_format.itemsize == 2
         found = Model.find(model, offline=offline, half=half, prediction=prediction, token=token, paths=paths)
-        unet, cells = found.layout.unet, found.layout.size // found.layout.vae.factor
-        execution = resolve_auto(execution, unet, where, number)
-        use_threads(threads, unet, cells, cells)  # before weights are packed for so many
-        backend = choose_backend(execution, where, number, notify)
+        unet, side = found.layout.unet, found.layout.size // found.layout.vae.factor
+        execution = resolve_auto(execution, unet, target, number_format)
+        use_threads(threads, unet, side, side)  # before weights are packed for that number
+        backend = choose_backend(execution, target, number_format, notify)
         load = partial(backend.load, found)
         pipeline = cls(
             identity=found.identity, info=found.info, text=found.text_encoders(load), unet=load("unet"),
-            vae=load("vae"), device=where, dtype=number, execution=execution, threads=threads,
+            vae=load("vae"), device=target, dtype=number_format, execution=execution, threads=threads,
         )  # fmt: skip
-        if not backend.uncalibrated(found):
+        if not backend.needs_calibration(found):
             return pipeline
-        notify(f"a calibration: {CALIBRATION_STEPS} steps of pictures, once")
+        notify(f"calibrating int8 on {CALIBRATION_STEPS} denoising steps (only once)")
         return replace(pipeline, unet=backend.calibrate(found, pipeline.unet, pipeline._unet_inputs()))
 
     def _unet_inputs(self) -> list[tuple[Any, ...]]:
-        """Draw common prompts and record the arguments of each call of the UNet."""
+        """Generate images for the calibration prompts and record the arguments of each call of the UNet."""
         inputs: list[tuple[Any, ...]] = []
-        hook = self.unet.register_forward_pre_hook(lambda unet, given: inputs.append(given))
+        hook = self.unet.register_forward_pre_hook(lambda unet, arguments: inputs.append(arguments))
         side = min(self.layout.size, 512)
         prompts = calibration_prompts(self.layout)
         for seed, prompt in enumerate(prompts):
@@ -143,11 +143,11 @@ class Pipeline:
 
     @property
     def layout(self) -> ModelLayout:
-        """The model's shapes."""
+        """The layouts of the networks."""
         return self.info.layout
 
-    def settings(self, prompt: str, *, preset: Preset | None = None, **given: Any) -> GenerationSettings:
-        """Complete the settings of a picture: what is given, over the preset, over the model's defaults.
+    def settings(self, prompt: str, *, preset: Preset | None = None, **overrides: Any) -> GenerationSettings:
+        """Complete the settings of an image: ``overrides``, then the preset, then the model's defaults.
 
         Raises:
             InputError: a setting is unknown or out of range.
@@ -157,24 +157,24 @@ class Pipeline:
             family=self.info.family,
             model_defaults={"seed": random_seed(), **self.info.defaults},
             preset=preset,
-            **given,
+            **overrides,
         )
 
     def generate(
-        self, prompt: str, *, count: int = 1, preset: Preset | None = None, **given: Any
+        self, prompt: str, *, count: int = 1, preset: Preset | None = None, **overrides: Any
     ) -> list[Picture]:
-        """Draw ``count`` pictures of a prompt, with consecutive seeds.
+        """Generate images for a prompt, with consecutive seeds.
 
         Args:
-            prompt: what to draw.
-            count: how many.
-            preset: settings by name, see ``ssd1b.presets``.
-            **given: any field of ``GenerationSettings``: ``seed=1, steps=20, guidance_scale=9.0`` ...
+            prompt: the prompt.
+            count: number of images.
+            preset: named settings, see ``ssd1b.presets``.
+            **overrides: any field of ``GenerationSettings``: ``seed=1, steps=20, guidance_scale=9.0`` ...
 
         Raises:
             InputError: a setting is unknown or out of range.
         """
-        first = self.settings(prompt, preset=preset, **given)
+        first = self.settings(prompt, preset=preset, **overrides)
         pictures = []
         for offset in range(count):
             settings = replace(first, seed=(first.seed + offset) % SEEDS)
@@ -182,14 +182,15 @@ class Pipeline:
         return pictures
 
     def draw(self, batch: Sequence[GenerationSettings], watch: Watch = ignore) -> list[Picture]:
-        """Draw a batch of pictures to the end.
+        """Generate a batch of images.
 
         Args:
-            batch: the settings of each picture; their batch keys must be equal.
-            watch: for progress, previews (``preview(step.denoised)``) and cancellation.
+            batch: the settings of each image; their batch keys must be equal.
+            watch: called after each step, for progress, previews (``preview(step.denoised)``) and
+                cancellation.
 
         Raises:
-            InputError: as ``steps``.
+            InputError: see ``steps``.
         """
         step = None
         for step in self.steps(batch):
@@ -198,24 +199,24 @@ class Pipeline:
         return self.pictures(step.latents, batch)
 
     def steps(self, batch: Sequence[GenerationSettings]) -> Iterator[Step]:
-        """Draw a batch, one ``Step`` after the other; the last one's latents are the pictures'.
+        """Denoise a batch, yielding after each step; the last step has the final latents.
 
         The caller may stop iterating at any step. ``draw`` iterates to the end and decodes.
 
         Raises:
-            InputError: the pictures have different batch keys: they differ in more than seed,
-                micro-conditioning and the words of their prompts.
+            InputError: the batch keys differ: images of a batch may differ only in seed, micro-conditioning
+                and the words of their prompts.
         """
         common = batch[0]
         keys = [self.batch_key(settings) for settings in batch]
         for name, values in zip((*SHARED, "number of prompt chunks"), zip(*keys, strict=True), strict=True):
             if len(set(values)) > 1:
-                raise InputError(f"pictures of one batch must have the same {name}; draw them one by one")
+                raise InputError(f"images of one batch must have the same {name}: generate them one by one")
         sampler = SAMPLERS[common.sampler]
         noise_schedule = self.info.noise_schedule
         levels = steps_for(noise_schedule, common.steps, grid=sampler.grid, schedule=common.schedule)
         start, end = common.guidance_interval
-        # A UNet that was distilled to embed the guidance scale needs no second pass.
+        # A UNet that embeds the guidance scale (guidance distillation) needs no second pass.
         scale = 1.0 if self.layout.unet.guidance_embed_dim else common.guidance_scale
         guidance = Guidance(scale=scale, rescale=common.guidance_rescale, start=start, end=end)
         predict = guided(*self._predictors(batch), guidance, noise_schedule.num_train_timesteps)
@@ -230,21 +231,20 @@ class Pipeline:
         yield from sampler.run(denoise, noise() * levels.initial_scale, levels.sigmas, noise)
 
     def batch_key(self, settings: GenerationSettings) -> tuple[Hashable, ...]:
-        """Give what pictures must have in common to be drawn in one batch; see ``batching.batch_key``."""
+        """Return what images of one batch must have in common; see ``batching.batch_key``."""
         return batch_key(settings, (self.text.tokenizer, self.text.tokenizer_2))
 
     def batch_limit(self, settings: GenerationSettings, limit: int) -> int:
-        """Lower the number of pictures in a batch to 1 where drawing them at once would change them.
+        """Return the largest batch size up to ``limit`` that does not change the images.
 
-        On a CPU eight bits are scaled by the range of a whole tensor. OpenVINO's ranges are calibrated, and
-        on GPUs each row has its own.
+        It is 1 for int8 on a CPU, whose scale depends on the range of the whole batch. OpenVINO's ranges are
+        calibrated, and GPUs scale each row separately.
         """
-        how = self.execution
-        ranges = how.quantized == "int8" and how.backend != "openvino" and self.device.type == "cpu"
-        return 1 if ranges else batch_limit(settings, limit)
+        int8 = self.execution.quantized == "int8" and self.execution.backend != "openvino"
+        return 1 if int8 and self.device.type == "cpu" else batch_limit(settings, limit)
 
     def pictures(self, latents: Latents, batch: Sequence[GenerationSettings]) -> list[Picture]:
-        """Decode finished latents and attach to each picture the recipe it was drawn by."""
+        """Decode final latents, and attach to each image the recipe that reproduces it."""
         images = self.preview(latents)
         return [
             Picture(image=image, recipe=self.recipe(settings, len(batch)))
@@ -252,22 +252,22 @@ class Pipeline:
         ]
 
     def preview(self, latents: Latents) -> list[Image.Image]:
-        """Decode latents, finished ones or ``Step.denoised``.
+        """Decode latents, final ones or ``Step.denoised``.
 
         Raises:
-            InputError: the latents are no numbers because weights of the model are none.
-            FloatingPointError: the latents are no numbers for another reason.
+            InputError: the latents contain NaN or infinity because weights of the model do.
+            FloatingPointError: the latents contain NaN or infinity for another reason.
         """
-        # Above 1024 x 1024 the decoder's feature maps outgrow the UNet: there it works in tiles.
+        # Above 1024 x 1024 the decoder's feature maps take more memory than the UNet, so it decodes in tiles.
         side = 64 if self.execution.memory == "low" else 128
         tile = side if max(latents.shape[-2:]) > side else None
         try:
             return to_images(self.vae.decode(latents, tile=tile))
         except FloatingPointError:
-            self._blame_weights()
+            self._check_weights()
             raise
 
-    def _blame_weights(self) -> None:
+    def _check_weights(self) -> None:
         networks = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text.encoder,
                     "text_encoder_2": self.text.encoder_2}  # fmt: skip
         for part, network in networks.items():
@@ -276,51 +276,60 @@ class Pipeline:
                 raise FailedError(f"{self.identity.source}: {part}: {what}")
 
     def _predictors(self, batch: Sequence[GenerationSettings]) -> tuple[Predict, PredictPair]:
-        """The forward pass for the prompts, and the one for negative prompts and prompts as one batch."""
+        """Make the forward pass for the prompts, and the one for negative prompts and prompts together."""
         negative, positive = self._conditioning(batch)
+        pair = Conditioning(*(torch.cat(parts) for parts in zip(negative, positive, strict=True)))
+        unconditional = self.info.force_zeros_for_empty_prompt and all(
+            s.negative_prompt is None for s in batch
+        )
+        # Computed by the first step that needs them, for all steps.
+        prompt_kv = cache(lambda: self.unet.cross_attention_kv(positive.embeds))
+        pair_kv = cache(
+            lambda: self.unet.cross_attention_kv(pair.embeds, without_text=len(batch) if unconditional else 0)
+        )
         sizes = [[*s.original_size, *s.crop_top_left, *s.target_size] for s in batch]
         time_ids = torch.tensor(sizes, dtype=torch.float32, device=self.device)
-        both = Conditioning(*(torch.cat(pair) for pair in zip(negative, positive, strict=True)))
-        absent = self.info.force_zeros_for_empty_prompt and all(s.negative_prompt is None for s in batch)
-        # Read when they are first needed, and never again.
-        alone = cache(lambda: self.unet.cross_attention_kv(positive.embeds))
-        paired = cache(
-            lambda: self.unet.cross_attention_kv(both.embeds, without_text=len(batch) if absent else 0)
-        )
-        dim = self.layout.unet.guidance_embed_dim
-        scales = None
-        if dim is not None:
-            scale = torch.full((len(batch),), batch[0].guidance_scale, device=self.device)
-            scales = guidance_embedding(scale, dim).to(self.dtype)
+        guidance_embeds = self._guidance_embeds(batch)
+        deep_features = self._feature_reuse(batch[0].feature_reuse)
 
-        deep_features = None
-        if tolerance := batch[0].feature_reuse:
-            if any(self.layout.unet.levels[0].up):
-                raise InputError("feature_reuse needs a UNet whose finest level reads no text: take 0")
-            deep_features = FeatureReuse(tolerance)
-
-        def forward(
-            x: Tensor, timestep: float, prompts: PromptKV, pooled: Tensor, time_ids: Tensor
-        ) -> Tensor:
+        def forward(x: Tensor, timestep: float, prompts: PromptKV, pooled: Tensor) -> Tensor:
             timesteps = torch.full((len(x),), timestep, device=x.device)
-            return self.unet(x.to(self.dtype), timesteps, prompts, pooled, time_ids, scales, deep_features)
+            ids = time_ids.repeat(len(x) // len(batch), 1)
+            return self.unet(
+                x.to(self.dtype), timesteps, prompts, pooled, ids, guidance_embeds, deep_features
+            )
 
         def predict(x: Latents, timestep: float) -> Latents:
-            return forward(x, timestep, alone(), positive.pooled, time_ids)
+            return forward(x, timestep, prompt_kv(), positive.pooled)
 
         def predict_pair(x: Latents, timestep: float) -> tuple[Latents, Latents]:
-            twice = x.repeat(2, 1, 1, 1)
-            first, second = forward(twice, timestep, paired(), both.pooled, time_ids.repeat(2, 1)).chunk(2)
+            first, second = forward(x.repeat(2, 1, 1, 1), timestep, pair_kv(), pair.pooled).chunk(2)
             return first, second
 
         return predict, predict_pair
 
+    def _guidance_embeds(self, batch: Sequence[GenerationSettings]) -> Tensor | None:
+        """Embed the guidance scale, for layouts that take it as an input."""
+        dim = self.layout.unet.guidance_embed_dim
+        if dim is None:
+            return None
+        scales = torch.full((len(batch),), batch[0].guidance_scale, device=self.device)
+        return guidance_embedding(scales, dim).to(self.dtype)
+
+    def _feature_reuse(self, tolerance: float) -> FeatureReuse | None:
+        """Make the cache of deep features, if the settings ask for one."""
+        if tolerance and any(self.layout.unet.levels[0].up):
+            raise InputError(
+                "feature_reuse needs a UNet without cross-attention in its finest level: set it to 0"
+            )
+        return FeatureReuse(tolerance) if tolerance else None
+
     def _conditioning(self, batch: Sequence[GenerationSettings]) -> tuple[Conditioning, Conditioning]:
-        """Encode negative prompts and prompts, all cut into the same number of chunks."""
+        """Encode negative prompts and prompts, padded to the same number of chunks."""
         prompts = [settings.prompt for settings in batch]
         negatives = [settings.negative_prompt for settings in batch]
         tokens = self.text.tokenize([*(text or "" for text in negatives), *prompts])
-        # Copied, because what inference mode made cannot be changed outside of it.
+        # A copy, because tensors made in inference mode cannot be modified outside it.
         embeds, pooled = (part.to(self.dtype, copy=True) for part in self.text.encode(tokens))
         if self.info.force_zeros_for_empty_prompt:
             absent = [index for index, text in enumerate(negatives) if text is None]
@@ -329,7 +338,7 @@ class Pipeline:
         return Conditioning(embeds[:split], pooled[:split]), Conditioning(embeds[split:], pooled[split:])
 
     def recipe(self, settings: GenerationSettings, batch_size: int = 1) -> Recipe:
-        """Note down what this pipeline would draw a picture by, alone or in a batch."""
+        """Make the recipe of an image that this pipeline generates in a batch of ``batch_size``."""
         return Recipe.of(
             settings,
             self.identity,

@@ -1,4 +1,4 @@
-"""Where a model runs and in which number format."""
+"""Device, number format, and what the processor supports."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,37 +21,39 @@ DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 
 
 def choose_device(name: str | None) -> torch.device:
-    """Turn a name ("cpu", "cuda:1") into a device; None takes the accelerator there is, else the CPU.
+    """Parse a device name ("cpu", "cuda:1"); None is the machine's accelerator, or else the CPU.
 
     Raises:
-        InputError: no such kind of device, or none of it in this machine.
+        InputError: the name is not a device, or this machine does not have it.
     """
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name is None:
-        return found if found is not None and found.type in DEVICE_TYPES else torch.device("cpu")
+        return accelerator if accelerator and accelerator.type in DEVICE_TYPES else torch.device("cpu")
     if name.partition(":")[0] not in DEVICE_TYPES:
         raise unknown("device", name, DEVICE_TYPES)
     try:
         device = torch.device(name)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"device is {shown(name)}: allowed are a kind and a number, as 'cuda:1'") from error
-    count = torch.accelerator.device_count() if found is not None and found.type == device.type else 0
-    # torch takes any number for the CPU, of which there is one.
+        raise InputError(
+            f"device is {shown(name)}: expected a type and an optional index, such as 'cuda:1'"
+        ) from error
+    same_type = accelerator is not None and accelerator.type == device.type
+    count = torch.accelerator.device_count() if same_type else 0
+    # torch accepts any index for the CPU.
     if (device.index or 0) >= (1 if device.type == "cpu" else count):
-        available = [f"{found.type}:{index}" for index in range(count)] if found and count else ["cpu"]
-        there = ", ".join(available)
-        raise UnavailableError(f"device {shown(name)} is not in this machine: available: {there}")
+        available = ", ".join(f"{device.type}:{index}" for index in range(count)) or "cpu"
+        raise UnavailableError(f"device {shown(name)} is not in this machine: available: {available}")
     return device
 
 
 def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
-    """Turn a name ("bf16", "float32") into a number format; None takes what the hardware is fast at.
+    """Parse a number format ("bf16", "float32"); None is the fastest for the device.
 
-    On a CPU that is bfloat16 where the processor multiplies it in hardware (AVX512-BF16, on AMD too, or AMX),
-    float32 elsewhere; on a GPU bfloat16, float16 where it has none.
+    The fastest is bfloat16 on a CPU with instructions for it (AVX512-BF16, on AMD too, or AMX) and float32 on
+    others; on a GPU it is bfloat16, or float16 if it does not support that.
 
     Raises:
-        InputError: no such number format.
+        InputError: the name is not a number format.
     """
     if name is not None:
         key = name.lower().removeprefix("torch.")
@@ -66,22 +68,22 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for bfloat16 products; without, float32 is faster."""
-    able = cpu_capabilities()
-    return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+    """Whether the processor has instructions for bfloat16 products; without them, float32 is faster."""
+    features = cpu_capabilities()
+    return any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
 
 
 def cpu_multiplies_int8() -> bool:
-    """Whether the processor has instructions for products of eight bits, added in 32."""
-    able = cpu_capabilities()
-    return any(able.get(name) for name in ("avx512_vnni", "avx2_vnni", "avx_vnni", "amx_int8", "vnni"))
+    """Whether the processor has instructions for int8 products accumulated in 32 bits."""
+    features = cpu_capabilities()
+    return any(features.get(name) for name in ("avx512_vnni", "avx2_vnni", "avx_vnni", "amx_int8", "vnni"))
 
 
 def cpu_capabilities() -> Mapping[str, bool]:
-    """The processor's instruction sets by torch's names, as far as this torch tells."""
-    told = getattr(torch.cpu, "get_capabilities", None)  # since torch 2.10
-    if told is not None:
-        return told()
+    """List the processor's instruction sets by torch's names, as far as this torch reports them."""
+    get_capabilities = getattr(torch.cpu, "get_capabilities", None)  # since torch 2.10
+    if get_capabilities is not None:
+        return get_capabilities()
     known = ("avx512_bf16", "amx_tile", "vnni")
     probes = {name: getattr(torch.cpu, f"_is_{name}_supported", None) for name in known}
     found = {name: bool(probe and probe()) for name, probe in probes.items()}
@@ -89,10 +91,10 @@ def cpu_capabilities() -> Mapping[str, bool]:
 
 
 def cache_folder() -> Path:
-    """Where this program keeps what it can make again."""
+    """Give the folder for converted and compiled networks, which can be recreated."""
     return platformdirs.user_cache_path("ssd1b")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The name of a number format as recipes and messages write it, "bfloat16"."""
+    """Give the name of a number format in recipes and messages, such as "bfloat16"."""
     return str(dtype).removeprefix("torch.")

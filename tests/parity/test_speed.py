@@ -1,4 +1,4 @@
-"""Networks made fast from outside give what they gave before; that diffusers agrees, the other files show."""
+"""Prepared networks compute what they did before; other files compare them with diffusers."""
 
 import subprocess
 import sys
@@ -22,13 +22,13 @@ from ssd1b.speed.reuse import FeatureReuse
 from tiny import LAYOUTS, inputs
 
 needs_operators = pytest.mark.skipif(
-    not packing._works(torch.float32), reason="torch has no oneDNN here, as on processors other than x86"
+    not packing.packing_works(torch.float32), reason="torch has no oneDNN, as on processors other than x86"
 )
 
 
 @pytest.fixture
 def everything_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However small it is."""
+    """Pack matrices of any size."""
     monkeypatch.setattr(packing, "SMALLEST", 0)
 
 
@@ -37,7 +37,7 @@ def seeded(make: Callable[[], nn.Module]) -> nn.Module:
     return make().eval().requires_grad_(False)
 
 
-def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+def relative_error(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).norm() / other.norm())
 
 
@@ -52,15 +52,15 @@ def test_a_prepared_unet_predicts_the_same(name: str, size: tuple[int, int]) -> 
     expected = model(latents, timesteps, embeds, pooled, time_ids)
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     prepare(model)
-    assert apart(model(latents, timesteps, embeds, pooled, time_ids), expected) < 1e-5
+    assert relative_error(model(latents, timesteps, embeds, pooled, time_ids), expected) < 1e-5
     read = model.cross_attention_kv(embeds, without_text=1)
-    assert apart(model(latents, timesteps, read, pooled, time_ids), expected) < 1e-5
+    assert relative_error(model(latents, timesteps, read, pooled, time_ids), expected) < 1e-5
     kinds = {type(module) for module in model.modules()}
     assert {PackedConv2d, PackedGEGLU, PackedLinear, FusedSelfAttention} <= kinds
     folded = not name.startswith("mini")  # whose levels have too few channels
     assert (FoldedUpsample in kinds, Upsample in kinds) == (folded, not folded)
     left = [key for key, module in model.named_modules() if type(module) in (nn.Conv2d, nn.Linear)]
-    assert all(key.endswith("upsamplers.0.conv") for key in left), "else every product is packed"
+    assert all(key.endswith("upsamplers.0.conv") for key in left), "every other product is packed"
     after = model.state_dict()
     assert weights.keys() == after.keys()
     assert all(value.equal(after[key]) for key, value in weights.items())
@@ -79,14 +79,14 @@ def test_packed_companions_do_the_same() -> None:
     states, ends = text(ids)
     prepare(vae)
     prepare(text)
-    assert apart(vae.encode(pixels).mean, mean) < 1e-5
-    assert apart(vae.decode(mean), decoded) < 1e-5
-    assert apart(vae.decode(mean, tile=4), tiled) < 1e-5
+    assert relative_error(vae.encode(pixels).mean, mean) < 1e-5
+    assert relative_error(vae.decode(mean), decoded) < 1e-5
+    assert relative_error(vae.decode(mean, tile=4), tiled) < 1e-5
     again, again_ends = text(ids)
-    assert apart(again, states) < 1e-5 and apart(again_ends, ends) < 1e-5
+    assert relative_error(again, states) < 1e-5 and relative_error(again_ends, ends) < 1e-5
 
 
-# In a process of its own: what the tests check at run time, shapes, the compiler does not read.
+# In a separate process: torch's compiler cannot trace the tests' runtime type checks.
 ONE_GRAPH = """
 import sys; sys.path.insert(0, "tests")
 import torch
@@ -106,7 +106,7 @@ assert (predicted - expected).norm() / expected.norm() < 1e-5
 
 
 def test_a_fused_unet_is_one_graph() -> None:
-    """A break in it would send an accelerator back to Python within a step."""
+    """A graph break would return to Python within a step."""
     done = subprocess.run([sys.executable, "-c", ONE_GRAPH], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -115,9 +115,9 @@ def test_folded_kernels_follow_the_network() -> None:
     model = seeded(lambda: UNet(LAYOUTS["ssd-1b"]))
     fuse(model)
     (folded, *_) = [each for each in model.modules() if isinstance(each, FoldedUpsample)]
-    assert folded.four.weight.dtype == torch.float32
+    assert folded.phases.weight.dtype == torch.float32
     model.half()
-    assert folded.four.weight.dtype == torch.float16
+    assert folded.phases.weight.dtype == torch.float16
 
 
 @needs_operators
@@ -143,11 +143,11 @@ def test_what_cannot_be_packed_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -
         pack(elsewhere := VAE(VAE_MINI))
     assert not any(isinstance(module, PackedConv2d) for module in elsewhere.modules())
     monkeypatch.setattr(packing, "PackedConv2d", lambda layer: torch.ops.mkldnn._an_operator_that_went())
-    packing._works.cache_clear()
+    packing.packing_works.cache_clear()
     try:
-        assert not packing._works(torch.float32)
+        assert not packing.packing_works(torch.float32)
     finally:
-        packing._works.cache_clear()
+        packing.packing_works.cache_clear()
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -163,7 +163,7 @@ def test_deep_features_are_kept_while_shallow_ones_stay(name: str) -> None:
     near, far = (given[0] + share * torch.randn_like(given[0]) for share in (1e-3, 1.0))
     kept = model(near, *given[1:], None, reuse)
     assert asked == [1] and not kept.equal(expected), "the finest level always sees its latents"
-    assert apart(kept, model(near, *given[1:])) < 0.05
+    assert relative_error(kept, model(near, *given[1:])) < 0.05
     asked.clear()
     assert model(far, *given[1:], None, reuse).equal(model(far, *given[1:])) and asked == [1, 1]
     assert model(far[:1], *(each[:1] for each in given[1:]), None, reuse).shape[0] == 1, "another batch"

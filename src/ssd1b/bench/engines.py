@@ -1,7 +1,6 @@
-"""Who computes: our own engine, the same network without it, and peers where they are installed.
+"""Engines to benchmark: this package's, its unprepared networks, and peers that are installed.
 
-Each gets the same weights and inputs. Peers are imported when they are asked for, and nowhere else in the
-package.
+All get the same weights and inputs. Peers are imported on demand, and nowhere else in the package.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,28 +36,28 @@ from ssd1b.runtime import DTYPES, choose_dtype
 from ssd1b.settings import DEFAULT_MODEL
 from ssd1b.speed.backends import prepare
 from ssd1b.speed.compiling import compile_network
-from ssd1b.speed.openvino import library, round_file, save
+from ssd1b.speed.openvino import PRECISIONS, import_library, quantize_file, save_network
 from ssd1b.speed.torchao_quant import check_quantization
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.configs import text_config, unet_config, vae_config
 from ssd1b.weights.vocabulary import DATA, PADDING, VOCABULARY_SIZE, tokenizer_folder, tokenizers
 
 Work = Callable[[], Tensor]
-"""Computes once."""
+"""Runs a case once, and returns its output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """What computes a case.
+    """A way to run a case.
 
     Attributes:
-        needs: libraries beyond our own.
-        prepare: ``prepare(case, dtype, device)``: everything that happens once.
-        copies: of the weights that it makes in its number format.
+        prepare: ``prepare(case, dtype, device)`` does everything that happens once, and returns the work.
+        needs: libraries that it needs beyond our dependencies.
+        copies: number of copies of the weights that it makes in its number format.
         quantized: one of ``execution.QUANTIZATIONS``.
-        parts: of ``bench.PARTS``, that it computes here.
-        layouts: whose names it knows; empty for all.
-        on_cpu: and nowhere else.
+        parts: those of ``bench.PARTS`` that it supports.
+        layouts: names of the layouts that it supports; empty for all.
+        on_cpu: whether it supports only CPUs.
     """
 
     prepare: Callable[[Case, torch.dtype, torch.device], Work]
@@ -78,28 +77,28 @@ def _ours(
     compiled: bool = False,
     quantized: str | None = None,
 ) -> Work:
-    network = _shell(_converted(case, dtype, device))
+    network = _copy_structure(_network(case, dtype, device))
     for each in network.values() if isinstance(network, nn.ModuleDict) else (network,):
         prepare(each, compiled=compiled, quantized=quantized)
     if isinstance(network, nn.ModuleDict):
-        return _drawn(case, network)
+        return _pipeline_work(case, network)
     inputs = _inputs(case, dtype, device)
     if isinstance(network, UNet):
         latents, timesteps, embeds, pooled, sizes = inputs
-        # Once a picture, and so no part of a step.
+        # Computed once per image, so not part of a step.
         context = network.cross_attention_kv(embeds, without_text=case.batch)
         return lambda: network(latents, timesteps, context, pooled, sizes)
-    return _called_ours(network, inputs)
+    return _network_work(network, inputs)
 
 
 def _plain(case: Case, dtype: torch.dtype, device: torch.device) -> Work:
-    network = _converted(case, dtype, device)
+    network = _network(case, dtype, device)
     if isinstance(network, nn.ModuleDict):
-        return _drawn(case, network)
-    return _called_ours(network, _inputs(case, dtype, device))
+        return _pipeline_work(case, network)
+    return _network_work(network, _inputs(case, dtype, device))
 
 
-def _called_ours(network: nn.Module, inputs: tuple[Tensor, ...]) -> Work:
+def _network_work(network: nn.Module, inputs: tuple[Tensor, ...]) -> Work:
     if isinstance(network, VAE):
         return lambda: network.decode(*inputs)
     if isinstance(network, TextEncoder):
@@ -107,23 +106,18 @@ def _called_ours(network: nn.Module, inputs: tuple[Tensor, ...]) -> Work:
     return lambda: network(*inputs)
 
 
-def _drawn(case: Case, networks: nn.ModuleDict) -> Work:
-    """From the prompt to the picture, as ``ssd1b generate`` goes."""
+def _pipeline_work(case: Case, networks: nn.ModuleDict) -> Work:
     pipeline = _pipeline(case, networks)
-    chosen = [pipeline.settings(**case.settings)] * case.batch
-
-    def draw() -> Tensor:
-        return _pixels([picture.image for picture in pipeline.draw(chosen)])
-
-    return draw
+    batch = [pipeline.settings(**case.settings)] * case.batch
+    return lambda: _pixels([picture.image for picture in pipeline.draw(batch)])
 
 
 def _pipeline(case: Case, networks: nn.ModuleDict) -> Pipeline:
-    """A pipeline of random networks, with CLIP's tokenizers, or for fewer tokens the miniatures'."""
+    """Make a pipeline of random networks, with CLIP's tokenizers or, for fewer tokens, the miniatures'."""
     parts, layout = cast(Any, networks), case.layout
-    own = {part: DATA / DEFAULT_MODEL / tokenizer_folder(part) for part in PADDING}
+    miniature = {part: DATA / DEFAULT_MODEL / tokenizer_folder(part) for part in PADDING}
     clip = layout.text_encoder.vocab_size == VOCABULARY_SIZE
-    info = ModelInfo(layout=layout, tokenizers={} if clip else own)
+    info = ModelInfo(layout=layout, tokenizers={} if clip else miniature)
     tokenizer, tokenizer_2 = tokenizers(info)
     return Pipeline(
         identity=ModelIdentity(name="random", source="random", revision=None, layout=layout.name),
@@ -142,34 +136,33 @@ def _pixels(images: Sequence[Image.Image]) -> Tensor:
 
 def _diffusers(case: Case, dtype: torch.dtype, device: torch.device) -> Work:
     if case.part == "picture":
-        return _drawn_by_diffusers(case, dtype, device)
-    return _called(case, dtype, device, _diffusers_network(case.part, case, dtype, device))
+        return _diffusers_pipeline_work(case, dtype, device)
+    return _peer_work(case, dtype, device, _peer_network(case.part, case, dtype, device))
 
 
 def _compile(network: nn.Module) -> None:
-    """As diffusers' guide has it, by the same compiler with the same options as our own networks."""
+    """Compile a network as diffusers' guide recommends, with the same options as our own networks."""
     cast(Any, network).to(memory_format=torch.channels_last)
     compile_network(network)
 
 
-def _compiled(case: Case, dtype: torch.dtype, device: torch.device) -> Work:
+def _diffusers_compiled(case: Case, dtype: torch.dtype, device: torch.device) -> Work:
     if case.part == "picture":
-        return _drawn_by_diffusers(case, dtype, device, compiled=True)
-    network = deepcopy(_diffusers_network(case.part, case, dtype, device))  # layouts in memory will change
+        return _diffusers_pipeline_work(case, dtype, device, compiled=True)
+    network = deepcopy(_peer_network(case.part, case, dtype, device))  # the memory format will change
     _compile(network)
-    return _called(case, dtype, device, network)
+    return _peer_work(case, dtype, device, network)
 
 
-def _drawn_by_diffusers(
+def _diffusers_pipeline_work(
     case: Case, dtype: torch.dtype, device: torch.device, *, compiled: bool = False
 ) -> Work:
-    """Its pipeline; texts are encoded by our own encoders, which are as fast as transformers' (docs/log)."""
+    """Use diffusers' pipeline, with texts encoded by our encoders, which are as fast (docs/log)."""
     diffusers: Any = import_module("diffusers")
-    networks = cast(nn.ModuleDict, _converted(case, dtype, device))
-    ours = _pipeline(case, networks)
-    unet, vae = (_diffusers_network(part, case, dtype, device) for part in ("unet", "vae"))
+    ours = _pipeline(case, cast(nn.ModuleDict, _network(case, dtype, device)))
+    unet, vae = (_peer_network(part, case, dtype, device) for part in ("unet", "vae"))
     if compiled:
-        unet, vae = deepcopy(unet), deepcopy(vae)  # layouts in memory will change
+        unet, vae = deepcopy(unet), deepcopy(vae)  # the memory format will change
         unet.fuse_qkv_projections()
         _compile(unet)
         _compile(vae.decoder)
@@ -179,43 +172,40 @@ def _drawn_by_diffusers(
         add_watermarker=False,
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
-    given = case.settings
+    settings = case.settings
+    latent = settings["width"] // case.layout.vae.factor
 
-    cells = given["width"] // case.layout.vae.factor
-
-    def draw() -> Tensor:
-        embeds, pooled = ours.text.encode(ours.text.tokenize([given["prompt"]] * case.batch))
-        # The same noise as ours; left to itself it would draw other numbers in each number format.
-        noise = noise_source([given["seed"]] * case.batch, cells, cells, device)()
-        pictures = pipe(
+    def generate() -> Tensor:
+        embeds, pooled = ours.text.encode(ours.text.tokenize([settings["prompt"]] * case.batch))
+        # The same noise as ours; diffusers would draw different noise for each dtype.
+        noise = noise_source([settings["seed"]] * case.batch, latent, latent, device)()
+        output = pipe(
             prompt_embeds=embeds.to(dtype), pooled_prompt_embeds=pooled.to(dtype),
-            latents=noise.to(dtype), num_inference_steps=given["steps"],
-            guidance_scale=given["guidance_scale"], width=given["width"], height=given["height"],
+            latents=noise.to(dtype), num_inference_steps=settings["steps"],
+            guidance_scale=settings["guidance_scale"], width=settings["width"], height=settings["height"],
         )  # fmt: skip
-        return _pixels(pictures.images)
+        return _pixels(output.images)
 
-    return draw
+    return generate
 
 
-def _called(case: Case, dtype: torch.dtype, device: torch.device, network: nn.Module) -> Work:
+def _peer_work(case: Case, dtype: torch.dtype, device: torch.device, network: nn.Module) -> Work:
     inputs = _inputs(case, dtype, device)
     if case.part == "vae":
         scaled = inputs[0] / case.layout.vae.scaling_factor
-        decoder = cast(Any, network)
-        return lambda: decoder(scaled)
+        return lambda: network(scaled)
     if case.part == "text":
-        texts = cast(Any, network)
-        return lambda: texts(input_ids=inputs[0], output_hidden_states=True).hidden_states[-2]
+        return lambda: network(input_ids=inputs[0], output_hidden_states=True).hidden_states[-2]
     latents, timesteps, embeds, pooled, sizes = inputs
     added = {"text_embeds": pooled, "time_ids": sizes}
     return lambda: network(latents, timesteps[0], embeds, added_cond_kwargs=added, return_dict=False)[0]
 
 
-def _diffusers_network(part: str, case: Case, dtype: torch.dtype, device: torch.device) -> Any:
-    """The peer's own module, sharing our weights; of the VAE alone its second half."""
-    ours: Any = _converted(case, dtype, device)
+def _peer_network(part: str, case: Case, dtype: torch.dtype, device: torch.device) -> Any:
+    """Build the peer's module on our weights; for part ``vae`` only its decoder."""
+    ours: Any = _network(case, dtype, device)
     if part == "text":
-        return _transformers_text(case.layout.text_encoder_2, ours.text_model.state_dict())
+        return _transformers_text_encoder(case.layout.text_encoder_2, ours.text_model.state_dict())
     diffusers: Any = import_module("diffusers")
     side = case.layout.size
     config, kind = (
@@ -231,67 +221,66 @@ def _diffusers_network(part: str, case: Case, dtype: torch.dtype, device: torch.
     return _Decoder(network) if case.part == "vae" else network
 
 
-def _transformers_text(layout: TextLayout, weights: Mapping[str, Tensor]) -> nn.Module:
-    """What diffusers leaves texts to, sharing our weights."""
+def _transformers_text_encoder(layout: TextLayout, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Build transformers' text encoder, which diffusers uses, on our weights."""
     transformers: Any = import_module("transformers")
     config = transformers.CLIPTextConfig.from_dict(text_config(layout))
     with torch.device("meta"):
         model = transformers.CLIPTextModel(config)
-    network = getattr(model, "text_model", model)  # newer versions have no such module
+    network = getattr(model, "text_model", model)  # absent in newer versions
     positions = {name: buffer.shape for name, buffer in network.named_buffers() if buffer.is_meta}
     network.load_state_dict(weights, assign=True)
     device = next(iter(weights.values())).device
     for name, shape in positions.items():
         owner, _, leaf = name.rpartition(".")
-        numbers = torch.arange(shape[-1], device=device).expand(shape)
-        network.get_submodule(owner).register_buffer(leaf, numbers, persistent=False)
+        indices = torch.arange(shape[-1], device=device).expand(shape)
+        network.get_submodule(owner).register_buffer(leaf, indices, persistent=False)
     return model.requires_grad_(False).eval()
 
 
 class _Decoder(nn.Module):
-    """An autoencoder's second half, as a picture needs it; diffusers' and ours have the same parts."""
+    """The decoder of diffusers' autoencoder or ours, which have the same modules."""
 
     def __init__(self, vae: nn.Module) -> None:
         super().__init__()
         self.post_quant_conv, self.decoder = cast(Any, vae).post_quant_conv, cast(Any, vae).decoder
 
     def forward(self, scaled: Tensor) -> Tensor:
-        """Decode latents that were divided by the scaling factor."""
+        """Decode latents divided by the scaling factor."""
         return self.decoder(self.post_quant_conv(scaled))
 
 
 def _openvino(case: Case, dtype: torch.dtype, device: torch.device, *, quantized: bool = False) -> Work:
-    openvino = library("openvino")
+    openvino = import_library("openvino")
     network = _Decoder(case.network) if case.part == "vae" else case.network
     inputs = _inputs(case, torch.float32, torch.device("cpu"))
     if case.part == "vae":
         inputs = (inputs[0] / case.layout.vae.scaling_factor,)
-    given = [each.numpy() for each in inputs]
+    arrays = [each.numpy() for each in inputs]
     model = openvino.convert_model(network, example_input=inputs)
     if quantized:
         with TemporaryDirectory() as folder:
-            exact, rounded = (Path(folder, name, "network.xml") for name in ("exact", "int8"))
-            save(model, exact, half=True)
+            exact, int8 = (Path(folder, name, "network.xml") for name in ("exact", "int8"))
+            save_network(model, exact, half=True)
             del model  # NNCF needs the memory
-            round_file(exact, rounded, [given])  # read off what is about to be computed: its best case
-            model = openvino.Core().read_model(rounded)
-    hint = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
-    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
-    return lambda: torch.from_numpy(compiled(given)[0])
+            quantize_file(exact, int8, [arrays])  # calibrated on the inputs to be timed: the best case
+            model = openvino.Core().read_model(int8)
+    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": PRECISIONS[dtype]})
+    return lambda: torch.from_numpy(compiled(arrays)[0])
 
 
 def _ggml(case: Case, dtype: torch.dtype, device: torch.device, *, quantized: str | None = None) -> Work:
     levels = steps_for(NoiseSchedule(), case.settings["steps"], grid=SAMPLERS[case.settings["sampler"]].grid)
-    draw = ggml.load(case, levels.sigmas, dtype, quantized=quantized)
-    return lambda: _pixels(draw())
+    generate = ggml.load(case, levels.sigmas, dtype, quantized=quantized)
+    return lambda: _pixels(generate())
 
 
 def _quantized(name: str) -> Engine:
-    def prepared(case: Case, dtype: torch.dtype, device: torch.device) -> Work:
-        kernels = name == "int8" and device.type == "cpu"  # of its own
-        return _ours(case, dtype, device, compiled=not kernels, quantized=name)
+    def prepare_quantized(case: Case, dtype: torch.dtype, device: torch.device) -> Work:
+        own_kernels = name == "int8" and device.type == "cpu"
+        return _ours(case, dtype, device, compiled=not own_kernels, quantized=name)
 
-    return Engine(prepare=prepared, copies=1, quantized=name)
+    return Engine(prepare=prepare_quantized, copies=1, quantized=name)
 
 
 def _stable_diffusion_cpp(quantized: str | None = None) -> Engine:
@@ -308,7 +297,7 @@ ENGINES: Mapping[str, Engine] = MappingProxyType({
     "ssd1b-int8": _quantized("int8"),
     "ssd1b-plain": Engine(prepare=_plain),
     "diffusers": Engine(prepare=_diffusers, needs=("diffusers",)),
-    "diffusers-compiled": Engine(prepare=_compiled, needs=("diffusers",), copies=1),
+    "diffusers-compiled": Engine(prepare=_diffusers_compiled, needs=("diffusers",), copies=1),
     "openvino": Engine(
         prepare=_openvino, needs=("openvino",), copies=2, parts=("unet", "vae", "text"), on_cpu=True
     ),
@@ -319,13 +308,12 @@ ENGINES: Mapping[str, Engine] = MappingProxyType({
     "stable-diffusion.cpp": _stable_diffusion_cpp(),
     "stable-diffusion.cpp-q8": _stable_diffusion_cpp("q8_0"),
 })  # fmt: skip
-"""This package as it draws, compiled, and with its matrices in eight bits; its networks as they are written;
-diffusers as it is loaded, and compiled as its guide has it; our network converted by OpenVINO, and rounded to
-eight bits by NNCF; stable-diffusion.cpp, and with its matrices in eight bits."""
+"""This package with default options, compiled and quantized, and its networks unprepared; diffusers eager and
+compiled; our networks converted by OpenVINO and quantized by NNCF; stable-diffusion.cpp, also quantized."""
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class EngineChoice:
     """An engine in a number format."""
 
     name: str
@@ -336,63 +324,63 @@ class Choice:
         return f"{self.name}:{formats[self.dtype]}"
 
 
-def read_choice(text: str, dtype: str | None, device: torch.device) -> Choice:
-    """Read "diffusers" or "diffusers:bf16".
+def read_choice(text: str, dtype: str | None, device: torch.device) -> EngineChoice:
+    """Parse "diffusers" or "diffusers:bf16".
 
     Args:
-        text: an engine, and perhaps a number format.
-        dtype: the format where ``text`` has none; None is what the hardware is fast at.
-        device: where it is to run.
+        text: name of an engine, and optionally a number format.
+        dtype: number format if ``text`` has none; None is the fastest on the device.
+        device: device to run on.
 
     Raises:
-        InputError: no such engine or format, or the machine lacks what it needs.
+        InputError: the engine or format is unknown, or not supported on this machine.
     """
-    name, _, own = text.partition(":")
+    name, _, suffix = text.partition(":")
     if name not in ENGINES:
         raise unknown("engine", name, ENGINES)
     require(f"engine {name}", *ENGINES[name].needs)
-    if own and own not in DTYPES:
-        raise unknown("dtype", own, DTYPES)
-    number = choose_dtype(own or dtype, device)
+    if suffix and suffix not in DTYPES:
+        raise unknown("dtype", suffix, DTYPES)
+    number_format = choose_dtype(suffix or dtype, device)
     if (quantized := ENGINES[name].quantized) is not None:
-        check_quantization(quantized, device, number)
-    return Choice(name, number)
+        check_quantization(quantized, device, number_format)
+    return EngineChoice(name, number_format)
 
 
 def check_engine(name: str, part: str, layout: ModelLayout, device: torch.device) -> None:
-    """See that an engine computes such a case.
+    """Check that an engine supports a part, layout and device.
 
     Raises:
-        InputError: it has no such part, does not know the layout, or computes elsewhere.
+        InputError: it does not.
     """
     engine = ENGINES[name]
     if part not in engine.parts:
-        raise InputError(f"engine {name} does not do part {part} here: allowed are {', '.join(engine.parts)}")
+        raise InputError(f"engine {name} does not support part {part}: allowed are {', '.join(engine.parts)}")
     if engine.layouts and layout.name not in engine.layouts:
         raise InputError(
-            f"engine {name} does not know the layout {layout.name}: allowed are {', '.join(engine.layouts)}"
+            f"engine {name} does not support layout {layout.name}: allowed are {', '.join(engine.layouts)}"
         )
     if engine.on_cpu and device.type != "cpu":
-        raise InputError(f"engine {name} computes on a CPU here, not on {device}: add --device cpu")
+        raise InputError(f"engine {name} runs on a CPU, not on {device}: add --device cpu")
 
 
-def needed_bytes(parameters: int, choices: Sequence[Choice]) -> int:
-    """What the weights of all engines take together, ours in float32 among them."""
+def needed_bytes(parameters: int, choices: Sequence[EngineChoice]) -> int:
+    """Sum the memory for all engines' weights, and for the case's own in float32."""
     formats = {choice.dtype for choice in choices} - {torch.float32}
     copies = [choice.dtype.itemsize * ENGINES[choice.name].copies for choice in choices]
     return parameters * (torch.float32.itemsize + sum(each.itemsize for each in formats) + sum(copies))
 
 
-def _converted(case: Case, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The case's network in a format and place, which all engines of that share."""
-    where = (dtype, device)
-    if where not in case.copies:
-        case.copies[where] = deepcopy(case.network).to(device, dtype)
-    return case.copies[where]
+def _network(case: Case, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """Return the case's network in a number format and on a device; engines share these copies."""
+    key = (dtype, device)
+    if key not in case.copies:
+        case.copies[key] = deepcopy(case.network).to(device, dtype)
+    return case.copies[key]
 
 
-def _shell(network: nn.Module) -> nn.Module:
-    """A copy whose layers may be changed; on a CPU it shares its weights, which are replaced, not changed."""
+def _copy_structure(network: nn.Module) -> nn.Module:
+    """Copy a network so that its layers can be replaced; on a CPU the copy shares the weights."""
     weights = [*network.parameters(), *network.buffers()]
     shared = {id(weight): weight for weight in weights if weight.device.type == "cpu"}
     return deepcopy(network, shared)

@@ -1,4 +1,4 @@
-"""Timing on machines that do other things, too: engines take turns, and ratios are taken round by round."""
+"""Timing that is robust on busy machines: engines take turns, and ratios are computed within each round."""
 
 import gc
 import time
@@ -7,30 +7,28 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ssd1b.bench.case import Case
-from ssd1b.bench.engines import ENGINES, Choice, Work
+from ssd1b.bench.engines import ENGINES, EngineChoice, Work
 from ssd1b.runtime import dtype_name
 from ssd1b.speed.packing import pack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What was measured of an engine.
+    """Measurements of one engine.
 
     Attributes:
-        engine: its name; dtype: its number format.
-        seconds: of one call, median; low and high: the shortest and the longest.
-        ratio: of its seconds to the first peer's, median of the rounds' ratios; ratio_low and ratio_high:
-            the smallest and the largest of them.
-        apart: norm of the difference from the reference's output, by the norm of that.
-        gflops: billions of floating-point operations a second, two to a multiplication; what an engine need
-            not compute counts as computed.
-        share: of the measured rate of matrix products in its number format; what multiplies in eight bits may
-            have more than all of it.
-        preparation: seconds of what happens once, the first call included.
-        memory: bytes by which the process grew meanwhile; on a GPU, how much more of it was in use at most.
+        engine: name; dtype: number format.
+        seconds: median time of one call; low and high: the shortest and the longest.
+        ratio: time relative to the first peer, median over rounds; ratio_low and ratio_high: smallest and
+            largest.
+        apart: relative error: norm of the difference from the reference's output, over that output's norm.
+        gflops: billions of floating-point operations per second, two per multiply-accumulate, counting
+            operations that the engine avoids.
+        share: fraction of the measured rate of matrix products in this number format; may exceed 1 with int8.
+        preparation: seconds of preparation, including the first call.
+        memory: bytes by which the process grew during preparation; on a GPU, growth of its peak use.
     """
 
     engine: str
@@ -50,72 +48,72 @@ class Row:
 
 @torch.inference_mode()
 def compare(
-    case: Case, choices: Sequence[Choice], *, reference: Choice, rounds: int, device: torch.device,
-    advance: Callable[[str], None] = lambda what: None,
+    case: Case, choices: Sequence[EngineChoice], *, reference: EngineChoice, rounds: int,
+    device: torch.device, advance: Callable[[str], None] = lambda message: None,
 ) -> list[Row]:  # fmt: skip
     """Time engines on a case in turn: A B C, A B C ...
 
     Args:
-        case: what is computed.
-        choices: engines; ratios are to the second, if there are several.
-        reference: whose output the others are compared with.
-        rounds: how many.
-        device: where.
-        advance: told what is done next; ``(rounds + 1) * len(choices) + 1`` times in all.
+        case: the computation.
+        choices: engines; ratios are relative to the second, if there are several.
+        reference: engine whose output the others are compared with.
+        rounds: number of rounds.
+        device: device to run on.
+        advance: called with a description of the work ahead, ``(rounds + 1) * len(choices) + 1`` times.
     """
-    advance(f"{reference}: for reference")
+    advance(f"{reference}: reference")
     expected = ENGINES[reference.name].prepare(case, reference.dtype, device)().float().cpu()
     gc.collect()
     works: list[Work] = []
-    preparations, grown, apart = [], [], []
+    preparations, growths, errors = [], [], []
     for choice in choices:
         advance(f"{choice}: prepare")
-        before, start = _in_use(device), time.perf_counter()
+        before, start = _reset_memory(device), time.perf_counter()
         works.append(ENGINES[choice.name].prepare(case, choice.dtype, device))
         output = works[-1]()
-        _wait(device)
+        _synchronize(device)
         preparations.append(time.perf_counter() - start)
         gc.collect()
-        grown.append(_most_in_use(device) - before)
-        apart.append(_apart(output.float().cpu(), expected))
+        growths.append(_peak_memory(device) - before)
+        errors.append(float((output.float().cpu() - expected).norm() / expected.norm()))
     peaks = {dtype: product_rate(dtype, device) for dtype in {choice.dtype for choice in choices}}
     seconds = np.empty((rounds, len(choices)))
     for number in range(rounds):
-        for place, work in enumerate(works):
-            advance(f"{choices[place]}: round {number + 1}")
+        for index, work in enumerate(works):
+            advance(f"{choices[index]}: round {number + 1}")
             start = time.perf_counter()
             work()
-            _wait(device)
-            seconds[number, place] = time.perf_counter() - start
+            _synchronize(device)
+            seconds[number, index] = time.perf_counter() - start
     ratios = seconds / seconds[:, [min(1, len(choices) - 1)]]
     rows = []
-    for place, choice in enumerate(choices):
-        mine, against = seconds[:, place], ratios[:, place]
-        rate = 2 * case.macs / float(np.median(mine))
+    for index, choice in enumerate(choices):
+        times, relative = seconds[:, index], ratios[:, index]
+        rate = 2 * case.macs / float(np.median(times))
         rows.append(
             Row(
-                engine=choice.name, dtype=dtype_name(choice.dtype), seconds=float(np.median(mine)),
-                low=float(mine.min()), high=float(mine.max()), ratio=float(np.median(against)),
-                ratio_low=float(against.min()), ratio_high=float(against.max()), apart=apart[place],
+                engine=choice.name, dtype=dtype_name(choice.dtype), seconds=float(np.median(times)),
+                low=float(times.min()), high=float(times.max()), ratio=float(np.median(relative)),
+                ratio_low=float(relative.min()), ratio_high=float(relative.max()), apart=errors[index],
                 gflops=rate / 1e9, share=rate / peaks[choice.dtype],
-                preparation=preparations[place], memory=grown[place],
+                preparation=preparations[index], memory=growths[index],
             )
         )  # fmt: skip
     return rows
 
 
 PRODUCTS = {"cpu": ((2048, 640, 5120), (512, 1280, 1280), (4096, 640, 640)), "cuda": ((8192, 8192, 8192),)}
-"""Rows, inputs and outputs of matrices: on processors as SSD-1B multiplies them, as larger ones are no faster
-there; on a GPU such that it has enough to do."""
+"""Rows, inputs and outputs of matrices: SSD-1B's on CPUs, where larger ones are no faster, and on a GPU large
+enough to saturate it."""
 
-_TOGETHER = 8
-"""Products that an accelerator is given at once, so that none waits for the one before to be noticed."""
+_QUEUED = 8
+"""Products that are queued on an accelerator between synchronisations, to hide launch latency."""
 
 
 def product_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """What the machine reaches at best in matrix products, packed or not: operations a second."""
+    """Measure the machine's best rate of matrix products, packed or not, in operations per second."""
     best = 0.0
-    together = 1 if device.type == "cpu" else _TOGETHER
+    queued = 1 if device.type == "cpu" else _QUEUED
     for rows, inputs, outputs in PRODUCTS.get(device.type, PRODUCTS["cpu"]):
         x = torch.randn(rows, inputs).to(device, dtype)
         for packed in (False, True):
@@ -125,23 +123,23 @@ def product_rate(dtype: torch.dtype, device: torch.device) -> float:
                 pack(layers)
             for _ in range(4):
                 start = time.perf_counter()
-                for _ in range(together):
+                for _ in range(queued):
                     layers(x)
-                _wait(device)
-                seconds = (time.perf_counter() - start) / together
+                _synchronize(device)
+                seconds = (time.perf_counter() - start) / queued
                 best = max(best, 2 * rows * inputs * outputs / seconds)
     return best
 
 
-def _in_use(device: torch.device) -> int:
-    """Bytes of the process, or of the GPU; from here on its most is counted anew."""
+def _reset_memory(device: torch.device) -> int:
+    """Return the bytes used by the process or on the GPU, and reset the GPU's peak."""
     if device.type != "cuda":
-        return _most_in_use(device)
+        return _peak_memory(device)
     torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.memory_allocated(device)
 
 
-def _most_in_use(device: torch.device) -> int:
+def _peak_memory(device: torch.device) -> int:
     import psutil
 
     if device.type == "cuda":
@@ -149,11 +147,6 @@ def _most_in_use(device: torch.device) -> int:
     return psutil.Process().memory_info().rss
 
 
-def _apart(output: Tensor, expected: Tensor) -> float:
-    return float((output - expected).norm() / expected.norm())
-
-
-def _wait(device: torch.device) -> None:
-    """Until what was asked of an accelerator is done."""
+def _synchronize(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ssd1b.bench.engines import Choice
+    from ssd1b.bench.engines import EngineChoice
     from ssd1b.bench.rounds import Row
     from ssd1b.layouts import ModelLayout
 
@@ -161,7 +161,10 @@ def command(
 
 
 def _check_memory(
-    what: "Mapping[str, Any]", layout: "ModelLayout", choices: "Sequence[Choice]", device: "torch.device"
+    what: "Mapping[str, Any]",
+    layout: "ModelLayout",
+    choices: "Sequence[EngineChoice]",
+    device: "torch.device",
 ) -> None:
     """Refuse what cannot fit before anything is allocated."""
     import psutil

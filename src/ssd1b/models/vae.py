@@ -80,12 +80,12 @@ class VAE(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """What it computes in."""
-        return self.decoder.conv_norm_out.weight.dtype
+        return next(self.post_quant_conv.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
         """Where it lives."""
-        return self.decoder.conv_norm_out.weight.device
+        return next(self.post_quant_conv.parameters()).device
 
     def _decode(self, latents: Latents, tile: int | None) -> Pixels:
         latents = latents.to(self.dtype) / self.layout.scaling_factor

@@ -1,1 +1,1 @@
-"""Networks made fast from outside, for drawing alone: the same answers up to rounding, in less time."""
+"""Faster execution of networks, for inference only: the same predictions up to rounding."""

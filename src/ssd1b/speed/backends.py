@@ -1,4 +1,4 @@
-"""What runs a model's networks: torch here, OpenVINO in its own file, both behind one protocol."""
+"""Backends that run a model's networks: torch here, OpenVINO in its own file, behind one protocol."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,41 +20,41 @@ from ssd1b.speed.fusing import fuse
 from ssd1b.speed.int8_cpu import int8_is_fast, quantize_products
 from ssd1b.speed.offloading import LazyNetwork, ModelSlot
 from ssd1b.speed.openvino import OpenVINOBackend, check_openvino
-from ssd1b.speed.packing import FORMATS, pack
+from ssd1b.speed.packing import PACKED_DTYPES, pack
 from ssd1b.speed.torchao_quant import check_quantization, quantize
 from ssd1b.speed.weight_only import quantize_weights
 
-WIDE = 256
-"""Channels of the widest level from which a UNet is faster in eight bits: SSD-1B's 1280 take half the time,
-the miniatures' 96 take 0.9 of it in batches of 8 and 1.4 alone (docs/log)."""
+INT8_MIN_CHANNELS = 256
+"""Channels of the widest level from which int8 makes a UNet faster. SSD-1B, with 1280, takes half the time;
+the miniatures, with 96, take 0.9 of it in batches of 8 and 1.4 of it alone (docs/log)."""
 
 
 @runtime_checkable
 class Backend(Protocol):
-    """Reads a model's networks and prepares them for inference."""
+    """Loads a model's networks and prepares them for inference."""
 
     def load(self, model: Model, part: str) -> Any:
-        """Give one of ``keymap.PARTS``, ready to run; an uncalibrated UNet comes without quantization.
+        """Load one of ``keymap.PARTS``, ready to run; a UNet that needs calibration is not yet quantized.
 
         Raises:
             InputError: its files are damaged.
         """
         ...
 
-    def uncalibrated(self, model: Model) -> bool:
+    def needs_calibration(self, model: Model) -> bool:
         """Whether the UNet's quantization still needs ``calibrate``."""
         ...
 
     def calibrate(self, model: Model, unet: Any, samples: Sequence[tuple[Any, ...]]) -> Any:
-        """Quantize the UNet by the ranges of samples, and keep the result on disk.
+        """Quantize the UNet with activation ranges from samples, and cache the result on disk.
 
         Args:
-            model: where its weights are.
-            unet: as ``load`` gave it.
-            samples: arguments with which it was called.
+            model: the model.
+            unet: the UNet that ``load`` returned.
+            samples: arguments of its calls.
 
         Returns:
-            The quantized UNet, as ``load`` gives it from then on.
+            The quantized UNet, which ``load`` returns from now on.
         """
         ...
 
@@ -62,13 +62,13 @@ class Backend(Protocol):
 def choose_backend(
     execution: Execution, device: torch.device, dtype: torch.dtype, notify: Callable[[str], None]
 ) -> Backend:
-    """Make the backend that ``execution`` names; ``check_execution`` and ``resolve_auto`` come before.
+    """Make the backend for execution options that passed ``check_execution`` and ``resolve_auto``.
 
     Args:
-        execution: how to compute.
-        device: where.
+        execution: the execution options.
+        device: device to run on.
         dtype: number format to compute in.
-        notify: called before steps that take minutes the first time.
+        notify: called with a message before work that takes minutes the first time.
     """
     torch_backend = TorchBackend(device=device, dtype=dtype, execution=execution)
     if execution.backend == "torch":
@@ -81,25 +81,27 @@ def check_execution(execution: Execution, device: torch.device, dtype: torch.dty
     """Check that this machine supports the options.
 
     Raises:
-        InputError: a library is missing, or the device does not do it, or not both at once.
+        InputError: a library is not installed, or the device does not support an option or a combination.
     """
     if execution.backend == "openvino":
         check_openvino(device, quantized=execution.quantized is not None)
     elif execution.quantized in ("int8", "fp8"):
         check_quantization(execution.quantized, device, dtype)
         if execution.compiled and execution.quantized == "int8" and device.type == "cpu":
-            raise InputError("on a CPU quantize int8 has kernels of its own: leave compile out")
+            raise InputError(
+                "quantize int8 on a CPU has its own kernels, which cannot be compiled: omit compile"
+            )
 
 
 def resolve_auto(
     execution: Execution, unet: UNetLayout, device: torch.device, dtype: torch.dtype
 ) -> Execution:
-    """Replace "auto" by what is faster for one UNet on this machine."""
+    """Replace the quantization "auto" by int8 if that is faster for this UNet, else by none."""
     if execution.quantized != "auto":
         return execution
-    wide = max(level.channels for level in unet.levels) >= WIDE
-    able = device.type == "cpu" and dtype in FORMATS and not execution.compiled
-    return replace(execution, quantized="int8" if wide and able and int8_is_fast() else None)
+    wide = max(level.channels for level in unet.levels) >= INT8_MIN_CHANNELS
+    supported = device.type == "cpu" and dtype in PACKED_DTYPES and not execution.compiled
+    return replace(execution, quantized="int8" if wide and supported and int8_is_fast() else None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +109,9 @@ class TorchBackend:
     """Runs networks with torch, on any device.
 
     Attributes:
-        device: where to run.
+        device: device to run on.
         dtype: number format to compute in.
-        execution: compiled, quantized, in little memory.
+        execution: compilation, quantization, memory mode.
     """
 
     device: torch.device
@@ -118,17 +120,17 @@ class TorchBackend:
     _slot: ModelSlot = field(default_factory=ModelSlot)
 
     def load(self, model: Model, part: str) -> Any:
-        """See ``Backend``. In little memory it gives a stand-in that reads the network when it is used."""
+        """See ``Backend``. With low memory, returns a proxy that loads the network on use."""
         if self.execution.memory == "low" and part != "vae":
-            read = partial(self._in_eight_bits, model, part)
+            read = partial(self._load_weight_only, model, part)
             layout = model.checkpoint.part(part).layout
             return LazyNetwork(cast(type, NETWORKS[part]), read, self._slot, layout=layout)
         network = model.network(part, device=self.device, dtype=self.dtype)
         prepare(network, compiled=self.execution.compiled, quantized=self.execution.quantized)
         return network
 
-    def _in_eight_bits(self, model: Model, part: str) -> nn.Module:
-        """Read a network in 16 bits and round its weights to eight, layer by layer."""
+    def _load_weight_only(self, model: Model, part: str) -> nn.Module:
+        """Read a network in 16 bits and quantize its weights to int8, layer by layer."""
         network = model.network(part, dtype=model.checkpoint.part(part).half_dtype, copied=True)
         if part == "unet":
             prepare(network, quantized="int8-weights")
@@ -136,22 +138,22 @@ class TorchBackend:
             quantize_weights(network)
         return network.to(self.device, self.dtype)
 
-    def uncalibrated(self, model: Model) -> bool:
-        """See ``Backend``: ranges are taken from each tensor as it comes."""
+    def needs_calibration(self, model: Model) -> bool:
+        """See ``Backend``; activation ranges are dynamic here."""
         return False
 
     def calibrate(self, model: Model, unet: Any, samples: Sequence[tuple[Any, ...]]) -> Any:
-        """See ``Backend``: there is nothing to calibrate."""
+        """See ``Backend``; returns the UNet unchanged."""
         return unet
 
 
 def prepare(network: nn.Module, *, compiled: bool = False, quantized: str | None = None) -> None:
-    """Make a network fast, in place. Inference only afterwards.
+    """Fuse, quantize, pack and compile a network, in place. Inference only afterwards.
 
     Args:
-        network: with its weights, where it is to run.
-        compiled: by torch's compiler, when it first runs; text encoders, which run once, are not.
-        quantized: one of ``execution.QUANTIZATIONS``, for UNets: not the same numbers any more.
+        network: the network, on its device.
+        compiled: compile when it first runs; ignored for text encoders, which run once.
+        quantized: one of ``execution.QUANTIZATIONS``; ignored for networks other than UNets.
     """
     compiled = compiled and isinstance(network, UNet | VAE)
     on_cpu = next(network.parameters()).device.type == "cpu"
@@ -166,6 +168,8 @@ def prepare(network: nn.Module, *, compiled: bool = False, quantized: str | None
     if not compiled:
         pack(network)
     if compiled or not on_cpu:
-        cast(Any, network).to(memory_format=torch.channels_last)  # as accelerators' convolutions read it
+        cast(Any, network).to(
+            memory_format=torch.channels_last
+        )  # the fastest for convolutions on accelerators
     if compiled:
         compile_network(network)

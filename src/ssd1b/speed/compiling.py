@@ -1,4 +1,4 @@
-"""Networks through torch's compiler: the same up to rounding, after a wait that the disk remembers."""
+"""Compilation by torch's compiler, cached on disk; results differ by rounding only."""
 
 import os
 
@@ -8,22 +8,22 @@ from ssd1b.models.vae import VAE
 from ssd1b.runtime import cache_folder
 
 _OPTIONS: dict[str, dict[str, bool]] = {
-    # A step is some thousand kernels: replayed as one graph, none waits for Python.
+    # A step launches thousands of kernels: replayed as one graph, none waits for Python.
     "cuda": {"triton.cudagraphs": True},
-    # Weights are packed for oneDNN's kernels as the network is compiled.
+    # Freezing packs weights for oneDNN's kernels.
     "cpu": {"freezing": True},
 }
 
 
 def compile_network(network: nn.Module) -> None:
-    """Have a network compiled when it first runs, and anew for each shape of what it is given.
+    """Compile a network, or a VAE's decoder, when it first runs, and again for each new input shape.
 
-    torch keeps what it compiled on disk, by the network's code and shapes: the next process waits a fraction.
+    torch caches compiled code on disk by the network's code and shapes, so later processes wait far less.
 
     Args:
-        network: with its weights, where it is to run; of a VAE it is the decoder.
+        network: the network, on its device.
     """
-    # Where torch puts it by itself, the next start of the machine empties.
+    # torch's default cache folder does not survive a reboot.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     target = network.decoder if isinstance(network, VAE) else network
     device = next(network.parameters()).device.type

@@ -1,4 +1,4 @@
-"""One product where a network is written with several."""
+"""Fusion of layers: self-attention's projections, and upsampling with its convolution."""
 
 import torch
 from torch import Tensor, nn
@@ -7,15 +7,15 @@ from ssd1b.models.attention import Attention, TransformerBlock
 from ssd1b.models.layers import Upsample
 from ssd1b.speed.folding import FoldedUpsample
 
-_FOLDED = 64
-"""Channels whose multiples are folded: with 48, 96 or 160 channels the four kernels took 1.3 to 12 times as
-long on a CPU, with 64 to 1280 a fifth to two thirds (docs/log)."""
+_FOLDED_CHANNELS = 64
+"""Upsamplings with a multiple of this many channels are folded. On a CPU four kernels took 1.3 to 12 times as
+long with 48, 96 or 160 channels, and a fifth to two thirds of the time with 64 to 1280 (docs/log)."""
 
 _PROJECTIONS = ("to_q", "to_k", "to_v")
 
 
 class FusedSelfAttention(nn.Module):
-    """``Attention`` to its own input, whose queries, keys and values come from one product."""
+    """Self-attention whose queries, keys and values are computed by one product."""
 
     def __init__(self, layer: Attention) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class FusedSelfAttention(nn.Module):
 
 
 def _split_qkv_keys(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
-    """Give the weights under the names that files have."""
+    """Restore the published names of the weights."""
     weights = state.pop(f"{prefix}to_qkv.weight").chunk(3)
     state |= {f"{prefix}{name}.weight": part for name, part in zip(_PROJECTIONS, weights, strict=True)}
 
@@ -40,14 +40,11 @@ def _split_qkv_keys(module: nn.Module, state: dict[str, Tensor], prefix: str, me
 def fuse(network: nn.Module) -> None:
     """Replace layers by fused ones, in place. Inference only afterwards.
 
-    Self-attention's three projections become one, and upsampling and its convolution are folded.
-
-    Args:
-        network: with its weights.
+    Self-attention's three projections become one, and upsampling is folded into its convolution.
     """
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, Upsample) and child.conv.in_channels % _FOLDED == 0:
+            if isinstance(child, Upsample) and child.conv.in_channels % _FOLDED_CHANNELS == 0:
                 module.add_module(name, FoldedUpsample(child).eval())
         if isinstance(module, TransformerBlock):
             module.add_module("attn1", FusedSelfAttention(module.attn1).eval())

@@ -1,4 +1,4 @@
-"""Networks that are in memory one at a time."""
+"""Low-memory execution: networks that are in memory one at a time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,14 +7,14 @@ from torch import nn
 
 
 class ModelSlot:
-    """Memory for one network: loading another one frees it."""
+    """Memory for one network; loading another frees it."""
 
     def __init__(self) -> None:
         self.owner: LazyNetwork | None = None
         self.network: nn.Module | None = None
 
     def load(self, owner: "LazyNetwork") -> nn.Module:
-        """Give the owner's network, loading it if another one took its place."""
+        """Return the owner's network, loading it if it is not in memory."""
         if self.owner is not owner or self.network is None:
             self.owner, self.network = None, None  # freed before the next one is loaded
             self.network = owner._read()
@@ -23,10 +23,10 @@ class ModelSlot:
 
 
 class LazyNetwork:
-    """Stands for a network that is read when it is used, and read again if another one took its place.
+    """A proxy for a network that is loaded on use, and again after another network took its place.
 
     It passes ``isinstance`` checks for the network's class and forwards all attributes to the network. Only
-    the attributes in ``known`` are answered without loading it.
+    the attributes in ``known`` are available without loading it.
     """
 
     def __init__(

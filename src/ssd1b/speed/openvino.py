@@ -1,6 +1,6 @@
-"""OpenVINO as a backend on CPUs: UNet and VAE decoder converted once, kept on disk, in int8 if wanted.
+"""OpenVINO backend for CPUs: UNet and VAE decoder, converted once and cached on disk, optionally in int8.
 
-Importing OpenVINO takes a second, so it is imported when it is first used.
+Importing OpenVINO takes a second, so it is imported on first use.
 """
 
 import hashlib
@@ -32,29 +32,31 @@ def check_openvino(device: torch.device, *, quantized: bool) -> None:
     """Check that OpenVINO can be used.
 
     Raises:
-        InputError: it, or NNCF for quantizing, is not installed, or the device is not a CPU.
+        InputError: OpenVINO, or NNCF for quantization, is not installed, or the device is not a CPU.
     """
     if device.type != "cpu":
-        raise InputError(f"backend openvino computes on a CPU, not on {device}: add --device cpu")
+        raise InputError(f"backend openvino runs on a CPU, not on {device}: add --device cpu")
     require("backend openvino", "openvino", *(["nncf"] if quantized else []))
 
 
-def library(name: str) -> Any:
-    """Import one of OpenVINO's libraries without its telemetry, which would use the network.
-
-    Args:
-        name: openvino, one of its modules, or nncf.
-    """
+def import_library(name: str) -> Any:
+    """Import openvino, one of its modules, or nncf, without telemetry, which would use the network."""
     if "openvino_telemetry" not in sys.modules:
-        sys.modules["openvino_telemetry"] = cast(Any, None)  # as if it were not installed
+        sys.modules["openvino_telemetry"] = cast(Any, None)  # makes it look uninstalled
     return import_module(name)
 
 
-class Compiled:
-    """A converted network, compiled for the shapes of its inputs; other shapes compile it anew."""
+class CompiledNetwork(nn.Module):
+    """A converted network, compiled for the shapes of its inputs and again when they change.
+
+    Args:
+        file: the converted network.
+        dtype: number format to compute in.
+    """
 
     def __init__(self, file: Path, dtype: torch.dtype) -> None:
-        openvino = library("openvino")
+        super().__init__()
+        openvino = import_library("openvino")
         self._core = openvino.Core()
         self._core.set_property({"CACHE_DIR": str(file.parent / "compiled")})
         self._model = self._core.read_model(file)
@@ -62,13 +64,13 @@ class Compiled:
         self._shapes: list[tuple[int, ...]] = []
         self._request: Any = None
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        """Compute; inputs and output are float32."""
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Run the network. Inputs are converted to float32; the output is float32."""
         arrays = [each.float().contiguous().numpy() for each in inputs]
         shapes = [each.shape for each in arrays]
         if shapes != self._shapes:
-            self._request = None  # before the next one takes its memory
-            self._model.reshape({place: list(shape) for place, shape in enumerate(shapes)})
+            self._request = None  # freed before the next one is made
+            self._model.reshape({index: list(shape) for index, shape in enumerate(shapes)})
             hint = {"INFERENCE_PRECISION_HINT": self._precision}
             self._request = self._core.compile_model(self._model, "CPU", hint).create_infer_request()
             self._shapes = shapes
@@ -78,10 +80,10 @@ class Compiled:
 class OpenVINOUNet(UNet):
     """A ``UNet`` whose prediction is computed by a converted network.
 
-    The embedding of times and sizes stays with torch, in float32: its sines are what bfloat16 spoils.
+    Times and sizes are embedded by torch in float32, because bfloat16 is too coarse for their sinusoids.
     """
 
-    def __init__(self, unet: UNet, compiled: Compiled) -> None:
+    def __init__(self, unet: UNet, compiled: CompiledNetwork) -> None:
         nn.Module.__init__(self)
         self.layout, self.compiled = unet.layout, compiled
         self.time_embedding, self.add_embedding = unet.time_embedding.float(), unet.add_embedding.float()
@@ -92,7 +94,7 @@ class OpenVINOUNet(UNet):
         return torch.float32
 
     def cross_attention_kv(self, prompt_embeds: PromptEmbeds, *, without_text: int = 0) -> Any:
-        """Nothing is computed ahead."""
+        """Return the embeddings; keys and values are computed in each step."""
         return prompt_embeds
 
     def predict(
@@ -105,26 +107,16 @@ class OpenVINOUNet(UNet):
         """Compute the prediction, as ``UNet.predict``.
 
         Raises:
-            InputError: features are to be kept between steps, which a converted network does not do.
+            InputError: ``deep_features`` is given, which a converted network cannot use.
         """
         if deep_features is not None:
-            raise InputError("feature_reuse is 0 with backend openvino: its network is one piece")
+            raise InputError("feature_reuse must be 0 with backend openvino, which runs the UNet as a whole")
         return self.compiled(latents, embedding, prompt_embeds)
 
 
-class OpenVINODecoder(nn.Module):
-    """Replaces a VAE's decoder."""
+class _Prediction(nn.Module):
+    """``UNet.predict`` as a module, for conversion."""
 
-    def __init__(self, vae: VAE, compiled: Compiled, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.conv_norm_out, self.compiled = vae.decoder.conv_norm_out.to(dtype), compiled
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, latent_channels, h, w] -> [B, 3, 8h, 8w]``."""
-        return self.compiled(x)
-
-
-class _Denoise(nn.Module):
     def __init__(self, unet: UNet) -> None:
         super().__init__()
         self.unet = unet
@@ -139,9 +131,9 @@ class OpenVINOBackend:
 
     Attributes:
         dtype: number format to compute in.
-        quantized: whether the UNet computes in eight bits.
-        notify: called before steps that take minutes, once for each model.
-        load_other: loads text encoders, which run once a picture and stay with torch.
+        quantized: whether the UNet is quantized to int8.
+        notify: called with a message before conversions, which take minutes and are cached.
+        load_other: loads text encoders, which run once per image and stay with torch.
     """
 
     dtype: torch.dtype
@@ -150,42 +142,42 @@ class OpenVINOBackend:
     load_other: Callable[[Model, str], Any]
 
     def load(self, model: Model, part: str) -> Any:
-        """See ``speed.backends.Backend``. UNet and VAE are converted if that was not done before."""
+        """See ``speed.backends.Backend``. UNet and VAE are converted if they are not cached."""
         if part not in ("unet", "vae"):
             return self.load_other(model, part)
         stored = model.checkpoint.part(part)
         network = model.network(part, dtype=stored.half_dtype)
         file = self._file(model, part)
         if not file.exists():
-            self.notify(f"OpenVINO converts the {'UNet' if part == 'unet' else 'VAE'}, once")
+            self.notify(f"converting the {'UNet' if part == 'unet' else 'VAE'} for OpenVINO (only once)")
             half = all(tensor.dtype.itemsize == 2 for tensor in stored.tensors.values())
             (_convert_unet if part == "unet" else _convert_decoder)(network, file, half=half)
         if part == "vae":
-            network.decoder = OpenVINODecoder(network, Compiled(file, self.dtype), self.dtype)
+            network.decoder = CompiledNetwork(file, self.dtype)
             network.post_quant_conv.to(self.dtype)
             return network
-        if self.quantized and not self.uncalibrated(model):
+        if self.quantized and not self.needs_calibration(model):
             file = self._file(model, part, "int8")
-        return OpenVINOUNet(network, Compiled(file, self.dtype)).eval()
+        return OpenVINOUNet(network, CompiledNetwork(file, self.dtype)).eval()
 
-    def uncalibrated(self, model: Model) -> bool:
+    def needs_calibration(self, model: Model) -> bool:
         """See ``speed.backends.Backend``."""
         return self.quantized and not self._file(model, "unet", "int8").exists()
 
     def calibrate(self, model: Model, unet: OpenVINOUNet, samples: Sequence[tuple[Any, ...]]) -> Any:
-        """See ``speed.backends.Backend``. NNCF reads the ranges of activations off the samples."""
+        """See ``speed.backends.Backend``."""
         inputs = []
         for latents, timesteps, prompt_embeds, pooled, time_ids, guidance, _ in samples:
             embedding = unet.embed(timesteps, pooled, time_ids, guidance)
             inputs.append([each.float().numpy() for each in (latents, embedding, prompt_embeds)])
-        self.notify("NNCF quantizes the UNet, once")
-        round_file(self._file(model, "unet"), self._file(model, "unet", "int8"), inputs)
+        self.notify("quantizing the UNet with NNCF (only once)")
+        quantize_file(self._file(model, "unet"), self._file(model, "unet", "int8"), inputs)
         return self.load(model, "unet")
 
     def _file(self, model: Model, part: str, kind: str = "exact") -> Path:
-        """Where a converted network is kept, by the weights that it was converted from."""
-        decides = (model.version(part), version("openvino"), version("ssd1b"), cpu_multiplies_int8())
-        key = hashlib.sha256(repr(decides).encode()).hexdigest()[:24]
+        """Give the cache file of a converted network; the key identifies the weights and the versions."""
+        identity = (model.version(part), version("openvino"), version("ssd1b"), cpu_multiplies_int8())
+        key = hashlib.sha256(repr(identity).encode()).hexdigest()[:24]
         return cache_folder() / "openvino" / key / kind / "network.xml"
 
 
@@ -198,7 +190,7 @@ def _convert_unet(unet: UNet, file: Path, *, half: bool) -> None:
         torch.zeros(2, 77, layout.cross_attention_dim),
     )
     shapes = [[-1, layout.in_channels, -1, -1], [-1, width], [-1, -1, layout.cross_attention_dim]]
-    _convert(_Denoise(unet.float()), inputs, shapes, file, half=half)
+    _convert(_Prediction(unet.float()), inputs, shapes, file, half=half)
 
 
 def _convert_decoder(vae: VAE, file: Path, *, half: bool) -> None:
@@ -210,44 +202,44 @@ def _convert_decoder(vae: VAE, file: Path, *, half: bool) -> None:
 def _convert(
     network: nn.Module, inputs: tuple[Tensor, ...], shapes: Sequence[list[int]], file: Path, *, half: bool
 ) -> None:
-    openvino = library("openvino")
-    library("openvino.tools.ovc")
+    openvino = import_library("openvino")
+    import_library("openvino.tools.ovc")
     model = openvino.convert_model(
         network, example_input=inputs, input=[openvino.PartialShape(s) for s in shapes]
     )
-    save(model, file, half=half)
+    save_network(model, file, half=half)
 
 
-def save(model: Any, file: Path, *, half: bool) -> None:
-    """Write a network into a folder of its own, wholly or not at all.
+def save_network(model: Any, file: Path, *, half: bool) -> None:
+    """Write a converted network atomically into its own folder.
 
     Args:
-        model: OpenVINO's.
-        file: ends with .xml; weights go beside it.
-        half: store them in 16 bits.
+        model: OpenVINO's model.
+        file: path that ends with .xml; the weights are written to the same folder.
+        half: store weights in 16 bits.
     """
     with renewing(file.parent) as aside:
         aside.mkdir(parents=True)
-        library("openvino").save_model(model, aside / file.name, compress_to_fp16=half)
+        import_library("openvino").save_model(model, aside / file.name, compress_to_fp16=half)
 
 
-def round_file(exact: Path, file: Path, samples: Sequence[Sequence[np.ndarray]]) -> None:
-    """Quantize matrices, convolutions and their activations, whose ranges are taken from samples.
+def quantize_file(exact: Path, file: Path, samples: Sequence[Sequence[np.ndarray]]) -> None:
+    """Quantize matrices, convolutions and their activations, with ranges from samples.
 
     Args:
-        exact: the network, as ``save`` wrote it.
-        file: where to write the rounded one.
-        samples: inputs of steps, as pairs: the mean of their extremes is a better range than that of single
-            rows' (docs/log).
+        exact: the network that ``save_network`` wrote.
+        file: where to write the quantized network.
+        samples: inputs of calls, each a pair of rows: the mean of their extremes is a better range than that
+            of single rows (docs/log).
     """
-    nncf, openvino = library("nncf"), library("openvino")
+    nncf, openvino = import_library("nncf"), import_library("openvino")
     nncf.set_log_level(40)  # errors
     model = openvino.Core().read_model(exact)
-    # Not as a transformer (``model_type``), whose scheme spoils what a UNet predicts (docs/log).
-    # Without VNNI pairs of products are added in 16 bits, which overflow unless weights take half the range.
+    # ``model_type`` stays unset, because the scheme for transformers spoils a UNet's prediction (docs/log).
+    # Without VNNI, pairs of products are summed in 16 bits, which overflow unless weights use half the range.
     overflow = nncf.OverflowFix.FIRST_LAYER if cpu_multiplies_int8() else nncf.OverflowFix.ENABLE
-    small = nncf.quantize(
+    quantized = nncf.quantize(
         model, nncf.Dataset(list(samples)), subset_size=len(samples),
         advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=overflow),
     )  # fmt: skip
-    save(small, file, half=True)
+    save_network(quantized, file, half=True)

@@ -1,9 +1,9 @@
-"""Layers whose weights lie in memory as the processor's kernels want them, put in place of a network's own.
+"""Linear layers and convolutions with weights packed for oneDNN's kernels.
 
-torch calls MKL for float32 products, which on AMD processors is slow with some shapes (docs/log), and
-orders the weights of a convolution anew at every call. oneDNN, which every build of torch for x86 carries,
-reads weights best in an order of its own. torch's compiler packs them so when it freezes a network; here
-that is done alone, through the same operators, without compiling anything.
+For float32 products torch calls MKL, which is slow for some shapes on AMD processors (docs/log), and it
+reorders the weights of a convolution at every call. oneDNN, which is part of every build of torch for x86,
+has its own memory layout for weights. torch's compiler packs weights this way when it freezes a network; this
+module does only that, through the same operators, without compiling.
 """
 
 from functools import cache
@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from ssd1b.models.attention import GEGLU
-from ssd1b.speed.folding import FoldedUpsample
+from ssd1b.speed.replacement import kernels_work, replace_layers
 
-FORMATS = (torch.float32, torch.bfloat16)
-"""That are packed: float16 has no kernels on processors."""
+PACKED_DTYPES = (torch.float32, torch.bfloat16)
+"""Number formats with packed kernels on CPUs; float16 has none."""
 
 SMALLEST = 2**17
-"""Numbers in a matrix below which calling oneDNN costs more than it saves: the miniature's UNet, of matrices
-up to 96 x 768, took 1.2 times as long with them packed."""
+"""Elements of the smallest matrix worth packing: below, calling oneDNN costs more than it saves. The
+miniature's UNet, with matrices up to 96 x 768, took 1.2 times as long with them packed."""
 
 
-class _Product:
-    """``x @ weight.T + bias``, with what follows it in the same pass."""
+class _PackedProduct:
+    """``x @ weight.T + bias`` fused with the operation that follows it."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.bias = bias
@@ -45,7 +45,7 @@ class PackedLinear(nn.Module):
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
-        self._product = _Product(layer.weight, layer.bias)
+        self._product = _PackedProduct(layer.weight, layer.bias)
 
     @property
     def bias(self) -> Tensor | None:
@@ -61,12 +61,12 @@ class PackedLinear(nn.Module):
 
 
 class PackedGEGLU(nn.Module):
-    """``GEGLU`` as two products: the gate's with its GELU, the value's with the gate multiplied in."""
+    """``GEGLU`` as two fused products: the gate's with GELU, the value's with multiplication by the gate."""
 
     def __init__(self, layer: GEGLU) -> None:
         super().__init__()
         weights, biases = layer.proj.weight.chunk(2), layer.proj.bias.chunk(2)
-        self._value, self._gate = map(_Product, weights, biases)
+        self._value, self._gate = map(_PackedProduct, weights, biases)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, N, C] -> [B, N, out_channels]``."""
@@ -80,11 +80,11 @@ class PackedGEGLU(nn.Module):
 
 
 class PackedConv2d(nn.Module):
-    """``nn.Conv2d`` of one group, ``[B, in, H, W] -> [B, out, H', W']``, both channels last.
+    """``nn.Conv2d`` with one group, ``[B, in, H, W] -> [B, out, H', W']``, both channels last.
 
-    Its weights are packed when the first map comes, for maps of its size: oneDNN's order depends on it, and
-    packed for another size they would be ordered anew at every call, which takes longer than a small
-    convolution itself.
+    The weights are packed at the first call, for the size of its input: oneDNN's layout depends on the size,
+    and with another one it would reorder the weights at every call, which takes longer than a small
+    convolution.
     """
 
     def __init__(self, layer: nn.Conv2d) -> None:
@@ -92,7 +92,7 @@ class PackedConv2d(nn.Module):
         self.bias = layer.bias
         assert not isinstance(layer.padding, str)
         padding, stride, dilation = map(list, (layer.padding, layer.stride, layer.dilation))
-        self._how = (padding, stride, dilation, 1)
+        self._geometry = (padding, stride, dilation, 1)
         self._packed = (torch.Size(), layer.weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,10 +100,11 @@ class PackedConv2d(nn.Module):
         size, weight = self._packed
         if size != x.shape:
             dense = weight.to_dense().contiguous()
-            weight = torch.ops.mkldnn._reorder_convolution_weight(dense, *self._how, list(x.shape))
+            weight = torch.ops.mkldnn._reorder_convolution_weight(dense, *self._geometry, list(x.shape))
             self._packed = (x.shape, weight)
         x = x.contiguous(memory_format=torch.channels_last)
-        return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *self._how, "none", [], "none")
+        convolve = torch.ops.mkldnn._convolution_pointwise
+        return convolve(x, weight, self.bias, *self._geometry, "none", [], "none")
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         _save(destination, prefix, self._packed[1].to_dense(), self.bias)
@@ -116,29 +117,14 @@ def _save(destination: dict[str, Tensor], prefix: str, weight: Tensor, bias: Ten
 
 
 def pack(network: nn.Module) -> None:
-    """Replace layers by packed ones, in place, one after the other, so that memory holds few of both.
+    """Replace layers by packed ones, in place. Inference only afterwards; ``state_dict`` does not change.
 
-    Inference only afterwards; ``state_dict`` does not change. On other devices than
-    CPUs, in other formats than ``FORMATS``, and where torch or the processor lacks the operators, nothing
-    changes.
-
-    Args:
-        network: with its weights.
+    Does nothing on devices other than CPUs, in dtypes other than ``PACKED_DTYPES``, and if torch or the
+    processor lacks the operators.
     """
     first = next(network.parameters())
-    if first.device.type == "cpu" and first.dtype in FORMATS and _works(first.dtype):
-        _pack(network)
-
-
-def _pack(network: nn.Module) -> None:
-    for name, child in network.named_children():
-        packed = _packed(child)
-        if isinstance(network, FoldedUpsample) and name == "conv":
-            continue  # of sizes that hardly occur
-        if packed is None:
-            _pack(child)
-        else:
-            setattr(network, name, packed.eval())
+    if first.device.type == "cpu" and first.dtype in PACKED_DTYPES and packing_works(first.dtype):
+        replace_layers(network, _packed)
 
 
 def _packed(layer: nn.Module) -> nn.Module | None:
@@ -153,22 +139,11 @@ def _packed(layer: nn.Module) -> nn.Module | None:
 
 
 def _worthwhile(layer: nn.Linear) -> bool:
-    """Large, and not quantized already."""
+    """Whether a layer is large and not quantized."""
     return layer.weight.numel() >= SMALLEST and type(layer.weight) is nn.Parameter
 
 
 @cache
-def _works(dtype: torch.dtype) -> bool:
-    """Whether the operators, no part of torch's public interface, are there and do what they did."""
-    x = torch.linspace(-1, 1, 64, dtype=dtype).view(1, 4, 4, 4)
-    with torch.random.fork_rng(devices=[]):  # loading must not disturb the caller's random state
-        conv = nn.Conv2d(4, 4, 3, padding=1)
-        layers = {PackedGEGLU: GEGLU(4, 4), PackedLinear: nn.Linear(4, 4), PackedConv2d: conv}
-    try:
-        for packed, layer in layers.items():
-            own = layer.to(dtype).requires_grad_(False)
-            if not torch.allclose(packed(own)(x), own(x), rtol=0.05, atol=0.05):
-                return False
-    except (AttributeError, RuntimeError):
-        return False
-    return True
+def packing_works(dtype: torch.dtype) -> bool:
+    """Whether torch and the processor have working operators for packed weights."""
+    return kernels_work(PackedGEGLU, PackedLinear, PackedConv2d, dtype)

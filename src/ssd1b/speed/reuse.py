@@ -1,9 +1,9 @@
-"""Deep features of the UNet kept from step to step while what leads to them hardly changes.
+"""Reuse of the UNet's deep features in later steps, as long as its shallow ones hardly change.
 
-Ma et al. 2023 (DeepCache, 2312.00858): between two steps the features of the coarse levels change little,
-and they are most of the work. Their cache is renewed every so many steps; here it is renewed when the finest
-level's features, which are computed at every step anyhow, have moved by more than a tolerance since it was
-filled: work is left out where little happens, and none where much does.
+Ma et al. 2023 (DeepCache, 2312.00858): the coarse levels are most of the work, and their features change
+little between two steps. DeepCache refreshes its cache at fixed intervals. Here it is refreshed when the
+finest level's features, which every step computes anyway, have changed by more than a tolerance, so steps
+are skipped where the features are steady and none where they change fast.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from torch import Tensor
 
 @dataclass(slots=True)
 class FeatureReuse:
-    """The memory of one run of a sampler.
+    """Cache of deep features during one run of a sampler.
 
     Attributes:
-        tolerance: the largest change of the finest level's features, by their norm, for which the deep ones
-            are taken from memory.
+        tolerance: largest relative change (L2 norm) of the finest level's features for which the cached deep
+            features are used.
     """
 
     tolerance: float
@@ -26,11 +26,11 @@ class FeatureReuse:
     _deep: Tensor | None = field(default=None, repr=False)
 
     def __call__(self, shallow: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """Deep features from memory, or computed and remembered.
+        """Return the cached deep features, or compute and cache them.
 
         Args:
             shallow: features of the finest level on the way down, ``[B, C, H, W]``.
-            compute: the way through all coarser levels and back.
+            compute: runs all coarser levels, down and up.
         """
         if self._deep is not None and self._change(shallow) <= self.tolerance:
             return self._deep
@@ -38,7 +38,7 @@ class FeatureReuse:
         return self._deep
 
     def _change(self, shallow: Tensor) -> float:
-        before = self._shallow
-        if before is None or before.shape != shallow.shape:
+        cached = self._shallow
+        if cached is None or cached.shape != shallow.shape:
             return float("inf")
-        return float((shallow - before).norm() / before.norm())
+        return float((shallow - cached).norm() / cached.norm())

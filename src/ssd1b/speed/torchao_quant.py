@@ -1,4 +1,4 @@
-"""The UNet's matrices multiplied in int8 or float8 by torchao, on GPUs."""
+"""Int8 and float8 matrix products for the UNet on GPUs, by torchao."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class Quantization:
     """A quantization scheme of torchao.
 
     Attributes:
-        config: torchao's, made from its module ``torchao.quantization``.
-        smallest: numbers in a matrix below which it is not quantized, since that costs more than it saves.
+        config: makes torchao's configuration from its module ``torchao.quantization``.
+        smallest: elements of the smallest matrix worth quantizing.
     """
 
     config: Callable[[Any], Any]
@@ -28,8 +28,8 @@ class Quantization:
 
 
 QUANTIZATIONS: Mapping[str, Quantization] = MappingProxyType({
-    # Feed-forward and the widest projections: smaller matrices are hardly faster in float8 on a Hopper GPU
-    # (docs/log), and each costs a pass to round what it multiplies.
+    # Feed-forward and the widest projections. Smaller matrices are hardly faster in float8 on a Hopper GPU
+    # (docs/log), and quantizing the activations costs an extra kernel each.
     "fp8": Quantization(
         lambda ao: ao.Float8DynamicActivationFloat8WeightConfig(
             granularity=ao.PerRow(), set_inductor_config=False
@@ -40,48 +40,49 @@ QUANTIZATIONS: Mapping[str, Quantization] = MappingProxyType({
         lambda ao: ao.Int8DynamicActivationInt8WeightConfig(set_inductor_config=False), smallest=2**17
     ),
 })  # fmt: skip
-"""Schemes that quantize activations dynamically, row by row."""
+"""Schemes with dynamically quantized activations, row by row."""
 
 
 def check_quantization(name: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Check that this machine supports a quantization.
+    """Check that a quantization is supported.
 
     Raises:
-        InputError: torchao is missing, or the device does not support the scheme.
+        InputError: torchao is not installed, or the device does not support the scheme.
     """
     if name == "int8" and device.type == "cpu":
         if not int8_is_fast():
             raise UnavailableError(
-                "quantize int8 needs a processor that multiplies eight bits (VNNI), and this one does not: "
-                "take int8-weights, which saves memory"
+                "quantize int8 needs a processor with int8 instructions (VNNI), which this one lacks: "
+                "use int8-weights, which saves memory"
             )
         if dtype == torch.float16:
             raise InputError(
-                "quantize int8 computes in fp32 or bf16 on a CPU, not in fp16: say so with dtype"
+                "quantize int8 computes in fp32 or bf16 on a CPU, not in fp16: set dtype to one of them"
             )
         return
     require(f"quantize {name}", "torchao")
     if name == "fp8" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
         raise UnavailableError(
-            "quantize fp8 needs a GPU that multiplies it, NVIDIA's Ada, Hopper or later: take int8"
+            "quantize fp8 needs a GPU with fp8 products (NVIDIA Ada, Hopper or later): use int8"
         )
 
 
 def quantize(network: nn.Module, name: str) -> None:
-    """Quantize the matrices of a network's transformers, in place; convolutions are not quantized.
+    """Quantize the matrices of a network's transformers, in place.
 
-    Neither are the projections of the text to keys and values, which run once a picture.
+    Convolutions are not quantized, nor are the projections of the text to keys and values, which run once
+    per image.
 
     Args:
-        network: with its weights, where it is to run.
+        network: the network, on its device.
         name: one of ``QUANTIZATIONS``.
     """
     ao = import_module("torchao.quantization")
-    way = QUANTIZATIONS[name]
+    scheme = QUANTIZATIONS[name]
 
-    def chosen(module: nn.Module, path: str) -> bool:
-        once = path.endswith(("attn2.to_k", "attn2.to_v"))
-        large = isinstance(module, nn.Linear) and module.weight.numel() >= way.smallest
-        return large and "attentions." in path and not once
+    def is_quantized(module: nn.Module, path: str) -> bool:
+        runs_once = path.endswith(("attn2.to_k", "attn2.to_v"))
+        large = isinstance(module, nn.Linear) and module.weight.numel() >= scheme.smallest
+        return large and "attentions." in path and not runs_once
 
-    ao.quantize_(network, way.config(ao), filter_fn=chosen)
+    ao.quantize_(network, scheme.config(ao), filter_fn=is_quantized)

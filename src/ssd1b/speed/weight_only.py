@@ -1,4 +1,4 @@
-"""Weight-only int8: a quarter of float32's memory, multiplied in the network's own number format."""
+"""Weight-only int8: a quarter of float32's memory, computed in the network's number format."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SMALLEST = 2**14
-"""Numbers in a matrix or kernel below which eight bits save nothing."""
+"""Elements of the smallest weight that is quantized; smaller ones take hardly any memory."""
 
 
 class WeightOnlyInt8(nn.Module):
-    """A linear layer or a convolution with int8 weights, -127 to 127, and one scale for each output channel.
+    """A linear layer or convolution with int8 weights, -127 to 127, and one scale per output channel.
 
-    Each call converts the weights to the input's number format, which takes time, and memory for one layer.
+    Each call converts the weights to the input's dtype, which takes time, and memory for one layer.
     """
 
     weight: Tensor
@@ -31,8 +31,8 @@ class WeightOnlyInt8(nn.Module):
         self.bias = layer.bias
         self._multiply: Callable[..., Tensor] = F.linear
         if isinstance(layer, nn.Conv2d):
-            how = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
-            self._multiply = partial(F.conv2d, **how)
+            geometry = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
+            self._multiply = partial(F.conv2d, **geometry)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer."""
@@ -40,11 +40,7 @@ class WeightOnlyInt8(nn.Module):
 
 
 def quantize_weights(network: nn.Module) -> None:
-    """Replace layers by ones with int8 weights, in place, one after the other. Inference only afterwards.
-
-    Args:
-        network: with its weights.
-    """
+    """Replace layers by ones with int8 weights, in place, one after the other. Inference only afterwards."""
     for name, child in network.named_children():
         layer = cast(Any, child)
         if isinstance(child, nn.Linear | nn.Conv2d) and layer.weight.numel() >= SMALLEST:

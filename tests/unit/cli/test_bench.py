@@ -74,8 +74,8 @@ def test_a_peer_that_is_not_installed(run, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--part", "unet", "--peers", "stable-diffusion.cpp-q8"], ["does not do part unet", "picture"]),
-        (["--part", "picture", "--peers", "openvino"], ["does not do part picture", "unet, vae, text"]),
+        (["--part", "unet", "--peers", "stable-diffusion.cpp-q8"], ["does not support part unet", "picture"]),
+        (["--part", "picture", "--peers", "openvino"], ["does not support part picture", "unet, vae, text"]),
         (
             ["--part", "picture", "--peers", "stable-diffusion.cpp"],
             ["layout mini-ssd-1b", "sdxl, ssd-1b, vega"],

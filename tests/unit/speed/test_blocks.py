@@ -1,4 +1,4 @@
-"""Attention in blocks gives what torch's kernel gives, and is used where processors are faster with it."""
+"""Blockwise attention computes what torch's kernel does, and is used on processors where it is faster."""
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ from tiny import LAYOUTS
 
 @pytest.mark.parametrize("shape", [(2, 5, 1024, 64), (1, 1, 700, 64), (1, 3, 300, 16), (2, 2, 64, 8)])
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-6), (torch.bfloat16, 6e-3)])
-def test_blocks_are_the_whole(shape, dtype, most, monkeypatch):
-    monkeypatch.setattr(blocks, "CACHE", 2**18)  # so that there are several
+def test_blocks_compute_the_same(shape, dtype, most, monkeypatch):
+    monkeypatch.setattr(blocks, "SCORE_BYTES", 2**18)  # several blocks
     torch.manual_seed(0)
     batch, heads, tokens, width = shape
     q, k, v = torch.randn(batch, tokens, 3, heads, width, dtype=dtype).permute(2, 0, 3, 1, 4)
@@ -26,16 +26,20 @@ def test_blocks_are_the_whole(shape, dtype, most, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "able", "used"),
+    ("dtype", "features", "used"),
     [
         (torch.bfloat16, {"avx512_bf16": True}, True),
-        (torch.bfloat16, {"avx512_bf16": True, "amx_bf16": True}, False),  # whose kernel is faster
+        (
+            torch.bfloat16,
+            {"avx512_bf16": True, "amx_bf16": True},
+            False,
+        ),  # torch's kernel uses AMX and is faster
         (torch.bfloat16, {}, False),
         (torch.float32, {"avx512_bf16": True}, False),
     ],
 )
-def test_who_attends_in_blocks(dtype, able, used, monkeypatch):
-    monkeypatch.setattr(blocks, "cpu_capabilities", lambda: able)
+def test_where_attention_is_blockwise(dtype, features, used, monkeypatch):
+    monkeypatch.setattr(blocks, "cpu_capabilities", lambda: features)
     with torch.device("cpu"):
         unet = UNet(LAYOUTS["ssd-1b"]).to(dtype)
     fuse(unet)

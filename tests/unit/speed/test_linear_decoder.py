@@ -1,4 +1,4 @@
-"""Previews between decodings: a matrix that is fitted to one decoding."""
+"""The cheap preview decoder: a linear map fitted to one decoded step."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from ssd1b.pipeline import Pipeline
 from ssd1b.speed.linear_decoder import LinearDecoder
 
 
-def test_a_decoder_that_is_linear_is_found():
+def test_a_linear_decoder_is_recovered():
     torch.manual_seed(0)
     conv = nn.Conv2d(4, 3 * 8 * 8, 3, padding=1, padding_mode="replicate").requires_grad_(False)
     first, second = torch.randn(2, 1, 4, 32, 24)
@@ -19,7 +19,7 @@ def test_a_decoder_that_is_linear_is_found():
 
 
 @pytest.mark.parametrize("latents", [torch.zeros(1, 4, 8, 8), torch.ones(1, 4, 1, 1)])
-def test_few_and_similar_cells_do_no_harm(latents):
+def test_few_or_identical_cells_are_harmless(latents):
     height, width = latents.shape[-2:]
     pixels = torch.full((1, 3, height * 8, width * 8), 0.25)
     decoder = LinearDecoder(latents, pixels)
@@ -27,8 +27,8 @@ def test_few_and_similar_cells_do_no_harm(latents):
     assert torch.allclose(decoder(latents + 0.1), pixels, atol=0.01)
 
 
-def test_early_guesses_are_shown_better_than_by_the_one_before():
-    """Fitted to the guess of one step, it shows that of another, while much still changes."""
+def test_a_preview_is_closer_than_the_previous_step():
+    """Fitted to one early step, it decodes the next one better than showing the previous image would."""
     pipeline = Pipeline.load("mini-ssd-1b", device="cpu", dtype="fp32")
     settings = pipeline.settings("a small yellow rubber cube on a green background", seed=0, steps=20)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Weights in eight bits, and networks that take turns in memory."""
+"""Weight-only int8, and networks that take turns in memory."""
 
 import gc
 import weakref
@@ -16,7 +16,7 @@ from ssd1b.speed.weight_only import SMALLEST, WeightOnlyInt8, quantize_weights
 from tiny import LAYOUTS, inputs
 
 
-def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+def relative_error(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).norm() / other.norm())
 
 
@@ -28,27 +28,27 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
         (nn.Conv2d(64, 512, 1, bias=False), (1, 64, 4, 4)),
     ],
 )
-def test_a_layer_in_eight_bits(layer, shape):
+def test_a_weight_only_layer(layer, shape):
     torch.manual_seed(0)
     x = torch.randn(shape)
     small = WeightOnlyInt8(layer)
     assert small.weight.dtype == torch.int8 and int(small.weight.abs().amax()) == 127
-    error = apart(small(x).detach(), layer(x).detach())
+    error = relative_error(small(x).detach(), layer(x).detach())
     assert 1e-4 < error < 0.02
     assert small(x.bfloat16().to(torch.float64).float()).dtype == torch.float32
     zero = nn.Linear(8, 8)
     nn.init.zeros_(zero.weight)
-    assert WeightOnlyInt8(zero)(torch.ones(8)).detach().equal(zero.bias), "a row of zeros has a scale, too"
+    assert WeightOnlyInt8(zero)(torch.ones(8)).detach().equal(zero.bias), "a row of zeros has a scale"
 
 
-def test_a_unet_in_eight_bits_predicts_nearly_the_same():
+def test_a_weight_only_unet_predicts_nearly_the_same():
     torch.manual_seed(0)
     model = UNet(LAYOUTS["ssd-1b"]).eval().requires_grad_(False)
     given = inputs(LAYOUTS["ssd-1b"], 16, 16)
     expected = model(*given)
     before = sum(each.nbytes for each in model.state_dict().values())
     quantize_weights(model)
-    assert 1e-4 < apart(model(*given), expected) < 0.05
+    assert 1e-4 < relative_error(model(*given), expected) < 0.05
     after = sum(each.nbytes for each in model.state_dict().values())
     assert after < 0.4 * before
     left = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
@@ -58,10 +58,10 @@ def test_a_unet_in_eight_bits_predicts_nearly_the_same():
 def test_loading_one_network_frees_the_other():
     slot, loaded, alive = ModelSlot(), [], {}
 
-    def guest(name: str) -> LazyNetwork:
+    def lazy(name: str) -> LazyNetwork:
         def load() -> nn.Module:
             gc.collect()
-            assert not any(reference() for reference in alive.values()), "two would be in memory"
+            assert not any(reference() for reference in alive.values()), "two networks would be in memory"
             loaded.append(name)
             network = nn.Linear(4, 4)
             alive[name] = weakref.ref(network)
@@ -69,14 +69,14 @@ def test_loading_one_network_frees_the_other():
 
         return LazyNetwork(nn.Linear, load, slot, layout=name)
 
-    first, second = guest("first"), guest("second")
+    first, second = lazy("first"), lazy("second")
     assert isinstance(first, nn.Linear) and first.layout == "first" and loaded == []
     assert first(torch.ones(4)).shape == (4,) and first.in_features == 4 and loaded == ["first"]
     assert second.out_features == 4 and loaded == ["first", "second"]
     assert first(torch.ones(4)).shape == (4,) and loaded == ["first", "second", "first"]
 
 
-def test_little_memory_draws_nearly_the_same_picture():
+def test_low_memory_generates_nearly_the_same_image():
     settings = {"seed": 3, "steps": 6}
     exact = Pipeline.load("mini-ssd-1b", device="cpu", dtype="fp32", offline=True)
     low = Pipeline.load(

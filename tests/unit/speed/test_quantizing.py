@@ -1,4 +1,4 @@
-"""Matrices in eight bits, by torchao and by oneDNN: which, and how near what they give is."""
+"""Int8 and fp8 by torchao and oneDNN: which layers are quantized, and how accurate they are."""
 
 from importlib.util import find_spec
 
@@ -23,23 +23,23 @@ CPU = torch.device("cpu")
 @pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
 @pytest.mark.filterwarnings("ignore")
 def test_a_unet_in_int8_predicts_nearly_the_same(monkeypatch):
-    small = {name: Quantization(way.config, smallest=2**10) for name, way in QUANTIZATIONS.items()}
-    monkeypatch.setattr(torchao_quant, "QUANTIZATIONS", small)
+    schemes = {name: Quantization(each.config, smallest=2**10) for name, each in QUANTIZATIONS.items()}
+    monkeypatch.setattr(torchao_quant, "QUANTIZATIONS", schemes)
     torch.manual_seed(0)
     model = UNet(LAYOUTS["ssd-1b"]).eval().requires_grad_(False)
     given = inputs(LAYOUTS["ssd-1b"], 16, 16)
     with torch.inference_mode():
         expected = model(*given)
-        quantizing.quantize(model, "int8")
+        torchao_quant.quantize(model, "int8")
         error = (model(*given) - expected).norm() / expected.norm()
     assert 1e-4 < error < 0.05
     kinds = {name: type(each.weight) for name, each in model.named_modules() if isinstance(each, nn.Linear)}
-    rounded = {name for name, kind in kinds.items() if kind is not nn.Parameter}
-    assert any(".ff.net.2" in name for name in rounded)
-    assert not any("attn2.to_k" in name or "time_emb" in name for name in rounded)
+    quantized = {name for name, kind in kinds.items() if kind is not nn.Parameter}
+    assert any(".ff.net.2" in name for name in quantized)
+    assert not any("attn2.to_k" in name or "time_emb" in name for name in quantized)
 
 
-def test_what_cannot_be_quantized(monkeypatch):
+def test_unsupported_quantizations_are_refused(monkeypatch):
     monkeypatch.setattr("ssd1b.extras.find_spec", lambda name: None)
     with pytest.raises(InputError, match="quantize int8 needs torchao, which is not installed: pip install"):
         check_quantization("int8", torch.device("cuda"), torch.float16)
@@ -47,18 +47,18 @@ def test_what_cannot_be_quantized(monkeypatch):
     with pytest.raises(InputError, match="fp8 needs"):
         check_quantization("fp8", CPU, torch.float32)
     monkeypatch.setattr(torchao_quant, "int8_is_fast", lambda: False)
-    with pytest.raises(InputError, match=r"multiplies eight bits.*take int8-weights"):
+    with pytest.raises(InputError, match=r"int8 instructions.*use int8-weights"):
         check_quantization("int8", CPU, torch.float32)
     monkeypatch.setattr(torchao_quant, "int8_is_fast", lambda: True)
     check_quantization("int8", CPU, torch.float32)
     with pytest.raises(InputError, match="fp32 or bf16 on a CPU, not in fp16"):
         check_quantization("int8", CPU, torch.float16)
-    with pytest.raises(InputError, match="leave compile out"):
+    with pytest.raises(InputError, match="omit compile"):
         check_execution(Execution(compiled=True, quantized="int8"), CPU, torch.bfloat16)
 
 
 @pytest.mark.parametrize(
-    ("layout", "able", "device", "dtype", "given", "expected"),
+    ("layout", "fast", "device", "dtype", "options", "expected"),
     [
         (SSD_1B, True, "cpu", torch.bfloat16, {}, "int8"),
         (SSD_1B, True, "cpu", torch.float32, {}, "int8"),
@@ -69,25 +69,26 @@ def test_what_cannot_be_quantized(monkeypatch):
         (model_layout("mini-ssd-1b").unet, True, "cpu", torch.float32, {}, None),
     ],
 )
-def test_eight_bits_where_they_are_faster(monkeypatch, layout, able, device, dtype, given, expected):
-    monkeypatch.setattr("ssd1b.speed.backends.int8_is_fast", lambda: able)
-    asked = Execution(quantized="auto", **given)
-    check_execution(asked, torch.device(device), dtype)
-    assert resolve_auto(asked, layout, torch.device(device), dtype) == Execution(quantized=expected, **given)
+def test_auto_is_int8_where_it_is_faster(monkeypatch, layout, fast, device, dtype, options, expected):
+    monkeypatch.setattr("ssd1b.speed.backends.int8_is_fast", lambda: fast)
+    execution = Execution(quantized="auto", **options)
+    check_execution(execution, torch.device(device), dtype)
+    resolved = resolve_auto(execution, layout, torch.device(device), dtype)
+    assert resolved == Execution(quantized=expected, **options)
 
 
-def test_what_was_chosen_is_settled():
+def test_explicit_options_stay():
     chosen = Execution(memory="low", quantized="int8-weights")
     assert resolve_auto(chosen, SSD_1B, CPU, torch.float32) == chosen
 
 
-needs_kernels = pytest.mark.skipif(not int8_is_fast(), reason="the processor does not multiply eight bits")
+needs_kernels = pytest.mark.skipif(not int8_is_fast(), reason="the processor has no int8 instructions")
 
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("layer", "rounded", "shape"),
+    ("layer", "int8_layer", "shape"),
     [
         (nn.Linear(96, 64), Int8Linear, (2, 10, 96)),
         (nn.Linear(96, 64, bias=False), Int8Linear, (2, 10, 96)),
@@ -98,25 +99,25 @@ needs_kernels = pytest.mark.skipif(not int8_is_fast(), reason="the processor doe
     ],
 )
 @pytest.mark.parametrize("ranges", ["both sides", "positive", "negative", "far from zero", "zeros"])
-def test_a_rounded_layer_computes_nearly_the_same(layer, rounded, shape, dtype, ranges):
+def test_an_int8_layer_computes_nearly_the_same(layer, int8_layer, shape, dtype, ranges):
     torch.manual_seed(0)
     x = torch.randn(shape)
     x = {"both sides": x, "positive": x.abs(), "negative": -x.abs(), "far from zero": x + 20, "zeros": 0 * x}[
         ranges
     ].to(dtype)
-    own = layer.to(torch.float32).requires_grad_(False)
+    exact = layer.to(torch.float32).requires_grad_(False)
     with torch.inference_mode():
-        eight = rounded(own).eval()
-        eight(x[:1])  # a convolution's weights are ordered for one size, then for another
-        expected, seen = own(x.float()), eight(x)
-    assert seen.dtype == dtype
-    # Half a step of what goes in: a 253th of its range.
+        quantized = int8_layer(exact).eval()
+        quantized(x[:1])  # a convolution packs its weights for one size, then for another
+        expected, output = exact(x.float()), quantized(x)
+    assert output.dtype == dtype
+    # Half a quantization step of the input, which is a 253rd of its range.
     bound = 0.02 * expected.abs().mean() + 0.01 * x.abs().max()
-    assert (seen.float() - expected).abs().mean() <= bound
+    assert (output.float() - expected).abs().mean() <= bound
 
 
 @needs_kernels
-def test_of_a_rounded_network_the_ends_and_what_is_computed_once_stay():
+def test_int8_leaves_ends_and_layers_that_run_once():
     torch.manual_seed(0)
     model = UNet(LAYOUTS["ssd-1b"]).eval().requires_grad_(False)
     given = inputs(LAYOUTS["ssd-1b"], 16, 16)
@@ -126,24 +127,25 @@ def test_of_a_rounded_network_the_ends_and_what_is_computed_once_stay():
         error = (model(*given) - expected).norm() / expected.norm()
     assert 1e-4 < error < 0.1
     kinds = {name: type(each) for name, each in model.named_modules()}
-    rounded = {name for name, kind in kinds.items() if kind in (Int8Linear, Int8GEGLU, Int8Conv2d)}
-    assert any(name.endswith("resnets.0.conv1") for name in rounded)
-    assert any(name.endswith("attn1.to_qkv") for name in rounded) and any(".ff." in name for name in rounded)
-    assert not any(name.endswith(("conv_in", "conv_out", "to_k", "time_emb_proj")) for name in rounded)
+    quantized = {name for name, kind in kinds.items() if kind in (Int8Linear, Int8GEGLU, Int8Conv2d)}
+    assert any(name.endswith("resnets.0.conv1") for name in quantized)
+    assert any(name.endswith("attn1.to_qkv") for name in quantized)
+    assert any(".ff." in name for name in quantized)
+    assert not any(name.endswith(("conv_in", "conv_out", "to_k", "time_emb_proj")) for name in quantized)
 
 
 @needs_kernels
 @pytest.mark.parametrize("layer", [nn.Linear(7, 64), nn.Conv2d(48, 64, 3, padding=1)])
-def test_large_tensors_are_rounded_part_by_part(layer, monkeypatch):
+def test_large_tensors_are_quantized_in_chunks(layer, monkeypatch):
     x = torch.randn(2, 48, 9, 7)
-    rounded = Int8Linear(layer) if isinstance(layer, nn.Linear) else Int8Conv2d(layer)
+    quantized = Int8Linear(layer) if isinstance(layer, nn.Linear) else Int8Conv2d(layer)
     with torch.inference_mode():
-        whole = rounded(x)
-        monkeypatch.setattr(int8_cpu, "_ROOM", 1000)  # does not divide the number of numbers
-        assert torch.equal(rounded(x), whole)
+        expected = quantized(x)
+        monkeypatch.setattr(int8_cpu, "_CHUNK", 1000)  # does not divide the number of elements
+        assert torch.equal(quantized(x), expected)
 
 
 @needs_kernels
-def test_what_is_no_number_stays_none():
+def test_nan_stays_nan():
     layer = Int8Linear(nn.Linear(96, 64).requires_grad_(False))
     assert layer(torch.full((2, 96), float("nan"))).isnan().all()
