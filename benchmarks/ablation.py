@@ -1,10 +1,10 @@
-"""Compare what a student is taught by, and which blocks it keeps: arms of the same length, judged alike.
+"""Compare distillation losses and choices of kept blocks: arms of equal length, evaluated in the same way.
 
     python benchmarks/ablation.py --steps 400 --seeds 2 --captions 200 --out runs/ablation
 
-The miniature SDXL is distilled to SSD-1B's topology in each arm. All arms see the same pictures in the same
-order; a seed decides the noise. A run that was stopped goes on with the same command. Figures and plot are in
-OUT/ablation.json and OUT/ablation.png.
+Each arm distils the miniature SDXL to SSD-1B's topology. All arms see the same images in the same order; the
+seed decides the noise. The same command resumes an interrupted run. Writes OUT/ablation.json and
+OUT/ablation.png.
 """
 
 import argparse
@@ -57,24 +57,23 @@ ARMS: dict[str, list[Stage]] = {
     "keep the first": [replace(SINGLE, keep="first")],
     "keep by importance": [replace(SINGLE, keep="importance")],
 }
-"""What is taught; but for the last two, of ten blocks 0, 1, 2 and 6 are kept."""
+"""Stages of each arm; all but the last two keep blocks 0, 1, 2 and 6 of ten."""
 
 SHOWN = ("right", "shape", "color", "material", "relation")
 
 
-def trained(settings: LoopSettings, stages: list[Stage]) -> list[Stage]:
-    """Stages that share out the settings' steps, each with a decay of its own."""
-    each = [replace(stage, train=settings) for stage in stages]
-    return retimed(each, settings.steps)
+def with_settings(stages: list[Stage], settings: LoopSettings) -> list[Stage]:
+    """Divide the settings' steps between stages, each with its own decay."""
+    return retimed([replace(stage, train=settings) for stage in stages], settings.steps)
 
 
-def pictures(cache: Path, vae: VAE, text: TextEncoders, settings: LoopSettings) -> CaptionedLatents:
+def training_data(cache: Path, vae: VAE, text: TextEncoders, settings: LoopSettings) -> CaptionedLatents:
     return captioned_latents(vae, text, cache, replace(settings, seed=DATA_SEED))
 
 
-def made(out: Path, teacher: Model, stages: list[Stage], cache: Path, *, untrained: bool) -> Path:
-    """The student's folder."""
-    data = partial(pictures, cache)
+def make_student(out: Path, teacher: Model, stages: list[Stage], cache: Path, *, untrained: bool) -> Path:
+    """Make a student and return its folder."""
+    data = partial(training_data, cache)
     measure = partial(measured_importance, teacher, data, "cpu", source=DATA, out=cache)
     planned = plan(teacher.layout.unet, stages, measure)
     if untrained:
@@ -82,14 +81,14 @@ def made(out: Path, teacher: Model, stages: list[Stage], cache: Path, *, untrain
     return run(out, planned, {None: teacher}, data, resume=True).folder
 
 
-def judged(model: str, captions: int) -> Evaluation:
+def evaluate_model(model: str, captions: int) -> Evaluation:
     pipeline = Pipeline.load(model)
     folder = Model.find(model, offline=True).path
     return evaluate(pipeline, load_judge(), ClipScore.load(folder, pipeline.text), captions=captions, seeds=1)
 
 
-def once(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Measure, or read what was measured before."""
+def cached(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Measure, or read an earlier measurement."""
     if not path.exists():
         with replacing(path) as aside:
             write_json(aside, measure())
@@ -102,15 +101,15 @@ def values(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def over_seeds(found: list[dict[str, Any]], name: str) -> np.ndarray:
-    """Mean over training seeds of each case's value."""
+    """Average each case's value over training seeds."""
     return np.array([each["values"][name] for each in found], dtype=float).mean(axis=0)
 
 
 def summary(found: dict[str, list[dict[str, Any]]], teacher: dict[str, Any]) -> dict[str, Any]:
-    """Of each arm every figure with its interval over captions, each seed's, and how far behind it is."""
-    told: dict[str, Any] = {}
+    """Give each metric of each arm with its interval over captions, for each seed, and behind the teacher."""
+    arms: dict[str, Any] = {}
     for arm, runs in found.items():
-        told[arm] = {
+        arms[arm] = {
             name: {
                 **estimate(over_seeds(runs, name))._asdict(),
                 "seeds": [float(np.nanmean(over_seeds([each], name))) for each in runs],
@@ -118,22 +117,22 @@ def summary(found: dict[str, list[dict[str, Any]]], teacher: dict[str, Any]) -> 
             }
             for name in teacher["values"]
         }
-        told[arm]["frechet"] = {"seeds": [each["frechet"] for each in runs]}
-    return told
+        arms[arm]["frechet"] = {"seeds": [each["frechet"] for each in runs]}
+    return arms
 
 
-def plot(told: dict[str, Any], teacher: dict[str, Any]) -> Figure:
+def plot(arms: dict[str, Any], teacher: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(12, 5), layout="constrained")
     axes = figure.subplots()
     for row, name in enumerate(SHOWN):
-        each = [Estimate(**{k: arm[name][k] for k in Estimate._fields}) for arm in told.values()]
-        places = np.arange(len(told)) + 0.15 * (row - len(SHOWN) / 2)
+        each = [Estimate(**{k: arm[name][k] for k in Estimate._fields}) for arm in arms.values()]
+        positions = np.arange(len(arms)) + 0.15 * (row - len(SHOWN) / 2)
         gaps = [[e.mean - e.low for e in each], [e.high - e.mean for e in each]]
-        drawn = axes.errorbar(places, [e.mean for e in each], gaps, fmt="o", capsize=2, label=name)
+        points = axes.errorbar(positions, [e.mean for e in each], gaps, fmt="o", capsize=2, label=name)
         mean = float(np.nanmean(over_seeds([teacher], name)))
-        axes.axhline(mean, color=drawn.lines[0].get_color(), linewidth=0.7, linestyle=":")
-    axes.set_xticks(range(len(told)), list(told), rotation=20)
-    axes.set(ylim=(0, 1), ylabel="share of pictures", title="dotted: the teacher")
+        axes.axhline(mean, color=points.lines[0].get_color(), linewidth=0.7, linestyle=":")
+    axes.set_xticks(range(len(arms)), list(arms), rotation=20)
+    axes.set(ylim=(0, 1), ylabel="share of images", title="dotted: the teacher")
     axes.legend(loc="lower right")
     return figure
 
@@ -154,8 +153,8 @@ def main() -> None:
         muon_decay=0.1, warmup_share=1 / 40, decay_steps=options.steps, decay_share=1.0, ema_decay=0.99,
         checkpoint_steps=100,
     )  # fmt: skip
-    found_teacher = find_teacher(TEACHER, offline=True)
-    teacher = once(options.out / "teacher.json", lambda: values(judged(TEACHER, options.captions)))
+    teacher_model = find_teacher(TEACHER, offline=True)
+    teacher = cached(options.out / "teacher.json", lambda: values(evaluate_model(TEACHER, options.captions)))
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in range(options.seeds):
         for arm in options.arms:
@@ -163,14 +162,14 @@ def main() -> None:
             if untrained and seed:
                 continue
             folder = options.out / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
-            stages = trained(replace(settings, seed=seed), ARMS[arm])
-            student = made(folder, found_teacher, stages, options.out, untrained=untrained)
-            measure = partial(lambda path: values(judged(str(path), options.captions)), student)
-            found.setdefault(arm, []).append(once(folder / "judged.json", measure))
-            told = summary(found, teacher)
+            stages = with_settings(ARMS[arm], replace(settings, seed=seed))
+            student = make_student(folder, teacher_model, stages, options.out, untrained=untrained)
+            measure = partial(lambda path: values(evaluate_model(str(path), options.captions)), student)
+            found.setdefault(arm, []).append(cached(folder / "judged.json", measure))
+            arms = summary(found, teacher)
             with replacing(options.out / "ablation.json") as aside:
-                write_json(aside, {"steps": options.steps, "batch_size": options.batch_size, "arms": told})
-            plot(told, teacher).savefig(options.out / "ablation.png", dpi=70)
+                write_json(aside, {"steps": options.steps, "batch_size": options.batch_size, "arms": arms})
+            plot(arms, teacher).savefig(options.out / "ablation.png", dpi=70)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Golden run: digests of pictures, a sweep's results and trainings, to compare two commits on one machine.
+"""Golden run: digests of images, a sweep's results and trainings, to compare two commits on one machine.
 
     python benchmarks/golden.py before.json                      # with the package that this Python imports
     python benchmarks/golden.py after.json --against before.json
     python benchmarks/golden.py after.json --against before.json --only generate
 
-Only the command line is used, so a change of the internals does not touch this file. Every command runs on
-one thread. With ``--against``, the names of what differs are printed and the exit code is 1.
+Only the command line is used, so internal changes do not affect this file. Every command runs on one thread.
+With ``--against``, the names of entries that differ are printed and the exit code is 1.
 """
 
 import argparse
@@ -56,7 +56,7 @@ DISTILLATION = ("--teacher", "mini-sdxl", "--student", "mini-ssd-1b", "--data", 
 
 
 class Refused(Exception):
-    """The command line refused what it was given; the message is its last line."""
+    """The command line rejected its arguments; the message is its last line."""
 
 
 def ssd1b(*arguments: str, folder: Path) -> str:

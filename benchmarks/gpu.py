@@ -1,10 +1,9 @@
-"""Whole pictures on a GPU, SSD-1B and SDXL at 1024x1024 in 30 steps, beside diffusers: one command, minutes.
+"""Benchmark whole images on a GPU against diffusers: SSD-1B and SDXL at 1024x1024 in 30 steps, in minutes.
 
     python benchmarks/gpu.py --out speed
 
-Engines that compile do so first, each in a process of its own and all at once, which leaves what they
-compiled in torch's cache on disk. Then ``ssd1b bench`` finds it there and lets them take turns. Where the
-time is up, what was not begun is left out.
+Engines that compile do so first, in parallel processes that fill torch's cache on disk. Then ``ssd1b bench``
+uses the cache and lets the engines take turns. When the time limit is reached, the rest is skipped.
 """
 
 import argparse
@@ -25,7 +24,7 @@ COMPILING = ("ssd1b-compiled", "ssd1b-fp8", "ssd1b-int8", "diffusers-compiled")
 
 
 @torch.inference_mode()
-def warm(layout: str, engine: str, batch: int, latent: int) -> None:
+def compile_engine(layout: str, engine: str, batch: int, latent: int) -> None:
     device = choose_device(None)
     dtype = choose_dtype(None, device)
     case = make_case(
@@ -46,13 +45,15 @@ def main() -> None:
     parser.add_argument("--latent", type=int, default=128)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=480.0, help="after which nothing more is begun")
+    parser.add_argument(
+        "--seconds", type=float, default=480.0, help="time limit, after which nothing more is started"
+    )
     parser.add_argument("--out", default="speed")
-    parser.add_argument("--warm", nargs=3, metavar=("LAYOUT", "ENGINE", "BATCH"), help="compile, and no more")
+    parser.add_argument("--warm", nargs=3, metavar=("LAYOUT", "ENGINE", "BATCH"), help="only compile")
     given = parser.parse_args()
     if given.warm:
         layout, engine, batch = given.warm
-        return warm(layout, engine, int(batch), given.latent)
+        return compile_engine(layout, engine, int(batch), given.latent)
 
     begin = time.perf_counter()
     layouts, peers, batches = (each.split(",") for each in (given.layouts, given.peers, given.batches))
@@ -60,21 +61,20 @@ def main() -> None:
     threads = str(max(1, (os.cpu_count() or 1) // max(1, len(wanted))))
     environment = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": threads}
     latent = ["--latent", str(given.latent)]
-    started = [
+    processes = [
         subprocess.Popen([sys.executable, __file__, *latent, "--warm", *each], env=environment)
         for each in wanted
     ]
-    failed = [each for each, process in zip(wanted, started, strict=True) if process.wait()]
+    failed = [each for each, process in zip(wanted, processes, strict=True) if process.wait()]
     for layout, batch in product(layouts, batches):
-        left = given.seconds - (time.perf_counter() - begin)
-        if left < 0:
-            print(f"{layout}, batch {batch}: left out, the time is up")
+        if time.perf_counter() - begin > given.seconds:
+            print(f"{layout}, batch {batch}: skipped, the time limit is reached")
             continue
-        able = [peer for peer in peers if (layout, peer, batch) not in failed]
+        working = [peer for peer in peers if (layout, peer, batch) not in failed]
         done = subprocess.run([
             sys.executable, "-m", "ssd1b", "bench", "--part", "picture", "--layout", layout, *latent,
             "--batch", batch, "--steps", str(given.steps), "--rounds", str(given.rounds),
-            "--peers", ",".join(able), "--out", f"{given.out}/{layout}-{batch}",
+            "--peers", ",".join(working), "--out", f"{given.out}/{layout}-{batch}",
         ], check=False)  # fmt: skip
         print(f"{layout}, batch {batch}: {time.perf_counter() - begin:.0f} s since the start", flush=True)
         if done.returncode:

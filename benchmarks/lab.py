@@ -1,10 +1,10 @@
-"""Measure what a sweep costs beside drawing, and how long a large one takes to list and report.
+"""Measure a sweep's overhead beyond generation, and how long a large sweep takes to list and report.
 
     python benchmarks/lab.py --cells 200 --recorded 100000 --out docs/log/lab.json
 
-The miniature draws ``--cells`` pictures in few steps, the hardest case; time that is not drawing them as PNG
-is measuring (the judge, the CLIP score, image statistics) or the sweep's own (hashes, files, SQLite). Then a
-store with ``--recorded`` cells, of which none has a picture, is listed, loaded and reported.
+The miniature generates ``--cells`` images in few steps, the worst case for overhead. The remaining time is
+metrics (judge, CLIP score, image statistics) or the sweep's own (hashes, files, SQLite). Then a store with
+``--recorded`` cells without images is listed, loaded and reported.
 """
 
 import argparse
@@ -38,8 +38,8 @@ from ssd1b.weights.files import write_json
 MODEL = "mini-sdxl"
 
 
-def swept(folder: Path, count: int, steps: int) -> dict[str, float]:
-    """Seconds of a picture that a sweep of the miniature takes, and what they are spent on."""
+def measure_sweep(folder: Path, count: int, steps: int) -> dict[str, float]:
+    """Measure the seconds per image in a sweep of the miniature, by kind of work."""
     pipeline = Pipeline.load(MODEL, device="cpu", dtype="fp32")
     spent = {"drawing": 0.0, "measuring": 0.0}
     truth = WORLDS["tabletop"]
@@ -54,7 +54,7 @@ def swept(folder: Path, count: int, steps: int) -> dict[str, float]:
 
         return run
 
-    # No two cells have any work in common, which memory would save.
+    # No two cells share any work that memoization would save.
     prompts = tuple(dict.fromkeys(truth.captions(count, 0)))
     what = Sweep(prompts=prompts, model=MODEL, settings={"steps": steps})
     with closing(Store(folder)) as store, renderer(pipeline, timed("measuring", measure)) as render:
@@ -63,17 +63,17 @@ def swept(folder: Path, count: int, steps: int) -> dict[str, float]:
         wanted = list(expand(what, known, device=pipeline.device, dtype=pipeline.dtype))
         record(what, wanted, store)
         draw_jobs(wanted, store, Inline(lambda name: nullcontext(timed("drawing", render))))
-        whole = time.perf_counter() - start
-    own, count = whole - spent["drawing"], len(wanted)
+        total = time.perf_counter() - start
+    overhead, count = total - spent["drawing"], len(wanted)
     drawing = spent["drawing"] - spent["measuring"]
     return {
         "cells": count, "steps": steps, "drawing": drawing / count, "measuring": spent["measuring"] / count,
-        "sweep": own / count, "sweep_share": own / drawing,
+        "sweep": overhead / count, "sweep_share": overhead / drawing,
     }  # fmt: skip
 
 
-def reported(folder: Path, count: int) -> dict[str, float]:
-    """Seconds that a store with many cells takes to open, list, load and report."""
+def measure_report(folder: Path, count: int) -> dict[str, float]:
+    """Measure the seconds to open, list, load and report a store with many cells."""
     prompts = tuple(f"a cube {number}" for number in range(count // 1000))
     axes = (parse_axis("guidance=1-10"), parse_axis("steps=1-10"), parse_axis("seed=1-10"))
     what = Sweep(prompts=prompts, axes=axes, model=MODEL, settings={})
@@ -88,13 +88,13 @@ def reported(folder: Path, count: int) -> dict[str, float]:
         record(what, wanted, store)
         for cell in tqdm(wanted, desc="record", disable=None):
             store.finish([(cell.key, outcome, None)])
-    told: dict[str, float] = {"recorded": len(wanted)}
+    seconds: dict[str, float] = {"recorded": len(wanted)}
 
     @contextmanager
     def clock(name: str) -> Any:
         start = time.perf_counter()
         yield
-        told[name] = time.perf_counter() - start
+        seconds[name] = time.perf_counter() - start
 
     with clock("open"):
         store = Store(folder)
@@ -107,7 +107,7 @@ def reported(folder: Path, count: int) -> dict[str, float]:
             write_page(results, store, folder / "report.html")
         with clock("csv"):
             write_csv(results, store, folder / "cells.csv")
-    return told
+    return seconds
 
 
 def main() -> None:
@@ -120,14 +120,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        told = {
-            "sweep": swept(Path(folder) / "swept", options.cells, options.steps),
-            "report": reported(Path(folder) / "reported", options.recorded),
+        figures = {
+            "sweep": measure_sweep(Path(folder) / "swept", options.cells, options.steps),
+            "report": measure_report(Path(folder) / "reported", options.recorded),
         }
-    print(json.dumps(told, indent=1))
+    print(json.dumps(figures, indent=1))
     if options.out is not None:
         with replacing(options.out) as aside:
-            write_json(aside, told)
+            write_json(aside, figures)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""How long and how much memory it takes to load a model, beside diffusers' ``from_pretrained``.
+"""Time and memory to load a model, compared with diffusers' ``from_pretrained``.
 
     python benchmarks/loading.py --layout ssd-1b
 
-makes a folder of that layout at full size with random weights (loading does not depend on their values) and
-loads it by turns with this package and with diffusers, tokenizers included, each time in a fresh process and
-from a warm page cache. It prints medians with the range, and one JSON line.
+makes a folder of that layout at full size with random weights (loading does not depend on their values), and
+loads it with this package and diffusers in turn, tokenizers included, each time in a fresh process and from a
+warm page cache. It prints medians with ranges, and one line of JSON.
 
-``load`` is the call alone. ``ready`` goes on until every weight has been touched once: a mapped file is not
-read before it is used. ``process`` is what a user waits for, imports included.
+``load`` is the call alone. ``ready`` includes touching every weight once, because a mapped file is read on
+use. ``process`` includes imports.
 """
 
 import argparse
@@ -32,9 +32,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--layout", choices=LAYOUTS, default="mini")
-    parser.add_argument("--model", type=Path, help="a folder to load instead of a made-up one")
-    parser.add_argument("--file-dtype", default="float16", help="number format of the made-up folder")
-    parser.add_argument("--dtype", default="float16", help="number format to run in")
+    parser.add_argument("--model", type=Path, help="a folder to load instead of a generated one")
+    parser.add_argument("--file-dtype", default="float16", help="number format of the generated folder")
+    parser.add_argument("--dtype", default="float16", help="number format to load into")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--worker", choices=("make", *LOADERS), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -71,6 +71,7 @@ def make_folder(path: Path, layout: str, dtype: str) -> None:
     import torch
 
     from ssd1b.layouts import CLIP_BIGG, CLIP_L, MINI_SDXL, UNETS, ModelLayout
+    from ssd1b.model import NETWORKS, empty_network
     from ssd1b.weights.checkpoint import ModelInfo
     from ssd1b.weights.writing import save_folder
 
@@ -78,35 +79,19 @@ def make_folder(path: Path, layout: str, dtype: str) -> None:
         model = MINI_SDXL
     else:
         model = ModelLayout(name=layout, unet=UNETS[layout], text_encoder=CLIP_L, text_encoder_2=CLIP_BIGG)
-    chance = (
-        torch.randn(2**20, generator=torch.Generator().manual_seed(0)).mul(0.02).to(getattr(torch, dtype))
-    )
+    noise = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).mul(0.02).to(getattr(torch, dtype))
 
-    def tensor(shape: torch.Size) -> torch.Tensor:
-        number = shape.numel()
-        return chance.repeat(-(-number // len(chance)))[:number].reshape(shape)
+    def random(shape: torch.Size) -> torch.Tensor:
+        count = shape.numel()
+        return noise.repeat(-(-count // len(noise)))[:count].reshape(shape)
 
-    with torch.device("meta"):
-        networks = modules(model)
-    weights = {part: {n: tensor(t.shape) for n, t in m.state_dict().items()} for part, m in networks.items()}
+    networks = {part: empty_network(part, getattr(model, part)) for part in NETWORKS}
+    weights = {part: {n: random(t.shape) for n, t in m.state_dict().items()} for part, m in networks.items()}
     save_folder(path, ModelInfo(layout=model), weights)
 
 
-def modules(model):
-    from ssd1b.models.text import TextEncoder
-    from ssd1b.models.unet import UNet
-    from ssd1b.models.vae import VAE
-
-    return {
-        "unet": UNet(model.unet),
-        "vae": VAE(model.vae),
-        "text_encoder": TextEncoder(model.text_encoder),
-        "text_encoder_2": TextEncoder(model.text_encoder_2),
-    }
-
-
 def measure(loader: str, path: Path, dtype_name: str) -> dict[str, float]:
-    """Time the loading itself; the imports before it count into the time of the process only."""
+    """Time loading alone; imports count only towards the time of the process."""
     import torch
 
     dtype = getattr(torch, dtype_name)
@@ -117,7 +102,7 @@ def measure(loader: str, path: Path, dtype_name: str) -> dict[str, float]:
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
     parameters = [parameter for network in networks for parameter in network.parameters()]
     weights = sum(parameter.nbytes for parameter in parameters)
-    for parameter in parameters:  # mapped weights are not read before they are used: use them once
+    for parameter in parameters:  # touch every weight, because mapped files are read on use
         parameter.detach().flatten()[::1024].sum().item()
     ready_seconds = time.perf_counter() - start
     return {
@@ -130,23 +115,13 @@ def measure(loader: str, path: Path, dtype_name: str) -> dict[str, float]:
 
 
 def prepare_ssd1b():
-    import torch
-    import transformers.models.clip.modeling_clip
-    import transformers.models.clip.tokenization_clip  # noqa: F401
-
-    from ssd1b.weights.loading import load_component
-    from ssd1b.weights.opening import open_checkpoint
-    from ssd1b.weights.vocabulary import load_tokenizer
+    from ssd1b.model import NETWORKS, Model
 
     def load(path, dtype):
-        checkpoint = open_checkpoint(path, half=dtype.itemsize == 2)
-        with torch.device("meta"):
-            networks = modules(checkpoint.info.layout)
-        for part, network in networks.items():
-            load_component(network, checkpoint, part, dtype=dtype)
-        for folder in checkpoint.tokenizers.values():
-            load_tokenizer(folder)
-        return list(networks.values())
+        model = Model(name=str(path), path=path, half=dtype.itemsize == 2)
+        networks = [model.network(part, dtype=dtype) for part in NETWORKS]
+        _ = model.tokenizers  # read on first use
+        return networks
 
     return load
 
@@ -164,7 +139,7 @@ def prepare_diffusers():
 
 
 def resident(kind: str) -> int:
-    """Bytes of resident memory, present (VmRSS) or highest (VmHWM)."""
+    """Read the resident memory in bytes: current (VmRSS) or peak (VmHWM)."""
     found = re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found, "needs Linux's /proc"
     return int(found[1]) * 1024

@@ -1,10 +1,10 @@
-"""A whole picture at full size, from the start of a process to its file, by this package and by diffusers.
+"""Cold start of one image at full size, from process start to file, by this package and by diffusers.
 
     python benchmarks/picture.py --model /tmp/ssd-1b --layout ssd-1b --size 512 --steps 20
     python benchmarks/picture.py --model /tmp/ssd-1b --engines ssd1b --size 1024 --steps 1 -- --memory low
 
-The model is made where it is not there: published shapes, random weights, float16. What stands behind ``--``
-goes to ``ssd1b generate``. Told are seconds of the wall clock and the most memory that the process had.
+The model is created if it does not exist: published shapes, random weights, float16. Arguments after ``--``
+are passed to ``ssd1b generate``. Prints wall-clock seconds and the peak memory of the process.
 """
 
 import argparse
@@ -46,8 +46,10 @@ def write_model(folder: Path, name: str) -> None:
     save_folder(folder, ModelInfo(layout=layout), weights)
 
 
-def generating(model: Path, dtype: str, *, size: int, steps: int, guidance: float, out: str) -> list[str]:
-    """What draws with this package; the prompt comes by standard input."""
+def generate_command(
+    model: Path, dtype: str, *, size: int, steps: int, guidance: float, out: str
+) -> list[str]:
+    """Make the command for this package, which reads the prompt from standard input."""
     return [
         sys.executable, "-m", "ssd1b", "generate", "--file", "-", "--model", str(model), "--dtype", dtype,
         "--size", str(size), "--steps", str(steps), "--guidance", str(guidance), "--seed", "1", "--out", out,
@@ -55,7 +57,7 @@ def generating(model: Path, dtype: str, *, size: int, steps: int, guidance: floa
 
 
 def run(command: list[str]) -> tuple[float, int]:
-    """Seconds, and bytes at most."""
+    """Run a command; return its seconds and its peak memory in bytes."""
     begin = time.perf_counter()
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert process.stdin is not None
@@ -63,12 +65,12 @@ def run(command: list[str]) -> tuple[float, int]:
     process.stdin.close()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        sys.exit(f"{command[0]} ended with {os.waitstatus_to_exitcode(status)}")
+        sys.exit(f"{command[0]} failed with exit code {os.waitstatus_to_exitcode(status)}")
     return time.perf_counter() - begin, usage.ru_maxrss * 1024
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A whole picture, from the start of a process to its file.")
+    parser = argparse.ArgumentParser(description="Cold start of one image, from process start to file.")
     parser.add_argument("--model", required=True, type=Path)
     parser.add_argument("--layout", default="ssd-1b")
     parser.add_argument("--engines", default="ssd1b,diffusers")
@@ -76,7 +78,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=9.0)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("rest", nargs="*", help="for ssd1b generate")
+    parser.add_argument("rest", nargs="*", help="options for ssd1b generate")
     given = parser.parse_args()
     if not given.model.exists():
         write_model(given.model, given.layout)
@@ -84,7 +86,7 @@ def main() -> None:
         settings = {"size": given.size, "steps": given.steps, "guidance": given.guidance}
         theirs = [str(given.model), given.dtype, *map(str, settings.values()), f"{folder}/theirs.png"]
         commands = {
-            "ssd1b": [*generating(given.model, given.dtype, **settings, out=folder), *given.rest],
+            "ssd1b": [*generate_command(given.model, given.dtype, **settings, out=folder), *given.rest],
             "diffusers": [sys.executable, "-c", DIFFUSERS, *theirs],
         }
         for engine in given.engines.split(","):

@@ -1,8 +1,8 @@
-"""The README's picture of speed, from figures that were kept.
+"""Plot the README's speed figure from recorded measurements.
 
     python benchmarks/plot.py --out docs/pictures/speed.svg
 
-Each panel is one run, in which engines took turns on the same weights and noise.
+Each panel shows one run, in which engines took turns on the same weights and noise.
 """
 
 import argparse
@@ -43,7 +43,7 @@ PANELS = (
     Panel("Two Zen 4 cores: a step at 512x512", "zen4.jsonl", "unet", 64, "openvino"),
     Panel("Two Zen 4 cores: 512x512, 2 steps", "zen4.jsonl", "picture", 64, "stable-diffusion.cpp-q8"),
 )
-"""The run of a file that has the engine is shown."""
+"""Each panel shows its file's run that includes ``engine``."""
 
 
 def rows(panel: Panel) -> list[dict[str, Any]]:

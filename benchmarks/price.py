@@ -1,10 +1,10 @@
-"""What faster ways of drawing cost in pictures, on the miniature, by the judge and by CLIP score.
+"""Measure the image quality that faster options cost, on the miniature, by the judge and by CLIP score.
 
     python benchmarks/price.py --captions 96 'feature_reuse=0.2' 'feature_reuse=0.2; steps=10'
     python benchmarks/price.py 'backend="openvino"; quantized="int8"'
 
-All pictures are drawn from the same captions and noise; differences are paired with the exact pictures. A
-picture is drawn before the clock runs.
+All variants use the same captions and noise; differences are paired with the exact images. One batch is
+generated before the clock starts.
 """
 
 import argparse
@@ -35,18 +35,18 @@ def pipeline(model: str, execution: Execution) -> Pipeline:
     return Pipeline.load(model, device="cpu", dtype="fp32", execution=execution, notify=print)
 
 
-def read(variant: str) -> dict[str, Any]:
+def parse(variant: str) -> dict[str, Any]:
     pairs = (each.split("=", 1) for each in variant.split(";") if each.strip())
     return {name.strip(): json.loads(value) for name, value in pairs}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What faster ways of drawing cost in pictures.")
+    parser = argparse.ArgumentParser(description="Measure the image quality that faster options cost.")
     parser.add_argument("variants", nargs="+", metavar="NAME=JSON; ...")
     parser.add_argument("--model", default="mini-ssd-1b")
     parser.add_argument("--captions", type=int, default=96)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=1, help="pictures at a time")
+    parser.add_argument("--batch", type=int, default=1, help="batch size")
     options = parser.parse_args()
     judge = load_judge()
     clip = ClipScore.load(hub.resolve(options.model).path, pipeline(options.model, Execution()).text)
@@ -55,13 +55,13 @@ def main() -> None:
     captions = [case.caption for case in chosen]
     exact: tuple[Any, ...] = ()
     for variant in ("", *options.variants):
-        given = read(variant)
-        how = {each.name: given.pop(each.name) for each in fields(Execution) if each.name in given}
-        drawing = pipeline(options.model, Execution(**how))
-        wanted = {"batch_size": options.batch, "steps": options.steps, **given}
-        next(draw_captions(drawing, tasks[: options.batch], **wanted))
+        given = parse(variant)
+        execution = {each.name: given.pop(each.name) for each in fields(Execution) if each.name in given}
+        variant_pipeline = pipeline(options.model, Execution(**execution))
+        settings = {"batch_size": options.batch, "steps": options.steps, **given}
+        next(draw_captions(variant_pipeline, tasks[: options.batch], **settings))
         start = time.perf_counter()
-        images = [image for image, _ in draw_captions(drawing, tasks, **wanted)]
+        images = [image for image, _ in draw_captions(variant_pipeline, tasks, **settings)]
         seconds = (time.perf_counter() - start) / len(tasks)
         pictures = np.stack([np.asarray(image) for image in images])
         found = [score(case.scene, seen) for case, seen in zip(chosen, judge.read(pictures), strict=True)]

@@ -1,8 +1,9 @@
-"""A step of SSD-1B's UNet beside one of SDXL's, both by this package, taking turns.
+"""Compare a step of SSD-1B's UNet with one of SDXL's, both run by this package in turn.
 
     python benchmarks/ratio.py --latents 64,128 --rounds 3
 
-``ssd1b bench --layout ssd-1b --layout sdxl`` tells both, too, one after the other and each twice in memory.
+``ssd1b bench --layout ssd-1b --layout sdxl`` measures both, too, but one after the other and with two copies
+of each in memory.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from ssd1b.speed.backends import prepare
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A step of SSD-1B's UNet beside one of SDXL's.")
+    parser = argparse.ArgumentParser(description="Compare a step of SSD-1B's UNet with one of SDXL's.")
     parser.add_argument("--latents", default="64,128")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype")
@@ -47,10 +48,10 @@ def main() -> None:
             del case
         seconds = np.empty((given.rounds, 2))
         for number in range(given.rounds):
-            for place, (network, *inputs) in enumerate(works):
+            for index, (network, *inputs) in enumerate(works):
                 start = time.perf_counter()
                 network(*inputs).sum().item()
-                seconds[number, place] = time.perf_counter() - start
+                seconds[number, index] = time.perf_counter() - start
         ratios = seconds[:, 1] / seconds[:, 0]
         row = {"latent": latent, "dtype": str(dtype), **machine(device)}
         row |= {"ssd-1b": float(np.median(seconds[:, 0])), "sdxl": float(np.median(seconds[:, 1]))}

@@ -1,10 +1,10 @@
-"""Time and memory against the picture's size, its steps, and pictures at a time: SSD-1B, random weights.
+"""Time and memory against image size, steps and batch size: SSD-1B with random weights.
 
     python benchmarks/scaling.py --model /tmp/ssd-1b --out docs/log/speed
 
-Steps of the UNet are timed in this process, one network after the other; whole pictures in processes of
-their own, of which the wall clock and the most memory are told. Of a step the shortest of two is taken. The
-model is made where it is not there.
+Steps of the UNet are timed in this process, one network after the other, as the shorter of two. Whole images
+are generated in separate processes, for their wall-clock time and peak memory. The model is created if it
+does not exist.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from picture import generating, run, write_model
+from picture import generate_command, run, write_model
 
 from ssd1b.bench.case import make_case
 from ssd1b.bench.engines import ENGINES
@@ -32,7 +32,7 @@ from ssd1b.speed.torchao_quant import check_quantization
 
 CPU = torch.device("cpu")
 SHAPES = ((32, 1), (64, 1), (96, 1), (128, 1), (64, 2), (64, 4))
-"""Side of the latents, and pictures at a time."""
+"""Side of the latents, and batch size."""
 
 SIZES = (256, 512, 768, 1024)
 MORE_STEPS = (5, 10)
@@ -44,8 +44,8 @@ def steps(dtype: torch.dtype) -> Iterator[dict[str, Any]]:
     try:
         check_quantization("int8", CPU, dtype)
         engines.append("ssd1b-int8")
-    except InputError as lacking:
-        print(lacking, file=sys.stderr)
+    except InputError as error:
+        print(error, file=sys.stderr)
     layout = model_layout("ssd-1b")
     for engine in engines:
         for latent, batch in SHAPES:
@@ -68,7 +68,9 @@ def pictures(model: Path, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
     for memory in ("normal", "low"):
         for size, count in [(size, 1) for size in SIZES] + [(512, count) for count in MORE_STEPS]:
             with tempfile.TemporaryDirectory() as folder:
-                command = generating(model, dtype_name(dtype), size=size, steps=count, guidance=9, out=folder)
+                command = generate_command(
+                    model, dtype_name(dtype), size=size, steps=count, guidance=9, out=folder
+                )
                 seconds, most = run([*command, "--memory", memory])
             row = {"what": "picture", "memory": memory, "size": size, "steps": count}
             yield row | {"seconds": seconds, "bytes": most}
@@ -91,10 +93,10 @@ def plot(rows: list[dict[str, Any]]) -> str:
         single = [row for row in drawn if row["memory"] == memory and row["steps"] == 1]
         _line(by_memory, [(row["size"], row["bytes"] / 1e9) for row in single], name)
     for panel, across, up in (
-        (by_size, "side of the picture, pixels", "seconds of a step"),
-        (by_batch, "pictures at a time, 512x512", "seconds of a step, for each picture"),
-        (by_steps, "steps, 512x512", "seconds from the process's start to its file"),
-        (by_memory, "side of the picture, pixels", "most memory of the process, GB"),
+        (by_size, "side of the image, pixels", "seconds of a step"),
+        (by_batch, "batch size, 512x512", "seconds of a step, per image"),
+        (by_steps, "steps, 512x512", "seconds from process start to file"),
+        (by_memory, "side of the image, pixels", "peak memory of the process, GB"),
     ):
         panel.set_xlabel(across)
         panel.set_ylabel(up)

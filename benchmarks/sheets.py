@@ -1,9 +1,9 @@
-"""Draw the sheets that README and guide show: guidance, negative prompts, the world and what is drawn of it.
+"""Make the sheets of README and guide: guidance, negative prompts, renders and generated images.
 
     python benchmarks/sheets.py --model mini-sdxl --out docs/pictures
 
-Prompts are the first captions of their world; nothing is chosen by hand. On the sheet of guidance they are of
-the held-out world, with combinations of shape, colour and material that the training never showed.
+Prompts are the first captions of their world; nothing is selected by hand. The guidance sheet uses held-out
+combinations of shape, colour and material.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from ssd1b.tabletop.world.scenes import WORLDS, Scene, Split, scene
 
 GUIDANCE = (1.0, 2.0, 4.0, 7.0, 12.0, 20.0)
 FAULTS, TRIES = 5, 240
-"""How many kinds of spoiled pictures the sheet shows, and how many pictures it looks at to find them."""
+"""Number of kinds of spoiled images on the sheet, and of images to search for them."""
 
 
 def clean(number: int, *, seed: int = 7, split: Split) -> list[Scene]:
-    """The first scenes of a stream that are not spoiled."""
+    """Give the first clean scenes of a stream."""
     scenes = (scene(seed, index, split=split) for index in count())
     return list(islice((each for each in scenes if each.degradation is None), number))
 
@@ -43,21 +43,21 @@ def guidance_sheet(pipeline: Pipeline) -> Image.Image:
 
 
 def negative_sheet(pipeline: Pipeline, judge: Judge) -> Image.Image:
-    """The first pictures that came out spoiled, each in another way, and again with the fault named."""
+    """Show the first spoiled image of each kind, and the same with the fault as negative prompt."""
     prompts = [full_caption(each) for each in clean(TRIES, split="train")]
     rows, headings, found = [], [], set()
-    for seed, prompt in enumerate(tqdm(prompts, desc="look for spoiled pictures", disable=None)):
-        (drawn,) = pipeline.generate(prompt, seed=seed)
-        fault = judge.read(np.asarray(drawn.image)[None])[0].degradation
+    for seed, prompt in enumerate(tqdm(prompts, desc="find spoiled images", disable=None)):
+        (plain,) = pipeline.generate(prompt, seed=seed)
+        fault = judge.read(np.asarray(plain.image)[None])[0].degradation
         if fault is None or fault in found:
             continue
-        (without,) = pipeline.generate(prompt, seed=seed, negative_prompt=fault)
-        rows.append([drawn.image, without.image])
+        (corrected,) = pipeline.generate(prompt, seed=seed, negative_prompt=fault)
+        rows.append([plain.image, corrected.image])
         headings.append(f"{prompt} (seed {seed}): {fault}")
         found.add(fault)
         if len(found) == FAULTS:
             break
-    return picture_table(rows, ["no negative prompt", "the fault named"], headings, margin=230)
+    return picture_table(rows, ["no negative prompt", "fault as negative prompt"], headings, margin=230)
 
 
 def world_sheet(world: str, seed: int) -> Image.Image:

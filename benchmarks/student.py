@@ -1,4 +1,4 @@
-"""Measure how much faster a student's UNet is than its teacher's: one forward pass, interleaved.
+"""Measure how much faster a student's UNet is than its teacher's, with interleaved forward passes.
 
 python benchmarks/student.py --teacher mini-sdxl --student mini-ssd-1b --out docs/log/student-speed.json
 """
@@ -22,9 +22,9 @@ BATCHES = (2, 16, 64)
 
 @torch.inference_mode()
 def seconds(unet: UNet, batch: int, cells: int) -> float:
-    """Of one forward pass."""
+    """Time one forward pass."""
     inputs = example_inputs(unet.layout, batch, cells, cells, fill=torch.randn)
-    inputs = inputs.to("cpu", unet.conv_norm_out.weight.dtype)
+    inputs = inputs.to("cpu", unet.dtype)
     start = time.perf_counter()
     unet(*inputs)
     return time.perf_counter() - start
@@ -44,25 +44,24 @@ def main() -> None:
     sizes = [sum(each.numel() for each in unet.state_dict().values()) for unet in (teacher, student)]
     layout = pipelines[0].layout
     cells = layout.size // layout.vae.factor
-    told = {
+    figures = {
         "parameters": sizes, "share": sizes[1] / sizes[0], "dtype": str(pipelines[0].dtype),
         "threads": torch.get_num_threads(), "batches": {},
     }  # fmt: skip
     for batch in BATCHES:
-        rows = np.array(
-            [[seconds(unet, batch, cells) for unet in (teacher, student)] for _ in range(options.rounds + 1)][
-                1:
-            ]
-        )
+        rounds = [
+            [seconds(unet, batch, cells) for unet in (teacher, student)] for _ in range(options.rounds + 1)
+        ]
+        rows = np.array(rounds[1:])
         ratios = rows[:, 0] / rows[:, 1]
-        told["batches"][str(batch)] = {
+        figures["batches"][str(batch)] = {
             "teacher": float(np.median(rows[:, 0])), "student": float(np.median(rows[:, 1])),
             "faster": float(np.median(ratios)), "low": float(ratios.min()), "high": float(ratios.max()),
         }  # fmt: skip
-    print(json.dumps(told, indent=1))
+    print(json.dumps(figures, indent=1))
     if options.out is not None:
         with replacing(options.out) as aside:
-            write_json(aside, told)
+            write_json(aside, figures)
 
 
 if __name__ == "__main__":

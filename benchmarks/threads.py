@@ -1,11 +1,11 @@
-"""Threads: a picture of the miniature and a step of a wide UNet, alone and beside a busy process.
+"""Number of threads: an image of the miniature or a step of a full-size UNet, with and without load.
 
-    python benchmarks/threads.py                     # the miniature, from the start of a process to its file
-    python benchmarks/threads.py --layout ssd-1b     # and guided steps of a UNet of full size, random weights
+    python benchmarks/threads.py                     # the miniature, from process start to file
+    python benchmarks/threads.py --layout ssd-1b     # guided steps of a full-size UNet, random weights
 
-The ways of choosing threads take turns, so that all see the same machine: "before" is torch's own choice,
-"one" is one thread, "auto" what ``ssd1b`` does, "auto, N spins" the same with another ``GOMP_SPINCOUNT``. The
-output is the median of the seconds, with the smallest and the largest. Run it on an idle machine.
+The ways to choose threads take turns, so that all see the same machine: "before" is torch's choice, "one" is
+one thread, "auto" is what ``ssd1b`` does, "auto, N spins" is the same with another ``GOMP_SPINCOUNT``. Prints
+the median of the seconds with the range. Run it on an idle machine.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 
 UNSET = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-AS_BEFORE = {"GOMP_SPINCOUNT": "300000"}
-"""GNU OpenMP's own number where threads are no more than cores."""
+TORCH_DEFAULT = {"GOMP_SPINCOUNT": "300000"}
+"""GNU OpenMP's default if there are no more threads than cores."""
 
 WAYS: dict[str, tuple[str, dict[str, str]]] = {
-    "before": ("all", AS_BEFORE),
-    "one": ("1", AS_BEFORE),
+    "before": ("all", TORCH_DEFAULT),
+    "one": ("1", TORCH_DEFAULT),
     "auto": ("auto", {}),
     "auto, 0 spins": ("auto", {"GOMP_SPINCOUNT": "0"}),
     "auto, 1000 spins": ("auto", {"GOMP_SPINCOUNT": "1000"}),
@@ -35,9 +35,9 @@ STEP = """
 import os, sys, time
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 import torch
-from ssd1b.bench.case import make_case
 from ssd1b.layouts import model_layout
 from ssd1b.models.unet import UNet
+from ssd1b.models.unet_inputs import example_inputs
 from ssd1b.runtime import choose_dtype
 from ssd1b.threads import use_threads
 name, latent, threads, steps = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
@@ -50,13 +50,11 @@ with torch.device("meta"):
 unet = unet.to_empty(device="cpu").requires_grad_(False)
 for parameter in unet.parameters():
     parameter.normal_(std=0.02)
-x = torch.randn(2, layout.in_channels, latent, latent)
-embeds = torch.randn(2, 77, layout.cross_attention_dim)
-pooled = torch.randn(2, layout.pooled_dim)
+inputs = example_inputs(layout, 2, latent, latent, fill=torch.randn).to("cpu", unet.dtype)
 with torch.inference_mode():
     for step in range(steps + 1):
         begin = time.perf_counter()
-        unet(x, torch.full((2,), 500.0), embeds, pooled, torch.zeros(2, 6))
+        unet(*inputs)
         if step:
             print(time.perf_counter() - begin)
 """
@@ -90,12 +88,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--layout", help="A published layout, as ssd-1b.")
-    parser.add_argument("--latent", type=int, default=64, help="Side of its latents.")
-    parser.add_argument("--steps", type=int, default=2, help="Of the wide UNet, in each turn.")
+    parser.add_argument("--layout", help="A published layout, such as ssd-1b.")
+    parser.add_argument("--latent", type=int, default=64, help="Side of the latents.")
+    parser.add_argument("--steps", type=int, default=2, help="Steps of the UNet in each round.")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS), help="Only these.")
-    parser.add_argument("--busy", type=int, nargs="*", default=[0, 1], help="Busy processes beside.")
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS), help="Run only these.")
+    parser.add_argument("--busy", type=int, nargs="*", default=[0, 1], help="Numbers of busy processes.")
     given = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -114,8 +112,8 @@ def main() -> None:
                 for spinner in spinners:
                     spinner.kill()
                     spinner.wait()
-            what = f"{given.layout}, latent {given.latent}, guided step" if given.layout else "picture"
-            print(f"{what}, beside {busy} busy processes, {os.cpu_count()} cores")
+            what = f"{given.layout}, latent {given.latent}, guided step" if given.layout else "image"
+            print(f"{what}, next to {busy} busy processes, {os.cpu_count()} cores")
             for way, values in seconds.items():
                 print(f"  {way:18} {np.median(values):7.2f} s  ({min(values):.2f} to {max(values):.2f})")
 
