@@ -175,7 +175,7 @@ class Pipeline:
             InputError: a setting is unknown or out of range.
         """
         first = self.settings(prompt, preset=preset, **overrides)
-        pictures = []
+        pictures: list[Picture] = []
         for offset in range(count):
             settings = replace(first, seed=(first.seed + offset) % SEEDS)
             pictures += self.draw([settings])

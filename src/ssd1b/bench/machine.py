@@ -25,7 +25,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def summary(device: torch.device) -> dict[str, Any]:
     """Describe libraries, system and processors for a report, without anything that identifies the user."""
-    versions = []
+    versions: list[str] = []
     for name in _LIBRARIES:
         try:
             versions.append(f"{name} {version(name)}")

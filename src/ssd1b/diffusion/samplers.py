@@ -178,7 +178,8 @@ def _unipc_weights(ratios: Sequence[float], h: float) -> Sequence[float]:
     """Match the moments of the exact solution (2302.04867, theorem 3.1); a single weight is 1/2 for any h."""
     if len(ratios) < 2:
         return [0.5] * len(ratios)
-    moments, phi, factorial = [], math.expm1(-h) / -h - 1, 1
+    moments: list[float] = []
+    phi, factorial = math.expm1(-h) / -h - 1, 1
     for i in range(1, len(ratios) + 1):
         moments.append(phi * factorial / math.expm1(-h))
         factorial *= i + 1

@@ -13,11 +13,11 @@ class ModelSlot:
         self.owner: LazyNetwork | None = None
         self.network: nn.Module | None = None
 
-    def load(self, owner: "LazyNetwork") -> nn.Module:
-        """Return the owner's network, loading it if it is not in memory."""
+    def load(self, owner: "LazyNetwork", read: Callable[[], nn.Module]) -> nn.Module:
+        """Return the owner's network, which ``read`` loads if it is not in memory."""
         if self.owner is not owner or self.network is None:
             self.owner, self.network = None, None  # freed before the next one is loaded
-            self.network = owner._read()
+            self.network = read()
             self.owner = owner
         return self.network
 
@@ -41,8 +41,8 @@ class LazyNetwork:
         return self._kind
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._slot.load(self), name)
+        return getattr(self._slot.load(self, self._read), name)
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         """Call the network."""
-        return self._slot.load(self)(*args, **named)
+        return self._slot.load(self, self._read)(*args, **named)

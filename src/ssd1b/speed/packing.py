@@ -135,7 +135,8 @@ def _packed(layer: nn.Module) -> nn.Module | None:
             return PackedLinear(layer)
         case nn.Conv2d() if layer.groups == 1 and layer.padding_mode == "zeros":
             return PackedConv2d(layer)
-    return None
+        case _:
+            return None
 
 
 def _worthwhile(layer: nn.Linear) -> bool:
