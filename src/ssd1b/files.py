@@ -102,6 +102,24 @@ def expanded(text: str) -> str:
     return path
 
 
+def check_link(path: str | Path) -> None:
+    """Check that a path is not a symbolic link that leads nowhere.
+
+    Raises:
+        NotFoundError: its target does not exist, or it leads back to itself.
+    """
+    if not os.path.islink(path):
+        return
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        target = named(os.readlink(path))
+        raise NotFoundError(f"{named(path)} is a link to {target}, which does not exist") from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotFoundError(f"{named(path)} is a link that leads back to itself") from None
+
+
 def kind_of(path: str | Path) -> str | None:
     """Say what something is, as "a folder", if it is no regular file; links are followed.
 
@@ -118,6 +136,7 @@ def check_regular(path: str | Path) -> None:
     Raises:
         InputError: there is none, or it is something else, as a folder or a named pipe.
     """
+    check_link(path)
     try:
         kind = kind_of(path)
     except (OSError, ValueError) as error:

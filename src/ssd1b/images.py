@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import unicodedata
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -282,10 +283,13 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     if len(data) > MAX_FILE_BYTES:
         raise InputError(f"the file is too large: allowed are {MAX_FILE_BYTES} bytes")
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP"]) as image:
-            if image.width * image.height > MAX_READ_PIXELS:
-                raise Image.DecompressionBombError
-            yield image
+        with warnings.catch_warnings():
+            # Pillow warns about damaged EXIF, and goes on without it.
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+            with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP"]) as image:
+                if image.width * image.height > MAX_READ_PIXELS:
+                    raise Image.DecompressionBombError
+                yield image
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, NotFoundError
 from ssd1b.files import check_regular, expanded, named, open_regular, read_file, text_of
 
 
@@ -48,12 +48,10 @@ def test_only_files_are_opened(others, read):
         ("x/" * 5000, "File name too long"),
         ("a\0b", "null"),
         ("\ud800", "surrogates not allowed"),
-        ("loop", "symbolic links"),
     ],
 )
 def test_what_cannot_be_opened_is_named_in_one_short_line(tmp_path, read, name, words):
     (tmp_path / "file").touch()
-    (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(InputError, match=f"cannot read .*{words}") as refused:
         read(f"{tmp_path}/{name}")
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
@@ -70,6 +68,17 @@ def test_no_more_is_read_than_is_allowed(tmp_path):
         sparse.truncate(2**40)
     with pytest.raises(InputError, match="too large"):
         read_file(path, most=2**20)
+
+
+@pytest.mark.parametrize("read", [check_regular, open_regular, lambda path: read_file(path, most=9)])
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [("gone/away", "is a link to gone/away, which does not exist"), ("link", "is a link that leads back")],
+)
+def test_links_that_lead_nowhere_are_named(tmp_path, read, target, words):
+    (tmp_path / "link").symlink_to(target)
+    with pytest.raises(NotFoundError, match=f"link {words}"):
+        read(tmp_path / "link")
 
 
 def test_links_to_files_are_files(tmp_path):

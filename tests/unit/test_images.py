@@ -25,6 +25,7 @@ from ssd1b.images import (
     check_destination,
     decode_recipe,
     encode_picture,
+    open_picture,
     picture_stem,
     read_recipe,
     save_picture,
@@ -122,6 +123,17 @@ def test_png_carries_the_text_where_automatic1111_looks_for_it(prompt):
     image = Image.open(io.BytesIO(encode_picture(made, "png")))
     assert image.info["parameters"] == write_parameters(made.recipe)
     assert image.info["ssd1b"] == write_json(made.recipe)
+
+
+@pytest.mark.parametrize("format", ["jpeg", "webp"])
+def test_damaged_exif_is_read_without_a_warning(tmp_path, format):
+    made = picture()
+    file = io.BytesIO()
+    made.image.save(file, format, exif=b"Exif\0\0II*\0\x08\0\0\0\x02\0" + b"\x01" * 18)
+    (tmp_path / "damaged").write_bytes(file.getvalue())
+    assert open_picture(tmp_path / "damaged").size == made.image.size
+    with pytest.raises(InputError, match="no recipe"):
+        decode_recipe(file.getvalue())
 
 
 @pytest.mark.parametrize("format", ["jpeg", "webp"])

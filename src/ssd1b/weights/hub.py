@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssd1b.errors import InputError, NotFoundError, UnavailableError, unknown
-from ssd1b.files import expanded
+from ssd1b.files import check_link, expanded
 from ssd1b.weights.download import COMMIT, cache, download, storage
 from ssd1b.weights.files import read_json
 from ssd1b.weights.keymap import PARTS
@@ -135,10 +135,12 @@ def _local(model: str) -> Path | None:
     if not model:
         return None
     path = Path(expanded(model))
+    is_known = model in BUILT_IN or model.lower() in ALIASES
     if not path.exists():
+        if not is_known:
+            check_link(path)
         return None
-    hides = (model in BUILT_IN or model.lower() in ALIASES) and path.is_dir()
-    return None if hides and not _holds_model(path) else path
+    return None if is_known and path.is_dir() and not _holds_model(path) else path
 
 
 def _is_revision(revision: str) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd1b.errors import InputError, NotFoundError, shown
-from ssd1b.files import check_path, check_regular, named
+from ssd1b.files import check_link, check_path, check_regular, named
 from ssd1b.layouts import VAELayout
 from ssd1b.weights import configs
 from ssd1b.weights.checkpoint import SDXL_SCHEDULER, SETTINGS_FILE, Checkpoint, Part
@@ -67,6 +67,7 @@ def check_is_model(path: Path) -> None:
     """
     check_path(path)
     if not path.exists():
+        check_link(path)
         raise NotFoundError(f"{named(path)}: no such file or folder")
     if not path.is_dir():
         check_regular(path)
@@ -226,6 +227,7 @@ def open_single_file(path: Path) -> Checkpoint:
             metadata, "force_zeros_for_empty_prompt", True, f"{path}: metadata"
         ),
         settings=_settings(metadata, f"{path}: metadata"),
+        world=_world(metadata, f"{path}: metadata"),
         other=tuple(sorted(header.tensors.keys() - used - {VELOCITY_KEY, ZERO_SNR_KEY})),
     )
 

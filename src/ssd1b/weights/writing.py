@@ -143,6 +143,7 @@ def save_single_file(
         "force_zeros_for_empty_prompt": info.force_zeros_for_empty_prompt,
         "scheduler": info.scheduler,
         "settings": info.settings,
+        **({"world": info.world} if info.world else {}),
     }
     with writing(path, overwrite=overwrite) as temporary:
         write_tensors(temporary, tensors, {METADATA: json.dumps(metadata, sort_keys=True)})

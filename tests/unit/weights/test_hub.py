@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, NotFoundError
 from ssd1b.weights.download import wanted_files
 from ssd1b.weights.hub import ALIASES, BUILT_IN, Listed, known_as, models, resolve
 from ssd1b.weights.opening import open_checkpoint
@@ -133,6 +133,21 @@ def test_a_folder_that_is_no_model_does_not_stand_in_the_way_of_a_name(tmp_path,
     assert resolve("another").path == Path("another")
     (tmp_path / "mini-sdxl/model_index.json").write_text("{}")
     assert resolve("mini-sdxl").path == Path("mini-sdxl")
+
+
+@pytest.mark.parametrize("find", [resolve, lambda name: open_checkpoint(Path(name))])
+@pytest.mark.parametrize("target", ["nowhere", "model"])
+def test_a_link_that_leads_nowhere_is_named(tmp_path, cache, monkeypatch, find, target):
+    monkeypatch.chdir(tmp_path)
+    Path("model").symlink_to(target)
+    with pytest.raises(NotFoundError, match="model is a link (to nowhere|that leads back to itself)"):
+        find("model")
+
+
+def test_such_a_link_does_not_stand_in_the_way_of_a_name(tmp_path, cache, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mini-sdxl").symlink_to("nowhere")
+    assert resolve("mini-sdxl").path == BUILT_IN["mini-sdxl"]
 
 
 def test_paths_and_built_in_models_need_nothing(tmp_path, cache):

@@ -46,6 +46,12 @@ def test_the_way_through_both_formats_changes_no_bit(tmp_path, tiny_file):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize("save", [save_folder, save_single_file])
+def test_the_declared_world_is_kept(tmp_path, tiny_info, tiny_weights, save):
+    save(tmp_path / "model.safetensors", replace(tiny_info, world="tabletop"), tiny_weights)
+    assert open_checkpoint(tmp_path / "model.safetensors").info.world == "tabletop"
+
+
 def test_tensors_have_the_names_and_shapes_that_other_programs_look_for(tiny_file):
     tensors = read_header(tiny_file).tensors
     prefix = "conditioner.embedders.1.model."
