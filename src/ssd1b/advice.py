@@ -19,7 +19,7 @@ SAMPLERS_ADVISED = ("unipc", "euler", "ddpm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Advised:
+class AdvisedRange:
     """The numbers that a source advises for one setting, and what it says of those on either side."""
 
     setting: str
@@ -31,14 +31,14 @@ class Advised:
 
 
 SSD_1B_ADVICE = (
-    Advised(
+    AdvisedRange(
         setting="guidance_scale",
         low=2.0,  # the article says "near 1"
         high=19.0,  # "above 19 or 20"
         below="near 1 artistic quality suffers; for tiny details take 12 to 17",
         above="above 19 the picture keeps strictly to the text, at the expense of quality and diversity",
     ),
-    Advised(
+    AdvisedRange(
         setting="steps",
         low=15.0,
         high=25.0,

@@ -1,6 +1,7 @@
 """The errors that a user can do something about, each with one line that says what."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 _COMPARED = 200
@@ -52,9 +53,13 @@ def unknown(
     return error(f"unknown {kind} {shown(given)}: {hint}allowed: {', '.join(names)}")
 
 
-def located(where: str, error: InputError) -> InputError:
-    """Build the error of the same class that says where it happened."""
-    return type(error)(f"{where}: {error}")
+@contextmanager
+def prefix_errors(where: str) -> Iterator[None]:
+    """Put ``where`` before the message of any InputError; its class stays."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(f"{where}: {error}") from None
 
 
 def shown(value: object) -> str:

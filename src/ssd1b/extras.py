@@ -15,7 +15,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 }
 """What each extra brings, by the names that are imported (``pyproject.toml`` has those of the index)."""
 
-ALONE = {"bitsandbytes": "bitsandbytes", "stable_diffusion_cpp": "stable-diffusion-cpp-python"}
+WITHOUT_EXTRA = {"bitsandbytes": "bitsandbytes", "stable_diffusion_cpp": "stable-diffusion-cpp-python"}
 """Libraries that no extra brings, with their names in the index."""
 
 
@@ -54,5 +54,7 @@ def install(libraries: Iterable[str]) -> str:
             return " ".join(["pip install", f"'ssd1b[{extra}]'", *torch])
     owners = [next((extra for extra, brought in EXTRAS.items() if name in brought), None) for name in names]
     extras = sorted({owner for owner in owners if owner is not None})
-    alone = sorted(ALONE.get(name, name) for name, owner in zip(names, owners, strict=True) if owner is None)
+    alone = sorted(
+        WITHOUT_EXTRA.get(name, name) for name, owner in zip(names, owners, strict=True) if owner is None
+    )
     return " ".join(["pip install", *([f"'ssd1b[{','.join(extras)}]'"] if extras else []), *alone, *torch])

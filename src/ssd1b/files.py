@@ -85,7 +85,7 @@ def check_path(path: str | Path) -> None:
             raise InputError(f"{named(path)} cannot be a path here: {reason(error)}") from None
 
 
-def expanded(text: str) -> str:
+def expand_path(text: str) -> str:
     """Check that a text can be a path, and replace ``~`` and ``~user`` at its beginning.
 
     Nothing has to be there. A slash at the end stays.
@@ -178,7 +178,7 @@ def read_file(path: str | Path, *, most: int) -> bytes:
     return data
 
 
-def text_of(data: bytes, where: str) -> str:
+def decode_text(data: bytes, where: str) -> str:
     """Decode text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; the mark is left out.
 
     Args:

@@ -27,10 +27,10 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin
 from PIL.ExifTags import IFD, Base
 
-from ssd1b.errors import InputError, located, unknown
+from ssd1b.errors import InputError, prefix_errors, unknown
 from ssd1b.files import check_path, disk_error, named, read_file
 from ssd1b.foreign import KEYS, PARAMETERS, read_foreign
-from ssd1b.metadata import JSON_MARK, UTF16_MARK, read_stealth, texts
+from ssd1b.metadata import JSON_MARK, UTF16_MARK, read_stealth, read_texts
 from ssd1b.recipe import Parameters, Recipe, read_json, read_parameters, write_json, write_parameters
 from ssd1b.saving import check_folder, sync, take_name
 from ssd1b.settings import GenerationSettings
@@ -228,7 +228,7 @@ def read_recipe(path: str | Path) -> Recipe | Parameters:
             damaged one.
     """
     data = read_file(path, most=MAX_FILE_BYTES)
-    with _naming(path):
+    with prefix_errors(named(path)):
         return decode_recipe(data)
 
 
@@ -239,17 +239,8 @@ def open_picture(path: str | Path) -> Image.Image:
         InputError: the file cannot be read, is no PNG, JPEG or WebP, or is too large.
     """
     data = read_file(path, most=MAX_FILE_BYTES)
-    with _naming(path), _opened(data) as image:
+    with prefix_errors(named(path)), _opened(data) as image:
         return ImageOps.exif_transpose(image).convert("RGB")
-
-
-@contextmanager
-def _naming(path: str | Path) -> Iterator[None]:
-    """Say of which file an error speaks."""
-    try:
-        yield
-    except InputError as error:
-        raise located(named(path), error) from None
 
 
 _KEYS = KEYS | {"ssd1b"}
@@ -258,10 +249,10 @@ _KEYS = KEYS | {"ssd1b"}
 def decode_recipe(data: bytes) -> Recipe | Parameters:
     """Read the recipe out of the bytes of a picture file, as ``read_recipe`` does."""
     with _opened(data) as image:
-        found = texts(image)
+        found = read_texts(image)
         if not _KEYS & found.keys():
             image.load()  # some programs put text behind the pixels, or into them
-            found = texts(image)
+            found = read_texts(image)
         if not _KEYS & found.keys():
             hidden = read_stealth(image, most=MAX_TEXT_LENGTH)
             found = {} if hidden is None else {PARAMETERS: hidden}

@@ -26,7 +26,7 @@ _COMFYUI = {"prompt:": "prompt", "workflow:": "workflow"}
 """Beginnings of what ComfyUI writes into fields of EXIF in WebP, by the key in PNG."""
 
 
-def texts(image: Image.Image) -> dict[str, str]:
+def read_texts(image: Image.Image) -> dict[str, str]:
     """Read every text of a picture, by its key in PNG; some of PNG's are there after loading only.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ssd1b.files import expanded
+from ssd1b.files import expand_path
 from ssd1b.layouts import ModelLayout
 from ssd1b.models.text import TextEncoder, TextEncoders
 from ssd1b.models.tokenizer import CLIPTokenizer
@@ -22,7 +22,7 @@ from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import Checkpoint, Layout, ModelInfo
 from ssd1b.weights.loading import load_component
 from ssd1b.weights.opening import open_checkpoint
-from ssd1b.weights.vocabulary import tokenizers
+from ssd1b.weights.vocabulary import load_tokenizers
 
 NETWORKS: dict[str, Callable[[Any], nn.Module]] = {
     "unet": UNet,
@@ -110,12 +110,12 @@ class Model:
     @cached_property
     def tokenizers(self) -> tuple[CLIPTokenizer, CLIPTokenizer]:
         """The tokenizers of both text encoders: the model's own, or CLIP's; raises as ``info``."""
-        return tokenizers(self.info)
+        return load_tokenizers(self.info)
 
     @property
     def is_local(self) -> bool:
         """Whether the name is a path."""
-        return self.path == Path(expanded(self.name))
+        return self.path == Path(expand_path(self.name))
 
     @property
     def source(self) -> str:

@@ -98,7 +98,7 @@ class Pipeline:
             prediction: what the UNet predicts, "epsilon" or "v", if the files do not state it or contradict
                 themselves; None follows the files.
             token: send the user's token to the hub. False for a name from an untrusted file.
-            paths: allow ``model`` to be a path. False for a name from an untrusted file; ``hub.known_as``
+            paths: allow ``model`` to be a path. False for a name from an untrusted file; ``hub.known_source``
                 tells whether such a name is a known model's.
             execution: execution options: compilation, quantization, memory mode.
             threads: number of CPU threads, or "auto" to choose it for each batch. Both change torch's

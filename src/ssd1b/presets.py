@@ -7,11 +7,11 @@ from types import MappingProxyType
 
 import click
 
-from ssd1b.errors import InputError, NotFoundError, shown, unknown
-from ssd1b.files import expanded
+from ssd1b.errors import InputError, NotFoundError, prefix_errors, shown, unknown
+from ssd1b.files import expand_path
 from ssd1b.settings import ARTICLE, CARD, Preset, check_overrides
-from ssd1b.tables import READERS, read_table
-from ssd1b.validation import validate, within
+from ssd1b.table_files import READERS, read_table
+from ssd1b.validation import validate
 
 NEGATIVE_PROMPTS: Mapping[str, str] = MappingProxyType({
     "basic": (
@@ -31,7 +31,7 @@ NEGATIVE_PROMPTS: Mapping[str, str] = MappingProxyType({
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speed:
+class SpeedPreset:
     """Work that is left out, under a name.
 
     Attributes:
@@ -52,13 +52,13 @@ def _cost(time: float, likeness: int, points: float, low: float, high: float) ->
     )
 
 
-SPEEDS: Mapping[str, Speed] = MappingProxyType({
-    "exact": Speed(settings={"feature_reuse": 0.0}, price="every step computed whole"),
-    "balanced": Speed(
+SPEEDS: Mapping[str, SpeedPreset] = MappingProxyType({
+    "exact": SpeedPreset(settings={"feature_reuse": 0.0}, price="every step computed whole"),
+    "balanced": SpeedPreset(
         settings={"feature_reuse": 0.1},
         price=f"on mini-ssd-1b {_cost(0.86, 52, 1.6, -0.4, 3.6)}",
     ),
-    "fast": Speed(
+    "fast": SpeedPreset(
         settings={"feature_reuse": 0.2},
         quantized="auto",
         price=f"on mini-ssd-1b {_cost(0.59, 42, -1.2, -4.2, 1.4)}; in eight bits, as wider models "
@@ -135,11 +135,11 @@ def load_preset(name: str) -> Preset:
     if name in PRESETS:
         return PRESETS[name]
     kept = users_files()
-    path = kept.get(name) or Path(expanded(name))
+    path = kept.get(name) or Path(expand_path(name))
     if path.suffix.lower() not in READERS:
         raise unknown("preset", name, [*PRESETS, *kept, "a .toml file", "a .json file"], NotFoundError)
     table = read_table(path)
-    with within(f"preset {name}"):
+    with prefix_errors(f"preset {name}"):
         return _from_table(table, path.stem)
 
 

@@ -148,7 +148,7 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"cannot write {named(folder)}: {os.strerror(code)}")
 
 
-def claim(folder: Path) -> None:
+def claim_folder(folder: Path) -> None:
     """Make a folder that is to hold nothing but the program's own, or find that it is one.
 
     Raises:
@@ -165,7 +165,7 @@ def claim(folder: Path) -> None:
         raise disk_error(f"cannot write {named(folder)}", error) from None
 
 
-def unfinished(folder: Path) -> Path:
+def temporary_path(folder: Path) -> Path:
     """A new path in a folder, for what is being written, that ``remove_unfinished`` finds."""
     return folder / f".{secrets.token_hex(16)}.partial"
 
@@ -223,7 +223,7 @@ def _moved(
     target: Path, temporary: Path | None, check: Callable[[Path], None], *, durable: bool = True
 ) -> Iterator[Path]:
     """Give a temporary path; in the end move it to ``target``, over what is there if ``check`` allows it."""
-    aside = temporary or unfinished(target.parent)
+    aside = temporary or temporary_path(target.parent)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield aside

@@ -17,14 +17,13 @@ validated.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from numbers import Real
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ssd1b.errors import InputError, located, shown, unknown
+from ssd1b.errors import InputError, prefix_errors, shown, unknown
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler, TypeAdapter
@@ -212,17 +211,8 @@ def parse(kind: type[T], table: object, where: str) -> T:
     """
     if not isinstance(table, Mapping):
         raise InputError(f"{where} is {shown(table)}: it must be a table")
-    with within(where):
+    with prefix_errors(where):
         return kind(**table)
-
-
-@contextmanager
-def within(where: str) -> Iterator[None]:
-    """Begin the message of any InputError with the place that it is about."""
-    try:
-        yield
-    except InputError as error:
-        raise located(where, error) from None
 
 
 def validate(kind: type, values: Mapping[str, object], *, partial: bool = False) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 import ssd1b
 from ssd1b.cli import main
 from ssd1b.errors import InputError
-from ssd1b.extras import ALONE, EXTRAS, install, require
+from ssd1b.extras import EXTRAS, WITHOUT_EXTRA, install, require
 
 SOURCE = Path(ssd1b.__file__).parent
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
@@ -53,7 +53,9 @@ def imported(path: Path) -> "set[str]":
 
 def test_every_library_that_the_source_imports_is_of_the_base_or_of_an_extra() -> None:
     base = names(PROJECT["dependencies"])
-    known = base | {name for brought in EXTRAS.values() for name in brought} | ALONE.keys() | {"ssd1b"}
+    known = (
+        base | {name for brought in EXTRAS.values() for name in brought} | WITHOUT_EXTRA.keys() | {"ssd1b"}
+    )
     for path in SOURCE.rglob("*.py"):
         others = imported(path) - known - sys.stdlib_module_names - {"_typeshed"}
         assert {COMES_WITH.get(name, name) for name in others} <= known, f"{path} imports {others}"

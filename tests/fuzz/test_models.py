@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from fuzzing import as_json, damaged_json, fuzz, mutated_bytes
 from ssd1b.weights.files import read_header
 from ssd1b.weights.opening import open_checkpoint
-from ssd1b.weights.vocabulary import load_tokenizer, tokenizers
+from ssd1b.weights.vocabulary import load_tokenizer, load_tokenizers
 
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def opened(path: Path) -> object:
     info = open_checkpoint(path).info
-    return info.defaults, tokenizers(info)
+    return info.defaults, load_tokenizers(info)
 
 
 def framed(text: bytes, data: bytes) -> bytes:

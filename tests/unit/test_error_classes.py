@@ -16,14 +16,14 @@ from ssd1b.errors import (
     NotFoundError,
     OutOfSpaceError,
     UnavailableError,
-    located,
+    prefix_errors,
 )
 from ssd1b.extras import require
 from ssd1b.files import read_file
 from ssd1b.images import read_recipe
 from ssd1b.presets import load_preset
 from ssd1b.runtime import choose_device
-from ssd1b.saving import claim, renewing, replacing, writing
+from ssd1b.saving import claim_folder, renewing, replacing, writing
 from ssd1b.settings import resolve_settings
 from ssd1b.training import loop
 from ssd1b.training.loop import train
@@ -52,7 +52,7 @@ def over_a_file(path: Path) -> None:
 
 def in_a_folder_of_others(path: Path) -> None:
     (path / "mine").touch()
-    claim(path)
+    claim_folder(path)
 
 
 def learn(
@@ -123,5 +123,5 @@ def test_every_class_ends_the_command_line_with_2(
 
 
 def test_a_message_that_says_where_keeps_the_class() -> None:
-    error = located("preset x", NotFoundError("no such file"))
-    assert type(error) is NotFoundError and str(error) == "preset x: no such file"
+    with pytest.raises(NotFoundError, match=r"^preset x: no such file$"), prefix_errors("preset x"):
+        raise NotFoundError("no such file")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssd1b.errors import InputError, NotFoundError
-from ssd1b.files import check_regular, expanded, named, open_regular, read_file, text_of
+from ssd1b.files import check_regular, decode_text, expand_path, named, open_regular, read_file
 
 
 @pytest.fixture
@@ -121,16 +121,16 @@ def test_a_file_without_permission_is_named(tmp_path, monkeypatch):
 
 def test_home_is_found(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert expanded("~/pictures/") == f"{tmp_path}/pictures/"
-    assert expanded("~") == str(tmp_path)
-    assert expanded("a/~/b") == "a/~/b"
-    assert expanded("nothing/there") == "nothing/there"
+    assert expand_path("~/pictures/") == f"{tmp_path}/pictures/"
+    assert expand_path("~") == str(tmp_path)
+    assert expand_path("a/~/b") == "a/~/b"
+    assert expand_path("nothing/there") == "nothing/there"
 
 
 def test_a_file_that_begins_with_a_tilde_is_found(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "~draft-2").touch()
-    assert expanded("~draft-2") == "~draft-2"
+    assert expand_path("~draft-2") == "~draft-2"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_file_that_begins_with_a_tilde_is_found(monkeypatch, tmp_path):
 def test_what_can_be_no_path_is_named_in_one_short_line(monkeypatch, tmp_path, text, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=words) as refused:
-        expanded(text)
+        expand_path(text)
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
 
 
@@ -159,7 +159,7 @@ def test_a_folder_that_may_not_be_searched_is_named(monkeypatch):
 
     monkeypatch.setattr(os, "lstat", refuse)
     with pytest.raises(InputError, match="locked/model cannot be a path here: Permission denied"):
-        expanded("locked/model")
+        expand_path("locked/model")
 
 
 def test_paths_are_written_shortly_and_plainly():
@@ -177,8 +177,8 @@ def test_paths_are_written_shortly_and_plainly():
 )
 def test_text_is_read_in_every_encoding_that_its_first_bytes_tell(encoding):
     mark = "\ufeff" if encoding.endswith("e") else ""
-    assert text_of(f"{mark}日本\r\na".encode(encoding), "it") == "日本\r\na"
-    assert text_of(mark.encode(encoding), "it") == ""
+    assert decode_text(f"{mark}日本\r\na".encode(encoding), "it") == "日本\r\na"
+    assert decode_text(mark.encode(encoding), "it") == ""
 
 
 @pytest.mark.parametrize(
@@ -188,12 +188,12 @@ def test_text_is_read_in_every_encoding_that_its_first_bytes_tell(encoding):
 )  # fmt: skip
 def test_other_text_is_refused_in_a_line_that_says_what_to_do(data):
     with pytest.raises(InputError, match=r"prompts\.txt is no text.*save it as UTF-8"):
-        text_of(data, "prompts.txt")
+        decode_text(data, "prompts.txt")
 
 
 @given(st.binary(max_size=40))
 def test_any_bytes_are_text_or_refused(data):
     try:
-        assert "\0" not in text_of(data, "it")
+        assert "\0" not in decode_text(data, "it")
     except InputError as refused:
         assert "save it as UTF-8" in str(refused)

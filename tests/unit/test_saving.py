@@ -16,7 +16,7 @@ from ssd1b.saving import (
     check_folder,
     check_free,
     check_renewable,
-    claim,
+    claim_folder,
     renewing,
     replacing,
     take_name,
@@ -262,18 +262,18 @@ def test_several_processes_may_renew_at_once(tmp_path):
 def test_a_new_or_empty_folder_is_claimed_and_known_again(tmp_path):
     (tmp_path / "empty").mkdir()
     for name in ("empty", "new/deep"):
-        claim(tmp_path / name)
+        claim_folder(tmp_path / name)
         (tmp_path / name / "log.jsonl").touch()
-        claim(tmp_path / name)
+        claim_folder(tmp_path / name)
 
 
 def test_a_folder_of_the_user_is_not_claimed(tmp_path):
     photos(tmp_path / "photos")
     with pytest.raises(InputError, match="holds files that ssd1b did not write"):
-        claim(tmp_path / "photos")
+        claim_folder(tmp_path / "photos")
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["one.jpg"]
     with pytest.raises(InputError, match="Not a directory"):
-        claim(tmp_path / "photos/one.jpg/deep")
+        claim_folder(tmp_path / "photos/one.jpg/deep")
 
 
 # Whole or not at all
@@ -454,7 +454,7 @@ def test_a_name_is_taken_once(tmp_path, monkeypatch):
 def test_where_nothing_can_be_written_is_known_before(tmp_path, path, words):
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
-    for check in (check_folder, check_free, check_renewable, claim):
+    for check in (check_folder, check_free, check_renewable, claim_folder):
         with pytest.raises(InputError, match=words) as refused:
             check(tmp_path / path / "file" if check is not check_folder else tmp_path / path)
         assert len(str(refused.value)) < 400

@@ -40,7 +40,7 @@ from ssd1b.speed.openvino import PRECISIONS, import_library, quantize_file, save
 from ssd1b.speed.torchao_quant import check_quantization
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.configs import text_config, unet_config, vae_config
-from ssd1b.weights.vocabulary import DATA, PADDING, VOCABULARY_SIZE, tokenizer_folder, tokenizers
+from ssd1b.weights.vocabulary import DATA, PADDING, VOCABULARY_SIZE, load_tokenizers, tokenizer_folder
 
 Work = Callable[[], Tensor]
 """Runs a case once, and returns its output."""
@@ -118,7 +118,7 @@ def _pipeline(case: Case, networks: nn.ModuleDict) -> Pipeline:
     miniature = {part: DATA / DEFAULT_MODEL / tokenizer_folder(part) for part in PADDING}
     clip = layout.text_encoder.vocab_size == VOCABULARY_SIZE
     info = ModelInfo(layout=layout, tokenizers={} if clip else miniature)
-    tokenizer, tokenizer_2 = tokenizers(info)
+    tokenizer, tokenizer_2 = load_tokenizers(info)
     return Pipeline(
         identity=ModelIdentity(name="random", source="random", revision=None, layout=layout.name),
         info=info, unet=parts["unet"], vae=parts["vae"],

@@ -10,7 +10,7 @@ import torch
 from ssd1b.bench.machine import processor, summary
 from ssd1b.extras import EXTRAS
 from ssd1b.runtime import choose_device, choose_dtype, cpu_capabilities, dtype_name
-from ssd1b.weights.hub import models
+from ssd1b.weights.hub import available_models
 
 VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES",
@@ -38,7 +38,9 @@ def environment() -> dict[str, Any]:
             *(f"{name} is set" for name in HIDDEN if os.environ.get(name)),
         ],
         "extras": [f"{name}: {_state(libraries)}" for name, libraries in EXTRAS.items()],
-        "cached models": [each.name for each in models() if each.ready and each.source != "built-in"],
+        "cached models": [
+            each.name for each in available_models() if each.ready and each.source != "built-in"
+        ],
     }
 
 

@@ -19,7 +19,7 @@ def is_known(model: ModelIdentity) -> bool:
     """Whether a recipe's model may be used without asking: a stranger may have written the recipe."""
     from ssd1b.weights import hub
 
-    return hub.known_as(model_name(model)) is not None
+    return hub.known_source(model_name(model)) is not None
 
 
 def choose(choice: ModelChoice, model: ModelIdentity, *, trusted: bool) -> ModelChoice:
@@ -40,7 +40,7 @@ def choose(choice: ModelChoice, model: ModelIdentity, *, trusted: bool) -> Model
     if choice.model is not None:
         return choice
     name = model_name(model)
-    match hub.known_as(name):
+    match hub.known_source(name):
         case "cached":
             return replace(choice, model=name, paths=False, offline=True)
         case None if not trusted:

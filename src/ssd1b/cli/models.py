@@ -16,9 +16,9 @@ def command(as_json: bool) -> None:
     Ready models need no network. Others are downloaded when they are first used. Beside names, --model takes
     folders in diffusers' format, single safetensors files and hub ids.
     """
-    from ssd1b.weights.hub import models
+    from ssd1b.weights.hub import available_models
 
-    listed = models()
+    listed = available_models()
     if as_json:
         for each in listed:
             click.echo(json_line(asdict(each)))

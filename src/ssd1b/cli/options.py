@@ -16,7 +16,7 @@ from ssd1b.cli.command import TEXT
 from ssd1b.cli.paths import PATH
 from ssd1b.errors import InputError, shown, unknown
 from ssd1b.execution import DEFAULT, Execution
-from ssd1b.files import named, read_file, text_of
+from ssd1b.files import decode_text, named, read_file
 from ssd1b.numerals import whole_number
 from ssd1b.presets import NEGATIVE_PROMPTS, SPEEDS
 from ssd1b.prompts import parse_prompt, split_prompts, unsupported
@@ -31,7 +31,7 @@ from ssd1b.settings import (
     with_drawn_seed,
 )
 from ssd1b.validation import Range, check
-from ssd1b.weights.prediction import chosen
+from ssd1b.weights.prediction import diffusers_prediction
 
 AUTO = "auto"
 
@@ -96,7 +96,7 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
     )  # fmt: skip
     @wraps(command)
     def bundled(*args: Any, threads: str, **options: Any) -> None:
-        chosen(options["prediction"])
+        diffusers_prediction(options["prediction"])
         given = {name: options.pop(name) for name in _MODEL_OPTIONS}
         command(*args, choice=ModelChoice(**given, threads=_read_threads(threads)), **options)
 
@@ -242,7 +242,7 @@ def read_prompts(path: str) -> list[str]:
         source, data = "the standard input", _standard_input()
     else:
         source, data = named(path), read_file(path, most=MAX_PROMPT_FILE_BYTES)
-    return split_prompts(text_of(data, source), source=source)
+    return split_prompts(decode_text(data, source), source=source)
 
 
 def _standard_input() -> bytes:

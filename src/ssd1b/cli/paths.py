@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ssd1b.errors import InputError, printable
-from ssd1b.files import expanded
+from ssd1b.files import expand_path
 from ssd1b.saving import check_folder, check_renewable
 
 
@@ -26,15 +26,15 @@ class PathType(click.ParamType):
             self.fail(str(error), param, ctx)
 
     def checked(self, text: str) -> str:
-        """Give the path that a text names; raises as ``expanded``."""
-        return expanded(text)
+        """Give the path that a text names; raises as ``expand_path``."""
+        return expand_path(text)
 
 
 class OutFolder(PathType):
     """A folder that can be written, or made; nothing is made yet."""
 
     def checked(self, text: str) -> str:
-        """Give the folder that a text names; raises as ``expanded`` and ``check_folder``."""
+        """Give the folder that a text names; raises as ``expand_path`` and ``check_folder``."""
         path = super().checked(text)
         check_folder(Path(path))
         return path

@@ -16,7 +16,7 @@ from ssd1b.errors import ConflictError, InputError, shown
 from ssd1b.presets import PRESETS, as_toml, load_preset, users_files, users_folder
 from ssd1b.saving import writing
 from ssd1b.settings import Preset
-from ssd1b.tables import READERS
+from ssd1b.table_files import READERS
 
 _NAME = re.compile(r"[\w-][\w.-]{0,99}")
 

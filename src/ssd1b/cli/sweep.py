@@ -20,7 +20,7 @@ from ssd1b.errors import InputError, shown
 from ssd1b.files import named
 from ssd1b.presets import PRESETS, load_preset
 from ssd1b.settings import DEFAULT_MODEL
-from ssd1b.tables import read_table
+from ssd1b.table_files import read_table
 from ssd1b.validation import Range, check
 
 if TYPE_CHECKING:

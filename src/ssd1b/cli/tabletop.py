@@ -11,7 +11,7 @@ from ssd1b.cli.options import ModelChoice
 from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, echo_path, overwrite_option
 from ssd1b.cli.table import columns, percent
 from ssd1b.errors import InputError, shown
-from ssd1b.files import expanded
+from ssd1b.files import expand_path
 from ssd1b.saving import check_free
 from ssd1b.settings import Seed
 from ssd1b.validation import Range, check
@@ -268,7 +268,7 @@ def train_command(
     place = str(choose_device(device or "cpu"))
     first = None
     if start is not None:
-        first = Path(expanded(start)) if part == "judge" else hub.resolve(start, offline=True).path
+        first = Path(expand_path(start)) if part == "judge" else hub.resolve(start, offline=True).path
     made = train_part(
         part, Path(run), start=first, steps=steps, batch_size=batch_size, seed=seed, world=world,
         resume=resume, device=place,

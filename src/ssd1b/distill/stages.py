@@ -25,12 +25,12 @@ from typing import Annotated, Any, Literal
 from ssd1b.distill.features import LEVELS
 from ssd1b.distill.layer_map import CHOICES
 from ssd1b.distill.losses import Weights
-from ssd1b.errors import InputError, NotFoundError, shown, unknown
-from ssd1b.files import expanded
+from ssd1b.errors import InputError, NotFoundError, prefix_errors, shown, unknown
+from ssd1b.files import expand_path
 from ssd1b.numerals import number
-from ssd1b.tables import read_table
+from ssd1b.table_files import read_table
 from ssd1b.training.settings import LoopSettings
-from ssd1b.validation import Items, OneOf, Range, Text, parse, validated, within
+from ssd1b.validation import Items, OneOf, Range, Text, parse, validated
 
 TRAIN = LoopSettings(
     steps=10_000, batch_size=16, learning_rate=1e-4, betas=(0.9, 0.999), warmup_share=0.05,
@@ -133,7 +133,7 @@ def read_stages(name: str) -> list[Stage]:
         InputError: there are no such stages, or what the file says is not allowed.
     """
     shipped = {path.stem: path for path in _SHIPPED.glob("*.toml")}
-    path = shipped.get(name) or Path(expanded(name))
+    path = shipped.get(name) or Path(expand_path(name))
     if path.suffix.lower() != ".toml":
         raise unknown("stages", name, [*shipped, "a .toml file"], NotFoundError)
     table: dict[str, Any] = read_table(path)
@@ -189,7 +189,7 @@ def _trained(settings: LoopSettings, table: Any, where: str) -> LoopSettings:
             raise InputError(f"{where} has both {steps} and {share}: leave one of them out")
         if steps in changes:
             changes[share] = None
-    with within(where):
+    with prefix_errors(where):
         return replace(settings, **changes)
 
 

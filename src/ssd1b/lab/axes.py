@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from decimal import ROUND_DOWN, Decimal
 from typing import Any
 
-from ssd1b.errors import InputError, shown, unknown
+from ssd1b.errors import InputError, prefix_errors, shown, unknown
 from ssd1b.numerals import DECIMAL, DIGITS
 from ssd1b.presets import NEGATIVE_PROMPTS, load_preset
 from ssd1b.settings import (
@@ -25,7 +25,6 @@ from ssd1b.settings import (
     read_size,
     with_drawn_seed,
 )
-from ssd1b.validation import within
 
 MAX_VALUES = 1000
 """On one axis."""
@@ -98,7 +97,7 @@ def make_axis(name: str, items: Sequence[str]) -> Axis:
     items = [item.strip() for item in items]
     if not items or not any(items):
         raise InputError(f"axis {key} has no values: write it as {key}={_EXAMPLES.get(key) or 'one,another'}")
-    with within(f"axis {key}"):
+    with prefix_errors(f"axis {key}"):
         values = [replace(each, settings=with_drawn_seed(each.settings)) for each in _READERS[key](items)]
         for value in values:
             check_overrides(value.settings)

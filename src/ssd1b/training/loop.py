@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ssd1b.errors import ConflictError
-from ssd1b.saving import claim
+from ssd1b.saving import claim_folder
 from ssd1b.training import checkpoints
 from ssd1b.training.batches import Batch, Batches, Share
 from ssd1b.training.checkpoints import FOLDER
@@ -127,7 +127,7 @@ def _start(out: Path, learners: Mapping[str, Learner], processes: Processes, *, 
     if checkpoints.begun(out) and not resume:
         raise ConflictError(f"{out} holds a run already: go on with --resume, or name another folder")
     if processes.first:
-        claim(out)
+        claim_folder(out)
         checkpoints.clear(out)
     processes.wait()
     newest = checkpoints.newest(out / FOLDER, tidy=processes.first)

@@ -12,7 +12,7 @@ import torch
 
 from ssd1b import sampler_names
 from ssd1b.diffusion.schedule import NoiseSchedule
-from ssd1b.errors import InputError, shown
+from ssd1b.errors import InputError, prefix_errors, shown
 from ssd1b.layouts import NAMED, ModelLayout, TextLayout, UNetLayout, VAELayout, family_of
 from ssd1b.weights.files import first_few
 from ssd1b.weights.fitting import check_fit, check_unet
@@ -126,7 +126,7 @@ class Checkpoint(ModelMetadata):
         format: in words.
         parts: the networks found, by their names in ``keymap.PARTS``; a bare UNet has only ``unet``.
         size: side in pixels of the square picture the model was trained for.
-        other: names of tensors that no network needs.
+        unused_tensors: names of tensors that no network needs.
         prediction: what the UNet predicts, in diffusers' words, by who says it; empty where nothing does.
     """
 
@@ -134,7 +134,7 @@ class Checkpoint(ModelMetadata):
     format: str
     parts: dict[str, Part]
     size: int = 1024
-    other: tuple[str, ...] = ()
+    unused_tensors: tuple[str, ...] = ()
     prediction: dict[str, str] = field(default_factory=dict)
 
     def part(self, part: str) -> Part:
@@ -183,18 +183,13 @@ class Checkpoint(ModelMetadata):
         assert isinstance(text, TextLayout) and isinstance(text_2, TextLayout)
         check_fit(unet, vae, text, text_2, str(self.path))
         check_agreement(self.prediction, str(self.path))
-        self._check_scheduler()
+        with prefix_errors(str(self.path)):
+            NoiseSchedule.from_config(self.scheduler)
         layout = ModelLayout(
             name=self.name, unet=unet, vae=vae, text_encoder=text, text_encoder_2=text_2, size=self.size
         )
         metadata = {entry.name: getattr(self, entry.name) for entry in fields(ModelMetadata)}
         return ModelInfo(layout=layout, **metadata)
-
-    def _check_scheduler(self) -> None:
-        try:
-            NoiseSchedule.from_config(self.scheduler)
-        except InputError as error:
-            raise InputError(f"{self.path}: {error}") from error
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -207,8 +202,8 @@ class Checkpoint(ModelMetadata):
         found += _scheduler_notes(self.scheduler)
         for name, part in self.parts.items():
             found += _format_notes(name, part)
-        if self.other:
-            found.append(f"{len(self.other)} tensors are not needed and ignored: {first_few(self.other)}")
+        if self.unused_tensors:
+            found.append(X)
         return tuple(found)
 
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, TypeVar
 
-from ssd1b.errors import InputError, shown
+from ssd1b.errors import InputError, prefix_errors, shown
 from ssd1b.layouts import Level, TextLayout, UNetLayout, VAELayout
-from ssd1b.validation import Flag, Items, Range, Text, check, parse, validated, within
+from ssd1b.validation import Flag, Items, Range, Text, check, parse, validated
 
 Config = Mapping[str, Any]
 
@@ -119,7 +119,7 @@ def unet_layout(config: Config, where: str) -> UNetLayout:
     """
     _check_fixed(config, _UNET_FIXED, where)
     read = _read(_UNetFields, config, where)
-    with within(where):
+    with prefix_errors(where):
         return _unet_layout(read, _mid_attended(config))
 
 
@@ -386,7 +386,7 @@ def sample_size(config: Config, where: str) -> int | None:
     """
     value: Any = config.get("sample_size")
     side: Any = value[0] if isinstance(value, list) and len(value) == 2 and value[0] == value[1] else value
-    with within(where):
+    with prefix_errors(where):
         return check("sample_size", side, Side)
 
 
@@ -396,7 +396,7 @@ def flag(config: Config, name: str, default: bool, where: str) -> bool:
     Raises:
         InputError: it is something else.
     """
-    with within(where):
+    with prefix_errors(where):
         return check(name, default if config.get(name) is None else config[name], Flag)
 
 
@@ -406,7 +406,7 @@ def class_name(config: Config, where: str) -> str:
     Raises:
         InputError: it is no text.
     """
-    with within(where):
+    with prefix_errors(where):
         return check("_class_name", config.get("_class_name") or "", Text)
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, prefix_errors
 from ssd1b.layouts import Level, TextLayout, UNetLayout, VAELayout
 from ssd1b.weights import configs
 from ssd1b.weights.checkpoint import Layout, Part
@@ -235,10 +235,8 @@ def layout_of(part: str, shapes: Shapes, config: Mapping[str, Any] | None, where
     """
     kind = _KINDS[part]
     declared = None if config is None else kind.read_config(config, f"{where}: config")
-    try:
+    with prefix_errors(where):
         found = kind.detect(shapes, **{name: getattr(declared, name) for name in kind.unseen if declared})
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
     if declared is None:
         return found
     if isinstance(declared, TextLayout) and isinstance(found, TextLayout):
@@ -256,7 +254,9 @@ def layout_of(part: str, shapes: Shapes, config: Mapping[str, Any] | None, where
     return found
 
 
-def part_of(part: str, table: dict[str, StoredTensor], config: Mapping[str, Any] | None, where: str) -> Part:
+def make_part(
+    part: str, table: dict[str, StoredTensor], config: Mapping[str, Any] | None, where: str
+) -> Part:
     """Put a network together from its table; raises as ``layout_of``."""
     shapes = {name: tensor.shape for name, tensor in table.items()}
     return Part(layout=layout_of(part, shapes, config, where), tensors=table)

@@ -75,16 +75,16 @@ def _standard(weights: Sequence[str]) -> list[str]:
     return [file for file in weights if stem.fullmatch(file.rpartition("/")[2])]
 
 
-def cache() -> Path:
+def cache_folder() -> Path:
     """The hub's cache, in the layout that huggingface_hub documents."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
-def storage(repository: str) -> Path:
+def repository_folder(repository: str) -> Path:
     """The folder of a repository in the cache."""
-    return cache() / f"models--{repository.replace('/', '--')}"
+    return cache_folder() / f"models--{repository.replace('/', '--')}"
 
 
 def download(repository: str, revision: str, *, half: bool, token: bool) -> Path | str:
@@ -117,12 +117,12 @@ def download(repository: str, revision: str, *, half: bool, token: bool) -> Path
             return listed
         files = {each.rfilename: each for each in listed.siblings or ()}
         wanted = [files[name] for name in wanted_files(files, half=half)]
-        folder = storage(repository) / "snapshots" / str(listed.sha)
+        folder = repository_folder(repository) / "snapshots" / str(listed.sha)
         lacking = [each for each in wanted if not _is_whole(folder / each.rfilename, each)]
-        _check_space(storage(repository), lacking)
+        _check_space(repository_folder(repository), lacking)
         for each in lacking:
             _fetch(repository, each, folder, send)
-        _remember(storage(repository) / "refs" / revision, folder.name)
+        _remember(repository_folder(repository) / "refs" / revision, folder.name)
         return folder
     except ValueError as error:  # no model in it, no valid name, a file that arrived damaged
         kind = type(error) if isinstance(error, InputError) else InputError
@@ -169,7 +169,7 @@ def _check_space(folder: Path, files: "Sequence[RepoSibling]") -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise OutOfSpaceError(
-            f"{needed / 1e9:,.1f} GB are to be downloaded and {free / 1e9:,.1f} GB are free in {cache()}: "
+            f"the download needs {needed / 1e9:,.1f} GB, and {cache_folder()} has {free / 1e9:,.1f} GB free: "
             "free some, or set HF_HOME to a folder on a larger disk"
         )
 
@@ -282,7 +282,7 @@ def _reason(error: Exception, repository: str, revision: str) -> str:
             return _status(error, repository)
         case OSError(errno=int()) if not isinstance(error, (ConnectionError, TimeoutError)):
             advice = "; make room or set HF_HOME to another folder, what is complete is kept"
-            raise disk_error(f"cannot write into the cache {cache()}", error, advice) from error
+            raise disk_error(f"cannot write into the cache {cache_folder()}", error, advice) from error
         case _:
             line = _first_line(error).rstrip(".") or type(error).__name__
             return f"the hub could not be used: {line}; try again, what is complete is kept"

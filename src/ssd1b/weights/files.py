@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ssd1b.errors import InputError, shown
 from ssd1b.files import disk_error, named, open_regular, read_file, reason
-from ssd1b.saving import unfinished
+from ssd1b.saving import temporary_path
 
 Shape = tuple[int, ...]
 
@@ -212,7 +212,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     usual = path.stat().st_mode
     # safetensors writes a file of a name of its own beside this one. If the program is killed, that file is
     # found with its folder.
-    folder = unfinished(path.parent)
+    folder = temporary_path(path.parent)
     folder.mkdir()
     try:
         save_file(contiguous, folder / path.name, metadata={"format": "pt", **metadata})

@@ -4,10 +4,11 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ssd1b.errors import InputError, NotFoundError, UnavailableError, unknown
-from ssd1b.files import check_link, expanded
-from ssd1b.weights.download import COMMIT, cache, download, storage
+from ssd1b.files import check_link, expand_path
+from ssd1b.weights.download import COMMIT, cache_folder, download, repository_folder
 from ssd1b.weights.files import read_json
 from ssd1b.weights.keymap import PARTS
 from ssd1b.weights.vocabulary import DATA
@@ -30,23 +31,20 @@ _WEIGHTS = re.compile(r"(.*?)(?:-\d{1,9}-of-(\d{1,9}))?\.safetensors")
 _REVISION = re.compile(r"\w[\w./-]*")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resolved:
-    """Where a model is, and what it is called in recipes.
+class Location(NamedTuple):
+    """Where a model is on disk.
 
     Attributes:
-        path: a folder or file for ``loading.open_checkpoint``.
-        name: as the user may give it again.
-        commit: the hub's commit that was used; None for anything that is no hub model.
+        path: a folder or file for ``opening.open_checkpoint``.
+        commit: the commit on the hub; None for a model that is not from the hub.
     """
 
     path: Path
-    name: str
     commit: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listed:
+class AvailableModel:
     """A model that can be used.
 
     Attributes:
@@ -62,7 +60,7 @@ class Listed:
 
 def resolve(
     model: str, *, offline: bool = False, half: bool = False, token: bool = True, paths: bool = True
-) -> Resolved:
+) -> Location:
     """Find a model, downloading it if it must be.
 
     Args:
@@ -77,9 +75,9 @@ def resolve(
         InputError: no such model, no access to it, or no network and no copy in the cache.
     """
     if paths and (path := _local(model)):
-        return Resolved(path=path, name=model)
+        return Location(path)
     if model in BUILT_IN:
-        return Resolved(path=BUILT_IN[model], name=model)
+        return Location(BUILT_IN[model])
     name, _, revision = model.partition("@")
     repository = ALIASES.get(name.lower(), name)
     if Path(model).suffix in _FILES or name.count("/") > 1 or model.startswith((".", "~")):
@@ -89,10 +87,11 @@ def resolve(
     if not _is_revision(revision):
         raise InputError(f"{model}: {revision!r} is no branch, tag or commit")
     folder = _snapshot(repository, revision or "main", offline=offline, half=half, token=token)
-    return Resolved(path=_checkpoint_in(folder), name=model, commit=folder.name)
+    path = folder if _holds_model(folder) else next(folder.glob("*.safetensors"))
+    return Location(path, commit=folder.name)
 
 
-def known_as(model: str) -> str | None:
+def known_source(model: str) -> str | None:
     """Say why a name that comes from a file may be used without asking the user.
 
     No path is looked at: ``resolve`` with ``paths=False`` finds the same.
@@ -114,18 +113,20 @@ def known_as(model: str) -> str | None:
     return "cached" if folder is not None and not _lacking(folder) else None
 
 
-def models() -> list[Listed]:
+def available_models() -> list[AvailableModel]:
     """Every model that can be named: built in, aliased, or in the hub's cache; nothing is downloaded."""
     cached = set(_cached_models())
     built_in = [
-        Listed(name=name, source="built-in", ready=path.exists()) for name, path in sorted(BUILT_IN.items())
+        AvailableModel(name=name, source="built-in", ready=path.exists())
+        for name, path in sorted(BUILT_IN.items())
     ]
     aliases = [
-        Listed(name=name, source=repository, ready=repository in cached)
+        AvailableModel(name=name, source=repository, ready=repository in cached)
         for name, repository in sorted(ALIASES.items())
     ]
     others = [
-        Listed(name=name, source="cache", ready=True) for name in sorted(cached - set(ALIASES.values()))
+        AvailableModel(name=name, source="cache", ready=True)
+        for name in sorted(cached - set(ALIASES.values()))
     ]
     return built_in + aliases + others
 
@@ -134,7 +135,7 @@ def _local(model: str) -> Path | None:
     """The path that a model's name is, unless it is a folder that hides a name and holds no model."""
     if not model:
         return None
-    path = Path(expanded(model))
+    path = Path(expand_path(model))
     is_known = model in BUILT_IN or model.lower() in ALIASES
     if not path.exists():
         if not is_known:
@@ -167,7 +168,7 @@ def _snapshot(repository: str, revision: str, *, offline: bool, half: bool, toke
 
 def _cached_snapshot(repository: str, revision: str) -> Path | None:
     """A snapshot in the cache, by branch, tag or commit, in the layout that huggingface_hub documents."""
-    place = storage(repository)
+    place = repository_folder(repository)
     reference = place / "refs" / revision
     commit = reference.read_text(errors="replace").strip() if reference.is_file() else revision
     folder = place / "snapshots" / commit
@@ -191,7 +192,7 @@ def _is_whole(folder: Path) -> bool:
 def _cached_models() -> list[str]:
     """Hub ids of the cached models of SDXL's kind, whole ones only; none if the cache may not be read."""
     try:
-        indices = sorted(cache().glob("models--*/snapshots/*/model_index.json"))
+        indices = sorted(cache_folder().glob("models--*/snapshots/*/model_index.json"))
         whole = [index for index in indices if _is_of_the_family(index) and not _lacking(index.parent)]
     except PermissionError:
         return []
@@ -203,11 +204,6 @@ def _is_of_the_family(index: Path) -> bool:
         return str(read_json(index).get("_class_name")).startswith("StableDiffusionXL")
     except InputError:
         return False  # somebody else's damaged download
-
-
-def _checkpoint_in(folder: Path) -> Path:
-    """What ``loading.open_checkpoint`` wants of a snapshot: a model's folder, or the only file in it."""
-    return folder if _holds_model(folder) else next(folder.glob("*.safetensors"))
 
 
 def _holds_model(folder: Path) -> bool:

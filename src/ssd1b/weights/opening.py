@@ -15,21 +15,21 @@ from ssd1b.files import check_link, check_path, check_regular, named
 from ssd1b.layouts import VAELayout
 from ssd1b.weights import configs
 from ssd1b.weights.checkpoint import SDXL_SCHEDULER, SETTINGS_FILE, Checkpoint, Part
-from ssd1b.weights.detect import part_of
+from ssd1b.weights.detect import make_part
 from ssd1b.weights.files import Header, first_few, parse_json, read_header, read_json
-from ssd1b.weights.foreign import foreign
 from ssd1b.weights.keymap import METADATA, PARTS, STEMS
+from ssd1b.weights.other_models import other_model_kind
 from ssd1b.weights.prediction import (
     EPSILON,
     VELOCITY_KEY,
     ZERO_SNR_KEY,
-    chosen,
-    of_scheduler,
-    statements,
+    declared_predictions,
+    diffusers_prediction,
+    scheduler_prediction,
     zero_snr,
 )
 from ssd1b.weights.spellings import Section, sections
-from ssd1b.weights.stored import StoredTensor, tensors_of
+from ssd1b.weights.stored import StoredTensor, locate_tensors
 from ssd1b.weights.vocabulary import tokenizer_folder
 
 _CLASSES = {"UNet2DConditionModel": "unet", "AutoencoderKL": "vae"}
@@ -48,7 +48,7 @@ def open_checkpoint(path: Path, *, half: bool = False, prediction: str | None = 
     Raises:
         InputError: nothing there, no safetensors, not SDXL's family, or weights that contradict the config.
     """
-    word = chosen(prediction)
+    word = diffusers_prediction(prediction)
     checkpoint = _opened(path, half)
     if word is None:
         return checkpoint
@@ -114,7 +114,7 @@ def _open_folder(path: Path, *, half: bool) -> Checkpoint:
         parts=parts,
         size=_folder_size(path, parts),
         scheduler=noise,
-        prediction=of_scheduler(noise, scheduler.name, str(scheduler)) if scheduler.exists() else {},
+        prediction=scheduler_prediction(noise, scheduler.name, str(scheduler)) if scheduler.exists() else {},
         tokenizers=tokenizers,
         force_zeros_for_empty_prompt=configs.flag(
             index, "force_zeros_for_empty_prompt", True, f"{path}: model_index.json"
@@ -153,13 +153,13 @@ def _read_part(part: str, folder: Path, half: bool) -> Part:
     table: dict[str, StoredTensor] = {}
     for file, header in _headers(folder, STEMS[part], half).items():
         section = Section("", {name: name for name in header.tensors})
-        found = tensors_of(part, file, [section], header)
+        found = locate_tensors(part, file, [section], header)
         if twice := [name for name in found if name in table]:
             raise InputError(
                 f"{file}: {first_few(twice)} is there twice, also in {table[twice[0]].file.name}"
             )
         table |= found
-    return part_of(part, table, read_json(folder / "config.json"), str(folder))
+    return make_part(part, table, read_json(folder / "config.json"), str(folder))
 
 
 def _headers(folder: Path, stem: str, half: bool) -> dict[Path, Header]:
@@ -212,10 +212,10 @@ def open_single_file(path: Path) -> Checkpoint:
     used = {name for part in parts.values() for tensor in part.tensors.values() for name in tensor.names}
     vae = parts["vae"].layout if "vae" in parts else VAELayout()
     assert isinstance(vae, VAELayout)
-    said = statements(header.metadata, header.tensors)
+    said = declared_predictions(header.metadata, header.tensors)
     own = _table(metadata, "scheduler", path)
     if own:
-        said = of_scheduler(own, "its scheduler", f"{path}: metadata") | said
+        said = scheduler_prediction(own, "its scheduler", f"{path}: metadata") | said
     return Checkpoint(
         path=path,
         format="single file" if len(parts) > 1 else f"single {next(iter(parts))} file",
@@ -228,7 +228,7 @@ def open_single_file(path: Path) -> Checkpoint:
         ),
         settings=_settings(metadata, f"{path}: metadata"),
         world=_world(metadata, f"{path}: metadata"),
-        other=tuple(sorted(header.tensors.keys() - used - {VELOCITY_KEY, ZERO_SNR_KEY})),
+        unused_tensors=tuple(sorted(header.tensors.keys() - used - {VELOCITY_KEY, ZERO_SNR_KEY})),
     )
 
 
@@ -243,14 +243,14 @@ def _parts(path: Path, header: Header, metadata: Mapping[str, Any]) -> dict[str,
     try:
         for part in PARTS:
             if part in found:
-                table = tensors_of(part, path, found[part], header)
-                parts[part] = part_of(part, table, _table(metadata, part, path), f"{path}: {part}")
+                table = locate_tensors(part, path, found[part], header)
+                parts[part] = make_part(part, table, _table(metadata, part, path), f"{path}: {part}")
         if not parts:
             raise InputError(
                 f"{path}: no network of SDXL's family; it holds {first_few(header.tensors) or 'nothing'}"
             )
     except InputError as error:
-        if kind := foreign(header.tensors):
+        if kind := other_model_kind(header.tensors):
             raise InputError(f"{path}: {kind}; only models of SDXL's family are read") from error
         raise
     return parts

@@ -24,7 +24,7 @@ _WORDS = {
 _TRUE, _FALSE = ("true", "1"), ("false", "0")
 
 
-def chosen(prediction: str | None) -> str | None:
+def diffusers_prediction(prediction: str | None) -> str | None:
     """Translate what a user asks for to diffusers' word.
 
     Raises:
@@ -35,7 +35,7 @@ def chosen(prediction: str | None) -> str | None:
     return prediction and PREDICTIONS[prediction]
 
 
-def statements(metadata: Mapping[str, str], tensors: Collection[str]) -> dict[str, str]:
+def declared_predictions(metadata: Mapping[str, str], tensors: Collection[str]) -> dict[str, str]:
     """What a single file says its UNet predicts, by who says it.
 
     Args:
@@ -58,7 +58,7 @@ def statements(metadata: Mapping[str, str], tensors: Collection[str]) -> dict[st
     return said
 
 
-def of_scheduler(config: Mapping[str, object], source: str, where: str) -> dict[str, str]:
+def scheduler_prediction(config: Mapping[str, object], source: str, where: str) -> dict[str, str]:
     """What a ``scheduler_config.json`` says the UNet predicts, by the name of its source; empty if nothing.
 
     Raises:

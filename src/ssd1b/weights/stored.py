@@ -49,7 +49,9 @@ class StoredTensor:
         return self.dtype if self.scale is None else torch.float32
 
 
-def tensors_of(part: str, file: Path, sections: Iterable[Section], header: Header) -> dict[str, StoredTensor]:
+def locate_tensors(
+    part: str, file: Path, sections: Iterable[Section], header: Header
+) -> dict[str, StoredTensor]:
     """Find the tensors of a network in one file, by our names.
 
     Unknown ones keep the names they have in the file, and are named when the network is loaded. What an

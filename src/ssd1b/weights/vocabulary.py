@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd1b.errors import InputError, shown
-from ssd1b.files import named, read_file, text_of
+from ssd1b.files import decode_text, named, read_file
 from ssd1b.layouts import ModelLayout
 from ssd1b.models.tokenizer import BEGIN, END, CLIPTokenizer
 from ssd1b.weights.checkpoint import ModelInfo
@@ -76,7 +76,7 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
         file = folder / "vocab.json"
         vocabulary: Any = read_json(file)
         pairs_file = folder / "merges.txt"
-        lines = text_of(read_file(pairs_file, most=_LARGEST_MERGES), named(pairs_file)).split("\n")
+        lines = decode_text(read_file(pairs_file, most=_LARGEST_MERGES), named(pairs_file)).split("\n")
         merges: Any = [line for line in lines if line.strip() and not line.startswith("#version")]
     else:
         file = folder / "tokenizer.json"
@@ -126,7 +126,7 @@ def _padding(folder: Path) -> str:
     return END
 
 
-def tokenizers(info: ModelInfo) -> tuple[CLIPTokenizer, CLIPTokenizer]:
+def load_tokenizers(info: ModelInfo) -> tuple[CLIPTokenizer, CLIPTokenizer]:
     """Give the tokenizers of a model's text encoders, see ``tokenizer_of``.
 
     Raises:

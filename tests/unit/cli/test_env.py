@@ -25,8 +25,11 @@ def test_the_report_shows_neither_tokens_nor_paths(run, monkeypatch, tmp_path):
 
 
 def test_models_of_the_cache_are_listed(run, monkeypatch):
-    from ssd1b.weights.hub import Listed
+    from ssd1b.weights.hub import AvailableModel
 
-    models = [Listed(name="a/b", source="cache", ready=True), Listed(name="c", source="x/y", ready=False)]
-    monkeypatch.setattr("ssd1b.bench.environment.models", lambda: models)
+    models = [
+        AvailableModel(name="a/b", source="cache", ready=True),
+        AvailableModel(name="c", source="x/y", ready=False),
+    ]
+    monkeypatch.setattr("ssd1b.bench.environment.available_models", lambda: models)
     assert json.loads(run("env", "--json").out)["cached models"] == ["a/b"]

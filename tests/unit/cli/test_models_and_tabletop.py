@@ -19,10 +19,10 @@ from ssd1b.weights import hub
 @pytest.fixture
 def two_models(monkeypatch):
     listed = [
-        hub.Listed(name="mini-sdxl", source="built-in", ready=True),
-        hub.Listed(name="sdxl", source="stabilityai/stable-diffusion-xl-base-1.0", ready=False),
+        hub.AvailableModel(name="mini-sdxl", source="built-in", ready=True),
+        hub.AvailableModel(name="sdxl", source="stabilityai/stable-diffusion-xl-base-1.0", ready=False),
     ]
-    monkeypatch.setattr(hub, "models", lambda: listed)
+    monkeypatch.setattr(hub, "available_models", lambda: listed)
 
 
 def test_models_as_text(run, two_models):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ssd1b.errors import InputError
 from ssd1b.models.attention import TransformerBlock
-from ssd1b.saving import claim
+from ssd1b.saving import claim_folder
 from ssd1b.training import loop
 from ssd1b.training.batches import Share
 from ssd1b.training.loop import train
@@ -191,7 +191,7 @@ def test_two_processes_go_on_with_what_one_began(
 def test_one_process_goes_on_with_what_two_began(together: tuple[Path, int], tmp_path: Path) -> None:
     folder = together[0] / "fsdp/checkpoints"
     cut = tmp_path / "cut/checkpoints"
-    claim(tmp_path / "cut")
+    claim_folder(tmp_path / "cut")
     cut.mkdir()
     (cut / "step-00000006.safetensors").write_bytes((folder / "step-00000006.safetensors").read_bytes())
     gone_on = learn(tmp_path / "cut", SETTINGS, resume=True).state_dict()

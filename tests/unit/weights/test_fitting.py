@@ -12,7 +12,7 @@ from ssd1b.pipeline import Pipeline
 from ssd1b.weights.fitting import check_fit, check_unet
 from ssd1b.weights.hub import BUILT_IN
 from ssd1b.weights.opening import open_checkpoint
-from ssd1b.weights.vocabulary import tokenizers
+from ssd1b.weights.vocabulary import load_tokenizers
 
 REFINER = {"cross_attention_dim": 1280, "pooled_dim": 1280 - 256}
 
@@ -100,7 +100,7 @@ def test_a_token_beyond_the_vocabulary_is_named_before_anything_is_loaded(miniat
 def test_damage_in_a_tokenizers_files_is_named(miniature, file, change, message):
     edit(miniature / "tokenizer" / file, **change)
     with pytest.raises(InputError, match=message) as error:
-        tokenizers(open_checkpoint(miniature).info)
+        load_tokenizers(open_checkpoint(miniature).info)
     assert str(error.value).isprintable() and len(str(error.value)) < 500
 
 
@@ -109,7 +109,7 @@ def test_a_tokenizer_without_a_comma_reads_prompts(miniature):
     vocabulary = json.loads(file.read_text())
     del vocabulary[",</w>"]
     file.write_text(json.dumps(vocabulary))
-    tokenizer, _ = tokenizers(open_checkpoint(miniature).info)
+    tokenizer, _ = load_tokenizers(open_checkpoint(miniature).info)
     assert tokenizer.ids("a cube")
 
 
@@ -118,15 +118,15 @@ def test_more_tokens_or_merges_than_any_model_has_are_refused_before_they_are_bu
     before = file.read_text()
     edit(file, **{f"t{number}": 5 for number in range(300_000)})
     with pytest.raises(InputError, match=r"the vocabulary has 3\d+ tokens; allowed are 262144"):
-        tokenizers(open_checkpoint(miniature).info)
+        load_tokenizers(open_checkpoint(miniature).info)
     file.write_text(before)
     (miniature / "tokenizer" / "merges.txt").write_text("a b\n" * 300_000)
     with pytest.raises(InputError, match="merges must be a list of at most 262144 pairs"):
-        tokenizers(open_checkpoint(miniature).info)
+        load_tokenizers(open_checkpoint(miniature).info)
 
 
 def test_a_tokenizer_of_hundreds_of_megabytes_is_not_read(miniature):
     with (miniature / "tokenizer" / "vocab.json").open("r+b") as file:
         file.truncate(300 * 2**20)
     with pytest.raises(InputError, match=r"vocab\.json is too large: allowed are 8388608 bytes"):
-        tokenizers(open_checkpoint(miniature).info)
+        load_tokenizers(open_checkpoint(miniature).info)

@@ -15,7 +15,7 @@ from ssd1b.settings import resolve_settings
 from ssd1b.weights.files import read_header
 from ssd1b.weights.hub import BUILT_IN
 from ssd1b.weights.opening import open_checkpoint
-from ssd1b.weights.vocabulary import tokenizers
+from ssd1b.weights.vocabulary import load_tokenizers
 
 UNET = "model.diffusion_model.input_blocks.0.0.weight"
 
@@ -133,7 +133,7 @@ def test_any_value_in_any_field_of_any_configuration_opens_or_gives_a_sentence(c
     try:
         checkpoint = open_checkpoint(copy)
         info = checkpoint.info
-        tokenizers(info)
+        load_tokenizers(info)
         defaults = {"seed": 0, **info.defaults}
         resolve_settings("any", family=checkpoint.family or "sdxl", model_defaults=defaults, preset=None)
     except InputError as error:

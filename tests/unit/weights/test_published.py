@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from ssd1b.errors import InputError
 from ssd1b.layouts import CLIP_BIGG, CLIP_L, UNETS, ModelLayout, model_layout
 from ssd1b.weights.checkpoint import ModelInfo
-from ssd1b.weights.detect import part_of
+from ssd1b.weights.detect import make_part
 from ssd1b.weights.files import Header, read_header
 from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS
 from ssd1b.weights.loading import load_component, read_part
 from ssd1b.weights.opening import open_checkpoint
 from ssd1b.weights.spellings import sections
-from ssd1b.weights.stored import tensors_of
+from ssd1b.weights.stored import locate_tensors
 from ssd1b.weights.writing import PUBLISHED, published_tensors, save_single_file
 from tiny import TINY, tiny
 
@@ -57,9 +57,9 @@ def test_at_full_size_names_and_shapes_are_written_and_read(name):
     assert sorted(tensors) == sorted(KEYS[name])
     header = header_of(tensors)
     for part, found in sections(header.tensors).items():
-        table = tensors_of(part, Path("x"), found, header)
+        table = locate_tensors(part, Path("x"), found, header)
         assert {n: t.shape for n, t in table.items()} == {n: tuple(t.shape) for n, t in weights[part].items()}
-        assert part_of(part, table, None, "x").layout == getattr(layout, part)
+        assert make_part(part, table, None, "x").layout == getattr(layout, part)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -127,7 +127,7 @@ def assert_read(file, layout, weights):
     for part, module in modules(layout).items():
         load_component(module, checkpoint, part, dtype=torch.float32)
         assert all(torch.equal(t, weights[part][n]) for n, t in module.state_dict().items())
-    return checkpoint.other
+    return checkpoint.unused_tensors
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)

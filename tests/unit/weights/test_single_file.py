@@ -133,7 +133,7 @@ def test_comfyuis_marks_of_v_prediction(tmp_path, tiny_file, tiny_info, tiny_wei
     )
     checkpoint = open_checkpoint(tmp_path / "foreign.safetensors")
     assert checkpoint.scheduler == {**SDXL_SCHEDULER, **change}
-    assert checkpoint.other == ()
+    assert checkpoint.unused_tensors == ()
 
     save_single_file(tmp_path / "ours.safetensors", checkpoint.info, tiny_weights)
     assert {name for name in read_header(tmp_path / "ours.safetensors").tensors if "." not in name} == set(
@@ -159,13 +159,15 @@ def test_leftovers_of_training_are_ignored_and_told(tmp_path, tiny_file):
         {**load_file(tiny_file), **leftovers}, tmp_path / "more.safetensors", metadata=metadata(tiny_file)
     )
     checkpoint = open_checkpoint(tmp_path / "more.safetensors")
-    assert checkpoint.other == (
+    assert checkpoint.unused_tensors == (
         "conditioner.embedders.0.transformer.text_model.embeddings.position_ids",
         "conditioner.embedders.1.model.logit_scale",
         "denoiser.sigmas",
         "model_ema.decay",
     )
-    assert checkpoint.notes == (f"4 tensors are not needed and ignored: {first_few(checkpoint.other)}",)
+    assert checkpoint.notes == (
+        f"4 tensors are not needed and ignored: {first_few(checkpoint.unused_tensors)}",
+    )
     for part, module in modules(TINY).items():
         load_component(module, checkpoint, part, dtype=torch.float32)
 
@@ -261,7 +263,7 @@ def test_a_projection_of_the_first_text_encoder_decides_nothing(tmp_path, tiny_f
     save_file(tensors, tmp_path / "x.safetensors", metadata={"ssd1b": json.dumps(told)})
     checkpoint = open_checkpoint(tmp_path / "x.safetensors")
     assert checkpoint.info.layout == TINY
-    assert checkpoint.other == (CLIP_L_PROJECTION,)
+    assert checkpoint.unused_tensors == (CLIP_L_PROJECTION,)
 
 
 @pytest.mark.parametrize("scale", [torch.tensor(0.5), torch.tensor([0.5]), torch.arange(1.0, 9.0)])
@@ -281,7 +283,7 @@ def test_scaled_8_bit_floats_are_read_with_their_scale(tmp_path, tiny_file, tiny
     checkpoint = open_checkpoint(tmp_path / "x.safetensors")
     read = read_part(checkpoint, "unet", dtype=torch.float32)["conv_in.weight"]
     assert torch.equal(read, stored.float() * factor)
-    assert checkpoint.other == (f"{layer}.scale_input", "model.diffusion_model.scaled_fp8")
+    assert checkpoint.unused_tensors == (f"{layer}.scale_input", "model.diffusion_model.scaled_fp8")
     load_component(modules(TINY)["unet"], checkpoint, "unet", dtype=torch.bfloat16)
 
 
@@ -327,7 +329,7 @@ def test_the_vaes_losses_are_ignored_and_named(tmp_path, tiny_file):
     }
     save_file({**load_file(tiny_file), **extra}, tmp_path / "x.safetensors", metadata=metadata(tiny_file))
     checkpoint = open_checkpoint(tmp_path / "x.safetensors")
-    assert checkpoint.other == tuple(extra)
+    assert checkpoint.unused_tensors == tuple(extra)
     load_component(modules(TINY)["vae"], checkpoint, "vae", dtype=torch.float32)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ssd1b.layouts import CLIP_MINI, CLIP_MINI_2
 from ssd1b.models.text import TextEncoder, TextEncoders
 from ssd1b.models.vision import CLIP_VISION_MINI, ImageEncoder
-from ssd1b.saving import claim
+from ssd1b.saving import claim_folder
 from ssd1b.tabletop.miniature.cache import Shards
 from ssd1b.tabletop.world.captions import caption, full_caption
 from ssd1b.tabletop.world.scenes import WORLDS, Scene, World, scene
@@ -157,7 +157,7 @@ def train_clip(
     dtype = training_dtype(device)
     model = (start or ContrastiveTrio()).to(device)
     convert_frozen(model, dtype)
-    claim(out)
+    claim_folder(out)
     pictures = Shards(
         out / f"pictures-{world}-{settings.seed}",
         PICTURES,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ssd1b.errors import InputError
-from ssd1b.tables import MAX_FILE_BYTES, read_table
+from ssd1b.table_files import MAX_FILE_BYTES, read_table
 
 
 def test_files_that_are_no_toml(tmp_path: Path) -> None:

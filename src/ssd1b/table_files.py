@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd1b.errors import InputError
-from ssd1b.files import named, read_file, text_of
+from ssd1b.files import decode_text, named, read_file
 
 MAX_FILE_BYTES = 256 * 1024
 
@@ -21,7 +21,7 @@ def read_table(path: Path) -> Any:
     Raises:
         InputError: it cannot be read, is too large, or is not in the format that its suffix says.
     """
-    text = text_of(read_file(path, most=MAX_FILE_BYTES), named(path))
+    text = decode_text(read_file(path, most=MAX_FILE_BYTES), named(path))
     try:
         return READERS[path.suffix.lower()](text)
     # Readers raise kinds of ValueError; thousands of nested lists exhaust the stack.

@@ -43,7 +43,7 @@ _CONDITIONED = re.compile(r"(^|\.)(label_emb|add_embedding)\.")
 _BY_TEXT_WIDTH = {768: "a Stable Diffusion 1 model", 1024: "a Stable Diffusion 2 model"}
 
 
-def foreign(tensors: Mapping[str, tuple[str, Shape]]) -> str | None:
+def other_model_kind(tensors: Mapping[str, tuple[str, Shape]]) -> str | None:
     """Say what a file is that could not be read, by names and shapes of its tensors; None if unknown."""
     kind = next((kind for kind, sign in _PATTERNS if any(map(sign.search, tensors))), None)
     if kind or any(map(_CONDITIONED.search, tensors)):
