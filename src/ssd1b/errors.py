@@ -1,11 +1,11 @@
-"""The errors that a user can do something about, each with one line that says what."""
+"""Errors that a user can fix, each with a message of one line."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from difflib import get_close_matches
 
 _COMPARED = 200
-"""Characters of a given name that are compared with the valid ones; the time grows with their square."""
+"""Characters of a name that are compared with the valid ones, since the time grows quadratically."""
 
 
 class InputError(ValueError):
@@ -25,7 +25,7 @@ class ConflictError(InputError):
 
 
 class UnavailableError(InputError):
-    """The hub, a device or a library that is needed cannot be used here or now."""
+    """The hub, a device or a library is not available."""
 
 
 class OutOfSpaceError(InputError):
@@ -33,20 +33,20 @@ class OutOfSpaceError(InputError):
 
 
 class FailedError(InputError):
-    """A training or an image went wrong although the input was valid."""
+    """A training run or an image failed although the input was valid."""
 
 
 SHOWN = 80
-"""Most characters of a value that a message repeats."""
+"""Maximum length of a value quoted in a message, in characters."""
 
 LINE = 900
-"""Most characters of a message: names out of files and lists of problems may be much longer."""
+"""Maximum length of a message, in characters; names from files and lists of problems may be much longer."""
 
 
 def unknown(
     kind: str, given: str, allowed: Iterable[str], error: type[InputError] = InputError
 ) -> InputError:
-    """Build the error for a name that is none of ``allowed``, with the nearest valid name first."""
+    """Build the error for a name that is not in ``allowed``; it suggests the nearest valid name."""
     names = sorted(allowed)
     near = get_close_matches(given[:_COMPARED].lower(), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -54,7 +54,7 @@ def unknown(
 
 
 @contextmanager
-def prefix_errors(where: str) -> Iterator[None]:
+def prefix_errors(where: str) -> Generator[None, None, None]:
     """Put ``where`` before the message of any InputError; its class stays."""
     try:
         yield
@@ -63,22 +63,22 @@ def prefix_errors(where: str) -> Iterator[None]:
 
 
 def shown(value: object) -> str:
-    """Write a value into a message, whatever it is: one short line that a terminal can print."""
+    """Format any value for a message, as one short printable line."""
     try:
         text = repr(value[: SHOWN + 1]) if isinstance(value, str) else printable(" ".join(str(value).split()))
     except (ValueError, RecursionError):  # an integer of thousands of digits, a list of thousands of lists
-        return f"too large a value ({type(value).__name__})"
+        return f"a value that is too large ({type(value).__name__})"
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def printable(text: str) -> str:
-    """Replace what a terminal would act on, line ends and escape sequences, by Python's escapes."""
+    """Replace line ends and terminal escape sequences by Python's escapes."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def line(text: str) -> str:
-    """Make a message one printable line of at most ``LINE`` characters; a longer one loses its middle."""
-    # Cut before the work, because a message may hold megabytes, and after it, because escapes are longer.
+    """Format a message as one printable line; the middle of more than ``LINE`` characters is cut out."""
+    # Cut first, because a message may hold megabytes, and again, because escapes are longer.
     return _cut(printable(" ".join(_cut(text).split())))
 
 

@@ -1,4 +1,4 @@
-"""Libraries that the base installation leaves out, and the command that installs them; no torch."""
+"""Optional libraries, and the command that installs them; no torch."""
 
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -13,21 +13,21 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "quantize": ("torchao",),
     "bench": ("accelerate", "diffusers", "matplotlib", "openvino", "psutil"),
 }
-"""What each extra brings, by the names that are imported (``pyproject.toml`` has those of the index)."""
+"""Libraries of each extra, by import name (``pyproject.toml`` has the package names)."""
 
 WITHOUT_EXTRA = {"bitsandbytes": "bitsandbytes", "stable_diffusion_cpp": "stable-diffusion-cpp-python"}
-"""Libraries that no extra brings, with their names in the index."""
+"""Package names of libraries that are not in any extra, by import name."""
 
 
 def require(what: str, *libraries: str) -> None:
-    """See that libraries are installed, before any work is done.
+    """Check that libraries are installed, before any work is done.
 
     Args:
-        what: needs them, as "ssd1b guide".
-        libraries: by the names that are imported.
+        what: what needs them, such as "ssd1b guide".
+        libraries: import names.
 
     Raises:
-        InputError: some are missing: all of them, and the one command that installs them.
+        InputError: some are missing; the message names them and the command that installs them.
     """
     missing = [name for name in libraries if find_spec(name) is None]
     if missing:
@@ -37,10 +37,10 @@ def require(what: str, *libraries: str) -> None:
 
 
 def install(libraries: Iterable[str]) -> str:
-    """Give the command that installs libraries: with one extra, if one brings them all.
+    """Build the command that installs libraries, with a single extra if one has them all.
 
-    It names the version of torch that is installed. Otherwise pip may replace torch by another build, which
-    takes gigabytes and rounds differently.
+    It pins the installed version of torch. Otherwise pip may replace torch by another build, which takes
+    gigabytes and rounds differently.
     """
     from importlib.metadata import PackageNotFoundError, version
 
@@ -49,10 +49,10 @@ def install(libraries: Iterable[str]) -> str:
         torch = [f"torch=={version('torch').partition('+')[0]}"]
     except PackageNotFoundError:
         torch = []
-    for extra, brought in EXTRAS.items():
-        if names <= set(brought):
+    for extra, members in EXTRAS.items():
+        if names <= set(members):
             return " ".join(["pip install", f"'ssd1b[{extra}]'", *torch])
-    owners = [next((extra for extra, brought in EXTRAS.items() if name in brought), None) for name in names]
+    owners = [next((extra for extra, members in EXTRAS.items() if name in members), None) for name in names]
     extras = sorted({owner for owner in owners if owner is not None})
     alone = sorted(
         WITHOUT_EXTRA.get(name, name) for name, owner in zip(names, owners, strict=True) if owner is None

@@ -1,7 +1,6 @@
-"""Paths that people give, and files that others wrote: the one place where a file is opened for reading.
+"""Paths from users, and files from other programs; the only place where a file is opened for reading.
 
-Only regular files are opened. A named pipe, a device or a socket in a file's place would make the program
-wait for ever.
+Only regular files are opened, since reading a named pipe, a device or a socket could block forever.
 """
 
 import errno
@@ -19,10 +18,10 @@ _MARKS = {
     b"\xfe\xff": "utf-16",
     b"\xef\xbb\xbf": "utf-8-sig",
 }
-"""Byte order marks, with the encodings that begin with them; the longer ones first."""
+"""Encodings by byte order mark, longer marks first."""
 
 _LONGEST = 160
-"""Characters of a path in a message."""
+"""Maximum length of a path in a message, in characters."""
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -39,11 +38,11 @@ _CLASSES: dict[int | None, type[InputError]] = {
     errno.ENOSPC: OutOfSpaceError,
     errno.EDQUOT: OutOfSpaceError,
 }
-"""Errors of the operating system that say more than that a path is of no use."""
+"""Error classes for the operating system's error numbers; ``InputError`` for all others."""
 
 
 def named(path: str | Path) -> str:
-    """Write a path into a message: a long one without its middle, quoted if it does not print plainly."""
+    """Format a path for a message: shortened in the middle if long, quoted if not plainly printable."""
     text = str(path)
     text = text if text.isprintable() and text.strip() == text != "" else repr(text)
     half = _LONGEST // 2
@@ -51,14 +50,14 @@ def named(path: str | Path) -> str:
 
 
 def reason(error: Exception) -> str:
-    """The operating system's words for what went wrong, without the path."""
+    """Return the operating system's description of an error, without the path."""
     if _error_class(error) is OutOfSpaceError:
         return "no space left on the disk"
     return getattr(error, "strerror", None) or str(error)
 
 
 def disk_error(message: str, error: Exception, advice: str = "") -> InputError:
-    """Build the error for what the operating system refused, of the class that its reason asks for."""
+    """Build the error for a failed system call, of the class that fits its error number."""
     return _error_class(error)(f"{message}: {reason(error)}{advice}")
 
 
@@ -69,13 +68,13 @@ def _error_class(error: Exception) -> type[InputError]:
 
 
 def check_path(path: str | Path) -> None:
-    """See that something can be called so here; nothing has to be there.
+    """Check that a path is valid on this system; nothing has to exist there.
 
     Raises:
         InputError: the path has a null character, is too long for the file system, or leads through a folder
             that may not be searched.
     """
-    # Of a name behind a folder that is missing the system says nothing, so each is tried alone, too.
+    # The system does not look at names behind a missing folder, so each is also tried by itself.
     for each in (path, *Path(path).parts):
         try:
             os.lstat(each)
@@ -86,19 +85,19 @@ def check_path(path: str | Path) -> None:
 
 
 def expand_path(text: str) -> str:
-    """Check that a text can be a path, and replace ``~`` and ``~user`` at its beginning.
+    """Check that a text is a valid path, and expand ``~`` and ``~user`` at its beginning.
 
-    Nothing has to be there. A slash at the end stays.
+    Nothing has to exist there. A slash at the end is kept.
 
     Raises:
-        InputError: it is empty, or names a user who does not exist, or as ``check_path``.
+        InputError: the text is empty, names a user who does not exist, or is refused by ``check_path``.
     """
     if not text.strip():
         raise InputError("a path is empty: it must name a file or folder")
     path = os.path.expanduser(text)
     check_path(path)
     if path.startswith("~") and not os.path.lexists(path):
-        raise InputError(f"{named(text)}: there is no user of that name, or no home folder")
+        raise InputError(f"{named(text)}: there is no user of that name, or the user has no home folder")
     return path
 
 
@@ -121,20 +120,20 @@ def check_link(path: str | Path) -> None:
 
 
 def kind_of(path: str | Path) -> str | None:
-    """Say what something is, as "a folder", if it is no regular file; links are followed.
+    """Describe what a path is, such as "a folder"; None for a regular file. Links are followed.
 
     Raises:
-        OSError: nothing is there.
+        OSError: nothing exists there.
     """
     mode = os.stat(path).st_mode
     return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "something else")
 
 
 def check_regular(path: str | Path) -> None:
-    """See that a file can be opened without waiting, for libraries that open it themselves.
+    """Check that a path is a regular file, for libraries that open it themselves.
 
     Raises:
-        InputError: there is none, or it is something else, as a folder or a named pipe.
+        InputError: it does not exist, or is something else, such as a folder or a named pipe.
     """
     check_link(path)
     try:
@@ -149,7 +148,7 @@ def open_regular(path: str | Path) -> BufferedReader:
     """Open a regular file for reading bytes.
 
     Raises:
-        InputError: there is none, it is something else, as a folder or a named pipe, or it may not be read.
+        InputError: it does not exist, is something else, such as a folder or a pipe, or is not readable.
     """
     check_regular(path)
     try:
@@ -162,11 +161,11 @@ def read_file(path: str | Path, *, most: int) -> bytes:
     """Read a regular file.
 
     Args:
-        path: of the file.
-        most: bytes that it may have.
+        path: the file.
+        most: maximum size in bytes.
 
     Raises:
-        InputError: as ``open_regular``; it is larger, or the disk failed.
+        InputError: the file cannot be opened (see ``open_regular``) or read, or is larger.
     """
     with open_regular(path) as file:
         try:
@@ -174,19 +173,19 @@ def read_file(path: str | Path, *, most: int) -> bytes:
         except OSError as error:
             raise disk_error(f"cannot read {named(path)}", error) from None
     if len(data) > most:
-        raise InputError(f"{named(path)} is too large: allowed are {most} bytes")
+        raise InputError(f"{named(path)} is too large: at most {most} bytes are allowed")
     return data
 
 
 def decode_text(data: bytes, where: str) -> str:
-    """Decode text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; the mark is left out.
+    """Decode UTF-8, or UTF-16 or UTF-32 with a byte order mark, and remove the mark.
 
     Args:
-        data: what a file holds.
-        where: names it in the error.
+        data: content of a file.
+        where: name of the file in errors.
 
     Raises:
-        InputError: it is in another encoding, or no text.
+        InputError: the encoding is another one, or the data are not text.
     """
     encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
     try:
@@ -194,8 +193,8 @@ def decode_text(data: bytes, where: str) -> str:
     except UnicodeDecodeError as error:
         called = encoding.removesuffix("-sig").upper()
         raise InputError(
-            f"{where} is no text in {called}: byte {error.start} cannot be read; save it as UTF-8"
+            f"{where} is not valid {called}: byte {error.start} cannot be decoded; save it as UTF-8"
         ) from None
     if "\0" in text:
-        raise InputError(f"{where} is no text: it has a null character; save it as UTF-8")
+        raise InputError(f"{where} is not text: it has a null character; save it as UTF-8")
     return text

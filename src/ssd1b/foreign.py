@@ -1,16 +1,16 @@
-"""Settings that other programs leave in pictures, read as AUTOMATIC1111's parameters.
+"""Settings in images of other programs, converted to AUTOMATIC1111's parameters.
 
 Where each program writes them:
 
 - SwarmUI: JSON in ``parameters``, below ``sui_image_params``.
-- Fooocus: JSON in ``parameters``, with ``metadata_scheme`` or a ``fooocus_scheme`` beside it.
+- Fooocus: JSON in ``parameters``, with ``metadata_scheme`` in it or a separate ``fooocus_scheme``.
 - InvokeAI: JSON in ``invokeai_metadata``; before version 3 in ``sd-metadata``.
-- ComfyUI: the graph of nodes in ``prompt``; in WebP behind ``prompt:`` in EXIF's Model.
-- NovelAI: JSON in ``Comment``, beside ``Source`` or ``Software``.
+- ComfyUI: the graph of nodes in ``prompt``; in WebP after ``prompt:`` in EXIF's Model.
+- NovelAI: JSON in ``Comment``, if ``Source`` or ``Software`` names it.
 - Draw Things: JSON in the UserComment of XMP or EXIF, with the prompt under ``c``.
 
-Names and values come from strangers: only texts and plain numbers are taken, and no node of a graph is
-visited twice.
+Names and values are untrusted: only texts and plain numbers are accepted, and no node of a graph is visited
+twice.
 """
 
 import html
@@ -26,7 +26,7 @@ Table = Mapping[str, Any]
 
 PARAMETERS = "parameters"
 XMP = "XML:com.adobe.xmp"
-"""Keys of texts in PNG; texts of other formats get the key that a PNG would have."""
+"""Keys of texts in PNG, see ``metadata``."""
 
 _FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
     "SwarmUI": {
@@ -87,22 +87,19 @@ _FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
         "Model": ("model",),
     },
 }
-"""For each program, the names under which it keeps each value; the first that is there counts."""
+"""Names of each value by program; the first that is present is used."""
 
 _SIZE = re.compile(r"\D{0,2}([0-9]{1,6})\s*[x×,]\s*([0-9]{1,6})\D{0,2}", re.ASCII)
 
 
 def read_foreign(texts: Mapping[str, str]) -> Parameters | None:
-    """Read what another program than AUTOMATIC1111 wrote.
+    """Read the settings that a program other than AUTOMATIC1111 wrote; None if there are none.
 
     Args:
-        texts: of a picture, by their keys in PNG.
-
-    Returns:
-        None where no text is another program's.
+        texts: texts of an image by their keys in PNG.
 
     Raises:
-        InputError: a text is another program's, and cannot be read or is of an unknown program.
+        InputError: a program's text cannot be read, or the program is unknown.
     """
     for key, read in _READERS.items():
         if key in texts and (found := read(texts)) is not None:
@@ -116,7 +113,7 @@ def _in_parameters(texts: Mapping[str, str]) -> Parameters | None:
     table = _json(text)
     if table is None:
         if text.startswith('{"'):
-            raise InputError("the picture carries damaged JSON where AUTOMATIC1111 writes its text")
+            raise InputError("the image contains damaged JSON where AUTOMATIC1111 writes its text")
         return None
     if isinstance(inner := table.get("sui_image_params"), dict):
         return _mapped("SwarmUI", inner)
@@ -129,7 +126,7 @@ def _in_parameters(texts: Mapping[str, str]) -> Parameters | None:
     if any(_is_node(node) for node in table.values()):
         return _graph(table)
     names = ", ".join(shown(name) for name in list(table)[:3])
-    raise InputError(f"the picture carries JSON of a program that is not known here ({names} ...)")
+    raise InputError(f"the image contains JSON of an unknown program ({names} ...)")
 
 
 def _in_invokeai(texts: Mapping[str, str]) -> Parameters:
@@ -140,7 +137,7 @@ def _in_old_invokeai(texts: Mapping[str, str]) -> Parameters:
     table = _needed("InvokeAI", texts["sd-metadata"])
     image = table.get("image")
     if not isinstance(image, dict):
-        raise InputError("from InvokeAI: its text says nothing of the picture")
+        raise InputError("from InvokeAI: its text has no settings of the image")
     prompts = image.get("prompt")
     first = prompts[0] if isinstance(prompts, list) and prompts else prompts
     prompt = first.get("prompt") if isinstance(first, dict) else first
@@ -153,7 +150,7 @@ def _in_comfyui(texts: Mapping[str, str]) -> Parameters:
 
 
 def _in_comment(texts: Mapping[str, str]) -> Parameters | None:
-    """Read NovelAI's JSON; other programs' comments are free texts."""
+    """Read NovelAI's JSON; other programs' comments are free text."""
     if "NovelAI" not in texts.get("Software", "") + texts.get("Source", ""):
         return None
     table = dict(_needed("NovelAI", texts["Comment"]))
@@ -168,7 +165,7 @@ def _plain_sampler(name: object) -> object:
 
 def _in_xmp(texts: Mapping[str, str]) -> Parameters | None:
     """Read Draw Things' JSON out of XMP; other programs' XMP has none."""
-    # One step after the other: a pattern would try every pair of beginnings and ends.
+    # Step by step, since a pattern would try every pair of start and end tags.
     rest = texts[XMP].partition("<exif:UserComment>")[2].partition("<rdf:li")[2].partition(">")[2]
     comment, end, _ = rest.partition("</rdf:li>")
     table = _json(html.unescape(comment)) if end else None
@@ -183,11 +180,10 @@ _READERS: dict[str, Callable[[Mapping[str, str]], Parameters | None]] = {
     XMP: _in_xmp,
     "prompt": _in_comfyui,
 }
-"""By the key whose text each reads. ComfyUI's graph goes last: SwarmUI's pictures may carry one, too."""
-
+"""Readers by key. ComfyUI's graph is last, since SwarmUI's images may contain one, too."""
 
 KEYS = frozenset(_READERS)
-"""Of texts that may say how a picture was made."""
+"""Keys of texts that may have an image's settings."""
 
 
 def _json(text: str) -> dict[str, Any] | None:
@@ -202,12 +198,12 @@ def _json(text: str) -> dict[str, Any] | None:
 def _needed(program: str, text: str) -> dict[str, Any]:
     table = _json(text)
     if table is None:
-        raise InputError(f"from {program}: its text is no JSON object, or damaged")
+        raise InputError(f"from {program}: its text is not a JSON object, or damaged")
     return table
 
 
 def _mapped(program: str, table: Table) -> Parameters:
-    """Read a flat table by the program's names."""
+    """Convert a flat table of a program's values."""
     found: dict[str, str] = {}
     for field, names in _FIELDS[program].items():
         value = next((table[name] for name in names if table.get(name) is not None), None)
@@ -223,7 +219,7 @@ def _mapped(program: str, table: Table) -> Parameters:
 def _parameters(program: str, found: dict[str, str]) -> Parameters:
     prompt, negative = found.pop("prompt", None), found.pop("negative", None)
     if prompt is None:
-        raise InputError(f"from {program}: no prompt was found in its text")
+        raise InputError(f"from {program}: its text has no prompt")
     if (text := found.pop("size", None)) is not None:
         if (size := _SIZE.fullmatch(text)) is None:
             raise InputError(f"from {program}: the size is {shown(text)}: it must be a width and a height")
@@ -235,7 +231,7 @@ def _parameters(program: str, found: dict[str, str]) -> Parameters:
 
 
 def _text(program: str, field: str, value: object) -> str:
-    """Write a text or a plain number as AUTOMATIC1111's text would have it."""
+    """Format a text or a plain number as in AUTOMATIC1111's text."""
     if isinstance(value, str):
         return value
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
@@ -248,19 +244,19 @@ def _text(program: str, field: str, value: object) -> str:
     raise InputError(f"from {program}: {field} is {shown(value)}, which is neither a text nor a number")
 
 
-# ComfyUI: what decides the picture is spread over the nodes of a graph.
+# ComfyUI: the settings are distributed over the nodes of a graph.
 
 _LOADERS = ("ckpt_name", "unet_name", "model_name")
 _WORDS = ("text", "text_g", "text_l", "string", "value", "prompt", "populated_text", "wildcard_text")
 _NUMBERS = ("value", "int", "float", "number", "seed", "noise_seed", "Value")
 _PARTS = ("noise", "guider", "sampler", "sigmas")
-"""Inputs of SamplerCustom and SamplerCustomAdvanced behind which the rest of the settings are."""
+"""Inputs of SamplerCustom and SamplerCustomAdvanced whose nodes have further settings."""
 
 _MOST_SAMPLERS = 16
-"""Nodes that sample and are looked at; behind each of them the whole graph may be."""
+"""Maximum number of sampling nodes examined; each may be connected to the whole graph."""
 
 _OTHER_INPUTS = ("clip", "model", "vae", "image", "control_net", "mask", "pixels", "samples")
-"""Inputs that lead from a conditioning to something other than its words."""
+"""Inputs that lead from a conditioning to something other than its prompt."""
 
 
 def _is_node(node: object) -> bool:
@@ -278,13 +274,13 @@ class _Graph:
         self.nodes = {key: node for key, node in table.items() if _is_node(node)}
 
     def behind(self, link: object) -> dict[str, Any] | None:
-        """Give the node that a link ``[id, output]`` leads to."""
+        """Return the node that a link ``[id, output]`` refers to."""
         if isinstance(link, list) and len(link) == 2 and isinstance(link[0], str | int):
             return self.nodes.get(str(link[0]))
         return None
 
     def upstream(self, link: object, follow: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
-        """Go from node to node against the links, nearest first, each node once."""
+        """Traverse the nodes upstream of a link, nearest first; ``follow`` selects inputs by name."""
         waiting, seen = [link], set[int]()
         for each in waiting:
             node = self.behind(each)
@@ -295,7 +291,7 @@ class _Graph:
             waiting += [value for name, value in node["inputs"].items() if follow(name)]
 
     def value(self, value: object, names: tuple[str, ...]) -> object:
-        """Give a plain value, or the one that a link leads to."""
+        """Return a plain value, or the one that a link leads to."""
         if not isinstance(value, list):
             return value
         for node in self.upstream(value, lambda name: name not in _OTHER_INPUTS):
@@ -305,7 +301,7 @@ class _Graph:
         return None
 
     def words(self, link: object) -> str | None:
-        """Give the text of a conditioning; None where it is zeroed out, or there is none."""
+        """Return the text of a conditioning; None if it is zeroed out, or there is none."""
         for node in self.upstream(link, lambda name: name not in _OTHER_INPUTS):
             if node["class_type"] == "ConditioningZeroOut":
                 return None
@@ -315,7 +311,7 @@ class _Graph:
         return None
 
     def size(self, link: object) -> dict[str, object]:
-        """Give the size of the latents that a sampler starts from."""
+        """Return the size of the latents that a sampler starts from."""
         for node in self.upstream(link, lambda name: name not in ("vae", "model", "clip")):
             inputs = node["inputs"]
             if {"width", "height"} <= inputs.keys():
@@ -323,7 +319,7 @@ class _Graph:
         return {}
 
     def samplers(self) -> list[dict[str, Any]]:
-        """Give the settings of each node that samples; those that start from noise first."""
+        """Return the settings of each sampling node, those that start from noise first."""
         found = []
         for node in self.nodes.values():
             inputs = node["inputs"]
@@ -337,11 +333,11 @@ class _Graph:
 
 
 def _graph(table: Table) -> Parameters:
-    """Read a ComfyUI graph: the first sampler that starts from noise, and the nodes behind it."""
+    """Convert a ComfyUI graph: the first sampler that starts from noise, and the nodes upstream of it."""
     graph = _Graph(table)
     samplers = graph.samplers()
     if not samplers:
-        raise InputError("from ComfyUI: no node that samples was found in its graph")
+        raise InputError("from ComfyUI: its graph has no sampling node")
     inputs = samplers[0]
     seed = inputs.get("seed", inputs.get("noise_seed"))
     found: dict[str, object] = {

@@ -1,4 +1,4 @@
-"""The model family as values: every published layout, and the miniatures, one literal each.
+"""Layouts of every published model and of the miniatures, one literal each.
 
 Sources: the published ``config.json`` of each model; ComfyUI ``comfy/supported_models.py`` for the depths of
 SSD-1B, Vega and KOALA. Parameter counts are contracts, checked on meta tensors by the tests.
@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
-    """One resolution of the UNet. Length = resnets, value = transformer depth behind that resnet.
+    """One resolution of the UNet. ``down`` and ``up`` have the transformer depth after each resnet.
 
-    ``up`` is in execution order and has one entry more than ``down``: the skip of the level's entry.
+    ``up`` is in execution order and has one entry more than ``down``, for the skip from the level's input.
     """
 
     channels: int
@@ -33,13 +33,13 @@ class UNetLayout:
     Attributes:
         levels: finest first.
         mid: transformer depth of the middle block; 0 = one resnet only (SSD-1B), None = no middle block.
-        head_dim: channels per attention head (diffusers' ``attention_head_dim`` is, in spite of its name,
-            the number of heads).
+        head_dim: channels per attention head (diffusers' ``attention_head_dim``, despite its name, is the
+            number of heads).
         cross_attention_dim: width of the text embeddings.
         pooled_dim: width of the pooled text embedding.
         time_ids_dim: width of the sinusoidal embedding of each of the six micro-conditioning numbers.
         norm_groups: groups of every GroupNorm.
-        guidance_embed_dim: width of the embedded guidance scale in LCM-distilled UNets, None elsewhere.
+        guidance_embed_dim: width of the embedded guidance scale in LCM-distilled UNets, None in others.
     """
 
     levels: tuple[Level, ...]
@@ -61,7 +61,7 @@ class UNetLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VAELayout:
-    """An AutoencoderKL: ``len(channels) - 1`` halvings, so SDXL's four levels give a factor of 8."""
+    """An AutoencoderKL. It halves the resolution ``len(channels) - 1`` times: a factor of 8 for SDXL."""
 
     channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
@@ -94,7 +94,7 @@ class TextLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelLayout:
-    """Everything that decides the shapes of a text-to-image model."""
+    """The layouts of all networks of a text-to-image model."""
 
     name: str
     unet: UNetLayout
@@ -102,7 +102,7 @@ class ModelLayout:
     text_encoder: TextLayout
     text_encoder_2: TextLayout
     size: int = 1024
-    """Side in pixels of the square picture the model was trained for."""
+    """Side in pixels of the square images the model was trained on."""
 
 
 CLIP_L = TextLayout(
@@ -149,7 +149,7 @@ UNETS: dict[str, UNetLayout] = {
 
 
 def family_of(unet: UNetLayout) -> str | None:
-    """Find the name in ``UNETS`` of the UNet with the same blocks, at any widths; None if there is none."""
+    """Find the name in ``UNETS`` of the UNet with the same blocks at any width; None if there is none."""
     blocks = _blocks(unet)
     return next((name for name, known in UNETS.items() if _blocks(known) == blocks), None)
 
@@ -159,12 +159,12 @@ def _blocks(unet: UNetLayout) -> tuple[object, ...]:
 
 
 def _narrowed(layout: UNetLayout, channels: tuple[int, int, int], **widths: int) -> UNetLayout:
-    """Keep the topology of ``layout`` (every resnet, every depth) at other widths."""
+    """Change the widths of ``layout``, and keep every resnet and every depth."""
     levels = tuple(replace(level, channels=c) for level, c in zip(layout.levels, channels, strict=True))
     return replace(layout, levels=levels, **widths)
 
 
-# The miniatures of Tabletop: the published topologies, narrow enough for two cores (figures in docs/log).
+# Tabletop's miniatures: the published topologies, narrow enough for two cores (measurements in docs/log).
 CLIP_MINI = TextLayout(
     hidden_size=64, layers=4, heads=2, intermediate_size=256, activation="quick_gelu", projection_dim=None,
     vocab_size=1024, bos_token_id=1022, eos_token_id=1023, pad_token_id=1023,
@@ -173,20 +173,20 @@ CLIP_MINI_2 = TextLayout(
     hidden_size=96, layers=4, heads=3, intermediate_size=384, activation="gelu", projection_dim=96,
     vocab_size=1024, bos_token_id=1022, eos_token_id=1023, pad_token_id=0,
 )  # fmt: skip
-# Fewer groups than SDXL's 32: of a plain colour, a group of two channels would keep but a sign.
+# Fewer groups than SDXL's 32: in an area of one colour, a group of two channels would keep only a sign.
 VAE_MINI = VAELayout(channels=(16, 32, 64, 64), layers_per_block=1, norm_groups=2, scaling_factor=1.0)
 
 _MINI_WIDTHS = {
     "head_dim": 24, "cross_attention_dim": 160, "pooled_dim": 96, "time_ids_dim": 32, "norm_groups": 4
 }  # fmt: skip
-# The finest level alone draws edges and highlights, and costs little of the whole. Were it wider, the student
-# would have more than 53 % of its teacher's parameters.
+# Edges and highlights come from the finest level, which is cheap. If it were wider, the student would have
+# more than 53 % of its teacher's parameters.
 _MINI_CHANNELS = (44, 48, 96)
 SDXL_MINI = _narrowed(SDXL, _MINI_CHANNELS, **_MINI_WIDTHS)
 SSD_1B_MINI = _narrowed(SSD_1B, _MINI_CHANNELS, **_MINI_WIDTHS)
 
 NAMED: dict[str, UNetLayout] = {**UNETS, "mini-sdxl": SDXL_MINI, "mini-ssd-1b": SSD_1B_MINI}
-"""Every UNet that has a name, widths and all."""
+"""Every UNet with a name; widths included."""
 
 MINI_SDXL = ModelLayout(
     name="mini-sdxl",
@@ -199,7 +199,7 @@ MINI_SDXL = ModelLayout(
 
 
 def model_layout(name: str) -> ModelLayout:
-    """The whole model around a UNet that has a name, one of ``NAMED``."""
+    """Return the layout of a whole model by the name of its UNet, one of ``NAMED``."""
     if name in UNETS:
         return ModelLayout(name=name, unet=UNETS[name], text_encoder=CLIP_L, text_encoder_2=CLIP_BIGG)
     return replace(MINI_SDXL, name=name, unet=NAMED[name])

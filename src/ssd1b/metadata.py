@@ -1,6 +1,6 @@
-"""Texts that pictures carry: PNG's chunks, EXIF, XMP, and the lowest bits of the pixels.
+"""Texts in images: PNG chunks, EXIF, XMP, and the lowest bits of the pixels.
 
-They get the keys that they have in PNG, whatever the format: AUTOMATIC1111's text in EXIF's UserComment is
+Texts in other formats get the key they would have in PNG: AUTOMATIC1111's text in EXIF's UserComment is
 ``parameters``, our JSON in MakerNote is ``ssd1b``.
 """
 
@@ -14,23 +14,23 @@ from ssd1b.errors import InputError
 from ssd1b.foreign import PARAMETERS, XMP
 
 JSON_MARK = b"ssd1b\0"
-"""Before our JSON in MakerNote."""
+"""Precedes our JSON in MakerNote."""
 
 UTF16_MARK = b"UNICODE\0"
-"""Before a UserComment in UTF-16, by EXIF's standard; some programs write UTF-8 behind it."""
+"""Precedes a UserComment in UTF-16, by EXIF's standard; some programs write UTF-8 after it."""
 
 _CODES = (UTF16_MARK, b"ASCII\0\0\0", b"JIS\0\0\0\0\0", b"\0" * 8)
-"""The eight bytes that name a UserComment's encoding; the last says nothing. Some programs leave them out."""
+"""The eight bytes that name a UserComment's encoding; zeros mean unspecified. Some programs omit them."""
 
 _COMFYUI = {"prompt:": "prompt", "workflow:": "workflow"}
-"""Beginnings of what ComfyUI writes into fields of EXIF in WebP, by the key in PNG."""
+"""Keys in PNG by the prefixes that ComfyUI writes to EXIF fields in WebP."""
 
 
 def read_texts(image: Image.Image) -> dict[str, str]:
-    """Read every text of a picture, by its key in PNG; some of PNG's are there after loading only.
+    """Read all texts of an image by their PNG keys; some texts of a PNG are available only after loading.
 
     Raises:
-        InputError: EXIF's UserComment is in an encoding that cannot be told.
+        InputError: the encoding of EXIF's UserComment cannot be determined.
     """
     found: dict[str, str] = {
         str(key): str(value) for key, value in image.info.items() if isinstance(value, str)
@@ -44,33 +44,33 @@ def read_texts(image: Image.Image) -> dict[str, str]:
 
 
 def _in_exif(image: Image.Image) -> dict[str, str]:
-    whole = image.getexif()
-    fields = whole.get_ifd(IFD.Exif)
-    found = {}
+    exif = image.getexif()
+    fields = exif.get_ifd(IFD.Exif)
+    found: dict[str, str] = {}
     note = fields.get(Base.MakerNote)
     if isinstance(note, bytes) and note.startswith(JSON_MARK):
         found["ssd1b"] = note[len(JSON_MARK) :].decode("utf-8", "replace")
-    comment = fields.get(Base.UserComment) or whole.get(Base.UserComment)
+    comment = fields.get(Base.UserComment) or exif.get(Base.UserComment)
     if isinstance(comment, bytes):
         comment = decode_comment(comment)
     if isinstance(comment, str) and comment.strip():
         found[PARAMETERS] = comment
     for field in (Base.Make, Base.Model, Base.ImageDescription):
-        text = whole.get(field)
-        for beginning, key in _COMFYUI.items():
-            if isinstance(text, str) and text.lower().startswith(beginning):
-                found[key] = text[len(beginning) :]
+        text = exif.get(field)
+        for prefix, key in _COMFYUI.items():
+            if isinstance(text, str) and text.lower().startswith(prefix):
+                found[key] = text[len(prefix) :]
     return found
 
 
 def decode_comment(comment: bytes) -> str:
-    """Decode EXIF's UserComment: eight bytes that name the encoding, or none, and the text.
+    """Decode EXIF's UserComment: the text, usually after eight bytes that name its encoding.
 
-    The bytes of the text decide, because programs disagree on what UNICODE means and on the order of bytes.
+    The encoding is guessed from the text, because programs disagree on what UNICODE means and on byte order.
     The text is mostly ASCII, so in UTF-16 every other byte is zero.
 
     Raises:
-        InputError: the encoding cannot be told.
+        InputError: the encoding cannot be determined.
     """
     code = next((code for code in _CODES if comment.startswith(code)), b"")
     data = comment[len(code) :]
@@ -88,12 +88,12 @@ def decode_comment(comment: bytes) -> str:
             return data.decode(encoding).removeprefix("\ufeff").rstrip("\0")
         except UnicodeDecodeError:
             continue
-    raise InputError("EXIF's UserComment is in an encoding that cannot be told, or damaged")
+    raise InputError("EXIF's UserComment is damaged or in an unknown encoding")
 
 
 # Text in the pixels, as A1111's "stealth pnginfo" and NovelAI write it: a signature of 15 letters, the text's
-# length in bits as 32 bits, and the text, gzipped where the signature ends in "comp"; one bit a pixel in the
-# alpha channel, or three in red, green and blue. Pixels follow each other column by column.
+# length in bits as 32 bits, and the text, gzipped if the signature ends in "comp"; one bit per pixel in the
+# alpha channel, or three in red, green and blue. Pixels are ordered by column.
 
 _SIGNATURES = {
     b"stealth_pnginfo": False,
@@ -101,7 +101,7 @@ _SIGNATURES = {
     b"stealth_rgbinfo": False,
     b"stealth_rgbcomp": True,
 }
-"""Each with whether the text is gzipped."""
+"""Whether the text is gzipped, by signature."""
 
 _LETTERS = 15
 _GZIP = 31
@@ -109,14 +109,11 @@ _GZIP = 31
 
 
 def read_stealth(image: Image.Image, *, most: int) -> str | None:
-    """Read the text that is hidden in a picture's pixels.
+    """Read the text hidden in an image's pixels; None if there is none.
 
     Args:
-        image: RGBA or RGB; others have no such text.
-        most: characters that the text may have.
-
-    Returns:
-        None where there is none.
+        image: RGBA or RGB; images of other modes have no such text.
+        most: maximum length of the text in characters.
 
     Raises:
         InputError: the text is damaged or longer.
@@ -136,19 +133,19 @@ def read_stealth(image: Image.Image, *, most: int) -> str | None:
 def _decoded(bits: np.ndarray, *, compressed: bool, most: int) -> str:
     length = int.from_bytes(_bytes(bits[:32]), "big")
     data = _bytes(bits[32 : 32 + length])
+    damaged = InputError("the text in the image's pixels is damaged")
     if length % 8 or len(data) * 8 < length:
-        raise InputError("the text in the picture's pixels is damaged")
-    if compressed:
-        try:
-            data = zlib.decompressobj(_GZIP).decompress(data, 4 * most + 1)
-        except zlib.error:
-            raise InputError("the text in the picture's pixels is damaged") from None
-    if len(data) > 4 * most:
-        raise InputError(f"the text in the picture's pixels is too long: allowed are {most} characters")
+        raise damaged
     try:
+        if compressed:
+            data = zlib.decompressobj(_GZIP).decompress(data, 4 * most + 1)
+        if len(data) > 4 * most:
+            raise InputError(
+                f"the text in the image's pixels is too long: at most {most} characters are allowed"
+            )
         return data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise InputError("the text in the picture's pixels is damaged") from None
+    except (zlib.error, UnicodeDecodeError):
+        raise damaged from None
 
 
 def _bytes(bits: np.ndarray) -> bytes:

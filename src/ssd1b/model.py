@@ -41,14 +41,14 @@ def empty_network(part: str, layout: Layout) -> nn.Module:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A model on disk; its files are opened when something of them is first needed.
+    """A model on disk, whose files are opened lazily.
 
     Attributes:
-        name: as it was given to ``find``.
+        name: the name given to ``find``.
         path: the folder or file.
         commit: the hub's commit; None for a model that is not from the hub.
         half: prefer a folder's fp16 files, for running in 16 bits.
-        prediction: what the UNet predicts, "epsilon" or "v", whatever the files say; None believes them.
+        prediction: what the UNet predicts, "epsilon" or "v"; None takes it from the files.
     """
 
     name: str
@@ -71,12 +71,12 @@ class Model:
         """Find a model, downloading it if it is not on disk.
 
         Args:
-            name: a built-in name, an alias, a hub id with ``@revision`` if wanted, a folder, or a file.
+            name: a built-in name, an alias, a hub id, optionally with ``@revision``, a folder, or a file.
             offline: never use the network.
             half: see ``Model``.
             prediction: see ``Model``.
-            token: send the user's token to the hub. False for a name that comes from a stranger's file.
-            paths: take ``name`` for a path, where there is one. False for a name from a stranger's file.
+            token: send the user's token to the hub. False for a name from an untrusted file.
+            paths: allow ``name`` to be a path. False for a name from an untrusted file.
 
         Raises:
             InputError: there is no such model, or it cannot be downloaded.
@@ -86,7 +86,7 @@ class Model:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """What the files hold, which may be a single network.
+        """Description of the files, which may contain a single network only.
 
         Raises:
             InputError: see ``opening.open_checkpoint``.
@@ -119,12 +119,12 @@ class Model:
 
     @property
     def source(self) -> str:
-        """How to find the model again: its absolute path, or its name without the revision."""
+        """The model's absolute path, or its name without the revision."""
         return str(self.path.resolve()) if self.is_local else self.name.partition("@")[0]
 
     @property
     def identity(self) -> ModelIdentity:
-        """Which model this is, for recipes. Adapters belong here, each with its source, hash and scale."""
+        """The model's entry in recipes. Adapters belong here, each with its source, hash and scale."""
         return ModelIdentity(
             name=Path(self.source).name, source=self.source, revision=self.commit,
             layout=self.layout.name, prediction=self.prediction,
@@ -136,7 +136,7 @@ class Model:
         Adapters belong here, too.
 
         Args:
-            file_digest: gives the hash of a file's content, from memory where it has not changed.
+            file_digest: returns the hash of a file's content, possibly cached.
         """
         inside = self.path.rglob("*") if self.path.is_dir() else [self.path]
         files = sorted(file for file in inside if file.is_file())
@@ -148,9 +148,9 @@ class Model:
         return digest.hexdigest()
 
     def version(self, part: str) -> list[tuple[str, int, int]]:
-        """Identify the weights of one network without reading them: path, size and time of each file.
+        """Identify the weights of one network without reading them: path, size and mtime of each file.
 
-        It is the key of what is derived from them and kept on disk. Adapters belong here, too.
+        This is the cache key of everything derived from them. Adapters belong here, too.
         """
         files = sorted({stored.file for stored in self.checkpoint.part(part).tensors.values()})
         return [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
@@ -165,13 +165,13 @@ class Model:
     ) -> Any:
         """Read one network: its weights as published, frozen, in evaluation mode.
 
-        Every network of the package is made here, whether it is trained, drawn with, offloaded, quantized or
-        converted, and nothing has been packed, quantized or converted yet. So this is where a LoRA is to be
-        merged: after ``load_component``, into the weights that it read.
+        All networks are created here: for training, inference, offloading, quantization and conversion. So
+        this is where a LoRA should be merged: after ``load_component``, into the weights that it read,
+        before anything is packed, quantized or converted.
 
         Args:
             part: one of ``keymap.PARTS``.
-            device: where to.
+            device: target device.
             dtype: number format to compute in; None keeps the files' own, see ``Part.dtype``.
             copied: see ``load_component``.
 
@@ -179,17 +179,17 @@ class Model:
             InputError: there is no such network, or its weights are damaged.
         """
         stored = self.checkpoint.part(part)
-        network = empty_network(part, stored.layout)  # nothing is allocated before the files were checked
+        network = empty_network(part, stored.layout)  # no memory is allocated before the files are checked
         load_component(
             network, self.checkpoint, part, dtype=dtype or stored.dtype, device=device, copied=copied
         )
         return network.requires_grad_(False).eval()
 
     def text_encoders(self, load: Callable[[str], Any]) -> TextEncoders:
-        """Give both text encoders with their tokenizers.
+        """Return both text encoders with their tokenizers.
 
         Args:
-            load: gives a network by its part, as ``network`` or a backend does.
+            load: returns a network by its part, such as ``network`` or a backend's method.
         """
         first, second = self.tokenizers
         encoder, encoder_2 = load("text_encoder"), load("text_encoder_2")

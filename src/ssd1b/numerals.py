@@ -1,7 +1,7 @@
-"""Numbers in text, wherever people and other programs write them.
+"""Parsing of numbers from users and other programs.
 
-``int`` and ``float`` also read "٦٤", "1_000", " 5 ", "+5" and "nan", and refuse 5,000 digits with an error of
-their own. Here a number is written in ASCII digits, with a sign only if it is negative.
+``int`` and ``float`` also accept "٦٤", "1_000", " 5 ", "+5" and "nan", and reject 5,000 digits with another
+error. Here a number consists of ASCII digits, with a sign only if it is negative.
 """
 
 import math
@@ -10,32 +10,32 @@ import re
 from ssd1b.errors import InputError, shown
 
 DIGITS = r"[0-9]{1,30}"
-"""A whole number without a sign, as a part of regular expressions."""
+"""Regular expression of a whole number without a sign."""
 
 DECIMAL = rf"(?:{DIGITS}(?:\.[0-9]{{0,30}})?|\.{DIGITS})"
-"""A number without sign and exponent, as a part of regular expressions."""
+"""Regular expression of a number without sign and exponent."""
 
 _WHOLE = re.compile(f"-?{DIGITS}")
 _NUMBER = re.compile(rf"-?{DECIMAL}(?:[eE][+-]?[0-9]{{1,3}})?")
 
 
 def whole_number(text: str) -> int:
-    """Read a whole number, as "25" or "-1".
+    """Parse a whole number, such as "25" or "-1".
 
     Raises:
-        InputError: it is none, or has more than 30 digits.
+        InputError: the text is something else, or has more than 30 digits.
     """
     if not _WHOLE.fullmatch(text):
-        raise InputError(f"{shown(text)} is no whole number in plain digits, as 25")
+        raise InputError(f"{shown(text)} is not a whole number in plain digits, such as 25")
     return int(text)
 
 
 def number(text: str) -> float:
-    """Read a finite number, as "7.5", "-1" or "1e-05".
+    """Parse a finite number, such as "7.5", "-1" or "1e-05".
 
     Raises:
-        InputError: it is none, or has more than 30 digits on a side of its point.
+        InputError: the text is something else, or has more than 30 digits before or after the point.
     """
     if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
-        raise InputError(f"{shown(text)} is no number in plain digits, as 7.5")
+        raise InputError(f"{shown(text)} is not a number in plain digits, such as 7.5")
     return float(text)

@@ -1,4 +1,4 @@
-"""Presets: settings under a name, with the reason for them; those we ship and those that users write."""
+"""Presets: named settings with their source, built in or written by users."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,17 +27,17 @@ NEGATIVE_PROMPTS: Mapping[str, str] = MappingProxyType({
         "too many fingers, long neck"
     ),
 })  # fmt: skip
-"""The article's three lists, word by word."""
+"""The article's three lists, verbatim."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeedPreset:
-    """Work that is left out, under a name.
+    """Named trade-off of speed against fidelity.
 
     Attributes:
-        settings: of the picture.
-        quantized: one of ``execution.QUANTIZATIONS``, where nothing else was chosen.
-        price: what it was measured to cost on mini-ssd-1b (docs/guide/speed.md).
+        settings: generation settings.
+        quantized: one of ``execution.QUANTIZATIONS``, unless the user chose another.
+        price: measured cost on mini-ssd-1b (docs/guide/speed.md).
     """
 
     settings: Mapping[str, float]
@@ -47,13 +47,13 @@ class SpeedPreset:
 
 def _cost(time: float, likeness: int, points: float, low: float, high: float) -> str:
     return (
-        f"{time:g} of the time, {likeness} dB from the exact picture, {points:+g} points of right and clean "
-        f"pictures ({low:+g} to {high:+g})"
+        f"{time:g} of the time, {likeness} dB from the exact image, {points:+g} points of right and clean "
+        f"images ({low:+g} to {high:+g})"
     )
 
 
 SPEEDS: Mapping[str, SpeedPreset] = MappingProxyType({
-    "exact": SpeedPreset(settings={"feature_reuse": 0.0}, price="every step computed whole"),
+    "exact": SpeedPreset(settings={"feature_reuse": 0.0}, price="every step computed in full"),
     "balanced": SpeedPreset(
         settings={"feature_reuse": 0.1},
         price=f"on mini-ssd-1b {_cost(0.86, 52, 1.6, -0.4, 3.6)}",
@@ -61,11 +61,11 @@ SPEEDS: Mapping[str, SpeedPreset] = MappingProxyType({
     "fast": SpeedPreset(
         settings={"feature_reuse": 0.2},
         quantized="auto",
-        price=f"on mini-ssd-1b {_cost(0.59, 42, -1.2, -4.2, 1.4)}; in eight bits, as wider models "
-        f"compute where that is faster, {_cost(0.52, 41, -0.4, -3.6, 2.8)}",
+        price=f"on mini-ssd-1b {_cost(0.59, 42, -1.2, -4.2, 1.4)}; in int8, which wider models use "
+        f"where it is faster, {_cost(0.52, 41, -0.4, -3.6, 2.8)}",
     ),
 })  # fmt: skip
-"""How much is left out."""
+"""Values of ``--speed``."""
 
 PRESETS: Mapping[str, Preset] = MappingProxyType({
     preset.name: preset
@@ -105,23 +105,23 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({
 
 
 def users_folder() -> Path:
-    """Where the user's own presets are kept, a file each, named for the preset."""
+    """Return the folder of the user's presets, which has one file for each, named after the preset."""
     return Path(click.get_app_dir("ssd1b")) / "presets"
 
 
 def users_files() -> dict[str, Path]:
-    """Find the user's own presets, by name."""
+    """List the files of the user's presets by name."""
     try:
         found = sorted(users_folder().iterdir())
-    except OSError:  # there is none, or it may not be read
+    except OSError:  # no such folder, or not readable
         return {}
     return {path.stem: path for path in found if path.suffix.lower() in READERS}
 
 
 def load_preset(name: str) -> Preset:
-    """Find a preset by its name, ours or the user's, or read it from a ``.toml`` or ``.json`` file.
+    """Find a preset by name, built in or the user's, or read it from a ``.toml`` or ``.json`` file.
 
-    A file holds a table ``settings`` and may have a ``name`` and a ``source``:
+    A file has a table ``settings``, and optionally ``name`` and ``source``:
 
         name = "crisp"
         source = "sweep of 24 May, 200 pairs"
@@ -130,23 +130,23 @@ def load_preset(name: str) -> Preset:
         sampler = "DPM++ 2M Karras"
 
     Raises:
-        InputError: there is no such preset or file, or what it says is not allowed.
+        InputError: there is no such preset or file, or its content is invalid.
     """
     if name in PRESETS:
         return PRESETS[name]
-    kept = users_files()
-    path = kept.get(name) or Path(expand_path(name))
+    users = users_files()
+    path = users.get(name) or Path(expand_path(name))
     if path.suffix.lower() not in READERS:
-        raise unknown("preset", name, [*PRESETS, *kept, "a .toml file", "a .json file"], NotFoundError)
+        raise unknown("preset", name, [*PRESETS, *users, "a .toml file", "a .json file"], NotFoundError)
     table = read_table(path)
     with prefix_errors(f"preset {name}"):
         return _from_table(table, path.stem)
 
 
 def as_toml(preset: Preset) -> str:
-    """A preset as a TOML file, which ``load_preset`` reads.
+    """Format a preset as TOML, as ``load_preset`` reads it.
 
-    Settings that are None are left out, since TOML knows no null: a preset does not undo a negative prompt.
+    Settings that are None are omitted, since TOML has no null: a preset cannot remove a negative prompt.
     """
     import tomli_w
 
@@ -157,7 +157,7 @@ def as_toml(preset: Preset) -> str:
 
 def _from_table(table: object, default_name: str) -> Preset:
     if not isinstance(table, dict) or not isinstance(table.get("settings"), dict):
-        raise InputError(f"it must hold a table 'settings', got {shown(table)}")
+        raise InputError(f"it must have a table 'settings', got {shown(table)}")
     found = validate(Preset, {"name": default_name, "source": "", **table})
-    check_overrides(found["settings"])  # here, where the error names the file
+    check_overrides(found["settings"])  # here, so that the error names the file
     return Preset(**found)

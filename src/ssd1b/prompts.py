@@ -1,7 +1,7 @@
-"""Prompts as they are written: attention weights, BREAK, chunks of 75 tokens, one prompt per line.
+"""Prompt syntax: attention weights, BREAK, chunks of 75 tokens, one prompt per line.
 
-The syntax and its results are those of AUTOMATIC1111's web UI (``modules/prompt_parser.py`` and
-``modules/sd_hijack_clip.py``), because that is the dialect in which prompts are shared:
+Syntax and results are those of AUTOMATIC1111's web UI (``modules/prompt_parser.py`` and
+``modules/sd_hijack_clip.py``), in which most shared prompts are written:
 
 - ``(words)`` x 1.1, ``((words))`` x 1.21, ``(words:1.3)`` x 1.3, ``[words]`` / 1.1
 - a backslash before a bracket or a backslash makes it text
@@ -18,26 +18,26 @@ from ssd1b.errors import InputError
 BRACKET_WEIGHT = 1.1
 
 MAX_WEIGHT = 100.0
-"""Largest attention weight by size: beyond it, as in "(Metropolis:1927)", the number was meant as text."""
+"""Largest absolute attention weight; beyond it, as in "(Metropolis:1927)", the number was meant as text."""
 
 _PIECE = 1000
-"""Most characters of a bracket that are looked through, so that the time grows with the text alone."""
+"""Maximum number of characters examined in a bracket, so that the time stays linear."""
 
 CHUNK_SIZE = 75
-"""Tokens in a chunk: CLIP's context of 77 less its begin and end tokens."""
+"""Tokens in a chunk: CLIP's context of 77 without its begin and end tokens."""
 
 COMMA_BACKTRACK = 20
-"""How many tokens early a chunk may end so that it ends behind a comma (AUTOMATIC1111's default)."""
+"""Maximum number of tokens by which a chunk is shortened to end after a comma (AUTOMATIC1111's default)."""
 
 MAX_PROMPTS = 10_000
-"""Most prompts that are taken from one file."""
+"""Maximum number of prompts in a file."""
 
-NO_PROMPT = "no prompt: say what to draw, or name a file of prompts with --file"
+NO_PROMPT = "no prompt: describe an image, or give a file of prompts with --file"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """A run of text under one attention weight."""
+    """A piece of text with one attention weight."""
 
     text: str
     weight: float
@@ -45,7 +45,7 @@ class Segment:
 
 _TOKEN = re.compile(
     r"""
-    \\ (?P<escaped> [\]\[()\\]? )    # before anything else a backslash stands for nothing
+    \\ (?P<escaped> [\]\[()\\]? )    # before anything else a backslash is dropped
   | (?P<open> [\[(] )
   | : \s* (?P<weight> [+-]? (?: \d+ (?: \.\d* )? | \.\d+ ) ) \s* \)
   | (?P<close> [\])] )
@@ -60,14 +60,14 @@ _OPENED_BY = {")": "(", "]": "["}
 
 
 def parse_prompt(text: str) -> list[list[Segment]]:
-    """Read a prompt as weighted segments: one list for each part between BREAKs, neighbours differ in weight.
+    """Parse a prompt into a list of weighted segments for each part between BREAKs.
 
-    Brackets need no balance: one never closed reaches to the end, one never opened is text. This differs from
-    AUTOMATIC1111 in two corners: a BREAK inside brackets is a BREAK, and segments without text are left out
-    (so a part may be empty).
+    Adjacent segments differ in weight. Brackets may be unbalanced: an unclosed one extends to the end, an
+    unopened one is text. There are two differences from AUTOMATIC1111: a BREAK inside brackets counts, and
+    segments without text are dropped (so a part may be empty).
 
     Raises:
-        InputError: a weight is beyond ``MAX_WEIGHT``.
+        InputError: a weight exceeds ``MAX_WEIGHT``.
     """
     pieces: list[str | None] = []  # None is a BREAK
     weights: list[float] = []
@@ -118,10 +118,10 @@ _FEATURES = {
 
 
 def unsupported(text: str) -> dict[str, str]:
-    """Find the syntax of other programs that is read as words here.
+    """Find syntax of other programs that is treated as plain words here.
 
     Returns:
-        The first piece of each feature, by the feature's name for people.
+        The first occurrence of each feature, by a readable name of the feature.
     """
     found: dict[str, str] = {}
     opened: list[int] = []
@@ -139,7 +139,7 @@ def unsupported(text: str) -> dict[str, str]:
 
 
 def _bracketed(piece: str) -> str | None:
-    """The feature that A1111 sees in square brackets, apart from less attention."""
+    """Find which feature of A1111 square brackets hold, other than less attention."""
     if _EDITING.search(piece):
         return "editing"
     return "alternation" if "|" in piece else None
@@ -158,7 +158,7 @@ def _merge(pieces: Sequence[str | None], weights: Sequence[float]) -> list[list[
         elif piece:
             if not abs(weight) <= MAX_WEIGHT:
                 raise InputError(
-                    f"attention weight of {piece[:40]!r} is {weight:g}: allowed are -{MAX_WEIGHT:g} to "
+                    f"attention weight of {piece[:40]!r} is {weight:g}: it must be from -{MAX_WEIGHT:g} to "
                     rf"{MAX_WEIGHT:g} (for brackets as text, write \( and \))"
                 )
             if parts[-1] and parts[-1][-1].weight == weight:
@@ -168,17 +168,17 @@ def _merge(pieces: Sequence[str | None], weights: Sequence[float]) -> list[list[
 
 
 def format_prompt(parts: Iterable[Iterable[Segment]]) -> str:
-    """Write segments as a prompt; ``parse_prompt`` reads the same segments back."""
-    written = ["".join(map(_format_segment, part)) for part in parts]
-    # A BREAK swallows the space around it; a lone backslash shields space that belongs to the text.
-    shielded = [re.sub(r"\A(?=\s)|(?<=\s)\Z", r"\\", part) for part in written]
-    return " BREAK ".join(shielded) if len(written) > 1 else "".join(written)
+    """Format segments as a prompt, which ``parse_prompt`` parses to the same segments."""
+    formatted = ["".join(map(_format_segment, part)) for part in parts]
+    # A BREAK removes the space around it; a lone backslash protects space that belongs to the text.
+    protected = [re.sub(r"\A(?=\s)|(?<=\s)\Z", r"\\", part) for part in formatted]
+    return " BREAK ".join(protected) if len(formatted) > 1 else "".join(formatted)
 
 
 def _format_segment(segment: Segment) -> str:
     text = _SPECIAL.sub(r"\\\g<0>", segment.text)
     text = re.sub(r"\bBREAK\b", r"B\\REAK", text)
-    # Decimal, because the syntax knows no exponent: 1e-05 is written 0.00001.
+    # Decimal, because the syntax has no exponents: 1e-05 is written 0.00001.
     return text if segment.weight == 1.0 else f"({text}:{Decimal(repr(segment.weight)):f})"
 
 
@@ -189,18 +189,18 @@ def chunk(
     size: int = CHUNK_SIZE,
     backtrack: int = COMMA_BACKTRACK,
 ) -> list[list[tuple[int, float]]]:
-    """Cut the (token id, weight) pairs of a prompt into chunks of at most ``size``, at least one.
+    """Split the (token id, weight) pairs of a prompt into one or more chunks of at most ``size``.
 
-    ``parts`` are those of ``parse_prompt``; each begins a chunk of its own. A part that does not fit is cut
-    behind the last comma if that is one of the last ``backtrack`` tokens, else where the chunk is full. The
-    chunks come unpadded, because the padding token is the tokenizer's matter.
+    Each of the ``parts``, as from ``parse_prompt``, begins a new chunk. A part that does not fit is split
+    after the last comma if that is among the last ``backtrack`` tokens, otherwise where the chunk is full.
+    The chunks are not padded, since the padding token depends on the tokenizer.
 
     Source: AUTOMATIC1111 ``TextConditionalModel.tokenize_line``.
     """
     chunks: list[list[tuple[int, float]]] = []
     for part in parts:
         chunks.append([])
-        comma = None  # index of the last comma in the chunk that is being filled
+        comma = None  # index of the last comma in the current chunk
         for pair in part:
             if pair[0] == comma_id:
                 comma = len(chunks[-1])
@@ -212,16 +212,16 @@ def chunk(
                 chunks.append([])
                 comma = None
             chunks[-1].append(pair)
-    # A BREAK at the very end begins a chunk that nothing fills.
+    # A BREAK at the end begins a chunk that stays empty.
     return chunks[:-1] if len(chunks) > 1 and not chunks[-1] else chunks or [[]]
 
 
 def split_prompts(text: str, *, source: str) -> list[str]:
-    """Read one prompt per line; blank lines and lines that begin with ``#`` are left out.
+    """Read one prompt per line; blank lines and lines that begin with ``#`` are skipped.
 
     Args:
-        text: what the file or the standard input holds.
-        source: where it came from, for the message.
+        text: content of a file or of the standard input.
+        source: its name in errors.
 
     Raises:
         InputError: there is no prompt, or there are more than ``MAX_PROMPTS``.
@@ -229,7 +229,5 @@ def split_prompts(text: str, *, source: str) -> list[str]:
     lines = (line.strip() for line in text.removeprefix("\ufeff").split("\n"))
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not 1 <= len(prompts) <= MAX_PROMPTS:
-        raise InputError(
-            f"{source} holds {len(prompts)} prompts: allowed are 1 to {MAX_PROMPTS}, one per line"
-        )
+        raise InputError(f"{source} has {len(prompts)} prompts: 1 to {MAX_PROMPTS} are allowed, one per line")
     return prompts

@@ -1,8 +1,7 @@
-"""The recipe of a picture: all it takes to draw it again, as our JSON and as AUTOMATIC1111's text.
+"""The recipe of an image: everything needed to reproduce it, as JSON and as AUTOMATIC1111's text.
 
-The JSON is complete and strict. The text is what the field's other programs read and write; what it cannot
-say is in the JSON: rescale, interval and micro-conditioning, and prompts with a line that itself begins with
-"Negative prompt:".
+The JSON is complete and strict. The text is the format that other programs read and write. Only the JSON has
+rescale, interval and micro-conditioning, and prompts with a line that begins with "Negative prompt:".
 """
 
 import json
@@ -20,7 +19,7 @@ from ssd1b.settings import SETTINGS, UNSET, GenerationSettings, equal_seed
 from ssd1b.validation import OneOf, Range, Text, parse, validated
 
 FORMAT = 1
-"""Of the JSON; another number is another format."""
+"""Format version of the JSON."""
 
 Count = Annotated[int, Range(1, 65_536)]
 
@@ -28,14 +27,15 @@ Count = Annotated[int, Range(1, 65_536)]
 @validated
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelIdentity:
-    """Which weights drew the picture.
+    """The model that generated an image.
 
     Attributes:
-        name: of the model, for people.
-        source: the Hub repository or the path it was loaded from.
-        revision: the Hub commit, None for a path.
+        name: readable name.
+        source: the hub repository or the path it was loaded from.
+        revision: the hub commit, None for a path.
         layout: a name of ``layouts.UNETS``.
-        prediction: what the UNet was said to predict, "epsilon" or "v"; None left it to the model's files.
+        prediction: what the user declared the UNet to predict, "epsilon" or "v"; None if it was read from the
+            model's files.
     """
 
     name: Text
@@ -48,16 +48,16 @@ class ModelIdentity:
 @validated
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Settings, model and the circumstances that can change a picture's last bits.
+    """Settings, model, and the environment, which can change an image's last bits.
 
     Attributes:
-        dtype: of the UNet, as "float16".
-        device: kind of device, as "cuda".
-        batch_size: pictures that were drawn at once.
-        threads: of the CPU.
-        computing: compiled, in eight bits, in little memory.
-        drawn_schedule: the schedule in effect, also where the settings leave it to sampler or model; None in
-            recipes of earlier versions.
+        dtype: the UNet's number format, such as "float16".
+        device: kind of device, such as "cuda".
+        batch_size: number of images generated at once.
+        threads: number of CPU threads.
+        computing: execution options.
+        drawn_schedule: the schedule used, even if the settings leave it to sampler or model; None in recipes
+            of earlier versions.
     """
 
     settings: GenerationSettings
@@ -83,8 +83,8 @@ class Recipe:
         computing: Execution = DEFAULT,
         drawn_schedule: str | None = None,
     ) -> "Recipe":
-        """Note down what this process is drawing, with its own versions and threads."""
-        # Here, because reading recipes takes no torch, and metadata take a tenth of the start-up time.
+        """Make the recipe of an image from this process, with its versions and number of threads."""
+        # Here, since reading recipes needs no torch, and importlib.metadata is a tenth of the start-up time.
         from importlib.metadata import version
 
         import torch
@@ -104,24 +104,24 @@ class Recipe:
 
 
 def write_json(recipe: Recipe) -> str:
-    """Write a recipe as one line of ASCII, so that any container can hold it."""
+    """Format a recipe as one line of ASCII, which any container can hold."""
     return json.dumps({"format": FORMAT, **asdict(recipe)}, allow_nan=False)
 
 
 _BEFORE = {name: each.before for name, each in SETTINGS.items() if each.before is not UNSET}
-"""What pictures had before a setting existed, for recipes of those versions."""
+"""Values of settings that recipes of earlier versions lack."""
 
 
 def read_json(text: str) -> Recipe:
-    """Read what ``write_json`` wrote.
+    """Parse a recipe from JSON.
 
     Raises:
-        InputError: it is no JSON, of another format, incomplete, or has a key or a value that is not allowed.
+        InputError: the text is not JSON, has another format version, or a key or value is missing or invalid.
     """
     try:
         table = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"recipe is no JSON: {error}") from None
+        raise InputError(f"recipe is not valid JSON: {error}") from None
     if not isinstance(table, dict) or "format" not in table:
         raise InputError(f"recipe has no format: {shown(table)}")
     if (found := table.pop("format")) != FORMAT:
@@ -135,11 +135,13 @@ def read_json(text: str) -> Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """What AUTOMATIC1111's text says, or another program's in its terms.
+    """Content of AUTOMATIC1111's text, or of another program's metadata in the same terms.
 
     Attributes:
-        values: as they stand there, quotes removed.
-        program: that wrote it.
+        prompt: the prompt.
+        negative_prompt: the negative prompt, if any.
+        values: all other fields as text, without quotes.
+        program: the program that wrote it.
     """
 
     prompt: str
@@ -148,15 +150,14 @@ class Parameters:
     program: str = "AUTOMATIC1111"
 
     def settings(self) -> dict[str, Any]:
-        """Give what ``resolve_settings`` can use, next to the prompt.
+        """Convert to overrides for ``resolve_settings``, without the prompt.
 
-        No negative prompt is None: for SDXL, AUTOMATIC1111 too takes zeros when it is empty.
-
-        A seed beyond 32 bits, as ComfyUI's, is the one within them that gives the same noise. The schedule
-        is what AUTOMATIC1111 means, see ``automatic1111.schedule_of``.
+        A missing negative prompt is None, since AUTOMATIC1111 also uses zeros for an empty one with SDXL.
+        Seeds beyond 32 bits, such as ComfyUI's, are reduced to the seed with the same noise. The schedule is
+        interpreted as in AUTOMATIC1111, see ``automatic1111.schedule_of``.
 
         Raises:
-            InputError: a value is no number where one belongs.
+            InputError: a value that must be a number is not.
         """
         overrides: dict[str, Any] = {"negative_prompt": self.negative_prompt}
         for name, setting in SETTINGS.items():
@@ -170,24 +171,24 @@ class Parameters:
         if "Size" in self.values:
             size = _SIZE.fullmatch(self.values["Size"])
             if size is None:
-                raise InputError(f"Size is {shown(self.values['Size'])}: it must be as 1024x768")
+                raise InputError(f"Size is {shown(self.values['Size'])}: it must be like 1024x768")
             overrides |= {"width": int(size[1]), "height": int(size[2])}
         return overrides
 
     def unreproduced(self) -> list[str]:
-        """Say what of the picture is not drawn again, a phrase for each cause."""
+        """List what of the image cannot be reproduced, a phrase for each cause."""
         return automatic1111.unreproduced(self.values, self.program)
 
 
 _READERS: Mapping[type, Callable[[str], Any]] = {int: whole_number, float: number, str: str}
 _SIZE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})")
 _NEGATIVE = "Negative prompt:"
-# A key, and a value that is a JSON string or reaches to the next comma.
+# A key, and a value that is a JSON string or extends to the next comma.
 _PAIR = re.compile(r'\s*(\w[\w /-]+):\s*("(?:[^"\\]|\\.)+"(?=,|$)|[^,]*)')
 
 
 def write_parameters(recipe: Recipe) -> str:
-    """Write a recipe as AUTOMATIC1111 writes its ``parameters`` (``modules/processing.create_infotext``)."""
+    """Format a recipe like AUTOMATIC1111's ``parameters`` (``modules/processing.create_infotext``)."""
     settings, model = recipe.settings, recipe.model
     values = {
         "Steps": settings.steps,
@@ -206,9 +207,9 @@ def write_parameters(recipe: Recipe) -> str:
 
 
 def _schedule(recipe: Recipe) -> dict[str, str]:
-    """Name the schedule so that AUTOMATIC1111 takes the same: its "Automatic" is the sampler's own.
+    """Name the schedule so that AUTOMATIC1111 uses the same one: its "Automatic" is the sampler's own.
 
-    Where it is the model's, and an earlier version did not note which, nothing is named.
+    Omitted if it was the model's, and an earlier version did not record it.
     """
     chosen, drawn = recipe.settings.schedule, recipe.drawn_schedule
     if chosen is None and drawn == SAMPLERS[recipe.settings.sampler].schedule:
@@ -218,10 +219,10 @@ def _schedule(recipe: Recipe) -> dict[str, str]:
 
 
 def read_parameters(text: str) -> Parameters:
-    """Read AUTOMATIC1111's text as it does (``modules/infotext_utils.parse_generation_parameters``).
+    """Parse AUTOMATIC1111's text as it does (``modules/infotext_utils.parse_generation_parameters``).
 
-    Whatever the text, it is read: a last line that holds fewer than three values belongs to the prompt, and
-    what makes no sense in a line of values is left out.
+    Any text is accepted: a last line with fewer than three values belongs to the prompt, and anything
+    unintelligible in a line of values is skipped.
     """
     *lines, last = text.rstrip().split("\n")
     values = _read_pairs(last)
@@ -239,7 +240,7 @@ def read_parameters(text: str) -> Parameters:
 
 
 def _read_pairs(line: str) -> dict[str, str]:
-    """Go from comma to comma, so that the time does not grow faster than the line."""
+    """Parse "key: value" pairs from comma to comma, in linear time."""
     values: dict[str, str] = {}
     position = 0
     while position < len(line):
@@ -252,7 +253,7 @@ def _read_pairs(line: str) -> dict[str, str]:
 
 
 def _quote(text: str) -> str:
-    """Quote as AUTOMATIC1111 does, and also what would come back trimmed or unquoted."""
+    """Quote as AUTOMATIC1111 does, and also values that parsing would trim or unquote."""
     plain = not re.search(r'[,\n:]|^"|^\s|\s$', text)
     return text if plain else json.dumps(text, ensure_ascii=False)
 
@@ -262,7 +263,7 @@ def _unquote(text: str) -> str:
         return text
     try:
         value = json.loads(text)
-        value.encode()  # JSON can spell half of a surrogate pair, which nothing can print
+        value.encode()  # JSON can contain half of a surrogate pair, which cannot be printed
         return value
     except ValueError:
         return text

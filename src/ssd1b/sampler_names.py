@@ -1,9 +1,9 @@
-"""Samplers and schedules under all the names that users know, as data (no torch here).
+"""Names of samplers and schedules in all spellings that users know (no torch).
 
-The canonical names are ComfyUI's spelling where it has one. Aliases come from AUTOMATIC1111
+The canonical names are ComfyUI's where it has one. Aliases come from AUTOMATIC1111
 (``modules/sd_samplers_kdiffusion.py``, ``sd_schedulers.py``), ComfyUI (``comfy/samplers.py``) and diffusers
 (class names; its table "Schedulers", https://huggingface.co/docs/diffusers/api/schedulers/overview).
-Spelling does not matter: case, spaces, hyphens and underscores are ignored.
+Case, spaces, hyphens and underscores are ignored.
 """
 
 import re
@@ -14,12 +14,15 @@ from ssd1b.errors import InputError, unknown
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Names:
-    """What the others call one sampler; the first of each is the one we write.
+    """Names of one sampler in other programs.
 
     Attributes:
+        a1111: AUTOMATIC1111's name, which is written to images.
+        diffusers: name of the scheduler class.
         schedule: what "Automatic" means for it in AUTOMATIC1111: the option ``scheduler`` in
             ``sd_samplers_kdiffusion.py``, else "Uniform"; DDIM's, UniPC's and LCM's own; Forge's for DDPM.
-        fixed_schedule: AUTOMATIC1111 draws with no other, whatever is chosen.
+        fixed_schedule: AUTOMATIC1111 uses ``schedule`` whichever is chosen.
+        also: other aliases.
     """
 
     a1111: str
@@ -54,7 +57,7 @@ SAMPLERS: dict[str, Names] = {
     ),
     "lcm": Names(a1111="LCM", diffusers="LCMScheduler", schedule="lcm"),
 }
-"""Canonical name of every sampler there is (``diffusion.samplers.SAMPLERS`` holds the code)."""
+"""Every sampler by canonical name (``diffusion.samplers.SAMPLERS`` has the code)."""
 
 SCHEDULES: dict[str, tuple[str, ...]] = {
     "leading": ("DDIM", "ddim_uniform"),
@@ -68,10 +71,10 @@ SCHEDULES: dict[str, tuple[str, ...]] = {
     "beta": ("Beta", "use_beta_sigmas"),
     "lcm": ("LCM",),
 }
-"""Canonical name of every schedule, with its other names; the first is what AUTOMATIC1111 would show."""
+"""Aliases of every schedule by canonical name; the first alias is AUTOMATIC1111's."""
 
 AUTOMATIC = "automatic"
-"""The schedule of whoever asks for none: the model's own, or the one that its sampler was made for."""
+"""The default schedule: the one the sampler was made for, otherwise the model's."""
 
 NEAREST_SAMPLER: dict[str, str] = {
     "LMS": "dpmpp_2m",
@@ -114,7 +117,7 @@ NEAREST_SAMPLER: dict[str, str] = {
     "TCD": "lcm",
     "TCDScheduler": "lcm",
 }
-"""Samplers that users know and we lack, with the nearest of ours: same family, same order, noise or none."""
+"""The most similar available sampler (family, order, stochastic or not) for each that is not available."""
 
 NEAREST_SCHEDULE: dict[str, str] = {
     "Polyexponential": "exponential",
@@ -125,16 +128,16 @@ NEAREST_SCHEDULE: dict[str, str] = {
     "linear_quadratic": "simple",
     "use_lu_lambdas": "exponential",
 }
-"""Schedules that users know and we lack, with the nearest of ours."""
+"""The most similar available schedule for each that is not available."""
 
 
 def _key(name: str) -> str:
-    """Fold the spellings of one name together: ``DPM++ 2M`` and ``dpmpp_2m``, ``Euler a`` and ``EULER A``."""
+    """Normalize spelling: ``DPM++ 2M`` equals ``dpmpp_2m``, and ``Euler a`` equals ``EULER A``."""
     folded = name.lower().replace("++", "pp")
     return re.sub(r"[\s_\-]+", "", folded)
 
 
-# The first entry wins: diffusers has one class for DPM++ 2M with and without noise (algorithm_type tells).
+# The first entry wins: diffusers has one class for DPM++ 2M and its SDE variant (algorithm_type differs).
 _SAMPLER_OF: dict[str, str] = {}
 for _canonical, _names in SAMPLERS.items():
     for _alias in (_canonical, _names.a1111, _names.diffusers, *_names.also):
@@ -146,13 +149,13 @@ _NO_SCHEDULE = {_key(name): nearest for name, nearest in NEAREST_SCHEDULE.items(
 
 
 def resolve(name: str) -> tuple[str, str | None]:
-    """Find the sampler, and the schedule if the name carries one: "DPM++ 2M Karras" -> (dpmpp_2m, karras).
+    """Find the sampler, and the schedule if the name includes one: "DPM++ 2M Karras" -> (dpmpp_2m, karras).
 
     Returns:
-        The canonical sampler; the canonical schedule, None where the name has none or says "automatic".
+        Canonical names of the sampler and of the schedule; None for no schedule or "automatic".
 
     Raises:
-        InputError: nobody knows the name, or it is a sampler that others have and we do not.
+        InputError: the name is unknown, or the sampler is not available.
     """
     key, schedule = _key(name), None
     known = _SAMPLER_OF.keys() | _NO_SAMPLER.keys()
@@ -168,10 +171,10 @@ def resolve(name: str) -> tuple[str, str | None]:
 
 
 def resolve_class(name: str) -> str:
-    """Find the sampler of a diffusers scheduler class, or the nearest where that sampler is missing here.
+    """Find the sampler of a diffusers scheduler class, or the most similar if it is not available.
 
     Raises:
-        InputError: no such class, or one for models of another kind (flow matching, EDM).
+        InputError: the class is unknown, or for models of another kind (flow matching, EDM).
     """
     found = _SAMPLER_OF.get(_key(name)) or _NO_SAMPLER.get(_key(name))
     if found is None:
@@ -180,7 +183,7 @@ def resolve_class(name: str) -> str:
 
 
 def nearest_of_class(name: object) -> str | None:
-    """The sampler that stands in for that of a diffusers scheduler class; None where it is not missing."""
+    """Find the replacement for the sampler of a diffusers scheduler class; None if it needs none."""
     return _NO_SAMPLER.get(_key(name)) if isinstance(name, str) else None
 
 
@@ -188,7 +191,7 @@ def resolve_schedule(name: str) -> str | None:
     """Find the canonical schedule ("SGM Uniform" -> sgm_uniform); None for "automatic".
 
     Raises:
-        InputError: nobody knows the name, or it is a schedule that others have and we do not.
+        InputError: the name is unknown, or the schedule is not available.
     """
     key = _key(name)
     if key in _NO_SCHEDULE:

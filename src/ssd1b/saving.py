@@ -1,10 +1,10 @@
-"""Files and folders written whole or not at all, and never over what belongs to the user.
+"""Atomic writes of files and folders that never overwrite a user's own files.
 
-Three functions give a temporary path and move what was written there into place:
+Three context managers yield a temporary path and move what was written there into place:
 
-- ``writing``: a new name, or over a file if the user asked for that.
-- ``renewing``: also over what it wrote there itself, as long as nobody changed it since.
-- ``replacing``: over any file, in folders that hold nothing but the program's own, as caches and runs.
+- ``writing``: to a new name, or over a file if the user asked for that.
+- ``renewing``: also over its own earlier output, unless that was changed since.
+- ``replacing``: over any file, in folders that contain only the program's files, such as caches and runs.
 
 Only ``renewing`` replaces a folder. A file never replaces a folder, nor a folder a file.
 """
@@ -17,7 +17,7 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,82 +25,87 @@ from ssd1b.errors import ConflictError, InputError
 from ssd1b.files import check_path, check_regular, disk_error, kind_of, named, open_regular, read_file
 
 MARKS = ".ssd1b-written"
-"""In a folder: a line for all that ``renewing`` wrote there, with digest and name."""
+"""File in a folder with a line for everything ``renewing`` wrote there: digest and name."""
 
 _HEAD = "# What ssd1b wrote in this folder, and may replace as long as it is unchanged.\n"
 _MOST_MARKS = 64 * 2**20
 _DIGESTED = 2**20
-"""Bytes at the beginning of each file that its digest is made of, beside its size."""
+"""Bytes at the beginning of each file that enter its digest, in addition to its size."""
 
 _UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.partial")
-"""Names of what is being written, or was when the program was killed."""
+"""Names of temporary paths, which remain if the program is killed."""
 
 _AWAY = "choose another name, or move it away"
 
-# What the file systems without hard links say (FAT, some network folders).
+# Errors of file systems without hard links (FAT, some network folders).
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
 
 @contextmanager
-def replacing(target: Path, temporary: Path | None = None, *, durable: bool = True) -> Iterator[Path]:
-    """Write a file in a folder of the program's own, over an older one if there is one.
+def replacing(
+    target: Path, temporary: Path | None = None, *, durable: bool = True
+) -> Generator[Path, None, None]:
+    """Write a file in one of the program's own folders, replacing an older one.
 
-    If anything goes wrong, a full disk or Ctrl-C, the temporary is removed and ``target`` is what it was.
+    On any failure, such as a full disk or Ctrl-C, the temporary is removed and ``target`` is unchanged.
 
     Args:
-        target: the file to be written, or a folder that must not exist.
-        temporary: on the same disk, and this process's alone; if None, one beside ``target``. SIGKILL leaves
-            it behind: a caller that gives a name can find it and remove it.
-        durable: wait until the disk has it. Without that, a power failure can leave half a file.
+        target: the file to write, or a folder that must not exist.
+        temporary: path on the same disk that no other process uses; None for a random name next to
+            ``target``. After SIGKILL it remains, and a caller that chose its name can remove it.
+        durable: sync to disk. Otherwise a power failure can leave half a file.
 
     Raises:
-        InputError: the disk refused, or a folder or something else that is no file has the name.
+        InputError: the disk is full or not writable, or the target is something else than a file.
     """
 
-    def check(aside: Path) -> None:
-        check_free(target, overwrite=True, written=aside)
+    def check(temporary: Path) -> None:
+        check_free(target, overwrite=True, written=temporary)
 
-    with _moved(target, temporary, check, durable=durable) as aside:
-        yield aside
+    with _move_into_place(target, temporary, check, durable=durable) as path:
+        yield path
 
 
 @contextmanager
-def writing(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Write a file or folder under a name that is free, or over a file if ``overwrite``; see ``replacing``.
+def writing(target: Path, *, overwrite: bool = False) -> Generator[Path, None, None]:
+    """Write a file or folder to a new name, or over a file if ``overwrite``; see ``replacing``.
 
     Raises:
-        InputError: as ``replacing``; or the name is taken, by something else than a file of the same content.
+        InputError: as ``replacing``; or the name is taken by anything but a file with the same content.
     """
-    with _moved(target, None, lambda aside: check_free(target, overwrite=overwrite, written=aside)) as aside:
-        yield aside
+
+    def check(temporary: Path) -> None:
+        check_free(target, overwrite=overwrite, written=temporary)
+
+    with _move_into_place(target, None, check) as path:
+        yield path
 
 
 @contextmanager
-def renewing(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Write a file or folder as ``writing``, or over what this function wrote there, and note that down.
+def renewing(target: Path, *, overwrite: bool = False) -> Generator[Path, None, None]:
+    """Write a file or folder like ``writing``, or over its own earlier output; recorded in ``MARKS``.
 
     Raises:
-        InputError: as ``writing``; what is in the way was not written here, or was changed since.
+        InputError: as ``writing``; the existing file was not written by this function, or was changed since.
     """
 
-    def check(aside: Path) -> None:
-        if not _is_marked(target):
-            check_free(target, overwrite=overwrite, written=aside)
+    def check(temporary: Path) -> None:
+        check_renewable(target, overwrite=overwrite, written=temporary)
 
-    with _moved(target, None, check) as aside:
-        yield aside
-        check(aside)
-        # Before the move: if the program ends in between, a mark too many does no harm.
-        _note(target.parent, f"{_digest(aside)} {target.name}")
+    with _move_into_place(target, None, check) as path:
+        yield path
+        check(path)
+        # Before the move: if the program ends in between, a superfluous mark does no harm.
+        _add_marks(target.parent, f"{_digest(path)} {target.name}")
 
 
 def check_free(target: Path, *, overwrite: bool = False, written: Path | None = None) -> None:
-    """Find out whether ``writing`` could write there.
+    """Check whether ``writing`` could write to a path.
 
     Args:
-        target: what is to be written.
-        overwrite: a file may be replaced.
-        written: the new content, if it is there already.
+        target: the path.
+        overwrite: allow replacing a file.
+        written: the temporary with the new content, if it exists already.
 
     Raises:
         InputError: it could not.
@@ -114,13 +119,13 @@ def check_free(target: Path, *, overwrite: bool = False, written: Path | None = 
         raise ConflictError(f"cannot write {named(target)}: {kind} has that name; {_AWAY}")
     same = written is not None and written.is_file() and filecmp.cmp(written, target, shallow=False)
     if not overwrite and not same:
-        raise ConflictError(f"{named(target)} is there already: choose another name, or add --overwrite")
+        raise ConflictError(f"{named(target)} already exists: choose another name, or add --overwrite")
     if written is not None and written.is_dir():
         raise ConflictError(f"cannot write {named(target)}: a file has that name; {_AWAY}")
 
 
-def check_renewable(target: Path, *, overwrite: bool = False) -> None:
-    """Find out before the work whether ``renewing`` could write there.
+def check_renewable(target: Path, *, overwrite: bool = False, written: Path | None = None) -> None:
+    """Check whether ``renewing`` could write to a path; see ``check_free``.
 
     Raises:
         InputError: it could not.
@@ -128,14 +133,14 @@ def check_renewable(target: Path, *, overwrite: bool = False) -> None:
     check_folder(target.parent)
     check_path(target)
     if not _is_marked(target):
-        check_free(target, overwrite=overwrite)
+        check_free(target, overwrite=overwrite, written=written)
 
 
 def check_folder(folder: Path) -> None:
-    """Find out before the work whether files can be written into a folder, which may not exist yet.
+    """Check whether files can be written into a folder, which may not exist yet.
 
     Raises:
-        InputError: it is no folder or leads through a file, or it may not be written.
+        InputError: it is not a folder, leads through a file, or is not writable.
     """
     check_path(folder)
     existing = next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
@@ -149,39 +154,36 @@ def check_folder(folder: Path) -> None:
 
 
 def claim_folder(folder: Path) -> None:
-    """Make a folder that is to hold nothing but the program's own, or find that it is one.
+    """Create a folder for the program's files only, or check that an existing one is such a folder.
 
     Raises:
-        InputError: it holds files that are not the program's, or it cannot be written.
+        InputError: it contains files that are not the program's, or is not writable.
     """
     check_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / MARKS).exists():
             if any(folder.iterdir()):
-                raise ConflictError(f"{named(folder)} holds files that ssd1b did not write: {_AWAY}")
-            _note(folder)
+                raise ConflictError(f"{named(folder)} contains files that ssd1b did not write: {_AWAY}")
+            _add_marks(folder)
     except OSError as error:
         raise disk_error(f"cannot write {named(folder)}", error) from None
 
 
 def temporary_path(folder: Path) -> Path:
-    """A new path in a folder, for what is being written, that ``remove_unfinished`` finds."""
+    """Choose a random temporary path in a folder, which ``remove_unfinished`` recognizes."""
     return folder / f".{secrets.token_hex(16)}.partial"
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what was being written in a folder when the program was killed.
-
-    Only for a folder in which no other process is writing.
-    """
+    """Remove the temporary files of killed processes from a folder that no other process writes to."""
     for path in folder.iterdir():
         if _UNFINISHED.fullmatch(path.name) and not path.is_symlink():
             _remove(path)
 
 
 def take_name(written: Path, name: Path) -> bool:
-    """Move a file to a name unless something has that name: one step, so that no two processes take it.
+    """Move a file to a new name atomically, so that no two processes take the same name.
 
     Returns:
         Whether the name was free.
@@ -197,17 +199,17 @@ def take_name(written: Path, name: Path) -> bool:
             name.open("xb").close()
         except FileExistsError:
             return False
-        os.replace(written, name)  # over the empty file that holds the name for us
+        os.replace(written, name)  # over the empty file that reserves the name
         return True
     os.unlink(written)
     return True
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk has a file, or a folder's list of names."""
+    """Flush a file, or a folder's list of names, to disk."""
     folder = path.is_dir()
     if folder and sys.platform == "win32":
-        return  # where a folder cannot be opened
+        return  # folders cannot be opened there
     descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -219,24 +221,24 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def _moved(
+def _move_into_place(
     target: Path, temporary: Path | None, check: Callable[[Path], None], *, durable: bool = True
-) -> Iterator[Path]:
-    """Give a temporary path; in the end move it to ``target``, over what is there if ``check`` allows it."""
-    aside = temporary or temporary_path(target.parent)
+) -> Generator[Path, None, None]:
+    """Yield a temporary path, then move it to ``target``, over existing files if ``check`` allows."""
+    temporary = temporary or temporary_path(target.parent)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        yield aside
+        yield temporary
         if durable:
-            for path in (*aside.rglob("*"), aside):
+            for path in (*temporary.rglob("*"), temporary):
                 sync(path)
-        _move(aside, target, check)
+        _move(temporary, target, check)
         if durable:
             sync(target.parent)
     except OSError as error:
         raise disk_error(f"cannot write {named(target)}", error, "; nothing was changed") from error
     finally:
-        _remove(aside)
+        _remove(temporary)
 
 
 def _move(source: Path, target: Path, check: Callable[[Path], None]) -> None:
@@ -249,15 +251,15 @@ def _move(source: Path, target: Path, check: Callable[[Path], None]) -> None:
         source.rename(target)
         return
     check(source)
-    # A directory cannot replace another in a single step: the old one steps aside, and comes back on failure.
-    aside = target.with_name(f".{secrets.token_hex(16)}.old")
-    target.rename(aside)
+    # A directory cannot be replaced in a single step: the old one is renamed, and renamed back on failure.
+    old = target.with_name(f".{secrets.token_hex(16)}.old")
+    target.rename(old)
     try:
         source.rename(target)
     except BaseException:
-        aside.rename(target)
+        old.rename(target)
         raise
-    _remove(aside)
+    _remove(old)
 
 
 def _remove(path: Path) -> None:
@@ -268,7 +270,7 @@ def _remove(path: Path) -> None:
 
 
 def _is_marked(target: Path) -> bool:
-    """Whether ``renewing`` wrote just what is there."""
+    """Whether ``renewing`` wrote the target, and it was not changed since."""
     marks = target.parent / MARKS
     if target.is_symlink() or not target.exists() or not marks.exists():
         return False
@@ -277,7 +279,7 @@ def _is_marked(target: Path) -> bool:
 
 
 def _digest(path: Path) -> str:
-    """Of a file's size and beginning, or those of all files in a folder, with their names."""
+    """Hash a file's size and beginning, or those of all files in a folder with their names."""
     state = hashlib.sha256()
     for each in sorted(path.rglob("*")) if path.is_dir() else [path]:
         kind = "a link" if each.is_symlink() else kind_of(each)
@@ -288,8 +290,8 @@ def _digest(path: Path) -> str:
     return state.hexdigest()
 
 
-def _note(folder: Path, *lines: str) -> None:
-    """Add to a folder's marks in one write, as several processes may do at a time."""
+def _add_marks(folder: Path, *lines: str) -> None:
+    """Append to a folder's marks in a single write, since several processes may do so at the same time."""
     head = _HEAD
     if (folder / MARKS).exists():
         head = ""

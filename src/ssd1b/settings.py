@@ -1,8 +1,8 @@
-"""The settings of a picture: the one table of them, and how defaults, preset and overrides become one.
+"""The table of generation settings, and the merging of defaults, preset and overrides.
 
-Each field of ``GenerationSettings`` is a line of the table: its type, what it may be, and in a ``Setting``
-where users meet it. Command-line options, axes of sweeps, command lines in reports, recipes, presets and the
-key of a batch come from it.
+Each field of ``GenerationSettings`` is a row of the table: its type, its valid values, and a ``Setting`` with
+its names in every interface. Command-line options, axes of sweeps, command lines in reports, recipes, presets
+and the key of a batch are derived from it.
 """
 
 import re
@@ -19,46 +19,46 @@ from ssd1b.validation import Check, OneOf, Range, Text, plain_type, validate, va
 
 ARTICLE = "Segmind, 'SSD-1B: Best settings for crafting compelling images'"
 CARD = "model card of segmind/SSD-1B"
-"""The two sources of advice on SSD-1B, as they are named to the user."""
+"""The two sources of advice on SSD-1B, as printed for the user."""
 
 DEFAULT_MODEL = "mini-ssd-1b"
-"""The model that draws if nobody names one: built in, so that everything runs at once."""
+"""Built in, so that everything runs without a download."""
 
 _SIZE = re.compile(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", re.IGNORECASE)
 
 SEEDS = 2**32
-"""How many seeds there are: torch's generator on the CPU takes the lowest 32 bits of one, and repeats."""
+"""Number of different seeds: torch's CPU generator uses the lowest 32 bits."""
 
 RANDOM_SEED = -1
-"""In a seed's place: one is to be drawn, as in AUTOMATIC1111."""
+"""Stands for a random seed, as in AUTOMATIC1111."""
 
 MAX_PIXELS = 2048 * 2048
-"""Pixels of one picture: four times what SDXL was trained for."""
+"""Maximum area of an image: four times the area SDXL was trained on."""
 
 UNSET = object()
-"""In a default's place: there is none."""
+"""Stands for a missing default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """Where users meet a setting.
+    """A setting's default and its names in every interface.
 
     Attributes:
-        default: where neither model, preset nor user says otherwise; none for what depends on the model.
-        before: what pictures had before the setting existed; recipes of earlier versions lack it.
-        flags: the command-line option. The first names the axis of sweeps, too, and is written in reports.
+        default: used if neither model, preset nor user sets it; ``UNSET`` if it depends on the model.
+        before: value of images made before the setting existed, whose recipes lack it.
+        flags: the command-line option. The first flag also names the sweep axis and appears in reports.
             Width and height share one.
-        metavar: of the option's value in the help text.
-        help: of the option.
+        metavar: placeholder of the option's value in the help text.
+        help: the option's help text.
         aliases: other names of the axis.
-        example: values of the axis.
-        per_picture: it may differ between the pictures of a batch.
-        a1111: its key in AUTOMATIC1111's text.
-        sdapi: its field in AUTOMATIC1111's HTTP API, ``/sdapi/v1/txt2img``.
-        openai: its field in OpenAI's HTTP API, ``/v1/images/generations``.
-        name: of the field of ``GenerationSettings``, filled in from there as the following.
+        example: example values of the axis.
+        per_picture: may differ between the images of a batch.
+        a1111: key in AUTOMATIC1111's text.
+        sdapi: field in AUTOMATIC1111's HTTP API, ``/sdapi/v1/txt2img``.
+        openai: field in OpenAI's HTTP API, ``/v1/images/generations``.
+        name: field of ``GenerationSettings``; derived from there, like the following two.
         kind: ``int``, ``float``, ``str`` or ``tuple``.
-        is_name: of the text: it is one of several names, and not free.
+        is_name: the text is one of a fixed set of names.
     """
 
     default: object = UNSET
@@ -79,13 +79,13 @@ class Setting:
 
 def _not_blank(prompt: str) -> None:
     if not prompt.strip():
-        raise InputError("prompt is empty: say what to draw")
+        raise InputError("prompt is empty: describe an image")
 
 
 def _rising(interval: tuple[float, float]) -> None:
     start, end = interval
     if start >= end:
-        raise InputError(f"guidance_interval is {start:g} to {end:g}: its begin must lie before its end")
+        raise InputError(f"guidance_interval is {start:g} to {end:g}: the start must be less than the end")
 
 
 Prompt = Annotated[Text, Check(_not_blank)]
@@ -98,49 +98,49 @@ Extent = Annotated[tuple[int, int], Range(1, 65_536), Setting(per_picture=True)]
 @validated
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationSettings:
-    """Everything that the user decides about one picture: checked, complete, in canonical names."""
+    """All settings of one image, validated and complete, with canonical names."""
 
     # fmt: off
     prompt: Prompt
-    """What to draw, in the syntax of ``ssd1b.prompts``."""
+    """Description of the image, in the syntax of ``ssd1b.prompts``."""
 
     negative_prompt: Annotated[Text | None, Setting(
         default=None, flags=("--negative", "--negative-prompt"), metavar="TEXT", per_picture=True,
         sdapi="negative_prompt",
         help='What to keep away from. "" is an empty text, which is not the same as none.',
     )]
-    """What to keep away from. None is no negative prompt, for which SDXL takes zeros; "" is the encoding of
-    an empty text, and gives another picture."""
+    """What guidance moves away from. None is no negative prompt, for which SDXL uses zeros; "" is the
+    encoding of an empty text, and gives a different image."""
 
     guidance_scale: Annotated[float, Range(0, 100), Setting(
         flags=("--guidance", "--guidance-scale"), metavar="SCALE", aliases=("cfg", "cfg-scale"),
         example="2,5,9", a1111="CFG scale", sdapi="cfg_scale",
         help="Strength of classifier-free guidance; 1 is none.",
     )]
-    """Strength of classifier-free guidance (2207.12598) in the convention where 1 is none."""
+    """Strength of classifier-free guidance (2207.12598); 1 turns it off."""
 
     guidance_rescale: Annotated[float, Range(0, 1), Setting(
         default=0.0, flags=("--guidance-rescale",), metavar="SHARE", aliases=("rescale",), example="0,0.7",
         help="0 to 1: how far guidance is held back from overexposing.",
     )]
-    """0 to 1, how far guidance is held back from overexposing (2305.08891, section 3.4)."""
+    """0 to 1: strength of the correction of overexposure by guidance (2305.08891, section 3.4)."""
 
     guidance_interval: Annotated[tuple[float, float], Range(0, 1), Check(_rising), Setting(
         default=(0.0, 1.0), flags=("--guidance-interval",), metavar="START END", aliases=("interval",),
         example="0-1,0.2-0.8", help="Guide only in this part of the way from noise (0) to picture (1).",
     )]
-    """Begin and end of guidance, as fractions of the way from noise (0) to picture (1) (2404.07724)."""
+    """Start and end of guidance, as fractions of the trajectory from noise (0) to image (1) (2404.07724)."""
 
     feature_reuse: Annotated[float, Range(0, 1), Setting(
         default=0.0, before=0.0, flags=("--feature-reuse",), metavar="SHARE", aliases=("reuse",),
         example="0,0.1,0.3",
         help="0 to 1: keep deep features while shallow ones change less. Faster; not the same picture.",
     )]
-    """How far the UNet's finest features may move, by their norm, before its deep ones are computed anew
-    (after 2312.00858); 0 computes them at every step."""
+    """Largest relative change of the UNet's finest features, by their norm, up to which its deep features are
+    reused (after 2312.00858); 0 computes them at every step."""
 
     steps: Annotated[int, Range(1, 1000), Setting(
-        default=25,  # the article: more do not yield a significant difference
+        default=25,  # the article: more steps make no significant difference
         flags=("--steps",), metavar="N", example="10-30 (+10)", a1111="Steps", sdapi="steps",
         help="Steps of denoising.",
     )]
@@ -157,43 +157,45 @@ class GenerationSettings:
         default=None, flags=("--schedule",), metavar="NAME", a1111="Schedule type", sdapi="scheduler",
         help=f"{', '.join(SCHEDULES)}; {AUTOMATIC} is the sampler's own, else the model's.",
     )]
-    """A name of ``sampler_names.SCHEDULES``; None is the sampler's own, else the model's own."""
+    """A name of ``sampler_names.SCHEDULES``; None is the sampler's own, or else the model's."""
 
     seed: Annotated[Seed, Setting(
         flags=("--seed",), metavar="N", example="1-4", per_picture=True, a1111="Seed", sdapi="seed",
         help="Of the first picture; the others count on. -1, the default, is random.",
     )]
-    """Of the picture's own noise."""
+    """Seed of the image's noise."""
 
     width: Annotated[Pixels, Setting(
         default=1024, flags=("--size",), metavar="WIDTHxHEIGHT", example="512,512x768", a1111="Size",
         sdapi="width", openai="size", help="In pixels; one number for a square.",
     )]
-    """Of the picture, in pixels."""
+    """Width of the image in pixels."""
 
     height: Annotated[Pixels, Setting(
         default=1024, flags=("--size",), a1111="Size", sdapi="height", openai="size"
     )]
-    """Of the picture, in pixels."""
+    """Height of the image in pixels."""
 
     original_size: Extent
-    """Micro-conditioning (2307.01952, section 2.2): (height, width) of a photograph, in pixels."""
+    """Micro-conditioning (2307.01952, section 2.2): (height, width) of the original image, in pixels."""
 
     crop_top_left: Corner
-    """Micro-conditioning: (top, left) of the part that was cut out of the photograph, in pixels."""
+    """Micro-conditioning: (top, left) of the crop in the original image, in pixels."""
 
     target_size: Extent
-    """Micro-conditioning: (height, width) that the part was scaled to, in pixels."""
+    """Micro-conditioning: (height, width) to which the crop was scaled, in pixels."""
     # fmt: on
 
     def __post_init__(self) -> None:
-        """Check what no field can say by itself."""
+        """Check width and height together."""
         _check_area(self.width, self.height)
 
 
 def _check_area(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise InputError(f"size is {width}x{height}: allowed are at most {MAX_PIXELS} pixels, as 2048x2048")
+        raise InputError(
+            f"size is {width}x{height}: at most {MAX_PIXELS} pixels are allowed, as in 2048x2048"
+        )
 
 
 def _table() -> dict[str, Setting]:
@@ -208,7 +210,7 @@ def _table() -> dict[str, Setting]:
 
 
 SETTINGS: Mapping[str, Setting] = MappingProxyType(_table())
-"""What defaults, presets and overrides can set: all but the prompt."""
+"""All settings that defaults, presets and overrides can set, which is everything but the prompt."""
 
 
 def _options() -> dict[str, tuple[Setting, ...]]:
@@ -221,7 +223,7 @@ def _options() -> dict[str, tuple[Setting, ...]]:
 
 
 OPTIONS: Mapping[str, tuple[Setting, ...]] = MappingProxyType(_options())
-"""Command-line options, which are axes of sweeps, too, by their name; ``size`` is of two settings."""
+"""Settings by the name of their command-line option and sweep axis; ``size`` has two."""
 
 DEFAULTS: Mapping[str, object] = MappingProxyType(
     {name: each.default for name, each in SETTINGS.items() if each.default is not UNSET}
@@ -229,25 +231,25 @@ DEFAULTS: Mapping[str, object] = MappingProxyType(
 
 GUIDANCE_DEFAULTS: Mapping[str, float] = MappingProxyType({
     "ssd-1b": 9.0,  # its model card: "use negative prompting, and a CFG around 9.0"
-    "vega": 9.0,  # its model card says the same
-    # SDXL's usual 5 to 7, and diffusers' default; KOALA has only the latter.
+    "vega": 9.0,  # same model card advice
+    # Within SDXL's usual 5 to 7, and diffusers' default, which is the only source for KOALA.
     "sdxl": 5.0,
     "koala-1b": 5.0,
     "koala-700m": 5.0,
 })  # fmt: skip
-"""Guidance scale of each model family (a name of ``layouts.UNETS``) when nobody says otherwise."""
+"""Default guidance scale of each model family, a name of ``layouts.UNETS``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """Settings under a name, with the reason for them."""
+    """Named settings with their source."""
 
     name: Text
     source: Text
     settings: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        """Bring the names to their canonical form; InputError for one that is none."""
+        """Replace names by their canonical form; InputError for an unknown name."""
         object.__setattr__(self, "settings", MappingProxyType(_canonical(self.settings)))
 
 
@@ -259,18 +261,18 @@ def resolve_settings(
     preset: Preset | None,
     **overrides: object,
 ) -> GenerationSettings:
-    """Settle every setting: overrides win over preset, model and family, in this order.
+    """Merge all layers of settings. Precedence, highest first: overrides, preset, model, family.
 
-    Sampler and schedule may have any name that ``sampler_names`` knows ("DPM++ 2M Karras"). Unset
+    Sampler and schedule accept any name that ``sampler_names`` knows ("DPM++ 2M Karras"). Unset
     micro-conditioning defaults to an uncropped image at its own size.
 
     Args:
-        prompt: what to draw.
+        prompt: description of the image.
         family: a name of ``layouts.UNETS``.
-        model_defaults: the model's own settings, with its size where that is not 1024.
-        preset: None for none.
-        overrides: what the user chose; the seed must be in here or in another layer, -1 for a random one. A
-            setting counts as chosen when it is present: ``negative_prompt=None`` is a choice, too.
+        model_defaults: the model's own settings, including its size if that is not 1024.
+        preset: the preset, if any.
+        overrides: the user's settings. One of the layers must have a seed, -1 for a random one. A setting
+            that is present counts as set: ``negative_prompt=None`` overrides a preset.
 
     Raises:
         InputError: a setting is unknown or its value is not allowed.
@@ -287,10 +289,10 @@ def resolve_settings(
 
 
 def check_overrides(overrides: Mapping[str, object]) -> dict[str, Any]:
-    """Check some of the settings by themselves, without prompt and model.
+    """Validate some of the settings without prompt and model.
 
     Returns:
-        The settings in canonical names, with a random seed drawn.
+        The settings with canonical names and a concrete seed.
 
     Raises:
         InputError: a setting is unknown or its value is not allowed.
@@ -301,39 +303,39 @@ def check_overrides(overrides: Mapping[str, object]) -> dict[str, Any]:
 
 
 def read_size(text: str) -> dict[str, int]:
-    """Read "1024x768" (width first), or one number for a square.
+    """Parse "1024x768" (width first), or one number for a square.
 
     Raises:
-        InputError: it is neither.
+        InputError: the text is neither.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise InputError(f"size is {shown(text)}: it must be as 1024x768, or one number for a square")
+        raise InputError(f"size is {shown(text)}: it must be like 1024x768, or one number for a square")
     return {"width": int(match[1]), "height": int(match[2] or match[1])}
 
 
 def random_seed() -> int:
-    """Choose one of the ``SEEDS``."""
+    """Choose a random seed."""
     return secrets.randbelow(SEEDS)
 
 
 def with_drawn_seed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace a seed of ``RANDOM_SEED`` by one that is drawn now."""
+    """Replace ``RANDOM_SEED`` by a random seed."""
     seed = settings.get("seed")
     is_random = isinstance(seed, Integral) and seed == RANDOM_SEED
     return {**settings, "seed": random_seed()} if is_random else dict(settings)
 
 
 def equal_seed(seed: Any) -> Any:
-    """Replace a larger seed, as other programs and earlier versions wrote it, by the one with the same noise.
+    """Reduce a 64-bit seed, as other programs and earlier versions wrote it, to the seed with the same noise.
 
-    Everything else comes back unchanged, to be refused by ``GenerationSettings``.
+    Everything else is returned unchanged, and ``GenerationSettings`` refuses it.
     """
     return int(seed) % SEEDS if isinstance(seed, Integral) and SEEDS <= int(seed) < 2**64 else seed
 
 
 def _canonical(layer: Mapping[str, object]) -> dict[str, object]:
-    """Check the names of one layer and put its sampler and schedule into their canonical spelling."""
+    """Check the names in one layer, and replace its sampler and schedule by their canonical names."""
     for name in layer:
         if name not in SETTINGS:
             raise unknown("setting", name, SETTINGS)

@@ -1,7 +1,7 @@
-"""Shapes that cross a public boundary, with their axes, value space and range.
+"""Array types at public boundaries, with axes, value space and range.
 
-Axis legend: ``batch`` pictures; ``tokens`` = 77 x the number of prompt chunks; ``height`` and ``width`` in
-pixels; ``cells_high`` and ``cells_wide`` in latent cells, an eighth of that.
+Axes: ``batch`` images; ``tokens`` = 77 x the number of prompt chunks; ``height`` and ``width`` in pixels;
+``cells_high`` and ``cells_wide`` in latent cells, an eighth of that.
 
 The shapes are checked at run time in the tests only (``--jaxtyping-packages``).
 """
@@ -12,13 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 Latents: TypeAlias = Float[Tensor, "batch 4 cells_high cells_wide"]
-"""Scaled latents (VAE latents x scaling factor, unit variance), noisy ones as ``x0 + sigma * noise``."""
+"""Scaled latents (VAE latents x scaling factor, unit variance); noisy latents are ``x0 + sigma * noise``."""
 
 Pixels: TypeAlias = Float[Tensor, "batch 3 height width"]
 """RGB in [-1, 1]."""
 
 TokenIds: TypeAlias = Int[Tensor, "batch tokens"]
-"""Tokenizer ids, each chunk of 77 with its own begin and end token."""
+"""Token ids; each chunk of 77 has its own begin and end token."""
 
 PromptEmbeds: TypeAlias = Float[Tensor, "batch tokens channels"]
 """Penultimate hidden states of both text encoders, concatenated over channels (2048 in SDXL)."""
@@ -30,4 +30,4 @@ TimeIds: TypeAlias = Float[Tensor, "batch 6"]
 """Micro-conditioning in pixels: original height, width; crop top, left; target height, width."""
 
 Timesteps: TypeAlias = Float[Tensor, "batch"]
-"""Diffusion time in [0, 999]; fractions are allowed."""
+"""Diffusion times in [0, 999], not necessarily whole."""

@@ -1,4 +1,4 @@
-"""Validation of whatever comes from outside, by pydantic, with errors of one line.
+"""Validation of external input by pydantic, with errors of one line.
 
 A dataclass under ``@validated`` checks and converts its arguments by its annotations:
 
@@ -12,7 +12,7 @@ A dataclass under ``@validated`` checks and converts its arguments by its annota
 Lists become tuples, and whole numbers become floats where the field is one. Nothing else is converted: text
 is not a number, and neither are True and NaN. Rules about several fields stand in ``__post_init__``.
 
-pydantic takes as long to import as a third of ``ssd1b --help``: it is imported with the first value that is
+Importing pydantic takes as long as a third of ``ssd1b --help``, so it is imported when the first value is
 validated.
 """
 
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_TEXT = 10_000
-"""Characters of a text; a longer prompt is a mistake or an attack."""
+"""Maximum length of a text, in characters; a longer prompt is a mistake or an attack."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Range:
-    """The numbers that an ``int`` or a ``float``, or both of a pair, may be; both ends are included.
+    """Bounds, both inclusive, of an ``int`` or a ``float``, or of both numbers of a pair.
 
     Attributes:
         low: the smallest.
         high: the largest.
-        multiple_of: of which whole numbers must be multiples.
+        multiple_of: whole numbers must be multiples of it.
         why: the reason for the bounds, where it is not obvious.
     """
 
@@ -53,7 +53,7 @@ class Range:
     why: str = ""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: "GetCoreSchemaHandler") -> "CoreSchema":
-        """Describe the numbers to pydantic, with one message whatever is wrong with a value."""
+        """Build pydantic's schema, with one message for everything that can be wrong with a value."""
         from pydantic_core import core_schema
 
         bounds = f"from {self.low} to {self.high}{self.why and f' ({self.why})'}"
@@ -61,26 +61,26 @@ class Range:
             number: CoreSchema = core_schema.int_schema(
                 ge=int(self.low), le=int(self.high), multiple_of=self.multiple_of, strict=True
             )
-            kind = "whole numbers" if self.multiple_of == 1 else f"multiples of {self.multiple_of}"
+            kind = "whole number" if self.multiple_of == 1 else f"multiple of {self.multiple_of}"
         else:
             number = core_schema.float_schema(ge=self.low, le=self.high, allow_inf_nan=False, strict=True)
-            kind = "numbers"
+            kind = "number"
         number = core_schema.no_info_before_validator_function(_plain, number)
-        message = f"allowed are {kind} {bounds}"
+        message = f"it must be a {kind} {bounds}"
         if get_origin(source) is tuple:
-            number, message = core_schema.tuple_schema([number, number]), f"it must be two {kind} {bounds}"
+            number, message = core_schema.tuple_schema([number, number]), f"it must be two {kind}s {bounds}"
         return core_schema.custom_error_schema(number, "range", custom_error_message=message)
 
 
 def _plain(value: Any) -> Any:
-    """Turn numpy's numbers into Python's."""
+    """Convert numpy's numbers to Python's."""
     convert = getattr(value, "item", None)
     return convert() if convert and isinstance(value, Real) else value
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Check:
-    """A rule for values that have the type before it in the annotation.
+    """A rule applied after the type that precedes it in the annotation.
 
     Attributes:
         rule: raises InputError for a value that is not allowed.
@@ -89,7 +89,7 @@ class Check:
     rule: Callable[[Any], object]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: "GetCoreSchemaHandler") -> "CoreSchema":
-        """Have pydantic apply the rule last."""
+        """Build a schema that applies the rule last."""
         from pydantic_core import core_schema
 
         def checked(value: Any) -> Any:
@@ -101,18 +101,18 @@ class Check:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OneOf:
-    """The names that a ``str`` may be; the message for another one names the nearest.
+    """The valid values of a ``str``; the error for any other suggests the nearest.
 
     Attributes:
-        kind: what the names are of.
-        names: those that are valid.
+        kind: what is named, such as "sampler".
+        names: the valid names.
     """
 
     kind: str
     names: Collection[str]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: "GetCoreSchemaHandler") -> "CoreSchema":
-        """Have pydantic compare a text with the names."""
+        """Build a schema that compares a text with the names."""
         from pydantic_core import core_schema
 
         return core_schema.no_info_after_validator_function(self._known, handler.generate_schema(Text))
@@ -125,11 +125,11 @@ class OneOf:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Items:
-    """How many items a ``tuple`` may have; its validation ends with the first error.
+    """Bounds of the length of a ``tuple``, whose validation ends with the first error.
 
     Attributes:
-        fewest: at least.
-        most: at most.
+        fewest: minimum length.
+        most: maximum length.
     """
 
     fewest: int
@@ -143,7 +143,7 @@ class Items:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Strict:
-    """Options of a ``str`` or a ``bool`` that is not converted from anything else."""
+    """Options of a ``str`` or ``bool`` that is not converted from another type."""
 
     options: Mapping[str, Any]
 
@@ -156,26 +156,26 @@ class _Strict:
 _TEXT = {"max_length": MAX_TEXT, "pattern": r"^[^\x00]*$"}
 
 Text = Annotated[str, _Strict(_TEXT)]
-"""Text that a tokenizer, a file and a terminal can all hold; may be empty."""
+"""Text that is valid for tokenizers, files and terminals; may be empty."""
 
 Name = Annotated[str, _Strict({**_TEXT, "min_length": 1})]
-"""Text that is not empty."""
+"""Nonempty text."""
 
 Flag = Annotated[bool, _Strict({})]
-"""True or false; 1 and "true" are neither."""
+"""True or false; 1 and "true" are refused."""
 
 
 def validated(kind: type[T]) -> type[T]:
-    """Have a dataclass of keyword-only fields check and convert its arguments by its annotations.
+    """Make a dataclass of keyword-only fields check and convert its arguments by its annotations.
 
-    It raises InputError, which says which argument is wrong, what was given and what is allowed. As a field
-    of another validated class it may be given as a table (any mapping).
+    The InputError it raises says which argument is wrong, what was given and what is allowed. A field of
+    another validated class accepts a table (any mapping), too.
     """
     assign = kind.__init__
     has_required = any(_required(kind))
 
     def __init__(self: Any, **values: Any) -> None:
-        # Defaults alone need no check, and so no pydantic.
+        # Defaults alone need no check, so pydantic is not imported for them.
         assign(self, **(validate(kind, values) if values or has_required else {}))
 
     def schema(source: Any, handler: "GetCoreSchemaHandler") -> "CoreSchema":
@@ -199,15 +199,15 @@ def validated(kind: type[T]) -> type[T]:
 
 
 def parse(kind: type[T], table: object, where: str) -> T:
-    """Build an instance of a validated class from a table of TOML or JSON.
+    """Build an instance of a validated class from a parsed TOML or JSON table.
 
     Args:
         kind: the class.
-        table: as the file's reader gives it.
-        where: names the table in errors.
+        table: the parsed table.
+        where: name of the table in errors.
 
     Raises:
-        InputError: it is no table, lacks a key or has an unknown one, or a value is not allowed.
+        InputError: it is not a table, a key is missing or unknown, or a value is not allowed.
     """
     if not isinstance(table, Mapping):
         raise InputError(f"{where} is {shown(table)}: it must be a table")
@@ -220,8 +220,8 @@ def validate(kind: type, values: Mapping[str, object], *, partial: bool = False)
 
     Args:
         kind: the dataclass.
-        values: by the name of the field.
-        partial: values may be missing for fields without a default, too.
+        values: values by field name.
+        partial: allow required fields to be missing.
 
     Raises:
         InputError: a name is unknown or missing, or a value is not allowed.
@@ -240,12 +240,12 @@ def check(name: str, value: object, hint: Any) -> Any:
     """Check and convert one value.
 
     Args:
-        name: of the value, for the message.
-        value: as it was given.
-        hint: its type and what it may be, as ``Annotated[int, Range(1, 1000)]``.
+        name: name of the value in errors.
+        value: the value.
+        hint: its annotation, such as ``Annotated[int, Range(1, 1000)]``.
 
     Raises:
-        InputError: it is not allowed.
+        InputError: the value is not allowed.
     """
     from pydantic import ValidationError
 
@@ -256,7 +256,7 @@ def check(name: str, value: object, hint: Any) -> Any:
 
 
 def plain_type(hint: Any) -> tuple[Any, tuple[object, ...]]:
-    """Find the class in an annotation, ``int`` in ``Annotated[int, ...] | None``, and all metadata."""
+    """Split an annotation like ``Annotated[int, ...] | None`` into the class (``int``) and all metadata."""
     if get_origin(hint) is Annotated:
         plain, metadata = plain_type(hint.__origin__)
         return plain, (*metadata, *hint.__metadata__)
@@ -278,11 +278,11 @@ def _adapter(hint: Any) -> "TypeAdapter[Any]":
 
 
 def _required(kind: Any) -> Iterator[str]:
-    """The fields without a default."""
+    """Names of the fields without a default."""
     return (each.name for each in fields(kind) if each.default is each.default_factory is MISSING)
 
 
-_NO_TEXT = "it has a character that is no text (a null or half of a surrogate pair)"
+_NO_TEXT = "it has an invalid character (a null or half of a surrogate pair)"
 
 _WORDS = {
     "bool_type": "it must be true or false",
@@ -290,34 +290,34 @@ _WORDS = {
     "literal_error": "it must be {expected}",
     "mapping_type": "it must be a table",
     "string_pattern_mismatch": _NO_TEXT,
-    "string_too_long": "allowed are at most {max_length} characters",
+    "string_too_long": "at most {max_length} characters are allowed",
     "string_too_short": "it must not be empty",
     "string_type": "it must be text",
     "string_unicode": _NO_TEXT,
-    "too_long": "allowed are at most {max_length} items",
+    "too_long": "at most {max_length} items are allowed",
     "too_short": "it must have at least {min_length} items",
     "tuple_type": "it must be a list",
 }
-"""What to say of pydantic's errors, by their types; those raised in this module have their own words."""
+"""Messages for pydantic's error types; errors raised in this module have their own."""
 
 
 def _sentence(name: str, value: Any, errors: "list[ErrorDetails]") -> str:
-    """Say which value is wrong, what was given and what is allowed.
+    """Write a message that says which value is wrong, what was given and what is allowed.
 
-    pydantic reports an error for each branch of a union; those that got farthest into the value are named.
+    pydantic reports an error for each branch of a union; those that got deepest into the value are reported.
     """
-    places = [_place(each["loc"], value) for each in errors]
-    deepest = max(places, key=len)
-    there = [each for each, place in zip(errors, places, strict=True) if place == deepest]
-    for step in deepest:
+    paths = [_path(each["loc"], value) for each in errors]
+    deepest_path = max(paths, key=len)
+    deepest = [each for each, path in zip(errors, paths, strict=True) if path == deepest_path]
+    for step in deepest_path:
         name += f"[{step}]" if isinstance(step, int) else f".{step}"
         value = value[step]
-    for each in there:
-        if each["type"] == "value_error":  # raised by a rule, and a sentence already
+    for each in deepest:
+        if each["type"] == "value_error":  # raised by a rule, with a complete message
             return str(each.get("ctx", {})["error"])
         if each["type"] == "nested":
             return f"{name}: {each['msg']}"
-    pieces = list(dict.fromkeys(map(_words, there)))
+    pieces = list(dict.fromkeys(map(_words, deepest)))
     others = [piece.removeprefix("it must be ") for piece in pieces[1:]]
     return f"{name} is {shown(value)}: {' or '.join([pieces[0], *others])}"
 
@@ -327,17 +327,15 @@ def _words(error: "ErrorDetails") -> str:
     return words.format_map(error.get("ctx", {})) if words else error["msg"]
 
 
-def _place(steps: tuple[int | str, ...], value: Any) -> list[int | str]:
-    """The steps that lead into the value; pydantic's others name branches of unions."""
-    place: list[int | str] = []
+def _path(steps: tuple[int | str, ...], value: Any) -> list[int | str]:
+    """Keep pydantic's steps that are keys or indices of the value; the others name branches of unions."""
+    path: list[int | str] = []
     for step in steps:
-        if _leads_into(value, step):
-            place.append(step)
+        if isinstance(value, Mapping):
+            is_inside = step in value
+        else:
+            is_inside = isinstance(value, list | tuple) and isinstance(step, int) and step < len(value)
+        if is_inside:
+            path.append(step)
             value = value[step]
-    return place
-
-
-def _leads_into(value: Any, step: int | str) -> bool:
-    if isinstance(value, Mapping):
-        return step in value
-    return isinstance(value, list | tuple) and isinstance(step, int) and step < len(value)
+    return path

@@ -101,7 +101,7 @@ assert load_preset("crisp.toml").settings == {"eta": 1}
 try:
     check_overrides({"eta": 2})
 except InputError as error:
-    assert str(error) == "eta is 2: allowed are numbers from 0 to 1", error
+    assert str(error) == "eta is 2: it must be a number from 0 to 1", error
 assert Parameters(prompt="x", negative_prompt=None, values={"Eta": "0.5"}).settings()["eta"] == 0.5
 recipe = Recipe(
     settings=settings, model=ModelIdentity(name="m", source="s", revision=None, layout="sdxl"),

@@ -30,11 +30,11 @@ def test_presets_of_the_article_and_the_card_need_no_advice(name):
     [
         ({"guidance_scale": 1}, "guidance_scale 1: near 1 artistic quality suffers"),
         ({"guidance_scale": 1.99}, "guidance_scale 1.99: near 1"),
-        ({"guidance_scale": 19.5}, "guidance_scale 19.5: above 19 the picture keeps strictly to the text"),
-        ({"steps": 14}, "steps 14: high quality comes between 15 and 25 steps"),
-        ({"steps": 26}, "steps 26: beyond 25 steps the form keeps changing without new details"),
+        ({"guidance_scale": 19.5}, "guidance_scale 19.5: above 19 the image follows the prompt strictly"),
+        ({"steps": 14}, "steps 14: high quality is reached between 15 and 25 steps"),
+        ({"steps": 26}, "steps 26: beyond 25 steps shapes keep changing without new details"),
         ({"sampler": "DPM++ 2M"}, "sampler DPM++ 2M: highly recommended are UniPC, Euler, DDPM"),
-        ({"width": 1000}, "size 1000x1024: the model knows 1024x1024, 1152x896,"),
+        ({"width": 1000}, "size 1000x1024: the model was trained on 1024x1024, 1152x896,"),
     ],
 )
 def test_leaving_the_advice_gives_one_line_with_its_source(given, line):
@@ -82,4 +82,4 @@ def test_nine_sizes():
 def test_a_miniature_has_a_size_of_its_own():
     assert advise(settings(width=128, height=128), 128, "ssd-1b") == []
     (advice,) = advise(settings(), 128, "ssd-1b")
-    assert advice.startswith("size 1024x1024: the model knows 128x128;")
+    assert advice.startswith("size 1024x1024: the model was trained on 128x128;")

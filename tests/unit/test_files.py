@@ -62,7 +62,7 @@ def test_no_more_is_read_than_is_allowed(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"12345")
     assert read_file(path, most=5) == b"12345"
-    with pytest.raises(InputError, match=r"file is too large: allowed are 4 bytes"):
+    with pytest.raises(InputError, match=r"file is too large: at most 4 bytes are allowed"):
         read_file(path, most=4)
     with path.open("wb") as sparse:
         sparse.truncate(2**40)
@@ -187,7 +187,7 @@ def test_text_is_read_in_every_encoding_that_its_first_bytes_tell(encoding):
      b"\xff\xfe\0\xd8", b"\xff\xfe\0\0\0\0\x11\0", b"\xef\xbb\xbf\xff", b"\xef\xbb", b"\xff\xfea\0\0\0"],
 )  # fmt: skip
 def test_other_text_is_refused_in_a_line_that_says_what_to_do(data):
-    with pytest.raises(InputError, match=r"prompts\.txt is no text.*save it as UTF-8"):
+    with pytest.raises(InputError, match=r"prompts\.txt is not .*save it as UTF-8"):
         decode_text(data, "prompts.txt")
 
 

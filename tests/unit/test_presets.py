@@ -72,15 +72,15 @@ def test_a_file_without_a_name_gives_its_own(tmp_path):
     ("text", "message"),
     [
         ("[settings]\nstep = 15\n", "preset {}: unknown setting 'step': did you mean 'steps'?"),
-        ("[settings]\nsteps = 0\n", "preset {}: steps is 0: allowed are"),
+        ("[settings]\nsteps = 0\n", "preset {}: steps is 0: it must be"),
         ('[settings]\nprompt = "x"\n', "preset {}: unknown setting 'prompt'"),
-        ("[setting]\nsteps = 15\n", "preset {}: it must hold a table 'settings'"),
-        ("settings = 5\n", "preset {}: it must hold a table 'settings'"),
-        ("steps = \n", "{} is no TOML"),
+        ("[setting]\nsteps = 15\n", "preset {}: it must have a table 'settings'"),
+        ("settings = 5\n", "preset {}: it must have a table 'settings'"),
+        ("steps = \n", "{} is not valid TOML"),
         ('nmae = "x"\n[settings]\n', "preset {}: unknown key 'nmae': did you mean 'name'?"),
         ("name = 5\n[settings]\n", "preset {}: name is 5: it must be text"),
         ("# " + "x" * 300_000, "{} is too large"),
-        ("x = " + "[" * 30_000, "{} is no TOML"),
+        ("x = " + "[" * 30_000, "{} is not valid TOML"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line_that_names_it(tmp_path, text, message):
@@ -96,7 +96,7 @@ def test_json_too_is_read_with_care(tmp_path):
     path = tmp_path / "mine.json"
     for text in (b"[" * 60_000, b'{"settings": {"steps": ' + b"9" * 5000 + b"}}", b"\xff", b"[]"):
         path.write_bytes(text)
-        with pytest.raises(InputError, match=r"mine\.json( is no (JSON|text in UTF-8))?: "):
+        with pytest.raises(InputError, match=r"mine\.json( is not valid (JSON|UTF-8))?: "):
             load_preset(str(path))
 
 

@@ -88,7 +88,7 @@ def test_break_divides_the_prompt(text):
 @pytest.mark.parametrize("text", ["(Metropolis:1927)", "(a:-101)", "(" * 60 + "a", f"(a:{'9' * 400})"])
 def test_absurd_weight_is_refused(text):
     with pytest.raises(
-        InputError, match=r"attention weight of '(Metropolis|a)' is .* allowed are -100 to 100"
+        InputError, match=r"attention weight of '(Metropolis|a)' is .* it must be from -100 to 100"
     ):
         parse_prompt(text)
 
@@ -205,7 +205,7 @@ def test_one_prompt_per_line():
 
 @pytest.mark.parametrize("text", ["", "\n# only a comment\n", "x\n" * (MAX_PROMPTS + 1)])
 def test_no_prompt_or_too_many_are_refused(text):
-    with pytest.raises(InputError, match=r"^list\.txt holds \d+ prompts: allowed are 1 to 10000"):
+    with pytest.raises(InputError, match=r"^list\.txt has \d+ prompts: 1 to 10000 are allowed"):
         split_prompts(text, source="list.txt")
 
 

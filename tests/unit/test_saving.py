@@ -108,7 +108,7 @@ def test_links_pipes_and_devices_are_never_replaced(tmp_path, write):
 def test_a_users_file_is_kept_unless_overwriting_was_asked_for(tmp_path, name):
     target = tmp_path / "sheet.png"
     target.write_text("mine")
-    with pytest.raises(InputError, match=r"sheet\.png is there already: .*--overwrite"):
+    with pytest.raises(InputError, match=r"sheet\.png already exists: .*--overwrite"):
         with WRITERS[name](target) as aside:
             aside.write_text("ours")
     assert (target.read_text(), names(tmp_path)) == ("mine", ["sheet.png"])
@@ -132,7 +132,7 @@ def test_a_file_of_the_same_content_is_no_obstacle(tmp_path):
 
 
 def test_a_name_that_is_taken_meanwhile_stays_with_who_took_it(tmp_path):
-    with pytest.raises(InputError, match="is there already"), writing(tmp_path / "a.png") as aside:
+    with pytest.raises(InputError, match="already exists"), writing(tmp_path / "a.png") as aside:
         aside.write_text("ours")
         (tmp_path / "a.png").write_text("mine")
     assert (tmp_path / "a.png").read_text() == "mine"
@@ -167,9 +167,9 @@ def test_what_the_user_changed_is_the_users(tmp_path, changed):
     renewed(target, "one")
     renewed(target, "two")
     target.write_text(changed)
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         check_renewable(target)
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         renewed(target, "three")
     assert target.read_text() == changed
 
@@ -178,7 +178,7 @@ def test_of_a_large_file_the_size_tells_that_it_was_changed(tmp_path, monkeypatc
     monkeypatch.setattr("ssd1b.saving._DIGESTED", 4)
     renewed(tmp_path / "a", "long text")
     (tmp_path / "a").write_text("long text, and more")
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         renewed(tmp_path / "a", "two")
 
 
@@ -196,7 +196,7 @@ def test_a_mark_is_of_one_name_in_one_folder(tmp_path):
     shutil.copy(tmp_path / "a/report.html", tmp_path / "b/report.html")
     shutil.copy(tmp_path / "a/report.html", tmp_path / "a/copy.html")
     for path in ("b/report.html", "a/copy.html"):
-        with pytest.raises(InputError, match="is there already"):
+        with pytest.raises(InputError, match="already exists"):
             renewed(tmp_path / path, "two")
 
 
@@ -269,7 +269,7 @@ def test_a_new_or_empty_folder_is_claimed_and_known_again(tmp_path):
 
 def test_a_folder_of_the_user_is_not_claimed(tmp_path):
     photos(tmp_path / "photos")
-    with pytest.raises(InputError, match="holds files that ssd1b did not write"):
+    with pytest.raises(InputError, match="contains files that ssd1b did not write"):
         claim_folder(tmp_path / "photos")
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["one.jpg"]
     with pytest.raises(InputError, match="Not a directory"):
@@ -471,6 +471,6 @@ def test_what_is_free_is_free(tmp_path):
     (tmp_path / "file").touch()
     check_free(tmp_path / "new/a")
     check_free(tmp_path / "file", overwrite=True)
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         check_free(tmp_path / "file")
     assert names(tmp_path) == ["file"]

@@ -136,11 +136,11 @@ def test_what_is_not_allowed_is_refused_in_one_line_that_names_it(name, index):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"steps": 0}, "steps is 0: allowed are whole numbers from 1 to 1000"),
-        ({"guidance_scale": math.nan}, "guidance_scale is nan: allowed are numbers from 0 to 100"),
-        ({"width": 1001}, "width is 1001: allowed are multiples of 8 from 64 to 4096"),
-        ({"width": 4096}, "size is 4096x1024: allowed are at most 4194304 pixels"),
-        ({"seed": "x"}, "seed is 'x': allowed are whole numbers from 0 to 4294967295 (torch takes 32 bits"),
+        ({"steps": 0}, "steps is 0: it must be a whole number from 1 to 1000"),
+        ({"guidance_scale": math.nan}, "guidance_scale is nan: it must be a number from 0 to 100"),
+        ({"width": 1001}, "width is 1001: it must be a multiple of 8 from 64 to 4096"),
+        ({"width": 4096}, "size is 4096x1024: at most 4194304 pixels are allowed"),
+        ({"seed": "x"}, "seed is 'x': it must be a whole number from 0 to 4294967295 (torch takes 32 bits"),
         ({"original_size": 5}, "original_size is 5: it must be two whole numbers from 1 to 65536"),
         ({"step": 20}, "unknown setting 'step': did you mean 'steps'?"),
         ({"guidance": 20}, "unknown setting 'guidance': did you mean 'guidance_scale'?"),
@@ -227,7 +227,7 @@ def test_whatever_is_allowed_is_kept(prompt, negative, guidance, steps, sampler,
             width=side,
         )
     except InputError as refused:
-        assert "no text" in str(refused)
+        assert "invalid character" in str(refused)
         assert "\0" in f"{prompt}{negative}"
         return
     assert (chosen.prompt, chosen.negative_prompt) == (prompt, negative)

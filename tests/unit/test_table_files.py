@@ -13,7 +13,7 @@ def test_files_that_are_no_toml(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot read .*x\.toml: No such file"):
         read_table(path)
     path.write_text("a = ")
-    with pytest.raises(InputError, match=r"x\.toml is no TOML"):
+    with pytest.raises(InputError, match=r"x\.toml is not valid TOML"):
         read_table(path)
     path.write_bytes(b"#" * (MAX_FILE_BYTES + 1))
     with pytest.raises(InputError, match="too large"):
@@ -34,5 +34,5 @@ def test_files_with_a_byte_order_mark_are_read(tmp_path: Path, name: str, text: 
     (tmp_path / name).write_bytes(text.encode(encoding))
     assert read_table(tmp_path / name) == {"a": "ö"}
     (tmp_path / name).write_bytes(text.encode("latin-1"))
-    with pytest.raises(InputError, match="no text in UTF-8"):
+    with pytest.raises(InputError, match="not valid UTF-8"):
         read_table(tmp_path / name)

@@ -1,1 +1,1 @@
-"""Networks only: no printing, no environment, no files."""
+"""Networks, without I/O."""

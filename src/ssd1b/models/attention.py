@@ -1,4 +1,4 @@
-"""The transformer half of the UNet: self-attention over cells, cross-attention to the text, feed-forward."""
+"""The UNet's transformer blocks: self-attention over cells, cross-attention to the text, feed-forward."""
 
 from collections.abc import Callable, Iterator
 from typing import TypeAlias, cast
@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 KeysValues: TypeAlias = tuple[Tensor, Tensor]
-"""Keys and values of a context, each ``[B, heads, T, head_dim]``. If there are fewer than pictures, the
-first pictures have no text."""
+"""Keys and values of a context, each ``[B, heads, T, head_dim]``. If B is less than the number of images, the
+first images have no text."""
 
 
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017); keys and values come from ``context`` where given.
+    """Multi-head attention (Vaswani et al. 2017), to ``context`` if given and otherwise to itself.
 
-    ``attend`` is the kernel, ``(q, k, v) -> [B, heads, N, head_dim]``; a module may be given another one.
+    ``attend`` is the kernel, ``(q, k, v) -> [B, heads, N, head_dim]``, which can be replaced per module.
     """
 
     attend: Callable[[Tensor, Tensor, Tensor], Tensor] = staticmethod(F.scaled_dot_product_attention)
@@ -41,7 +41,7 @@ class Attention(nn.Module):
         attended = self.to_out[0](self.attend(q, k, v).transpose(1, 2).flatten(2))
         if not without_text:
             return attended
-        # Zeros stay zeros in projections without a bias: of no text only the output's bias is left.
+        # Projections without a bias keep zeros, so attention to no text is the output's bias.
         bias = cast(nn.Linear, self.to_out[0]).bias
         return torch.cat([bias.expand(without_text, *x.shape[1:]), attended])
 
@@ -55,10 +55,10 @@ class Attention(nn.Module):
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention as two matrix products and a softmax, ``[B, heads, N, head_dim]``.
+    """Compute attention as two matrix products and a softmax, ``[B, heads, N, head_dim]``.
 
-    On a CPU, in bfloat16 and at the miniature's token counts, it trains faster than the fused kernel, whose
-    backward pass is slow there.
+    On a CPU, in bfloat16 and at the miniature's token counts, it trains faster than the fused kernel, which
+    has a slow backward pass there.
     """
     weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     return weights.softmax(dim=-1) @ v
@@ -78,11 +78,11 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU of four times the width, then back."""
+    """GEGLU of four times the width, then a linear layer back."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        # Index 1 is diffusers' dropout: kept as a placeholder so that the published key is net.2.
+        # Index 1 stands for diffusers' dropout, so that the published key is net.2.
         self.net = nn.ModuleList(
             [GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)]
         )
@@ -112,7 +112,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """A feature map as a sequence of cells through ``depth`` transformer blocks, added to its input."""
+    """``depth`` transformer blocks over the cells of a feature map, with a residual connection."""
 
     def __init__(
         self, channels: int, depth: int, *, head_dim: int, context_channels: int, groups: int
@@ -127,7 +127,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, contexts: Iterator[Tensor | KeysValues]) -> Tensor:
-        """``x`` ``[B, C, H, W]`` -> ``[B, C, H, W]``; of ``contexts`` one is taken for each block."""
+        """``x`` ``[B, C, H, W]`` -> ``[B, C, H, W]``; takes one of ``contexts`` for each block."""
         height, width = x.shape[-2:]
         tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))  # [B, H*W, C]
         for block in self.transformer_blocks:

@@ -1,6 +1,6 @@
-"""The convolutional half of the UNet and the VAE: residual blocks, resampling, the embedding of numbers.
+"""Convolutional layers of the UNet and the VAE: residual blocks, resampling, embeddings of numbers.
 
-Attribute names are diffusers', so that published checkpoints load unmapped.
+Attribute names are diffusers', so that published checkpoints load without renaming.
 """
 
 import math
@@ -14,7 +14,7 @@ def sinusoidal_embedding(values: Tensor, channels: int) -> Tensor:
     """Embed each number as cosines, then sines, of geometrically spaced frequencies.
 
     Ho et al. 2020 (2006.11239) after Vaswani et al. 2017, cosine first as SDXL was trained.
-    Always computed in float32: at timestep 999 bfloat16 keeps only multiples of 4.
+    Always computed in float32: near timestep 999 bfloat16 has only multiples of 4.
 
     Args:
         values: any shape ``[...]``.
@@ -32,8 +32,8 @@ def sinusoidal_embedding(values: Tensor, channels: int) -> Tensor:
 def guidance_embedding(guidance_scale: Tensor, channels: int) -> Tensor:
     """Embed the guidance scale for an LCM-distilled UNet, ``[B] -> [B, channels]``, float32.
 
-    2310.04378; diffusers' ``get_guidance_scale_embedding``: sines first, frequencies that reach 1/10000, and
-    the scale counted from 1 in thousandths.
+    2310.04378; diffusers' ``get_guidance_scale_embedding``: sines first, frequencies down to 1/10000, and the
+    scale minus 1, times 1000.
     """
     half = channels // 2
     exponent = torch.arange(half, dtype=torch.float32, device=guidance_scale.device) / -(half - 1)
@@ -42,7 +42,7 @@ def guidance_embedding(guidance_scale: Tensor, channels: int) -> Tensor:
 
 
 class TimestepEmbedding(nn.Module):
-    """Two-layer perceptron over an embedded number or vector, ``[B, in] -> [B, out]``."""
+    """Two-layer perceptron on an embedded number or vector, ``[B, in] -> [B, out]``."""
 
     def __init__(self, in_channels: int, out_channels: int, guidance_dim: int | None = None) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class TimestepEmbedding(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """Residual block: norm, SiLU, convolution, twice; the time embedding is added between the two.
+    """Residual block: twice norm, SiLU and convolution, with the time embedding added in between.
 
     ``[B, in, H, W] -> [B, out, H, W]``. The VAE's blocks have no time embedding (``time_channels=None``).
     """
@@ -92,9 +92,9 @@ class ResnetBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve height and width by a strided convolution.
+    """Halving of height and width by a strided convolution.
 
-    The UNet pads one cell on each side; the VAE's encoder (``asymmetric``) only at the right and the bottom.
+    The UNet pads one cell on each side; the VAE's encoder (``asymmetric``) only on the right and the bottom.
     """
 
     def __init__(self, channels: int, *, asymmetric: bool = False) -> None:
@@ -108,13 +108,13 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double height and width by repetition, then convolve."""
+    """Doubling of height and width by repetition, then a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """``[B, C, H, W] -> [B, C, *size]``; ``size`` (default twice) meets a skip of odd side."""
+        """``[B, C, H, W] -> [B, C, *size]``; ``size`` matches a skip with an odd side."""
         size = size or (2 * x.shape[-2], 2 * x.shape[-1])
         return self.conv(F.interpolate(x, size=size, mode="nearest"))

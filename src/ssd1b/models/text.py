@@ -1,4 +1,4 @@
-"""Prompts to conditioning: two CLIP text encoders (Radford et al. 2021, 2103.00020)."""
+"""SDXL's two CLIP text encoders, from prompts to conditioning (Radford et al. 2021, 2103.00020)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ from ssd1b.prompts import chunk, parse_prompt
 from ssd1b.tensors import PooledEmbeds, PromptEmbeds, TokenIds
 
 CONTEXT = 77
-"""Tokens of one chunk, begin and end token included."""
+"""Tokens of a chunk, including begin and end token."""
 
 EPS = 1e-5
 
 
 class Conditioning(NamedTuple):
-    """What the UNet is told of a batch of prompts."""
+    """A batch of encoded prompts, as input of the UNet."""
 
     embeds: PromptEmbeds
     pooled: PooledEmbeds
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """The sigmoid that OpenAI's CLIP takes for GELU."""
+    """Apply the approximation of GELU in OpenAI's CLIP."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -36,9 +36,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, 
 
 
 class TextAttention(nn.Module):
-    """Multi-head attention in which no token sees a later one, ``[B, T, C] -> [B, T, C]``.
+    """Causal multi-head attention, ``[B, T, C] -> [B, T, C]``.
 
-    ``attend`` is the kernel, ``(q, k, v) -> [B, heads, T, C / heads]``; a module may be given another one.
+    ``attend`` is the kernel, ``(q, k, v) -> [B, heads, T, C / heads]``, which can be replaced per module.
     """
 
     def __init__(self, channels: int, heads: int) -> None:
@@ -51,7 +51,7 @@ class TextAttention(nn.Module):
 
     @staticmethod
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Torch's own kernel."""
+        """Apply torch's causal attention."""
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class TextAttention(nn.Module):
 
 
 class TextLayer(nn.Module):
-    """Attention and a perceptron, each normalised before and added to its input: ``[B, T, C]`` again."""
+    """Attention and a perceptron, each normalised before and added to its input; keeps ``[B, T, C]``."""
 
     def __init__(self, layout: TextLayout) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class TextLayer(nn.Module):
 
 
 class TextModel(nn.Module):
-    """CLIP's text transformer without projection."""
+    """CLIP's text transformer, without projection."""
 
     def __init__(self, layout: TextLayout) -> None:
         super().__init__()
@@ -96,9 +96,9 @@ class TextModel(nn.Module):
         self.final_layer_norm = nn.LayerNorm(layout.hidden_size, eps=EPS)
 
     def forward(self, ids: TokenIds) -> tuple[Tensor, Tensor]:
-        """``[B, T]`` -> the penultimate layer's states, and the last layer's, normalised, ``[B, T, C]``."""
-        places = torch.arange(ids.shape[1], device=ids.device)
-        x = self.embeddings["token_embedding"](ids) + self.embeddings["position_embedding"](places)
+        """``[B, T]`` -> states of the penultimate layer, and normalised states of the last, ``[B, T, C]``."""
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        x = self.embeddings["token_embedding"](ids) + self.embeddings["position_embedding"](positions)
         *layers, last = cast(nn.ModuleList, self.encoder["layers"])
         for layer in layers:
             x = layer(x)
@@ -106,7 +106,7 @@ class TextModel(nn.Module):
 
 
 def _embedding(count: int, channels: int) -> nn.Embedding:
-    """Zeros; torch would fill it by a function that imports its compiler on the meta device: a second."""
+    """Make an embedding of zeros; torch's own initialization imports the compiler on the meta device: 1 s."""
     return nn.Embedding(count, channels, _weight=torch.zeros(count, channels))
 
 
@@ -127,8 +127,8 @@ class TextEncoder(nn.Module):
         """Encode chunks of 77 tokens.
 
         Returns:
-            The penultimate layer's hidden states, without the final norm, ``[B, 77, hidden_size]``; and the
-            last layer's state at the first end token, normalised, and projected if there is a projection.
+            Hidden states of the penultimate layer, without the final norm, ``[B, 77, hidden_size]``; and the
+            last layer's normalised state at the first end token, projected if there is a projection.
         """
         states, last = self.text_model(ids)
         end = (ids == self.layout.eos_token_id).int().argmax(dim=-1)
@@ -146,9 +146,9 @@ class TextEncoders:
     tokenizer_2: CLIPTokenizer
 
     def tokenize(self, prompts: Sequence[str]) -> "list[Tokens]":
-        """Cut prompts into chunks of 77 tokens, once per tokenizer.
+        """Split prompts into chunks of 77 tokens, once per tokenizer.
 
-        All prompts get as many chunks as the longest has; what they lack is chunks of an empty text.
+        All prompts are padded with empty chunks to the number of chunks of the longest.
         """
         pairs = ((self.tokenizer, self.encoder.layout), (self.tokenizer_2, self.encoder_2.layout))
         count = chunk_count([tokenizer for tokenizer, _ in pairs], prompts)
@@ -158,8 +158,8 @@ class TextEncoders:
     def encode(self, tokens: "Sequence[Tokens]") -> Conditioning:
         """Encode tokenized prompts.
 
-        Chunks are encoded one by one and laid end to end, as AUTOMATIC1111 and ComfyUI do; the pooled
-        embedding is the first chunk's, from the second encoder.
+        Chunks are encoded separately and concatenated, as in AUTOMATIC1111 and ComfyUI; the pooled embedding
+        is the first chunk's, from the second encoder.
         """
         embeds = []
         pooled = None
@@ -175,17 +175,17 @@ class TextEncoders:
 
 
 class Tokens(NamedTuple):
-    """Prompts for one encoder: ids and attention weights, ``[prompts, chunks, 77]``."""
+    """Tokenized prompts for one encoder: ids and attention weights, ``[prompts, chunks, 77]``."""
 
     ids: Tensor
     weights: Tensor
 
 
 def chunk_count(tokenizers: Iterable[CLIPTokenizer], prompts: Iterable[str]) -> int:
-    """Count the chunks that prompts are padded to, those of the longest one.
+    """Count the chunks of the longest prompt, to which all are padded.
 
-    A text may fill more chunks with one tokenizer than with the other: "!" pads SDXL's second one, and is a
-    token of its own there wherever it stands.
+    A prompt may have more chunks with one tokenizer than with the other: "!" is SDXL's second padding token,
+    and there always a separate token.
     """
     texts = list(prompts)
     return max((len(_chunks(tokenizer, text)) for tokenizer in tokenizers for text in texts), default=1)

@@ -1,4 +1,4 @@
-"""CLIP's tokenizer, by the library tokenizers: words to byte pairs, as OpenAI's and transformers' do."""
+"""CLIP's tokenizer, built on the tokenizers library and equal to OpenAI's and transformers'."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,18 +9,18 @@ BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-"""What is a word, in CLIP's own words (openai/CLIP ``clip/simple_tokenizer.py``)."""
+"""CLIP's pattern of a word (openai/CLIP ``clip/simple_tokenizer.py``)."""
 
 
 @dataclass(frozen=True, slots=True)
 class CLIPTokenizer:
-    """Texts to token ids, without begin, end and padding.
+    """A byte-pair tokenizer, from texts to token ids without begin, end and padding.
 
     Attributes:
         vocabulary: ids by token, with ``</w>`` at the end of a word.
-        merges: pairs of tokens that become one, in order.
-        padding: the token to pad with. Like begin and end it is a token of its own wherever a text has it,
-            as with transformers: an exclamation mark is 0 to the encoder that pads with it.
+        merges: pairs of tokens to merge, in order.
+        padding: the padding token. Like begin and end it is always a separate token, as in transformers: an
+            exclamation mark has the id 0 in the encoder that pads with it.
     """
 
     vocabulary: dict[str, int]
@@ -30,9 +30,8 @@ class CLIPTokenizer:
 
     def __post_init__(self) -> None:
         """Build the library's tokenizer."""
-        unknown = END
         model = models.BPE(
-            vocab=self.vocabulary, merges=list(self.merges), unk_token=unknown, end_of_word_suffix=WORD_END
+            vocab=self.vocabulary, merges=list(self.merges), unk_token=END, end_of_word_suffix=WORD_END
         )
         library = Tokenizer(model)
         library.normalizer = normalizers.Sequence(
@@ -49,9 +48,9 @@ class CLIPTokenizer:
 
     @property
     def pad_token_id(self) -> int:
-        """Of the padding token."""
+        """Id of the padding token."""
         return self.vocabulary[self.padding]
 
     def ids(self, text: str) -> list[int]:
-        """The tokens of a text."""
+        """Tokenize a text."""
         return self._library.encode(text, add_special_tokens=False).ids

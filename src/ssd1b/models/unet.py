@@ -1,4 +1,4 @@
-"""One UNet for the whole family: SDXL, SSD-1B, Vega, KOALA and the miniatures differ in their layout only.
+"""One UNet for the whole family: SDXL, SSD-1B, Vega, KOALA and the miniatures differ only in their layout.
 
 Podell et al. 2023 (2307.01952) for SDXL; Gupta et al. 2024 (2401.02677) for SSD-1B and Vega.
 """
@@ -19,16 +19,16 @@ from ssd1b.tensors import Latents, PooledEmbeds, PromptEmbeds, TimeIds, Timestep
 RESNET_EPS = 1e-5
 
 DeepFeatures: TypeAlias = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
-"""``deep_features(x, compute)``: gives the features that come back from the coarser levels to the finest one,
-``[B, C, H, W]`` as its own features ``x``. ``compute(x)`` computes them."""
+"""``deep_features(x, compute)`` returns the features that the coarser levels pass to the finest one, shaped
+``[B, C, H, W]`` like its own features ``x``. ``compute(x)`` computes them."""
 
 
 class PromptKV(NamedTuple):
-    """Keys and values of the prompts, which all steps share.
+    """Keys and values of the prompts, computed once for all steps.
 
     Attributes:
-        prompt_embeds: the embeddings that they were computed from.
-        keys_values: of each transformer block's cross-attention, in the order in which the blocks run.
+        prompt_embeds: the embeddings from which they were computed.
+        keys_values: for the cross-attention of each transformer block, in execution order.
     """
 
     prompt_embeds: PromptEmbeds
@@ -36,7 +36,7 @@ class PromptKV(NamedTuple):
 
 
 class UNet(nn.Module):
-    """Predict the noise (or the velocity) in noisy latents, given text and micro-conditioning.
+    """Network that predicts the noise or velocity in noisy latents, given text and micro-conditioning.
 
     State-dict keys and shapes are those of diffusers' ``UNet2DConditionModel``.
     """
@@ -50,7 +50,7 @@ class UNet(nn.Module):
         self.time_embedding = TimestepEmbedding(width, embedding, layout.guidance_embed_dim)
         self.add_embedding = TimestepEmbedding(6 * layout.time_ids_dim + layout.pooled_dim, embedding)
 
-        down, up, skips = [], [], [width]  # skips: channels of each feature map that the way up meets again
+        down, up, skips = [], [], [width]  # skips: channels of each feature map used again on the way up
         for index, level in enumerate(layout.levels):
             last = index == len(layout.levels) - 1
             inputs = [skips[-1], *[level.channels] * (len(level.down) - 1)]
@@ -70,7 +70,7 @@ class UNet(nn.Module):
                 Block(layout, level.channels, inputs, level.up, None if last else Upsample(level.channels))
             )
             channels = level.channels
-        assert not skips, "every skip must be met on the way up"
+        assert not skips, "every skip must be used on the way up"
 
         self.down_blocks = nn.ModuleList(down)
         self.mid_block = mid
@@ -80,7 +80,7 @@ class UNet(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The number format that it computes in."""
+        """Number format of the computation."""
         return self.conv_norm_out.weight.dtype
 
     def cross_attention_kv(self, prompt_embeds: PromptEmbeds, *, without_text: int = 0) -> PromptKV:
@@ -88,8 +88,8 @@ class UNet(nn.Module):
 
         Args:
             prompt_embeds: as ``forward`` takes them.
-            without_text: number of prompts, the first ones, whose embeddings are zeros. Projections without
-                bias leave them zeros, so nothing is computed for them, neither here nor in the steps.
+            without_text: number of leading prompts whose embeddings are zeros. Projections without bias keep
+                them zero, so nothing is computed for them, neither here nor in the steps.
         """
         texts = prompt_embeds[without_text:]
         return PromptKV(
@@ -97,7 +97,7 @@ class UNet(nn.Module):
         )
 
     def _transformer_blocks(self) -> Iterator[TransformerBlock]:
-        """In the order in which they run, which is not the one in which they are registered."""
+        """Iterate over the blocks in execution order, which differs from the order of registration."""
         middle = [] if self.mid_block is None else [self.mid_block]
         for part in (*self.down_blocks, *middle, *self.up_blocks):
             yield from (module for module in part.modules() if isinstance(module, TransformerBlock))
@@ -116,16 +116,16 @@ class UNet(nn.Module):
 
         Args:
             latents: noisy latents at unit variance, ``x / sqrt(sigma^2 + 1)``.
-            timesteps: one diffusion time a picture, in [0, 999].
+            timesteps: one diffusion time per image, in [0, 999].
             prompt_embeds: penultimate hidden states of both text encoders, or their keys and values.
             pooled_prompt_embeds: projected end-of-text state of the second text encoder.
-            time_ids: original size, crop, target size in pixels; required, never defaulted.
-            guidance_embeds: ``[B, guidance_embed_dim]``, LCM-distilled layouts only.
+            time_ids: original size, crop, target size in pixels.
+            guidance_embeds: ``[B, guidance_embed_dim]``, for LCM-distilled layouts only.
             deep_features: replaces the computation of the coarser levels, see ``DeepFeatures``; for layouts
-                whose finest level has no cross-attention, as all published ones.
+                whose finest level has no cross-attention, like all published ones.
 
         Returns:
-            The prediction, shaped as ``latents``.
+            The prediction, shaped like ``latents``.
         """
         embedding = self.embed(timesteps, pooled_prompt_embeds, time_ids, guidance_embeds)
         return self.predict(latents, embedding, prompt_embeds, deep_features)
@@ -137,7 +137,7 @@ class UNet(nn.Module):
         time_ids: TimeIds,
         guidance_embeds: Tensor | None = None,
     ) -> Tensor:
-        """Embed times, sizes and pooled text for the residual blocks, ``[B, 4 x width]``; see ``forward``."""
+        """Embed times, sizes and pooled text for the resnets, ``[B, 4 x width]``; see ``forward``."""
         time = sinusoidal_embedding(timesteps, self.layout.levels[0].channels).to(self.dtype)
         sizes = sinusoidal_embedding(time_ids, self.layout.time_ids_dim).flatten(1)
         guidance = None if guidance_embeds is None else guidance_embeds.to(self.dtype)
@@ -158,7 +158,7 @@ class UNet(nn.Module):
         skips: list[Tensor] = []
 
         def deep(x: Tensor) -> Tensor:
-            """Through all levels but the finest, and back."""
+            """Apply all levels except the finest."""
             x = down[0].resampled(x, skips)
             for block in down[1:]:
                 x = block.resampled(block.down(x, embedding, contexts, skips), skips)
@@ -177,7 +177,7 @@ class UNet(nn.Module):
 
 
 class Block(nn.Module):
-    """One level on the way down or up: resnets, a transformer behind each (depth 0 = none), a resampler."""
+    """One level on the way down or up: resnets with a transformer each (none for depth 0), a resampler."""
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ class Block(nn.Module):
     def down(
         self, x: Tensor, embedding: Tensor, contexts: Iterator[Tensor | KeysValues], skips: list[Tensor]
     ) -> Tensor:
-        """Apply resnets and transformers, and leave what each pair gives in ``skips``."""
+        """Apply resnets and transformers, and append each output to ``skips``."""
         for resnet, attention in self._layers():
             x = resnet(x, embedding)
             x = x if attention is None else attention(x, contexts)
@@ -206,14 +206,14 @@ class Block(nn.Module):
     def up(
         self, x: Tensor, embedding: Tensor, contexts: Iterator[Tensor | KeysValues], skips: list[Tensor]
     ) -> Tensor:
-        """Apply resnets and transformers, each beside the last of ``skips``, which is taken away."""
+        """Apply resnets and transformers, each to its input concatenated with the last of ``skips``."""
         for resnet, attention in self._layers():
             x = resnet(torch.cat([x, skips.pop()], dim=1), embedding)
             x = x if attention is None else attention(x, contexts)
         return x
 
     def resampled(self, x: Tensor, skips: list[Tensor]) -> Tensor:
-        """Go to the next level: halved and left in ``skips``, or doubled to the size of the last of them."""
+        """Resample for the next level: halve and append to ``skips``, or double to the last skip's size."""
         for downsample in self.downsamplers or ():
             x = downsample(x)
             skips.append(x)
@@ -222,13 +222,13 @@ class Block(nn.Module):
         return x
 
     def _layers(self) -> Iterator[tuple[nn.Module, nn.Module | None]]:
-        """Each resnet with the transformer that follows it, if any."""
+        """Iterate over the resnets, each with the transformer that follows it, if any."""
         attentions = self.attentions or [None] * len(self.resnets)
         return zip(self.resnets, attentions, strict=True)
 
 
 class MidBlock(nn.Module):
-    """The coarsest point: resnet, transformer, resnet in SDXL; a single resnet (``depth`` 0) in SSD-1B."""
+    """The middle block: resnet, transformer, resnet in SDXL; a single resnet (``depth`` 0) in SSD-1B."""
 
     def __init__(self, layout: UNetLayout, channels: int, depth: int) -> None:
         super().__init__()

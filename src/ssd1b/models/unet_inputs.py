@@ -10,13 +10,13 @@ from ssd1b.layouts import UNetLayout
 from ssd1b.tensors import Latents, PooledEmbeds, PromptEmbeds, TimeIds, Timesteps
 
 TIMESTEP = 500.0
-"""Diffusion time of example inputs: the middle of SDXL's schedule."""
+"""Diffusion time of example inputs, in the middle of SDXL's schedule."""
 
 
 class UNetInputs(NamedTuple):
-    """The arguments of ``UNet.forward`` in its order, so that a network is called as ``unet(*inputs)``.
+    """The arguments of ``UNet.forward`` in order, for ``unet(*inputs)``.
 
-    A layout that embeds the guidance scale takes ``guidance_embeds`` after these.
+    Layouts that embed the guidance scale take ``guidance_embeds`` after these.
 
     Attributes:
         latents: noisy latents at unit variance.
@@ -35,7 +35,7 @@ class UNetInputs(NamedTuple):
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "UNetInputs":
         """Move to a device and convert to a number format.
 
-        ``timesteps`` and ``time_ids`` stay in float32: bfloat16 holds only multiples of 4 near 999.
+        ``timesteps`` and ``time_ids`` stay in float32: near 999 bfloat16 has only multiples of 4.
         """
         return UNetInputs(
             self.latents.to(device, dtype),
@@ -55,10 +55,10 @@ def example_inputs(
     Args:
         layout: the UNet.
         batch: number of images.
-        height: of the latents.
-        width: of the latents.
+        height: height of the latents.
+        width: width of the latents.
         tokens: length of the text.
-        fill: makes a tensor of a shape, as ``torch.zeros`` or ``torch.randn``.
+        fill: makes a tensor of a shape, such as ``torch.zeros`` or ``torch.randn``.
     """
     sizes = [8.0 * height, 8.0 * width]
     return UNetInputs(

@@ -20,18 +20,18 @@ EPS = 1e-6
 
 
 class LatentDistribution(NamedTuple):
-    """What the encoder says of a picture: a diagonal Gaussian over scaled latents."""
+    """The encoder's output for an image: a diagonal Gaussian over scaled latents."""
 
     mean: Latents
     std: Latents
 
 
 class UndecodableLatents(FloatingPointError):
-    """The decoder gave NaN or infinity with float32's range: the latents themselves are broken."""
+    """The decoder returned NaN or infinity with float32's range, so the latents are invalid."""
 
 
 class VAE(nn.Module):
-    """Encode pictures to latents an eighth as wide and high, and back."""
+    """Autoencoder between images and latents an eighth as wide and high."""
 
     def __init__(self, layout: VAELayout) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class VAE(nn.Module):
         self.post_quant_conv = nn.Conv2d(layout.latent_channels, layout.latent_channels, 1)
 
     def encode(self, pixels: Pixels) -> LatentDistribution:
-        """Encode pictures whose sides are multiples of 8; both results are scaled latents."""
+        """Encode images whose sides are multiples of 8; both results are scaled latents."""
         mean, log_variance = self.quant_conv(self.encoder(pixels)).chunk(2, dim=1)
         scale = self.layout.scaling_factor
         return LatentDistribution(mean * scale, (0.5 * log_variance.clamp(-30.0, 20.0)).exp() * scale)
@@ -50,16 +50,16 @@ class VAE(nn.Module):
     def decode(self, latents: Latents, *, tile: int | None = None) -> Pixels:
         """Decode scaled latents; never returns NaN.
 
-        SDXL's decoder overflows in float16 on some pictures, and a NaN cast to bytes is a black picture that
-        nothing reports. So the result is checked; on failure it is decoded again in float32, with a warning.
+        SDXL's decoder overflows in float16 on some images, and NaN would silently become black. So the result
+        is checked; on overflow the latents are decoded again in float32, with a warning.
 
         Args:
-            latents: scaled latents, any float type; computed in the decoder's own.
-            tile: side in latent cells of the tiles to decode one after the other, for pictures whose feature
-                maps do not fit in memory; None decodes in one go.
+            latents: scaled latents of any float type, converted to the decoder's.
+            tile: side in latent cells of tiles that are decoded one by one, for images whose feature maps do
+                not fit in memory; None decodes the image at once.
 
         Raises:
-            UndecodableLatents: NaN or infinity with float32's range, which bfloat16 has, too.
+            UndecodableLatents: the result has NaN or infinity even with float32's range, which is bfloat16's.
         """
         pixels = self._decode(latents, tile)
         if pixels.isfinite().all():
@@ -79,12 +79,12 @@ class VAE(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in."""
+        """Number format of the computation."""
         return next(self.post_quant_conv.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
-        """Where it lives."""
+        """Device of the decoder."""
         return next(self.post_quant_conv.parameters()).device
 
     def _decode(self, latents: Latents, tile: int | None) -> Pixels:
@@ -100,30 +100,23 @@ class VAE(nn.Module):
         pixels = latents.new_zeros(latents.shape[0], 3, height * factor, width * factor)
         weights = latents.new_zeros(1, 1, height * factor, width * factor)
         for top, left in itertools.product(_tile_starts(height, tile), _tile_starts(width, tile)):
-            part = latents[..., top : top + tile, left : left + tile]
-            decoded = self.decoder(self.post_quant_conv(part))
-            fade = _fade(decoded.shape[-2], tile * factor // 4)[:, None] * _fade(
-                decoded.shape[-1], tile * factor // 4
-            )
-            fade = fade.to(decoded)
-            window = (
-                ...,
-                slice(top * factor, (top + tile) * factor),
-                slice(left * factor, (left + tile) * factor),
-            )
-            pixels[window] += decoded * fade
-            weights[window] += fade
+            decoded = self.decoder(self.post_quant_conv(latents[..., top : top + tile, left : left + tile]))
+            fade_y, fade_x = (_fade(side, tile * factor // 4) for side in decoded.shape[-2:])
+            fade = (fade_y[:, None] * fade_x).to(decoded)
+            rows, columns = (slice(start * factor, (start + tile) * factor) for start in (top, left))
+            pixels[..., rows, columns] += decoded * fade
+            weights[..., rows, columns] += fade
         return pixels / weights
 
 
 def _tile_starts(length: int, tile: int) -> list[int]:
-    """First cells of the fewest tiles that overlap by at least a quarter and end with the picture."""
+    """Compute the first cells of the fewest tiles that overlap by at least a quarter and cover the image."""
     stride = tile - tile // 4
     return [*range(0, max(length - tile, 0), stride), max(length - tile, 0)]
 
 
 def _fade(length: int, ramp: int) -> Tensor:
-    """A weight per pixel that rises from the edges over ``ramp`` pixels and never reaches zero."""
+    """Compute a weight per pixel that rises from the edges over ``ramp`` pixels and is never zero."""
     distance = torch.arange(1, length + 1, dtype=torch.float32)
     return torch.minimum(distance, distance.flip(0)).clamp(max=ramp + 1) / (ramp + 1)
 
@@ -181,13 +174,13 @@ class Decoder(nn.Module):
 
 
 def _transitions(channels: tuple[int, ...]) -> list[tuple[int, int, bool]]:
-    """(channels before, channels after, whether it is the last) of each stage."""
+    """Return (channels before, channels after, whether it is the last) for each stage."""
     pairs = itertools.pairwise((channels[0], *channels))
     return [(before, after, index == len(channels) - 1) for index, (before, after) in enumerate(pairs)]
 
 
 class Stage(nn.Module):
-    """The residual blocks of one resolution, then a change of resolution unless it is the last."""
+    """The residual blocks of one resolution, and a resampler unless it is the last."""
 
     def __init__(
         self,
@@ -213,7 +206,7 @@ class Stage(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """The coarsest point: residual block, attention over all cells with a single head, residual block."""
+    """The middle block: residual block, single-head attention over all cells, residual block."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The image half of a CLIP pair, through transformers: with the second text encoder it scores pictures."""
+"""CLIP's image encoder, by transformers; with the second text encoder it computes the CLIP score."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -29,11 +29,11 @@ CLIP_VISION_MINI = VisionLayout(
 
 
 IMAGE_ENCODER = "image_encoder"
-"""Folder of an image encoder inside a model's folder."""
+"""Name of the image encoder's folder in a model's folder."""
 
 
 def vision_config(layout: VisionLayout) -> dict[str, Any]:
-    """The ``config.json`` with which transformers opens the encoder."""
+    """Make the ``config.json`` from which transformers builds the encoder."""
     return {
         "architectures": ["CLIPVisionModelWithProjection"],
         "model_type": "clip_vision_model",
@@ -49,7 +49,7 @@ def vision_config(layout: VisionLayout) -> dict[str, Any]:
 
 
 class ImageEncoder(nn.Module):
-    """Pictures to the space of the text encoder they were trained with; keys as in published files."""
+    """Encoder of images into the space of its text encoder; keys as in published files."""
 
     def __init__(self, layout: VisionLayout) -> None:
         super().__init__()
@@ -61,5 +61,5 @@ class ImageEncoder(nn.Module):
         self.visual_projection = model.visual_projection
 
     def forward(self, pixels: Pixels) -> Float[Tensor, "batch projection"]:
-        """Embed pictures of the encoder's own size; not normalised."""
+        """Embed images of the encoder's size, without normalisation."""
         return self.visual_projection(self.vision_model(pixel_values=pixels).pooler_output)

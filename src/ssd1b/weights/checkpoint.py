@@ -1,4 +1,4 @@
-"""A model on disk, described: its networks, their layouts, where each tensor lies. Nothing is loaded."""
+"""Description of a model on disk: networks, layouts, and the location of each tensor; nothing is loaded."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -34,32 +34,32 @@ SDXL_SCHEDULER: dict[str, Any] = {
     "timestep_spacing": "leading",
     "use_karras_sigmas": False,
 }
-"""stable-diffusion-xl-base-1.0's, which holds for every file that says nothing else."""
+"""stable-diffusion-xl-base-1.0's configuration, the default for files without one."""
 
 SETTINGS_FILE = "ssd1b.json"
-"""In a model's folder: {"settings": {...}, "world": "..."}, its defaults for generating and its world."""
+"""Default settings and world in a model's folder: {"settings": {...}, "world": "..."}."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One network of a model: its layout and its tensors, by the names of the published diffusers folders."""
+    """One network of a model: its layout, and its tensors by their names in published diffusers folders."""
 
     layout: Layout
     tensors: dict[str, StoredTensor]
 
     @property
     def parameters(self) -> int:
-        """How many numbers."""
+        """Number of parameters."""
         return sum(prod(tensor.shape) for tensor in self.tensors.values())
 
     @property
     def size_in_bytes(self) -> int:
-        """Their size in the file."""
+        """Size of the tensors in the file."""
         return sum(prod(tensor.shape) * tensor.dtype.itemsize for tensor in self.tensors.values())
 
     @property
     def dtypes(self) -> dict[torch.dtype, int]:
-        """Number formats and how many tensors have each, the most frequent first."""
+        """Number of tensors by number format, the most frequent first."""
         return dict(Counter(tensor.dtype for tensor in self.tensors.values()).most_common())
 
     @property
@@ -70,21 +70,21 @@ class Part:
 
     @property
     def half_dtype(self) -> torch.dtype:
-        """The 16-bit format that all tensors have, so that they can stay in the mapped file, or float16."""
+        """The 16-bit format of all tensors, so that they can stay in the mapped file, or else float16."""
         return self.dtype if len(self.dtypes) == 1 and self.dtype.itemsize == 2 else torch.float16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelMetadata:
-    """What a model has beside its networks.
+    """Everything about a model other than its networks.
 
     Attributes:
         scheduler: diffusers' ``scheduler_config.json``.
-        tokenizers: folder of each tokenizer, by the text encoder's name; CLIP's own where there is none.
+        tokenizers: folders of the model's own tokenizers by text encoder; CLIP's is used for the others.
         force_zeros_for_empty_prompt: whether no prompt means zeros instead of the embedding of "".
-        settings: defaults for generating; not checked here.
-        world: name of the world of which the model draws pictures, for measures that know its truth; None
-            for a model of any pictures.
+        settings: default generation settings; not validated here.
+        world: name of the world the model was trained on, for metrics that use its ground truth; None for a
+            general model.
     """
 
     scheduler: dict[str, Any] = field(default_factory=SDXL_SCHEDULER.copy)
@@ -96,23 +96,23 @@ class ModelMetadata:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo(ModelMetadata):
-    """Everything about a whole model but its weights."""
+    """Everything about a complete model except its weights."""
 
     layout: ModelLayout
 
     @property
     def family(self) -> str:
-        """The name in ``layouts.UNETS`` whose advice and default guidance apply; "sdxl" if unknown."""
+        """Name in ``layouts.UNETS`` that decides advice and default guidance; "sdxl" if unknown."""
         return family_of(self.layout.unet) or "sdxl"
 
     @cached_property
     def noise_schedule(self) -> NoiseSchedule:
-        """The noise levels that the model was trained on."""
+        """The noise schedule that the model was trained with."""
         return NoiseSchedule.from_config(self.scheduler)
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Recommended settings: the size of training, the scheduler's sampler, and those in its files."""
+        """Recommended settings: training size, the scheduler's sampler, and those in the model's files."""
         size = {"width": self.layout.size, "height": self.layout.size}
         return {"sampler": self.noise_schedule.sampler, **size, **self.settings}
 
@@ -123,11 +123,11 @@ class Checkpoint(ModelMetadata):
 
     Attributes:
         path: the folder or file.
-        format: in words.
-        parts: the networks found, by their names in ``keymap.PARTS``; a bare UNet has only ``unet``.
-        size: side in pixels of the square picture the model was trained for.
+        format: readable description of the format.
+        parts: the networks, by their names in ``keymap.PARTS``; a bare UNet has only ``unet``.
+        size: side in pixels of the square images the model was trained on.
         unused_tensors: names of tensors that no network needs.
-        prediction: what the UNet predicts, in diffusers' words, by who says it; empty where nothing does.
+        prediction: what the UNet predicts, in diffusers' terms, by the source that declares it.
     """
 
     path: Path
@@ -138,13 +138,13 @@ class Checkpoint(ModelMetadata):
     prediction: dict[str, str] = field(default_factory=dict)
 
     def part(self, part: str) -> Part:
-        """Give one network.
+        """Return one network.
 
         Raises:
-            InputError: it is not there.
+            InputError: the model does not have it.
         """
         if part not in self.parts:
-            raise InputError(f"{self.path}: no {part} in it, only {first_few(self.parts)}")
+            raise InputError(f"{self.path}: it has no {part}, only {first_few(self.parts)}")
         return self.parts[part]
 
     @property
@@ -156,7 +156,7 @@ class Checkpoint(ModelMetadata):
 
     @property
     def name(self) -> str:
-        """Which published UNet this is, widths and all; "custom" if none."""
+        """Name of the published UNet with exactly this layout; "custom" if there is none."""
         plain = self.unet and replace(self.unet, guidance_embed_dim=None)
         return next((name for name, known in NAMED.items() if known == plain), "custom")
 
@@ -177,7 +177,7 @@ class Checkpoint(ModelMetadata):
         missing = [part for part in PARTS if part not in self.parts]
         if missing:
             has, lacks = ", ".join(self.parts), ", ".join(missing)
-            raise InputError(f"{self.path}: not a whole model: it has {has} but no {lacks}")
+            raise InputError(f"{self.path}: not a complete model: it has {has} but no {lacks}")
         unet, vae, text, text_2 = (self.parts[part].layout for part in PARTS)
         assert isinstance(unet, UNetLayout) and isinstance(vae, VAELayout)
         assert isinstance(text, TextLayout) and isinstance(text_2, TextLayout)
@@ -193,17 +193,20 @@ class Checkpoint(ModelMetadata):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is unusual about the model, a sentence each."""
+        """Notes about anything unusual in the model."""
         found = []
         if self.unet and self.unet.guidance_embed_dim is not None:
-            found.append("the UNet embeds the guidance scale (LCM distillation), so it needs no second pass")
+            found.append("the UNet embeds the guidance scale (LCM distillation) and needs no second pass")
         if self.unet and self.unet.in_channels != self.unet.out_channels:
-            found.append(f"the UNet takes {self.unet.in_channels} channels, as for inpainting or editing")
+            found.append(
+                f"the UNet takes {self.unet.in_channels} channels, such as for inpainting or editing"
+            )
         found += _scheduler_notes(self.scheduler)
         for name, part in self.parts.items():
             found += _format_notes(name, part)
         if self.unused_tensors:
-            found.append(X)
+            names = first_few(self.unused_tensors)
+            found.append(f"{len(self.unused_tensors)} tensors are not needed and ignored: {names}")
         return tuple(found)
 
 
@@ -211,10 +214,10 @@ def _scheduler_notes(scheduler: Mapping[str, Any]) -> Iterator[str]:
     if scheduler.get("prediction_type") == VELOCITY:
         yield "the UNet predicts the velocity (v-prediction)"
     elif scheduler.get("rescale_betas_zero_snr"):
-        yield "trained to zero terminal SNR, yet not said to predict the velocity: try --prediction v"
+        yield "trained to zero terminal SNR, but not declared as v-prediction: try --prediction v"
     name = scheduler.get("_class_name")
     if nearest := sampler_names.nearest_of_class(name):
-        yield f"{shown(name)} is not available; {nearest} stands in for it"
+        yield f"{shown(name)} is not available; {nearest} is used instead"
 
 
 def _format_notes(name: str, part: Part) -> Iterator[str]:
@@ -224,4 +227,4 @@ def _format_notes(name: str, part: Part) -> Iterator[str]:
     elif any(dtype.itemsize == 1 for dtype in part.dtypes):
         yield f"{name} is stored in 8-bit floats"
     if scaled := sum(tensor.scale is not None for tensor in part.tensors.values()):
-        yield f"{name} has a scale beside {scaled} tensors (scaled fp8)"
+        yield f"{name} has scales for {scaled} tensors (scaled fp8)"

@@ -1,8 +1,8 @@
-"""``config.json`` to layout and back.
+"""Conversion between ``config.json`` and layouts.
 
 The formats are those of diffusers' UNet2DConditionModel and AutoencoderKL and transformers' CLIPTextConfig. A
-field that this package has no switch for must have the one value that SDXL's family uses; anything else would
-compute something different in silence, so it is an error.
+field that this package does not support must have the value that SDXL's family uses; with any other value the
+network would silently compute something else, so it is an error.
 """
 
 from collections.abc import Mapping, Sequence
@@ -67,24 +67,24 @@ _MID_TYPES: dict[str | None, bool | None] = {
     "UNetMidBlock2D": False,
     None: None,
 }
-"""Whether the middle block has a transformer; None = there is no middle block."""
+"""Whether the middle block has a transformer; None if there is no middle block."""
 
 _LIMIT = 65_536
-"""No width, depth or count in a configuration is larger; a typing error must not fill the memory."""
+"""Maximum width, depth or count in a configuration, so that a typing error cannot exhaust memory."""
 
-Whole = Annotated[int, Range(1, _LIMIT)]
+Positive = Annotated[int, Range(1, _LIMIT)]
 Token = Annotated[int, Range(0, _LIMIT)]
 Depth = Annotated[int, Range(0, _LIMIT)]
 Side = Annotated[int, Range(1, 1024)] | None
-Few = Items(1, 16)
-"""Items of a list: no model has more levels, or resnets in one."""
+ListLength = Items(1, 16)
+"""Bounds of the number of levels, or of resnets in a level."""
 
-Widths = Annotated[tuple[Whole, ...], Few]
-PerLevel = Whole | Widths
+Widths = Annotated[tuple[Positive, ...], ListLength]
+PerLevel = Positive | Widths
 """One number for all levels, or one for each."""
 
-Depths = Whole | Annotated[tuple[Depth | Annotated[tuple[Depth, ...], Few], ...], Few]
-"""Transformer depths: one number for all, or for each level one, or for each resnet of a level one."""
+Depths = Positive | Annotated[tuple[Depth | Annotated[tuple[Depth, ...], ListLength], ...], ListLength]
+"""Transformer depths: one number for all levels, or one for each level, or one for each resnet of a level."""
 
 
 @validated
@@ -94,28 +94,28 @@ class _UNetFields:
 
     block_out_channels: Widths
     layers_per_block: PerLevel = 2
-    down_block_types: Annotated[tuple[Literal["CrossAttnDownBlock2D", "DownBlock2D"], ...], Few]
-    up_block_types: Annotated[tuple[Literal["CrossAttnUpBlock2D", "UpBlock2D"], ...], Few]
+    down_block_types: Annotated[tuple[Literal["CrossAttnDownBlock2D", "DownBlock2D"], ...], ListLength]
+    up_block_types: Annotated[tuple[Literal["CrossAttnUpBlock2D", "UpBlock2D"], ...], ListLength]
     transformer_layers_per_block: Depths = 1
     reverse_transformer_layers_per_block: Depths | None = None
     attention_head_dim: PerLevel = 8  # diffusers' name for the number of heads
-    addition_time_embed_dim: Whole
-    projection_class_embeddings_input_dim: Whole
-    cross_attention_dim: Whole = 1280
-    norm_num_groups: Whole = 32
-    time_cond_proj_dim: Whole | None = None
-    in_channels: Whole = 4
-    out_channels: Whole = 4
+    addition_time_embed_dim: Positive
+    projection_class_embeddings_input_dim: Positive
+    cross_attention_dim: Positive = 1280
+    norm_num_groups: Positive = 32
+    time_cond_proj_dim: Positive | None = None
+    in_channels: Positive = 4
+    out_channels: Positive = 4
 
     def __post_init__(self) -> None:
         _check_levels(self)
 
 
 def unet_layout(config: Config, where: str) -> UNetLayout:
-    """Read a diffusers UNet2DConditionModel configuration; ``where`` names it in errors.
+    """Parse a diffusers UNet2DConditionModel configuration; ``where`` names it in errors.
 
     Raises:
-        InputError: a field that is missing, malformed, or asks for something else than SDXL's family does.
+        InputError: a field is missing, malformed, or has a value that SDXL's family does not use.
     """
     _check_fixed(config, _UNET_FIXED, where)
     read = _read(_UNetFields, config, where)
@@ -144,14 +144,6 @@ def _unet_layout(read: _UNetFields, mid_attended: bool | None) -> UNetLayout:
         )
     except ValueError as error:
         raise InputError(f"transformer depths: {error}") from error
-    heads = _per_level(read.attention_head_dim, number)
-    head_dims = {
-        widths[i] // heads[i] if widths[i] % heads[i] == 0 else 0
-        for i in range(number)
-        if attended_down[i] or attended_up[i]
-    }
-    if len(head_dims) != 1 or 0 in head_dims:
-        raise InputError(f"attention_head_dim {heads} (numbers of heads) must give all heads one size")
     pooled_dim = read.projection_class_embeddings_input_dim - 6 * read.addition_time_embed_dim
     if pooled_dim <= 0:
         raise InputError(
@@ -160,7 +152,7 @@ def _unet_layout(read: _UNetFields, mid_attended: bool | None) -> UNetLayout:
     return UNetLayout(
         levels=levels,
         mid=None if mid_attended is None else depths[-1][0] if mid_attended else 0,
-        head_dim=head_dims.pop(),
+        head_dim=_head_dim(read, [down or up for down, up in zip(attended_down, attended_up, strict=True)]),
         cross_attention_dim=read.cross_attention_dim,
         pooled_dim=pooled_dim,
         time_ids_dim=read.addition_time_embed_dim,
@@ -169,6 +161,19 @@ def _unet_layout(read: _UNetFields, mid_attended: bool | None) -> UNetLayout:
         in_channels=read.in_channels,
         out_channels=read.out_channels,
     )
+
+
+def _head_dim(read: _UNetFields, attended: Sequence[bool]) -> int:
+    """Compute the size of the attention heads, which must be the same in all levels with attention."""
+    widths, heads = read.block_out_channels, _per_level(read.attention_head_dim, len(attended))
+    head_dims = {
+        width // count if width % count == 0 else 0
+        for width, count, is_attended in zip(widths, heads, attended, strict=True)
+        if is_attended
+    }
+    if len(head_dims) != 1 or 0 in head_dims:
+        raise InputError(f"attention_head_dim {heads} (numbers of heads) must give all heads one size")
+    return head_dims.pop()
 
 
 def _mid_attended(config: Config) -> bool | None:
@@ -184,7 +189,7 @@ def _per_level(value: int | tuple[int, ...], levels: int) -> list[int]:
 
 
 def _depths(value: int | tuple[int | tuple[int, ...], ...], resnets: Sequence[int]) -> list[tuple[int, ...]]:
-    """Transformer depth behind each resnet of each level, from any of diffusers' three spellings."""
+    """Expand any of diffusers' three notations to the transformer depth after each resnet of each level."""
     levels = []
     entries = value if isinstance(value, tuple) else (value,) * len(resnets)
     for entry, number in zip(entries, resnets, strict=True):
@@ -195,14 +200,14 @@ def _depths(value: int | tuple[int | tuple[int, ...], ...], resnets: Sequence[in
 
 
 def unet_config(layout: UNetLayout, sample_size: int) -> dict[str, Any]:
-    """Write a configuration that diffusers builds the same UNet from.
+    """Make a configuration from which diffusers builds the same UNet.
 
     Args:
         layout: the UNet.
         sample_size: side of the latents it was trained on.
 
     Raises:
-        InputError: a layout that diffusers has no words for.
+        InputError: diffusers cannot represent the layout.
     """
     attended_down = [any(level.down) for level in layout.levels]
     attended_up = [any(level.up) for level in layout.levels]
@@ -214,8 +219,8 @@ def unet_config(layout: UNetLayout, sample_size: int) -> dict[str, Any]:
             down[-1] = layout.mid
         elif coarsest[0] != layout.mid:
             raise InputError(
-                f"diffusers cannot hold a middle block of depth {layout.mid} behind a level of depths "
-                f"{coarsest}: it takes the first of them for both"
+                f"diffusers cannot represent a middle block of depth {layout.mid} after a level of depths "
+                f"{coarsest}: it uses the first of them for both"
             )
     resnets = [len(level.down) for level in layout.levels]
     symmetric = up == down[::-1] and all(isinstance(depth, int) for depth in down)
@@ -244,7 +249,7 @@ def unet_config(layout: UNetLayout, sample_size: int) -> dict[str, Any]:
 
 
 def _compact(depths: tuple[int, ...]) -> int | list[int]:
-    """One number for a uniform level; diffusers wants a positive one also where it builds no transformer."""
+    """One number for a uniform level; diffusers requires a positive one even without a transformer."""
     return max(depths[0], 1) if len(set(depths)) == 1 else list(depths)
 
 
@@ -254,11 +259,11 @@ class _VAEFields:
     """The fields of an AutoencoderKL that decide its layout."""
 
     block_out_channels: Widths
-    down_block_types: Annotated[tuple[Literal["DownEncoderBlock2D"], ...], Few]
-    up_block_types: Annotated[tuple[Literal["UpDecoderBlock2D"], ...], Few]
-    layers_per_block: Whole = 1
-    latent_channels: Whole = 4
-    norm_num_groups: Whole = 32
+    down_block_types: Annotated[tuple[Literal["DownEncoderBlock2D"], ...], ListLength]
+    up_block_types: Annotated[tuple[Literal["UpDecoderBlock2D"], ...], ListLength]
+    layers_per_block: Positive = 1
+    latent_channels: Positive = 4
+    norm_num_groups: Positive = 32
     scaling_factor: Annotated[float, Range(1e-6, _LIMIT)] = 0.18215
 
     def __post_init__(self) -> None:
@@ -266,10 +271,10 @@ class _VAEFields:
 
 
 def vae_layout(config: Config, where: str) -> VAELayout:
-    """Read a diffusers AutoencoderKL configuration; ``where`` names it in errors.
+    """Parse a diffusers AutoencoderKL configuration; ``where`` names it in errors.
 
     Raises:
-        InputError: a field that is malformed or asks for something else than SDXL's autoencoder.
+        InputError: a field is malformed, or has a value that SDXL's autoencoder does not use.
     """
     _check_fixed(config, _VAE_FIXED, where)
     read = _read(_VAEFields, config, where)
@@ -283,7 +288,7 @@ def vae_layout(config: Config, where: str) -> VAELayout:
 
 
 def vae_config(layout: VAELayout, sample_size: int) -> dict[str, Any]:
-    """Write a configuration that diffusers builds the same autoencoder from; ``sample_size`` in pixels."""
+    """Make a configuration from which diffusers builds the same autoencoder; ``sample_size`` in pixels."""
     number = len(layout.channels)
     return {
         **_VAE_FIXED,
@@ -307,27 +312,27 @@ class _TextFields:
 
     architectures: Annotated[tuple[Text, ...], Items(0, 16)] = ()
     hidden_act: Literal["gelu", "quick_gelu"] = "quick_gelu"
-    hidden_size: Whole = 512
-    num_hidden_layers: Whole = 12
-    num_attention_heads: Whole = 8
-    intermediate_size: Whole = 2048
-    projection_dim: Whole = 512
-    vocab_size: Whole = 49408
-    max_position_embeddings: Whole = 77
+    hidden_size: Positive = 512
+    num_hidden_layers: Positive = 12
+    num_attention_heads: Positive = 8
+    intermediate_size: Positive = 2048
+    projection_dim: Positive = 512
+    vocab_size: Positive = 49408
+    max_position_embeddings: Positive = 77
     bos_token_id: Token | None = None
-    eos_token_id: Whole = 2
+    eos_token_id: Positive = 2
     pad_token_id: Token | None = None
 
 
 def text_layout(config: Config, where: str, *, second: bool) -> TextLayout:
-    """Read a transformers CLIPTextConfig; ``where`` names it in errors, ``second`` is SDXL's second encoder.
+    """Parse the CLIPTextConfig of SDXL's first or ``second`` encoder; ``where`` names it in errors.
 
-    SDXL's own files carry the token ids 0, 2 and 1, which were wrong from the start (transformers#24773).
-    ``eos_token_id == 2`` is the sign of it; then CLIP's last two tokens are begin and end. The padding token
-    is the tokenizer's affair, and its id here a copy of it at best.
+    SDXL's files have the token ids 0, 2 and 1, which were always wrong (transformers#24773). They are
+    recognized by ``eos_token_id == 2``; then CLIP's last two tokens are begin and end. The padding token is
+    defined by the tokenizer, of which the id here is at best a copy.
 
     Raises:
-        InputError: a field that is malformed or unknown to CLIP's text encoder.
+        InputError: a field is malformed, or has a value that CLIP's text encoder does not use.
     """
     _check_fixed(config, _TEXT_FIXED, where)
     read = _read(_TextFields, config, where)
@@ -340,7 +345,7 @@ def text_layout(config: Config, where: str, *, second: bool) -> TextLayout:
         pad = eos if read.pad_token_id is None else read.pad_token_id
     for name, token in (("bos_token_id", bos), ("eos_token_id", eos), ("pad_token_id", pad)):
         if token >= read.vocab_size:
-            raise InputError(f"{where}: {name} is {token}, the vocabulary has {read.vocab_size} tokens")
+            raise InputError(f"{where}: {name} is {token}, but the vocabulary has {read.vocab_size} tokens")
     projects = any("WithProjection" in name for name in read.architectures)
     return TextLayout(
         hidden_size=read.hidden_size,
@@ -358,7 +363,7 @@ def text_layout(config: Config, where: str, *, second: bool) -> TextLayout:
 
 
 def text_config(layout: TextLayout) -> dict[str, Any]:
-    """Write a configuration that transformers builds the same text encoder from."""
+    """Make a configuration from which transformers builds the same text encoder."""
     kind = "CLIPTextModel" if layout.projection_dim is None else "CLIPTextModelWithProjection"
     return {
         **_TEXT_FIXED,
@@ -379,10 +384,10 @@ def text_config(layout: TextLayout) -> dict[str, Any]:
 
 
 def sample_size(config: Config, where: str) -> int | None:
-    """Side of the latents that a UNet was trained on; None where its configuration does not say it.
+    """Read the side of the latents that a UNet was trained on; None if the configuration lacks it.
 
     Raises:
-        InputError: it is no size; two numbers must be the same.
+        InputError: it is not a size, or two different numbers.
     """
     value: Any = config.get("sample_size")
     side: Any = value[0] if isinstance(value, list) and len(value) == 2 and value[0] == value[1] else value
@@ -391,7 +396,7 @@ def sample_size(config: Config, where: str) -> int | None:
 
 
 def flag(config: Config, name: str, default: bool, where: str) -> bool:
-    """A field that is true or false; null and a missing one are the default.
+    """Read a Boolean field; ``default`` if it is null or missing.
 
     Raises:
         InputError: it is something else.
@@ -401,10 +406,10 @@ def flag(config: Config, name: str, default: bool, where: str) -> bool:
 
 
 def class_name(config: Config, where: str) -> str:
-    """The class that a configuration is of, "" where it does not say.
+    """Read the class of a configuration, "" if it is missing.
 
     Raises:
-        InputError: it is no text.
+        InputError: it is not text.
     """
     with prefix_errors(where):
         return check("_class_name", config.get("_class_name") or "", Text)
@@ -415,18 +420,18 @@ def _check_levels(read: Any) -> None:
     for each in fields(read):
         value = getattr(read, each.name)
         if isinstance(value, tuple) and len(value) != levels:
-            raise InputError(f"{each.name} is {shown(list(value))}: it must have {levels} items, one a level")
+            raise InputError(
+                f"{each.name} is {shown(list(value))}: it must have {levels} items, one per level"
+            )
 
 
 def _check_fixed(config: Config, fixed: Mapping[str, Any], where: str) -> None:
     for name, value in fixed.items():
         if name in config and config[name] != value:
-            raise InputError(
-                f"{where}: {name} is {shown(config[name])}, this package computes {value!r} only"
-            )
+            raise InputError(f"{where}: {name} is {shown(config[name])}, but only {value!r} is supported")
 
 
 def _read(kind: type[Read], config: Config, where: str) -> Read:
-    """Read the fields of a class from a configuration with more; null and a missing one are the same."""
+    """Parse the fields of a class from a configuration that has others, too; null counts as missing."""
     known = {each.name: config.get(each.name) for each in fields(kind)}  # type: ignore[arg-type]
     return parse(kind, {name: value for name, value in known.items() if value is not None}, where)

@@ -1,8 +1,7 @@
-"""The layout of a network, from the names and shapes of its weights and from its ``config.json``.
+"""Detection of a network's layout from its ``config.json`` and the names and shapes of its weights.
 
 The configuration adds what shapes do not show (head size, norm groups, activations, the scaling factor) and
-must not contradict them. Without one, the values that the whole family shares are assumed. ``keymap`` has
-the names.
+must not contradict them. Without one, the values common to the family are assumed. ``keymap`` has the names.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +23,7 @@ Shapes = Mapping[str, Shape]
 def detect_unet_layout(
     shapes: Shapes, *, head_dim: int = 64, norm_groups: int = 32, time_ids_dim: int = 256
 ) -> UNetLayout:
-    """Read a UNet's layout off its shapes, under diffusers' names.
+    """Detect a UNet's layout from its shapes, under diffusers' names.
 
     Args:
         shapes: name and shape of every tensor.
@@ -33,7 +32,7 @@ def detect_unet_layout(
         time_ids_dim: width of the embedding of each micro-conditioning number.
 
     Raises:
-        InputError: not a UNet of SDXL's kind, or one that these three numbers do not fit.
+        InputError: it is not a UNet of SDXL's kind, or these three numbers do not fit it.
     """
     where = "not a UNet of SDXL's kind"
     conv_in = _shape(shapes, "conv_in.weight", 4, where)
@@ -71,15 +70,15 @@ def detect_unet_layout(
 
 
 def detect_vae_layout(shapes: Shapes, *, norm_groups: int = 32, scaling_factor: float = 0.13025) -> VAELayout:
-    """Read an autoencoder's layout off its shapes, under diffusers' names.
+    """Detect an autoencoder's layout from its shapes, under diffusers' names.
 
     Args:
         shapes: name and shape of every tensor.
         norm_groups: groups of every GroupNorm.
-        scaling_factor: what latents are multiplied with.
+        scaling_factor: factor that normalizes the variance of the latents.
 
     Raises:
-        InputError: not an autoencoder of SDXL's kind.
+        InputError: it is not an autoencoder of SDXL's kind.
     """
     where = "not a VAE of SDXL's kind"
     levels = range(count("encoder.down_blocks.{}.resnets.0", RESNET, shapes.keys()))
@@ -101,17 +100,17 @@ def detect_vae_layout(shapes: Shapes, *, norm_groups: int = 32, scaling_factor: 
 def detect_text_layout(
     shapes: Shapes, *, second: bool, heads: int | None = None, activation: str | None = None
 ) -> TextLayout:
-    """Read a CLIP text encoder's layout off its shapes, under transformers' names.
+    """Detect a CLIP text encoder's layout from its shapes, under transformers' names.
 
     Args:
         shapes: name and shape of every tensor.
-        second: whether it is SDXL's second encoder, OpenCLIP's, or the first, OpenAI's: this decides
-            the activation and the padding, which no tensor tells.
-        heads: attention heads; without, 64 channels each, as in both of SDXL's.
-        activation: of the MLPs; without, that of SDXL's encoder in the same place.
+        second: whether it is SDXL's second encoder (OpenCLIP's) or the first (OpenAI's). This decides
+            activation and padding, which the tensors do not show.
+        heads: number of attention heads; None means heads of 64 channels, as in both of SDXL's.
+        activation: activation of the MLPs; None means that of SDXL's encoder.
 
     Raises:
-        InputError: not a CLIP text encoder.
+        InputError: it is not a CLIP text encoder.
     """
     where = "not a CLIP text encoder"
     vocab_size, hidden_size = _shape(shapes, "text_model.embeddings.token_embedding.weight", 2, where)
@@ -152,8 +151,8 @@ def _depths(block: str, shapes: Shapes) -> tuple[int, ...]:
 
 
 def _mid_depth(shapes: Shapes) -> int | None:
-    there = has("mid_block.resnets.0", RESNET, shapes.keys())
-    return _depth("mid_block.attentions.0", shapes) if there else None
+    has_mid = has("mid_block.resnets.0", RESNET, shapes.keys())
+    return _depth("mid_block.attentions.0", shapes) if has_mid else None
 
 
 def _depth(attention: str, shapes: Shapes) -> int:
@@ -161,7 +160,7 @@ def _depth(attention: str, shapes: Shapes) -> int:
 
 
 def _first_transformer(levels: Sequence[Level], mid: int | None, where: str) -> str:
-    """Prefix of a transformer that the UNet has."""
+    """Find the prefix of any of the UNet's transformers."""
     for i, level in enumerate(levels):
         if level.down[0]:
             return f"down_blocks.{i}.attentions.0"
@@ -189,18 +188,18 @@ def _divides(divisor: int, channels: Iterable[int], name: str, where: str) -> No
     if any(c % divisor for c in channels):
         widths = ", ".join(map(str, channels))
         raise InputError(
-            f"{where}: widths {widths} are no multiples of {name} {divisor}; a config.json would tell"
+            f"{where}: widths {widths} are not multiples of {name} {divisor}; config.json must give it"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """How to find the layout of one kind of network.
+    """Functions that find the layout of one kind of network.
 
     Attributes:
-        detect: from shapes.
-        read_config: from its configuration.
-        unseen: fields that shapes do not show, and ``detect`` takes from the configuration.
+        detect: finds it from shapes.
+        read_config: finds it from the configuration.
+        unseen: fields that shapes do not show, which ``detect`` takes from the configuration.
     """
 
     detect: Callable[..., Layout]
@@ -227,11 +226,11 @@ def layout_of(part: str, shapes: Shapes, config: Mapping[str, Any] | None, where
     Args:
         part: which network, one of ``keymap.PARTS``.
         shapes: name and shape of every tensor, under the published names.
-        config: its ``config.json``; None where there is none.
-        where: names the network in errors.
+        config: its ``config.json``, if any.
+        where: name of the network in errors.
 
     Raises:
-        InputError: not such a network, or the configuration contradicts the shapes.
+        InputError: it is not such a network, or the configuration contradicts the shapes.
     """
     kind = _KINDS[part]
     declared = None if config is None else kind.read_config(config, f"{where}: config")
@@ -246,7 +245,7 @@ def layout_of(part: str, shapes: Shapes, config: Mapping[str, Any] | None, where
             eos_token_id=declared.eos_token_id,
             pad_token_id=declared.pad_token_id,
         )
-        # A configuration says by its class's name whether there is a projection; the weights know.
+        # In a configuration only the class name shows whether there is a projection; the weights are certain.
         if declared.projection_dim is None or found.projection_dim is None:
             declared = replace(declared, projection_dim=found.projection_dim)
     if found != declared:
@@ -257,7 +256,7 @@ def layout_of(part: str, shapes: Shapes, config: Mapping[str, Any] | None, where
 def make_part(
     part: str, table: dict[str, StoredTensor], config: Mapping[str, Any] | None, where: str
 ) -> Part:
-    """Put a network together from its table; raises as ``layout_of``."""
+    """Make the description of a network from its tensors; raises as ``layout_of``."""
     shapes = {name: tensor.shape for name, tensor in table.items()}
     return Part(layout=layout_of(part, shapes, config, where), tensors=table)
 

@@ -1,6 +1,6 @@
-"""Downloads from the Hugging Face hub: what is wanted of a model, at one commit, checked when it is there.
+"""Downloads from the Hugging Face hub: only the needed files, all of one commit, verified.
 
-The only module that talks to the network, through ``huggingface_hub``, which honours HF_HOME, HF_ENDPOINT,
+The only module that uses the network, through ``huggingface_hub``, which honours HF_HOME, HF_ENDPOINT,
 HF_TOKEN and HF_HUB_OFFLINE. Weights are downloaded as safetensors, never as pickles, and no code ever is.
 """
 
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-"""The name of a commit, and of a snapshot's folder in the cache."""
+"""Hash of a commit, which also names a snapshot's folder in the cache."""
 
 _FOLDERS = (
     "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae",
 )  # fmt: skip
-"""What is downloaded of a model's folder; many repositories hold other formats and autoencoders beside."""
+"""Folders of a model that are downloaded; many repositories also have other formats and autoencoders."""
 
 _SMALL = 2**20
-"""Bytes of a file for which no progress is shown."""
+"""Size in bytes below which a file's progress is not shown."""
 
 
 def wanted_files(files: Iterable[str], *, half: bool) -> list[str]:
-    """Choose what to download of a repository: one set of safetensors, and the JSON and text files beside.
+    """Choose the files to download from a repository: one set of safetensors with their JSON and text files.
 
     Args:
         files: every path in the repository.
         half: prefer fp16 files.
 
     Raises:
-        InputError: no model in it, or several and nothing to choose by.
+        InputError: the repository has no model, or several.
     """
     files = sorted(files)
     if "model_index.json" in files:
@@ -60,38 +60,36 @@ def wanted_files(files: Iterable[str], *, half: bool) -> list[str]:
 
 
 def _component_files(files: Sequence[str], half: bool) -> list[str]:
-    """Configuration and texts, and the weights in one precision: fp16 or the full one, whole or in shards."""
+    """Choose configuration, texts, and the weights in one precision, in a single file or in shards."""
     weights = [file for file in files if file.endswith(".safetensors")]
     fp16 = [file for file in weights if ".fp16" in file]
     full = [file for file in weights if ".fp16" not in file]
     chosen = (fp16 or full) if half else (full or fp16)
     texts = [file for file in files if file.endswith((".json", ".txt"))]
-    return [*texts, *_standard(chosen)]
+    return [*texts, *(file for file in chosen if _WEIGHTS.fullmatch(file.rpartition("/")[2]))]
 
 
-def _standard(weights: Sequence[str]) -> list[str]:
-    """Leave out what lies beside the weights under other names, such as ``*.non_ema.safetensors``."""
-    stem = re.compile(r"(diffusion_pytorch_)?model(\.fp16)?(-\d+-of-\d+)?(\.fp16)?\.safetensors")
-    return [file for file in weights if stem.fullmatch(file.rpartition("/")[2])]
+_WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(\.fp16)?(-\d+-of-\d+)?(\.fp16)?\.safetensors")
+"""Standard names of weight files, as opposed to ``*.non_ema.safetensors`` and others."""
 
 
 def cache_folder() -> Path:
-    """The hub's cache, in the layout that huggingface_hub documents."""
+    """Return the hub's cache, whose layout huggingface_hub documents."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
 def repository_folder(repository: str) -> Path:
-    """The folder of a repository in the cache."""
+    """Return the folder of a repository in the cache."""
     return cache_folder() / f"models--{repository.replace('/', '--')}"
 
 
 def download(repository: str, revision: str, *, half: bool, token: bool) -> Path | str:
-    """Fetch what is wanted of a repository, file by file, and keep what is complete.
+    """Download the needed files of a repository that are not in the cache yet.
 
-    All files are those of the commit that ``revision`` names at the start, also where it moves meanwhile. A
-    file is compared with the size and digest that the hub lists; a damaged one is removed.
+    All files are from the commit that ``revision`` refers to at the start, even if it moves meanwhile. Size
+    and digest of each file must be those listed on the hub; damaged files are removed.
 
     Args:
         repository: "owner/name".
@@ -100,15 +98,14 @@ def download(repository: str, revision: str, *, half: bool, token: bool) -> Path
         token: send the user's token.
 
     Returns:
-        The snapshot's folder, whose name is the commit; or why the hub could not be used.
+        The snapshot's folder, whose name is the commit; or the reason why the hub could not be used.
 
     Raises:
-        InputError: the hub answered, and the answer is no; what came is damaged; the disk is full.
+        InputError: the hub refused the request, a file arrived damaged, or the disk is full.
     """
     from huggingface_hub import errors  # half a second to import
 
-    # A broken connection raises an error of the HTTP client, whichever it is; the library's own share its
-    # base class.
+    # A broken connection raises an error of the HTTP client in use, whose base class the library's own share.
     network_errors = cast("tuple[type[Exception], ...]", (OSError, *errors.HfHubHTTPError.__bases__))
     send = None if token else False  # None: the token of HF_TOKEN or of the login
     try:
@@ -118,23 +115,23 @@ def download(repository: str, revision: str, *, half: bool, token: bool) -> Path
         files = {each.rfilename: each for each in listed.siblings or ()}
         wanted = [files[name] for name in wanted_files(files, half=half)]
         folder = repository_folder(repository) / "snapshots" / str(listed.sha)
-        lacking = [each for each in wanted if not _is_whole(folder / each.rfilename, each)]
-        _check_space(repository_folder(repository), lacking)
-        for each in lacking:
+        missing = [each for each in wanted if not _is_complete(folder / each.rfilename, each)]
+        _check_space(repository_folder(repository), missing)
+        for each in missing:
             _fetch(repository, each, folder, send)
-        _remember(repository_folder(repository) / "refs" / revision, folder.name)
+        _write_ref(repository_folder(repository) / "refs" / revision, folder.name)
         return folder
-    except ValueError as error:  # no model in it, no valid name, a file that arrived damaged
+    except ValueError as error:  # no model in it, an invalid name, a damaged file
         kind = type(error) if isinstance(error, InputError) else InputError
         raise kind(f"{repository}: {_first_line(error)}") from error
     except network_errors as error:
-        # The library hides what happened behind "an error happened, and the file is not in the cache".
+        # The library hides the cause behind "an error happened, and the file is not in the cache".
         hidden = isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception)
-        return _reason(cast(Exception, error.__cause__) if hidden else error, repository, revision)
+        return _explain(cast(Exception, error.__cause__) if hidden else error, repository, revision)
 
 
 def _listing(repository: str, revision: str, send: bool | None) -> "ModelInfo | str":
-    """What the hub says of a repository: commit, files with sizes and digests; or why that is of no use."""
+    """Request a repository's commit and files with sizes and digests, or return why that failed."""
     import huggingface_hub
     from huggingface_hub import constants, errors
 
@@ -147,7 +144,7 @@ def _listing(repository: str, revision: str, send: bool | None) -> "ModelInfo | 
             token=send,
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        if isinstance(error, (OSError, errors.HFValidationError)):  # a refusal, a name that cannot be
+        if isinstance(error, (OSError, errors.HFValidationError)):  # a refusal, an invalid name
             raise
         return _strange_answer()
     return listed if COMMIT.fullmatch(listed.sha or "") else _strange_answer()
@@ -157,16 +154,16 @@ def _strange_answer() -> str:
     from huggingface_hub import constants
 
     return (
-        f"{shown(constants.ENDPOINT)} does not answer as the hub does: check HF_ENDPOINT, and whether the "
-        "network asks for a login first"
+        f"{shown(constants.ENDPOINT)} does not answer like the hub: check HF_ENDPOINT, and whether the "
+        "network requires a login"
     )
 
 
 def _check_space(folder: Path, files: "Sequence[RepoSibling]") -> None:
-    """Refuse before anything is downloaded what the disk cannot hold."""
+    """Check before the download that the disk has enough space."""
     needed = sum(each.size or 0 for each in files if not (folder / "blobs" / (_digest(each) or "-")).exists())
-    place = next(each for each in (folder, *folder.parents) if each.exists())
-    free = shutil.disk_usage(place).free
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    free = shutil.disk_usage(existing).free
     if needed > free:
         raise OutOfSpaceError(
             f"the download needs {needed / 1e9:,.1f} GB, and {cache_folder()} has {free / 1e9:,.1f} GB free: "
@@ -178,42 +175,38 @@ def _fetch(repository: str, file: "RepoSibling", folder: Path, send: bool | None
     """Download one file of the commit after which ``folder`` is named."""
     import huggingface_hub
 
-    there = folder / file.rfilename
+    path = folder / file.rfilename
     with _quiet((file.size or 0) < _SMALL):
         huggingface_hub.hf_hub_download(
             repository,
             file.rfilename,
             revision=folder.name,
             token=send,
-            force_download=there.exists(),  # and not whole: damaged on the disk
+            force_download=path.exists(),  # an incomplete file: damaged on the disk
         )
-    if not there.exists():
-        raise UnavailableError(f"{file.rfilename}: the hub answers for another commit than {folder.name}")
-    if not _is_whole(there, file) or not _is_listed(there, file):
-        _discard(there)
+    if not path.exists():
+        raise UnavailableError(f"{file.rfilename}: the hub answered for another commit than {folder.name}")
+    if not _is_complete(path, file) or not _has_listed_digest(path, file):
+        _discard(path)
         raise UnavailableError(
-            f"{file.rfilename} arrived damaged, its digest is not the listed one, and was removed: "
-            "try again, over another connection if it stays so"
+            f"{file.rfilename} arrived damaged (its digest differs from the listed one) and was removed: "
+            "try again, over another connection if it keeps happening"
         )
 
 
-def _is_whole(path: Path, file: "RepoSibling") -> bool:
+def _is_complete(path: Path, file: "RepoSibling") -> bool:
     return path.is_file() and file.size in (None, path.stat().st_size)
 
 
-def _is_listed(path: Path, file: "RepoSibling") -> bool:
-    """Whether a file has the digest that the hub lists: SHA-256, or git's of a small file."""
+def _has_listed_digest(path: Path, file: "RepoSibling") -> bool:
+    """Whether a file has the digest listed on the hub: SHA-256, or git's for a small file."""
     digest = _digest(file)
     if digest is None:
         return True
-    start = b"" if file.lfs else b"blob %d\0" % path.stat().st_size
+    name, header = ("sha256", b"") if file.lfs else ("sha1", b"blob %d\0" % path.stat().st_size)
     with path.open("rb") as content:
-        found = hashlib.file_digest(content, lambda: _started("sha256" if file.lfs else "sha1", start))
+        found = hashlib.file_digest(content, lambda: hashlib.new(name, header, usedforsecurity=False))
     return found.hexdigest() == digest
-
-
-def _started(name: str, data: bytes) -> Any:
-    return hashlib.new(name, data, usedforsecurity=False)
 
 
 def _digest(file: "RepoSibling") -> str | None:
@@ -221,29 +214,29 @@ def _digest(file: "RepoSibling") -> str | None:
 
 
 def _discard(path: Path) -> None:
-    """Remove a file that was just downloaded: the link in the snapshot, and what it points to."""
+    """Remove a downloaded file: the link in the snapshot, and its target."""
     blob = path.parent / path.readlink() if path.is_symlink() else None
     path.unlink()
     if blob is not None:
         blob.unlink(missing_ok=True)
 
 
-def _remember(reference: Path, commit: str) -> None:
-    """Note which commit a branch or tag stands for, once all files of it are there, for a start offline."""
+def _write_ref(reference: Path, commit: str) -> None:
+    """Record the commit of a branch or tag whose files are complete, for use offline."""
     if COMMIT.fullmatch(reference.name):
         return
-    aside = reference.with_name(f"{reference.name}.{uuid.uuid4().hex[:8]}.incomplete")
-    with suppress(OSError):  # a cache that can be read alone is one, too
+    temporary = reference.with_name(f"{reference.name}.{uuid.uuid4().hex[:8]}.incomplete")
+    with suppress(OSError):  # the cache may be read-only
         if reference.is_file() and reference.read_text() == commit:
             return
         reference.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(commit)
-        os.replace(aside, reference)
+        temporary.write_text(commit)
+        os.replace(temporary, reference)
 
 
 @contextmanager
 def _quiet(quiet: bool) -> Iterator[None]:
-    """Show no progress while this lasts, unless the user decided about it."""
+    """Disable progress bars in this context, unless the user configured them."""
     from huggingface_hub import constants
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
@@ -257,54 +250,55 @@ def _quiet(quiet: bool) -> Iterator[None]:
         enable_progress_bars()
 
 
-def _reason(error: Exception, repository: str, revision: str) -> str:
-    """Say why the hub could not be used; what is kept is used next time.
+def _explain(error: Exception, repository: str, revision: str) -> str:
+    """Return the reason why the hub could not be used; complete files in the cache may suffice.
 
     Raises:
-        InputError: the hub answered, and the answer is no; or it is the disk.
+        InputError: the hub refused the request, or the disk failed.
     """
     from huggingface_hub import constants, errors
 
     kind: type[InputError] = NotFoundError
     match error:
         case errors.OfflineModeIsEnabled():
-            return "the hub was not asked (HF_HUB_OFFLINE)"
+            return "the hub was not used (HF_HUB_OFFLINE)"
         case errors.GatedRepoError():
             terms = f"{constants.ENDPOINT}/{repository}"
-            kind, said = UnavailableError, f"access is restricted: accept its terms at {terms}, set HF_TOKEN"
+            kind = UnavailableError
+            problem = f"access is restricted: accept its terms at {terms}, set HF_TOKEN"
         case errors.RevisionNotFoundError():
-            said = f"no revision {revision!r} on the hub"
+            problem = f"no revision {revision!r} on the hub"
         case errors.RepositoryNotFoundError():
-            said = "not on the hub, or private and HF_TOKEN gives no access"
+            problem = "not on the hub, or private and HF_TOKEN gives no access"
         case errors.FileMetadataError():
             return _strange_answer()
         case errors.HfHubHTTPError():
-            return _status(error, repository)
+            return _explain_status(error, repository)
         case OSError(errno=int()) if not isinstance(error, (ConnectionError, TimeoutError)):
-            advice = "; make room or set HF_HOME to another folder, what is complete is kept"
-            raise disk_error(f"cannot write into the cache {cache_folder()}", error, advice) from error
+            advice = "; free some space or set HF_HOME to another folder; complete files are kept"
+            raise disk_error(f"cannot write to the cache {cache_folder()}", error, advice) from error
         case _:
             line = _first_line(error).rstrip(".") or type(error).__name__
-            return f"the hub could not be used: {line}; try again, what is complete is kept"
-    raise kind(f"{repository}: {said}") from error
+            return f"the hub could not be used: {line}; try again, complete files are kept"
+    raise kind(f"{repository}: {problem}") from error
 
 
-def _status(error: Any, repository: str) -> str:
-    """What a status of HTTP means, beyond those for which the library has a class."""
+def _explain_status(error: Any, repository: str) -> str:
+    """Explain an HTTP status for which the library has no class; raises as ``_explain``."""
     status = error.response.status_code
     if status == 429:
         wait = error.response.headers.get("Retry-After", "")
         when = f"in {int(wait)} seconds" if wait.isdigit() else "later"
-        return f"the hub limits how often it is asked (429): try again {when}, or set HF_TOKEN"
+        return f"the hub limits the rate of requests (429): try again {when}, or set HF_TOKEN"
     if status >= 500:
         return f"the hub has a fault ({status}): try again later"
-    if status == 401:
-        said = "the hub refuses the token: set HF_TOKEN to a valid one, or unset it"
-    elif status == 404:
+    if status == 404:
         return _strange_answer()
+    if status == 401:
+        problem = "the hub refuses the token: set HF_TOKEN to a valid one, or unset it"
     else:
-        said = f"the hub refuses access ({status}): {_first_line(error)}"
-    raise UnavailableError(f"{repository}: {said}") from error
+        problem = f"the hub refuses access ({status}): {_first_line(error)}"
+    raise UnavailableError(f"{repository}: {problem}") from error
 
 
 def _first_line(error: Exception) -> str:

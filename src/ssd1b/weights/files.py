@@ -1,7 +1,4 @@
-"""safetensors files: looked at without loading, refused when something else, written whole or not at all.
-
-The library parses; what this module adds is a sentence for people when it refuses.
-"""
+"""safetensors and JSON files: reading headers and tensors, readable errors, atomic writes."""
 
 import json
 import math
@@ -31,36 +28,36 @@ FLOATS: dict[str, torch.dtype] = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-"""The number formats that weights are read from, by their names in the file."""
+"""Supported number formats of weights by their names in the file."""
 
-# First bytes of what people mistake for a safetensors file. A pickle is refused because opening it runs code.
+# First bytes of files that are mistaken for safetensors. A pickle is refused because opening it can run code.
 _IMPOSTORS: tuple[tuple[bytes, str], ...] = (
     (b"PK\x03\x04", "a zip archive, as PyTorch writes pickles; a pickle can run code when opened"),
     (b"\x80", "a pickle, which can run code when opened"),
     (b"GGUF", "a GGUF file"),
-    (b"version https://git-lfs", "a Git LFS pointer: the download is not complete, run 'git lfs pull'"),
+    (b"version https://git-lfs", "a Git LFS pointer: the download is incomplete, run 'git lfs pull'"),
     (b"<", "a web page: the download went wrong"),
     (b"{", "a JSON text"),
     (b"\x1f\x8b", "a gzip archive"),
 )
 
 _LARGEST_HEADER = 16 * 2**20
-"""Bytes, metadata included; SDXL's has 0.3 million, and trainers add a few."""
+"""Maximum size of a header in bytes, with metadata; SDXL's has 0.3 million, and trainers add little."""
 
 _MOST_TENSORS = 32_768
 _LONGEST_NAME = 1024
 
 _LARGEST_JSON = 8 * 2**20
-"""Bytes; the largest published JSON file of a model is a tokenizer of 3.6 MB."""
+"""Maximum size in bytes; the largest published JSON file of a model is a tokenizer of 3.6 MB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a safetensors file says of itself.
+    """The header of a safetensors file.
 
     Attributes:
-        tensors: (number format, shape) of each tensor, in the order of their bytes.
-        metadata: free texts.
+        tensors: (number format, shape) of each tensor, in file order.
+        metadata: free-form texts by key.
     """
 
     tensors: dict[str, tuple[str, Shape]]
@@ -68,43 +65,39 @@ class Header:
 
 
 def open_file(path: Path) -> Any:
-    """Memory-map a safetensors file; the mapping lives as long as the handle or a tensor of it.
+    """Memory-map a safetensors file; the mapping lives as long as the handle or any tensor from it.
 
     Raises:
-        InputError: no such file, not readable, or not a safetensors file, whatever its name says.
+        InputError: the file does not exist, is not readable, or is not safetensors, whatever its name.
     """
-    _check_header(path)
+    try:
+        _check_header(path)
+    except OSError as error:
+        raise disk_error(f"cannot read {named(path)}", error) from error
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise InputError(
-            f"{named(path)}: {_describe(path, str(error))}; only whole safetensors files are read"
+            f"{named(path)}: {_describe(path, str(error))}; only intact safetensors files are supported"
         ) from error
-    except (OSError, RuntimeError, MemoryError) as error:  # torch cannot map it, or there is no memory to
+    except (OSError, RuntimeError, MemoryError) as error:  # torch cannot map it
         raise InputError(f"cannot read {named(path)}: {shown(reason(error))}") from error
 
 
 def _check_header(path: Path) -> None:
-    """See that a header is not larger than that of any model, before the library parses it.
+    """Check the size of a header before the library parses it.
 
     Raises:
-        InputError: it is, or as ``open_regular``.
+        InputError: it is larger than that of any model, or the file is not a regular one.
     """
-    try:
-        _check_size(path)
-    except OSError as error:
-        raise disk_error(f"cannot read {named(path)}", error) from error
-
-
-def _check_size(path: Path) -> None:
     with open_regular(path) as file:
         start = file.read(8)
         length, rest = int.from_bytes(start, "little"), os.fstat(file.fileno()).st_size - 8
         if length > rest:
-            return  # another kind of file, or a damaged one: the library and ``_describe`` say so
+            return  # another kind of file, or a damaged one: reported by the library and ``_describe``
         if length > _LARGEST_HEADER:
             raise InputError(
-                f"{named(path)}: its header has {length} bytes; allowed are {_LARGEST_HEADER}, "
+                f"{named(path)}: its header has {length} bytes; at most {_LARGEST_HEADER} are allowed, "
                 "and models have less than a million"
             )
         _check_count(file.read(length).count(b'"data_offsets"'), path)
@@ -113,12 +106,12 @@ def _check_size(path: Path) -> None:
 def _check_count(tensors: int, path: Path) -> None:
     if tensors > _MOST_TENSORS:
         raise InputError(
-            f"{named(path)}: it holds {tensors} tensors; allowed are {_MOST_TENSORS}, SDXL has 2513"
+            f"{named(path)}: it has {tensors} tensors; at most {_MOST_TENSORS} are allowed, SDXL has 2513"
         )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file that this program wrote, mapped from it; raises as ``open_file``."""
+    """Map all tensors of a safetensors file that this program wrote; raises as ``open_file``."""
     handle = open_file(path)
     return {name: handle.get_tensor(name) for name in handle.keys()}
 
@@ -129,63 +122,60 @@ def _describe(path: Path, reason: str) -> str:
     if not start:
         return "an empty file"
     impostor = next((what for magic, what in _IMPOSTORS if start.startswith(magic)), None)
-    return impostor or f"damaged or no safetensors file ({reason.removeprefix('Error while deserializing ')})"
+    details = reason.removeprefix("Error while deserializing ")
+    return impostor or f"a damaged safetensors file or another format ({details})"
 
 
 def read_header(path: Path) -> Header:
-    """Read names, number formats and shapes; no tensor is touched.
-
-    Raises:
-        InputError: as ``open_file``.
-    """
+    """Read names, number formats and shapes, but no tensors; raises as ``open_file``."""
     handle = open_file(path)
     names = handle.offset_keys()
-    _check_count(len(names), path)  # again, because a header can spell its words so that they are not counted
+    _check_count(len(names), path)  # again, because escapes in a header can hide names from the first count
     tensors = {}
     for name in names:
         if len(name) > _LONGEST_NAME:
-            raise InputError(f"{named(path)}: a tensor's name has {len(name)} characters: {shown(name)}")
+            raise InputError(f"{named(path)}: a tensor name has {len(name)} characters: {shown(name)}")
         view = handle.get_slice(name)
         tensors[name] = (view.get_dtype(), tuple(view.get_shape()))
     return Header(tensors, handle.metadata() or {})
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor is free of NaN and infinity; several times faster than ``isfinite().all()``."""
+    """Whether a tensor has no NaN or infinity; several times faster than ``isfinite().all()``."""
     if tensor.dtype.itemsize == 1:
         tensor = tensor.float()  # 8-bit floats have no arithmetic
     return tensor.numel() == 0 or all(math.isfinite(value.item()) for value in torch.aminmax(tensor))
 
 
 def first_few(names: Iterable[str]) -> str:
-    """The first three names, long or unprintable ones shortened and escaped, and how many more there are."""
+    """Format the first three names, shortened or escaped if necessary, and the number of others."""
     listed = list(names)
     more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
     return ", ".join(map(named, listed[:3])) + more
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a file with a JSON object.
 
     Raises:
-        InputError: no such file, or something else in it.
+        InputError: the file does not exist or has something else in it.
     """
     return parse_json(read_file(path, most=_LARGEST_JSON), named(path))
 
 
 def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
-    """Parse a JSON object; ``where`` names it in the error."""
+    """Parse a JSON object; ``where`` names it in errors."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not valid JSON ({shown(error)})") from error
     if not isinstance(value, dict):
-        raise InputError(f"{where}: a JSON object was expected, got {type(value).__name__}")
+        raise InputError(f"{where}: expected a JSON object, got {type(value).__name__}")
     return value
 
 
 def json_value(value: Any) -> Any:
-    """What JSON can say of a value: NaN and infinity, for which it has no words, are null."""
+    """Convert a value to JSON types; NaN and infinity become null."""
     return json.loads(json.dumps(value), parse_constant=lambda name: None)
 
 
@@ -195,28 +185,26 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def json_text(value: Mapping[str, Any]) -> str:
-    """A JSON object, two spaces deep, as the hub's libraries write it; see ``json_value``."""
+    """Format a JSON object like the hub's libraries, with an indent of 2; see ``json_value``."""
     return json.dumps(json_value(value), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file.
-
-    "format": "pt" is what transformers and diffusers demand.
+    """Write a safetensors file, with the metadata "format": "pt" that transformers and diffusers require.
 
     Raises:
-        OSError: the disk refused.
+        OSError: the file cannot be written.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path.touch()
-    usual = path.stat().st_mode
-    # safetensors writes a file of a name of its own beside this one. If the program is killed, that file is
-    # found with its folder.
+    mode = path.stat().st_mode
+    # safetensors writes a temporary file with a name of its choice next to this one. In a separate folder it
+    # can be found if the program is killed.
     folder = temporary_path(path.parent)
     folder.mkdir()
     try:
         save_file(contiguous, folder / path.name, metadata={"format": "pt", **metadata})
-        (folder / path.name).chmod(usual)  # safetensors makes files that nobody else can read
+        (folder / path.name).chmod(mode)  # safetensors creates files that other users cannot read
         os.replace(folder / path.name, path)
     except SafetensorError as error:
         raise OSError(str(error)) from error

@@ -1,4 +1,4 @@
-"""Names of models to places on disk: built-in models, short aliases, the Hugging Face hub and its cache."""
+"""Lookup of models by name: built-in models, aliases, the Hugging Face hub and its cache."""
 
 import re
 from collections import Counter
@@ -14,7 +14,7 @@ from ssd1b.weights.keymap import PARTS
 from ssd1b.weights.vocabulary import DATA
 
 BUILT_IN: dict[str, Path] = {name: DATA / name for name in ("mini-ssd-1b", "mini-sdxl")}
-"""Models that come with the package."""
+"""Models included in the package."""
 
 ALIASES: dict[str, str] = {
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
@@ -24,7 +24,7 @@ ALIASES: dict[str, str] = {
 """Short names for published models."""
 
 _FILES = (".safetensors", ".ckpt", ".pt", ".bin", ".gguf")
-"""Endings that no repository has and that say: this was meant as a path."""
+"""Suffixes that show that a name is meant as a path."""
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _WEIGHTS = re.compile(r"(.*?)(?:-\d{1,9}-of-(\d{1,9}))?\.safetensors")
@@ -45,11 +45,11 @@ class Location(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AvailableModel:
-    """A model that can be used.
+    """A model that can be used by name.
 
     Attributes:
-        name: what to call it.
-        source: "built-in", the hub id behind an alias, or "cache".
+        name: the name.
+        source: "built-in", the hub id of an alias, or "cache".
         ready: usable without the network.
     """
 
@@ -61,18 +61,18 @@ class AvailableModel:
 def resolve(
     model: str, *, offline: bool = False, half: bool = False, token: bool = True, paths: bool = True
 ) -> Location:
-    """Find a model, downloading it if it must be.
+    """Find a model, downloading it if necessary.
 
     Args:
-        model: a path, a built-in name, an alias or a hub id; the last two with ``@revision`` if wanted. A
-            folder without a model in it, as a sweep may be called, does not stand in the way of a name.
-        offline: use what is on disk only.
-        half: the model will run in 16 bits, so that the smaller fp16 files do where there are any.
-        token: send the user's token to the hub. False for a repository that a file names and not the user.
-        paths: take a path, where there is one. False for a name from a file: no path is looked at.
+        model: a path, a built-in name, an alias or a hub id; the last two optionally with ``@revision``. A
+            folder with the same name as a model, but without a model in it (a sweep, say), is ignored.
+        offline: never use the network.
+        half: the model will run in 16 bits, so prefer the smaller fp16 files.
+        token: send the user's token to the hub. False for a repository named in an untrusted file.
+        paths: allow paths. False for a name from an untrusted file: the file system is not searched.
 
     Raises:
-        InputError: no such model, no access to it, or no network and no copy in the cache.
+        InputError: there is no such model or no access to it, or no network and no copy in the cache.
     """
     if paths and (path := _local(model)):
         return Location(path)
@@ -85,20 +85,20 @@ def resolve(
     if not _REPOSITORY.fullmatch(repository):
         raise unknown("model", model, [*BUILT_IN, *ALIASES], NotFoundError)
     if not _is_revision(revision):
-        raise InputError(f"{model}: {revision!r} is no branch, tag or commit")
+        raise InputError(f"{model}: {revision!r} is not a branch, tag or commit")
     folder = _snapshot(repository, revision or "main", offline=offline, half=half, token=token)
     path = folder if _holds_model(folder) else next(folder.glob("*.safetensors"))
     return Location(path, commit=folder.name)
 
 
 def known_source(model: str) -> str | None:
-    """Say why a name that comes from a file may be used without asking the user.
+    """Return why a model named in an untrusted file may be used without asking the user.
 
-    No path is looked at: ``resolve`` with ``paths=False`` finds the same.
+    Paths are not allowed, as in ``resolve`` with ``paths=False``.
 
     Returns:
-        "built-in"; "published" for an alias and the repository behind one, which may be downloaded; "cached"
-        for another hub id whose files are in the cache; None for a name that may not be used.
+        "built-in"; "published" for an alias or its repository, which may be downloaded; "cached" for another
+        hub id whose files are in the cache; None for a name that must not be used.
     """
     name, _, revision = model.partition("@")
     repository = ALIASES.get(name.lower(), name)
@@ -106,7 +106,7 @@ def known_source(model: str) -> str | None:
         return "built-in"
     if not _REPOSITORY.fullmatch(repository) or not _is_revision(revision):
         return None
-    # What lies under refs/ is anybody's proposal.
+    # Anyone can propose changes under refs/.
     if repository in ALIASES.values() and not revision.startswith("refs/"):
         return "published"
     folder = _cached_snapshot(repository, revision or "main")
@@ -114,7 +114,7 @@ def known_source(model: str) -> str | None:
 
 
 def available_models() -> list[AvailableModel]:
-    """Every model that can be named: built in, aliased, or in the hub's cache; nothing is downloaded."""
+    """List all models that can be used by name: built in, with an alias, or in the hub's cache."""
     cached = set(_cached_models())
     built_in = [
         AvailableModel(name=name, source="built-in", ready=path.exists())
@@ -132,7 +132,7 @@ def available_models() -> list[AvailableModel]:
 
 
 def _local(model: str) -> Path | None:
-    """The path that a model's name is, unless it is a folder that hides a name and holds no model."""
+    """Return a name as a path if it exists, except for a folder without a model under a known name."""
     if not model:
         return None
     path = Path(expand_path(model))
@@ -145,13 +145,13 @@ def _local(model: str) -> Path | None:
 
 
 def _is_revision(revision: str) -> bool:
-    """Whether this can name a branch, tag or commit; nothing at all stands for the main branch."""
+    """Whether a text is valid as a branch, tag or commit; empty for the main branch."""
     return not revision or (".." not in revision and _REVISION.fullmatch(revision) is not None)
 
 
 def _snapshot(repository: str, revision: str, *, offline: bool, half: bool, token: bool) -> Path:
-    """The folder of a repository's snapshot with its wanted files; the folder's name is the commit."""
-    reason = "the hub was not asked (offline)"
+    """Find or download the needed files of a repository, in a folder named after the commit."""
+    reason = "the hub was not used (offline)"
     if not offline:
         fetched = download(repository, revision, half=half, token=token)
         if isinstance(fetched, Path):
@@ -167,43 +167,43 @@ def _snapshot(repository: str, revision: str, *, offline: bool, half: bool, toke
 
 
 def _cached_snapshot(repository: str, revision: str) -> Path | None:
-    """A snapshot in the cache, by branch, tag or commit, in the layout that huggingface_hub documents."""
-    place = repository_folder(repository)
-    reference = place / "refs" / revision
+    """Find a snapshot in the cache by branch, tag or commit, in the layout that huggingface_hub documents."""
+    repository_path = repository_folder(repository)
+    reference = repository_path / "refs" / revision
     commit = reference.read_text(errors="replace").strip() if reference.is_file() else revision
-    folder = place / "snapshots" / commit
+    folder = repository_path / "snapshots" / commit
     return folder if COMMIT.fullmatch(commit) and folder.is_dir() else None
 
 
 def _lacking(folder: Path) -> list[str]:
-    """Networks of a snapshot that are not there as a whole, after a download that was cut short."""
+    """List the incomplete networks of a snapshot whose download was interrupted."""
     if not (folder / "model_index.json").exists():
         return [] if any(folder.glob("*.safetensors")) else ["the weights"]
     return [part for part in PARTS if not _is_whole(folder / part)]
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a network has its configuration, and its weights in one file or in every shard of a set."""
+    """Whether a network has its configuration, and its weights in one file or in a complete set of shards."""
     names = [_WEIGHTS.fullmatch(path.name) for path in folder.glob("*.safetensors")]
     sets = Counter((name[1], int(name[2] or 1)) for name in names if name)
     return (folder / "config.json").exists() and any(count == size for (_, size), count in sets.items())
 
 
 def _cached_models() -> list[str]:
-    """Hub ids of the cached models of SDXL's kind, whole ones only; none if the cache may not be read."""
+    """List the hub ids of complete SDXL models in the cache; none if it is not readable."""
     try:
         indices = sorted(cache_folder().glob("models--*/snapshots/*/model_index.json"))
-        whole = [index for index in indices if _is_of_the_family(index) and not _lacking(index.parent)]
+        complete = [index for index in indices if _is_sdxl(index) and not _lacking(index.parent)]
     except PermissionError:
         return []
-    return [index.parents[2].name.removeprefix("models--").replace("--", "/", 1) for index in whole]
+    return [index.parents[2].name.removeprefix("models--").replace("--", "/", 1) for index in complete]
 
 
-def _is_of_the_family(index: Path) -> bool:
+def _is_sdxl(index: Path) -> bool:
     try:
         return str(read_json(index).get("_class_name")).startswith("StableDiffusionXL")
     except InputError:
-        return False  # somebody else's damaged download
+        return False  # damaged
 
 
 def _holds_model(folder: Path) -> bool:

@@ -1,8 +1,8 @@
-"""Two spellings of the same weights: diffusers' names and the original ones of LDM, SGM and OpenCLIP.
+"""Mapping between diffusers' tensor names and the original ones of LDM, SGM and OpenCLIP.
 
-The spelling used inside this package is that of the published diffusers folders. A map is a list of pairs
-(our prefix, original prefix, transform), so it reads the same in both directions; the
-numbering of the original UNet, which counts through all levels, follows from the number of resnets per level.
+This package uses the names of the published diffusers folders. A map is a list of pairs (our prefix, original
+prefix, transform), used in both directions. The numbering of the original UNet runs through all levels, and
+follows from the number of resnets per level.
 
 Sources: generative-models ``sgm/modules/diffusionmodules/openaimodel.py`` and ``model.py``, OpenCLIP
 ``transformer.py``; diffusers ``loaders/single_file_utils.py`` is the tests' oracle.
@@ -19,17 +19,16 @@ from ssd1b.weights.files import Shape
 from ssd1b.weights.spellings import plain_text_name
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
-"""The networks of a model, by their folder names."""
+"""The networks of a model by folder name."""
 
 STEMS: dict[str, str] = {
     **dict.fromkeys(("unet", "vae"), "diffusion_pytorch_model"),
     **dict.fromkeys(("text_encoder", "text_encoder_2"), "model"),
 }
-"""Name of each network's weight file in a folder, without suffix."""
+"""Names of the weight files in a folder, without suffix."""
 
 METADATA = "ssd1b"
-"""Key of our entry in a single file's metadata: a JSON object with the configurations that folders have as
-files."""
+"""Key in a single file's metadata of a JSON object with the configurations that folders have as files."""
 
 ORIGINAL_PREFIXES: dict[str, str] = {
     "unet": "model.diffusion_model.",
@@ -37,18 +36,18 @@ ORIGINAL_PREFIXES: dict[str, str] = {
     "text_encoder": "conditioner.embedders.0.transformer.",
     "text_encoder_2": "conditioner.embedders.1.model.",
 }
-"""Where each part sits in a single-file checkpoint of SDXL's kind."""
+"""Prefix of each part in a single-file SDXL checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorTransform:
-    """How a tensor is stored in the original file, and how to convert it.
+    """Conversion between a tensor and its form in the original file.
 
     Attributes:
-        shape: our shape from the stored one; an impossible one comes back unchanged, to be reported.
-        read: our tensor from the stored one, a view where possible.
-        write: the stored tensor from all of ours that make it up.
-        index: our tensor's place among them.
+        shape: computes our shape from the stored one; an invalid one is returned unchanged, to be reported.
+        read: converts the stored tensor to ours, a view if possible.
+        write: converts all of our tensors that the stored one consists of.
+        index: our tensor's position among them.
     """
 
     shape: Callable[[Shape], Shape]
@@ -58,7 +57,7 @@ class TensorTransform:
 
 
 def _third(index: int) -> TensorTransform:
-    """One of q, k, v, which OpenCLIP stacks into a single ``in_proj``."""
+    """Make the transform of one of q, k, v, which OpenCLIP stacks into a single ``in_proj``."""
     return TensorTransform(
         shape=lambda s: (s[0] // 3, *s[1:]) if s and s[0] % 3 == 0 else s,
         read=lambda t: t.chunk(3)[index],
@@ -80,7 +79,7 @@ QKV = (_third(0), _third(1), _third(2))
 
 
 class Pair(NamedTuple):
-    """A prefix (of whole dotted words, or a whole name) in both spellings."""
+    """A name, or a prefix of complete dotted words, in both spellings."""
 
     ours: str
     original: str
@@ -92,16 +91,16 @@ TRANSFORMER = ("norm1.weight", "norm3.weight")
 TEXT_LAYER = ("layer_norm1.weight", "layer_norm2.weight")
 _ORIGINAL_RESNET = ("in_layers.2.weight", "out_layers.3.weight")
 _OPEN_CLIP = ("ln_1.weight", "ln_2.weight")
-"""Two tensors that each layer of a kind has. One of them makes a layer; no other tensor of the file does."""
+"""Two tensors that each layer of a kind has. A layer exists if at least one of them does."""
 
 
 def has(layer: str, leaves: Sequence[str], names: Set[str]) -> bool:
-    """Whether a layer is there: one of the tensors ``leaves``."""
+    """Whether a layer exists, with at least one of the tensors ``leaves``."""
     return any(f"{layer}.{leaf}" in names for leaf in leaves)
 
 
 def count(pattern: str, leaves: Sequence[str], names: Set[str]) -> int:
-    """How many layers there are without a gap; ``pattern`` has ``{}`` for the number, from 0 on."""
+    """Count consecutive layers; ``pattern`` has ``{}`` for the number, starting with 0."""
     number = 0
     while has(pattern.format(number), leaves, names):
         number += 1
@@ -111,11 +110,11 @@ def count(pattern: str, leaves: Sequence[str], names: Set[str]) -> int:
 def from_original(part: str, names: Collection[str]) -> dict[str, list[tuple[str, TensorTransform]]]:
     """Translate the original names of one part, without their part prefix.
 
-    Text encoders have transformers' names where they have not OpenCLIP's. SSD-1B's file has OpenCLIP's with
-    a ``text_projection.weight``, which is a linear layer's and not transposed.
+    Text encoders have either transformers' or OpenCLIP's names. SSD-1B's file has OpenCLIP's, but with a
+    ``text_projection.weight`` that is a linear layer's and not transposed.
 
     Returns:
-        Our name or names (three for a stacked projection) of each stored one; unknown names are left out.
+        Our names (three for a stacked projection) by stored name; unknown names are omitted.
     """
     known: dict[str, list[tuple[str, TensorTransform]]] = {}
     for ours, original, transform in _pairs(part, set(names), original=True):
@@ -124,10 +123,10 @@ def from_original(part: str, names: Collection[str]) -> dict[str, list[tuple[str
 
 
 def to_original(part: str, names: Collection[str]) -> dict[str, tuple[str, TensorTransform]]:
-    """Translate our names of one part; the result has no part prefix and every name is found.
+    """Translate all of our names of one part; the result has no part prefix.
 
     Raises:
-        KeyError: a name that no layout has.
+        KeyError: no layout has the name.
     """
     known = {
         ours: [(original, transform)]
@@ -143,7 +142,7 @@ def to_original(part: str, names: Collection[str]) -> dict[str, tuple[str, Tenso
 
 
 def our_name(part: str, name: str) -> str:
-    """The published spelling of a name in a diffusers folder.
+    """Normalize a name in a diffusers folder to the published spelling.
 
     transformers >= 5.6 writes CLIP without the ``text_model.`` prefix; diffusers once named the VAE's
     attention ``query``, ``key``, ``value`` and ``proj_attn``.
@@ -199,7 +198,7 @@ def _pairs(part: str, names: Set[str], *, original: bool) -> Iterator[Pair]:
 
 class _UNetLevel(NamedTuple):
     resnets: int
-    """On the way down; one more on the way up."""
+    """Number on the way down; there is one more on the way up."""
     attention_up: bool
 
 
@@ -215,7 +214,7 @@ def _unet_levels(names: Set[str]) -> list[_UNetLevel]:
 
 
 def _original_unet_levels(names: Set[str]) -> list[_UNetLevel]:
-    """Read the levels off the original numbering: each ends with a downsampling convolution."""
+    """Derive the levels from the original numbering; each ends with a downsampling convolution."""
     resnets, index = [0], 1
     while True:
         if has(f"input_blocks.{index}.0", _ORIGINAL_RESNET, names):
@@ -246,7 +245,7 @@ def _unet(levels: Sequence[_UNetLevel]) -> Iterator[Pair]:
     yield Pair("conv_in", "input_blocks.0.0")
     yield Pair("time_embedding.linear_1", "time_embed.0")
     yield Pair("time_embedding.linear_2", "time_embed.2")
-    # Distilled guidance has no original form: it was born in diffusers. The name keeps the way back open.
+    # Distilled guidance exists only in diffusers and has no original name; with this one it can be read back.
     yield Pair("time_embedding.cond_proj", "time_embed.cond_proj")
     yield Pair("add_embedding.linear_1", "label_emb.0.0")
     yield Pair("add_embedding.linear_2", "label_emb.0.2")
@@ -271,8 +270,8 @@ def _unet(levels: Sequence[_UNetLevel]) -> Iterator[Pair]:
             if level.attention_up:
                 yield Pair(f"up_blocks.{i}.attentions.{j}", f"output_blocks.{index}.1")
             index += 1
-        place = 2 if level.attention_up else 1
-        yield Pair(f"up_blocks.{i}.upsamplers.0.conv", f"output_blocks.{index - 1}.{place}.conv")
+        position = 2 if level.attention_up else 1
+        yield Pair(f"up_blocks.{i}.upsamplers.0.conv", f"output_blocks.{index - 1}.{position}.conv")
 
     yield Pair("conv_norm_out", "out.0")
     yield Pair("conv_out", "out.2")
@@ -301,7 +300,7 @@ def _vae(levels: int, layers: int) -> Iterator[Pair]:
             yield Pair(f"{ours}.{leaf}.weight", f"{original}.{original_leaf}.weight", CONV_1X1)
             yield Pair(f"{ours}.{leaf}.bias", f"{original}.{original_leaf}.bias")
     for i in range(levels):
-        # Both halves of the original count from the finest level, diffusers' decoder from the coarsest.
+        # Both halves of the original count from the finest level, but diffusers' decoder from the coarsest.
         for half, way, position, resnets in (
             ("encoder", "down", i, layers),
             ("decoder", "up", levels - 1 - i, layers + 1),

@@ -1,4 +1,4 @@
-"""From files into modules: memory-mapped, cast tensor by tensor, checked, assigned; never two copies."""
+"""Loading weights into modules: memory-mapped, cast and checked tensor by tensor, without a second copy."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -14,10 +14,10 @@ from ssd1b.weights.files import Shape, first_few, is_finite, open_file
 from ssd1b.weights.stored import StoredTensor
 
 _WINDOWS = 32
-"""Mappings that a network is read through: pages that were read stay resident until their mapping goes."""
+"""Number of mappings used in turn to read a network, since pages stay resident as long as their mapping."""
 
 _PIECE = 2**17
-"""Numbers that are cast at a time: half a megabyte in float32, which fits a core's cache."""
+"""Numbers cast at a time: half a megabyte in float32, which fits into a core's cache."""
 
 
 def load_component(
@@ -29,22 +29,22 @@ def load_component(
     device: torch.device | str = "cpu",
     copied: bool = False,
 ) -> None:
-    """Give a module, built on the meta device, its weights.
+    """Load weights into a module that was built on the meta device.
 
-    On the CPU and in the file's own number format the weights stay in the mapped file, which must then not be
-    overwritten in place while they are used; otherwise they are copied, one tensor at a time.
+    On the CPU, in the file's own number format, the weights stay in the mapped file, which must not be
+    overwritten in place while they are used; otherwise they are copied one tensor at a time.
 
     Args:
-        module: its parameters may be on the meta device; they are replaced.
-        checkpoint: where from.
-        part: which network, one of ``keymap.PARTS``.
+        module: its parameters are replaced, and may be on the meta device.
+        checkpoint: the model.
+        part: the network, one of ``keymap.PARTS``.
         dtype: number format to run in.
-        device: where to.
-        copied: take every tensor out of the mapped file, whose pages would stay in memory for as long as
-            one of them is used.
+        device: target device.
+        copied: copy every tensor, since the pages of a mapped file stay in memory as long as any of its
+            tensors is used.
 
     Raises:
-        InputError: no such network; tensors that are missing, unknown, misshaped or not finite.
+        InputError: there is no such network, or tensors are missing, unknown, of another shape or not finite.
     """
     wanted = {name: tuple(parameter.shape) for name, parameter in module.state_dict().items()}
     check_tensors(wanted, checkpoint.part(part), f"{checkpoint.path}: {part}")
@@ -63,53 +63,52 @@ def read_part(
     """Read the tensors of one network, by our names.
 
     Args:
-        checkpoint: where from.
-        part: which network.
-        dtype: number format to get; None keeps the file's, and then nothing is copied on the CPU.
-        device: where to.
+        checkpoint: the model.
+        part: the network.
+        dtype: number format to convert to; None keeps the file's, and then nothing is copied on the CPU.
+        device: target device.
         copied: see ``load_component``.
 
     Raises:
-        InputError: some that were copied hold NaN or infinity, or overflow in ``dtype``; or the file has gone
-            or changed. Tensors that stay in the mapped file are not looked at, which would read it all:
-            ``broken_tensors`` does, when a picture turns out to be no numbers.
+        InputError: copied tensors contain NaN or infinity, or overflow in ``dtype``; or the file was removed
+            or changed. Tensors that stay in the mapped file are not checked, which would read all of it; if
+            an image turns out to be NaN, ``broken_tensors`` checks them.
     """
     tensors: dict[str, Tensor] = {}
-    broken, overflown = [], []
+    broken, overflowing = [], []
     window = max(checkpoint.parts[part].size_in_bytes // _WINDOWS, 2**20)
     handle, file, read = None, None, 0
     for name, stored in checkpoint.parts[part].tensors.items():
         if handle is None or file != stored.file or read > window:
             handle, file, read = open_file(stored.file), stored.file, 0
         source = _read(handle, stored)
-        tensor = _cast(source.to(device), dtype or source.dtype)  # in this order: a GPU casts faster
+        tensor = _cast(source.to(device), dtype or source.dtype)  # move first, since a GPU casts faster
         if copied and tensor is source:
             tensor = source.clone()
         if tensor is not source:
-            read += source.nbytes  # else the mapping has to stay
+            read += source.nbytes  # otherwise the mapping stays in use
             if not is_finite(tensor):
-                (overflown if is_finite(source.float()) else broken).append(name)
+                (overflowing if is_finite(source.float()) else broken).append(name)
         tensors[name] = tensor
     where = f"{checkpoint.path}: {part}"
     if broken:
         raise InputError(f"{where}: {len(broken)} tensors hold NaN or infinity: {first_few(broken)}")
-    if overflown:
+    if overflowing:
         raise InputError(
-            f"{where}: {len(overflown)} tensors overflow in {dtype}: {first_few(overflown)}; "
-            "bfloat16 holds them"
+            f"{where}: {len(overflowing)} tensors overflow in {dtype}: {first_few(overflowing)}; use bfloat16"
         )
     return tensors
 
 
 def broken_tensors(module: nn.Module) -> list[str]:
-    """Names of the weights of a module that hold NaN or infinity."""
+    """List the weights of a module that contain NaN or infinity."""
     return [name for name, tensor in module.state_dict().items() if not is_finite(tensor)]
 
 
 def _read(handle: Any, stored: StoredTensor) -> Tensor:
-    """Read one of our tensors, in the file's number format, or in float32 where it has a scale.
+    """Read one tensor in the file's number format, or in float32 if it has a scale.
 
-    It is a view of the mapped file where number format and transform allow.
+    The result is a view of the mapped file if possible.
     """
     try:
         tensor = handle.get_tensor(stored.name)
@@ -126,10 +125,10 @@ def _read(handle: Any, stored: StoredTensor) -> Tensor:
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Change the number format, without a copy if it is that already.
+    """Convert to a number format, without a copy if it is the same.
 
-    Between float16 and bfloat16, the way from most published files to most processors, torch has no vector
-    code for the CPU; through pieces of float32 that stay in the cache it takes half the time.
+    For float16 to bfloat16, as from most published files on most CPUs, torch has no vectorized code; going
+    through pieces of float32 that fit into the cache takes half the time.
     """
     if tensor.device.type != "cpu" or {tensor.dtype, dtype} != {torch.float16, torch.bfloat16}:
         return tensor.to(dtype)
@@ -143,9 +142,9 @@ def check_tensors(wanted: Mapping[str, Shape], part: Part, where: str) -> None:
     """Compare names and shapes with those of a module, before anything is read.
 
     Args:
-        wanted: shapes by name.
+        wanted: expected shapes by name.
         part: the network on disk.
-        where: names it in the error.
+        where: its name in errors.
 
     Raises:
         InputError: tensors are missing, unknown, or have another shape.

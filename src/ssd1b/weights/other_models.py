@@ -1,6 +1,6 @@
-"""Files that are no model of SDXL's family, named for what they are.
+"""Recognition of files that are not models of SDXL's family, by unmistakable tensor names.
 
-Signs are tensor names that nothing else has; sources as in ``spellings``.
+Sources as in ``spellings``.
 """
 
 import re
@@ -16,7 +16,7 @@ _KINDS: tuple[tuple[str, str], ...] = (
         r"|input_hint_block|zero_convs|task_embedding)\.",
     ),
     (
-        "a LoRA, which changes a model: give the model it was made for",
+        "a LoRA, which modifies a model: give the model itself",
         r"lora_(down|up|mid|A|B)\b|\.lora\.(down|up)\.|lora_linear_layer|\.hada_[wt]\d|\.lokr_[wt]\d"
         r"|\.dora_scale$|\.oft_blocks$|\.(diff|diff_b)$|^lora_(unet|te)",
     ),
@@ -44,7 +44,7 @@ _BY_TEXT_WIDTH = {768: "a Stable Diffusion 1 model", 1024: "a Stable Diffusion 2
 
 
 def other_model_kind(tensors: Mapping[str, tuple[str, Shape]]) -> str | None:
-    """Say what a file is that could not be read, by names and shapes of its tensors; None if unknown."""
+    """Describe what kind of file has these tensor names and shapes; None if it is unknown."""
     kind = next((kind for kind, sign in _PATTERNS if any(map(sign.search, tensors))), None)
     if kind or any(map(_CONDITIONED.search, tensors)):
         return kind

@@ -1,4 +1,4 @@
-"""Where other programs keep a network in a single file: the prefixes of its tensors, and what is beside them.
+"""Prefixes of networks in single files of other programs, and tensors that are not needed.
 
 ``docs/guide/files.md`` has the table for users. Sources: ComfyUI ``comfy/supported_models.py`` and
 ``comfy/model_detection.py``, stable-diffusion.cpp ``src/name_conversion.cpp``, kohya's sd-scripts
@@ -30,10 +30,10 @@ PLACES: dict[str, str] = {
     "text_encoder.": "text_encoder",
     "text_encoder_2.": "text_encoder_2",
 }
-"""The network that a prefix stands for. The longer of two that fit comes first."""
+"""Networks by prefix. A prefix comes before shorter ones that also match."""
 
 WRAPPERS = ("model.", "module.", "_orig_mod.")
-"""Words before a name or a prefix that say nothing: the pipeline's, DataParallel's, the compiler's."""
+"""Meaningless words before names and prefixes: the pipeline's, DataParallel's, the compiler's."""
 
 _BARE: dict[str, str] = {
     **dict.fromkeys(
@@ -47,11 +47,11 @@ _BARE: dict[str, str] = {
     **dict.fromkeys(("text_model", "text_projection", "transformer", "token_embedding"), "text"),
     **dict.fromkeys(("positional_embedding", "ln_final", "logit_scale", "attn_mask"), "text"),
 }
-"""The network of a tensor without a prefix, by its first word; "text" is either text encoder."""
+"""Network of a tensor without a prefix, by its first word; "text" is either text encoder."""
 
 _EMBEDDINGS = ("text_model.embeddings.token_embedding.weight", "token_embedding.weight")
 _WIDE = 1280
-"""Channels of SDXL's second text encoder. Of a text encoder without a prefix the width tells which it is."""
+"""Channels of SDXL's second text encoder, by which it is recognized without a prefix."""
 
 UNUSED = (
     "position_ids",
@@ -62,18 +62,18 @@ UNUSED = (
     "scale_input",
     "input_scale",
 )
-"""Last words of tensors that files carry and no computation needs."""
+"""Last words of tensors in files that no computation needs."""
 
 _UNUSED_BRANCHES = {
     "vae": ("loss.",),
-    # SDXL takes the pooled text of the second encoder alone.
+    # SDXL uses the pooled text of the second encoder only.
     "text_encoder": ("text_projection", "vision_model.", "visual.", "visual_projection."),
     "text_encoder_2": ("vision_model.", "visual.", "visual_projection."),
 }
 
 
 def unused(part: str, name: str) -> bool:
-    """Whether a tensor of a network is known and not needed: a buffer, a loss, the other half of CLIP."""
+    """Whether a tensor is known but not needed: a buffer, a loss, the other half of CLIP."""
     return name.rpartition(".")[2] in UNUSED or name.startswith(_UNUSED_BRANCHES.get(part, ()))
 
 
@@ -81,8 +81,8 @@ class Section(NamedTuple):
     """The tensors of one network under one prefix.
 
     Attributes:
-        prefix: as it stands in the file.
-        stored: their names in the file, by the names without prefix and wrappers.
+        prefix: the prefix in the file.
+        stored: names in the file by names without prefix and wrappers.
     """
 
     prefix: str
@@ -92,14 +92,14 @@ class Section(NamedTuple):
 def sections(tensors: Mapping[str, tuple[str, Shape]]) -> dict[str, list[Section]]:
     """Find the networks of a file.
 
-    A network can be there under several prefixes: twice, or with a few tensors in another place.
+    A network can occur under several prefixes: twice, or with a few tensors elsewhere.
 
     Args:
         tensors: number format and shape of every tensor.
 
     Returns:
-        The sections of each network, the one to prefer first: the most tensors, then the widest numbers.
-        Tensors that belong to no network are in none.
+        The sections of each network in order of preference: most tensors first, then the widest numbers.
+        Tensors that belong to no network are omitted.
     """
     places: dict[str, tuple[str, str]] = {name: _place(name) for name in tensors}
     prefixed: dict[str, dict[str, dict[str, str]]] = {}
@@ -126,7 +126,7 @@ def _worth(section: Section, tensors: Mapping[str, tuple[str, Shape]]) -> tuple[
 
 
 def _place(name: str) -> tuple[str, str]:
-    """The network and the rest of a name; "" is none. Prefixes and wrappers may be there twice."""
+    """Split a name into network ("" for none) and rest. Prefixes and wrappers may occur twice."""
     part, rest = "", _unwrapped(name)
     while prefix := next((p for p in PLACES if rest.startswith(p) and part in ("", PLACES[p])), None):
         part, rest = PLACES[prefix], _unwrapped(rest.removeprefix(prefix))
@@ -141,7 +141,7 @@ def _unwrapped(name: str) -> str:
 
 
 def plain_text_name(name: str) -> str:
-    """A text encoder's name without the words that some programs put before it, once or twice."""
+    """Remove the words that some programs put before a text encoder's names, once or twice."""
     while True:
         for before, after in _TEXT_WRAPPERS:
             if name.startswith(before + after):
@@ -157,13 +157,13 @@ _TEXT_WRAPPERS = (
     ("text_model.", "text_model."),
     ("text_model.", "text_projection"),
 )
-"""The first says nothing where the second follows; OpenCLIP's layers have a ``transformer.`` of their own."""
+"""(meaningless word, word after it). OpenCLIP's layers have a meaningful ``transformer.``."""
 
 
 def _bare_text_encoder(
     tensors: Mapping[str, tuple[str, Shape]], places: Mapping[str, tuple[str, str]]
 ) -> str:
-    """Which encoder a text encoder without a prefix is."""
+    """Decide which text encoder the tensors without a prefix belong to."""
     found = (tensors[name][1] for name, (part, rest) in places.items() if not part and rest in _EMBEDDINGS)
     shape = next(found, ())
     return "text_encoder_2" if len(shape) == 2 and shape[1] >= _WIDE else "text_encoder"

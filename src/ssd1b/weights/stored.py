@@ -1,4 +1,4 @@
-"""The tensors of one network in the files they lie in, by any known spelling, and their scales."""
+"""Location of a network's tensors in files, in any known spelling, with their scales."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,22 +13,22 @@ from ssd1b.weights.keymap import PLAIN, TensorTransform, from_original, our_name
 from ssd1b.weights.spellings import Section, unused
 
 _SCALES = ("scale_weight", "weight_scale")
-"""Last words of the factor of an 8-bit weight: ComfyUI's scaled fp8, its older and its newer name."""
+"""Last words of the scale of an 8-bit weight: ComfyUI's scaled fp8, old and new name."""
 
 _NUMBERS = ", ".join(FLOATS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """Where the bytes of one of our tensors lie.
+    """Location of one of our tensors.
 
     Attributes:
         file: the safetensors file.
-        name: the tensor's name in it.
-        dtype: the number format in it.
-        shape: our shape, which the transform gives.
-        transform: how to get our tensor out of the stored one.
-        scale: name of the factor that the stored one is multiplied with first, if any.
+        name: the tensor's name in the file.
+        dtype: the number format in the file.
+        shape: our shape, after the transform.
+        transform: converts the stored tensor to ours.
+        scale: name of the tensor that the stored one is multiplied by first, if any.
     """
 
     file: Path
@@ -40,12 +40,12 @@ class StoredTensor:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The tensors of the file that make it up."""
+        """Names of the tensors in the file that are read."""
         return (self.name,) if self.scale is None else (self.name, self.scale)
 
     @property
     def read_dtype(self) -> torch.dtype:
-        """The number format of our tensor, float32 where it has a scale."""
+        """Number format of our tensor; float32 if it has a scale."""
         return self.dtype if self.scale is None else torch.float32
 
 
@@ -54,11 +54,11 @@ def locate_tensors(
 ) -> dict[str, StoredTensor]:
     """Find the tensors of a network in one file, by our names.
 
-    Unknown ones keep the names they have in the file, and are named when the network is loaded. What an
-    earlier section has is not taken from a later one.
+    Unknown tensors keep their names in the file, and are reported when the network is loaded. Earlier
+    sections take precedence.
 
     Raises:
-        InputError: a tensor is there twice in one section, or its numbers are no floats.
+        InputError: a tensor occurs twice in one section, or is not floating-point.
     """
     table: dict[str, StoredTensor] = {}
     for section in sections:
@@ -75,7 +75,7 @@ def locate_tensors(
                     scale=None if scale is None else section.stored[scale],
                 )  # fmt: skip
             scales.discard(scale or "")
-        for name in scales:  # of no weight: unknown
+        for name in scales:  # without a weight: unknown
             add_tensor(found, name, file=file, stored=section.stored[name], header=header)
         table = found | table
     return table
@@ -96,15 +96,15 @@ def add_tensor(
     transform: TensorTransform = PLAIN,
     scale: str | None = None,
 ) -> None:
-    """Enter one of our tensors into the table of its network.
+    """Add one of our tensors to the table of its network.
 
     Raises:
-        InputError: it is there already, or its numbers are no floats.
+        InputError: the table has it already, or it is not floating-point.
     """
     number_format, shape = header.tensors[stored]
     if name in table:
         raise InputError(
-            f"{file}: {first_few([name])} is there twice: {first_few([table[name].name, stored])}"
+            f"{file}: duplicate tensor {first_few([name])}: {first_few([table[name].name, stored])}"
         )
     if number_format not in FLOATS:
         raise InputError(f"{file}: {_quantized(stored, number_format, header)}")
@@ -124,7 +124,7 @@ def _check_scale(where: str, number_format: str, scale: Shape, weight: Shape) ->
     if number_format not in FLOATS or (prod(scale) != 1 and prod(scale) != next(iter(weight), 1)):
         raise InputError(
             f"{where} is {number_format} {list(scale)} for a weight {list(weight)}; "
-            "only one factor for a tensor, or one for each of its rows, is read"
+            "only one scale per tensor, or one per row, is supported"
         )
 
 
@@ -142,12 +142,12 @@ _QUANTIZED: Mapping[str, str] = {
     ".scale_weight": "ComfyUI",
     ".svdq": "SVDQuant",
 }
-"""By whom weights were quantized, by the end of a name beside them."""
+"""Quantization schemes by the end of a name among the tensors."""
 
 
 def _quantized(name: str, number_format: str, header: Header) -> str:
     by = next(
         (who for end, who in _QUANTIZED.items() if any(other.endswith(end) for other in header.tensors)), None
     )
-    known = f"quantized weights ({by})" if by else "no floats, as quantized weights"
-    return f"{known} are not read: {shown(name)} holds {number_format}; read are {_NUMBERS}"
+    what = f"quantized weights ({by})" if by else "other number formats, such as quantized weights,"
+    return f"{what} are not supported: {shown(name)} is {number_format}, not one of {_NUMBERS}"

@@ -1,7 +1,7 @@
-"""Tokenizers of models: their own, or CLIP's for those that bring none, as single files do.
+"""Tokenizers of models: their own, or CLIP's for models without one, such as single files.
 
 ``data/clip/bpe_simple_vocab_16e6.txt.gz`` is OpenAI's file (MIT, see NOTICE). Both of SDXL's encoders use it;
-their tokenizers differ in the padding token only.
+their tokenizers differ only in the padding token.
 """
 
 import gzip
@@ -23,20 +23,20 @@ _MERGES_FILE = DATA / "clip" / "bpe_simple_vocab_16e6.txt.gz"
 
 VOCABULARY_SIZE = 49408
 PADDING = {"text_encoder": END, "text_encoder_2": "!"}
-"""The padding token of each encoder's tokenizer."""
+"""Padding token of each encoder's tokenizer."""
 
 LARGEST_VOCABULARY = 2**18
-"""Tokens, and merges; CLIP has 49,408."""
+"""Maximum number of tokens, and of merges; CLIP has 49,408 tokens."""
 
 _LARGEST_MERGES = 8 * 2**20
-"""Bytes; CLIP's ``merges.txt`` has 0.5 million."""
+"""Maximum size of ``merges.txt`` in bytes; CLIP's has 0.5 million."""
 
-# 256 bytes, each alone and as a word's end, then the merges, then begin and end.
+# 256 bytes, each alone and at the end of a word, then the merges, then begin and end.
 _MERGES = VOCABULARY_SIZE - 2 * 256 - 2
 
 
 def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """CLIP's tokens with their ids, and the merges in order (openai/CLIP ``clip/simple_tokenizer.py``).
+    """Read CLIP's tokens with their ids, and the merges in order (openai/CLIP ``clip/simple_tokenizer.py``).
 
     Returns:
         The ids 0 to 49407 by token, with ``</w>`` at the end of a word, and 48,894 pairs.
@@ -49,12 +49,12 @@ def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def clip_tokenizer(part: str) -> CLIPTokenizer:
-    """CLIP's tokenizer for a text encoder that brings none, one of ``PADDING``."""
+    """Make CLIP's tokenizer for a text encoder, one of ``PADDING``."""
     return CLIPTokenizer(*clip_vocabulary(), PADDING[part])
 
 
 def tokenizer_of(folders: Mapping[str, Path], part: str) -> CLIPTokenizer:
-    """Give the tokenizer of a text encoder: the model's own, or CLIP's where it brings none.
+    """Load the tokenizer of a text encoder: the model's own, or else CLIP's.
 
     Args:
         folders: the model's own tokenizers.
@@ -67,10 +67,10 @@ def tokenizer_of(folders: Mapping[str, Path], part: str) -> CLIPTokenizer:
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Open a model folder's own tokenizer: ``vocab.json`` and ``merges.txt``, or ``tokenizer.json``.
+    """Load a tokenizer from ``vocab.json`` and ``merges.txt``, or from ``tokenizer.json``.
 
     Raises:
-        InputError: neither is there, or what is there is no tokenizer of CLIP's kind, or too large.
+        InputError: neither exists, or the tokenizer is not like CLIP's, or too large.
     """
     if (folder / "vocab.json").exists():
         file = folder / "vocab.json"
@@ -91,21 +91,22 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
         pairs = [(left, right) for left, right in (e.split() if isinstance(e, str) else e for e in merges)]
         return CLIPTokenizer(vocabulary, pairs, padding)
     except Exception as error:  # the library raises bare ones
-        raise InputError(f"{named(folder)}: no tokenizer that can be read: {shown(error)}") from None
+        raise InputError(f"{named(folder)}: invalid tokenizer: {shown(error)}") from None
 
 
 def _check_vocabulary(vocabulary: object, padding: str, file: Path) -> None:
     if not isinstance(vocabulary, dict) or not vocabulary:
-        raise InputError(f"{named(file)}: no vocabulary in it, which is a table of tokens")
+        raise InputError(f"{named(file)}: it has no vocabulary, which is a table of tokens")
     if len(vocabulary) > LARGEST_VOCABULARY:
+        size = len(vocabulary)
         raise InputError(
-            f"{named(file)}: the vocabulary has {len(vocabulary)} tokens; allowed are {LARGEST_VOCABULARY}"
+            f"{named(file)}: the vocabulary has {size} tokens; at most {LARGEST_VOCABULARY} are allowed"
         )
     for token, number in vocabulary.items():
         if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < LARGEST_VOCABULARY:
             raise InputError(
-                f"{named(file)}: the number of a token must be 0 to {LARGEST_VOCABULARY - 1}, "
-                f"{shown(token)} has {shown(number)}"
+                f"{named(file)}: token ids must be from 0 to {LARGEST_VOCABULARY - 1}, "
+                f"but {shown(token)} has {shown(number)}"
             )
     for what, token in (("begin", BEGIN), ("end", END), ("padding", padding)):
         if token not in vocabulary:
@@ -113,24 +114,24 @@ def _check_vocabulary(vocabulary: object, padding: str, file: Path) -> None:
 
 
 def _padding(folder: Path) -> str:
-    """The padding token, a string or a table with its content; CLIP's own is the end token."""
+    """Read the padding token, a string or a table with its content; the default is CLIP's, the end token."""
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         file = folder / name
         token = read_json(file).get("pad_token") if file.exists() else None
         if isinstance(token, dict):
             token = token.get("content", 0)
         if token is not None and not isinstance(token, str):
-            raise InputError(f"{named(file)}: pad_token must be a text, got {shown(token)}")
+            raise InputError(f"{named(file)}: pad_token must be text, got {shown(token)}")
         if token is not None:
             return token
     return END
 
 
 def load_tokenizers(info: ModelInfo) -> tuple[CLIPTokenizer, CLIPTokenizer]:
-    """Give the tokenizers of a model's text encoders, see ``tokenizer_of``.
+    """Load the tokenizers of a model's text encoders, see ``tokenizer_of``.
 
     Raises:
-        InputError: a tokenizer of its own cannot be read, or has more tokens than its encoder.
+        InputError: a tokenizer cannot be read, or has more tokens than its encoder.
     """
     first, second = (tokenizer_of(info.tokenizers, part) for part in PADDING)
     for part, tokenizer in zip(PADDING, (first, second), strict=True):
@@ -139,18 +140,18 @@ def load_tokenizers(info: ModelInfo) -> tuple[CLIPTokenizer, CLIPTokenizer]:
 
 
 def tokenizer_folder(text_encoder: str) -> str:
-    """Name the folder of an encoder's tokenizer: ``tokenizer_2`` for ``text_encoder_2``."""
+    """Return the folder name of an encoder's tokenizer: ``tokenizer_2`` for ``text_encoder_2``."""
     return text_encoder.replace("text_encoder", "tokenizer")
 
 
 def calibration_prompts(layout: ModelLayout) -> list[str]:
-    """Prompts that draw what a model's layers commonly see: photographs and paintings, or Tabletop."""
+    """Read prompts that produce typical activations: photographs and paintings, or Tabletop."""
     name = "clip" if layout.text_encoder.vocab_size == VOCABULARY_SIZE else "tabletop"
     return (DATA / "calibration" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
 
 
 def _byte_letters() -> list[str]:
-    """A printable letter for each byte: its own, or one from U+0100 on (GPT-2's alphabet)."""
+    """Return a printable letter for each byte: its own, or one from U+0100 on (GPT-2's alphabet)."""
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
@@ -163,7 +164,7 @@ def _byte_letters() -> list[str]:
 def write_tokenizer(
     folder: Path, vocabulary: dict[str, int], merges: list[tuple[str, str]], padding: str
 ) -> None:
-    """Write a tokenizer as transformers' ``CLIPTokenizer`` reads it."""
+    """Write a tokenizer in the format of transformers' ``CLIPTokenizer``."""
     folder.mkdir(parents=True)
     special = {"bos_token": BEGIN, "eos_token": END, "pad_token": padding, "unk_token": END}
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Models written to disk: as diffusers' folders, and as single files in the original names."""
+"""Writing models as diffusers folders, and as single files with the original names."""
 
 import json
 import os
@@ -46,19 +46,19 @@ def save_folder(
 ) -> None:
     """Write a model as a folder that diffusers opens with ``StableDiffusionXLPipeline.from_pretrained``.
 
-    Nothing is half-written: the folder appears whole.
+    The folder is written atomically.
 
     Args:
-        path: the folder; must not exist. To replace an older one, write within ``saving.renewing``.
-        info: everything but the weights.
-        weights: for each of ``keymap.PARTS`` its state dict.
+        path: the folder; must not exist. To replace an older one, write inside ``saving.renewing``.
+        info: everything except the weights.
+        weights: state dicts by ``keymap.PARTS``.
         dtype: number format to write; None keeps each tensor's.
 
     Raises:
-        InputError: weights that are not finite or not of this layout, a folder in the way, or a full disk.
+        InputError: the weights are not finite or not of this layout, the folder exists, or the disk is full.
     """
     if os.path.lexists(path):
-        raise ConflictError(f"{named(path)} exists already: choose another name")
+        raise ConflictError(f"{named(path)} already exists: choose another name")
     part_configs = _part_configs(info)
     with writing(path) as temporary:
         for part in PARTS:
@@ -70,9 +70,9 @@ def save_folder(
             _write_tokenizer(temporary / tokenizer_folder(part), info.tokenizers.get(part), padding)
         (temporary / "scheduler").mkdir()
         write_json(temporary / "scheduler" / "scheduler_config.json", info.scheduler)
-        own = {"settings": info.settings, "world": info.world}
-        if own := {name: value for name, value in own.items() if value}:
-            write_json(temporary / SETTINGS_FILE, own)
+        settings = {"settings": info.settings, "world": info.world}
+        if settings := {name: value for name, value in settings.items() if value}:
+            write_json(temporary / SETTINGS_FILE, settings)
         write_json(temporary / "model_index.json", _model_index(info, part_configs))
 
 
@@ -109,26 +109,24 @@ def save_single_file(
     overwrite: bool = False,
     spelling: str = "sdxl",
 ) -> None:
-    """Write a model as one file in the original names, for ComfyUI, AUTOMATIC1111 and stable-diffusion.cpp.
+    """Write a model as one file with the original names, for ComfyUI, AUTOMATIC1111 and stable-diffusion.cpp.
 
     Args:
         path: the file; must not exist unless ``overwrite``.
-        info: everything but the weights.
-        weights: for each of ``keymap.PARTS`` its state dict.
+        info: everything except the weights.
+        weights: state dicts by ``keymap.PARTS``.
         dtype: number format to write; None keeps each tensor's.
         overwrite: replace an older file.
-        spelling: the published file whose names to write, one of ``PUBLISHED``; they differ in few.
+        spelling: the published file whose names to use, one of ``PUBLISHED``, which differ in few names.
 
     Raises:
-        InputError: weights that are not finite or not of this layout, a vocabulary that is not CLIP's (the
-            format has no place for a tokenizer), a file in the way, or a full disk.
+        InputError: the weights are not finite or not of this layout, the vocabulary is not CLIP's (the format
+            cannot hold a tokenizer), the file exists, or the disk is full.
     """
     check_free(path, overwrite=overwrite)
     sizes = {info.layout.text_encoder.vocab_size, info.layout.text_encoder_2.vocab_size}
     if sizes != {VOCABULARY_SIZE}:
-        raise InputError(
-            f"{path}: a single file has no place for a tokenizer other than CLIP's; write a folder"
-        )
+        raise InputError(f"{path}: a single file cannot hold a tokenizer other than CLIP's; write a folder")
     if spelling not in PUBLISHED:
         raise unknown("spelling", spelling, PUBLISHED)
     part_configs = _part_configs(info)
@@ -150,11 +148,11 @@ def save_single_file(
 
 
 class Published(NamedTuple):
-    """How the names of a published file differ from those of SDXL 1.0's.
+    """Differences of a published file's names from SDXL 1.0's.
 
     Attributes:
-        linear: the second text encoder's projection is a linear layer's weight, and not transposed.
-        position_ids: the text encoders' positions, 0 to 76, come along.
+        linear: the second text encoder's projection is a linear layer's weight, not transposed.
+        position_ids: the text encoders' positions, 0 to 76, are included.
     """
 
     linear: bool = False
@@ -166,7 +164,7 @@ PUBLISHED = {
     "ssd-1b": Published(linear=True, position_ids=True),
     "vega": Published(linear=True),
 }
-"""The published single files, as they were recorded (tests/data/published-keys.txt.xz)."""
+"""The published single files, as recorded in tests/data/published-keys.txt.xz."""
 
 
 def published_tensors(
@@ -175,7 +173,7 @@ def published_tensors(
     """Rename and reshape a model's tensors to those of a published single file.
 
     Args:
-        weights: for each of ``keymap.PARTS`` its state dict.
+        weights: state dicts by ``keymap.PARTS``.
         spelling: one of ``PUBLISHED``.
     """
     tensors = {
@@ -198,17 +196,17 @@ def published_tensors(
 def original_tensors(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename and reshape a state dict to the original spelling, without the part's prefix."""
     pieces: dict[str, list[str]] = {}
-    forms = to_original(part, tensors)
-    for name, (original, _) in sorted(forms.items(), key=lambda item: item[1][1].index):
+    targets = to_original(part, tensors)
+    for name, (original, _) in sorted(targets.items(), key=lambda item: item[1][1].index):
         pieces.setdefault(original, []).append(name)
     return {
-        original: forms[names[0]][1].write([tensors[name] for name in names])
+        original: targets[names[0]][1].write([tensors[name] for name in names])
         for original, names in pieces.items()
     }
 
 
 def _part_configs(info: ModelInfo) -> dict[str, dict[str, Any]]:
-    """The ``config.json`` of each network."""
+    """Make the ``config.json`` of each network."""
     layout = info.layout
     return {
         "unet": configs.unet_config(layout.unet, layout.size // layout.vae.factor),
@@ -221,10 +219,10 @@ def _part_configs(info: ModelInfo) -> dict[str, dict[str, Any]]:
 def _prepared(
     part: str, weights: Mapping[str, Tensor], config: Mapping[str, Any], dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
-    """A state dict ready to be written: cast, and checked against the configuration beside it.
+    """Cast a state dict, and check it against the configuration.
 
     Raises:
-        InputError: not of the layout that the configuration says, or not finite in ``dtype``.
+        InputError: it is not of the configuration's layout, or not finite in ``dtype``.
     """
     tensors = {name: tensor.detach().to(dtype or tensor.dtype) for name, tensor in weights.items()}
     layout_of(part, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, config, part)

@@ -158,7 +158,7 @@ def test_prompts_come_one_a_line(generate, tmp_path, source):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"\n# none\n", "holds 0 prompts"), (b"a \xff cube", "UTF-8"), (b"x" * (16 * 2**20 + 1), "too large")],
+    [(b"\n# none\n", "has 0 prompts"), (b"a \xff cube", "UTF-8"), (b"x" * (16 * 2**20 + 1), "too large")],
 )
 def test_files_without_prompts(run, content, words):
     result = run("generate", "--file", "-", stdin=content)
@@ -185,7 +185,7 @@ def test_pictures_are_never_overwritten(generate, tmp_path):
 
 def test_advice_is_called_advice(generate):
     lines = generate("a cube", "--size", "72").err.splitlines()
-    assert lines[0].startswith("advice: size 72x72: the model knows 64x64")
+    assert lines[0].startswith("advice: size 72x72: the model was trained on 64x64")
     assert len(lines) == 2  # and the time
 
 
@@ -363,7 +363,7 @@ def test_a_recipe_that_does_not_fit_is_refused_before_drawing(run, tmp_path, tin
     long = ["--negative", "🦊" * 9_000]
     result = run("generate", "a cube", "b" * 9_000, *long, *place, "--model", tiny_model)
     assert result.code == 2
-    assert result.err == "error: cannot write the picture as jpeg: EXIF data is too long; png holds it\n"
+    assert result.err == "error: cannot write the image as jpeg: EXIF data is too long; use png\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -48,7 +48,7 @@ def test_model_as_json(run, tiny_model, tiny_layout):
 def test_one_network_says_what_it_lacks(run, tiny_model):
     result = run("inspect", tiny_model / "vae")
     assert result.code == 0
-    assert "note: " in result.out and "not a whole model: it has vae but no unet" in result.out
+    assert "note: " in result.out and "not a complete model: it has vae but no unet" in result.out
     assert "trained for" not in result.out
 
 

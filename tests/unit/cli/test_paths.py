@@ -208,7 +208,7 @@ def test_a_users_file_of_the_same_name_stays(refuse, tmp_path, words, name):
     (tmp_path / "out" / name).write_text("mine")
     if "render" in words:
         (tmp_path / "out/train-0-000000.png").write_text("mine")
-    assert "is there already: choose another name, or add --overwrite" in refuse(*words)
+    assert "already exists: choose another name, or add --overwrite" in refuse(*words)
     assert (tmp_path / "out" / name).read_text() == "mine"
 
 
@@ -248,7 +248,7 @@ def test_what_was_written_is_written_again_without_asking(run, tmp_path):
         assert run(*OUTPUTS["distill --dry-run"], "plan").code == 0
     assert len(list((tmp_path / "out").iterdir())) == 4
     (tmp_path / "plan/layers.tsv").write_text("my notes")
-    assert "layers.tsv is there already" in run(*OUTPUTS["distill --dry-run"], "plan").err
+    assert "layers.tsv already exists" in run(*OUTPUTS["distill --dry-run"], "plan").err
 
 
 def test_a_training_does_not_begin_in_a_folder_of_the_users(refuse, tmp_path):
@@ -256,4 +256,4 @@ def test_a_training_does_not_begin_in_a_folder_of_the_users(refuse, tmp_path):
     (tmp_path / "out/vae/log.jsonl").write_text("mine")
     (tmp_path / "out/vae/download.partial").write_text("mine")
     line = refuse("tabletop", "train", "vae", "--out", "out", "--steps", "1", "--batch-size", "4")
-    assert "holds files that ssd1b did not write" in line
+    assert "contains files that ssd1b did not write" in line

@@ -117,7 +117,7 @@ def test_names_are_topologies_at_the_teachers_widths(tmp_path: Path) -> None:
         ([Stage(student=Depths(mid=0, down=((0,),), up=((0, 0),)))], "1 levels, the teacher 3"),
         (
             [Stage(student=replace(MIDDLE_GONE, mid=3))],
-            "diffusers cannot hold a middle block of depth 3",
+            "diffusers cannot represent a middle block of depth 3",
         ),
         ([Stage(student=replace(MIDDLE_GONE, down=((0, 0), (2, 0), (4, 4))))], "make no layout"),
     ],
@@ -171,7 +171,7 @@ def test_a_file_says_what_each_stage_does(tmp_path: Path) -> None:
         ("[[stages]]\n[[stages]]\nweights = { outptu = 1 }", "weights: unknown key 'outptu'"),
         ("[[stages]]\nweights = { output = -1 }", "weights: output is -1"),
         ("[[stages]]\ntrain = { step = 1 }", "did you mean 'steps'"),
-        ("[[stages]]\ntrain = { steps = 0 }", "steps is 0: allowed are whole numbers from 1"),
+        ("[[stages]]\ntrain = { steps = 0 }", "steps is 0: it must be a whole number from 1"),
         ("[[stages]]\nstudent = 3", "student is 3: it must be text or a table"),
         ("[[stages]]\nstudent = '120%'", "between 0% and 100%"),
         ("[[stages]]\nstudent = '50%'\nkeep = 'first'", "importance chooses"),

@@ -16,7 +16,7 @@ from tiny import DRAWABLE, random_weights
     ("changes", "message"),
     [
         ({"guidance_embed_dim": 8}, r"embeds the guidance scale \(LCM\): take the model it was made from"),
-        ({"in_channels": 9}, "takes 9 channels, as for inpainting"),
+        ({"in_channels": 9}, "takes 9 channels .inpainting."),
     ],
     ids=["LCM", "inpainting"],
 )

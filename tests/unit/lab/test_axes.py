@@ -110,10 +110,10 @@ def test_other_names(written: str, name: str) -> None:
         ("schedule=karas", "did you mean 'karras'"),
         ("negative-preset=basics", "did you mean 'basic'"),
         ("preset=articel-detail", "did you mean 'article-detail'"),
-        ("size=big", "must be as 1024x768"),
+        ("size=big", "must be like 1024x768"),
         ("size=100", "multiples of 8"),
         ("guidance-interval=0.5", "is no interval"),
-        ("guidance-interval=0.8-0.2", "its begin must lie before its end"),
+        ("guidance-interval=0.8-0.2", "the start must be less than the end"),
         ("words=,blue", "what is searched for"),
     ],
 )

@@ -135,7 +135,7 @@ def test_a_models_world_decides_no_key(tiny_model, tmp_path, store: Store) -> No
     save_folder(tmp_path / "written", written, random_weights(DRAWABLE))
     assert describe(str(tmp_path / "written"), store, offline=True).world == "tabletop"
     write_json(file, {"world": 3})
-    with pytest.raises(InputError, match=r"ssd1b\.json: world must be a text, got 3"):
+    with pytest.raises(InputError, match=r"ssd1b\.json: world must be text, got 3"):
         describe(str(model), store, offline=True)
 
 

@@ -214,7 +214,7 @@ def test_a_world_or_part_that_does_not_exist_is_named(tmp_path: Path) -> None:
 def test_numbers_that_cannot_be_are_refused_before_anything_is_made(
     tmp_path: Path, part: str, given: dict[str, int]
 ) -> None:
-    with pytest.raises(InputError, match=f"{next(iter(given))}.* allowed are"):
+    with pytest.raises(InputError, match=f"{next(iter(given))}.* it must be"):
         assemble.train_part(part, tmp_path / "run", **given)
     assert not (tmp_path / "run").exists()
 
@@ -223,7 +223,7 @@ def test_numbers_that_cannot_be_are_refused_before_anything_is_made(
     ("part", "size"), [("vae", 2), ("vae", 6), ("clip", 2), ("clip", 24), ("image-encoder", 8), ("judge", 1)]
 )
 def test_a_batch_must_hold_whole_groups(tmp_path: Path, part: str, size: int) -> None:
-    with pytest.raises(InputError, match=rf"batch_size of {part} is {size}: allowed are .* from \d+ to 4096"):
+    with pytest.raises(InputError, match=rf"batch_size of {part} is {size}: it must be .* from \d+ to 4096"):
         assemble.train_part(part, tmp_path, batch_size=size)
 
 

@@ -502,7 +502,7 @@ def test_a_spike_never_reaches_the_weights(tmp_path: Path) -> None:
         ({"optimizer": "adamw8bit"}, "did you mean 'adamw-8bit'"),
         ({"decay": "cosin"}, "did you mean 'cosine'"),
         ({"micro_batches": 3}, "batch_size must be a multiple of micro_batches, got 8 and 3"),
-        ({"spike_factor": 1.0}, "spike_factor is 1.0: allowed are numbers from 1.001"),
+        ({"spike_factor": 1.0}, "spike_factor is 1.0: it must be a number from 1.001"),
         ({"fsdp": True, "muon_rate": 0.01}, "adamw alone"),
         ({"fsdp": True, "optimizer": "adafactor"}, "adamw alone"),
     ],
@@ -524,7 +524,7 @@ def test_a_library_that_is_missing_is_named(
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(InputError, match="steps is 0: allowed are whole numbers from 1 to"):
+    with pytest.raises(InputError, match="steps is 0: it must be a whole number from 1 to"):
         replace(SETTINGS, steps=0)
 
 

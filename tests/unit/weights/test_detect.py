@@ -87,9 +87,9 @@ def test_what_is_no_unet_is_named(change, message):
 
 
 def test_widths_that_the_assumed_head_size_does_not_fit_are_named():
-    with pytest.raises(InputError, match=r"widths 8, 16, 32 are no multiples of norm_groups 32"):
+    with pytest.raises(InputError, match=r"widths 8, 16, 32 are not multiples of norm_groups 32"):
         detect_unet_layout(unet_shapes(TINY.unet), time_ids_dim=4)
-    with pytest.raises(InputError, match=r"widths 16, 32 are no multiples of head_dim 64"):
+    with pytest.raises(InputError, match=r"widths 16, 32 are not multiples of head_dim 64"):
         detect_unet_layout(unet_shapes(TINY.unet), time_ids_dim=4, norm_groups=4)
     with pytest.raises(InputError, match=r"24 channels do not divide into heads of 64"):
         detect_text_layout(shapes(modules(TINY)["text_encoder_2"]), second=True)

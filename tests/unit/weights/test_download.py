@@ -249,7 +249,7 @@ def test_a_connection_that_is_cut_is_taken_up_again(resolve, hub, files, tmp_pat
 def test_a_retry_goes_on_with_the_files_that_are_missing(resolve, hub, files, tmp_path):
     hub.on(f"cdn GET .*{digest(UNET, files[UNET])}", *[Answer(cut=0)] * 6)
     line = refused(resolve())
-    assert "not in the cache, and the hub could not be used" in line and "what is complete is kept" in line
+    assert "not in the cache, and the hub could not be used" in line and "complete files are kept" in line
     assert_kept_as_whole(tmp_path, files)
     fetched = [each.path for each in hub.asked("(hub|cdn) GET .*") if "/api/" not in each.path]
     hub.requests.clear()
@@ -277,7 +277,7 @@ INFORMATION = {
         "the hub refuses access (403)",
     ),
     "bad request": (Answer(status=400), "error: segmind/SSD-1B: "),
-    "no page": (Answer(status=404), "does not answer as the hub does: check HF_ENDPOINT"),
+    "no page": (Answer(status=404), "does not answer like the hub: check HF_ENDPOINT"),
     "too many requests": (
         Answer(status=429, headers={"Retry-After": "40"}),
         "(429): try again in 40 seconds",
@@ -285,16 +285,16 @@ INFORMATION = {
     "too many, no time": (Answer(status=429, headers={"Retry-After": "soon"}), "(429): try again later"),
     "server's fault": (Answer(status=500), "the hub has a fault (500): try again later"),
     "in maintenance": (Answer(status=503), "the hub has a fault (503): try again later"),
-    "a login page": (HTML, "whether the network asks for a login first"),
-    "other JSON": (Answer(status=200, body=b"[1, 2]"), "does not answer as the hub does"),
-    "empty JSON": (Answer(status=200, body=b"{}"), "does not answer as the hub does"),
+    "a login page": (HTML, "whether the network requires a login"),
+    "other JSON": (Answer(status=200, body=b"[1, 2]"), "does not answer like the hub"),
+    "empty JSON": (Answer(status=200, body=b"{}"), "does not answer like the hub"),
     "no commit": (
         Answer(status=200, body=b'{"id": "a/b", "siblings": []}'),
-        "does not answer as the hub does",
+        "does not answer like the hub",
     ),
     "a path for a commit": (
         Answer(status=200, body=b'{"id": "a/b", "sha": "../../x", "siblings": []}'),
-        "does not answer as the hub does",
+        "does not answer like the hub",
     ),
     "no answer": (Answer(wait=1.5), "the hub could not be used"),
     "half an answer": (Answer(cut=40), "the hub could not be used"),
@@ -323,8 +323,12 @@ CONTENT = {
         Answer(status=404, headers={"X-Error-Code": "EntryNotFound"}),
         "does not answer",
     ),
-    "no commit": ("hub HEAD", Answer(status=200), "does not answer as the hub does"),
-    "another commit": ("hub HEAD", Answer(headers={"X-Repo-Commit": "f" * 40}), "answers for another commit"),
+    "no commit": ("hub HEAD", Answer(status=200), "does not answer like the hub"),
+    "another commit": (
+        "hub HEAD",
+        Answer(headers={"X-Repo-Commit": "f" * 40}),
+        "answered for another commit",
+    ),
     "too often": (
         "hub HEAD",
         Answer(status=429, headers={"Retry-After": "1"}),
@@ -374,14 +378,14 @@ def test_too_small_a_disk_is_noticed_before_anything_is_fetched(resolve, hub, tm
 
 def test_a_disk_that_fills(resolve, hub, files, tmp_path):
     line = refused(resolve(most=len(files[UNET]) // 2))
-    assert "cannot write into the cache" in line and "set HF_HOME" in line
+    assert "cannot write to the cache" in line and "set HF_HOME" in line
     assert_kept_as_whole(tmp_path, files)
     snapshot(resolve())
 
 
 def test_a_cache_that_cannot_be_written(resolve, hub, tmp_path):
     (tmp_path / "hf").write_text("a file")
-    assert "cannot write into the cache" in refused(resolve())
+    assert "cannot write to the cache" in refused(resolve())
 
 
 @pytest.mark.parametrize("name", ["HF_ENDPOINT", "HTTP_PROXY"])

@@ -20,10 +20,10 @@ REFINER = {"cross_attention_dim": 1280, "pooled_dim": 1280 - 256}
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"in_channels": 9}, "takes 9 channels, as for inpainting"),
-        ({"in_channels": 8}, "takes 8 channels, as for editing"),
-        ({"in_channels": 6}, "takes 6 channels; only those that take 4"),
-        ({"out_channels": 8}, "gives 8 channels"),
+        ({"in_channels": 9}, "takes 9 channels .inpainting."),
+        ({"in_channels": 8}, "takes 8 channels .editing."),
+        ({"in_channels": 6}, "takes 6 channels; only 4"),
+        ({"out_channels": 8}, "returns 8 channels"),
         (REFINER, "this is SDXL's refiner"),
         ({"time_ids_dim": 255}, "odd number of channels"),
         ({"guidance_embed_dim": 2}, "embeds guidance in 2 channels"),
@@ -42,14 +42,14 @@ def test_a_unet_that_drawing_has_no_inputs_for_is_named(change, message):
         (
             "unet",
             {"cross_attention_dim": 1024},
-            "attends to texts of 1024 channels, the text encoders give 2048",
+            "attends to 1024 text channels, but the text encoders return 2048",
         ),
-        ("unet", {"pooled_dim": 1024}, "give.*1280; or it takes 5 numbers beside the text, not 6"),
-        ("text_2", {"projection_dim": None}, "gives none: it has no text_projection"),
+        ("unet", {"pooled_dim": 1024}, "returns 1280; or it takes 5 additional numbers, not 6"),
+        ("text_2", {"projection_dim": None}, "returns none: it has no text_projection"),
         ("text_2", {"projection_dim": 768}, "text_encoder_2 gives 768"),
         ("vae", {"latent_channels": 16}, "latents of 4 channels, the VAE takes 16"),
-        ("vae", {"channels": (32,) * 5}, "halves a picture 4 times"),
-        ("text", {"max_length": 76}, "text_encoder reads 76 tokens"),
+        ("vae", {"channels": (32,) * 5}, "halves images 4 times"),
+        ("text", {"max_length": 76}, "text_encoder takes 76 tokens"),
         ("text_2", {"max_length": 16}, "text_encoder_2 reads 16 tokens"),
         ("text", {"vocab_size": 49407}, "eos_token_id 49407 is not in the vocabulary of 49407"),
         ("text_2", {"bos_token_id": -1}, "bos_token_id -1"),
@@ -75,7 +75,7 @@ def test_a_token_beyond_the_vocabulary_is_named_before_anything_is_loaded(miniat
     edit(miniature / "tokenizer_2" / "vocab.json", **{"new</w>": 1024})
     monkeypatch.setattr("ssd1b.model.load_component", lambda *a, **k: pytest.fail("loaded"))
     with pytest.raises(
-        InputError, match=r"tokenizer_2: the tokenizer's 'new</w>' is number 1024, .* 1024 tokens"
+        InputError, match=r"tokenizer_2: the tokenizer's 'new</w>' has the id 1024, .* 1024 tokens"
     ):
         Pipeline.load(str(miniature), device="cpu")
 
@@ -88,9 +88,9 @@ def test_a_token_beyond_the_vocabulary_is_named_before_anything_is_loaded(miniat
             {"pad_token": "<pad>"},
             "the vocabulary has no '<pad>', the padding token",
         ),
-        ("special_tokens_map.json", {"pad_token": ["!"]}, "pad_token must be a text, got"),
-        ("special_tokens_map.json", {"pad_token": {"content": 3}}, "pad_token must be a text, got 3"),
-        ("vocab.json", {"a": 2**33}, "the number of a token must be 0 to 262143, 'a' has 8589934592"),
+        ("special_tokens_map.json", {"pad_token": ["!"]}, "pad_token must be text, got"),
+        ("special_tokens_map.json", {"pad_token": {"content": 3}}, "pad_token must be text, got 3"),
+        ("vocab.json", {"a": 2**33}, "token ids must be from 0 to 262143, but 'a' has 8589934592"),
         ("vocab.json", {"a": -1}, "must be 0 to"),
         ("vocab.json", {"a": True}, "must be 0 to"),
         ("vocab.json", {"a": 1.5}, "must be 0 to"),
@@ -117,7 +117,7 @@ def test_more_tokens_or_merges_than_any_model_has_are_refused_before_they_are_bu
     file = miniature / "tokenizer" / "vocab.json"
     before = file.read_text()
     edit(file, **{f"t{number}": 5 for number in range(300_000)})
-    with pytest.raises(InputError, match=r"the vocabulary has 3\d+ tokens; allowed are 262144"):
+    with pytest.raises(InputError, match=r"the vocabulary has 3\d+ tokens; at most 262144 are allowed"):
         load_tokenizers(open_checkpoint(miniature).info)
     file.write_text(before)
     (miniature / "tokenizer" / "merges.txt").write_text("a b\n" * 300_000)
@@ -128,5 +128,5 @@ def test_more_tokens_or_merges_than_any_model_has_are_refused_before_they_are_bu
 def test_a_tokenizer_of_hundreds_of_megabytes_is_not_read(miniature):
     with (miniature / "tokenizer" / "vocab.json").open("r+b") as file:
         file.truncate(300 * 2**20)
-    with pytest.raises(InputError, match=r"vocab\.json is too large: allowed are 8388608 bytes"):
+    with pytest.raises(InputError, match=r"vocab\.json is too large: at most 8388608 bytes are allowed"):
         load_tokenizers(open_checkpoint(miniature).info)

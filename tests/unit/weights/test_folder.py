@@ -66,7 +66,7 @@ def test_everything_beside_the_weights_survives(tmp_path, tiny_weights, tiny_fol
 
 def test_a_folder_that_is_there_is_not_overwritten(folder, tiny_info, tiny_weights):
     (folder / "mine").touch()
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         save_folder(folder, tiny_info, tiny_weights)
     assert (folder / "mine").exists()
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
@@ -99,7 +99,7 @@ def test_weights_of_another_layout_are_not_written(tmp_path, tiny_info, tiny_wei
         ("unet", {"transformer_layers_per_block": [1, 2, 3]}, r"level 2 is .*\(3, 3\).* in the config"),
         ("unet", {"block_out_channels": [8, 16, 64], "attention_head_dim": [1, 2, 8]}, "level 2 is .*64.*32"),
         ("unet", {"mid_block_type": None}, "mid is None in the config, 0 in the weights"),
-        ("unet", {"norm_num_groups": 3}, "widths 8, 16, 32 are no multiples of norm_groups 3"),
+        ("unet", {"norm_num_groups": 3}, "widths 8, 16, 32 are not multiples of norm_groups 3"),
         ("vae", {"latent_channels": 16}, "latent_channels is 16 in the config, 4 in the weights"),
         ("vae", {"layers_per_block": 2}, "layers_per_block is 2 in the config, 1 in the weights"),
         ("text_encoder", {"num_hidden_layers": 12}, "layers is 12 in the config, 2 in the weights"),
@@ -115,9 +115,9 @@ def test_a_config_that_contradicts_the_weights_is_named(folder, part, change, me
 def test_networks_that_do_not_fit_together_are_named(tiny_folder):
     checkpoint = open_checkpoint(tiny_folder)
     for part, change, message in (
-        ("unet", {"cross_attention_dim": 64}, "attends to texts of 64 channels, the text encoders give 40"),
-        ("text_encoder_2", {"projection_dim": 9}, "a pooled text of 12 channels, text_encoder_2 gives 9"),
-        ("vae", {"latent_channels": 16}, "gives latents of 4 channels, the VAE takes 16"),
+        ("unet", {"cross_attention_dim": 64}, "attends to 64 text channels, but the text encoders return 40"),
+        ("text_encoder_2", {"projection_dim": 9}, "12 pooled text channels, but text_encoder_2 returns 9"),
+        ("vae", {"latent_channels": 16}, "returns latents of 4 channels, but the VAE takes 16"),
     ):
         old = checkpoint.parts[part]
         parts = {**checkpoint.parts, part: replace(old, layout=replace(old.layout, **change))}
@@ -169,12 +169,12 @@ def test_an_index_that_leads_elsewhere_or_nowhere_is_refused(folder):
     for changed, message in (
         (
             {**places, name: "../vae/diffusion_pytorch_model.safetensors"},
-            "is not the name of a file beside it",
+            "is not the name of a file in the same folder",
         ),
-        ({**places, name: "/etc/passwd"}, "is not the name of a file beside it"),
-        ({**places, name: 3}, "weight_map must give the file of each tensor"),
+        ({**places, name: "/etc/passwd"}, "is not the name of a file in the same folder"),
+        ({**places, name: 3}, "weight_map must have the file of each tensor"),
         ({**places, name: "missing.safetensors"}, "cannot read .*missing.safetensors"),
-        ({**places, "strange.weight": file}, "1 tensors are not in the file it names: strange.weight"),
+        ({**places, "strange.weight": file}, "1 tensors are not in the files it lists: strange.weight"),
     ):
         index.write_text(json.dumps({"weight_map": changed}))
         with pytest.raises(InputError, match=message):
@@ -190,7 +190,7 @@ def test_pickled_weights_are_refused(folder):
 
 def test_other_pipelines_are_refused(folder):
     edit(folder / "model_index.json", _class_name="StableDiffusionPipeline")
-    with pytest.raises(InputError, match="holds a 'StableDiffusionPipeline'; only SDXL's family"):
+    with pytest.raises(InputError, match="is a 'StableDiffusionPipeline'; only SDXL's family"):
         open_checkpoint(folder)
 
 
@@ -199,7 +199,7 @@ def test_a_missing_network_is_named(folder):
     checkpoint = open_checkpoint(folder)
     assert "vae" not in checkpoint.parts
     with pytest.raises(
-        InputError, match="not a whole model: it has unet, text_encoder, text_encoder_2 but no vae"
+        InputError, match="not a complete model: it has unet, text_encoder, text_encoder_2 but no vae"
     ):
         _ = checkpoint.info
 
@@ -238,7 +238,7 @@ def test_a_tensor_in_both_spellings_is_refused(folder):
     tensors = load_file(file)
     name = "encoder.mid_block.attentions.0.to_q.weight"
     save_file({**tensors, name.replace("to_q", "query"): tensors[name].clone()}, file)
-    with pytest.raises(InputError, match=f"{name} is there twice"):
+    with pytest.raises(InputError, match=f"duplicate tensor {name}"):
         open_checkpoint(folder)
 
 
@@ -252,7 +252,7 @@ def test_the_folder_of_one_network(tiny_folder, tiny_weights, part):
 
 
 def test_the_folder_of_another_network_is_refused(tiny_folder):
-    with pytest.raises(InputError, match="a whole model is read, or a UNet2DConditionModel or AutoencoderKL"):
+    with pytest.raises(InputError, match="only a complete model, or a UNet2DConditionModel or AutoencoderKL"):
         open_checkpoint(tiny_folder / "text_encoder")
 
 

@@ -37,9 +37,9 @@ def many(count: int, key: bytes = b"data_offsets") -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (many(70_000), "it holds 70000 tensors; allowed are 32768"),
-        (many(40_000, b"d\\u0061ta_offsets"), "it holds 40000 tensors; allowed are 32768"),
-        (header(b" " * (16 * 2**20 + 1)), r"its header has 16777217 bytes; allowed are 16777216"),
+        (many(70_000), "it has 70000 tensors; at most 32768 are allowed"),
+        (many(40_000, b"d\\u0061ta_offsets"), "it has 40000 tensors; at most 32768 are allowed"),
+        (header(b" " * (16 * 2**20 + 1)), r"its header has 16777217 bytes; at most 16777216 are allowed"),
         (header({"a": entry([1], [0, 4]), "b": entry([1], [0, 4])}) + bytes(4), "damaged"),
         (header({"a": entry([1], [-4, 0])}) + bytes(4), "damaged"),
         (header({"a": entry([2**40], [0, 2**42])}) + bytes(4), "damaged"),

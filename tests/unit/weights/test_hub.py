@@ -180,7 +180,7 @@ def test_a_cached_single_file(cache, tiny_file):
 
 def test_offline_and_not_cached(cache):
     with pytest.raises(
-        InputError, match=r"segmind/SSD-1B@main: not in the cache, and the hub was not asked \(offline\)"
+        InputError, match=r"segmind/SSD-1B@main: not in the cache, and the hub was not used \(offline\)"
     ):
         resolve("ssd-1b", offline=True)
 
@@ -190,7 +190,7 @@ def test_no_network_and_not_cached(cache):
         resolve("ssd-1b@v2")
     assert str(error.value) == (
         "segmind/SSD-1B@v2: not in the cache, and the hub could not be used: "
-        "[Errno -3] Temporary failure in name resolution; try again, what is complete is kept"
+        "[Errno -3] Temporary failure in name resolution; try again, complete files are kept"
     )
 
 
@@ -204,7 +204,7 @@ def test_offline_never_asks(cache, monkeypatch):
 def test_a_download_that_was_cut_short_is_named(cache, tiny_folder):
     snapshot = lay(cache, "segmind/SSD-1B", tiny_folder)
     (snapshot / "vae" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(InputError, match="the cache lacks vae, and the hub was not asked"):
+    with pytest.raises(InputError, match="the cache lacks vae, and the hub was not used"):
         resolve("ssd-1b", offline=True)
 
 
@@ -215,8 +215,8 @@ def test_a_download_that_was_cut_short_is_named(cache, tiny_folder):
         ("models/mine.safetensors", "no such file or folder"),
         ("./mine", "no such file or folder"),
         ("../a/b/c", "no such file or folder"),
-        ("a/b@../../../etc", "is no branch, tag or commit"),
-        ("a/b@-x", "is no branch, tag or commit"),
+        ("a/b@../../../etc", "is not a branch, tag or commit"),
+        ("a/b@-x", "is not a branch, tag or commit"),
         ("a/b/c/d", "no such file or folder"),
         ("", "unknown model ''"),
     ],

@@ -130,7 +130,7 @@ def test_every_16_bit_number_is_cast_as_torch_casts_it(source, target):
 
 def test_a_missing_network_is_named(tiny_folder):
     checkpoint = open_checkpoint(tiny_folder / "vae")
-    with pytest.raises(InputError, match="no unet in it, only vae"):
+    with pytest.raises(InputError, match="it has no unet, only vae"):
         load_component(modules(TINY)["unet"], checkpoint, "unet", dtype=torch.float32)
 
 

@@ -75,7 +75,7 @@ def test_a_contradiction_is_named_and_the_user_decides(file_with):
 
 def test_another_prediction_is_named(file_with):
     path = file_with({"modelspec.prediction_type": "flow\x1b[2J"})
-    with pytest.raises(InputError, match=r"predicts 'flow\\x1b\[2j' is not drawn with") as error:
+    with pytest.raises(InputError, match=r"predicts 'flow\\x1b\[2j' is not supported") as error:
         _ = open_checkpoint(path).info
     assert str(error.value).isprintable()
 
@@ -99,7 +99,7 @@ def test_schedulers_that_are_missing_here_have_a_stand_in(tmp_path, tiny_folder)
     scheduler.write_text(json.dumps(told))
     checkpoint = open_checkpoint(folder)
     assert checkpoint.info.scheduler == told
-    assert checkpoint.notes == ("'SASolverScheduler' is not available; dpmpp_2m_sde stands in for it",)
+    assert checkpoint.notes == ("'SASolverScheduler' is not available; dpmpp_2m_sde is used instead",)
     scheduler.write_text(json.dumps({**told, "_class_name": "EulerDiscreteScheduler"}))
     with pytest.raises(InputError, match="unknown scheduler setting 'corrector_order'"):
         _ = open_checkpoint(folder).info

@@ -100,7 +100,7 @@ def test_bare_networks_in_either_spelling(tmp_path, tiny_info, tiny_weights, tin
         module = modules(TINY)[part]
         load_component(module, checkpoint, part, dtype=torch.float32)
         assert all(torch.equal(tensor, weights[name]) for name, tensor in module.state_dict().items())
-        with pytest.raises(InputError, match=f"not a whole model: it has {part} but no"):
+        with pytest.raises(InputError, match=f"not a complete model: it has {part} but no"):
             _ = checkpoint.info
 
 
@@ -189,11 +189,11 @@ def test_unknown_tensors_of_a_network_are_named_when_it_is_loaded(tmp_path, tiny
     [
         (
             {"lora_unet_mid_block.lora_down.weight": torch.zeros(1)},
-            "a LoRA, which changes a model: give the model",
+            "a LoRA, which modifies a model: give the model",
         ),
         (
             {"something.weight": torch.zeros(1)},
-            "no network of SDXL's family; it holds something.weight",
+            "no network of SDXL's family; it contains something.weight",
         ),
         ({}, "no network of SDXL's family"),
         (
@@ -202,7 +202,7 @@ def test_unknown_tensors_of_a_network_are_named_when_it_is_loaded(tmp_path, tiny
         ),
         (
             {"model.diffusion_model.out.2.bias": torch.zeros(4, dtype=torch.int8)},
-            "quantized weights are not read: .*out.2.bias' holds I8; read are F64",
+            "quantized weights, are not supported: .*out.2.bias' is I8, not one of F64",
         ),
     ],
 )
@@ -236,7 +236,7 @@ def test_8_bit_floats_are_read_and_told(tmp_path, tiny_file, tiny_weights):
 def test_a_file_that_is_there_is_not_overwritten_unless_asked(tmp_path, tiny_info, tiny_weights):
     target = tmp_path / "model.safetensors"
     target.write_bytes(b"old")
-    with pytest.raises(InputError, match="is there already: choose another name, or add --overwrite"):
+    with pytest.raises(InputError, match="already exists: choose another name, or add --overwrite"):
         save_single_file(target, tiny_info, tiny_weights)
     assert target.read_bytes() == b"old"
     save_single_file(target, tiny_info, tiny_weights, overwrite=True)
@@ -248,7 +248,7 @@ def test_a_file_that_is_there_is_not_overwritten_unless_asked(tmp_path, tiny_inf
 def test_a_vocabulary_of_its_own_does_not_fit_into_a_file(tmp_path, tiny_info, tiny_weights):
     text = replace(TINY.text_encoder, vocab_size=1024)
     info = replace(tiny_info, layout=replace(TINY, text_encoder=text))
-    with pytest.raises(InputError, match="no place for a tokenizer other than CLIP's"):
+    with pytest.raises(InputError, match="cannot hold a tokenizer other than CLIP's"):
         save_single_file(tmp_path / "model.safetensors", info, tiny_weights)
 
 
@@ -307,7 +307,7 @@ def test_scales_of_another_kind_are_named(tmp_path, tiny_file):
         ("SCB", torch.int8, "int8 of bitsandbytes"),
         ("comfy_quant", torch.int8, "ComfyUI"),
         ("qzeros", torch.int32, "GPTQ or AWQ"),
-        ("other", torch.int8, "no floats, as quantized weights are not read"),
+        ("other", torch.int8, "other number formats, such as quantized weights, are not supported"),
     ],
 )
 def test_quantized_weights_are_named(tmp_path, tiny_file, beside, number, message):
@@ -376,6 +376,6 @@ def conv(*shape):
 def test_what_is_no_model_of_the_family_is_named_for_what_it_is(tmp_path, tensors, message):
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(
-        InputError, match=f"x.safetensors: {message}.*; only models of SDXL's family are read"
+        InputError, match=f"x.safetensors: {message}.*; only models of SDXL's family are supported"
     ):
         open_checkpoint(tmp_path / "x.safetensors")
