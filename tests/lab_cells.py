@@ -13,17 +13,17 @@ import torch
 from PIL import Image
 
 from ssd1b.jobs.driver import draw_jobs
-from ssd1b.jobs.executor import Drawn, Inline, thumbnail
+from ssd1b.jobs.executor import Inline, JobResult, thumbnail
 from ssd1b.jobs.job import Job
 from ssd1b.jobs.store import DONE, FAILED, Outcome, Store
 from ssd1b.lab.axes import parse_axis
-from ssd1b.lab.sweep import Model, Sweep, expand, record
+from ssd1b.lab.sweep import ModelDescription, Sweep, expand, record
 from ssd1b.pipeline import Watch, ignore
 from ssd1b.settings import GenerationSettings
 
 Chance = Callable[[GenerationSettings], float]
 
-FAKE = Model(Path(), "sdxl", {"width": 64, "height": 64, "sampler": "euler"}, "fingerprint", ())
+FAKE = ModelDescription(Path(), "sdxl", {"width": 64, "height": 64, "sampler": "euler"}, "fingerprint", ())
 
 
 class Fake:
@@ -33,13 +33,13 @@ class Fake:
         self.drawn = 0
         self._log, self._seconds = log, seconds
 
-    def __call__(self, batch: Sequence[GenerationSettings], watch: Watch = ignore) -> list[Drawn]:
+    def __call__(self, batch: Sequence[GenerationSettings], watch: Watch = ignore) -> list[JobResult]:
         return [self.one(settings) for settings in batch]
 
-    def one(self, settings: GenerationSettings) -> Drawn:
+    def one(self, settings: GenerationSettings) -> JobResult:
         self.drawn += 1
         if settings.prompt == "a broken one":
-            return Drawn(Outcome(state=FAILED, error="the picture is no numbers"), None)
+            return JobResult(Outcome(state=FAILED, error="the picture is no numbers"), None)
         time.sleep(self._seconds)
         color = (settings.seed % 256, settings.steps, int(settings.guidance_scale * 10) % 256)
         file = BytesIO()
@@ -51,7 +51,7 @@ class Fake:
             state=DONE, digest=str(color), passes=4.0, metrics={"red": float(color[0])},
             thumbnail=thumbnail(Image.new("RGB", (64, 64), color)),
         )  # fmt: skip
-        return Drawn(outcome, file.getvalue())
+        return JobResult(outcome, file.getvalue())
 
 
 def wanted(sweep: Sweep) -> list[Job]:
@@ -78,13 +78,13 @@ def drawing(chances: dict[str, Chance], level: Chance = lambda settings: 0.0):
     """What draws pictures that have something right with a known chance, for all settings from one luck."""
     pixels = len(thumbnail(Image.new("RGB", (64, 64))))
 
-    def one(settings: GenerationSettings) -> Drawn:
+    def one(settings: GenerationSettings) -> JobResult:
         luck = random.Random(f"{settings.prompt} {settings.seed}").random()
         metrics = {name: float(luck < chance(settings)) for name, chance in chances.items()}
         shade = int(level(settings)) % 156
         form = bytes([shade, shade + 100]) * (pixels // 2)
         outcome = Outcome(state=DONE, digest="", passes=1.0, metrics=metrics, thumbnail=form)
-        return Drawn(outcome, None)
+        return JobResult(outcome, None)
 
     return lambda batch, watch: [one(settings) for settings in batch]
 

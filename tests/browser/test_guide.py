@@ -10,7 +10,7 @@ from playwright.sync_api import Page
 from lab_cells import FAKE, drawing, run
 from ssd1b.jobs.store import Store
 from ssd1b.lab.claims import CLAIMS
-from ssd1b.lab.guide import EXPERIMENTS, Chapter, own_settings, sweep_of, write_guide
+from ssd1b.lab.guide import EXPERIMENTS, Chapter, default_settings, sweep_of, write_guide
 from ssd1b.lab.results import load_results
 
 EVIL = "</title><script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -20,7 +20,7 @@ EVIL = "</title><script>alert(1)</script><img src=x onerror=alert(1)>"
 def test_every_claim_has_its_verdict_and_every_experiment_its_pictures(
     visit: Callable[..., Page], tmp_path: Path, width: int
 ) -> None:
-    own = own_settings(FAKE, {})
+    own = default_settings(FAKE, {})
     attempt = drawing(dict.fromkeys(("flawless", "clean"), lambda settings: 0.5))
     chapters = []
     with closing(Store(tmp_path / "cells")) as store:
@@ -34,5 +34,7 @@ def test_every_claim_has_its_verdict_and_every_experiment_its_pictures(
     assert page.locator("h1").inner_text().endswith(EVIL)
     assert page.locator("section").count() == page.locator("figure svg").count() == len(EXPERIMENTS)
     assert page.locator("figure img").evaluate_all("all => all.every(image => image.naturalWidth > 100)")
-    # Tables and figures scroll within themselves where a window is narrow.
+    widths = page.locator("tbody td").evaluate_all("all => all.map(cell => cell.clientWidth)")
+    assert min(widths) >= 100, "each part of a claim has room, below the others in a narrow window"
+    # Figures scroll within themselves where a window is narrow.
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -59,7 +59,7 @@ def test_a_picture_is_enlarged_compared_and_copied(page: Page) -> None:
     assert page.locator("#stage").evaluate("stage => stage.style.getPropertyValue('--at')") == "25%"
     expect(page.locator("#settings")).to_contain_text("guidance_scale = 5.0")
     page.locator("#copy-command").click()
-    expect(page.locator("#told")).to_have_text("copied")
+    expect(page.locator("#copied")).to_have_text("copied")
     page.keyboard.press("Escape")
     expect(page.locator("#enlarged")).to_be_hidden()
     assert page.locator("#grid .pinned").count() == 1

@@ -23,10 +23,10 @@ from ssd1b.lab.axes import Axis
 from ssd1b.lab.claims import Claim, Finding
 from ssd1b.lab.evaluator import CellEvaluator, check_budget, make_pairs
 from ssd1b.lab.goal import Goal
-from ssd1b.lab.guide import EXPERIMENTS, FAULTS, STREAM, Chapter, own_settings, sweep_of, write_guide
+from ssd1b.lab.guide import EXPERIMENTS, FAULTS, STREAM, Chapter, default_settings, sweep_of, write_guide
 from ssd1b.lab.metrics import GroundTruth, captions, make_measure
 from ssd1b.lab.results import load_results
-from ssd1b.lab.sweep import Model, Sweep, describe, expand, record
+from ssd1b.lab.sweep import ModelDescription, Sweep, describe, expand, record
 from ssd1b.lab.tune import RIVALS, Tuned, prove, search
 from ssd1b.lab.tune_files import open_study, write_tuned
 from ssd1b.pipeline import Pipeline
@@ -34,7 +34,7 @@ from ssd1b.runtime import choose_device, choose_dtype
 from ssd1b.threads import Threads
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
-"""``progress(label, total)`` shows a task while its context lasts, and gives a function that advances it."""
+"""``progress(label, total)`` shows a task while its context lasts, and provides a function to advance it."""
 
 
 @contextmanager
@@ -67,30 +67,30 @@ class Loading:
 
 
 AUTO = Loading()
-"""The fastest device, and the number format that it is fast at."""
+"""The fastest device and its fastest number format."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workplace:
-    """Where jobs are drawn and kept.
+    """A store of jobs and the means to run them.
 
     Attributes:
         store: keeps the jobs.
-        executor: draws them.
+        executor: runs the jobs.
         known: describes a model by its name.
-        device: where the jobs are drawn.
+        device: where the jobs run.
         dtype: number format of the networks.
     """
 
     store: Store
     executor: Executor
-    known: Callable[[str], Model]
+    known: Callable[[str], ModelDescription]
     device: torch.device
     dtype: torch.dtype
 
 
-def ground_truth(model: Model) -> GroundTruth | None:
-    """Return the ground truth of the world that a model declares, or None if that world is not known."""
+def ground_truth(model: ModelDescription) -> GroundTruth | None:
+    """Return the ground truth of the world that a model declares; None if the world is unknown."""
     return None if model.world is None else WORLDS.get(model.world)
 
 
@@ -99,7 +99,7 @@ def workplace(folder: Path, loading: Loading) -> Iterator[Workplace]:
     """Open a folder of jobs.
 
     Args:
-        folder: made when the first job is drawn.
+        folder: created when the first job runs.
         loading: how models are found and loaded.
 
     Raises:
@@ -122,7 +122,7 @@ def workplace(folder: Path, loading: Loading) -> Iterator[Workplace]:
 
 
 def draw_with_progress(plan: Plan, place: Workplace, progress: Progress, *, retry: bool = False) -> None:
-    """Draw the jobs of a plan, as ``draw_jobs``; progress is measured by their estimated costs."""
+    """Run the jobs of a plan with ``draw_jobs``, showing progress by estimated cost."""
     costs = plan.costs
     with progress("cells", sum(costs.values())) as advance:
         draw_jobs(
@@ -132,7 +132,7 @@ def draw_with_progress(plan: Plan, place: Workplace, progress: Progress, *, retr
 
 
 class Swept(NamedTuple):
-    """The jobs of a sweep, with the outcomes of those that are drawn or failed, by key."""
+    """The jobs of a sweep, and the outcomes of those that are done or failed, by key."""
 
     plan: Plan
     outcomes: dict[str, Outcome]
@@ -153,16 +153,16 @@ def sweep(
     begin: Callable[[Plan], object] = lambda plan: None,
     progress: Progress = silent,
 ) -> Swept:
-    """Draw and measure the pictures of a sweep that are not in a folder yet; ``lab.results`` loads them.
+    """Generate and measure the missing images of a sweep; ``lab.results`` loads the results.
 
     Args:
         what: the sweep.
-        folder: keeps the pictures and their metrics, of many sweeps if you like.
+        folder: keeps images and metrics; several sweeps may share it.
         loading: how models are found and loaded.
-        retry: draw again what failed before.
-        dry_run: draw nothing.
-        begin: called with the plan before anything is drawn.
-        progress: shows how much is drawn.
+        retry: run failed jobs again.
+        dry_run: generate nothing.
+        begin: called with the plan before anything is generated.
+        progress: shows the progress.
 
     Raises:
         InputError: a model cannot be loaded, a setting is out of range, or the disk refused.
@@ -202,45 +202,45 @@ def tune(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> TuneResult:
-    """Search combinations of settings, prove the best one, and write it as a preset.
+    """Search combinations of settings, test the best one on fresh pairs, and write it as a preset.
 
     Args:
         model: the model's name.
-        axes: what is searched.
+        axes: the search space.
         goal: what is maximised.
-        folder: keeps the pictures, the search and the preset. The same call continues a search.
+        folder: keeps the images, the search and the preset. The same call resumes a search.
         loading: how models are found and loaded.
-        prompts: if empty, captions of the world that the model declares take their place.
+        prompts: if empty, captions of the world that the model declares are used.
         base: settings that all combinations share.
-        budget: most UNet passes that a picture may take.
-        trials: combinations to try, earlier ones included.
-        minutes: no trial begins after so long.
-        pairs: of prompt and seed, for each combination.
-        fresh: pairs for the proof.
-        overwrite: also replace files that no tuning wrote, or that were changed since.
-        progress: shows the search and the proof.
+        budget: most UNet passes per image.
+        trials: number of combinations to try, earlier ones included.
+        minutes: no trial begins after this time.
+        pairs: pairs of prompt and seed per combination.
+        fresh: pairs for the final comparison.
+        overwrite: also replace files that tuning did not write, or that were changed since.
+        progress: shows the progress.
 
     Raises:
         InputError: no combination keeps the budget and the guards, a metric cannot be measured, there are no
-            prompts, a picture failed, or the disk refused.
+            prompts, an image failed, or the disk refused.
     """
     base = base or {}
     with workplace(folder, loading) as place:
         known = place.known(model)
         first, second = make_pairs(prompts, ground_truth(known), pairs, fresh)
         evaluator = CellEvaluator(
-            store=place.store, executor=place.executor, axes=axes, goal=goal, model=model, known=place.known,
-            base=base, device=place.device, dtype=place.dtype,
+            store=place.store, executor=place.executor, axes=axes, goal=goal, model=model,
+            describe=place.known, base=base, device=place.device, dtype=place.dtype,
         )  # fmt: skip
         if budget is not None:
-            check_budget(evaluator, budget, first[0])
+            check_budget(evaluator, budget)
         what = {"model": known.fingerprint, "pairs": first, "settings": base}
         until = None if minutes is None else time.monotonic() + 60 * minutes
         with progress("search", trials) as advance:
             found = search(
                 axes, goal, evaluator, first, study=partial(open_study, folder, axes, goal, what),
-                trials=trials, advance=lambda: advance(1),
-                go_on=lambda: until is None or time.monotonic() < until,
+                trials=trials, budget=budget, least_passes=evaluator.least_passes, advance=lambda: advance(1),
+                keep_going=lambda: until is None or time.monotonic() < until,
             )  # fmt: skip
         with progress("prove", RIVALS + 2) as advance:
             tuned = prove(
@@ -268,18 +268,18 @@ def guide(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> GuideResult:
-    """Draw the guide's experiments, decide its claims, and write its pages.
+    """Run the guide's experiments, decide its claims, and write its pages.
 
     Args:
         model: the model's name.
-        folder: for the pages. Pictures are kept in its ``cells``.
+        folder: for the pages. Images are kept in its subfolder ``cells``.
         loading: how models are found and loaded.
-        prompts: if empty, captions of the world that the model declares take their place.
-        pairs: of prompt and seed, for each value of a setting.
-        only: names of ``EXPERIMENTS``; empty for all.
-        base: settings of all pictures.
+        prompts: if empty, captions of the world that the model declares are used.
+        pairs: pairs of prompt and seed per value of a setting.
+        only: names of ``EXPERIMENTS``; all if empty.
+        base: settings of all images.
         overwrite: also replace files of another origin.
-        progress: shows how much is drawn.
+        progress: shows the progress.
 
     Raises:
         InputError: a model cannot be loaded, there are no prompts, or the disk refused.
@@ -288,7 +288,7 @@ def guide(
     chosen = [each for each in EXPERIMENTS if not only or each.name in only]
     with workplace(folder / "cells", loading) as place:
         store, known = place.store, place.known(model)
-        model_settings, truth = own_settings(known, base), ground_truth(known)
+        model_settings, truth = default_settings(known, base), ground_truth(known)
         prompts = prompts or captions(truth, pairs, stream=STREAM)
         countable = truth is not None and truth.faults.issuperset(FAULTS)
         sweeps = {

@@ -1,4 +1,4 @@
-"""The worlds that models declare in their ``ssd1b.json``, by name."""
+"""The worlds that models can declare in their ``ssd1b.json``, by name."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -23,7 +23,7 @@ def _judge() -> Measure:
     judge = load_judge()
 
     def measure(picture: Image.Image, prompt: str) -> Mapping[str, float]:
-        """Whether a picture is spoiled and, if its prompt is a complete caption, what it has right."""
+        """Measure whether an image is spoiled and, for a complete caption, what it shows of it."""
         if picture.size != (SIZE, SIZE):
             return {}
         (seen,) = judge.read(np.asarray(picture)[None])

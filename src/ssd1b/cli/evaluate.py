@@ -179,9 +179,9 @@ def _tabletop(
 def _folder(
     choices: list[ModelChoice], data: Path, captions: int | None, *, seeds: int, **settings: Any
 ) -> "tuple[list[_Result], Mapping[str, Estimate]]":
-    from ssd1b.evaluate.folder import captioned, compare_folders, evaluate_folder
+    from ssd1b.evaluate.folder import compare_folders, evaluate_folder, read_captions
 
-    pairs = captioned(data)[:captions]
+    pairs = read_captions(data)[:captions]
 
     from ssd1b.cli import drawing
 

@@ -84,6 +84,6 @@ def command(
         only=only, base=overrides, overwrite=overwrite, progress=drawing.progress,
     )  # fmt: skip
     for claim, finding in result.findings:
-        click.echo(f"{finding.word}: {claim.name} ({finding.summary})")
+        click.echo(f"{finding.verdict}: {claim.name} ({finding.summary})")
     for path in result.files:
         echo_path(path)

@@ -121,7 +121,7 @@ def command(
 
     from ssd1b.actions.lab import tune
     from ssd1b.cli import drawing
-    from ssd1b.lab.tune_files import FILES, baseline
+    from ssd1b.lab.tune_files import FILES, describe_baseline
 
     check_outputs(out, FILES, overwrite=overwrite)
     base = {**(chosen.settings if chosen else {}), **overrides}
@@ -130,7 +130,7 @@ def command(
         base=base, budget=budget, trials=trials, minutes=minutes, pairs=pairs, fresh=fresh,
         overwrite=overwrite, progress=drawing.progress,
     )  # fmt: skip
-    click.echo(_summary(result.tuned, found, goal, baseline(base)))
+    click.echo(_summary(result.tuned, found, goal, describe_baseline(base)))
     for path in result.files:
         echo_path(path)
 
@@ -147,7 +147,7 @@ def _summary(tuned: "Tuned", axes: "Sequence[Axis]", goal: "Goal", what: str) ->
     rows.append(row("winner", tuned.winner, f"{fresh.mean:.3g}", ""))
     for each in tuned.comparisons:
         between = f"{each.behind.mean:z.3g} ({each.behind.low:z.3g} to {each.behind.high:z.3g})"
-        rows.append(row(each.word, each.rival, f"{each.rival.scores.mean():.3g}", between))
+        rows.append(row(each.verdict, each.rival, f"{each.rival.scores.mean():.3g}", between))
     front = [["", *names, "PASSES", "SCORE"]]
     front += [
         ["", *labels_of(axes, e.combination), f"{e.passes:.4g}", f"{e.scores.mean():.3g}"]

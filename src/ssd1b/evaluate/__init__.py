@@ -1,1 +1,1 @@
-"""What pictures are worth: metrics."""
+"""Metrics of generated images."""

@@ -1,7 +1,7 @@
-"""CLIP score: how near a picture is to its prompt in the space of the model's own CLIP pair.
+"""CLIP score: cosine similarity of image and prompt in the embedding space of the model's own CLIP pair.
 
-Hessel et al. 2021 (2104.08718). The published score multiplies the cosine by 2.5 and cuts it at zero; here it
-is the plain cosine, which loses nothing.
+Hessel et al. 2021 (2104.08718). The published score multiplies the cosine by 2.5 and clamps it at zero; here
+it is the plain cosine, which loses no information.
 """
 
 from collections.abc import Sequence
@@ -30,17 +30,17 @@ class ClipScore:
 
     @classmethod
     def load(cls, model: Path, text: TextEncoders) -> "ClipScore":
-        """Take the image encoder from a miniature's folder.
+        """Load the image encoder from a miniature's folder.
 
         Raises:
-            InputError: the model brings none.
+            InputError: the model has none.
         """
         return cls(image_encoder=load_image_encoder(model), text=text)
 
     def __call__(
         self, images: Sequence[Image.Image], prompts: Sequence[str]
     ) -> Float[Tensor, "images prompts"]:
-        """Cosine of every picture with every prompt, -1 to 1."""
+        """Cosine of every image with every prompt, -1 to 1."""
         side = self.image_encoder.layout.image_size
         pixels = torch.cat([to_pixels(image.resize((side, side))) for image in images])
         texts = self.text.encode(self.text.tokenize(prompts)).pooled.float()
@@ -48,7 +48,7 @@ class ClipScore:
 
 
 def load_image_encoder(model: Path) -> ImageEncoder:
-    """Read the image encoder that a miniature's folder holds, in float32.
+    """Load the image encoder from a miniature's folder, in float32.
 
     Raises:
         InputError: there is none.

@@ -1,4 +1,4 @@
-"""The cost of a picture, in multiplications or passes of the UNet: figures that depend on no machine."""
+"""The cost of an image in UNet multiplications or passes, which do not depend on the machine."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,40 +14,40 @@ from ssd1b.models.unet_inputs import example_inputs
 
 
 def unet_macs(layout: UNetLayout, height: int, width: int, tokens: int = 77) -> int:
-    """Multiply-accumulate operations of one forward pass for one picture, counted on meta tensors.
+    """Multiply-accumulate operations of one forward pass for one image, counted on meta tensors.
 
     Args:
-        layout: the UNet.
-        height: of the latents.
-        width: of the latents.
-        tokens: of the text.
+        layout: the UNet's layout.
+        height: height of the latents.
+        width: width of the latents.
+        tokens: length of the text embeddings.
     """
     return _macs(layout, height, width, tokens)[0]
 
 
 @cache
 def deep_share(layout: UNetLayout, height: int, width: int) -> float:
-    """Share of a pass that ``feature_reuse`` leaves out when it takes the deep features from memory.
+    """Share of a pass that ``feature_reuse`` saves when it reuses the deep features.
 
     Args:
-        layout: the UNet.
-        height: of the latents.
-        width: of the latents.
+        layout: the UNet's layout.
+        height: height of the latents.
+        width: width of the latents.
     """
-    whole, deep = _macs(layout, height, width, 77)
-    return deep / whole
+    total, deep = _macs(layout, height, width, 77)
+    return deep / total
 
 
 def _macs(layout: UNetLayout, height: int, width: int, tokens: int) -> tuple[int, int]:
-    """Operations of a whole pass, and of its levels but the finest."""
+    """Operations of a full pass, and of all its levels except the finest."""
     deep = 0
 
     def through(shallow: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         nonlocal deep
         before = counter.get_total_flops()
-        found = compute(shallow)
+        output = compute(shallow)
         deep = counter.get_total_flops() - before
-        return found
+        return output
 
     with torch.device("meta"):
         unet = UNet(layout)
@@ -59,8 +59,8 @@ def _macs(layout: UNetLayout, height: int, width: int, tokens: int) -> tuple[int
 
 
 @contextmanager
-def counted(module: nn.Module) -> Iterator[list[int]]:
-    """Count what passes through a module: afterwards the sum of the list is the rows of all its batches."""
+def count_rows(module: nn.Module) -> Iterator[list[int]]:
+    """Record the batch size of each call of a module for the duration of the context."""
     batches: list[int] = []
     hook = module.register_forward_pre_hook(lambda module, inputs: batches.append(len(inputs[0])))
     try:

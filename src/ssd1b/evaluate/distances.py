@@ -1,4 +1,4 @@
-"""Distances between two sets of pictures, in the features of a network that looked at both."""
+"""Distances between two sets of images, in the feature space of a network."""
 
 from typing import TypeAlias
 
@@ -11,7 +11,7 @@ Features: TypeAlias = Float[np.ndarray, "pictures features"]
 def frechet_distance(first: Features, second: Features) -> float:
     """The Fréchet distance of the Gaussians that fit two sets (Heusel et al. 2017, 1706.08500, equation 6).
 
-    Squared, as FID is reported. Biased upwards for few pictures: compare sets of one size only.
+    Squared, as FID is reported. Biased upwards for few images: compare only sets of equal size.
     """
     means = first.mean(axis=0), second.mean(axis=0)
     covariances = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
@@ -22,14 +22,14 @@ def frechet_distance(first: Features, second: Features) -> float:
 
 
 def kernel_distance(first: Features, second: Features) -> float:
-    """The squared maximum mean discrepancy, unbiased, with KID's cubic kernel (1801.01401, section 4)."""
+    """The unbiased squared maximum mean discrepancy with KID's cubic kernel (1801.01401, section 4)."""
     within = [_kernel(each, each) for each in (first, second)]
     means = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in within]
     return float(means[0] + means[1] - 2 * _kernel(first, second).mean())
 
 
 def diversity(features: Float[np.ndarray, "prompts seeds features"]) -> Float[np.ndarray, " prompts"]:
-    """For each prompt the mean distance between its pictures of two seeds; NaN for a single seed."""
+    """For each prompt, the mean distance between its images of different seeds; NaN for a single seed."""
     seeds = features.shape[1]
     if seeds < 2:
         return np.full(len(features), np.nan)

@@ -1,4 +1,4 @@
-"""Drawing many pictures from captions, each from noise of its own, with the time it takes."""
+"""Generation of many images from captions, each with its seed, timed."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -17,19 +17,19 @@ Task: TypeAlias = tuple[str, int]
 def draw_captions(
     pipeline: Pipeline, tasks: Sequence[Task], *, batch_size: int, label: str = "draw", **settings: Any
 ) -> Iterator[tuple[Image.Image, float]]:
-    """Draw in batches: each picture with its share of the seconds that its batch took, in the tasks' order.
+    """Generate in batches; yield each image with its share of its batch's seconds, in the order of the tasks.
 
     Args:
         pipeline: the model.
-        tasks: what to draw; a picture does not depend on the others of its batch.
-        batch_size: pictures drawn at a time, fewer where drawing them at once would change them.
-        label: what the progress bar is called.
-        **settings: any field of ``GenerationSettings`` but prompt and seed.
+        tasks: captions and seeds. An image does not depend on the others of its batch.
+        batch_size: images per batch, fewer where batching would change them.
+        label: the label of the progress bar.
+        **settings: any field of ``GenerationSettings`` except prompt and seed.
     """
     chosen = [pipeline.settings(caption, seed=seed, **settings) for caption, seed in tasks]
     found: dict[int, tuple[Image.Image, float]] = {}
-    following = 0
-    with tqdm(total=len(tasks), desc=label, unit="picture", disable=None, leave=False) as bar:
+    next_place = 0
+    with tqdm(total=len(tasks), desc=label, unit="image", disable=None, leave=False) as bar:
         for places in batches(
             range(len(chosen)),
             key=lambda place: pipeline.batch_key(chosen[place]),
@@ -39,7 +39,7 @@ def draw_captions(
             pictures = pipeline.draw([chosen[place] for place in places])
             seconds = (time.perf_counter() - clock) / len(places)
             found |= {place: (each.image, seconds) for place, each in zip(places, pictures, strict=True)}
-            while following in found:
-                yield found.pop(following)
-                following += 1
+            while next_place in found:
+                yield found.pop(next_place)
+                next_place += 1
             bar.update(len(places))

@@ -1,4 +1,4 @@
-"""What any model's pictures are worth beside pictures that people captioned: the published metrics."""
+"""Evaluation of any model on a folder of captioned images, with the published metrics."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ssd1b.errors import InputError, NotFoundError
-from ssd1b.evaluate.cost import counted, unet_macs
+from ssd1b.evaluate.cost import count_rows, unet_macs
 from ssd1b.evaluate.distances import frechet_distance, kernel_distance
 from ssd1b.evaluate.drawing import draw_captions
 from ssd1b.evaluate.published import Inception, find_scorers, inception_weights
@@ -24,23 +24,23 @@ from ssd1b.validation import Text, check
 from ssd1b.weights.files import first_few
 
 _LONGEST_CAPTION = 2**20
-"""Bytes of a caption's file."""
+"""The most bytes in a caption file."""
 
 
 class Captioned(NamedTuple):
-    """A picture's file and its caption, the text file of the same stem beside it."""
+    """An image file and its caption, from the text file of the same stem in the same folder."""
 
     path: Path
     caption: str
 
 
-def captioned(folder: Path) -> list[Captioned]:
-    """Read the captions of a folder's pictures, in the order of their names.
+def read_captions(folder: Path) -> list[Captioned]:
+    """Read the captions of a folder's images, in the order of their names.
 
-    Pictures without a caption, and those of a kind that is not read, are left out with a warning.
+    Images without a caption, and those in an unsupported format, are skipped with a warning.
 
     Raises:
-        InputError: no folder, no captioned picture in it, or a caption that is empty or no text.
+        InputError: no such folder, no captioned image in it, or a caption that is empty or not text.
     """
     if not folder.is_dir():
         raise NotFoundError(f"{folder}: no such folder")
@@ -48,12 +48,14 @@ def captioned(folder: Path) -> list[Captioned]:
     texts = captions_by_picture(files)
     found = [Captioned(path, _caption(text)) for path, text in texts.items()]
     if not found:
-        raise InputError(f"{folder}: no picture ({', '.join(PICTURES)}) with its caption in a .txt beside it")
+        raise InputError(
+            f"{folder}: no image ({', '.join(PICTURES)}) with a caption in a .txt file of the same name"
+        )
     without = [path.name for path in files if path.suffix.lower() in PICTURES and path not in texts]
     unread = [path.name for path in files if path.suffix.lower() in UNREAD]
-    for names, why in ((without, "without a caption"), (unread, "of a kind that is not read")):
+    for names, why in ((without, "without a caption"), (unread, "in an unsupported format")):
         if names:
-            warnings.warn(f"{len(names)} pictures {why} are left out: {first_few(names)}", stacklevel=2)
+            warnings.warn(f"{len(names)} images {why} are skipped: {first_few(names)}", stacklevel=2)
     return found
 
 
@@ -61,25 +63,25 @@ def _caption(path: Path) -> str:
     try:
         caption = read_file(path, most=_LONGEST_CAPTION).decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise InputError(f"{named(path)}: no text to be read: {error.reason}") from error
+        raise InputError(f"{named(path)}: not UTF-8 text: {error.reason}") from error
     if not caption:
-        raise InputError(f"{named(path)}: an empty caption")
+        raise InputError(f"{named(path)}: the caption is empty")
     return check(f"the caption in {named(path)}", caption, Text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderEvaluation:
-    """A model's figures over the captions of a folder.
+    """A model's metrics on a folder of captioned images.
 
     Attributes:
-        pictures: one for each caption and seed, seeds fastest, ``[height, width, 3]``.
-        seeds: pictures of each caption.
-        values: by the names of ``SCORERS``, one value for each picture.
-        distances: "FID" and "KID", from the folder's own pictures.
-        missing: each metric that was left out, with the reason.
-        seconds: of one picture, median.
-        macs: multiply-accumulate operations of the UNet's passes for one picture, each counted whole, as
-            published figures do, although what is read of the text is computed once.
+        pictures: one for each caption and seed, seeds varying fastest, ``[height, width, 3]``.
+        seeds: images per caption.
+        values: one value per image, by the names of ``SCORERS``.
+        distances: "FID" and "KID" from the folder's images.
+        missing: the metrics that are not available, with the reason.
+        seconds: median seconds per image.
+        macs: multiply-accumulate operations of the UNet passes of one image. Each pass is counted in full, as
+            in published figures, although keys and values of the text are computed only once.
     """
 
     pictures: list[NDArray[np.uint8]]
@@ -91,11 +93,11 @@ class FolderEvaluation:
     macs: float
 
     def estimates(self) -> dict[str, Estimate]:
-        """Every score with its interval."""
+        """Estimate the mean of every score."""
         return {name: estimate(by_prompt(values, self.seeds)) for name, values in self.values.items()}
 
     def facts(self) -> dict[str, Any]:
-        """Everything but the pictures, for JSON."""
+        """Everything except the images, as JSON."""
         return {
             "scores": {name: each._asdict() for name, each in self.estimates().items()},
             "distances": self.distances,
@@ -109,17 +111,17 @@ class FolderEvaluation:
 def evaluate_folder(
     pipeline: Pipeline, pairs: Sequence[Captioned], *, seeds: int, offline: bool, **settings: Any
 ) -> FolderEvaluation:
-    """Draw a folder's captions and compare with its pictures.
+    """Generate images for a folder's captions and compare them with its images.
 
     Args:
         pipeline: the model.
-        pairs: as ``captioned`` gives them.
-        seeds: pictures of each caption.
-        offline: take the metrics' weights from the hub's cache only.
-        **settings: any field of ``GenerationSettings`` but prompt and seed.
+        pairs: the result of ``read_captions``.
+        seeds: images per caption.
+        offline: use only metric weights in the hub's cache.
+        **settings: any field of ``GenerationSettings`` except prompt and seed.
     """
     tasks = [(pair.caption, seed) for pair in pairs for seed in range(seeds)]
-    with counted(pipeline.unet) as batches:
+    with count_rows(pipeline.unet) as batches:
         drawn = list(draw_captions(pipeline, tasks, batch_size=1, **settings))
     images = [image for image, _ in drawn]
     scorers, missing = find_scorers(pipeline.device, offline=offline)
@@ -138,23 +140,23 @@ def evaluate_folder(
 
 
 def compare_folders(first: FolderEvaluation, second: FolderEvaluation) -> Mapping[str, Estimate]:
-    """By how much the second exceeds the first, score by score, paired by caption and noise."""
-    both = [name for name in first.values if name in second.values]
+    """Estimate by how much the second exceeds the first in each score, paired by caption and noise."""
     return {
         name: difference(
             by_prompt(first.values[name], first.seeds), by_prompt(second.values[name], second.seeds)
         )
-        for name in both
+        for name in first.values
+        if name in second.values
     }
 
 
 def _distances(
     pipeline: Pipeline, pairs: Sequence[Captioned], images: Sequence[Image.Image], missing: dict[str, str]
 ) -> dict[str, float]:
-    """FID and KID; what cannot be measured goes to ``missing``."""
+    """Compute FID and KID; if they are not available, add the reason to ``missing``."""
     try:
         if len(pairs) < 2:
-            raise InputError("a distance needs at least 2 pictures")
+            raise InputError("a distance needs at least 2 images")
         inception = Inception(inception_weights(), pipeline.device)
     except InputError as error:
         missing["FID, KID"] = str(error)

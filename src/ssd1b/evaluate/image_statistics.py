@@ -1,4 +1,4 @@
-"""Statistics of a single image that too much guidance or too few steps change. They need no reference."""
+"""Statistics of a single image, without a reference, that react to excessive guidance or too few steps."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -14,13 +14,14 @@ STATISTICS = ("sharpness", "contrast", "colourfulness", "saturation", "clipping"
 
 
 def image_statistics(picture: Pixels) -> dict[str, float]:
-    """Measure a picture.
+    """Measure an image.
 
     Returns:
-        sharpness: the root mean square of the Laplacian of the luma (its variance is the usual measure of
-        focus, Pech-Pacheco et al. 2000), in levels of 256; contrast: the luma's standard deviation, likewise;
-        colourfulness: Hasler and Süsstrunk 2003, equation 1, about 0 to 110; saturation: the mean of HSV's, 0
-        to 1; clipping: the share of pixels with a channel at 0 or 255, which oversaturation drives up.
+        sharpness: root mean square of the luma's Laplacian, in levels of 256 (its variance is the usual
+        measure of focus, Pech-Pacheco et al. 2000); contrast: the luma's standard deviation, in levels of
+        256;
+        colourfulness: Hasler and Süsstrunk 2003, equation 1, about 0 to 110; saturation: mean HSV saturation,
+        0 to 1; clipping: share of pixels with a channel at 0 or 255, which oversaturation increases.
     """
     floats = picture.astype(np.float32)
     luma = floats @ _LUMA

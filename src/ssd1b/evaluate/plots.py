@@ -1,4 +1,4 @@
-"""Plots as text."""
+"""Conversion of plots to SVG."""
 
 import io
 from typing import TYPE_CHECKING
@@ -8,11 +8,11 @@ if TYPE_CHECKING:
 
 
 def svg(figure: "Figure") -> str:
-    """A figure as SVG: a file, or an element of an HTML page."""
+    """Convert a figure to an SVG element, for a file or an HTML page."""
     from matplotlib import rc_context
 
     buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": "ssd1b"}):  # the same figure is the same text
+    with rc_context({"svg.hashsalt": "ssd1b"}):  # makes the output reproducible
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]

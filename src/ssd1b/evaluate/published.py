@@ -1,6 +1,6 @@
-"""Published metrics of real pictures, with the published weights of the networks that they rest on.
+"""Published metrics, with the published weights of their networks.
 
-Where a network's weights are missing, its metric is left out.
+If a network's weights are missing, its metric is not available.
 """
 
 from collections.abc import Sequence
@@ -20,40 +20,40 @@ SCORERS = {
     "CLIP score": "openai/clip-vit-large-patch14",
     "PickScore": "yuvalkirstain/PickScore_v1",
 }
-"""Scores of a picture with its caption, and the repository of each one's CLIP model.
+"""Scores of an image and its caption, and the hub repository of each score's CLIP model.
 
-CLIP score is 100 times the cosine (Hessel et al. 2021, 2104.08718, as torchmetrics scales it); PickScore the
-same of a CLIP model that was trained on people's choices (Kirstain et al. 2023, 2305.01569).
+The CLIP score is 100 times the cosine (Hessel et al. 2021, 2104.08718, scaled as in torchmetrics). PickScore
+is the same with a CLIP model trained on human preferences (Kirstain et al. 2023, 2305.01569).
 """
 
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
-"""The file of FID's network, as torch-fidelity publishes it."""
+"""The file name of the FID network, as published by torch-fidelity."""
 
 
 class Scorer:
-    """A CLIP model with its processor, read by transformers."""
+    """A CLIP model with its processor, loaded by transformers."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        """Read a folder in transformers' format.
+        """Load a folder in transformers' format.
 
         Raises:
-            InputError: no CLIP model in it.
+            InputError: it does not contain a CLIP model.
         """
         from transformers import CLIPModel, CLIPProcessor  # slow to import
 
         try:
-            # Its signatures are too loose to be checked.
+            # transformers' signatures are too loose to check.
             model: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
             self.processor: Any = CLIPProcessor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
-            raise InputError(f"{folder}: no CLIP model to be read: {str(error).splitlines()[0]}") from error
+            raise InputError(f"{folder}: not a readable CLIP model: {str(error).splitlines()[0]}") from error
         self.model = model.eval().to(device)
 
     @torch.inference_mode()
     def __call__(
         self, images: Sequence[Image.Image], captions: Sequence[str]
     ) -> Float[np.ndarray, " pictures"]:
-        """Cosine of each picture with its caption, times the model's temperature, 100 in published ones."""
+        """Cosine of each image with its caption, times the model's temperature (100 in published models)."""
         scores = []
         for image, caption in zip(images, captions, strict=True):
             inputs = self.processor(
@@ -64,14 +64,14 @@ class Scorer:
 
 
 def find_scorers(device: torch.device, *, offline: bool) -> tuple[dict[str, Scorer], dict[str, str]]:
-    """Read the networks of ``SCORERS``.
+    """Load the networks of ``SCORERS``.
 
     Args:
-        device: where they are to compute.
-        offline: take them from the hub's cache only.
+        device: where the networks run.
+        offline: use only the hub's cache.
 
     Returns:
-        Those that are there, and of the others the reason, by their names.
+        The available scorers, and the reason for each unavailable one, by name.
     """
     found, missing = {}, {}
     for name, repository in SCORERS.items():
@@ -83,10 +83,10 @@ def find_scorers(device: torch.device, *, offline: bool) -> tuple[dict[str, Scor
 
 
 class Inception:
-    """FID's network: InceptionV3 in the form that the published figures rest on."""
+    """The FID network: InceptionV3 in the variant that published figures use."""
 
     def __init__(self, weights: Path, device: torch.device) -> None:
-        """Read the network's weights.
+        """Load the network's weights.
 
         Raises:
             InputError: the file or the library is missing.
@@ -106,7 +106,7 @@ class Inception:
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image]) -> Float[np.ndarray, "pictures features"]:
-        """Features of pictures of any size."""
+        """Compute the features of images of any size."""
         features: list[Tensor] = []
         for image in images:
             pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].to(self.device)
@@ -115,5 +115,5 @@ class Inception:
 
 
 def inception_weights() -> Path:
-    """Where torch-fidelity, and so everyone who computed an FID with it, keeps the weights."""
+    """The path where torch-fidelity stores the weights."""
     return Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION

@@ -1,4 +1,4 @@
-"""Sheets: one image of many pictures, each with its caption below, or in a table with headings."""
+"""Contact sheets: many images in one, with captions or as a table with headings."""
 
 import math
 import textwrap
@@ -13,10 +13,10 @@ FONT_SIZE = 11
 
 
 def contact_sheet(pictures: Sequence[NDArray[np.uint8]], captions: Sequence[str]) -> Image.Image:
-    """Lay out pictures of one size, ``[height, width, 3]``, about as many across as down."""
+    """Arrange captioned images of equal size, ``[height, width, 3]``, in a roughly square grid."""
     height, width = pictures[0].shape[:2]
     font = ImageFont.load_default(FONT_SIZE)
-    # The font is proportional; an n is about as wide as a letter is on the average.
+    # The font is proportional; an n has about the average width of a letter.
     texts = [textwrap.wrap(caption, int(width / font.getlength("n"))) for caption in captions]
     lines = max(map(len, texts))
     across = math.ceil(math.sqrt(len(pictures)))
@@ -35,13 +35,13 @@ def contact_sheet(pictures: Sequence[NDArray[np.uint8]], captions: Sequence[str]
 def picture_table(
     rows: Sequence[Sequence[Image.Image]], top: Sequence[str], left: Sequence[str], *, margin: int = 150
 ) -> Image.Image:
-    """Lay out pictures of one size as a table.
+    """Arrange images of equal size in a table.
 
     Args:
-        rows: the pictures.
+        rows: the images.
         top: a heading for each column.
         left: a heading for each row.
-        margin: pixels of width for the rows' headings.
+        margin: width of the row headings in pixels.
     """
     width, height = rows[0][0].size
     font = ImageFont.load_default(FONT_SIZE + 1)

@@ -1,4 +1,4 @@
-"""Estimates with their uncertainty, by bootstrap over prompts."""
+"""Means with confidence intervals, by bootstrap over prompts."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ _VALUES_AT_ONCE = 2**23
 
 
 class Estimate(NamedTuple):
-    """A mean with its 95 % confidence interval, over ``size`` values."""
+    """A mean with its 95% confidence interval, over ``size`` values."""
 
     mean: float
     low: float
@@ -27,12 +27,11 @@ def estimate(values: ArrayLike) -> Estimate:
 def estimates(rows: ArrayLike) -> list[Estimate]:
     """Estimate the mean of each row by percentile bootstrap (Efron & Tibshirani 1993, chapter 13).
 
-    The percentiles lie as far out as Student's quantiles do, without which intervals of few values are too
-    narrow (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 3.4.1).
+    The percentiles are widened to match Student's quantiles, because intervals of few values would otherwise
+    be too narrow (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 3.4.1).
 
     Args:
-        rows: ``[k, n]``; values of a row are independent of each other; those that are NaN were not asked
-            for and do not count.
+        rows: ``[k, n]``; the values of a row are independent of each other; NaN is ignored.
     """
     table = np.atleast_2d(np.asarray(rows, float))
     known = ~np.isnan(table)
@@ -47,7 +46,7 @@ def estimates(rows: ArrayLike) -> list[Estimate]:
 
 
 def _estimates(table: NDArray[np.float64]) -> list[Estimate]:
-    """Of rows without gaps."""
+    """Estimate the means of rows without gaps."""
     size = table.shape[1]
     means = table.mean(axis=1)
     lows, highs = means.copy(), means.copy()
@@ -67,27 +66,28 @@ def _estimates(table: NDArray[np.float64]) -> list[Estimate]:
 
 
 def by_prompt(values: ArrayLike, seeds: int) -> NDArray[np.float64]:
-    """Average the pictures of each prompt, which stand together: they are not independent of each other."""
+    """Average the images of each prompt, which are consecutive; they are not independent of each other."""
     return np.asarray(values, float).reshape(-1, seeds).mean(axis=1)
 
 
 def difference(first: ArrayLike, second: ArrayLike) -> Estimate:
     """Estimate by how much the second mean exceeds the first, paired value by value.
 
-    The two can be told apart where the interval does not hold zero.
+    The two are statistically distinguishable if the interval does not contain zero.
     """
     return estimate(np.asarray(second, float) - np.asarray(first, float))
 
 
 def differences(reference: ArrayLike, rivals: ArrayLike) -> list[Estimate]:
-    """Estimate by how much each rival exceeds a reference, all intervals together right 19 times in 20.
+    """Estimate by how much each rival exceeds a reference, with simultaneous 95% intervals.
 
-    So of any number of rivals that are no different, one is told apart in at most 5 % of cases. Bootstrap
-    of the largest standardised deviation (Westfall & Young 1993, section 2.6), with Student's widening.
+    Among any number of rivals with equal means, any is found different in at most 5% of cases. The method is
+    a bootstrap of the largest standardised deviation (Westfall & Young 1993, section 2.6) with Student's
+    widening.
 
     Args:
         reference: ``[n]``, one value for each of n independent units.
-        rivals: ``[k, n]``, of the same units; without gaps.
+        rivals: ``[k, n]``, values of the same units, without gaps.
     """
     table = np.atleast_2d(np.asarray(rivals, float)) - np.asarray(reference, float)
     size = table.shape[1]
@@ -101,7 +101,7 @@ def differences(reference: ArrayLike, rivals: ArrayLike) -> list[Estimate]:
         weights = rng.multinomial(size, np.full(size, 1 / size), RESAMPLES) / size
         deviations = (weights @ table[varies].T - means[varies]) / errors[varies]
         largest = np.quantile(np.abs(deviations).max(axis=1), CONFIDENCE)
-        outside = norm.sf(largest)  # as far out with Student's tails
+        outside = norm.sf(largest)  # the same tail probability under Student's t
         reach[varies] = t.isf(outside, size - 1) * np.sqrt(size / (size - 1)) * errors[varies]
     found = zip(means.tolist(), (means - reach).tolist(), (means + reach).tolist(), strict=True)
     return [Estimate(mean, low, high, size) for mean, low, high in found]

@@ -1,1 +1,1 @@
-"""Jobs: each picture is drawn once, stored with its metrics, and reused by every later request."""
+"""Jobs: each image is generated once, stored with its metrics, and reused by later requests."""

@@ -1,4 +1,4 @@
-"""The driver: claim jobs in the store, submit them to an executor in batches, store their outcomes."""
+"""The driver: claims jobs in the store, submits them to an executor in batches, and stores their outcomes."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -6,23 +6,23 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import groupby
 from typing import NamedTuple
 
-from ssd1b.jobs.executor import Drawn, Executor
+from ssd1b.jobs.executor import Executor, JobResult
 from ssd1b.jobs.job import Job, batches
 from ssd1b.jobs.store import FAILED, Store
 
 Advance = Callable[[Job], object]
 
-_WAIT = 0.5
-"""Seconds between looks at jobs that other processes are drawing."""
+_POLL_SECONDS = 0.5
+"""Interval for polling jobs that other processes are running."""
 
 
 class Plan(NamedTuple):
     """What ``draw_jobs`` would do.
 
     Attributes:
-        jobs: all that are wanted.
-        left: keys of those to draw.
-        lost: how many were drawn, but their pictures are missing or changed.
+        jobs: all requested jobs.
+        left: keys of the jobs to run.
+        lost: number of jobs that were done, but whose images are missing or changed.
     """
 
     jobs: list[Job]
@@ -31,17 +31,17 @@ class Plan(NamedTuple):
 
     @property
     def costs(self) -> dict[str, int]:
-        """The estimated cost of each job to draw, by key."""
+        """The estimated cost of each job to run, by key."""
         return {job.key: job.cost for job in self.jobs if job.key in self.left}
 
 
 def plan(jobs: Iterable[Job], store: Store, *, retry: bool = False) -> Plan:
-    """Compare jobs with the store. ``retry`` counts failed jobs as to be drawn."""
-    wanted = list(jobs)
-    keys = [job.key for job in wanted]
+    """Compare jobs with the store. With ``retry``, failed jobs are to run again."""
+    requested = list(jobs)
+    keys = [job.key for job in requested]
     outcomes = store.outcomes(keys)
     done = {key for key, outcome in outcomes.items() if not (retry and outcome.state == FAILED)}
-    return Plan(wanted, frozenset(keys) - done, len(store.lost(keys)))
+    return Plan(requested, frozenset(keys) - done, len(store.lost(keys)))
 
 
 def draw_jobs(
@@ -52,16 +52,16 @@ def draw_jobs(
     retry: bool = False,
     advance: Advance = lambda job: None,
 ) -> None:
-    """Draw all jobs that are not in the store, and wait for those that other processes are drawing.
+    """Run all jobs that are not in the store, and wait for those that other processes are running.
 
-    Batches depend on the jobs alone and not on what the store already holds, so that an interrupted run ends
-    with the same pictures. A job that fails is stored with the reason, and the others continue.
+    Batches depend on the jobs alone, not on the state of the store, so that an interrupted run ends with the
+    same images. A failed job is stored with the reason, and the others continue.
 
     Args:
-        jobs: those of one model must follow each other.
-        store: where the pictures go.
-        executor: draws them. A model is loaded only if one of its jobs is to be drawn.
-        retry: draw failed jobs again.
+        jobs: those of one model must be consecutive.
+        store: keeps the images.
+        executor: runs the jobs. A model is loaded only if one of its jobs is to run.
+        retry: run failed jobs again.
         advance: called for each job that is done.
 
     Raises:
@@ -70,15 +70,15 @@ def draw_jobs(
     for model, group in groupby(jobs, key=lambda job: job.model):
         left = list(group)
         while left := _draw_free(model, left, store, executor, retry=retry, advance=advance):
-            time.sleep(_WAIT)
+            time.sleep(_POLL_SECONDS)
 
 
 def _draw_free(
     model: str, jobs: Sequence[Job], store: Store, executor: Executor, *, retry: bool, advance: Advance
 ) -> list[Job]:
-    """Draw the jobs of a model that nobody has claimed; return those that others are drawing."""
+    """Run the unclaimed jobs of a model; return those that other processes are running."""
     others: list[Job] = []
-    running: dict[Future[list[Drawn]], list[Job]] = {}
+    running: dict[Future[list[JobResult]], list[Job]] = {}
     try:
         for batch in batches(jobs):
             claimed = _claim(model, batch, store, executor, retry=retry)
@@ -103,18 +103,18 @@ def _claim(model: str, batch: Sequence[Job], store: Store, executor: Executor, *
     by_key = {job.key: job for job in batch}
     if not store.free(by_key, retry=retry):
         return []
-    executor.load(model)  # before the claim, so that a model that cannot be loaded leaves no folder
+    executor.load(model)  # before the claim, so that a failure to load leaves no folder behind
     return [by_key[key] for key in store.claim(by_key, retry=retry)]
 
 
 def _finish(
-    running: dict[Future[list[Drawn]], list[Job]], store: Store, advance: Advance, *, most: int
+    running: dict[Future[list[JobResult]], list[Job]], store: Store, advance: Advance, *, most: int
 ) -> None:
-    """Store outcomes until at most so many batches are running."""
+    """Store outcomes until at most ``most`` batches are running."""
     while len(running) > most:
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             claimed = running.pop(future)
-            found = zip(claimed, future.result(), strict=True)
-            store.finish((job.key, drawn.outcome, drawn.file) for job, drawn in found)
+            pairs = zip(claimed, future.result(), strict=True)
+            store.finish((job.key, result.outcome, result.file) for job, result in pairs)
             for job in claimed:
                 advance(job)

@@ -1,4 +1,4 @@
-"""Executors: where batches of settings become pictures, measured and ready to be stored."""
+"""Executors: generate and measure batches of images."""
 
 import hashlib
 import math
@@ -10,46 +10,47 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from PIL import Image
 
 from ssd1b.errors import InputError
-from ssd1b.evaluate.cost import counted, deep_share
+from ssd1b.evaluate.cost import count_rows, deep_share
 from ssd1b.images import Picture, encode_picture
-from ssd1b.jobs.memoization import memoized
+from ssd1b.jobs.memoization import memoize
 from ssd1b.jobs.store import DONE, FAILED, Outcome
 from ssd1b.pipeline import Pipeline, Watch, ignore
 from ssd1b.settings import GenerationSettings
 
 THUMBNAIL = 16
-"""Pixels on a side."""
+"""Side of a thumbnail in pixels."""
 
 Measure = Callable[[Image.Image, str], Mapping[str, float]]
-"""``measure(picture, prompt)``: metrics by name."""
+"""``measure(image, prompt)`` returns metrics by name."""
 
 
-class Drawn(NamedTuple):
-    """The outcome of a job, and the picture as the bytes of a PNG file; None if the job failed."""
+class JobResult(NamedTuple):
+    """The outcome of a job, and its image as the bytes of a PNG file; None if the job failed."""
 
     outcome: Outcome
     file: bytes | None
 
 
-Render = Callable[[Sequence[GenerationSettings], Watch], list[Drawn]]
-"""``render(batch, watch)``: a result for each picture."""
+Render = Callable[[Sequence[GenerationSettings], Watch], list[JobResult]]
+"""``render(batch, watch)`` returns a result for each image."""
 
 
 @runtime_checkable
 class Executor(Protocol):
-    """Draws batches.
+    """Generates batches of images.
 
-    The store and its claims stay with the caller. An executor gets settings and gives outcomes, which can all
-    be pickled, so it may draw in this thread, in one thread for each loaded pipeline, or on other machines.
+    The store and its claims stay with the caller. An executor takes settings and returns outcomes, all of
+    which can be pickled, so it may run in this thread, in one thread per loaded pipeline, or on other
+    machines.
     """
 
     @property
     def capacity(self) -> int:
-        """How many batches may be submitted before one of them is done."""
+        """The number of batches that may be submitted before one of them is done."""
         ...
 
     def load(self, model: str) -> None:
-        """Load a model unless it is loaded.
+        """Load a model if it is not loaded yet.
 
         Raises:
             InputError: there is no such model, or its files are damaged.
@@ -58,26 +59,26 @@ class Executor(Protocol):
 
     def submit(
         self, model: str, batch: Sequence[GenerationSettings], watch: Watch = ignore
-    ) -> Future[list[Drawn]]:
-        """Draw a batch with a model.
+    ) -> Future[list[JobResult]]:
+        """Generate a batch with a model.
 
         Args:
             model: the model's name.
-            batch: the settings of each picture; their batch keys must be equal.
-            watch: called after each step. An exception that it raises cancels the drawing and becomes the
+            batch: the settings of each image; their batch keys must be equal.
+            watch: called after each step. An exception that it raises cancels the batch and becomes the
                 future's exception.
 
         Returns:
-            A result for each picture, in order.
+            A result for each image, in order.
         """
         ...
 
 
 class Inline:
-    """An executor that draws at once, in the caller's thread. The model used last stays loaded.
+    """An executor that runs in the caller's thread. The last model used stays loaded.
 
     Args:
-        load: opens a model by its name for as long as the context lasts.
+        load: loads a model by name, for the duration of the context.
     """
 
     capacity = 1
@@ -93,10 +94,10 @@ class Inline:
 
     def submit(
         self, model: str, batch: Sequence[GenerationSettings], watch: Watch = ignore
-    ) -> Future[list[Drawn]]:
-        """See ``Executor.submit``; the future is done. Ctrl-C is not caught."""
+    ) -> Future[list[JobResult]]:
+        """See ``Executor.submit``; the returned future is done. KeyboardInterrupt propagates."""
         render = self._renderer(model)
-        future: Future[list[Drawn]] = Future()
+        future: Future[list[JobResult]] = Future()
         try:
             future.set_result(render(batch, watch))
         except Exception as error:
@@ -117,54 +118,54 @@ class Inline:
 
 @contextmanager
 def renderer(pipeline: Pipeline, measure: Measure) -> Iterator[Render]:
-    """Give what draws batches with a pipeline. Work that batches share is done once.
+    """Provide a function that generates batches with a pipeline. Work shared by batches is done once.
 
-    If a batch fails, its pictures are drawn one by one, so that only those at fault fail.
+    If a batch fails, its images are generated one by one, so that only the failing ones are lost.
 
     Args:
         pipeline: the model.
-        measure: called for each picture. Values that are not finite are left out.
+        measure: called for each image. Values that are not finite are dropped.
     """
 
-    def render(batch: Sequence[GenerationSettings], watch: Watch = ignore) -> list[Drawn]:
-        whole.clear()
-        deep.clear()
+    def render(batch: Sequence[GenerationSettings], watch: Watch = ignore) -> list[JobResult]:
+        all_rows.clear()
+        deep_rows.clear()
         try:
             pictures = pipeline.draw(batch, watch)
-            passes = _passes(pipeline, batch[0], sum(whole), sum(deep)) / len(batch)
-            return [_measured(picture, passes, measure) for picture in pictures]
+            passes = _passes(pipeline, batch[0], sum(all_rows), sum(deep_rows)) / len(batch)
+            return [_measure(picture, passes, measure) for picture in pictures]
         except (ArithmeticError, InputError, MemoryError, RuntimeError) as error:
             if len(batch) > 1:
-                return [drawn for settings in batch for drawn in render([settings], watch)]
+                return [result for settings in batch for result in render([settings], watch)]
             message = " ".join(str(error).split()) or type(error).__name__
-            return [Drawn(Outcome(state=FAILED, error=message), None)]
+            return [JobResult(Outcome(state=FAILED, error=message), None)]
 
     unet, text = pipeline.unet, pipeline.text
     with (
-        memoized([unet, text.encoder, text.encoder_2]),
-        counted(unet) as whole,
-        counted(unet.up_blocks[0].resnets[0]) as deep,  # type: ignore[index]
+        memoize([unet, text.encoder, text.encoder_2]),
+        count_rows(unet) as all_rows,
+        count_rows(unet.up_blocks[0].resnets[0]) as deep_rows,  # type: ignore[index]
     ):
         yield render
 
 
-def _passes(pipeline: Pipeline, settings: GenerationSettings, whole: int, deep: int) -> float:
-    """UNet passes that a batch took, memoized ones included.
+def _passes(pipeline: Pipeline, settings: GenerationSettings, rows: int, deep_rows: int) -> float:
+    """Count the UNet passes of a batch, memoized ones included.
 
     Args:
         pipeline: the model.
-        settings: of any picture of the batch.
-        whole: how many rows passed through the UNet.
-        deep: how many of them passed also through its deep levels, which ``feature_reuse`` skips.
+        settings: the settings of any image of the batch.
+        rows: number of rows that passed through the UNet.
+        deep_rows: number of rows that also passed through its coarse levels, which ``feature_reuse`` skips.
     """
     if settings.feature_reuse == 0:
-        return float(whole)
+        return float(rows)
     factor = pipeline.layout.vae.factor
     share = deep_share(pipeline.layout.unet, settings.height // factor, settings.width // factor)
-    return whole - share * (whole - deep)
+    return rows - share * (rows - deep_rows)
 
 
-def _measured(picture: Picture, passes: float, measure: Measure) -> Drawn:
+def _measure(picture: Picture, passes: float, measure: Measure) -> JobResult:
     metrics = measure(picture.image, picture.recipe.settings.prompt)
     outcome = Outcome(
         state=DONE,
@@ -173,9 +174,9 @@ def _measured(picture: Picture, passes: float, measure: Measure) -> Drawn:
         metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
         thumbnail=thumbnail(picture.image),
     )
-    return Drawn(outcome, encode_picture(picture, "png"))
+    return JobResult(outcome, encode_picture(picture, "png"))
 
 
 def thumbnail(image: Image.Image) -> bytes:
-    """Shrink a picture to RGB pixels, 16 x 16, by which pictures are compared without opening their files."""
+    """Shrink an image to 16 x 16 RGB pixels, for comparisons without opening image files."""
     return image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes()

@@ -1,4 +1,4 @@
-"""A job: one picture to draw. Its key is the hash of everything that decides the picture."""
+"""A job: one image to generate. Its key is a hash of everything that decides the image."""
 
 import hashlib
 import json
@@ -16,23 +16,24 @@ from ssd1b.runtime import dtype_name
 from ssd1b.settings import GenerationSettings
 
 DRAWING = 2
-"""Raised whenever the same settings start to draw a different picture, so that older pictures are not reused.
+"""Version of the image generation. Increment it when the same settings give a different image, so that older
+images are not reused.
 
-2: a picture is no longer padded to the longest prompt of its batch.
+2: prompts are no longer padded to the longest prompt of their batch.
 """
 
 PIXELS_PER_BATCH = 8 * 128 * 128
-"""Small pictures leave a processor idle when they are drawn one by one."""
+"""Small images are batched, because one alone leaves the processor partly idle."""
 
 
 class Job(NamedTuple):
-    """One picture to draw.
+    """One image to generate.
 
     Attributes:
         key: see ``make_job``.
         model: the model's name.
-        settings: of the picture.
-        batch: jobs whose values are equal may be drawn in one batch; see ``batching.batch_key``.
+        settings: the image's settings.
+        batch: jobs with equal values may share a batch; see ``batching.batch_key``.
     """
 
     key: str
@@ -50,19 +51,20 @@ class Job(NamedTuple):
 
     @property
     def evaluations(self) -> int:
-        """How often the sampler calls the denoiser; each call is one UNet pass, or two with guidance."""
+        """The number of calls of the denoiser; each is one UNet pass, or two with guidance."""
         return SAMPLERS[self.settings.sampler].evaluations * (self.settings.steps - 1) + 1
 
 
 def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """What decides a picture beside its settings and its model.
+    """Describe what decides an image besides its settings and model.
 
     Args:
-        device: only its kind counts.
+        device: only its type matters.
         dtype: number format of the networks.
     """
-    number = dtype_name(dtype)
-    return {"device": device.type, "dtype": number, "ssd1b": version("ssd1b"), "drawing": DRAWING}
+    return {
+        "device": device.type, "dtype": dtype_name(dtype), "ssd1b": version("ssd1b"), "drawing": DRAWING,
+    }  # fmt: skip
 
 
 def make_job(
@@ -73,14 +75,14 @@ def make_job(
     tokenizers: Sequence[CLIPTokenizer],
     environment: Mapping[str, Any],
 ) -> Job:
-    """Describe a picture to draw. Its key is the hash of the settings, the fingerprint and the environment.
+    """Make the job of an image. Its key is a hash of the settings, the fingerprint and the environment.
 
     Args:
         model: the model's name, which is not part of the key.
-        settings: of the picture.
+        settings: the image's settings.
         fingerprint: digest of the model's files.
-        tokenizers: of the model's text encoders.
-        environment: see the function of that name.
+        tokenizers: the tokenizers of the model's text encoders.
+        environment: result of the function of that name.
     """
     decisive = {"settings": asdict(settings), "model": fingerprint, **environment}
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
@@ -88,7 +90,7 @@ def make_job(
 
 
 def batches(jobs: Iterable[Job]) -> list[list[Job]]:
-    """Divide the jobs of one model into batches, ordered by each batch's first job."""
+    """Group the jobs of one model into batches, ordered by each batch's first job."""
 
     def limit(job: Job) -> int:
         settings = job.settings

@@ -1,7 +1,7 @@
-"""Memoization of networks: a call with the same inputs, bit for bit, is answered without computing.
+"""Memoization of networks: a call with bit-identical inputs returns the cached output.
 
-Jobs share work: texts, the first step from the same noise for all guidance scales and samplers, every step
-before guidance intervals diverge. Memoization finds it without being told where it is.
+Jobs share work: text encoding, the first step from the same noise for all guidance scales and samplers, all
+steps before guidance intervals diverge. Memoization finds it without knowing the samplers.
 """
 
 from collections import OrderedDict
@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from ssd1b.models.unet import PromptKV
 
 LIMIT = 512 * 2**20
-"""Bytes of outputs that are kept. The least recently used go first."""
+"""Bytes of cached outputs. The least recently used are evicted first."""
 
 
 @dataclass(slots=True)
 class OutputCache:
-    """A network's outputs by the digest of its inputs.
+    """A cache of network outputs by the digest of the inputs.
 
     Attributes:
-        limit: bytes of outputs that are kept.
-        hits: how many calls were answered from the cache.
+        limit: bytes of cached outputs.
+        hits: number of calls answered from the cache.
     """
 
     limit: int = LIMIT
@@ -35,7 +35,7 @@ class OutputCache:
     _size: int = 0
 
     def call(self, name: str, forward: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
-        """Return the kept output, or compute and keep it."""
+        """Return the cached output, or compute and cache it."""
         key = _digest(name, inputs)
         if key in self._outputs:
             self._outputs.move_to_end(key)
@@ -50,19 +50,19 @@ class OutputCache:
 
 
 @contextmanager
-def memoized(modules: Iterable[nn.Module], *, limit: int = LIMIT) -> Iterator[OutputCache]:
-    """Memoize the ``forward`` of networks while the context lasts. Their weights must not change.
+def memoize(modules: Iterable[nn.Module], *, limit: int = LIMIT) -> Iterator[OutputCache]:
+    """Memoize the ``forward`` of networks for the duration of the context. Their weights must not change.
 
     Args:
-        modules: their ``forward`` takes tensors and plain values by position. The caller must not change the
-            outputs in place.
-        limit: bytes of outputs that are kept.
+        modules: their ``forward`` takes tensors and plain values as positional arguments. Outputs must not be
+            modified in place.
+        limit: bytes of cached outputs.
     """
     cache = OutputCache(limit)
     with ExitStack() as undo:
         for number, module in enumerate(modules):
             before = dict(vars(module))
-            module.forward = _memoized(cache, str(number), module.forward)
+            module.forward = _memoize_calls(cache, str(number), module.forward)
             undo.callback(_restore, module, before)
         yield cache
 
@@ -73,9 +73,9 @@ def _restore(module: nn.Module, before: dict[str, Any]) -> None:
         module.forward = before["forward"]
 
 
-def _memoized(cache: OutputCache, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+def _memoize_calls(cache: OutputCache, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
     def call(*inputs: Any) -> Any:
-        # A callable input, as feature reuse, keeps state from earlier calls.
+        # A callable input, such as feature reuse, has state from earlier calls.
         if any(callable(each) for each in inputs if not isinstance(each, Tensor)):
             return forward(*inputs)
         return cache.call(name, forward, inputs)

@@ -1,4 +1,4 @@
-"""Previews: what a picture looks like while it is being drawn, within a share of the time."""
+"""Previews of images during generation, within a share of the time."""
 
 import time
 from collections.abc import Callable
@@ -11,17 +11,17 @@ from ssd1b.pipeline import Pipeline, Watch
 from ssd1b.speed.linear_decoder import LinearDecoder
 
 SHARE = 0.1
-"""Share of the time that decoded previews may take, and again the sketches between them."""
+"""Share of the time for decoded previews, and the same share for the sketches in between."""
 
 
 def previews(pipeline: Pipeline, show: Callable[[Image.Image], object]) -> Watch:
-    """Give a watcher of steps that shows the first picture of a batch.
+    """Return a step callback that shows previews of the first image of a batch.
 
-    Steps are decoded as often as ``SHARE`` allows. Steps in between are sketched by a linear decoder that is
-    fitted to the last decoded step of the same picture.
+    Steps are decoded as often as ``SHARE`` allows. Steps in between are sketched by a linear decoder fitted
+    to the last decoded step of the same image.
 
     Args:
-        pipeline: the model that draws.
+        pipeline: the pipeline that generates the image.
         show: called with each preview; its time counts, too.
     """
     due = {"decoding": 0.0, "sketch": 0.0}
@@ -29,7 +29,7 @@ def previews(pipeline: Pipeline, show: Callable[[Image.Image], object]) -> Watch
 
     def watch(step: Step) -> None:
         nonlocal sketch
-        if step.index == 0:  # a new picture
+        if step.index == 0:  # a new image
             sketch = None
         begin, latents = time.perf_counter(), step.denoised[:1]
         if begin >= due["decoding"]:

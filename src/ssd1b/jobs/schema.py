@@ -1,4 +1,4 @@
-"""The tables of a store: schema, migrations, seals against damage, and SQLite's errors in words."""
+"""The tables of a store: schema, migrations, checksums of rows, and explanations of SQLite's errors."""
 
 import json
 import sqlite3
@@ -15,7 +15,7 @@ FILE = "cells.sqlite"
 PICTURES = "pictures"
 
 SCHEMA = 2
-"""Version of the tables. The file keeps it as SQLite's ``user_version``."""
+"""Version of the tables, stored as SQLite's ``user_version``."""
 
 _TABLES = {
     "cells": "key text primary key, state text not null, digest text, passes real, metrics text, error text, "
@@ -29,12 +29,12 @@ _TABLES = {
 _WITHOUT_ROWID = {"cells", "claims", "members"}
 
 _ALWAYS = {"key", "state", "digest", "metrics", "error", "thumbnail"}
-"""Columns of ``cells`` that every version has."""
+"""Columns of ``cells`` in every version."""
 
 _MIGRATIONS = (
-    # Version 0 kept seconds in place of passes.
+    # Version 0 had seconds in place of passes.
     ("alter table cells rename column seconds to passes", "update cells set passes = null"),
-    # Version 1 had no seals, and kept neither size nor time of a picture's file.
+    # Version 1 had no seals, and neither size nor time of image files.
     (
         "alter table cells add column size integer",
         "alter table cells add column time integer",
@@ -45,26 +45,26 @@ _MIGRATIONS = (
 """The statements that migrate tables of version 0, 1, ... to the next version."""
 
 _CAUSES = {
-    sqlite3.SQLITE_FULL: "no space left on the disk; all that was drawn before is kept, and the same command "
-    "goes on when there is space",
-    sqlite3.SQLITE_BUSY: "another process has kept it locked for a minute",
-    sqlite3.SQLITE_LOCKED: "another process has kept it locked for a minute",
-    sqlite3.SQLITE_READONLY: "it may not be written",
-    sqlite3.SQLITE_PERM: "it may not be written",
+    sqlite3.SQLITE_FULL: "no space left on the disk; finished cells are kept, and the same command resumes "
+    "when there is space",
+    sqlite3.SQLITE_BUSY: "another process has locked it for over a minute",
+    sqlite3.SQLITE_LOCKED: "another process has locked it for over a minute",
+    sqlite3.SQLITE_READONLY: "it is not writable",
+    sqlite3.SQLITE_PERM: "it is not writable",
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened",
 }
-"""Errors that are not due to the file's content."""
+"""Explanations of errors that are not due to the file's content."""
 
 
-def connected(path: Path) -> sqlite3.Connection:
-    """Open a store's file, or make it. Tables of an older version are migrated.
+def connect(path: Path) -> sqlite3.Connection:
+    """Open or create a store's file. Tables of an older version are migrated.
 
     Raises:
         InputError: the file is not a store, is damaged or of a newer version, or the disk refused.
     """
     if path.exists() and (kind := kind_of(path)):
         raise InputError(f"{named(path)} is {kind}: a store of cells keeps its tables in a file of that name")
-    with explained(path):
+    with explain_errors(path):
         database = sqlite3.connect(path, timeout=60, isolation_level=None)
         try:
             version, tables = _version(database), _columns(database)
@@ -81,15 +81,15 @@ def connected(path: Path) -> sqlite3.Connection:
 
 
 def in_memory() -> sqlite3.Connection:
-    """Make the tables in memory, for a store that has no folder yet."""
+    """Create the tables in memory, for a store that has no folder yet."""
     database = sqlite3.connect(":memory:", isolation_level=None)
     _create(database)
     return database
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into messages that say what happened and what to do.
+def explain_errors(path: Path) -> Iterator[None]:
+    """Convert SQLite's errors to messages that say what happened and what to do.
 
     Raises:
         InputError: SQLite raised an error.
@@ -103,49 +103,50 @@ def explained(path: Path) -> Iterator[None]:
             raise kind(f"cannot use {named(path)}: {_CAUSES[code]}") from error
         pictures = named(path.parent / PICTURES)
         raise InputError(
-            f"{named(path)} is damaged, or no store of cells ({error}): pictures in {pictures} are files of "
-            "their own and keep their recipes; move the damaged file away, and the same command draws again "
-            "what it needs"
+            f"{named(path)} is damaged, or not a store of cells ({error}): the images in {pictures} are "
+            "separate files with their recipes; move the damaged file away, and the same command starts anew"
         ) from error
 
 
 @contextmanager
 def transaction(database: sqlite3.Connection, path: Path) -> Iterator[None]:
-    """Write all or nothing. Other processes wait.
+    """Write all or nothing, while other processes wait.
 
     Raises:
-        InputError: as ``explained``.
+        InputError: as ``explain_errors``.
     """
-    with explained(path):
+    with explain_errors(path):
         database.execute("begin immediate")
         try:
             yield
             database.execute("commit")
         except BaseException:
-            if database.in_transaction:  # a full disk has ended it already
+            if database.in_transaction:  # a full disk may have ended it already
                 database.execute("rollback")
             raise
 
 
-def sealed(*parts: Any) -> bytes:
-    """A short digest of a row, by which damage is detected. SQLite keeps none."""
+def row_checksum(*parts: Any) -> bytes:
+    """A checksum of a row, which SQLite does not provide."""
     return blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
-def sealed_sweep(definition: Any, members: Iterable[tuple[Any, Any]]) -> bytes:
-    """The seal of a sweep: of its definition, and of the key and the places of its members in order."""
-    return sealed(definition, *(tuple(member) for member in members))
+def sweep_checksum(definition: Any, members: Iterable[tuple[Any, Any]]) -> bytes:
+    """The checksum of a sweep: its definition, and its members' keys and places in order."""
+    return row_checksum(definition, *(tuple(member) for member in members))
 
 
-def _seal(database: sqlite3.Connection) -> None:
-    """Seal the rows of a version that had no seals, so that a row without one is a damaged row."""
+def _seal_rows(database: sqlite3.Connection) -> None:
+    """Add the checksums that older versions did not have, so that a row without one is a damaged row."""
     rows = database.execute(
         "select key, state, digest, passes, metrics, error, thumbnail from cells"
     ).fetchall()
-    database.executemany("update cells set seal = ? where key = ?", [(sealed(*row), row[0]) for row in rows])
+    database.executemany(
+        "update cells set seal = ? where key = ?", [(row_checksum(*row), row[0]) for row in rows]
+    )
     for name, definition in database.execute("select id, definition from sweeps").fetchall():
         select = "select key, places from members where sweep = ? order by position"
-        seal = sealed_sweep(definition, database.execute(select, (name,)))
+        seal = sweep_checksum(definition, database.execute(select, (name,)))
         database.execute("update sweeps set seal = ? where id = ?", (seal, name))
 
 
@@ -171,20 +172,20 @@ def _columns(database: sqlite3.Connection) -> dict[str, set[str]]:
 
 
 def _check(path: Path, version: int, tables: dict[str, set[str]]) -> None:
-    """Refuse a file that is not a store, or of a newer version."""
+    """Refuse a file that is not a store or is from a newer version."""
     if version > SCHEMA:
         raise InputError(
-            f"{named(path)} was written by a newer ssd1b (its tables are of version {version}, this one "
-            f"knows {SCHEMA}): update ssd1b, or take another folder"
+            f"{named(path)} was written by a newer ssd1b (its tables are version {version}, this one reads "
+            f"up to version {SCHEMA}): update ssd1b, or use another folder"
         )
     ours = tables.keys() <= _TABLES.keys() and (not tables or _ALWAYS <= tables.get("cells", set()))
     if version < 0 or not ours:
-        raise InputError(f"{named(path)} is no store of cells: take another folder")
+        raise InputError(f"{named(path)} is not a store of cells: use another folder")
     if version == SCHEMA:
         with closing(in_memory()) as expected:
             if tables != _columns(expected):
                 raise InputError(
-                    f"{named(path)} is damaged, or no store of cells: move it away, or take another one"
+                    f"{named(path)} is damaged, or not a store of cells: move it away, or use another folder"
                 )
 
 
@@ -198,10 +199,10 @@ def _create(database: sqlite3.Connection) -> None:
 def _migrate(database: sqlite3.Connection, path: Path) -> None:
     with transaction(database, path):
         # Another process may have migrated it in the meantime.
-        version, there = _version(database), "cells" in _columns(database)
-        for statement in (each for step in _MIGRATIONS[version:] for each in step) if there else ():
+        version, exists = _version(database), "cells" in _columns(database)
+        for statement in (each for step in _MIGRATIONS[version:] for each in step) if exists else ():
             database.execute(statement)
-        if there and version < SCHEMA:
-            _seal(database)
+        if exists and version < SCHEMA:
+            _seal_rows(database)
         if version < SCHEMA:
             _create(database)

@@ -1,12 +1,12 @@
-"""Jobs on disk: a file for each picture, a row in SQLite for each job, and who is drawing which job.
+"""Jobs on disk: an image file and an SQLite row for each job, and the claims of running processes.
 
-A job, which users know as a cell, is found by its key. So its picture is drawn once, whichever sweep asks for
-it. Several processes on one machine may share a folder. Each holds a lock while it runs, and the claims of a
-dead process are void.
+A job, which users know as a cell, is found by its key, so its image is generated once, whichever sweep
+requests it. Several processes on one machine may share a folder. Each holds a lock while it runs; the claims
+of a dead process are void.
 
-A job counts as drawn while its row is undamaged and its picture is the file that was written. Size and
-modification time are compared, and the pixels if these differ. The folder is made when the first job is
-claimed, so that a command that is refused leaves nothing behind.
+A job counts as done while its row is undamaged and its image file is unchanged. Size and modification time
+are compared, and the pixels if these differ. The folder is created when the first job is claimed, so that a
+command that is refused leaves nothing behind.
 """
 
 import hashlib
@@ -30,27 +30,26 @@ from ssd1b.files import disk_error, named, open_regular
 from ssd1b.jobs.schema import (
     FILE,
     PICTURES,
-    connected,
-    explained,
+    connect,
+    explain_errors,
     in_memory,
     read_json,
-    sealed,
-    sealed_sweep,
+    row_checksum,
+    sweep_checksum,
     transaction,
 )
 from ssd1b.saving import check_folder, replacing
 
 CHANGED = "changed"
-"""Folder for pictures that the user changed; they are moved here before their jobs are drawn again."""
+"""Folder for images modified by the user, which are moved here before their jobs run again."""
 
 DONE, FAILED = "done", "failed"
 
-_SETTLED = 2 * 10**9
-"""Nanoseconds since a file's last change before its digest is remembered: a second change within the clock's
-resolution would leave the times as they were."""
+_MIN_AGE = 2 * 10**9
+"""Nanoseconds since a file's last change before its digest is cached, because a second change within the
+clock's resolution would not change the times."""
 
-_AT_ONCE = 500
-"""Rows per statement."""
+_ROWS_PER_QUERY = 500
 
 _COLUMNS = "state, digest, passes, metrics, error, thumbnail, size, time, seal"
 _INSERT = f"insert or replace into cells (key, {_COLUMNS}) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -58,14 +57,14 @@ _INSERT = f"insert or replace into cells (key, {_COLUMNS}) values (?, ?, ?, ?, ?
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The result of a job. What only a picture has is None if the job failed.
+    """The outcome of a job. Attributes of the image are None if the job failed.
 
     Attributes:
         state: ``DONE`` or ``FAILED``.
-        digest: SHA-256 of the picture's pixels.
-        passes: UNet passes that the picture took. Unlike seconds, they do not depend on the machine's load.
+        digest: SHA-256 of the image's pixels.
+        passes: UNet passes that the image took. Unlike seconds, they do not depend on the machine's load.
         metrics: measured values by name.
-        error: the reason for a failure, else None.
+        error: the reason for a failure, otherwise None.
         thumbnail: see ``executor.thumbnail``.
     """
 
@@ -84,8 +83,8 @@ class Member:
     Attributes:
         key: the job's key.
         places: the index of the job's value on each axis.
-        outcome: None if the job is not drawn.
-        lost: the job was drawn, but its picture is missing or changed, or its row is damaged.
+        outcome: None if the job is not done.
+        lost: whether the job was done, but its image is missing or changed, or its row is damaged.
     """
 
     key: str
@@ -98,7 +97,7 @@ class Store:
     """A folder of jobs.
 
     Args:
-        folder: made when the first job is claimed.
+        folder: created when the first job is claimed.
 
     Raises:
         InputError: the folder cannot be written, or its ``cells.sqlite`` is not a store.
@@ -119,14 +118,14 @@ class Store:
         return self.folder / FILE
 
     def _open(self) -> None:
-        """Take this worker's lock and open the tables. Make the folder if necessary."""
+        """Take this worker's lock and open the tables. Create the folder if necessary."""
         try:
             (self.folder / "workers").mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self._lock_file(self._worker))
             self._lock.acquire()
             for path in (self.folder / "workers").glob("*.lock"):
-                self._lives(path.stem)  # remove what a killed process left
-            self._database = connected(self._file)
+                self._is_alive(path.stem)  # removes the files of a killed process
+            self._database = connect(self._file)
         except OSError as error:
             self._release()
             raise disk_error(f"cannot write {named(self.folder)}", error) from None
@@ -134,27 +133,27 @@ class Store:
             self._release()
             raise
 
-    def _settle(self) -> None:
-        """Make the folder, and write the tables that were kept in memory until now."""
+    def _persist(self) -> None:
+        """Create the folder and write the tables that were kept in memory until now."""
         if self._lock is not None:
             return
         memory = self._database
-        sweeps = [(name, what, [*self._places(name)]) for name, what in self.sweeps().items()]
+        sweeps = [(name, content, [*self._places(name)]) for name, content in self.sweeps().items()]
         self._open()
-        for name, what, members in sweeps:
-            self.record(name, what, members)
+        for name, content, members in sweeps:
+            self.record(name, content, members)
         with self._transaction():
             rows = memory.execute("select path, state, digest from files")
             self._database.executemany("insert or replace into files values (?, ?, ?)", rows)
         memory.close()
 
     def close(self) -> None:
-        """Give up this process's claims and close the tables."""
+        """Release this process's claims and close the tables."""
         if self._lock is not None:
-            # If the disk is full, the claims end with this process's lock.
+            # If the disk is full, the claims become void with this process's lock.
             with suppress(InputError), self._transaction():
                 self._database.execute("delete from claims where worker = ?", (self._worker,))
-        with suppress(InputError), explained(self._file):
+        with suppress(InputError), explain_errors(self._file):
             self._database.close()
         self._release()
 
@@ -165,51 +164,51 @@ class Store:
                 self._lock_file(self._worker).unlink(missing_ok=True)
 
     def picture(self, key: str) -> Path:
-        """The path of a job's picture, drawn or not.
+        """The path of a job's image, whether or not it exists.
 
         Raises:
-            InputError: the key is damaged and could lead out of the folder.
+            InputError: the key is damaged and could point outside the folder.
         """
         if not key.isalnum():
-            raise InputError(f"{named(self._file)} holds the key {shown(key)}, which is none")
+            raise InputError(f"{named(self._file)} contains the key {shown(key)}, which is not valid")
         return self.folder / PICTURES / key[:2] / f"{key}.png"
 
     def outcomes(self, keys: Iterable[str]) -> dict[str, Outcome]:
-        """The outcomes of jobs by key, without jobs that are not drawn or whose pictures are lost."""
+        """The outcomes of jobs by key, without jobs that are not done or whose images are lost."""
         found = {key: self._outcome(key, row) for key, row in self._rows(keys)}
         return {key: outcome for key, outcome in found.items() if outcome is not None}
 
     def lost(self, keys: Iterable[str]) -> list[str]:
-        """Keys of jobs that were drawn, but whose picture is missing or changed, or whose row is damaged."""
+        """Keys of jobs that were done, but whose image is missing or changed, or whose row is damaged."""
         return [key for key, row in self._rows(keys) if self._outcome(key, row) is None]
 
     def _rows(self, keys: Iterable[str]) -> Iterator[tuple[str, tuple[Any, ...]]]:
         names = list(dict.fromkeys(keys))
-        for start in range(0, len(names), _AT_ONCE):
-            some = names[start : start + _AT_ONCE]
-            select = f"select key, {_COLUMNS} from cells where key in ({', '.join('?' * len(some))})"
-            with explained(self._file):
-                found = {row[0]: row[1:] for row in self._database.execute(select, some)}
-            yield from ((key, found[key]) for key in some if key in found)
+        for start in range(0, len(names), _ROWS_PER_QUERY):
+            chunk = names[start : start + _ROWS_PER_QUERY]
+            select = f"select key, {_COLUMNS} from cells where key in ({', '.join('?' * len(chunk))})"
+            with explain_errors(self._file):
+                found = {row[0]: row[1:] for row in self._database.execute(select, chunk)}
+            yield from ((key, found[key]) for key in chunk if key in found)
 
     def _outcome(self, key: str, row: tuple[Any, ...], *, verify: bool = False) -> Outcome | None:
-        """A row's outcome; None if the row is damaged or its picture is lost."""
-        outcome = _read(key, row)
+        """A row's outcome; None if the row is damaged or its image is lost."""
+        outcome = _parse_row(key, row)
         if outcome is None or not outcome.digest:
             return outcome
-        return outcome if self._is_whole(key, outcome.digest, row[6:8], verify=verify) else None
+        return outcome if self._is_intact(key, outcome.digest, row[6:8], verify=verify) else None
 
-    def _is_whole(self, key: str, digest: str, about: tuple[Any, ...], *, verify: bool) -> bool:
+    def _is_intact(self, key: str, digest: str, recorded: tuple[Any, ...], *, verify: bool) -> bool:
         path = self.picture(key)
-        now = _about(path)
+        now = _size_and_time(path)
         if now is None:
             return False
-        if about[0] is None or now == about:  # None: from a version that kept no sizes
-            if not verify:
-                return True
+        unchanged = recorded[0] is None or now == recorded  # None: from a version that recorded no sizes
+        if unchanged and not verify:
+            return True
         same = pixels_digest(path) == digest
-        if now != about or not same:
-            # So that pixels are not compared again; no file has a size of -1.
+        if now != recorded or not same:
+            # Avoids comparing the pixels again; no file has a size of -1.
             with self._transaction():
                 self._database.execute(
                     "update cells set size = ?, time = ? where key = ?", (*(now if same else (-1, -1)), key)
@@ -221,10 +220,10 @@ class Store:
         return [key for key in dict.fromkeys(keys) if self._is_free(key, retry=retry)]
 
     def claim(self, keys: Iterable[str], *, retry: bool = False) -> list[str]:
-        """Claim jobs for this process: those that are neither drawn nor claimed by a running process.
+        """Claim for this process the jobs that are neither done nor claimed by a running process.
 
         Args:
-            keys: of the jobs.
+            keys: keys of the jobs.
             retry: claim failed jobs, too.
 
         Returns:
@@ -233,7 +232,7 @@ class Store:
         Raises:
             InputError: the folder cannot be written.
         """
-        self._settle()
+        self._persist()
         taken = self.free(keys, retry=retry)
         with self._transaction():
             taken = [key for key in taken if self._is_free(key, retry=retry)]
@@ -245,27 +244,27 @@ class Store:
         known = self.outcomes([key]).get(key)
         if known is not None and not (retry and known.state == FAILED):
             return False
-        with explained(self._file):
+        with explain_errors(self._file):
             claimed = self._database.execute("select worker from claims where key = ?", (key,)).fetchone()
-        return claimed is None or not self._lives(claimed[0])
+        return claimed is None or not self._is_alive(claimed[0])
 
     def finish(self, jobs: Iterable[tuple[str, Outcome, bytes | None]]) -> None:
-        """Store the outcomes of claimed jobs: first the pictures, then the rows that reference them.
+        """Store the outcomes of claimed jobs: first the images, then the rows that reference them.
 
         Args:
-            jobs: of each its key, its outcome, and the bytes of the picture's file or None.
+            jobs: the key, the outcome, and the image file's bytes or None, for each job.
 
         Raises:
             InputError: the disk refused. The jobs are free again when this process ends.
         """
-        self._settle()
+        self._persist()
         rows = []
         for key, outcome, picture in jobs:
-            about = None if picture is None else self._write(key, outcome, picture)
+            saved = None if picture is None else self._write(key, outcome, picture)
             metrics = None if outcome.metrics is None else json.dumps(outcome.metrics)
             row = (key, outcome.state, outcome.digest, outcome.passes, metrics, outcome.error)
             rows.append((
-                *row, outcome.thumbnail, *(about or (None, None)), sealed(*row, outcome.thumbnail),
+                *row, outcome.thumbnail, *(saved or (None, None)), row_checksum(*row, outcome.thumbnail),
             ))  # fmt: skip
         with self._transaction():
             self._database.executemany(_INSERT, rows)
@@ -274,13 +273,13 @@ class Store:
     def _write(self, key: str, outcome: Outcome, picture: bytes) -> tuple[int, int] | None:
         path = self.picture(key)
         if os.path.lexists(path) and pixels_digest(path) != outcome.digest:
-            self._keep(path)
+            self._move_aside(path)
         with replacing(path, self._unfinished(self._worker)) as aside:
             aside.write_bytes(picture)
-        return _about(path)
+        return _size_and_time(path)
 
-    def _keep(self, path: Path) -> None:
-        """Move a file out of a picture's place. It may be the user's work."""
+    def _move_aside(self, path: Path) -> None:
+        """Move a file that this process did not write to ``CHANGED``; it may be the user's work."""
         kept = self.folder / CHANGED / f"{path.stem}-{uuid4().hex[:8]}{path.suffix}"
         try:
             kept.parent.mkdir(exist_ok=True)
@@ -291,26 +290,26 @@ class Store:
     def record(
         self, sweep: str, definition: Mapping[str, Any], members: Sequence[tuple[str, tuple[int, ...]]]
     ) -> None:
-        """Store a sweep under an id: its definition and its jobs in order, each with its places on the axes.
+        """Store a sweep under an id: its definition, and its jobs in order with their places on the axes.
 
         Raises:
             InputError: the disk refused.
         """
         rows = [(sweep, number, key, json.dumps(places)) for number, (key, places) in enumerate(members)]
-        what = json.dumps(definition)
-        seal = sealed_sweep(what, ((key, places) for _, _, key, places in rows))
+        text = json.dumps(definition)
+        seal = sweep_checksum(text, ((key, places) for _, _, key, places in rows))
         with self._transaction():
             (number,) = self._database.execute("select coalesce(max(number), 0) + 1 from sweeps").fetchone()
             self._database.execute(
                 "insert or replace into sweeps (id, number, definition, seal) values (?, ?, ?, ?)",
-                (sweep, number, what, seal),
+                (sweep, number, text, seal),
             )
             self._database.execute("delete from members where sweep = ?", (sweep,))
             self._database.executemany("insert into members values (?, ?, ?, ?)", rows)
 
     def sweeps(self) -> dict[str, Any]:
-        """Definitions by id, the last run at the end. A damaged definition is None."""
-        with explained(self._file):
+        """The definitions of all sweeps by id, in the order of their last run. A damaged one is None."""
+        with explain_errors(self._file):
             rows = self._database.execute("select id, definition from sweeps order by number").fetchall()
         return {str(sweep): read_json(definition) for sweep, definition in rows}
 
@@ -318,8 +317,8 @@ class Store:
         """The jobs of a sweep, in order.
 
         Args:
-            sweep: its id.
-            verify: compare the pixels of every picture, even if size and time are unchanged.
+            sweep: the sweep's id.
+            verify: compare the pixels of every image, even if size and time are unchanged.
 
         Raises:
             InputError: the sweep's rows are damaged.
@@ -331,12 +330,12 @@ class Store:
             yield Member(key=key, places=place, outcome=outcome, lost=key in rows and outcome is None)
 
     def _places(self, sweep: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-        with explained(self._file):
+        with explain_errors(self._file):
             select = "select definition, seal from sweeps where id = ?"
             definition, seal = self._database.execute(select, (sweep,)).fetchone()
             select = "select key, places from members where sweep = ? order by position"
             rows = self._database.execute(select, (sweep,)).fetchall()
-        if seal != sealed_sweep(definition, rows):
+        if seal != sweep_checksum(definition, rows):
             raise self.damaged(sweep)
         for key, text in rows:
             places = read_json(text)
@@ -347,29 +346,29 @@ class Store:
     def damaged(self, sweep: str) -> InputError:
         """The error for a sweep whose rows are damaged."""
         return InputError(
-            f"sweep {shown(sweep)} in {named(self._file)} is damaged, or of another version of ssd1b: "
-            "other sweeps, cells and pictures are not; the same ssd1b sweep writes it down again"
+            f"sweep {shown(sweep)} in {named(self._file)} is damaged, or from another version of ssd1b; "
+            "other sweeps, cells and images are not affected. Running the same ssd1b sweep records it again"
         )
 
     def check(self) -> None:
-        """Have SQLite check the integrity of its file.
+        """Run SQLite's integrity check on the file.
 
         Raises:
             InputError: it is damaged.
         """
-        with explained(self._file):
+        with explain_errors(self._file):
             found = [row[0] for row in self._database.execute("pragma integrity_check(1)")]
             if found != ["ok"]:
                 raise sqlite3.DatabaseError(" ".join(str(found[0]).split()))
 
     def file_digest(self, path: Path) -> str:
-        """SHA-256 of a file, remembered until the file's size, times or inode change.
+        """SHA-256 of a file, cached until the file's size, times or inode change.
 
-        A change that alters none of them goes unnoticed: on a file system that keeps no time of the last
-        change (FAT), or after the clock was set back.
+        A change that alters none of these goes unnoticed. This can happen on a file system without change
+        times (FAT), or after the clock was set back.
         """
         name, state = str(path.resolve()), _state(path)
-        with explained(self._file):
+        with explain_errors(self._file):
             row = self._database.execute(
                 "select digest from files where path = ? and state = ?", (name, state)
             ).fetchone()
@@ -378,16 +377,16 @@ class Store:
         before = time.time_ns()
         with open_regular(path) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
-        about = path.stat()
-        if max(about.st_mtime_ns, about.st_ctime_ns) + _SETTLED < before:
+        status = path.stat()
+        if max(status.st_mtime_ns, status.st_ctime_ns) + _MIN_AGE < before:
             with self._transaction():
                 self._database.execute("insert or replace into files values (?, ?, ?)", (name, state, found))
         return found
 
-    def _lives(self, worker: str) -> bool:
+    def _is_alive(self, worker: str) -> bool:
         if worker == self._worker:
             return True
-        if not str(worker).isalnum():  # damaged, and it could lead out of the folder
+        if not str(worker).isalnum():  # damaged, and could point outside the folder
             return False
         lock = FileLock(self._lock_file(worker))
         try:
@@ -403,7 +402,7 @@ class Store:
         return self.folder / "workers" / f"{worker}.lock"
 
     def _unfinished(self, worker: str) -> Path:
-        """Where a worker writes a picture before it is moved into place."""
+        """Where a worker writes an image before it is moved into place."""
         return self.folder / "workers" / f"{worker}.png"
 
     @contextmanager
@@ -416,7 +415,7 @@ class Store:
 
 
 def pixels_digest(path: Path) -> str | None:
-    """SHA-256 of a picture's pixels; None if the file is not a picture."""
+    """SHA-256 of an image's pixels; None if the file is not an image."""
     try:
         if not path.is_file():
             return None
@@ -426,25 +425,25 @@ def pixels_digest(path: Path) -> str | None:
         return None
 
 
-def _about(path: Path) -> tuple[int, int] | None:
+def _size_and_time(path: Path) -> tuple[int, int] | None:
     """A file's size and modification time; None if there is no file."""
     try:
-        about = path.stat()
+        status = path.stat()
     except (OSError, ValueError):
         return None
-    return (about.st_size, about.st_mtime_ns) if stat.S_ISREG(about.st_mode) else None
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
 def _state(path: Path) -> str:
     """Attributes that change when a file is changed or replaced."""
-    about = path.stat()
-    return f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns} {about.st_dev}:{about.st_ino}"
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_dev}:{status.st_ino}"
 
 
-def _read(key: str, row: tuple[Any, ...]) -> Outcome | None:
-    """Read a row of ``_COLUMNS``; None if it is damaged."""
+def _parse_row(key: str, row: tuple[Any, ...]) -> Outcome | None:
+    """Parse a row of ``_COLUMNS``; None if it is damaged."""
     state, digest, passes, metrics, error, thumbnail, _, _, seal = row
-    if seal != sealed(key, state, digest, passes, metrics, error, thumbnail):
+    if seal != row_checksum(key, state, digest, passes, metrics, error, thumbnail):
         return None
     values = read_json(metrics)
     if state not in (DONE, FAILED) or not (metrics is None or isinstance(values, dict)):

@@ -1,1 +1,1 @@
-"""Settings chosen by evidence: sweeps over them, what came of each, and what can be told apart."""
+"""Sweeps over settings, their results, and statistical comparisons: tuning, the report and the guide."""

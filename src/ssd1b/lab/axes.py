@@ -1,8 +1,8 @@
-"""Axes of a sweep: which setting takes which values, in the syntax of AUTOMATIC1111 and SwarmUI.
+"""Axes of a sweep: a setting and its values, in the syntax of AUTOMATIC1111 and SwarmUI.
 
-``guidance=2, 5, 9`` are values, with ``||`` between them where one holds commas. ``1-10`` is a range by
-ones, ``1-10 (+2)`` by twos, ``10-1 (-3)`` falls, ``1-10 [5]`` is five evenly spaced; ``5, 10, .., 30`` goes
-on as it began. A seed of -1 is random.
+``guidance=2, 5, 9`` lists values, separated by ``||`` if one contains commas. ``1-10`` is a range in steps of
+one, ``1-10 (+2)`` in steps of two, ``10-1 (-3)`` is decreasing, ``1-10 [5]`` gives five evenly spaced values;
+``5, 10, .., 30`` continues the pattern. A seed of -1 is random.
 """
 
 import csv
@@ -27,28 +27,28 @@ from ssd1b.settings import (
 )
 
 MAX_VALUES = 1000
-"""On one axis."""
+"""The most values on one axis."""
 
 NONE = "none"
-"""In place of a negative prompt: that there is none, which is not the same as an empty one."""
+"""Written in place of a negative prompt for no negative prompt, which differs from an empty one."""
 
 _RANGE = re.compile(
     rf"({DECIMAL})\s*-\s*({DECIMAL})\s*(?:\(\s*([+-]?\s*{DECIMAL})\s*\)|\[\s*({DIGITS})\s*\])?"
 )
 _PAIR = re.compile(rf"({DECIMAL})\s*[-:]\s*({DECIMAL})")
-_AND_SO_ON = ("..", "...")
+_ELLIPSES = ("..", "...")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Value:
-    """One place on an axis.
+    """One value of an axis.
 
     Attributes:
-        label: what it is called.
+        label: its name in tables and plots.
         settings: fields of ``GenerationSettings`` that it sets.
-        model: that it takes; None leaves the sweep's.
-        prompt: likewise.
-        words: what it searches in the prompt and the negative prompt, and what it puts there instead.
+        model: replaces the sweep's model unless None.
+        prompt: replaces the prompt unless None.
+        words: text to search for in the prompt and negative prompt, and its replacement.
     """
 
     label: str
@@ -60,23 +60,23 @@ class Value:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """A setting and the values that it takes in a sweep."""
+    """A setting and its values in a sweep."""
 
     name: str
     values: tuple[Value, ...]
 
 
 def number_of(value: Value) -> float:
-    """The setting of a value that sets a single number; else NaN."""
+    """The number of a value that sets a single numeric setting; otherwise NaN."""
     settings = [*value.settings.values()]
     return float(settings[0]) if len(settings) == 1 and isinstance(settings[0], int | float) else math.nan
 
 
 def parse_axis(text: str) -> Axis:
-    """Read an axis, as ``guidance=2,5,9``.
+    """Parse an axis such as ``guidance=2,5,9``.
 
     Raises:
-        InputError: it names no setting, has no values, too many, or some that are not allowed.
+        InputError: unknown setting, no values, too many values, or values that are not allowed.
     """
     name, equals, values = text.partition("=")
     if not equals:
@@ -85,7 +85,7 @@ def parse_axis(text: str) -> Axis:
 
 
 def make_axis(name: str, items: Sequence[str]) -> Axis:
-    """Build an axis of a name and values as they are written, ranges among them.
+    """Build an axis from a name and values as written, which may include ranges.
 
     Raises:
         InputError: as ``parse_axis``.
@@ -105,7 +105,7 @@ def make_axis(name: str, items: Sequence[str]) -> Axis:
 
 
 def _split(text: str) -> list[str]:
-    """Cut at ``||``, or else at commas outside of quotation marks."""
+    """Split at ``||``, or without any at commas outside quotation marks."""
     if "||" in text:
         return text.split("||")
     return next(csv.reader([re.sub(r"[\r\n]", " ", text)], skipinitialspace=True), [])
@@ -117,7 +117,7 @@ def _numbers(setting: Setting) -> Callable[[list[str]], list[Value]]:
         for position, item in enumerate(items):
             if setting.name == "seed" and item == str(RANDOM_SEED):
                 found.append(Decimal(random_seed()))
-            elif item in _AND_SO_ON:
+            elif item in _ELLIPSES:
                 if not found or position + 1 == len(items):
                     raise InputError(f"{item!r} must stand between values, as in 1, 2, .., 10")
                 found += _between(found, _number(items[position + 1]))
@@ -155,7 +155,7 @@ def _range(item: str, kind: type) -> Iterator[Decimal]:
 
 
 def _between(found: list[Decimal], last: Decimal) -> list[Decimal]:
-    """What continues the values before, up to the one after."""
+    """Continue the pattern of the preceding values, up to but not including ``last``."""
     before = found[-2:]
     step = before[1] - before[0] if len(before) == 2 else Decimal(1 if before[0] <= last else -1)
     if step == 0 or (last - found[-1]) * step < 0:
@@ -167,7 +167,7 @@ def _between(found: list[Decimal], last: Decimal) -> list[Decimal]:
 
 def _number(item: str) -> Decimal:
     if not re.fullmatch(DECIMAL, item):
-        raise InputError(f"{shown(item)} is no number, nor a range as 1-10 (+2) or 1-10 [5]")
+        raise InputError(f"{shown(item)} is not a number, nor a range such as 1-10 (+2) or 1-10 [5]")
     return Decimal(item)
 
 
@@ -212,7 +212,7 @@ def _pairs(setting: Setting) -> Callable[[list[str]], list[Value]]:
         for item in items:
             match = _PAIR.fullmatch(item)
             if match is None:
-                raise InputError(f"{shown(item)} is no interval: write it as 0.2-0.8")
+                raise InputError(f"{shown(item)} is not an interval: write it as 0.2-0.8")
             values.append(Value(label=item, settings={setting.name: (float(match[1]), float(match[2]))}))
         return values
 
@@ -242,7 +242,7 @@ _READERS: dict[str, Callable[[list[str]], list[Value]]] = {
     "preset": _presets,
     **{name: _reader(*settings) for name, settings in OPTIONS.items()},
 }
-"""What reads each axis's values."""
+"""The parser of each axis's values."""
 
 _FIRST = (
     "model", "size", "words", "negative", "negative-preset", "preset", "seed", "sampler", "schedule", "steps",
@@ -250,7 +250,7 @@ _FIRST = (
 )  # fmt: skip
 
 AXES = (*_FIRST, *(name for name in _READERS if name not in _FIRST))
-"""The axes: those that are expensive to change first, which are the outer loops. New settings come last."""
+"""All axes, outer loops first: those that are expensive to change. New settings come last."""
 
 _ALIASES = {
     "replace": "words",
@@ -261,6 +261,6 @@ _ALIASES = {
         for alias in (*setting.flags[1:], *setting.aliases)
     },
 }
-"""What else people call them."""
+"""Other names of axes."""
 
 _EXAMPLES = {"words": "red,blue", **{name: setting.example for name, (setting, *_) in OPTIONS.items()}}

@@ -1,4 +1,4 @@
-"""What tuning draws: pairs of prompt and seed with a combination of settings, each a job of the store."""
+"""Evaluation of combinations of settings for tuning: each pair of prompt and seed is a job of the store."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,17 +17,17 @@ from ssd1b.lab.axes import Axis
 from ssd1b.lab.goal import Goal
 from ssd1b.lab.metrics import GroundTruth, captions
 from ssd1b.lab.results import PASSES
-from ssd1b.lab.sweep import Model, Sweep, expand
-from ssd1b.lab.tune import Combination, Measured, Pair, single
+from ssd1b.lab.sweep import ModelDescription, Sweep, expand
+from ssd1b.lab.tune import Combination, Measurement, Pair, fixed_axes
 
 STREAMS = (10, 11)
-"""Of captions for the search and the proof; ``evaluate`` and ``guide`` have their own."""
+"""Caption streams of the search and of the fresh pairs; ``evaluate`` and ``guide`` use others."""
 
 ENOUGH_PROMPTS = 16
-"""With at least as many prompts, the proof has prompts of its own. With fewer, only seeds of its own."""
+"""With at least this many prompts, search and fresh pairs have different prompts; with fewer, only seeds."""
 
 _COMBINATIONS = 10_000
-"""How many combinations are checked against the budget before the search."""
+"""Most combinations that are checked against the budget before the search."""
 
 FRESH_SEEDS = 1_000_000
 
@@ -35,13 +35,13 @@ FRESH_SEEDS = 1_000_000
 def make_pairs(
     prompts: Sequence[str], truth: GroundTruth | None, pairs: int, fresh: int
 ) -> tuple[list[Pair], list[Pair]]:
-    """Give pairs for the search and for the proof.
+    """Choose the pairs of the search and the fresh pairs for the final comparison.
 
     Args:
-        prompts: if empty, captions of the world take their place.
-        truth: of the world that the model declares, if it declares one.
-        pairs: how many for the search.
-        fresh: how many for the proof.
+        prompts: if empty, captions of the world are used.
+        truth: of the world that the model declares, if any.
+        pairs: number of pairs for the search.
+        fresh: number of fresh pairs.
 
     Raises:
         InputError: there are no prompts and no world.
@@ -52,26 +52,27 @@ def make_pairs(
             for stream, count in zip(STREAMS, (pairs, fresh), strict=True)
         )
         return first, second
-    own, other = (prompts[::2], prompts[1::2]) if len(prompts) >= ENOUGH_PROMPTS else (prompts, prompts)
+    enough = len(prompts) >= ENOUGH_PROMPTS
+    searched, tested = (prompts[::2], prompts[1::2]) if enough else (prompts, prompts)
     return (
-        [(own[number % len(own)], number) for number in range(pairs)],
-        [(other[number % len(other)], FRESH_SEEDS + number) for number in range(fresh)],
+        [(searched[number % len(searched)], number) for number in range(pairs)],
+        [(tested[number % len(tested)], FRESH_SEEDS + number) for number in range(fresh)],
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellEvaluator:
-    """Draws pairs with a combination of settings and scores them.
+    """Generates and scores the images of a combination of settings.
 
     Attributes:
         store: keeps the jobs.
-        executor: draws them.
-        axes: what is searched.
-        goal: scores pictures.
+        executor: runs the jobs.
+        axes: the search space.
+        goal: scores images.
         model: the model's name.
-        known: describes a model by its name.
+        describe: describes a model by its name.
         base: settings that all combinations share.
-        device: where the jobs are drawn.
+        device: where the jobs run.
         dtype: number format of the networks.
     """
 
@@ -80,51 +81,63 @@ class CellEvaluator:
     axes: Sequence[Axis]
     goal: Goal
     model: str
-    known: Callable[[str], Model]
+    describe: Callable[[str], ModelDescription]
     base: Mapping[str, Any]
     device: torch.device
     dtype: torch.dtype
 
-    def __call__(self, combination: Combination | None, pairs: Sequence[Pair]) -> list[Measured]:
-        """Draw what is not in the store. The first pair alone shows whether the goal can be measured.
+    def __call__(self, combination: Combination | None, pairs: Sequence[Pair]) -> list[Measurement]:
+        """Measure the pairs; the first one runs alone, to fail early if the goal cannot be measured.
 
         Raises:
-            InputError: a picture failed, or a metric of the goal was not measured.
+            InputError: an image failed, or a metric of the goal was not measured.
         """
         return [*self._evaluate(combination, pairs[:1]), *self._evaluate(combination, pairs[1:])]
 
-    def _evaluate(self, combination: Combination | None, pairs: Sequence[Pair]) -> list[Measured]:
+    def _evaluate(self, combination: Combination | None, pairs: Sequence[Pair]) -> list[Measurement]:
         jobs = [self.job(combination, pair) for pair in pairs]
         draw_jobs(jobs, self.store, self.executor)
         outcomes = self.store.outcomes(job.key for job in jobs)
-        measured = []
+        measurements = []
         for job in jobs:
             outcome = outcomes[job.key]
             if outcome.state == FAILED or outcome.passes is None:
-                raise FailedError(f"a picture of {job.settings.prompt!r:.80} failed: {outcome.error}")
+                raise FailedError(f"an image of {job.settings.prompt!r:.80} failed: {outcome.error}")
             metrics = {**(outcome.metrics or {}), PASSES: outcome.passes}
             score = self.goal.score(metrics)
-            measured.append(Measured(score=score, passes=outcome.passes, metrics=metrics))
-        return measured
+            measurements.append(Measurement(score=score, passes=outcome.passes, metrics=metrics))
+        return measurements
 
     def job(self, combination: Combination | None, pair: Pair) -> Job:
         """The job of a pair with a combination."""
         prompt, seed = pair
-        one = Sweep(
-            prompts=(prompt,), axes=() if combination is None else single(self.axes, combination),
-            model=self.model, settings={**self.base, "seed": seed},
+        sweep = Sweep(
+            prompts=(prompt,), axes=fixed_axes(self.axes, combination), model=self.model,
+            settings={**self.base, "seed": seed},
         )  # fmt: skip
-        (job,) = expand(one, self.known, device=self.device, dtype=self.dtype)
+        (job,) = expand(sweep, self.describe, device=self.device, dtype=self.dtype)
         return job
 
+    def least_passes(self, combination: Combination | None) -> float:
+        """The fewest UNet passes that an image can take.
 
-def check_budget(evaluator: CellEvaluator, budget: float, pair: Pair) -> None:
+        Exact if guidance covers all steps or none. With ``feature_reuse`` the result is 0, because its
+        savings are known only afterwards.
+        """
+        job = self.job(combination, ("any", 0))
+        settings = job.settings
+        if settings.feature_reuse:
+            return 0.0
+        one_pass = settings.guidance_scale == 1 or self.describe(job.model).embeds_guidance
+        return job.evaluations * (1.0 if one_pass or settings.guidance_interval != (0.0, 1.0) else 2.0)
+
+
+def check_budget(evaluator: CellEvaluator, budget: float) -> None:
     """Refuse a budget that no combination of the axes can keep.
 
     Args:
         evaluator: has the axes.
-        budget: UNet passes for a picture.
-        pair: any.
+        budget: most UNet passes per image.
 
     Raises:
         InputError: even the cheapest combination takes more.
@@ -132,13 +145,10 @@ def check_budget(evaluator: CellEvaluator, budget: float, pair: Pair) -> None:
     combinations = product(*(range(len(axis.values)) for axis in evaluator.axes))
     least = math.inf
     for combination in (None, *islice(combinations, _COMBINATIONS)):
-        job = evaluator.job(combination, pair)
-        if job.settings.feature_reuse:
-            return  # what it saves is known only after drawing
-        least = min(least, job.evaluations)
+        least = min(least, evaluator.least_passes(combination))
         if least <= budget:
             return
     if math.prod(len(axis.values) for axis in evaluator.axes) <= _COMBINATIONS:
         raise InputError(
-            f"budget is {budget:g} passes of the UNet: the cheapest settings of these axes take {least:g}"
+            f"budget is {budget:g} UNet passes: the cheapest settings of these axes take {least:g}"
         )

@@ -1,4 +1,4 @@
-"""Exports of a sweep: tables of all cells, contact sheets, the preset that draws a cell again."""
+"""Exports of a sweep: tables of all cells, contact sheets, and a cell's settings as a preset."""
 
 import csv
 from collections.abc import Iterator
@@ -20,19 +20,19 @@ from ssd1b.saving import renewing
 from ssd1b.settings import Preset
 
 SHEETS = 8
-"""Number of prompts with a contact sheet."""
+"""The most prompts that get a contact sheet."""
 
 _SIDE, _SMALL = 192, 112
 
 
 def preset_text(request: Request) -> str:
-    """A picture's settings as the content of a file for ``--preset``, without the seed."""
+    """Format a request's settings, without the seed, as a file for ``--preset``."""
     settings = {name: value for name, value in request.settings.items() if name != SEED}
     return as_toml(Preset(name="", source="", settings=settings))
 
 
 def write_csv(results: Results, store: Store, path: Path, *, overwrite: bool = False) -> None:
-    """Write a row for each cell: its labels, its metrics, and the path of its picture in the store.
+    """Write a row for each cell: its labels, its metrics, and the path of its image in the store.
 
     Raises:
         InputError: as ``renewing``, which writes the file.
@@ -41,7 +41,7 @@ def write_csv(results: Results, store: Store, path: Path, *, overwrite: bool = F
     with renewing(path, overwrite=overwrite) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows({name: _inert(value) for name, value in row.items()} for row in rows)
+        writer.writerows({name: _escape_formula(value) for name, value in row.items()} for row in rows)
 
 
 def write_parquet(results: Results, store: Store, path: Path, *, overwrite: bool = False) -> None:
@@ -58,7 +58,7 @@ def write_parquet(results: Results, store: Store, path: Path, *, overwrite: bool
 
 
 def _rows(results: Results, store: Store) -> Iterator[dict[str, Any]]:
-    """A row for each cell: labels, metrics, key, and the picture's path, None if it is not drawn."""
+    """Yield a row for each cell: labels, metrics, key, and the image's path or None."""
     for places in np.ndindex(results.keys.shape):
         labels = results.labels(places)
         metrics = {
@@ -70,37 +70,37 @@ def _rows(results: Results, store: Store) -> Iterator[dict[str, Any]]:
         yield {**labels, **metrics, "key": key, "picture": picture}
 
 
-def _inert(value: Any) -> Any:
-    """Escape a text that spreadsheets would take for a formula (OWASP, "CSV injection")."""
+def _escape_formula(value: Any) -> Any:
+    """Escape text that spreadsheets would interpret as a formula (OWASP, "CSV injection")."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t")) else value
 
 
 def contact_sheets(results: Results, store: Store) -> Iterator[Image.Image]:
-    """Give a table of pictures over two axes for each of the first prompts.
+    """Yield a table of images over two axes for each of the first prompts.
 
-    Other axes have their first value.
+    Other axes are fixed at their first value.
     """
     names = [axis.name for axis in results.axes]
     varying = [n for n in reversed(results.setting_axes) if len(results.axes[n].values) > 1]
-    shown = [*varying, *([names.index(SEED)] if SEED in names else [])][:2]
-    across, down = (*shown, None, None)[:2]
+    seed = [names.index(SEED)] if SEED in names else []
+    across, down = (*varying, *seed, None, None)[:2]
     for prompt in range(min(SHEETS, len(results.sweep.prompts))):
         first = [0] * len(names)
         first[names.index(PROMPT)] = prompt
         rows = [
-            [_shown(store, results, place, _SIDE) for place in row]
+            [_tile(store, results, place, _SIDE) for place in row]
             for row in _places(results, first, across, down)
         ]
         yield picture_table(rows, _labels(results, across), _labels(results, down))
 
 
-def strip(results: Results, store: Store, rows: int) -> Image.Image:
-    """A table of the first prompts, or the first words of an axis of words, by the last setting's values."""
+def sample_table(results: Results, store: Store, rows: int) -> Image.Image:
+    """Lay out the first prompts (or values of a ``words`` axis) by the values of the last setting."""
     names = [axis.name for axis in results.axes]
     down = names.index("words" if "words" in names else PROMPT)
     across = results.setting_axes[-1]
     places = islice(_places(results, [0] * len(names), across, down), rows)
-    pictures = [[_shown(store, results, place, _SMALL) for place in row] for row in places]
+    pictures = [[_tile(store, results, place, _SMALL) for place in row] for row in places]
     labels = [value.label for value in results.axes[down].values[:rows]]
     return picture_table(pictures, [value.label for value in results.axes[across].values], labels)
 
@@ -108,14 +108,14 @@ def strip(results: Results, store: Store, rows: int) -> Image.Image:
 def _places(
     results: Results, first: list[int], across: int | None, down: int | None
 ) -> Iterator[Iterator[tuple[int, ...]]]:
-    def moved(start: list[int], axis: int | None) -> Iterator[list[int]]:
+    def vary(start: list[int], axis: int | None) -> Iterator[list[int]]:
         if axis is None:
             yield start
             return
         for place in range(len(results.axes[axis].values)):
             yield [*start[:axis], place, *start[axis + 1 :]]
 
-    return ((tuple(each) for each in moved(row, across)) for row in moved(first, down))
+    return ((tuple(each) for each in vary(row, across)) for row in vary(first, down))
 
 
 def _labels(results: Results, axis: int | None) -> list[str]:
@@ -124,8 +124,8 @@ def _labels(results: Results, axis: int | None) -> list[str]:
     return [f"{results.axes[axis].name} {value.label}" for value in results.axes[axis].values]
 
 
-def _shown(store: Store, results: Results, places: tuple[int, ...], side: int) -> Image.Image:
-    """A cell's picture, padded to a square; grey if it is missing."""
+def _tile(store: Store, results: Results, places: tuple[int, ...], side: int) -> Image.Image:
+    """Load a cell's image, padded to a square; grey if it is missing."""
     try:
         with open_regular(store.picture(results.key(places))) as file, Image.open(file) as image:
             return ImageOps.pad(image.convert("RGB"), (side, side), color="white")

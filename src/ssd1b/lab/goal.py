@@ -11,14 +11,14 @@ import numpy as np
 from ssd1b.errors import InputError, shown, unknown
 from ssd1b.numerals import DECIMAL
 
-_OF_CAPTIONS = (
+_CAPTION_METRICS = (
     "flawless", "right", "shape", "color", "size", "material", "number", "background", "relation",
 )  # fmt: skip
-_JUDGE = "a model that draws Tabletop, and prompts that are complete captions"
+_JUDGE = "a model of Tabletop, and prompts that are complete captions"
 
 NEEDS: Mapping[str, str] = MappingProxyType({
-    **dict.fromkeys(_OF_CAPTIONS, _JUDGE),
-    "clean": "a model that draws Tabletop",
+    **dict.fromkeys(_CAPTION_METRICS, _JUDGE),
+    "clean": "a model of Tabletop",
     "clip": "a model with an image encoder, or openai/clip-vit-large-patch14 in the hub's cache",
     "pickscore": "yuvalkirstain/PickScore_v1 in the hub's cache",
     "diversity": "several seeds",
@@ -27,7 +27,7 @@ NEEDS: Mapping[str, str] = MappingProxyType({
 """Prerequisites of metrics that are not always available."""
 
 LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType({
-    **dict.fromkeys((*_OF_CAPTIONS, "clean", "saturation", "clipping"), (0.0, 1.0)),
+    **dict.fromkeys((*_CAPTION_METRICS, "clean", "saturation", "clipping"), (0.0, 1.0)),
     **dict.fromkeys(("clip", "pickscore"), (-100.0, 100.0)),
     "sharpness": (0.0, 2040.0),
     "contrast": (0.0, 127.5),
@@ -36,10 +36,10 @@ LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType({
     "diversity": (0.0, 1e6),
     "unconverged": (0.0, 255.0),
 })  # fmt: skip
-"""The range of each metric. These are all metrics that a goal can name."""
+"""The range of each metric. A goal can name these metrics and no others."""
 
-_MOST = 1000
-"""Largest weight. Beyond, sums would lose the digits in which settings differ."""
+_MAX_WEIGHT = 1000
+"""Larger weights would cost the other terms of a sum the digits in which settings differ."""
 
 _WEIGHTED = re.compile(rf"(?:(-?{DECIMAL})\s*\*\s*)?([a-z_]+)")
 _GUARD = re.compile(rf"\s*([a-z_]+)\s*(<=|>=)\s*([+-]?{DECIMAL}(?:e-?[0-9]{{1,2}})?)\s*")
@@ -59,34 +59,34 @@ class Bound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """What is maximised.
+    """A weighted sum of metrics to maximise, under bounds.
 
     Attributes:
-        weights: of metrics, in their sum.
-        guards: bounds that must hold. A metric alone can favour what nobody wants: those that were learned
-            from people's choices favour oversaturated pictures.
+        weights: the weight of each metric in the sum.
+        guards: bounds that must hold. A metric alone can reward what nobody wants: metrics learned from human
+            preferences favour oversaturated images.
     """
 
     weights: Mapping[str, float]
     guards: tuple[Bound, ...] = ()
 
     def score(self, metrics: Mapping[str, float]) -> float:
-        """The score of one picture.
+        """Score one image.
 
         Raises:
             InputError: a metric was not measured.
         """
         return sum(weight * _value(metrics, name) for name, weight in self.weights.items())
 
-    def broken(self, pictures: Sequence[Mapping[str, float]]) -> list[str]:
-        """Describe the guards that do not hold for the mean of some pictures.
+    def violations(self, images: Sequence[Mapping[str, float]]) -> list[str]:
+        """Describe the guards that do not hold for the mean of some images.
 
         Raises:
             InputError: a metric was not measured.
         """
         found = []
         for guard in self.guards:
-            mean = float(np.mean([_value(each, guard.metric) for each in pictures]))
+            mean = float(np.mean([_value(each, guard.metric) for each in images]))
             if (mean > guard.bound) if guard.at_most else (mean < guard.bound):
                 found.append(f"{guard.metric} is {mean:.3g}, not {guard}")
         return found
@@ -97,7 +97,7 @@ class Goal:
 
 
 def read_goal(metric: str, guards: Sequence[str] = ()) -> Goal:
-    """Read a metric, or a weighted sum as ``right + 0.5*clip``, and guards as ``clipping<=0.05``.
+    """Parse a metric or a weighted sum such as ``right + 0.5*clip``, and guards such as ``clipping<=0.05``.
 
     Raises:
         InputError: wrong syntax, an unknown metric, or guards that cannot hold.
@@ -106,17 +106,19 @@ def read_goal(metric: str, guards: Sequence[str] = ()) -> Goal:
     for term in metric.split("+"):
         match = _WEIGHTED.fullmatch(term.strip())
         if match is None:
-            raise InputError(f"metric {shown(metric)} is no sum: write it as right + 0.5*clip")
+            raise InputError(f"metric {shown(metric)} is not a sum of metrics: write it as right + 0.5*clip")
         weights[_known(match[2])] = weights.get(match[2], 0.0) + float(match[1] or 1)
     for name, weight in weights.items():
-        if abs(weight) > _MOST:
-            raise InputError(f"the weight of {name} is {weight:g}: allowed are -{_MOST} to {_MOST}")
+        if abs(weight) > _MAX_WEIGHT:
+            raise InputError(
+                f"the weight of {name} is {weight:g}: allowed are -{_MAX_WEIGHT} to {_MAX_WEIGHT}"
+            )
     if not any(weights.values()):
-        raise InputError(f"metric {shown(metric)} is 0 whatever is drawn: give a weight that is not")
-    found = tuple(map(_guard, guards))
-    for name in {guard.metric for guard in found}:
-        _check_bounds(name, [guard for guard in found if guard.metric == name])
-    return Goal(weights=weights, guards=found)
+        raise InputError(f"metric {shown(metric)} is always 0: give a weight other than 0")
+    bounds = tuple(map(_parse_guard, guards))
+    for name in {guard.metric for guard in bounds}:
+        _check_bounds(name, [guard for guard in bounds if guard.metric == name])
+    return Goal(weights=weights, guards=bounds)
 
 
 def _known(name: str) -> str:
@@ -138,18 +140,18 @@ def _check_bounds(name: str, guards: Sequence[Bound]) -> None:
             raise InputError(f"guards {shown(one)} and {shown(other)} cannot both hold")
 
 
-def _guard(text: str) -> Bound:
+def _parse_guard(text: str) -> Bound:
     match = _GUARD.fullmatch(text)
     if match is None:
-        raise InputError(f"guard {shown(text)} is no bound: write it as clipping<=0.05 or clean>=0.9")
+        raise InputError(f"guard {shown(text)} is not a bound: write it as clipping<=0.05 or clean>=0.9")
     return Bound(metric=_known(match[1]), at_most=match[2] == "<=", bound=float(match[3]))
 
 
 def unmeasured(name: str, measured: Iterable[str]) -> InputError:
-    """The error for a metric that was not measured: what it needs, or the nearest name."""
+    """The error for a metric that was not measured: its prerequisites, or the nearest name."""
     if name in NEEDS:
         return InputError(
-            f"metric {name!r} was not measured: it needs {NEEDS[name]}; measured were {', '.join(measured)}"
+            f"metric {name!r} was not measured: it needs {NEEDS[name]}; available are {', '.join(measured)}"
         )
     return unknown("metric", name, measured)
 

@@ -1,4 +1,4 @@
-"""The guide to SSD-1B's settings, repeated on a model: experiments as sweeps, a finding for each claim."""
+"""The guide to SSD-1B's settings, repeated on a model: a sweep per experiment and a finding per claim."""
 
 import base64
 import io
@@ -13,10 +13,10 @@ from ssd1b.evaluate.plots import svg
 from ssd1b.jobs.store import Store
 from ssd1b.lab.axes import Axis, Value, make_axis
 from ssd1b.lab.claims import CLAIMS, CONFIRMED, CONTRADICTED, UNDECIDED, Claim, Finding
-from ssd1b.lab.export import strip
+from ssd1b.lab.export import sample_table
 from ssd1b.lab.figures import curves, grouped
 from ssd1b.lab.results import DIVERSITY, PASSES, SEED, UNCONVERGED, Results
-from ssd1b.lab.sweep import Model, Sweep
+from ssd1b.lab.sweep import ModelDescription, Sweep
 from ssd1b.presets import NEGATIVE_PROMPTS
 from ssd1b.sampler_names import SAMPLERS
 from ssd1b.saving import renewing
@@ -28,43 +28,43 @@ if TYPE_CHECKING:
 
 GUIDANCE = (1, 2, 3, 5, 7, 9, 12, 14.5, 17, 20, 25)
 STEPS = (5, 8, 10, 15, 20, 25, 40, 60)
-OTHERS = [each.a1111 for name, each in SAMPLERS.items() if name != "lcm"]
-"""Samplers that are compared. LCM is for models that were distilled for it."""
+COMPARED_SAMPLERS = [each.a1111 for name, each in SAMPLERS.items() if name != "lcm"]
+"""All samplers except LCM, which is for models distilled for it."""
 
 FAULTS = (
     "low quality", "low res", "blurry", "watermark", "cropped", "jpeg artifacts", "sketch", "monochrome",
 )  # fmt: skip
-"""Words of the basic negative prompt for faults that a judge may recognise."""
+"""Faults named in the basic negative prompt that a judge may recognise."""
 
 WORDS_SHARE = 4
-"""Every fourth prompt is used for faults, since each is combined with all of them."""
+"""Use every fourth prompt for faults, since each is combined with all of them."""
 
 STREAM = 12
-"""Of captions; ``evaluate`` and ``tune`` have their own."""
+"""The guide's caption stream; ``evaluate`` and ``tune`` use others."""
 
 ROWS = 4
-"""Rows of pictures on the page, for each experiment."""
+"""Rows of sample images for each experiment."""
 
 _TEMPLATES = Path(__file__).parent.parent / "data" / "guide"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """One setting varied over its range; all others are the model's own.
+    """An experiment that varies one setting over its range; all others are the model's defaults.
 
     Attributes:
         name: for files and ``--only``.
         title: for the page.
-        axes: ``axes(model_settings)`` gives the sweep's axes.
-        shown: metrics on the page, if they are measured.
-        seeds: for each prompt. More seeds mean fewer prompts.
-        faults: whether prompts ask for each of ``FAULTS``, which only a judge can count.
+        axes: ``axes(model_settings)`` returns the sweep's axes.
+        metrics: shown on the page if they were measured.
+        seeds: seeds per prompt. More seeds mean fewer prompts.
+        faults: whether prompts ask for each of ``FAULTS``, which only a judge can measure.
     """
 
     name: str
     title: str
     axes: Callable[[GenerationSettings], tuple[Axis, ...]]
-    shown: tuple[str, ...]
+    metrics: tuple[str, ...]
     seeds: int = 1
     faults: bool = False
 
@@ -74,8 +74,8 @@ def _guidance(model_settings: GenerationSettings) -> tuple[Axis, ...]:
     return (make_axis("guidance", [f"{value:g}" for value in values]),)
 
 
-def _named_or_not(model_settings: GenerationSettings) -> tuple[Axis, ...]:
-    # The axis of words replaces the first one by each of them, in both prompts.
+def _fault_axes(model_settings: GenerationSettings) -> tuple[Axis, ...]:
+    # The words axis replaces the first fault by each of them, in both prompts.
     named = Value(label="named", settings={"negative_prompt": FAULTS[0]})
     none = Value(label="none", settings={"negative_prompt": None})
     return make_axis("words", FAULTS), Axis(name="negative", values=(none, named))
@@ -84,7 +84,7 @@ def _named_or_not(model_settings: GenerationSettings) -> tuple[Axis, ...]:
 EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         name="guidance", title="Guidance scale", axes=_guidance, seeds=2,
-        shown=(
+        metrics=(
             "flawless", "right", "pickscore", "material", "clean", "clip", DIVERSITY,
             "sharpness", "saturation", "clipping",
         ),
@@ -92,26 +92,27 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         name="steps", title="Steps",
         axes=lambda model_settings: (make_axis("steps", [*map(str, STEPS)]),),
-        shown=("flawless", "pickscore", "clean", "clip", UNCONVERGED, "sharpness"),
+        metrics=("flawless", "pickscore", "clean", "clip", UNCONVERGED, "sharpness"),
     ),
     Experiment(
         name="negative", title="Negative prompts",
         axes=lambda model_settings: (make_axis("negative-preset", ["none", *NEGATIVE_PROMPTS]),),
-        shown=("flawless", "pickscore", "clean", "clip", "sharpness", "saturation"),
+        metrics=("flawless", "pickscore", "clean", "clip", "sharpness", "saturation"),
     ),
     Experiment(
-        name="faults", title="What a negative prompt names", axes=_named_or_not, shown=("clean",), faults=True
+        name="faults", title="Negative prompts that name a fault", axes=_fault_axes, metrics=("clean",),
+        faults=True,
     ),
     Experiment(
         name="sampler", title="Schedulers",
-        axes=lambda model_settings: (make_axis("sampler", OTHERS),),
-        shown=("flawless", "pickscore", "clean", "clip", "sharpness", PASSES),
+        axes=lambda model_settings: (make_axis("sampler", COMPARED_SAMPLERS),),
+        metrics=("flawless", "pickscore", "clean", "clip", "sharpness", PASSES),
     ),
 )  # fmt: skip
 
 
-def own_settings(model: Model, base: Mapping[str, Any]) -> GenerationSettings:
-    """The settings that a model recommends, overridden by the base settings of all experiments."""
+def default_settings(model: ModelDescription, base: Mapping[str, Any]) -> GenerationSettings:
+    """Resolve a model's default settings, overridden by the base settings of all experiments."""
     defaults = {"seed": 0, **model.defaults}
     return resolve_settings("any", family=model.family, model_defaults=defaults, preset=None, **base)
 
@@ -120,15 +121,15 @@ def sweep_of(
     experiment: Experiment, prompts: Sequence[str], pairs: int, *, model: str,
     model_settings: GenerationSettings, base: Mapping[str, Any],
 ) -> Sweep:  # fmt: skip
-    """The experiment as a sweep of about ``pairs`` pairs of prompt and seed for each value.
+    """Convert an experiment to a sweep with about ``pairs`` pairs of prompt and seed per value.
 
     Args:
-        experiment: what is varied.
-        prompts: the first ones are used. If there are too few, each is drawn with more seeds.
-        pairs: for each value.
+        experiment: the experiment.
+        prompts: the first ones are used. If there are too few, each gets more seeds.
+        pairs: number of pairs per value.
         model: the model's name.
-        model_settings: the model's own settings.
-        base: settings of all pictures.
+        model_settings: the model's default settings.
+        base: settings of all images.
     """
     count = pairs // (experiment.seeds * (WORDS_SHARE if experiment.faults else 1))
     chosen = list(prompts[: max(1, count)])
@@ -143,22 +144,22 @@ PAGES = ("guide.html", "guide.md", "guide.json")
 
 
 class Chapter(NamedTuple):
-    """An experiment with its results; None if the model has no judge that can count them."""
+    """An experiment and its results; None if the model has no judge to measure them."""
 
     experiment: Experiment
     results: Results | None
 
     def findings(self, model_settings: GenerationSettings) -> list[tuple[Claim, Finding]]:
-        """The experiment's claims, each with its finding."""
-        mine = [claim for claim in CLAIMS if claim.experiment == self.experiment.name]
+        """Decide the experiment's claims."""
+        claims = [claim for claim in CLAIMS if claim.experiment == self.experiment.name]
         if self.results is None:
-            summary = "of this model's pictures nobody can count what was obeyed"
-            return [(claim, Finding(word=UNDECIDED, summary=summary)) for claim in mine]
-        return [(claim, claim.decide(self.results, model_settings)) for claim in mine]
+            summary = "the faults in this model's images cannot be measured"
+            return [(claim, Finding(verdict=UNDECIDED, summary=summary)) for claim in claims]
+        return [(claim, claim.decide(self.results, model_settings)) for claim in claims]
 
 
 def files_of(experiments: Iterable[str]) -> list[str]:
-    """The names of the files that ``write_guide`` writes for experiments of these names."""
+    """The names of the files that ``write_guide`` writes for these experiments."""
     return [*PAGES, *(f"{name}{suffix}" for name in experiments for suffix in (".svg", ".webp"))]
 
 
@@ -166,18 +167,18 @@ def write_guide(
     out: Path, chapters: Iterable[Chapter], store: Store, *, model: str, model_settings: GenerationSettings,
     overwrite: bool = False,
 ) -> list[Path]:  # fmt: skip
-    """Write the guide: ``guide.html`` with all in one file, ``guide.md`` with its pictures, ``guide.json``.
+    """Write the guide: ``guide.html`` as one file, ``guide.md`` with separate images, and ``guide.json``.
 
     Args:
         out: a folder. An earlier guide in it is replaced.
         chapters: the experiments with their results.
-        store: holds the pictures.
+        store: contains the images.
         model: the model's name.
-        model_settings: the model's own settings.
+        model_settings: the model's default settings.
         overwrite: also replace files of another origin.
 
     Returns:
-        The paths of the three.
+        The paths of the three files.
     """
     sections = [_section(chapter, model_settings, store) for chapter in chapters]
     for each in sections:
@@ -187,13 +188,9 @@ def write_guide(
     rows = [row for each in sections for row in each["claims"]]
     counts = {word: sum(row["word"] == word for row in rows) for word in (CONFIRMED, CONTRADICTED, UNDECIDED)}
     page = {
-        "model": model,
-        "own": model_settings,
-        "article": ARTICLE,
-        "chapters": sections,
-        "counts": counts,
-        "version": version("ssd1b"),
-    }
+        "model": model, "settings": model_settings, "article": ARTICLE, "chapters": sections,
+        "counts": counts, "version": version("ssd1b"),
+    }  # fmt: skip
     paths = [out / name for name in PAGES]
     for path in paths[:2]:
         with renewing(path, overwrite=overwrite) as aside:
@@ -203,14 +200,14 @@ def write_guide(
             name: value for name, value in asdict(model_settings).items() if name not in ("prompt", "seed")
         }
         sizes = {each["name"]: each["pictures"] for each in sections}
-        facts = {
+        content = {
             "model": model,
             "ssd1b": version("ssd1b"),
             "own": settings,
             "pictures": sizes,
             "claims": rows,
         }
-        write_json(aside, facts)
+        write_json(aside, content)
     return paths
 
 
@@ -221,7 +218,7 @@ def _section(chapter: Chapter, model_settings: GenerationSettings, store: Store)
         {
             "name": claim.name,
             "says": claim.says,
-            "word": finding.word,
+            "word": finding.verdict,
             "told": finding.summary,
             "estimate": finding.estimate and finding.estimate._asdict(),
         }
@@ -238,7 +235,7 @@ def _section(chapter: Chapter, model_settings: GenerationSettings, store: Store)
         return content
     curve = svg(_figure(experiment, results))
     sheet = io.BytesIO()
-    strip(results, store, len(FAULTS) if experiment.faults else ROWS).save(sheet, "WEBP", quality=85)
+    sample_table(results, store, len(FAULTS) if experiment.faults else ROWS).save(sheet, "WEBP", quality=85)
     (seeds,) = (axis.values for axis in results.axes if axis.name == SEED)
     content |= {
         "pictures": results.keys.size,
@@ -249,7 +246,7 @@ def _section(chapter: Chapter, model_settings: GenerationSettings, store: Store)
         "files": {f"{experiment.name}.svg": curve.encode(), f"{experiment.name}.webp": sheet.getvalue()},
         "prompts": len(results.sweep.prompts),
         "seeds": len(seeds),
-        "units": "prompts" if results.many_prompts else "pairs of prompt and seed, for these prompts alone",
+        "units": "prompts" if results.many_prompts else "pairs of prompt and seed, for these prompts only",
     }
     return content
 
@@ -257,8 +254,8 @@ def _section(chapter: Chapter, model_settings: GenerationSettings, store: Store)
 def _figure(experiment: Experiment, results: Results) -> "Figure":
     place = results.setting_axes[-1]
     if experiment.faults:
-        return grouped(results, results.setting_axes[0], place, experiment.shown[0])
-    return curves(results, place, [name for name in experiment.shown if name in results.known_metrics])
+        return grouped(results, results.setting_axes[0], place, experiment.metrics[0])
+    return curves(results, place, [name for name in experiment.metrics if name in results.known_metrics])
 
 
 def _rendered(template: str, page: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Metrics of a sweep's pictures, and the worlds of which the truth is known."""
+"""Metrics of a sweep's images, and worlds whose ground truth is known."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ from ssd1b.pipeline import Pipeline
 from ssd1b.prompts import NO_PROMPT
 
 _NAMES = {"CLIP score": "clip", "PickScore": "pickscore"}
-"""The lab's names of the published metrics."""
+"""Names of the published metrics in sweeps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroundTruth:
-    """What is known of the pictures of a world. A model declares its world by name in its ``ssd1b.json``.
+    """The ground truth of a world, which a model declares by name in its ``ssd1b.json``.
 
     Attributes:
-        captions: ``captions(count, stream)`` gives complete captions that no training saw. Different streams
-            give different captions.
-        judge: loads the judge, which measures what a picture has right.
-        faults: words for the ways in which a picture can be spoiled that the judge recognises.
+        captions: ``captions(count, stream)`` returns complete held-out captions. Different streams give
+            different captions.
+        judge: loads the judge, which measures how well an image matches its caption.
+        faults: names of the faults that the judge recognises in spoiled images.
     """
 
     captions: Callable[[int, int], list[str]]
@@ -37,7 +37,7 @@ class GroundTruth:
 
 
 def captions(truth: GroundTruth | None, count: int, *, stream: int) -> list[str]:
-    """Captions in place of prompts.
+    """Return captions to use as prompts.
 
     Raises:
         InputError: the model declares no world.
@@ -48,16 +48,16 @@ def captions(truth: GroundTruth | None, count: int, *, stream: int) -> list[str]
 
 
 def make_measure(pipeline: Pipeline, model: Path, truth: GroundTruth | None) -> Measure:
-    """Give a function that measures everything that can be measured of a model's pictures.
+    """Return a function that computes all metrics available for a model's images.
 
-    That is: statistics of the image. The CLIP score, if the model has an image encoder of its own; else the
-    published CLIP score and PickScore, if their networks are in the hub's cache. What the judge
-    measures, if the truth is known.
+    These are image statistics; the CLIP score if the model contains an image encoder, otherwise the published
+    CLIP score and PickScore if their networks are in the hub's cache; and the judge's metrics if the ground
+    truth is known.
 
     Args:
         pipeline: the model.
         model: its folder or file.
-        truth: of the world that the model declares, if it declares one.
+        truth: of the world that the model declares, if any.
     """
     clip = ClipScore.load(model, pipeline.text) if (model / IMAGE_ENCODER).is_dir() else None
     scorers = {} if clip is not None else find_scorers(pipeline.device, offline=True)[0]

@@ -1,7 +1,7 @@
-"""A sweep's report: one HTML file that needs no network.
+"""A sweep's report: one self-contained HTML file.
 
-Prompts, labels and file names are text, never markup: the template escapes them, the script sets them as
-text, and the page's content security policy allows only its own script and no other source.
+Prompts, labels and file names are inserted as text, never as markup: the template escapes them, the script
+sets them as text, and the content security policy allows only the page's own script and data URIs.
 """
 
 import base64
@@ -29,10 +29,10 @@ from ssd1b.lab.sweep import PROMPT
 from ssd1b.saving import renewing
 
 MAX_PICTURES = 2000
-"""Pictures in the page. The others are in the store's folder."""
+"""The most images embedded in the page. The others are in the store's folder."""
 
 MAX_ROWS = 200
-"""Rows in the page's table, the best ones. ``cells.csv`` has all."""
+"""The most rows in the page's table, best first. ``cells.csv`` contains all."""
 
 _SIDE = 512
 _TEMPLATE = Path(__file__).parent.parent / "data" / "report"
@@ -41,13 +41,13 @@ _TEMPLATE = Path(__file__).parent.parent / "data" / "report"
 def write_page(
     results: Results, store: Store, out: Path, *, metric: str | None = None, overwrite: bool = False
 ) -> None:
-    """Write a sweep's page.
+    """Write a sweep's report.
 
     Args:
-        results: of the sweep.
-        store: holds its pictures.
+        results: the sweep's results.
+        store: contains its images.
         out: the HTML file. A page that this function wrote earlier is replaced.
-        metric: ranks combinations of settings; None is ``results.quality``.
+        metric: ranks combinations of settings; None uses ``results.quality``.
         overwrite: also replace a file of another origin.
 
     Raises:
@@ -75,18 +75,18 @@ def _page(results: Results, store: Store, ranked: str | None) -> str:
     warnings = []
     if results.missing:
         warnings.append(
-            f"This sweep is not finished: {results.missing} of {results.keys.size} cells are not drawn yet."
+            f"This sweep is not finished: {results.missing} of {results.keys.size} cells are missing."
         )
     if results.lost:
         warnings.append(
-            f"{results.lost} of them were drawn, but their pictures are gone or were changed since: their "
-            "figures are left out, and the same ssd1b sweep draws them again."
+            f"The images of {results.lost} finished cells were deleted or modified. Their metrics are not "
+            "shown; the same ssd1b sweep command generates them again."
         )
-    warnings += [f"{count} pictures failed: {reason}" for reason, count in results.failures.items()]
+    warnings += [f"{count} images failed: {reason}" for reason, count in results.failures.items()]
     cells, embedded = _cells(results, store)
     if embedded < np.count_nonzero(results.drawn):
         warnings.append(
-            f"This page holds {embedded} pictures; the others are in {store.folder / 'pictures'}."
+            f"This page contains {embedded} images; the others are in {store.folder / 'pictures'}."
         )
     return environment.get_template("report.html").render(
         title=_title(results),
@@ -95,13 +95,13 @@ def _page(results: Results, store: Store, ranked: str | None) -> str:
         style=Markup((_TEMPLATE / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=f"sha256-{digest}",
-        # "<" would end the element that the data are in.
+        # "<" could end the element that contains the data.
         data=Markup(
             json.dumps({"axes": _axes(results), "cells": cells}, allow_nan=False).replace("<", "\\u003c")
         ),
         figures=[*_figures(results, ranked)],
         table=_table(results, ranked),
-        footer=f"ssd1b {version('ssd1b')}. Intervals are 95 %, by bootstrap over {_units(results)}.",
+        footer=f"ssd1b {version('ssd1b')}. Intervals are 95%, by bootstrap over {_units(results)}.",
     )
 
 
@@ -112,19 +112,19 @@ def _title(results: Results) -> str:
 
 def _summary(results: Results) -> str:
     prompts = results.sweep.prompts
-    what = f"“{prompts[0]}”" if len(prompts) == 1 else f"{len(prompts)} prompts"
+    subject = f"“{prompts[0]}”" if len(prompts) == 1 else f"{len(prompts)} prompts"
     axes = [
         f"{axis.name} {', '.join(value.label or 'empty' for value in axis.values)}"
         for axis in results.axes
         if axis.name != PROMPT
     ]
-    return "; ".join([what, *axes, f"{results.keys.size} pictures"])
+    return "; ".join([subject, *axes, f"{results.keys.size} images"])
 
 
 def _units(results: Results) -> str:
     if results.many_prompts:
         return "prompts"
-    return "prompts and seeds; they speak of these prompts, not of prompts at large"
+    return "pairs of prompt and seed, for these prompts only"
 
 
 def _axes(results: Results) -> list[dict[str, Any]]:
@@ -140,16 +140,16 @@ def _axes(results: Results) -> list[dict[str, Any]]:
 
 
 def _cells(results: Results, store: Store) -> tuple[list[dict[str, Any] | None], int]:
-    """What the page shows of each cell, and how many pictures are embedded.
+    """Return the page's data for each cell, and the number of embedded images.
 
-    A cell that is drawn, but whose picture is left out, is None.
+    The data of a finished cell whose image is not embedded is None.
     """
     found: list[dict[str, Any] | None] = []
     embedded = 0
     varying = {PROMPT, *(axis.name for axis in results.axes if len(axis.values) > 1)}
     for places in np.ndindex(results.keys.shape):
         if not results.drawn[places]:
-            found.append({"picture": None, "state": "not drawn"})
+            found.append({"picture": None, "state": "missing"})
             continue
         picture = _embedded(store.picture(results.key(places))) if embedded < MAX_PICTURES else None
         if picture is None:
@@ -176,7 +176,7 @@ def _cells(results: Results, store: Store) -> tuple[list[dict[str, Any] | None],
 
 
 def _embedded(path: Path) -> str | None:
-    """A picture as a data URI, no larger than the page shows it; None if its file is missing."""
+    """Encode an image as a data URI at the size that the page shows; None if its file is missing."""
     buffer = io.BytesIO()
     try:
         with open_regular(path) as file, Image.open(file) as image:
@@ -200,15 +200,15 @@ def _figures(results: Results, ranked: str | None) -> Iterator[_Figure]:
         if len(results.axes[place].values) > 1:
             averaged = "" if len(results.setting_axes) == 1 else " Other settings are averaged."
             yield _Figure(
-                f"What {results.axes[place].name} does",
-                f"Mean and 95 % interval over {_units(results)}.{averaged}",
+                f"Effect of {results.axes[place].name}",
+                f"Mean and 95% interval over {_units(results)}.{averaged}",
                 Markup(svg(curves(results, place, results.known_metrics))),
             )
     if ranked is not None and PASSES in results.known_metrics and results.front(ranked).size > 1:
         yield _Figure(
-            "What quality costs",
-            f"Each point is one combination of settings: {MEANING.get(ranked, ranked)}, against passes "
-            "of the UNet. No other one is both better and cheaper than those on the line.",
+            "Quality against cost",
+            f"Each point is one combination of settings: {MEANING.get(ranked, ranked)}, against UNet passes "
+            "per image. The line is the Pareto front: no other combination is both better and cheaper.",
             Markup(svg(pareto(results, ranked))),
         )
 
@@ -227,21 +227,25 @@ def _table(results: Results, ranked: str | None) -> dict[str, Any]:
             "labels": [
                 axis.values[place].label or EMPTY for axis, place in zip(axes, places[row], strict=True)
             ],
-            "estimates": [_estimate(each[row]) for each in found.values()],
+            "estimates": [_table_cell(each[row]) for each in found.values()],
             "front": bool(front[row]),
         }
         for row in order[:MAX_ROWS]
     ]
     more = f" The best {MAX_ROWS} of {len(places)}; all are in cells.csv." if len(places) > MAX_ROWS else ""
-    marked = " Marked: none is both better and cheaper." if ranked is not None else ""
+    marked = (
+        " Highlighted rows are on the Pareto front: no other is both better and cheaper."
+        if ranked is not None
+        else ""
+    )
     return {
         "headings": [*(axis.name for axis in axes), *found],
         "rows": rows,
-        "hint": f"Means with 95 % intervals; click a heading to sort.{marked}{more}",
+        "hint": f"Means with 95% intervals; click a heading to sort.{marked}{more}",
     }
 
 
-def _estimate(each: Estimate) -> Mapping[str, Any]:
+def _table_cell(each: Estimate) -> Mapping[str, Any]:
     if each.size == 0:
         return {"mean": "", "text": "–", "interval": ""}
     return {"mean": each.mean, "text": f"{each.mean:.3g}", "interval": f"{each.low:.3g} to {each.high:.3g}"}

@@ -1,4 +1,4 @@
-"""The metrics of a sweep as arrays, with one axis of the array for each axis of the sweep."""
+"""The metrics of a sweep as arrays, with one array axis for each axis of the sweep."""
 
 import math
 import warnings
@@ -21,22 +21,22 @@ from ssd1b.lab.sweep import PROMPT, Sweep, parse_definition
 SEED, STEPS = "seed", "steps"
 
 PASSES = "passes"
-"""UNet passes for a picture. Seconds would not do: a sweep draws one value after the other, so they would
-show how busy the machine was at the time."""
+"""UNet passes per image. Seconds are not recorded: a sweep runs one value after the other, so they would
+reflect the machine's load at the time."""
 DIVERSITY = "diversity"
-"""Distance of a picture from those of other seeds, all else being equal, in units of their contrast. Without
-that unit, high guidance, which drives colours apart, would pass for diversity."""
+"""Distance of an image from those of other seeds, all else being equal, in units of their contrast. Otherwise
+the saturated colours of high guidance would count as diversity."""
 UNCONVERGED = "unconverged"
-"""Distance of a picture from the one with the most steps, all else being equal."""
+"""Distance of an image from the one with the most steps, all else being equal."""
 
 QUALITIES = ("flawless", "right", "pickscore", "clip")
-"""Metrics of quality, the more reliable first."""
+"""Metrics of quality, the most reliable first."""
 
 EMPTY = "(empty)"
-"""Shown in place of an empty text, which a negative prompt may be."""
+"""Shown in place of an empty text, such as an empty negative prompt."""
 
 ENOUGH_PROMPTS = 8
-"""With at least as many prompts, intervals hold for prompts at large; with fewer, for these prompts alone."""
+"""With at least this many prompts, intervals hold for prompts in general; with fewer, for these only."""
 
 Values = NDArray[np.float64]
 
@@ -47,14 +47,14 @@ class Results:
 
     Attributes:
         sweep: its definition.
-        keys: of the jobs, an array with one axis for each of ``axes``.
-        metrics: by name, arrays of the same shape, NaN where unknown. They hold what was measured of each
-            picture, ``PASSES``, and ``DIVERSITY`` and ``UNCONVERGED``, which are root mean square distances
-            of thumbnails, the latter in levels of 256.
-        drawn: which jobs are drawn, an array of the same shape.
-        failures: how many jobs failed, by reason.
-        missing: how many jobs are not drawn, lost ones included.
-        lost: how many jobs were drawn, but their pictures are missing or changed.
+        keys: the keys of the jobs, an array with one axis for each of ``axes``.
+        metrics: by name, arrays of the same shape, NaN where unknown: what was measured on each image,
+            ``PASSES``, ``DIVERSITY`` and ``UNCONVERGED``. The last two are root mean square distances of
+            thumbnails, ``UNCONVERGED`` in levels of 256.
+        drawn: which jobs are done, an array of the same shape.
+        failures: number of failed jobs, by reason.
+        missing: number of jobs that are not done, lost ones included.
+        lost: number of jobs that were done, but whose images are missing or changed.
     """
 
     sweep: Sweep
@@ -77,12 +77,12 @@ class Results:
 
     @cached_property
     def many_prompts(self) -> bool:
-        """Whether prompts are the units of intervals. If not, pairs of prompt and seed are."""
+        """Whether intervals are computed over prompts; otherwise over pairs of prompt and seed."""
         return len(self.sweep.prompts) >= ENOUGH_PROMPTS
 
     @property
     def quality(self) -> str | None:
-        """The most reliable metric of quality that was measured."""
+        """The most reliable metric of quality that was measured, if any."""
         return next((name for name in QUALITIES if name in self.metrics), None)
 
     def key(self, places: tuple[int, ...]) -> str:
@@ -90,23 +90,23 @@ class Results:
         return self.keys[places]  # type: ignore[return-value]
 
     def labels(self, places: tuple[int, ...]) -> dict[str, str]:
-        """The labels of the values at a place, by the names of their axes."""
+        """The labels of the values at a place, by axis name."""
         found = zip(self.axes, places, strict=True)
         return {axis.name: axis.values[place].label or EMPTY for axis, place in found}
 
     @property
     def known_metrics(self) -> list[str]:
-        """Metrics with any known value. Those of quality, cost and distance come first."""
+        """Metrics with at least one known value; quality, cost and distances come first."""
         known = [name for name, values in self.metrics.items() if not np.isnan(values).all()]
         first = [name for name in (*QUALITIES, PASSES, DIVERSITY, UNCONVERGED) if name in known]
         return [*first, *(name for name in known if name not in first)]
 
     def units(self, metric: str, kept: tuple[int, ...]) -> Values:
-        """A metric's values by independent unit, for each place on some axes.
+        """Average a metric within each independent unit, for each place on some axes.
 
         Args:
             metric: a key of ``metrics``.
-            kept: indices of setting axes. The other settings are averaged.
+            kept: indices of setting axes. Other settings are averaged.
 
         Returns:
             An array with the kept axes, in order, and a last axis of units.
@@ -125,15 +125,15 @@ class Results:
         return _mean(moved.reshape(*shape, math.prod(values.shape[n] for n in over), -1))
 
     def estimates(self, metric: str, kept: tuple[int, ...]) -> list[Estimate]:
-        """Means with intervals for each place on the kept axes, the last one running fastest."""
+        """Means with intervals for each place on the kept axes; the last axis varies fastest."""
         values = self.units(metric, kept)
         return estimates(values.reshape(-1, values.shape[-1]))
 
     def front(self, metric: str) -> NDArray[np.bool_]:
-        """The Pareto front in a metric's mean and in passes.
+        """Compute the Pareto front in a metric's mean and in passes.
 
         Returns:
-            For each place on ``setting_axes``, flattened, whether no other place is better in both.
+            For each place on ``setting_axes``, flattened, whether it is on the front.
         """
         quality = np.array([each.mean for each in self.estimates(metric, self.setting_axes)])
         passes = np.array([each.mean for each in self.estimates(PASSES, self.setting_axes)])
@@ -147,17 +147,17 @@ def load_results(store: Store, sweep: str | None = None, *, verify: bool = False
     """Load the outcomes of a sweep's jobs.
 
     Args:
-        store: holds the sweep.
-        sweep: the beginning of its id; None is the last one that was run.
-        verify: check the whole store, and compare the pixels of every picture.
+        store: contains the sweep.
+        sweep: the beginning of its id; None selects the last one that was run.
+        verify: check the whole store and compare the pixels of every image.
 
     Raises:
-        InputError: there is no such sweep, its rows are damaged, or none of its jobs is drawn.
+        InputError: there is no such sweep, its rows are damaged, or none of its jobs is done.
     """
     if verify:
         store.check()
-    name, what = _chosen(store, sweep)
-    shape = tuple(len(axis.values) for axis in what.all_axes)
+    name, definition = _find_sweep(store, sweep)
+    shape = tuple(len(axis.values) for axis in definition.all_axes)
     keys = np.empty(shape, object)
     measured: dict[str, Values] = defaultdict(lambda: np.full(shape, np.nan))
     thumbnails = np.full((*shape, THUMBNAIL * THUMBNAIL * 3), np.nan, np.float32)
@@ -177,26 +177,26 @@ def load_results(store: Store, sweep: str | None = None, *, verify: bool = False
             failures[outcome.error or ""] += 1
         else:
             drawn[member.places] = True
-            for name, value in {PASSES: outcome.passes, **(outcome.metrics or {})}.items():
-                measured[name][member.places] = value
+            for metric, value in {PASSES: outcome.passes, **(outcome.metrics or {})}.items():
+                measured[metric][member.places] = value
             thumbnail = np.frombuffer(outcome.thumbnail or b"", np.uint8)
             if thumbnail.size == thumbnails.shape[-1]:
                 thumbnails[member.places] = thumbnail
     if not drawn.any():
-        gone = f" ({lost} were drawn, but their pictures are gone or were changed)" if lost else ""
+        note = f" (of {lost} the image was deleted or modified)" if lost else ""
         raise InputError(
-            f"nothing of this sweep is drawn: {missing} cells are missing{gone}, {failures.total()} failed"
+            f"no cell of this sweep is done: {missing} cells are missing{note}, {failures.total()} failed"
         )
     return Results(
-        sweep=what, keys=keys, metrics={**measured, **_compared(what, thumbnails)}, drawn=drawn,
+        sweep=definition, keys=keys, metrics={**measured, **_distances(definition, thumbnails)}, drawn=drawn,
         failures=failures, missing=missing, lost=lost,
     )  # fmt: skip
 
 
-def _chosen(store: Store, sweep: str | None) -> tuple[str, Sweep]:
+def _find_sweep(store: Store, sweep: str | None) -> tuple[str, Sweep]:
     known = store.sweeps()
     if not known:
-        raise NotFoundError(f"{store.folder} holds no sweep yet: draw one with ssd1b sweep")
+        raise NotFoundError(f"{store.folder} contains no sweep yet: run one with ssd1b sweep")
     chosen = [*known][-1:] if sweep is None else [each for each in known if each.startswith(sweep)]
     if len(chosen) != 1:
         raise unknown("sweep", sweep or "", known, NotFoundError)
@@ -206,43 +206,43 @@ def _chosen(store: Store, sweep: str | None) -> tuple[str, Sweep]:
         raise store.damaged(chosen[0]) from error
 
 
-def _compared(sweep: Sweep, thumbnails: NDArray[np.float32]) -> dict[str, Values]:
-    """Metrics that compare pictures with each other."""
+def _distances(sweep: Sweep, thumbnails: NDArray[np.float32]) -> dict[str, Values]:
+    """Compute the metrics that compare images with each other."""
     found = {}
     for place, axis in enumerate(sweep.all_axes):
         if len(axis.values) == 1:
             continue
         moved = np.moveaxis(thumbnails, place, -2)
         if axis.name == SEED:
-            found[DIVERSITY] = np.moveaxis(_from_others(moved), -1, place)
+            found[DIVERSITY] = np.moveaxis(_mean_distances(moved), -1, place)
         elif axis.name == STEPS:
             most = int(np.argmax([value.settings[STEPS] for value in axis.values]))
-            found[UNCONVERGED] = np.moveaxis(_from_one(moved, most), -1, place)
+            found[UNCONVERGED] = np.moveaxis(_distances_from(moved, most), -1, place)
     return found
 
 
-def _from_others(pictures: NDArray[np.float32]) -> Values:
+def _mean_distances(images: NDArray[np.float32]) -> Values:
     """Mean distance of each of ``[..., n, pixels]`` from the other n - 1, over the mean contrast of all n."""
-    products = pictures @ pictures.swapaxes(-1, -2)
+    products = images @ images.swapaxes(-1, -2)
     norms = np.diagonal(products, axis1=-2, axis2=-1)
     squares = norms[..., :, None] + norms[..., None, :] - 2 * products
-    distances = np.sqrt(np.maximum(squares, 0) / pictures.shape[-1]).astype(np.float64)
+    distances = np.sqrt(np.maximum(squares, 0) / images.shape[-1]).astype(np.float64)
     places = np.arange(distances.shape[-1])
     distances[..., places, places] = np.nan
-    contrast = pictures.std(axis=-1).mean(axis=-1, keepdims=True)
+    contrast = images.std(axis=-1).mean(axis=-1, keepdims=True)
     return _mean(distances) / np.where(contrast > 0, contrast, np.nan)
 
 
-def _from_one(pictures: NDArray[np.float32], one: int) -> Values:
-    """Distance of each of ``[..., n, pixels]`` from one of them; NaN for that one."""
-    others = np.square(pictures - pictures[..., one : one + 1, :]).mean(axis=-1)
-    distances = np.sqrt(others).astype(np.float64)
-    distances[..., one] = np.nan
+def _distances_from(images: NDArray[np.float32], reference: int) -> Values:
+    """Distance of each of ``[..., n, pixels]`` from the one at ``reference``, which gets NaN."""
+    squares = np.square(images - images[..., reference : reference + 1, :]).mean(axis=-1)
+    distances = np.sqrt(squares).astype(np.float64)
+    distances[..., reference] = np.nan
     return distances
 
 
 def _mean(values: Values) -> Values:
-    """Mean of the known values over the last axis; NaN if none is known."""
+    """Mean of the known values over the last axis; NaN if there are none."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
         return np.nanmean(values, axis=-1)

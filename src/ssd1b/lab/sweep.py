@@ -1,4 +1,4 @@
-"""Sweeps: grids of settings, each combination of which is a job."""
+"""Sweeps: grids of settings with a job for each combination."""
 
 import hashlib
 import json
@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ssd1b import model as models
 from ssd1b.errors import InputError, shown
 from ssd1b.jobs.job import Job, environment, make_job
 from ssd1b.jobs.store import Store
 from ssd1b.lab.axes import AXES, Axis, Value
+from ssd1b.model import Model
 from ssd1b.models.tokenizer import CLIPTokenizer
 from ssd1b.prompts import NO_PROMPT
 from ssd1b.settings import (
@@ -35,19 +35,19 @@ PROMPT = "prompt"
 """The axis of a sweep's prompts."""
 
 _ORDER = ("model", "size", PROMPT, *AXES)
-"""Outer loops first: what is expensive to change."""
+"""Outer loops first: the axes that are expensive to change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """A grid of pictures to draw.
+    """A grid of images to generate.
 
     Attributes:
         prompts: at least one.
-        axes: at most one for each name. If two axes set the same setting, the later one wins.
+        axes: names must be unique. If two axes change the same setting, the later one wins.
         model: the model's name, unless an axis sets it.
         preset: settings that ``settings`` and the axes override.
-        settings: fields of ``GenerationSettings`` for all pictures, which the axes override.
+        settings: fields of ``GenerationSettings`` for all images, which the axes override.
     """
 
     prompts: tuple[str, ...]
@@ -57,7 +57,7 @@ class Sweep:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check what can be checked without a model. A random seed is drawn once, for all pictures."""
+        """Check what can be checked without a model. A random seed is chosen once for all images."""
         chosen = {**(self.preset.settings if self.preset else {}), **self.settings}
         if chosen.get("seed") == RANDOM_SEED:
             object.__setattr__(self, "settings", with_drawn_seed({**self.settings, "seed": RANDOM_SEED}))
@@ -65,11 +65,11 @@ class Sweep:
             raise InputError(NO_PROMPT)
         names = [axis.name for axis in self.axes]
         if twice := [name for name in names if names.count(name) > 1]:
-            raise InputError(f"axis {twice[0]} is there twice: write all its values into one")
+            raise InputError(f"axis {twice[0]} is given twice: write all its values into one")
         if self.count > MAX_CELLS:
             raise InputError(
                 f"the axes have {self.count} combinations: allowed are {MAX_CELLS}; "
-                f"at a second each they would take {self.count / 86400:.3g} days"
+                f"at one second each, they would take {self.count / 86400:.3g} days"
             )
 
     @property
@@ -85,11 +85,11 @@ class Sweep:
 
     @property
     def places(self) -> Iterator[tuple[int, ...]]:
-        """All combinations, as the index of a value on each of ``all_axes``; the last axis runs fastest."""
+        """All combinations, as the index of a value on each of ``all_axes``; the last axis varies fastest."""
         return product(*(range(len(axis.values)) for axis in self.all_axes))
 
     def request(self, places: Sequence[int]) -> "Request":
-        """What the sweep asks for at a place.
+        """Return the request of one combination.
 
         Args:
             places: the index of a value on each of ``all_axes``.
@@ -106,28 +106,29 @@ class Sweep:
         for axis in self.axes:
             settings |= values[axis.name].settings
         if words := values["words"].words if "words" in values else None:
-            prompt, settings = _replaced(prompt, settings, *words)
+            prompt, settings = _replace_words(prompt, settings, *words)
         return Request(model, prompt, settings)
 
 
 class Request(NamedTuple):
-    """A picture as the user asks for it: the model's name, the prompt, and the settings that are named."""
+    """An image as the user specifies it: the model's name, the prompt, and the settings given."""
 
     model: str
     prompt: str
     settings: dict[str, Any]
 
 
-class Model(NamedTuple):
-    """A model without its weights.
+class ModelDescription(NamedTuple):
+    """What a sweep needs to know about a model; it contains no weights.
 
     Attributes:
-        path: its folder or file.
+        path: the folder or file.
         family: name in ``layouts.UNETS`` of the family whose advice applies.
-        defaults: settings that its makers recommend.
-        fingerprint: digest of its files, and of what its UNet was said to predict.
-        tokenizers: of its text encoders.
-        world: name of the world of which it draws pictures, if it declares one.
+        defaults: settings that its authors recommend.
+        fingerprint: digest of its files and of the prediction type given by the user.
+        tokenizers: the tokenizers of both text encoders.
+        world: name of the world that it was trained on, if it declares one.
+        embeds_guidance: its UNet takes the guidance scale as an input, so that guidance needs no second pass.
     """
 
     path: Path
@@ -136,27 +137,29 @@ class Model(NamedTuple):
     fingerprint: str
     tokenizers: tuple[CLIPTokenizer, ...]
     world: str | None = None
+    embeds_guidance: bool = False
 
 
-def describe(name: str, store: Store, *, offline: bool, prediction: str | None = None) -> Model:
-    """Find a model. The store remembers the digests of its files.
+def describe(name: str, store: Store, *, offline: bool, prediction: str | None = None) -> ModelDescription:
+    """Find and describe a model. The store caches the digests of its files.
 
     Raises:
         InputError: there is no such model.
     """
-    found = models.Model.find(name, offline=offline, prediction=prediction)
-    return Model(
+    found = Model.find(name, offline=offline, prediction=prediction)
+    return ModelDescription(
         path=found.path,
         family=found.info.family,
         defaults=found.info.defaults,
         fingerprint=found.digest(partial(_file_digest, store=store)),
         tokenizers=found.tokenizers,
         world=found.info.world,
+        embeds_guidance=found.layout.unet.guidance_embed_dim is not None,
     )
 
 
 def _file_digest(file: Path, store: Store) -> str:
-    """SHA-256 of a model's file, without the world that it declares, which decides no picture."""
+    """SHA-256 of a model's file, without the declared world, which does not affect images."""
     if file.name == SETTINGS_FILE and "world" in (content := read_json(file)):
         del content["world"]
         return hashlib.sha256(json_text(content).encode()).hexdigest()
@@ -164,46 +167,46 @@ def _file_digest(file: Path, store: Store) -> str:
 
 
 def expand(
-    sweep: Sweep, known: Callable[[str], Model], *, device: torch.device, dtype: torch.dtype
+    sweep: Sweep, find_model: Callable[[str], ModelDescription], *, device: torch.device, dtype: torch.dtype
 ) -> Iterator[Job]:
-    """Give a job for every combination of values, in the order of ``Sweep.places``.
+    """Yield a job for every combination of values, in the order of ``Sweep.places``.
 
     Args:
-        sweep: what to draw.
-        known: describes a model by its name; called for every job.
-        device: where the jobs will be drawn.
+        sweep: the grid.
+        find_model: describes a model by its name; called for every job.
+        device: where the jobs will run.
         dtype: number format of the networks.
 
     Raises:
         InputError: a setting is out of range, or words to be replaced are not in the prompt.
     """
-    drawn_by = environment(device, dtype)
+    runtime = environment(device, dtype)
     for places in sweep.places:
         request = sweep.request(places)
-        model = known(request.model)
+        model = find_model(request.model)
         settings = resolve_settings(
             request.prompt, family=model.family, model_defaults={"seed": 0, **model.defaults}, preset=None,
             **request.settings,
         )  # fmt: skip
         yield make_job(
             request.model, settings, fingerprint=model.fingerprint, tokenizers=model.tokenizers,
-            environment=drawn_by,
+            environment=runtime,
         )  # fmt: skip
 
 
-def _replaced(
-    prompt: str, settings: dict[str, Any], searched: str, instead: str
+def _replace_words(
+    prompt: str, settings: dict[str, Any], searched: str, replacement: str
 ) -> tuple[str, dict[str, Any]]:
     negative = settings.get("negative_prompt")
     if not any(text and searched in text for text in (prompt, negative)):
         raise InputError(f"axis words: {shown(searched)} is not in the prompt {shown(prompt)}")
     if negative:
-        settings = {**settings, "negative_prompt": negative.replace(searched, instead)}
-    return prompt.replace(searched, instead), settings
+        settings = {**settings, "negative_prompt": negative.replace(searched, replacement)}
+    return prompt.replace(searched, replacement), settings
 
 
 def sweep_id(sweep: Sweep, jobs: Iterable[Job]) -> str:
-    """The id of a sweep: a hash of its axes and its jobs."""
+    """The id of a sweep: a hash of its axes and jobs."""
     labels = [[axis.name, *(value.label for value in axis.values)] for axis in sweep.all_axes]
     text = json.dumps([labels, [job.key for job in jobs]])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -218,7 +221,7 @@ def record(sweep: Sweep, jobs: Sequence[Job], store: Store) -> str:
 
 
 def definition(sweep: Sweep) -> dict[str, Any]:
-    """A sweep as JSON; ``parse_definition`` reads it."""
+    """Convert a sweep to JSON for ``parse_definition``."""
     return {
         "prompts": sweep.prompts,
         "axes": [asdict(axis) for axis in sweep.axes],
@@ -229,10 +232,10 @@ def definition(sweep: Sweep) -> dict[str, Any]:
 
 
 def parse_definition(content: Any) -> Sweep:
-    """Read a sweep from its ``definition``.
+    """Parse the JSON written by ``definition``.
 
     Raises:
-        InputError: it is damaged, or of a version with other parts or settings.
+        InputError: the JSON is damaged or from an incompatible version.
     """
     try:
         axes = tuple(
@@ -244,9 +247,9 @@ def parse_definition(content: Any) -> Sweep:
             preset=content["preset"] and Preset(source="", **content["preset"]), settings=content["settings"],
         )  # fmt: skip
         for axis in sweep.all_axes:
-            _check(sweep, axis)
+            _check_axis(sweep, axis)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"no definition of a sweep: {type(error).__name__} {shown(error)}") from None
+        raise InputError(f"not the definition of a sweep: {type(error).__name__} {shown(error)}") from None
     return sweep
 
 
@@ -254,7 +257,7 @@ def _parse_value(content: Mapping[str, Any]) -> Value:
     return Value(**{**content, "words": content["words"] and tuple(content["words"])})
 
 
-def _check(sweep: Sweep, axis: Axis) -> None:
+def _check_axis(sweep: Sweep, axis: Axis) -> None:
     texts = [sweep.model, axis.name]
     for value in axis.values:
         texts += [value.label, value.model or "", value.prompt or "", *(value.words or ())]
@@ -264,4 +267,4 @@ def _check(sweep: Sweep, axis: Axis) -> None:
         if axis.name == "steps":
             value.settings["steps"]
     if not all(isinstance(each, str) for each in texts):
-        raise InputError("no definition of a sweep: not all of its names are texts")
+        raise InputError("not the definition of a sweep: some names are not texts")

@@ -1,4 +1,4 @@
-"""Files of tuning: the study of a search, and what was found as ``tuned.json`` and ``preset.json``."""
+"""Files of tuning: the study of a search, and the result as ``tuned.json`` and ``preset.json``."""
 
 import json
 import os
@@ -25,14 +25,14 @@ FILES = ("tuned.json", "preset.json")
 """The files that ``write_tuned`` writes."""
 
 
-def open_study(out: Path, axes: Sequence[Axis], goal: Goal, what: Mapping[str, Any]) -> "optuna.Study":
-    """Open or begin a search's study in the file ``search.log``, which may hold others.
+def open_study(out: Path, axes: Sequence[Axis], goal: Goal, context: Mapping[str, Any]) -> "optuna.Study":
+    """Open or create a search's study in ``search.log``, which may contain several studies.
 
     Args:
         out: the file's folder.
-        axes: of the search.
-        goal: of the search.
-        what: everything else that scores depend on, as JSON.
+        axes: the search space.
+        goal: the search's goal.
+        context: everything else that scores depend on, as JSON.
 
     Raises:
         InputError: the file is damaged, or the disk refused.
@@ -52,13 +52,13 @@ def open_study(out: Path, axes: Sequence[Axis], goal: Goal, what: Mapping[str, A
                 super().append_logs(logs)
             except OSError as error:
                 with suppress(OSError):
-                    os.truncate(path, size)  # half a line would spoil the next one
-                advice = "; all that was drawn before is kept, and the same command resumes the search"
+                    os.truncate(path, size)  # a partial line would corrupt the next one
+                advice = "; finished cells are kept, and the same command resumes the search"
                 raise disk_error(f"cannot write {named(path)}", error, advice) from error
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     labels = [[axis.name, *(value.label for value in axis.values)] for axis in axes]
-    name = sha256(json.dumps([labels, str(goal), PASSES, what], sort_keys=True).encode()).hexdigest()[:16]
+    name = sha256(json.dumps([labels, str(goal), PASSES, context], sort_keys=True).encode()).hexdigest()[:16]
     try:
         return optuna.create_study(
             study_name=name, directions=["maximize", "minimize"], load_if_exists=True,
@@ -68,39 +68,39 @@ def open_study(out: Path, axes: Sequence[Axis], goal: Goal, what: Mapping[str, A
         raise
     except OSError as error:
         raise disk_error(f"cannot write {named(path)}", error) from error
-    except Exception as error:  # Optuna does not check the file: any exception may come of it
+    except Exception as error:  # Optuna does not validate the file: any exception is possible
         raise InputError(
-            f"{named(path)} is damaged ({shown(error)}): move it away; the search begins anew, and draws "
-            "nothing again of what is in the store"
+            f"{named(path)} is damaged ({shown(error)}): move it away; the same command starts a "
+            "new search and reuses the cells in the store"
         ) from error
 
 
-def facts(tuned: Tuned, axes: Sequence[Axis], goal: Goal, model: str) -> dict[str, Any]:
+def as_json(tuned: Tuned, axes: Sequence[Axis], goal: Goal, model: str) -> dict[str, Any]:
     """The result as JSON."""
 
-    def about(each: Candidate) -> dict[str, Any]:
+    def describe(each: Candidate) -> dict[str, Any]:
         return {"settings": settings_of(axes, each.combination), "passes": each.passes}
 
     return {
         "model": model,
         "goal": str(goal),
-        "winner": {**about(tuned.winner), "score": tuned.score._asdict()},
+        "winner": {**describe(tuned.winner), "score": tuned.score._asdict()},
         "gain": tuned.gain._asdict(),
         "rivals": [
-            {**about(each.rival), "behind": each.behind._asdict(), "verdict": each.word}
+            {**describe(each.rival), "behind": each.behind._asdict(), "verdict": each.verdict}
             for each in tuned.comparisons
         ],
-        "front": [{**about(each), "score": float(each.scores.mean())} for each in tuned.front],
+        "front": [{**describe(each), "score": float(each.scores.mean())} for each in tuned.front],
         "searched": tuned.searched,
         "dropped": tuned.dropped,
         "ssd1b": version("ssd1b"),
     }
 
 
-def baseline(base: Mapping[str, Any]) -> str:
-    """Describe the baseline of a search with some base settings."""
+def describe_baseline(base: Mapping[str, Any]) -> str:
+    """Describe the baseline of a search with these base settings."""
     words = ", ".join(f"{name} {value}" for name, value in base.items())
-    return f"the model's own settings{' with ' if words else ''}{words}"
+    return f"the model's default settings{' with ' if words else ''}{words}"
 
 
 def write_tuned(
@@ -111,27 +111,27 @@ def write_tuned(
 
     Args:
         out: the folder.
-        tuned: the result.
-        axes: of the search.
-        goal: of the search.
+        tuned: the result of tuning.
+        axes: the search space.
+        goal: the search's goal.
         model: the model's name.
         base: settings that all combinations share.
-        overwrite: also replace files that no tuning wrote, or that were changed since.
+        overwrite: also replace files that tuning did not write, or that were changed since.
 
     Returns:
-        The paths of both.
+        The paths of both files.
     """
-    gain, ties = tuned.gain, sum(each.word == "not distinguishable" for each in tuned.comparisons)
+    gain, ties = tuned.gain, sum(each.verdict == "not distinguishable" for each in tuned.comparisons)
     source = (
         f"ssd1b tune, {goal} on {model}: {tuned.score.mean:.3g} ({tuned.score.low:.3g} to "
         f"{tuned.score.high:.3g}) on {tuned.score.size} fresh pairs, {gain.mean:+.3g} ({gain.low:+.3g} to "
-        f"{gain.high:+.3g}) against {baseline(base)}; {ties} of {len(tuned.comparisons)} rivals are not "
-        "distinguishable"
+        f"{gain.high:+.3g}) against {describe_baseline(base)}; {ties} of {len(tuned.comparisons)} rivals are "
+        "not distinguishable"
     )
     settings = {**base, **settings_of(axes, tuned.winner.combination)}
     preset = {"name": "tuned", "source": source, "settings": settings}
     paths = [out / name for name in FILES]
-    for path, content in zip(paths, (facts(tuned, axes, goal, model), preset), strict=True):
+    for path, content in zip(paths, (as_json(tuned, axes, goal, model), preset), strict=True):
         with renewing(path, overwrite=overwrite) as aside:
             write_json(aside, content)
     return paths

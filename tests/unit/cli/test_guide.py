@@ -30,7 +30,7 @@ def test_claims_are_told_and_nothing_is_drawn_twice(guide, tmp_path):
 def test_what_nobody_can_count_is_not_drawn(guide, tmp_path):
     done = guide("a cube", "--only", "faults")
     assert done.code == 0, done.err
-    assert "not decidable: negative prompts keep out what they name" in done.out
+    assert "not decidable: negative prompts suppress what they name" in done.out
     assert json.loads((tmp_path / "guide/guide.json").read_text())["pictures"]["faults"] == 0
 
 

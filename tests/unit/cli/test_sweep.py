@@ -89,7 +89,7 @@ def test_axes_and_prompts_from_files(run, tiny_model, tmp_path):
         (["a cube", "--axis", "steps=0"], ["axis steps", "steps is 0"]),
         (["a cube", "--axis", "sampler=eulr"], ["did you mean 'euler'"]),
         (["a cube", "--axis", "words=sphere,cone"], ["'sphere' is not in the prompt 'a cube'"]),
-        (["a cube", "--axis", "steps=1", "--axis", "steps=2"], ["axis steps is there twice"]),
+        (["a cube", "--axis", "steps=1", "--axis", "steps=2"], ["axis steps is given twice"]),
         (["a cube", "--axis", "model=mini-sdlx"], ["unknown model 'mini-sdlx'"]),
         (["a cube", "--seeds", "0"], ["seeds is 0"]),
         (["a cube", "--axes", "nothing.toml"], ["nothing.toml"]),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssd1b.evaluate.cost import counted, unet_macs
+from ssd1b.evaluate.cost import count_rows, unet_macs
 from ssd1b.layouts import SDXL, SDXL_MINI, SSD_1B
 from ssd1b.pipeline import Pipeline
 
@@ -18,7 +18,7 @@ def test_published_sizes_at_1024() -> None:
 
 def test_rows_are_counted_whatever_the_batch() -> None:
     module = nn.Linear(2, 2)
-    with counted(module) as batches:
+    with count_rows(module) as batches:
         module(torch.zeros(3, 2))
         module(torch.zeros(5, 2))
     module(torch.zeros(7, 2))
@@ -29,7 +29,7 @@ def test_guidance_doubles_the_passes_but_where_it_is_1() -> None:
     pipeline = Pipeline.load("mini-sdxl", dtype="fp32")
     passes = {}
     for scale in (1.0, 4.0):
-        with counted(pipeline.unet) as batches:
+        with count_rows(pipeline.unet) as batches:
             pipeline.generate("a cube", seed=1, steps=3, sampler="euler", guidance_scale=scale)
         passes[scale] = sum(batches)
     assert passes == {1.0: 3, 4.0: 6}

@@ -15,7 +15,7 @@ from ssd1b import Pipeline
 from ssd1b.errors import InputError
 from ssd1b.evaluate import folder as module
 from ssd1b.evaluate import published
-from ssd1b.evaluate.folder import captioned, compare_folders, evaluate_folder
+from ssd1b.evaluate.folder import compare_folders, evaluate_folder, read_captions
 from ssd1b.evaluate.published import Scorer
 from ssd1b.layouts import CLIP_MINI
 from ssd1b.tabletop.miniature.tokenizer import train_tokenizer
@@ -23,7 +23,7 @@ from ssd1b.tabletop.world.renderer import render
 from ssd1b.tabletop.world.scenes import scene
 
 # The folder of these tests has a picture without a caption.
-pytestmark = pytest.mark.filterwarnings("ignore:1 pictures without a caption are left out")
+pytestmark = pytest.mark.filterwarnings("ignore:1 images without a caption are skipped")
 
 CAPTIONS = ("a large red metal sphere", "a small green cube on a white background")
 
@@ -76,7 +76,7 @@ class FakeInception(nn.Module):
 
 
 def test_captions_are_read_in_order(data: Path) -> None:
-    pairs = captioned(data)
+    pairs = read_captions(data)
     assert [(pair.path.name, pair.caption) for pair in pairs] == [
         ("0.jpg", CAPTIONS[0]),
         ("1.jpg", CAPTIONS[1]),
@@ -88,26 +88,26 @@ def test_capitals_are_read_and_what_is_left_out_is_told(tmp_path: Path) -> None:
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     (tmp_path / "a.TXT").write_bytes("\ufeffa cone".encode())
     with pytest.warns(UserWarning) as told:
-        assert [(pair.path.name, pair.caption) for pair in captioned(tmp_path)] == [("a.JPG", "a cone")]
+        assert [(pair.path.name, pair.caption) for pair in read_captions(tmp_path)] == [("a.JPG", "a cone")]
     assert [str(each.message) for each in told] == [
-        "1 pictures without a caption are left out: b.png",
-        "2 pictures of a kind that is not read are left out: c.bmp, d.GIF",
+        "1 images without a caption are skipped: b.png",
+        "2 images in an unsupported format are skipped: c.bmp, d.GIF",
     ]
 
 
 def test_a_folder_without_captions_says_what_one_is(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
-        captioned(tmp_path / "nothing")
-    with pytest.raises(InputError, match=r"no picture .* with its caption in a \.txt"):
-        captioned(tmp_path)
+        read_captions(tmp_path / "nothing")
+    with pytest.raises(InputError, match=r"no image .* with a caption in a \.txt"):
+        read_captions(tmp_path)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text(" \n")
-    with pytest.raises(InputError, match="empty caption"):
-        captioned(tmp_path)
+    with pytest.raises(InputError, match="caption is empty"):
+        read_captions(tmp_path)
 
 
 def test_a_score_is_the_models_cosine_times_its_temperature(scorer: Path, data: Path) -> None:
-    pictures = [Image.open(pair.path) for pair in captioned(data)]
+    pictures = [Image.open(pair.path) for pair in read_captions(data)]
     scores = Scorer(scorer, torch.device("cpu"))(pictures, CAPTIONS)
     model, processor = CLIPModel.from_pretrained(scorer), CLIPProcessor.from_pretrained(scorer)
     for picture, caption, score in zip(pictures, CAPTIONS, scores, strict=True):
@@ -124,13 +124,13 @@ def test_what_is_there_is_measured_and_what_is_not_is_named(
     monkeypatch.setattr(published, "SCORERS", {"CLIP score": str(scorer), "PickScore": "nobody/nothing"})
     monkeypatch.setattr(module, "inception_weights", lambda: tmp_path / "inception.pth")
     pipeline = Pipeline.load("mini-sdxl")
-    found = evaluate_folder(pipeline, captioned(data), seeds=2, offline=True, steps=1)
+    found = evaluate_folder(pipeline, read_captions(data), seeds=2, offline=True, steps=1)
     assert len(found.pictures) == 4 == len(found.values["CLIP score"])
     assert "not in the cache" in found.missing["PickScore"]
     assert "inception.pth is missing" in found.missing["FID, KID"]
     assert found.distances == {}
     assert found.macs > 0 and found.seconds > 0
-    again = evaluate_folder(pipeline, captioned(data), seeds=2, offline=True, steps=1)
+    again = evaluate_folder(pipeline, read_captions(data), seeds=2, offline=True, steps=1)
     assert compare_folders(found, again)["CLIP score"].mean == 0
 
 
@@ -145,14 +145,14 @@ def test_distances_are_measured_where_the_network_is(
     library.FeatureExtractorInceptionV3 = FakeInception  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch_fidelity", ModuleType("torch_fidelity"))
     monkeypatch.setitem(sys.modules, library.__name__, library)
-    found = evaluate_folder(Pipeline.load("mini-sdxl"), captioned(data), seeds=1, offline=True, steps=1)
-    theirs = np.stack([np.asarray(Image.open(pair.path)).mean(axis=(0, 1)) for pair in captioned(data)])
+    found = evaluate_folder(Pipeline.load("mini-sdxl"), read_captions(data), seeds=1, offline=True, steps=1)
+    theirs = np.stack([np.asarray(Image.open(pair.path)).mean(axis=(0, 1)) for pair in read_captions(data)])
     ours = np.stack([picture.mean(axis=(0, 1)) for picture in found.pictures])
     assert found.distances["FID"] == pytest.approx(module.frechet_distance(ours, theirs), rel=1e-3)
     assert found.missing == {}
 
 
 def test_a_folder_that_holds_no_clip_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no CLIP model to be read"):
+    with pytest.raises(InputError, match="not a readable CLIP model"):
         Scorer(tmp_path, torch.device("cpu"))
     assert published.inception_weights().name == published.INCEPTION

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ssd1b import Pipeline
-from ssd1b.evaluate.reconstruction import psnr, reconstructed
+from ssd1b.evaluate.reconstruction import psnr, reconstruct
 from ssd1b.tabletop.world.renderer import render
 from ssd1b.tabletop.world.scenes import scene
 
@@ -21,8 +21,8 @@ def test_the_ratio_is_that_of_the_textbook() -> None:
 def test_batches_make_no_difference() -> None:
     vae = Pipeline.load("mini-sdxl", dtype="fp32").vae
     pictures = np.stack([render(scene(9, index)) for index in range(3)])
-    together = reconstructed(vae, pictures)
-    apart = np.concatenate([reconstructed(vae, pictures[[index]]) for index in range(3)])
+    together = reconstruct(vae, pictures)
+    apart = np.concatenate([reconstruct(vae, pictures[[index]]) for index in range(3)])
     assert abs(together.astype(int) - apart).max() <= 1
     pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
     direct = vae.decode(vae.encode(pixels).mean).clamp(-1, 1).permute(0, 2, 3, 1).numpy()

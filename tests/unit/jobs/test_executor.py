@@ -12,7 +12,7 @@ from lab_cells import Fake, run, sweep, wanted
 from ssd1b.diffusion.samplers import Step
 from ssd1b.errors import InputError
 from ssd1b.jobs.driver import draw_jobs
-from ssd1b.jobs.executor import Drawn, Inline, Render, renderer
+from ssd1b.jobs.executor import Inline, JobResult, Render, renderer
 from ssd1b.jobs.store import Store
 from ssd1b.pipeline import Pipeline, Watch, ignore
 from ssd1b.settings import GenerationSettings
@@ -38,7 +38,7 @@ def test_one_model_is_loaded_at_a_time_and_the_last_one_is_kept() -> None:
 
 def test_what_the_drawing_raises_is_the_futures_but_ctrl_c_is_not() -> None:
     def failing(error: BaseException) -> Inline:
-        def render(batch: Sequence[GenerationSettings], watch: Watch) -> list[Drawn]:
+        def render(batch: Sequence[GenerationSettings], watch: Watch) -> list[JobResult]:
             raise error
 
         @contextmanager
@@ -86,8 +86,8 @@ class Threads:
 
     def submit(
         self, model: str, batch: Sequence[GenerationSettings], watch: Watch = ignore
-    ) -> Future[list[Drawn]]:
-        def draw() -> list[Drawn]:
+    ) -> Future[list[JobResult]]:
+        def draw() -> list[JobResult]:
             self.barrier.wait()
             return self.fake(batch)
 

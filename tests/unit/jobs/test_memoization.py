@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssd1b.jobs.memoization import memoized
+from ssd1b.jobs.memoization import memoize
 from ssd1b.pipeline import Pipeline
 
 
@@ -23,7 +23,7 @@ class Counting(nn.Module):
 def test_only_what_is_new_is_computed() -> None:
     network, other = Counting(), Counting()
     x = torch.randn(2, 3)
-    with memoized([network, other]):
+    with memoize([network, other]):
         first = network(x, 1.0)
         assert network(x.clone(), 1.0) is first and network.calls == 1
         for changed in (x + 1e-7, x.double(), x.reshape(3, 2), x.bfloat16()):
@@ -40,7 +40,7 @@ def test_only_what_is_new_is_computed() -> None:
 def test_the_cache_is_bounded_and_forgets_the_oldest() -> None:
     network = Counting()
     numbers = [torch.full((64,), float(number)) for number in range(4)]  # 512 bytes of answers each
-    with memoized([network], limit=3 * 512):
+    with memoize([network], limit=3 * 512):
         for number in (0, 1, 2, 0, 3):
             network(numbers[number])
         assert network.calls == 4
@@ -76,7 +76,7 @@ def test_pictures_are_the_same_and_share_what_they_can(mini: Pipeline) -> None:
     forward = mini.unet.forward
     mini.unet.forward = lambda *given: (calls.append(1), forward(*given))[1]
     try:
-        with memoized([mini.unet, mini.text.encoder, mini.text.encoder_2]) as cache:
+        with memoize([mini.unet, mini.text.encoder, mini.text.encoder_2]) as cache:
             together = latents()
     finally:
         del mini.unet.forward

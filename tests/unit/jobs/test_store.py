@@ -19,7 +19,7 @@ from lab_cells import Fake, inline, run, sweep, wanted
 from ssd1b.errors import InputError
 from ssd1b.jobs import store as stores
 from ssd1b.jobs.driver import draw_jobs
-from ssd1b.jobs.executor import Drawn, Inline
+from ssd1b.jobs.executor import Inline, JobResult
 from ssd1b.jobs.job import Job
 from ssd1b.jobs.schema import FILE, SCHEMA
 from ssd1b.jobs.store import CHANGED, DONE, Outcome, Store, pixels_digest
@@ -54,7 +54,7 @@ class Real(Fake):
                 state=outcome.state, digest=digest, passes=outcome.passes, metrics=outcome.metrics,
                 thumbnail=outcome.thumbnail,
             )  # fmt: skip
-        return Drawn(outcome, file)
+        return JobResult(outcome, file)
 
 
 def _image(file: bytes) -> Image.Image:
@@ -214,7 +214,7 @@ def test_a_sweep_whose_definition_cannot_be_read_is_one_line(folder: Path, what:
         database.execute("update sweeps set definition = ?, seal = null", (json.dumps(told),))
         database.commit()
     with closing(Store(folder)) as opened:
-        with pytest.raises(InputError, match=f"sweep '{name}' in .* is damaged, or of another version"):
+        with pytest.raises(InputError, match=f"sweep '{name}' in .* is damaged, or from another version"):
             load_results(opened)
         run(opened, sweep(*SWEEP), Real())
         assert load_results(opened).drawn.all()
@@ -248,7 +248,7 @@ def test_damaged_members_are_one_line_and_are_written_down_again(folder: Path, s
 
 def test_a_key_never_leads_out_of_the_folder(store) -> None:
     for key in ("../../secret", "/etc/passwd", "a/b", "..", "", "a\0b"):
-        with pytest.raises(InputError, match="holds the key"):
+        with pytest.raises(InputError, match="contains the key"):
             store.picture(key)
 
 
@@ -304,7 +304,7 @@ def _database(path: Path, *statements: str) -> None:
 def test_a_file_that_is_no_store_is_refused_and_left_alone(tmp_path: Path, what: str) -> None:
     OTHERS[what](tmp_path / FILE)
     before = (tmp_path / FILE).read_bytes() if (tmp_path / FILE).is_file() else None
-    with pytest.raises(InputError, match=r"no store of cells|keeps its tables in a file"):
+    with pytest.raises(InputError, match=r"not a store of cells|keeps its tables in a file"):
         Store(tmp_path)
     assert before is None or (tmp_path / FILE).read_bytes() == before
 
@@ -347,7 +347,7 @@ def test_a_full_database_keeps_what_was_drawn_and_goes_on_when_there_is_space(fo
     more = sweep("guidance=2,5", "seed=1-400")
     with closing(Store(folder)) as opened:
         pages = opened._database.execute("pragma page_count").fetchone()[0]
-        with pytest.raises(InputError, match="no space left on the disk; all that was drawn before is kept"):
+        with pytest.raises(InputError, match="no space left on the disk; finished cells are kept"):
             opened._database.execute(f"pragma max_page_count = {pages + 40}")
             run(opened, more, Real())
     with closing(Store(folder)) as opened:
@@ -471,7 +471,7 @@ def test_a_digest_is_remembered_until_the_file_could_be_another(store, tmp_path,
     path.write_bytes(b"one")
     old = store.file_digest(path)
     assert store.file_digest(path) == old and len(read) == 2, "too fresh to tell a change by its times"
-    monkeypatch.setattr(stores, "_SETTLED", -(10**12))
+    monkeypatch.setattr(stores, "_MIN_AGE", -(10**12))
     assert store.file_digest(path) == store.file_digest(path) == old and len(read) == 3
 
     about = path.stat()
@@ -487,7 +487,7 @@ def test_a_digest_is_remembered_until_the_file_could_be_another(store, tmp_path,
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_remembered(store, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(stores, "_SETTLED", -(10**12))
+    monkeypatch.setattr(stores, "_MIN_AGE", -(10**12))
     path = tmp_path / "weights"
     path.write_bytes(b"one")
     digest = stores.hashlib.file_digest
@@ -557,7 +557,7 @@ def test_verifying_has_sqlite_examine_its_file(folder: Path) -> None:
         database.commit()
     with closing(Store(folder)) as opened:
         assert load_results(opened).drawn.all()
-        with pytest.raises(InputError, match=r"is damaged, or no store of cells .*NULL value"):
+        with pytest.raises(InputError, match=r"is damaged, or not a store of cells .*NULL value"):
             load_results(opened, verify=True)
 
 

@@ -13,12 +13,12 @@ from lab_cells import FAKE, Fake, drawing, run
 from ssd1b.jobs.store import Store
 from ssd1b.lab.claims import CLAIMS, CONFIRMED, CONTRADICTED, UNDECIDED
 from ssd1b.lab.guide import (
+    COMPARED_SAMPLERS,
     EXPERIMENTS,
     FAULTS,
-    OTHERS,
     Chapter,
     Experiment,
-    own_settings,
+    default_settings,
     sweep_of,
     write_guide,
 )
@@ -26,7 +26,7 @@ from ssd1b.lab.results import load_results
 from ssd1b.presets import NEGATIVE_PROMPTS
 from ssd1b.settings import GenerationSettings
 
-OWN = own_settings(FAKE, {})
+OWN = default_settings(FAKE, {})
 PROMPTS = [f"a cube {number}" for number in range(64)]
 NAMED = {each.name: each for each in EXPERIMENTS}
 
@@ -44,7 +44,8 @@ def found(
     sweep = sweep_of(NAMED[name], prompts, pairs, model="fake", model_settings=OWN, base={})
     run(store, sweep, attempt)
     return {
-        claim.name: finding.word for claim, finding in Chapter(NAMED[name], load_results(store)).findings(OWN)
+        claim.name: finding.verdict
+        for claim, finding in Chapter(NAMED[name], load_results(store)).findings(OWN)
     }
 
 
@@ -110,10 +111,10 @@ def test_steps_that_settle_and_go_on_changing(store):
     settled = {"flawless": lambda s: min(1.0, s.steps / 25)}
     assert set(found(store, "steps", drawing(settled, lambda s: s.steps)).values()) == {CONFIRMED}
     few = found(store, "steps", drawing(settled, lambda s: s.steps), pairs=32, prompts=PROMPTS[:32])
-    assert few["quality stays beyond 25 steps"] == UNDECIDED, "that 32 pairs agree proves little"
+    assert few["quality is stable beyond 25 steps"] == UNDECIDED, "that 32 pairs agree proves little"
     rising = {"flawless": lambda s: s.steps / 60}
     told = found(store, "steps", drawing(rising), prompts=[f"a cone {number}" for number in range(64)])
-    assert told["quality stays beyond 25 steps"] == CONTRADICTED
+    assert told["quality is stable beyond 25 steps"] == CONTRADICTED
     assert told["the form changes beyond 25 steps"] == CONTRADICTED
 
 
@@ -159,11 +160,11 @@ def test_pairs_are_shared_out_between_prompts_and_seeds(name, prompts, pairs, ex
 
 
 def test_the_models_own_guidance_is_among_those_that_are_drawn():
-    own = own_settings(FAKE, {"guidance_scale": 6.5})
+    own = default_settings(FAKE, {"guidance_scale": 6.5})
     (axis, _) = sweep_of(NAMED["guidance"], PROMPTS, 64, model="fake", model_settings=own, base={}).axes
     labels = [value.label for value in axis.values]
     assert labels == ["1", "2", "3", "5", "6.5", "7", "9", "12", "14.5", "17", "20", "25"]
-    assert {"UniPC", "Euler", "DDPM"} < set(OTHERS)
+    assert {"UniPC", "Euler", "DDPM"} < set(COMPARED_SAMPLERS)
 
 
 def chapters(store: Store, experiment: Experiment) -> list[Chapter]:
@@ -180,7 +181,7 @@ def test_the_pages(store, tmp_path):
     html, markdown, facts = (path.read_text() for path in paths)
     assert "<script" not in html and "&lt;script&gt;" in html
     assert 'src="http' not in html and 'href="http' not in html, "the page fetches nothing"
-    assert "| quality stays beyond 25 steps:" in markdown
+    assert "| quality is stable beyond 25 steps:" in markdown
     told = json.loads(facts)
     assert [claim["word"] for claim in told["claims"]] == [UNDECIDED, UNDECIDED, CONFIRMED, UNDECIDED]
     assert told["claims"][-1]["estimate"] is None

@@ -125,7 +125,7 @@ def test_an_unfinished_sweep_and_failures_are_told(store: Store, tmp_path: Path)
     keys = [cell.key for cell in wanted(longer)]
     store.record("longer", definition(longer), list(zip(keys, longer.places, strict=True)))
     text = page(store, tmp_path)
-    assert "2 of 6 cells are not drawn yet" in text and "2 pictures failed: the picture is no numbers" in text
+    assert "2 of 6 cells are missing" in text and "2 images failed: the picture is no numbers" in text
     assert [cell["picture"] is None for cell in json.loads(Elements(text).data)["cells"]] == [
         False, False, True, True, True, True
     ]  # fmt: skip
@@ -137,7 +137,7 @@ def test_more_pictures_than_a_page_holds(
     monkeypatch.setattr(report, "MAX_PICTURES", 3)
     run(store, sweep("seed=1-5"), Fake())
     text = page(store, tmp_path)
-    assert "This page holds 3 pictures; the others are in" in text
+    assert "This page contains 3 images; the others are in" in text
     assert [cell is None for cell in json.loads(Elements(text).data)["cells"]] == [False] * 3 + [True] * 2
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from lab_cells import Fake, run, sweep, wanted
 from ssd1b.errors import InputError
-from ssd1b.jobs.executor import Drawn
+from ssd1b.jobs.executor import JobResult
 from ssd1b.jobs.store import DONE, Outcome, Store
 from ssd1b.lab.results import DIVERSITY, PASSES, UNCONVERGED, load_results
 from ssd1b.lab.sweep import definition
@@ -24,16 +24,16 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-def measuring(**metrics: Callable[[GenerationSettings], float]) -> Callable[..., list[Drawn]]:
+def measuring(**metrics: Callable[[GenerationSettings], float]) -> Callable[..., list[JobResult]]:
     """What draws pictures of which everything is known."""
 
-    def one(settings: GenerationSettings) -> Drawn:
+    def one(settings: GenerationSettings) -> JobResult:
         found = {name: float(measure(settings)) for name, measure in metrics.items()}
         level = min(250, settings.seed * 10 + settings.steps)
         passes = found.pop("passes", 1.0)
         form = bytes([level - 5, level + 5]) * (16 * 16 * 3 // 2)  # a contrast of 5
         outcome = Outcome(state=DONE, digest="d", passes=passes, metrics=found, thumbnail=form)
-        return Drawn(outcome, b"picture")
+        return JobResult(outcome, b"picture")
 
     return lambda batch, watch: [one(settings) for settings in batch]
 
@@ -95,7 +95,7 @@ def test_the_front_is_what_nothing_beats_in_both(store: Store) -> None:
 
 
 def test_a_sweep_is_found_by_the_beginning_of_its_id_and_the_last_one_without(store: Store) -> None:
-    with pytest.raises(InputError, match="holds no sweep yet"):
+    with pytest.raises(InputError, match="contains no sweep yet"):
         load_results(store)
     run(store, sweep("seed=1,2"), Fake())
     run(store, sweep("seed=1,2,3"), Fake())
@@ -110,5 +110,5 @@ def test_a_sweep_is_found_by_the_beginning_of_its_id_and_the_last_one_without(st
 
 def test_a_sweep_of_which_nothing_is_drawn(store: Store) -> None:
     run(store, sweep("seed=1,2", prompts=("a broken one",)), Fake())
-    with pytest.raises(InputError, match="nothing of this sweep is drawn: 0 cells are missing, 2 failed"):
+    with pytest.raises(InputError, match="no cell of this sweep is done: 0 cells are missing, 2 failed"):
         load_results(store)

@@ -17,7 +17,7 @@ from ssd1b.jobs.store import DONE, Store
 from ssd1b.lab.axes import parse_axis
 from ssd1b.lab.sweep import (
     MAX_CELLS,
-    Model,
+    ModelDescription,
     Sweep,
     definition,
     describe,
@@ -75,7 +75,7 @@ OTHER_SETTINGS = {
 
 
 def key(
-    what: Sweep, model: Model = FAKE, device: str = "cpu", dtype: torch.dtype = torch.float32
+    what: Sweep, model: ModelDescription = FAKE, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> str:  # fmt: skip
     return next(expand(what, lambda name: model, device=torch.device(device), dtype=dtype)).key
 
@@ -179,7 +179,7 @@ def test_more_combinations_than_anybody_wants_are_refused_before_they_are_made()
     axes = tuple(parse_axis(f"{name}=1-1000") for name in ("seed", "steps"))
     with pytest.raises(InputError, match=f"1000000 combinations: allowed are {MAX_CELLS}.*11.6 days"):
         Sweep(prompts=("a cube",), axes=axes, model="fake")
-    with pytest.raises(InputError, match="axis seed is there twice"):
+    with pytest.raises(InputError, match="axis seed is given twice"):
         sweep("seed=1", "seed=2")
     with pytest.raises(InputError, match="no prompt"):
         sweep("seed=1", prompts=())

@@ -1,17 +1,24 @@
 """Tuning against a world in which the best settings are known."""
 
+from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
 import pytest
+import torch
 
+from lab_cells import FAKE, inline
 from ssd1b.errors import InputError
 from ssd1b.evaluate.image_statistics import STATISTICS
+from ssd1b.jobs.store import Store
 from ssd1b.lab.axes import Axis, parse_axis
+from ssd1b.lab.evaluator import CellEvaluator
 from ssd1b.lab.goal import LIMITS, NEEDS, Bound, Goal, read_goal
-from ssd1b.lab.tune import RIVALS, Combination, Evaluate, Measured, Pair, front, prove, search
+from ssd1b.lab.tune import RIVALS, Combination, Evaluate, Measurement, Pair, front, prove, search
 from ssd1b.lab.tune_files import open_study
 
 AXES = [parse_axis("guidance=1-9"), parse_axis("steps=5,10,20"), parse_axis("sampler=UniPC,Euler,DDPM")]
@@ -49,7 +56,7 @@ class World:
         guidance, steps, _ = choice
         return 0.85 - 0.09 * abs(guidance - 5) - (0.3, 0.05, 0.0)[steps]
 
-    def __call__(self, choice: Combination | None, pairs: "list[Pair]") -> list[Measured]:
+    def __call__(self, choice: Combination | None, pairs: "list[Pair]") -> list[Measurement]:
         self.drawn += len(pairs)
         found = []
         for prompt, seed in pairs:
@@ -59,12 +66,12 @@ class World:
             right = float(rng.random() < self.chance(choice))
             steps = self.own_steps if choice is None else (5, 10, 20)[choice[1]] if len(choice) > 1 else 10
             metrics = {"right": right, "clipping": self.clipping * (choice[0] if choice else 0)}
-            found.append(Measured(score=GOAL.score(metrics), passes=2.0 * steps, metrics=metrics))
+            found.append(Measurement(score=GOAL.score(metrics), passes=2.0 * steps, metrics=metrics))
         return found
 
 
-def searched(world: Evaluate, axes: "list[Axis]" = AXES, *, trials: int = 60, goal=GOAL):
-    return search(axes, goal, world, PAIRS, study=study, trials=trials)
+def searched(world: Evaluate, axes: "list[Axis]" = AXES, *, trials: int = 60, goal=GOAL, **how: Any):
+    return search(axes, goal, world, PAIRS, study=study, trials=trials, **how)
 
 
 def test_a_planted_better_setting_is_found_and_the_rest_is_given_up_early() -> None:
@@ -84,7 +91,7 @@ def test_a_planted_better_setting_is_found_and_the_rest_is_given_up_early() -> N
 def test_what_is_clearly_behind_is_given_up_early_but_not_what_is_faster(own_steps: int) -> None:
     world = World({None: 0.9, **{(place,): 0.2 for place in range(9)}}, own_steps=own_steps)
     found = searched(world, [parse_axis("guidance=1-9")], trials=30)
-    lengths = [len(each.pictures) for each in found[1:]]
+    lengths = [len(each.images) for each in found[1:]]
     assert len(lengths) >= 5
     if own_steps == 5:
         assert max(lengths) <= 16
@@ -96,7 +103,7 @@ def test_a_planted_tie_is_not_distinguishable_and_a_planted_loser_is_worse() -> 
     world = World({None: 0.3, (0,): 0.8, (1,): 0.8, (2,): 0.78, (3,): 0.45})
     found = searched(world, [parse_axis("guidance=2,4,6,8")], trials=20)
     tuned = prove(found, GOAL, world, [*FRESH, *((f"more {n}", n) for n in range(100))], pairs=len(PAIRS))
-    words = {verdict.rival.combination: verdict.word for verdict in tuned.comparisons}
+    words = {verdict.rival.combination: verdict.verdict for verdict in tuned.comparisons}
     tied = words.keys() & {(0,), (1,), (2,)}
     assert tied and {words[choice] for choice in tied} == {"not distinguishable"}
     assert words[None] == "worse" and words.get((3,), "worse") == "worse"
@@ -109,15 +116,15 @@ def test_among_settings_that_are_all_the_same_hardly_ever_a_winner_is_declared()
 
         def look(
             choice: Combination | None, pairs: "list[Pair]", rng: np.random.Generator = rng
-        ) -> list[Measured]:
+        ) -> list[Measurement]:
             right = (rng.random(len(pairs)) < 0.7) * 1.0
-            return [Measured(score=each, passes=1.0, metrics={"right": each}) for each in right]
+            return [Measurement(score=each, passes=1.0, metrics={"right": each}) for each in right]
 
         found = search(
             [parse_axis("guidance=1-9")], GOAL, look, PAIRS[:16], study=partial(study, trial), trials=9
         )  # fmt: skip
         tuned = prove(found, GOAL, look, FRESH[:40], pairs=16)
-        false += any(verdict.word == "worse" for verdict in tuned.comparisons)
+        false += any(verdict.verdict == "worse" for verdict in tuned.comparisons)
     assert false / 60 <= 0.1
 
 
@@ -126,7 +133,7 @@ def test_a_search_that_goes_on_draws_nothing_again_and_asks_for_the_rest() -> No
     cache: dict = {}
     world = World()
 
-    def look(choice: Combination | None, pairs: "list[Pair]") -> list[Measured]:
+    def look(choice: Combination | None, pairs: "list[Pair]") -> list[Measurement]:
         missing = [pair for pair in pairs if (choice, pair) not in cache]
         cache.update(
             {(choice, pair): each for pair, each in zip(missing, world(choice, missing), strict=True)}
@@ -154,12 +161,46 @@ def test_guards_and_budgets_are_kept() -> None:
     assert tuned.winner.combination is not None
     guidance, steps, _ = tuned.winner.combination
     assert guidance <= 3 and steps <= 1
-    assert all(not each.broken(goal) for each in front(found, goal, len(PAIRS)))
-    with pytest.raises(InputError, match=r"budget is 2 passes of the UNet: the cheapest .* take 10"):
+    assert all(not each.violations(goal) for each in front(found, goal, len(PAIRS)))
+    with pytest.raises(InputError, match=r"budget is 2 UNet passes: the cheapest .* take 10"):
         prove(found, goal, world, FRESH, pairs=len(PAIRS), budget=2.0)
     strict = Goal(weights={"right": 1.0}, guards=(Bound(metric="right", at_most=False, bound=2.0),))
     with pytest.raises(InputError, match=r"keeps every guard: right is .*, not right>=2"):
         prove(found, strict, world, FRESH, pairs=len(PAIRS))
+
+
+def known_passes(combination: Combination) -> float:
+    return (10.0, 20.0, 40.0)[combination[1]]
+
+
+@pytest.mark.parametrize(("least_passes", "most_images"), [(known_passes, 0), (lambda combination: 0.0, 8)])
+def test_what_is_over_budget_is_not_tried_and_never_listed(least_passes, most_images: int) -> None:
+    found = searched(World(), budget=30.0, least_passes=least_passes)
+    over = [each for each in found[1:] if each.combination and known_passes(each.combination) > 30]
+    assert all(len(each.images) <= most_images for each in over) and bool(over) == bool(most_images)
+    tuned = prove(found, GOAL, World(), FRESH, pairs=len(PAIRS), budget=30.0)
+    assert tuned.front and all(each.passes <= 30 for each in [tuned.winner, *tuned.front])
+    assert {each.rival.passes > 30 for each in tuned.comparisons if each.rival.combination} == {False}
+
+
+def test_a_search_ends_where_nothing_is_within_budget() -> None:
+    found = searched(World(), budget=5.0, least_passes=known_passes)
+    assert [each.combination for each in found] == [None]
+
+
+def test_the_passes_of_a_combination_are_known_in_advance(tmp_path: Path) -> None:
+    axes = [parse_axis("guidance=1,5"), parse_axis("sampler=euler,heun"), parse_axis("feature-reuse=0,0.1")]
+    evaluator = CellEvaluator(
+        store=Store(tmp_path / "cells"), executor=inline(None), axes=axes, goal=GOAL, model="fake",
+        describe=lambda name: FAKE, base={"steps": 4}, device=torch.device("cpu"), dtype=torch.float32,
+    )  # fmt: skip
+    passes = {each: evaluator.least_passes(each) for each in product((0, 1), (0, 1), (0,))}
+    assert passes == {(0, 0, 0): 4, (0, 1, 0): 7, (1, 0, 0): 8, (1, 1, 0): 14}
+    assert evaluator.least_passes((1, 1, 1)) == 0, "features may be reused"
+    distilled = replace(evaluator, describe=lambda name: FAKE._replace(embeds_guidance=True))
+    assert distilled.least_passes((1, 1, 0)) == 7
+    late = replace(evaluator, base={"steps": 4, "guidance_interval": (0.5, 1.0)})
+    assert late.least_passes((1, 0, 0)) == 4
 
 
 def test_the_front_is_beaten_by_none() -> None:
@@ -176,12 +217,12 @@ def test_goals_are_read() -> None:
     assert goal.guards[1] == Bound(metric="clipping", at_most=True, bound=0.001)
     assert goal.score({"right": 1.0, "clip": 0.4, "clipping": 0.1}) == pytest.approx(1.0)
     low, high = {"clean": 1.0, "clipping": 0.0}, {"clean": 0.7, "clipping": 0.0}
-    assert goal.broken([low]) == [] and goal.broken([low, high]) == ["clean is 0.85, not clean>=0.9"]
+    assert goal.violations([low]) == [] and goal.violations([low, high]) == ["clean is 0.85, not clean>=0.9"]
     assert str(goal) == "right + 0.5*clip + -2*clipping, clean>=0.9, clipping<=0.001"
     for wrong in ("", "right * 2", "right - clip", "Right"):
-        with pytest.raises(InputError, match="is no sum"):
+        with pytest.raises(InputError, match="is not a sum"):
             read_goal(wrong)
-    with pytest.raises(InputError, match="is no bound"):
+    with pytest.raises(InputError, match="is not a bound"):
         read_goal("right", ["clipping<0.1"])
     with pytest.raises(InputError, match="unknown metric 'rigth': did you mean 'right'"):
         read_goal("rigth").score({"right": 1.0})
@@ -235,7 +276,7 @@ def test_a_full_disk_leaves_the_memory_of_a_search_as_it_was(tmp_path: Path, mon
 
     with monkeypatch.context() as patched:
         patched.setattr("os.fsync", full)
-        with pytest.raises(InputError, match=r"cannot write .*search.log: no space left .*; all that was"):
+        with pytest.raises(InputError, match=r"cannot write .*search.log: no space left .*; finished cells"):
             told.ask()
     assert (tmp_path / "search.log").read_bytes() == before
     assert open_study(tmp_path, AXES, GOAL, {}).ask().number == 1

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ssd1b.evaluate.reconstruction import reconstructed
+from ssd1b.evaluate.reconstruction import reconstruct
 from ssd1b.models.vae import VAE
 from ssd1b.tabletop.judge.judge import (
     GRID,
@@ -138,7 +138,7 @@ def test_half_of_the_pictures_went_through_the_autoencoder(vae: VAE) -> None:
     shown = Renders(vae=vae, batch_size=count, seed=5)[0].pixels.permute(0, 2, 3, 1).numpy()
     renders = render_batch([scene(5, index) for index in range(count)])
     half = count // 2
-    np.testing.assert_array_equal(shown[:half], reconstructed(vae, renders[:half]))
+    np.testing.assert_array_equal(shown[:half], reconstruct(vae, renders[:half]))
     assert (shown[half:] == renders[half:]).all(axis=(1, 2, 3)).any()
 
 

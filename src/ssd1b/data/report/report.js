@@ -4,7 +4,7 @@ const find = (id) => document.getElementById(id);
 const make = (tag, text) => { const node = document.createElement(tag); if (text !== undefined) node.textContent = text; return node; };
 
 const varying = axes.map((axis, n) => n).filter((n) => axes[n].values.length > 1);
-// Settings first: what people compare; prompts and seeds are what it is compared over.
+// Settings come first, because people compare them over prompts and seeds.
 const byInterest = [...varying].sort((a, b) => axes[b].interest - axes[a].interest || b - a);
 const state = { across: byInterest[0] ?? axes.length - 1, down: byInterest[1] ?? -1, places: axes.map(() => 0), shown: null, pinned: null };
 
@@ -85,19 +85,19 @@ function show(number) {
     return row;
   }));
   find("pin").textContent = state.pinned === number ? "Unpin" : "Pin to compare";
-  find("told").textContent = "";
+  find("copied").textContent = "";
   if (!find("enlarged").open) find("enlarged").showModal();
 }
 
 async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
-    find("told").textContent = "copied";
+    find("copied").textContent = "copied";
   } catch {
-    // From a file a page may not write to the clipboard: leave it to the user's own keys.
+    // Browsers may deny clipboard access to local files: select the text so that the user can copy it.
     find("settings").textContent = text;
     getSelection().selectAllChildren(find("settings"));
-    find("told").textContent = "selected: press Ctrl-C";
+    find("copied").textContent = "selected: press Ctrl-C";
   }
 }
 

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssd1b.evaluate.clip_score import ClipScore
-from ssd1b.evaluate.cost import counted, unet_macs
+from ssd1b.evaluate.cost import count_rows, unet_macs
 from ssd1b.evaluate.distances import diversity, frechet_distance, kernel_distance
 from ssd1b.evaluate.drawing import draw_captions
-from ssd1b.evaluate.reconstruction import psnr, reconstructed
+from ssd1b.evaluate.reconstruction import psnr, reconstruct
 from ssd1b.evaluate.statistics import Estimate, by_prompt, difference, estimate
 from ssd1b.pipeline import Pipeline
 from ssd1b.settings import Preset
@@ -207,7 +207,7 @@ def evaluate(
 ) -> Evaluation:
     """Draw the fixed set of cases and judge the pictures."""
     chosen = cases(captions, seeds)
-    with counted(pipeline.unet) as batches:
+    with count_rows(pipeline.unet) as batches:
         tasks = [(case.caption, case.seed) for case in chosen]
         drawn = list(draw_captions(pipeline, tasks, batch_size=BATCH_SIZE, preset=preset, **given))
     images = [image for image, _ in drawn]
@@ -236,7 +236,7 @@ def evaluate(
         frechet_renders=frechet_distance(*features_of_renders),
         kernel=kernel_distance(features, features_of_renders[0]),
         kernel_renders=kernel_distance(*features_of_renders),
-        psnr=estimate(psnr(renders[0], reconstructed(pipeline.vae, renders[0]))),
+        psnr=estimate(psnr(renders[0], reconstruct(pipeline.vae, renders[0]))),
         diversity=estimate(diversity(features.reshape(captions, seeds, -1))),
     )
 

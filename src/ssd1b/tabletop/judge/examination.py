@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ssd1b.evaluate.reconstruction import reconstructed
+from ssd1b.evaluate.reconstruction import reconstruct
 from ssd1b.evaluate.statistics import Estimate, estimate
 from ssd1b.models.vae import VAE
 from ssd1b.tabletop.judge.judge import (
@@ -117,7 +117,7 @@ Renderer: TypeAlias = Callable[[Sequence[Scene]], NDArray[np.uint8]]
 
 def through(vae: VAE) -> Renderer:
     """Show scenes as an autoencoder gives them back, which is the best that a model can draw."""
-    return lambda scenes: reconstructed(vae, render_batch(scenes))
+    return lambda scenes: reconstruct(vae, render_batch(scenes))
 
 
 def examine(

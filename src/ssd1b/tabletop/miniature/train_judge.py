@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
-from ssd1b.evaluate.reconstruction import reconstructed
+from ssd1b.evaluate.reconstruction import reconstruct
 from ssd1b.models.vae import VAE
 from ssd1b.tabletop.judge.judge import CLEAN, GRID, PICTURE_ANSWERS, SOLID_ANSWERS, Answers, Judge, cell_of
 from ssd1b.tabletop.world.degradations import COLORLESS
@@ -69,7 +69,7 @@ class Renders:
         rng = np.random.default_rng((self.seed, step))
         pictures = render_batch(scenes)
         count = round(THROUGH * len(scenes))
-        pictures[:count] = reconstructed(self.vae, pictures[:count])
+        pictures[:count] = reconstruct(self.vae, pictures[:count])
         pictures[count:] = [refocused(picture, rng) for picture in pictures[count:]]
         return JudgedBatch(torch.from_numpy(pictures).permute(0, 3, 1, 2), truth(scenes))
 

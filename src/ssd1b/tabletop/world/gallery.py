@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from ssd1b.evaluate.reconstruction import reconstructed
+from ssd1b.evaluate.reconstruction import reconstruct
 from ssd1b.evaluate.sheets import picture_table
 from ssd1b.pipeline import Pipeline
 from ssd1b.tabletop.world.captions import full_caption
@@ -21,7 +21,7 @@ def side_by_side(pipeline: Pipeline, scenes: Sequence[Scene], **settings: Any) -
     rows, captions = [], [full_caption(scene) for scene in scenes]
     for scene, caption in zip(tqdm(scenes, unit="row", disable=None, leave=False), captions, strict=True):
         picture = render(scene)
-        (kept,) = reconstructed(pipeline.vae, picture[None])
+        (kept,) = reconstruct(pipeline.vae, picture[None])
         drawn = pipeline.generate(caption, seed=0, count=SEEDS, **settings)
         rows.append([Image.fromarray(picture), Image.fromarray(kept), *(each.image for each in drawn)])
     return picture_table(
