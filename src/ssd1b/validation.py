@@ -331,11 +331,13 @@ def _path(steps: tuple[int | str, ...], value: Any) -> list[int | str]:
     """Keep pydantic's steps that are keys or indices of the value; the others name branches of unions."""
     path: list[int | str] = []
     for step in steps:
-        if isinstance(value, Mapping):
-            is_inside = step in value
-        else:
-            is_inside = isinstance(value, list | tuple) and isinstance(step, int) and step < len(value)
-        if is_inside:
+        if _leads_into(value, step):
             path.append(step)
             value = value[step]
     return path
+
+
+def _leads_into(value: Any, step: int | str) -> bool:
+    if isinstance(value, Mapping):
+        return step in value
+    return isinstance(value, list | tuple) and isinstance(step, int) and step < len(value)
