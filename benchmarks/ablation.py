@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from ssd1b import Pipeline
 from ssd1b.distill.losses import Weights
 from ssd1b.distill.plan import plan
-from ssd1b.distill.run import measured_importance, run, write_model
-from ssd1b.distill.stages import Stage, read_stages, retimed
+from ssd1b.distill.run import measure_importance, run, write_model
+from ssd1b.distill.stages import Stage, read_stages, with_total_steps
 from ssd1b.distill.teacher import find_teacher
 from ssd1b.distill.train import student_of
 from ssd1b.evaluate.clip_score import ClipScore
@@ -64,7 +64,7 @@ SHOWN = ("right", "shape", "color", "material", "relation")
 
 def with_settings(stages: list[Stage], settings: LoopSettings) -> list[Stage]:
     """Divide the settings' steps between stages, each with its own decay."""
-    return retimed([replace(stage, train=settings) for stage in stages], settings.steps)
+    return with_total_steps([replace(stage, train=settings) for stage in stages], settings.steps)
 
 
 def training_data(cache: Path, vae: VAE, text: TextEncoders, settings: LoopSettings) -> CaptionedLatents:
@@ -74,7 +74,7 @@ def training_data(cache: Path, vae: VAE, text: TextEncoders, settings: LoopSetti
 def make_student(out: Path, teacher: Model, stages: list[Stage], cache: Path, *, untrained: bool) -> Path:
     """Make a student and return its folder."""
     data = partial(training_data, cache)
-    measure = partial(measured_importance, teacher, data, "cpu", source=DATA, out=cache)
+    measure = partial(measure_importance, teacher, data, "cpu", source=DATA, out=cache)
     planned = plan(teacher.layout.unet, stages, measure)
     if untrained:
         return write_model(out, student_of(teacher.network("unet"), planned[-1].layers), teacher).folder

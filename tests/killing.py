@@ -35,6 +35,7 @@ def kill_often(begin: Callable[[Path], object], out: Path, last: str) -> None:
             os.killpg(life.pid, signal.SIGKILL)
         life.join()
         sys.stdout.write(f"{life.exitcode}\n")
+        sys.stdout.flush()  # else the next life, a fork, writes the line again
         assert life.exitcode in (0, -signal.SIGKILL)
 
 

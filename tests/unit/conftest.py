@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ssd1b.cli import main
+from ssd1b.training import loop
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.writing import save_folder
 from tiny import DRAWABLE, random_weights
@@ -76,3 +77,11 @@ def picture_of(tiny_model, tmp_path_factory):
         return made[picture_format]
 
     return path
+
+
+@pytest.fixture
+def read_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read the batches of trainings in this process: starting another costs more than a few short steps."""
+    monkeypatch.setattr(
+        loop, "_read_ahead", lambda share, start, stop, _: (share[step] for step in range(start, stop))
+    )

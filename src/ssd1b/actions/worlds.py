@@ -10,7 +10,7 @@ from ssd1b.jobs.executor import Measure
 from ssd1b.lab.metrics import GroundTruth
 from ssd1b.tabletop.judge.evaluation import SEED, cases, score
 from ssd1b.tabletop.judge.judge import load_judge
-from ssd1b.tabletop.world.captions import understood
+from ssd1b.tabletop.world.captions import parse_caption
 from ssd1b.tabletop.world.degradations import DEGRADATIONS
 from ssd1b.tabletop.world.views import SIZE
 
@@ -27,7 +27,7 @@ def _judge() -> Measure:
         if picture.size != (SIZE, SIZE):
             return {}
         (seen,) = judge.read(np.asarray(picture)[None])
-        wanted = understood(prompt)
+        wanted = parse_caption(prompt)
         return {"clean": float(seen.degradation is None)} if wanted is None else score(wanted, seen).values
 
     return measure

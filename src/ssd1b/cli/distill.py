@@ -130,10 +130,10 @@ def _check(data: str | None, out: str | None, numbers: dict[str, int | None], dr
 
 
 def _stages(name: str | None, steps: int | None, changes: dict[str, int]) -> "list[Stage]":
-    from ssd1b.distill.stages import Stage, read_stages, retimed
+    from ssd1b.distill.stages import Stage, read_stages, with_total_steps
 
     stages = [Stage()] if name is None else read_stages(name)
-    stages = stages if steps is None else retimed(stages, steps)
+    stages = stages if steps is None else with_total_steps(stages, steps)
     return [replace(stage, train=replace(stage.train, **changes)) for stage in stages]
 
 
@@ -143,7 +143,7 @@ def _plan(
 ) -> None:  # fmt: skip
     """Tell what would be done."""
     from ssd1b.distill.plan import plan, with_target
-    from ssd1b.distill.run import measured_importance
+    from ssd1b.distill.run import measure_importance
     from ssd1b.distill.teacher import find_or_describe
     from ssd1b.runtime import choose_device
 
@@ -156,7 +156,7 @@ def _plan(
     measure = None
     if teacher and data:
         source = _data(data, cache or out, layout)
-        measure = partial(measured_importance, teacher, source, place, source=data)
+        measure = partial(measure_importance, teacher, source, place, source=data)
     planned = plan(layout.unet, asked, measure)
     click.echo(_costs(model, layout, planned, place, teacher))
     if out is not None:
@@ -174,24 +174,31 @@ def _run(
 ) -> None:  # fmt: skip
     """Do it."""
     from ssd1b.distill.plan import plan, with_target
-    from ssd1b.distill.run import check_free, claim, config_of, joined, measured_importance, run
+    from ssd1b.distill.run import (
+        check_run_folder,
+        config_of,
+        join_processes,
+        measure_importance,
+        record_config,
+        run,
+    )
     from ssd1b.distill.teacher import find_teacher
     from ssd1b.runtime import choose_device
 
     place = str(choose_device(device))
-    check_free(out, resume=resume, overwrite=overwrite)
-    together = joined(place)
+    check_run_folder(out, resume=resume, overwrite=overwrite)
+    together = join_processes(place)
     find = partial(find_teacher, offline=offline, prediction=prediction)
     teacher = find(model)
     layout = teacher.layout
     asked = with_target(asked, student, layout.unet)
     teachers = {None: teacher, **{name: find(name) for name in _other_teachers(asked)}}
     source = _data(data, cache or out, layout)
-    measure = partial(measured_importance, teacher, source, place, source=data, out=out)
+    measure = partial(measure_importance, teacher, source, place, source=data, out=out)
     with together.main_process_first():  # importance is measured once
         planned = plan(layout.unet, asked, measure)
     with together.main_process_first():
-        claim(out, config_of(teachers, data, planned))
+        record_config(out, config_of(teachers, data, planned))
     made = run(out, planned, teachers, source, device=place, resume=resume, overwrite=overwrite)
     for path in (made.folder, made.file):
         if path is not None and together.is_main_process:
@@ -233,7 +240,7 @@ def _costs(
     device: str,
     teacher: "Model | None",
 ) -> str:
-    from ssd1b.distill.cost import measured_speed, memory, step_macs
+    from ssd1b.distill.cost import measure_speed, memory, step_macs
     from ssd1b.distill.layer_map import parameters
     from ssd1b.evaluate.cost import unet_macs
     from ssd1b.runtime import dtype_name
@@ -243,7 +250,7 @@ def _costs(
     whole, macs = parameters(layout.unet), unet_macs(layout.unet, cells, cells)
     at_once = max(each.stage.train.batch_size // each.stage.train.micro_batches for each in planned)
     unet = teacher and partial(teacher.network, "unet")
-    speed = measured_speed(unet, macs, cells, dtype, device, batch_size=at_once)
+    speed = measure_speed(unet, macs, cells, dtype, device, batch_size=at_once)
 
     rows = [["teacher", "", f"{whole:,}", "100 %", f"{macs / 1e9:,.4g}", "1.00", "", "", ""]]
     needs, total = [], 0.0
@@ -308,9 +315,9 @@ def _duration(seconds: float) -> str:
 
 
 def _show_layers(folder: Path, planned: "Sequence[PlannedStage]", *, overwrite: bool) -> None:
-    from ssd1b.distill.picture import draw_layers
+    from ssd1b.distill.layer_plot import plot_layers
 
-    picture = draw_layers(planned)
+    picture = plot_layers(planned)
     keys = planned[-1].layers.keys
     with renewing(folder / _LAYERS[0], overwrite=overwrite) as aside:
         aside.write_bytes(picture)

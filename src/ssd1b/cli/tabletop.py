@@ -180,7 +180,7 @@ def examine_command(
     views: dict[str, examination.Renderer] = {"renders": render_batch}
     if through is not None:
         pipeline = drawing.load(ModelChoice(model=through, device=None, dtype=None, offline=True))
-        views[f"through {through}"] = examination.through(pipeline.vae)
+        views[f"through {through}"] = examination.through_vae(pipeline.vae)
     worlds = {"": examination.PLAIN, ", none spoiled": examination.CLEAN_WORLD}
     found = {
         name + which: examination.examine(reader, count, view, world=world, label=name + which)

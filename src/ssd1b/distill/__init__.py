@@ -1,1 +1,1 @@
-"""A large model becomes a small one: what is taken out, and the training that makes up for it."""
+"""Distillation: remove layers from a model, then train what is left to compensate."""

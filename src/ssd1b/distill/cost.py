@@ -17,22 +17,22 @@ from ssd1b.runtime import dtype_name
 from ssd1b.training.gradient_checkpointing import checkpointed_blocks
 
 BACKWARD = 2
-"""Multiplications of a backward pass for each one of the forward pass: for inputs and for weights."""
+"""MACs of a backward pass relative to the forward pass: gradients of inputs and of weights."""
 
 FLOAT32 = 4
 
 OPTIMISER_BYTES = {"adamw": 2 * FLOAT32, "adamw-8bit": 2, "adafactor": 0}
-"""Bytes for each weight: two averages of AdamW, or of its 8-bit kind; Adafactor's state is small."""
+"""Bytes per weight: AdamW keeps two averages, adamw-8bit two of one byte each; Adafactor's state is small."""
 
 _LONGEST_FORWARD = 10.0
-"""Most seconds to measure a forward pass; beyond that the rate of a matrix product is used."""
+"""Longest forward pass in seconds that is measured; beyond it, the rate of a matrix product is used."""
 
 _LONG_ENOUGH = 0.5
-"""Least seconds of the measured forward pass, at the best rate; one image keeps few cores busy."""
+"""Intended seconds of the measured forward pass at the best rate; a single image does not use all cores."""
 
 
-class Speed(NamedTuple):
-    """Multiply-accumulate operations per second, and how they were measured."""
+class Throughput(NamedTuple):
+    """Multiply-accumulate operations (MACs) per second, and how they were measured."""
 
     rate: float
     how: str
@@ -55,14 +55,14 @@ def memory(planned: PlannedStage, cells: int, dtype: torch.dtype, device: str) -
     Args:
         planned: the stage.
         cells: side of the latents.
-        dtype: in which both networks compute; the student's parameters are float32.
-        device: attention keeps its weights for the backward pass on a CPU, not on a GPU.
+        dtype: number format of both networks' computations; the student's parameters are float32.
+        device: on a CPU, attention keeps its weights for the backward pass; on a GPU, it does not.
     """
     count, settings = parameters(planned.layers.student), planned.stage.train
     found = {
         "student's weights": FLOAT32 * count,
         "gradients": FLOAT32 * count,
-        # Muon moves nearly all weights, and keeps one average of each gradient.
+        # Muon updates nearly all weights, and keeps one average of each gradient.
         "optimiser": count * (OPTIMISER_BYTES[settings.optimizer] if settings.muon_rate is None else FLOAT32),
         "averaged weights": FLOAT32 * count * (settings.ema_decay > 0),
         "teacher's weights": dtype.itemsize * parameters(planned.layers.teacher),
@@ -80,7 +80,7 @@ def memory(planned: PlannedStage, cells: int, dtype: torch.dtype, device: str) -
 
 
 def _rounded_at_once(layout: UNetLayout) -> int:
-    """Count the weights rounded at a time with gradient checkpointing: one block and all outside blocks."""
+    """Count the weights rounded at a time with gradient checkpointing: one block, and all outside blocks."""
     with torch.device("meta"):
         unet = UNet(layout)
     blocks = [sum(each.numel() for each in block.parameters()) for block in checkpointed_blocks(unet)]
@@ -95,9 +95,9 @@ def activations(
     Args:
         layout: of the student.
         cells: side of the latents.
-        dtype: in which it computes.
+        dtype: number format of the computation.
         device: see ``memory``.
-        checkpointed: keep the inputs of each block, and everything of the largest one.
+        checkpointed: with gradient checkpointing, the inputs of each block and all of the largest block.
     """
     with torch.device("meta"):
         unet = UNet(layout).to(dtype)
@@ -107,9 +107,9 @@ def activations(
         if isinstance(module, Attention):
             module.attend = kernel
     weights = {_storage(parameter) for parameter in unet.parameters()}
-    # Of the network and, last, of the running block; holding the storages keeps their addresses unique.
+    # Of the network and, last, of the current block; holding the storages keeps their addresses unique.
     kept: list[dict[int, torch.UntypedStorage]] = [{}]
-    again = [0]
+    recomputed = [0]
 
     def keep(tensor: Tensor) -> Tensor:
         if _storage(tensor) not in weights:
@@ -122,7 +122,7 @@ def activations(
         kept.append({})
 
     def leave(block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        again.append(_bytes(kept.pop()))
+        recomputed.append(_bytes(kept.pop()))
 
     if checkpointed:
         for block in checkpointed_blocks(unet):
@@ -130,38 +130,38 @@ def activations(
             block.register_forward_hook(leave)
     with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         unet(*inputs)
-    return _bytes(kept[0]) + max(again)
+    return _bytes(kept[0]) + max(recomputed)
 
 
 def _bytes(storages: dict[int, torch.UntypedStorage]) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
-def measured_speed(
+def measure_speed(
     teacher: Callable[[], UNet] | None, macs: int, cells: int, dtype: torch.dtype, device: str, *,
     batch_size: int,
-) -> Speed:  # fmt: skip
+) -> Throughput:  # fmt: skip
     """Measure the speed of a device: a forward pass of the teacher, or a matrix product without one.
 
     Args:
         teacher: loads the teacher.
-        macs: of its forward pass.
+        macs: of the teacher's forward pass for one image.
         cells: side of the latents.
-        dtype: in which to compute.
+        dtype: number format of the computation.
         device: to measure.
-        batch_size: of the training; fewer images are timed if they take long.
+        batch_size: of the training; fewer images are timed if they are slow.
     """
     product = _product_rate(dtype, device)
     if teacher is None or macs / product > _LONGEST_FORWARD:
-        return Speed(product, f"from the rate of a large matrix product in {dtype_name(dtype)}: at best")
+        return Throughput(product, f"upper bound from a large matrix product in {dtype_name(dtype)}")
     unet = teacher().to(device, dtype)
     count = max(1, min(batch_size, int(_LONG_ENOUGH * product / macs)))
     inputs = example_inputs(unet.layout, count, cells, cells).to(device, dtype)
     with torch.inference_mode():
         seconds = _timed(lambda: unet(*inputs), device) / count
-    return Speed(
+    return Throughput(
         macs / seconds,
-        f"from a forward pass of the teacher in {dtype_name(dtype)}, {seconds:.3g} s a picture",
+        f"from a forward pass of the teacher in {dtype_name(dtype)}, {seconds:.3g} s per image",
     )
 
 

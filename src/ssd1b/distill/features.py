@@ -1,4 +1,4 @@
-"""The features of teacher and student that are compared, and how they are captured."""
+"""Features of teacher and student: which ones are compared, and how they are captured."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,11 +10,11 @@ from ssd1b.distill.layer_map import LayerMap
 from ssd1b.layouts import UNetLayout
 
 Pairs = Mapping[str, str]
-"""Names of the student's modules, with the teacher's modules whose outputs they are to reproduce."""
+"""Names of the student's modules, with the teacher's modules whose outputs they should reproduce."""
 
 
 def no_features(layers: LayerMap) -> Pairs:
-    """Compare no features, only task and output."""
+    """Compare no features."""
     return {}
 
 
@@ -27,9 +27,9 @@ def layer_level(layers: LayerMap) -> Pairs:
     outer = {
         ours: theirs
         for ours, theirs in layers.modules.items()
-        if not ours.startswith("mid_block") and _is_layer(ours)
+        if not ours.startswith("mid_block") and ours.split(".")[-2] in ("resnets", "attentions")
     }
-    return outer | _middle(layers)
+    return outer if layers.student.mid is None else outer | {"mid_block": "mid_block"}
 
 
 def block_level(layers: LayerMap) -> Pairs:
@@ -71,14 +71,6 @@ def capture_outputs(network: nn.Module, names: Mapping[str, Any] | list[str]) ->
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _is_layer(name: str) -> bool:
-    return name.split(".")[-2] in ("resnets", "attentions")
-
-
-def _middle(layers: LayerMap) -> dict[str, str]:
-    return {} if layers.student.mid is None else {"mid_block": "mid_block"}
 
 
 def _ends(layout: UNetLayout) -> list[str]:

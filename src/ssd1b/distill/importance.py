@@ -41,17 +41,17 @@ def block_importance(unet: UNet, examples: Iterable[UNetInputs]) -> dict[str, fl
     sums, count = dict.fromkeys(names, 0.0), 0
     for inputs in examples:
         count += 1
-        whole = unet(*inputs).float()
+        expected = unet(*inputs).float()
         for name in tqdm(names, desc="importance", unit="block", disable=None, leave=False):
             with _skipped(unet.get_submodule(name)):
-                change = unet(*inputs).float() - whole
-            sums[name] += float(change.square().mean() / whole.square().mean())
+                change = unet(*inputs).float() - expected
+            sums[name] += float(change.square().mean() / expected.square().mean())
     if not count:
-        raise InputError("importance is measured on data: there are no examples")
+        raise InputError("importance cannot be measured: there are no examples")
     return {name: total / count for name, total in sums.items()}
 
 
-def fitted(
+def fit_layout(
     teacher: UNetLayout, importance: Mapping[str, float], share: float
 ) -> tuple[UNetLayout, dict[str, tuple[int, ...]]]:
     """Find a layout with at most a share of the teacher's parameters.
@@ -60,8 +60,8 @@ def fitted(
     keeps at least one block, but the middle block, as in SSD-1B, may lose all of them and its second resnet.
 
     diffusers' configuration has one number for the depths of the middle block and of the first transformer
-    before it. So each depth that both can have, and a middle block without any, is tried; the layout that
-    keeps most importance wins.
+    before it. Every depth that both can have, and a middle block without any, is tried; the layout that keeps
+    the most importance wins.
 
     Args:
         teacher: layout of the larger UNet.
@@ -76,7 +76,7 @@ def fitted(
     """
     if not 0 < share < 1:
         raise InputError(f"the share of parameters must lie between 0 and 1, got {share:g}")
-    # Without its blocks the middle loses the rest of the transformer and a resnet, too.
+    # A middle block without transformer blocks also loses its second resnet.
     whole, without_middle = parameters(teacher), parameters(replace(teacher, mid=teacher.mid and 0))
     budget = share * whole
     cost = _block_parameters(teacher)
@@ -105,7 +105,7 @@ def fitted(
     if least > budget:
         raise InputError(
             f"a budget of {budget:,.0f} parameters cannot be kept: "
-            f"with as few transformer blocks as can be, {least:,} are left"
+            f"with the fewest possible transformer blocks, {least:,} are left"
         )
 
     def worth(kept: Mapping[str, list[int]]) -> float:
@@ -141,7 +141,7 @@ def _skipped(block: nn.Module) -> Iterator[None]:
 
 
 def _block_parameters(layout: UNetLayout) -> dict[str, int]:
-    """Return the parameters of one block of each transformer, by the transformer's name."""
+    """Return the number of parameters of one block of each transformer, by the transformer's name."""
     return {
         name: sum(
             shape.numel() for key, shape in shapes(layout).items() if key.startswith(f"{name}.{BLOCKS}.0.")
@@ -151,7 +151,7 @@ def _block_parameters(layout: UNetLayout) -> dict[str, int]:
 
 
 def _with_depths(layout: UNetLayout, kept: Mapping[str, Sized]) -> UNetLayout:
-    """Return the layout with the number of blocks that are kept of each transformer."""
+    """Return the layout with the depths of the kept blocks."""
     depths = {name: len(blocks) for name, blocks in kept.items()}
     last = len(layout.levels) - 1
 

@@ -13,12 +13,12 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from ssd1b.errors import InputError, unknown
-from ssd1b.layouts import Level, UNetLayout
+from ssd1b.errors import InputError
+from ssd1b.layouts import UNetLayout
 from ssd1b.models.unet import UNet
 
-Choice = Callable[[str, int, int], tuple[int, ...]]
-"""``choice(transformer, depth, kept)``: which ``kept`` of a teacher's ``depth`` blocks to keep, in order.
+BlockRule = Callable[[str, int, int], tuple[int, ...]]
+"""``rule(transformer, depth, kept)``: indices of the ``kept`` blocks to keep out of ``depth``, in order.
 
 ``transformer`` is the teacher's name for the module, as ``down_blocks.2.attentions.0``.
 """
@@ -35,18 +35,18 @@ def inferred(transformer: str, depth: int, kept: int) -> tuple[int, ...]:
     """Keep the blocks that SSD-1B kept, inferred from the cosine similarity of its weights to SDXL's.
 
     These are 0, 1, 2 and 6 of ten blocks, and the first of two (laksjdjf, card of furusu/SSD-1B-anime; the
-    vendor published no map). If more are to be kept, the first of the others follow; if fewer, or if nothing
-    was inferred for the depth, the first are kept.
+    vendor published no map). To keep more, the first of the others are added; to keep fewer, or at a depth
+    for which nothing was inferred, the first are kept.
     """
     order = _INFERRED.get(depth, ())
     others = (block for block in range(depth) if block not in order)
     return tuple(sorted([*order, *others][:kept]))
 
 
-CHOICES: dict[str, Choice] = {"inferred": inferred, "first": first}
+BLOCK_RULES: dict[str, BlockRule] = {"inferred": inferred, "first": first}
 
 
-def explicit(blocks: Mapping[str, tuple[int, ...]], otherwise: Choice = inferred) -> Choice:
+def explicit(blocks: Mapping[str, tuple[int, ...]], otherwise: BlockRule = inferred) -> BlockRule:
     """Keep the blocks given for each of the teacher's transformers; ``otherwise`` chooses for the others."""
 
     def choose(transformer: str, depth: int, kept: int) -> tuple[int, ...]:
@@ -55,7 +55,7 @@ def explicit(blocks: Mapping[str, tuple[int, ...]], otherwise: Choice = inferred
     return choose
 
 
-def most_important(importance: Mapping[str, float]) -> Choice:
+def most_important(importance: Mapping[str, float]) -> BlockRule:
     """Keep the blocks whose removal changes the output most.
 
     Args:
@@ -70,8 +70,8 @@ def most_important(importance: Mapping[str, float]) -> Choice:
     return choose
 
 
-def among(earlier: "LayerMap", choice: Choice) -> Choice:
-    """Apply a choice, which counts the first teacher's blocks, to the blocks that earlier stages left.
+def within_remaining(earlier: "LayerMap", rule: BlockRule) -> BlockRule:
+    """Apply a rule, which counts the first teacher's blocks, to the blocks that earlier stages left.
 
     The rules prefer the same blocks whatever the number to keep, so several stages keep the same blocks as
     one.
@@ -84,13 +84,13 @@ def among(earlier: "LayerMap", choice: Choice) -> Choice:
         left = [int(block.rpartition(".")[2]) for block in blocks]
         wanted: tuple[int, ...] = ()
         for number in range(kept, depths[source] + 1):
-            wanted = choice(source, depths[source], number)
+            wanted = rule(source, depths[source], number)
             positions = tuple(left.index(block) for block in wanted if block in left)
             if len(positions) == kept:
                 return positions
         raise InputError(
-            f"of {source} the blocks {list(wanted)} are to be kept: "
-            f"they must be {kept} different ones of {left}, in rising order"
+            f"cannot keep the blocks {list(wanted)} of {source}: "
+            f"give {kept} different ones of {left}, in rising order"
         )
 
     return choose
@@ -98,7 +98,7 @@ def among(earlier: "LayerMap", choice: Choice) -> Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerMap:
-    """The student's modules and parameters, with those of the teacher that they are copied from.
+    """The teacher's module for each module of a student, from which it is copied.
 
     Attributes:
         student: layout of the smaller UNet.
@@ -112,20 +112,20 @@ class LayerMap:
     modules: dict[str, str]
 
     @classmethod
-    def between(cls, student: UNetLayout, teacher: UNetLayout, choice: Choice = inferred) -> "LayerMap":
+    def between(cls, student: UNetLayout, teacher: UNetLayout, rule: BlockRule = inferred) -> "LayerMap":
         """Find the map.
 
         Raises:
-            InputError: the student is not a part of the teacher (other widths, more layers), or ``choice``
+            InputError: the student is not a part of the teacher (other widths, more layers), or ``rule``
                 names blocks that the teacher does not have.
         """
         _check_widths(student, teacher)
-        pairs = dict(_modules(student, teacher, choice))
+        pairs = dict(_modules(student, teacher, rule))
         return cls(student=student, teacher=teacher, modules=pairs)
 
     @cached_property
     def keys(self) -> dict[str, str]:
-        """The teacher's key for each of the student's. Shapes are checked, without any weights.
+        """The teacher's key for each of the student's, with shapes checked; this needs no weights.
 
         Raises:
             InputError: a tensor of the student has another shape than the teacher's.
@@ -157,7 +157,7 @@ class LayerMap:
 
     @property
     def kept(self) -> dict[str, list[int]]:
-        """The kept blocks of each of the teacher's transformers; none if it is removed as a whole."""
+        """The kept blocks of each of the teacher's transformers; an empty list if all of it is removed."""
         found: dict[str, list[int]] = {name: [] for name in transformers(self.teacher)}
         for source in self.modules.values():
             transformer, _, block = source.rpartition(".transformer_blocks.")
@@ -175,7 +175,7 @@ class LayerMap:
         return LayerMap(student=self.student, teacher=earlier.teacher, modules=modules)
 
     def weights(self, teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the student's state dict, made of the teacher's tensors without copying."""
+        """Return the student's state dict, which shares the teacher's tensors."""
         return {key: teacher[source] for key, source in self.keys.items()}
 
 
@@ -199,17 +199,6 @@ def parameters(layout: UNetLayout) -> int:
     return sum(shape.numel() for shape in shapes(layout).values())
 
 
-def choose(name: str) -> Choice:
-    """Return the rule of a name.
-
-    Raises:
-        InputError: there is no such rule.
-    """
-    if name not in CHOICES:
-        raise unknown("choice of blocks", name, CHOICES)
-    return CHOICES[name]
-
-
 @lru_cache(maxsize=64)
 def shapes(layout: UNetLayout) -> Mapping[str, torch.Size]:
     """Return the shape of each of a UNet's tensors."""
@@ -218,23 +207,28 @@ def shapes(layout: UNetLayout) -> Mapping[str, torch.Size]:
 
 
 def _check_widths(student: UNetLayout, teacher: UNetLayout) -> None:
+    """Check everything that ``LayerMap.keys`` would report less clearly, or not at all."""
     widths = [tuple(level.channels for level in layout.levels) for layout in (student, teacher)]
     if widths[0] != widths[1]:
         raise InputError(f"the student's levels have {widths[0]} channels, the teacher's {widths[1]}")
     for name in ("head_dim", "cross_attention_dim", "pooled_dim", "time_ids_dim", "norm_groups",
-                 "guidance_embed_dim", "in_channels", "out_channels"):  # fmt: skip
+                 "in_channels", "out_channels"):  # fmt: skip
         ours, theirs = getattr(student, name), getattr(teacher, name)
         if ours != theirs:
             raise InputError(f"the student's {name} is {ours}, the teacher's {theirs}")
 
 
-def _modules(student: UNetLayout, teacher: UNetLayout, choice: Choice) -> Iterator[tuple[str, str]]:
+def _modules(student: UNetLayout, teacher: UNetLayout, rule: BlockRule) -> Iterator[tuple[str, str]]:
     count = len(teacher.levels)
     for index, (ours, theirs) in enumerate(zip(student.levels, teacher.levels, strict=True)):
         last = index == count - 1
         sides = {
             f"down_blocks.{index}": (ours.down, theirs.down, tuple(range(len(ours.down)))),
-            f"up_blocks.{count - 1 - index}": (ours.up, theirs.up, _kept_on_the_way_up(ours, theirs)),
+            f"up_blocks.{count - 1 - index}": (
+                ours.up,
+                theirs.up,
+                (*range(len(ours.up) - 1), len(theirs.up) - 1),
+            ),
         }
         for block, (depths, of, kept) in sides.items():
             if len(depths) > len(of):
@@ -244,7 +238,7 @@ def _modules(student: UNetLayout, teacher: UNetLayout, choice: Choice) -> Iterat
             for position, source in enumerate(kept):
                 yield f"{block}.resnets.{position}", f"{block}.resnets.{source}"
                 names = (f"{block}.attentions.{position}", f"{block}.attentions.{source}")
-                yield from _blocks(*names, depths[position], of[source], choice)
+                yield from _blocks(*names, depths[position], of[source], rule)
         if not last:
             yield f"down_blocks.{index}.downsamplers.0", f"down_blocks.{index}.downsamplers.0"
         if index:
@@ -256,24 +250,20 @@ def _modules(student: UNetLayout, teacher: UNetLayout, choice: Choice) -> Iterat
         for position in range(2 if student.mid else 1):
             yield f"mid_block.resnets.{position}", f"mid_block.resnets.{position}"
         name = "mid_block.attentions.0"
-        yield from _blocks(name, name, student.mid, teacher.mid, choice)
+        yield from _blocks(name, name, student.mid, teacher.mid, rule)
 
 
-def _kept_on_the_way_up(ours: Level, theirs: Level) -> tuple[int, ...]:
-    return (*range(len(ours.up) - 1), len(theirs.up) - 1)
-
-
-def _blocks(ours: str, theirs: str, depth: int, of: int, choice: Choice) -> Iterator[tuple[str, str]]:
+def _blocks(ours: str, theirs: str, depth: int, of: int, rule: BlockRule) -> Iterator[tuple[str, str]]:
     """Yield the pairs of a transformer and its blocks."""
     if depth > of:
         raise InputError(f"{ours} has {depth} transformer blocks in the student, {theirs} has {of}")
     if not depth:
         return
-    kept = choice(theirs, of, depth)
+    kept = rule(theirs, of, depth)
     if len(kept) != depth or sorted(set(kept)) != list(kept) or not 0 <= kept[0] <= kept[-1] < of:
         raise InputError(
-            f"of {theirs} the blocks {list(kept)} are to be kept: "
-            f"they must be {depth} different ones of 0 to {of - 1}, in rising order"
+            f"cannot keep the blocks {list(kept)} of {theirs}: "
+            f"give {depth} different ones of 0 to {of - 1}, in rising order"
         )
     yield ours, theirs
     for position, source in enumerate(kept):

@@ -20,11 +20,11 @@ class Weights:
     """Weights of the kinds of terms; the vendor's script has 1, 0.5 and 0.5.
 
     Attributes:
-        task: weight of the error in the noise (or whatever the model predicts).
+        task: weight of the error in the prediction (usually of the noise).
         output: weight of the difference from the teacher's prediction.
         features: weight of the sum of the differences from the teacher's features.
         normalised: divide each feature's term by the mean square of the teacher's feature, so that the
-            largest ones do not drown the others (LAPTOP-Diff, 2404.11098).
+            largest ones do not dominate (LAPTOP-Diff, 2404.11098).
     """
 
     task: Weight = 1.0
@@ -33,9 +33,9 @@ class Weights:
     normalised: Flag = False
 
     def __post_init__(self) -> None:
-        """Check what no field can say by itself."""
+        """Check combinations of fields."""
         if not self.task + self.output + self.features:
-            raise InputError("all weights are 0: there is nothing to learn from")
+            raise InputError("all weights are 0: at least one must be positive")
 
 
 def distillation_terms(
@@ -47,11 +47,11 @@ def distillation_terms(
     features: Mapping[str, tuple[Tensor, Tensor]],
     sample_weights: Tensor,
 ) -> dict[str, Tensor]:
-    """The loss and its terms.
+    """Compute the loss and its terms.
 
     Args:
         weights: of the kinds of terms.
-        target: what the model is to predict, ``[B, 4, H, W]``.
+        target: the model's target, ``[B, 4, H, W]``.
         predicted: the student's prediction.
         predicted_by_teacher: the teacher's prediction.
         features: the student's and the teacher's features, by the student's name for the module.

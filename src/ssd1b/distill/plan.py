@@ -4,16 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ssd1b.distill.importance import BLOCKS, fitted
+from ssd1b.distill.importance import BLOCKS, fit_layout
 from ssd1b.distill.layer_map import (
-    CHOICES,
-    Choice,
+    BLOCK_RULES,
+    BlockRule,
     LayerMap,
-    among,
     explicit,
     most_important,
     parameters,
     transformers,
+    within_remaining,
 )
 from ssd1b.distill.stages import IMPORTANCE, Depths, Stage, read_depths, share_of
 from ssd1b.errors import InputError, unknown
@@ -37,7 +37,7 @@ class PlannedStage:
 
 
 def with_target(stages: Sequence[Stage], student: str | None, teacher: UNetLayout) -> list[Stage]:
-    """Let the last stage end with ``student``.
+    """Make ``student`` the student of the last stage.
 
     Raises:
         InputError: the last stage has another student, no student is given, or an earlier stage has none.
@@ -45,17 +45,15 @@ def with_target(stages: Sequence[Stage], student: str | None, teacher: UNetLayou
     *earlier, last = stages
     for number, stage in enumerate(earlier, 1):
         if stage.student is None:
-            raise InputError(
-                f"stage {number} does not say what it ends with: only the last one may leave it out"
-            )
+            raise InputError(f"stage {number} has no student: only the last stage may leave it out")
     if last.student is None and student is None:
-        raise InputError("missing option '--student': no stage says what the last one ends with")
+        raise InputError("missing option '--student': the last stage has no student")
     if last.student is None or student is None:
         return [*earlier, replace(last, student=last.student or student)]
-    both = [each if share_of(each) else arranged(each, teacher) for each in (last.student, student)]
+    both = [each if share_of(each) else student_layout(each, teacher) for each in (last.student, student)]
     if both[0] != both[1]:
         raise InputError(
-            f"the last stage ends with {last.student!r}, not with {student!r}: leave one of them out"
+            f"the last stage's student is {last.student!r}, not {student!r}: leave one of them out"
         )
     return list(stages)
 
@@ -75,11 +73,13 @@ def plan(
         InputError: a layout does not exist or is not a part of the one it is cut from, a budget cannot be
             kept, there is nothing to remove, or diffusers has no configuration for the final layout.
     """
-    asked = any(stage.keep == IMPORTANCE or share_of(stage.student) is not None for stage in stages)
-    if not asked:
+    needs_importance = any(
+        stage.keep == IMPORTANCE or share_of(stage.student) is not None for stage in stages
+    )
+    if not needs_importance:
         return _planned(teacher, stages, {})
     if measure is None:
-        raise InputError("importance is measured on data: this needs the teacher's weights, and --data")
+        raise InputError("measuring importance needs the teacher's weights, and --data")
     names = (
         f"{name}.{BLOCKS}.{block}" for name, depth in transformers(teacher).items() for block in range(depth)
     )
@@ -90,23 +90,23 @@ def plan(
 def _planned(
     teacher: UNetLayout, stages: Sequence[Stage], importance: Mapping[str, float]
 ) -> list[PlannedStage]:
-    whole = LayerMap.between(teacher, teacher)
+    identity = LayerMap.between(teacher, teacher)
     planned: list[PlannedStage] = []
     for number, stage in enumerate(stages, 1):
-        before = planned[-1].layers if planned else whole
+        before = planned[-1].layers if planned else identity
         try:
             cut = _cut(before, stage, importance)
         except InputError as error:
             source = f"the student of stage {number - 1}" if planned else "the teacher"
-            raise InputError(f"stage {number} is to be cut out of {source}: {error}") from None
+            raise InputError(f"stage {number} cannot be cut from {source}: {error}") from None
         planned.append(PlannedStage(stage=stage, cut=cut, layers=cut.through(before)))
     if not planned[-1].layers.removed:
-        raise InputError("nothing is removed: the student has all that the teacher has")
+        raise InputError("nothing is removed: the student has all layers of the teacher")
     unet_config(planned[-1].layers.student, 1)
     return planned
 
 
-def arranged(student: str | Depths, teacher: UNetLayout) -> UNetLayout:
+def student_layout(student: str | Depths, teacher: UNetLayout) -> UNetLayout:
     """Return the layout of a topology at the teacher's widths.
 
     Args:
@@ -137,7 +137,7 @@ def arranged(student: str | Depths, teacher: UNetLayout) -> UNetLayout:
             for channels, down, up in zip(widths, student.down, student.up, strict=True)
         )
     except ValueError as error:
-        raise InputError(f"depths that make no layout: {error}") from None
+        raise InputError(f"invalid depths: {error}") from None
     return replace(teacher, levels=levels, mid=None if student.mid == "none" else student.mid)
 
 
@@ -145,20 +145,20 @@ def _cut(before: LayerMap, stage: Stage, importance: Mapping[str, float]) -> Lay
     assert stage.student is not None
     share = share_of(stage.student)
     if share is None:
-        layout = arranged(stage.student, before.teacher)
-        choice = among(before, _choice(stage, before.teacher, importance))
-        return LayerMap.between(layout, before.student, choice)
+        layout = student_layout(stage.student, before.teacher)
+        rule = within_remaining(before, _choice(stage, before.teacher, importance))
+        return LayerMap.between(layout, before.student, rule)
     left = {ours: importance[theirs] for ours, theirs in before.modules.items() if f".{BLOCKS}." in ours}
-    # The share is of the first teacher's parameters.
-    of_what_is_left = share * parameters(before.teacher) / parameters(before.student)
-    if of_what_is_left >= 1:
-        raise InputError(f"{share:.0%} of the parameters are no less than earlier stages have left")
-    layout, kept = fitted(before.student, left, of_what_is_left)
+    # The share refers to the first teacher's parameters.
+    share_of_rest = share * parameters(before.teacher) / parameters(before.student)
+    if share_of_rest >= 1:
+        raise InputError(f"earlier stages already leave no more than {share:.0%} of the parameters")
+    layout, kept = fit_layout(before.student, left, share_of_rest)
     return LayerMap.between(layout, before.student, explicit(kept))
 
 
-def _choice(stage: Stage, teacher: UNetLayout, importance: Mapping[str, float]) -> Choice:
-    rule = most_important(importance) if stage.keep == IMPORTANCE else CHOICES[stage.keep or "inferred"]
+def _choice(stage: Stage, teacher: UNetLayout, importance: Mapping[str, float]) -> BlockRule:
+    rule = most_important(importance) if stage.keep == IMPORTANCE else BLOCK_RULES[stage.keep or "inferred"]
     for name in stage.blocks:
         if name not in (known := transformers(teacher)):
             raise unknown("transformer", name, known)

@@ -13,7 +13,7 @@ import torch
 
 from ssd1b.distill.importance import block_importance
 from ssd1b.distill.plan import PlannedStage
-from ssd1b.distill.teacher import described, objective_of
+from ssd1b.distill.teacher import objective_of, teacher_record
 from ssd1b.distill.train import distill, student_of
 from ssd1b.distill.validation import make_sample_validator
 from ssd1b.errors import ConflictError, InputError
@@ -38,39 +38,39 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Data = Callable[[VAE, TextEncoders, LoopSettings], Batches[LatentBatch]]
-"""Makes the batches of a stage from a teacher's VAE (float32, on the device) and text encoders."""
+"""Creates the batches of a stage from a teacher's VAE (float32, on the device) and text encoders."""
 
-CONFIG = "distill.json"
+CONFIG_FILE = "distill.json"
 """File in the run's folder with everything that decides the run."""
 
-IMPORTANCE = "importance.json"
-MODEL, MODEL_FILE = "model", "model.safetensors"
+IMPORTANCE_FILE = "importance.json"
+MODEL_FOLDER, MODEL_FILE = "model", "model.safetensors"
 _ENCODING_MINUTES = 7 * 24 * 60.0
 EXAMPLES, EXAMPLE_SIZE = 8, 8
 """Number of batches, and of images in each, on which importance is measured."""
 
 
-class Made(NamedTuple):
+class StudentFiles(NamedTuple):
     """The results of a distillation: the model as a folder, and as one file if the format allows it."""
 
     folder: Path
     file: Path | None
 
 
-def measured_importance(
+def measure_importance(
     teacher: Model, data: Data, device: str, *, source: str, out: Path | None = None
 ) -> dict[str, float]:
-    """Measure the importance of the teacher's blocks on data; it is kept in ``out``.
+    """Measure the importance of the teacher's blocks on data; with ``out``, store it there and reuse it.
 
     Args:
         teacher: whose UNet is measured.
-        data: as ``run`` takes it.
-        device: where to compute.
+        data: see ``run``.
+        device: to compute on.
         source: name of the data.
         out: folder of the run.
     """
-    of = {**described(teacher), "data": source}
-    path = out and out / IMPORTANCE
+    of = {**teacher_record(teacher), "data": source}
+    path = out and out / IMPORTANCE_FILE
     if path and path.exists() and (remembered := read_json(path))["of"] == of:
         return remembered["blocks"]
     dtype = training_dtype(device)
@@ -88,62 +88,58 @@ def measured_importance(
     return found
 
 
-def check_free(out: Path, *, resume: bool, overwrite: bool = False) -> None:
-    """Check that ``out`` holds no run, or one to resume, and nothing else under a result's name.
+def check_run_folder(out: Path, *, resume: bool, overwrite: bool = False) -> None:
+    """Check that ``out`` contains no run, or one to resume, and nothing else under a result's name.
 
     Raises:
         InputError: there is a run and ``resume`` is False, or a file that no run wrote is in the way.
     """
-    if _begun(out) and not resume:
-        raise ConflictError(f"{out} holds a run already: go on with --resume, or name another folder")
-    for name in (MODEL, MODEL_FILE, IMPORTANCE, *([] if _begun(out) else [CONFIG])):
+    if _has_run(out) and not resume:
+        raise ConflictError(
+            f"{out} already contains a run: continue it with --resume, or name another folder"
+        )
+    for name in (MODEL_FOLDER, MODEL_FILE, IMPORTANCE_FILE, *([] if _has_run(out) else [CONFIG_FILE])):
         check_renewable(out / name, overwrite=overwrite)
 
 
-def claim(out: Path, config: Mapping[str, Any]) -> None:
-    """Write what decides a run into ``out``, or check that it is the run being resumed.
+def record_config(out: Path, config: Mapping[str, Any]) -> None:
+    """Write a run's configuration into ``out``, or check it against that of the run being resumed.
 
     Raises:
-        InputError: it is a run with other settings.
+        InputError: ``out`` contains a run with another configuration.
     """
-    path = out / CONFIG
+    path = out / CONFIG_FILE
     plain = json.loads(json.dumps(config))
-    if not _begun(out):
+    if not _has_run(out):
         with renewing(path) as aside:
             write_json(aside, {**plain, "ssd1b_version": version("ssd1b")})
         return
     there = read_json(path)
     if other := [name for name in plain if there.get(name) != plain[name]]:
-        raise ConflictError(f"{out} holds a run with other {', '.join(other)}: name another folder")
+        raise ConflictError(f"{out} contains a run with other {', '.join(other)}: name another folder")
 
 
-def _begun(out: Path) -> bool:
+def _has_run(out: Path) -> bool:
     """Return whether training began in ``out``; a run whose data were unusable leaves only its plan."""
-    return (out / CONFIG).exists() and any(out.glob("stage-*"))
+    return (out / CONFIG_FILE).exists() and any(out.glob("stage-*"))
 
 
 def config_of(
     teachers: Mapping[str | None, Model], data: str, planned: Sequence[PlannedStage]
 ) -> dict[str, Any]:
-    """Return everything that decides a run, and the kept blocks of each transformer, for ``claim``."""
+    """Return the configuration of a run, with the kept blocks of each transformer."""
     stages = [
         asdict(each.stage) | {"layout": asdict(each.layers.student), "kept": each.layers.kept}
         for each in planned
     ]
-    models = {name: described(each) for name, each in teachers.items()}
+    models = {name: teacher_record(each) for name, each in teachers.items()}
     return {"teachers": [*models.values()], "data": data, "stages": stages}
 
 
 def run(
-    out: Path,
-    planned: Sequence[PlannedStage],
-    teachers: Mapping[str | None, Model],
-    data: Data,
-    *,
-    device: str = "cpu",
-    resume: bool = False,
-    overwrite: bool = False,
-) -> Made:
+    out: Path, planned: Sequence[PlannedStage], teachers: Mapping[str | None, Model], data: Data, *,
+    device: str = "cpu", resume: bool = False, overwrite: bool = False,
+) -> StudentFiles:  # fmt: skip
     """Cut and train stage after stage, then write the student with the other networks of its last teacher.
 
     A finished stage leaves ``stage-N/student.safetensors`` and is not run again. Started by ``torchrun``,
@@ -165,9 +161,9 @@ def run(
     for each in teachers.values():
         if each.layout.unet != layout:
             raise InputError(
-                f"{each.name} has another layout than {teachers[None].name}: no stage can learn from both"
+                f"{each.name} and {teachers[None].name} have different layouts: teachers must have the same"
             )
-    together = joined(device)
+    together = join_processes(device)
     for each in planned:
         check_shares(each.stage.train, together.num_processes)
     for number, each in enumerate(planned, 1):
@@ -175,19 +171,19 @@ def run(
         if not _weights(folder).exists():
             teacher = teachers[each.stage.teacher]
             unet = teacher.network("unet")
-            before = unet if number == 1 else _loaded(each.cut.teacher, out / f"stage-{number - 1}")
+            before = unet if number == 1 else _load_student(each.cut.teacher, out / f"stage-{number - 1}")
             student = student_of(before, each.cut).float()
             _train(folder, each, unet, student, teacher, data, together, device=device, resume=resume)
         together.wait_for_everyone()
     last = planned[-1]
-    student = _loaded(last.layers.student, out / f"stage-{len(planned)}")
+    student = _load_student(last.layers.student, out / f"stage-{len(planned)}")
     if together.is_main_process:
         write_model(out, student, teachers[last.stage.teacher], overwrite=overwrite)
     together.wait_for_everyone()
-    return _made(out, teachers[last.stage.teacher])
+    return _student_files(out, teachers[last.stage.teacher])
 
 
-def joined(device: str) -> "Accelerator":
+def join_processes(device: str) -> "Accelerator":
     """Join the processes that ``torchrun`` started, before anything is moved to their devices.
 
     They wait for the first one to encode images for as long as that takes. In the training itself the loop
@@ -217,7 +213,7 @@ def _train(
             write_tensors(aside, trained.state_dict(), {})
 
 
-def write_model(out: Path, student: UNet, teacher: Model, *, overwrite: bool = False) -> Made:
+def write_model(out: Path, student: UNet, teacher: Model, *, overwrite: bool = False) -> StudentFiles:
     """Write the student with its teacher's other networks, tokenizers, scheduler and settings.
 
     A model that this function wrote there earlier is replaced; with ``overwrite`` so is any other file, but
@@ -231,7 +227,7 @@ def write_model(out: Path, student: UNet, teacher: Model, *, overwrite: bool = F
     parts = {part: read_part(teacher.checkpoint, part) for part in PARTS if part != "unet"}
     dtype = teacher.checkpoint.part("unet").dtype
     parts["unet"] = {name: tensor.to(dtype) for name, tensor in student.state_dict().items()}
-    made = _made(out, teacher)
+    made = _student_files(out, teacher)
     with renewing(made.folder) as aside:
         save_folder(aside, info, parts)
         images = teacher.path / IMAGE_ENCODER
@@ -243,17 +239,17 @@ def write_model(out: Path, student: UNet, teacher: Model, *, overwrite: bool = F
     return made
 
 
-def _made(out: Path, teacher: Model) -> Made:
+def _student_files(out: Path, teacher: Model) -> StudentFiles:
     layout = teacher.layout
     clip = {layout.text_encoder.vocab_size, layout.text_encoder_2.vocab_size} == {VOCABULARY_SIZE}
-    return Made(out / MODEL, out / MODEL_FILE if clip else None)
+    return StudentFiles(out / MODEL_FOLDER, out / MODEL_FILE if clip else None)
 
 
 def _weights(folder: Path) -> Path:
     return folder / "student.safetensors"
 
 
-def _loaded(layout: UNetLayout, folder: Path) -> UNet:
+def _load_student(layout: UNetLayout, folder: Path) -> UNet:
     with torch.device("meta"):
         unet = UNet(layout)
     unet.load_state_dict(read_tensors(_weights(folder)), assign=True)

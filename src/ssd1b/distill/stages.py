@@ -1,10 +1,10 @@
-"""The stages of a distillation as data: what is cut, what is compared, how long it is trained.
+"""The stages of a distillation: layers to keep, features to compare, training; and their TOML files.
 
-[train]                          # of every stage: fields of LoopSettings
+[train]                          # defaults of all stages: fields of LoopSettings
 batch_size = 32
 
-[[stages]]                       # each begins where the one before ended
-student = "75%"                  # of the teacher's parameters, filled by importance
+[[stages]]                       # each starts from the student of the one before
+student = "75%"                  # of the teacher's parameters, chosen by importance
 
 [[stages]]
 student = "ssd-1b"               # or a layout file, or { mid = 0, down = [...], up = [...] }
@@ -14,7 +14,7 @@ features = "layer"               # or "block", "self-attention", "none"
 teacher = "path/to/another"      # of the same layout as the first
 weights = { task = 1.0, output = 0.5, features = 0.5, normalised = false }
 train = { steps = 5000, validation_steps = 500 }
-captions = ["a lighthouse at dusk"]   # drawn at each validation
+captions = ["a lighthouse at dusk"]   # generated at each validation
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ssd1b.distill.features import LEVELS
-from ssd1b.distill.layer_map import CHOICES
+from ssd1b.distill.layer_map import BLOCK_RULES
 from ssd1b.distill.losses import Weights
 from ssd1b.errors import InputError, NotFoundError, prefix_errors, shown, unknown
 from ssd1b.files import expand_path
@@ -36,19 +36,19 @@ TRAIN = LoopSettings(
     steps=10_000, batch_size=16, learning_rate=1e-4, betas=(0.9, 0.999), warmup_share=0.05,
     decay_steps=2_000, decay_share=0.2, ema_decay=0.9995, checkpoint_steps=500,
 )  # fmt: skip
-"""The vendor's rate, batch and warm-up (``distill_sdxl.py``); it has neither decay nor averaging."""
+"""Rate, batch size and warm-up are those of the vendor's ``distill_sdxl.py``, without decay or averaging."""
 
-USUAL = Weights()
+DEFAULT_WEIGHTS = Weights()
 
-MOST_STAGES = 100
+MAX_STAGES = 100
 
 Depth = Annotated[int, Range(0, 100)]
 Levels = Items(1, 8)
 Blocks = Annotated[tuple[Depth, ...], Items(0, 100)]
 
 IMPORTANCE = "importance"
-RULES = (*CHOICES, IMPORTANCE)
-"""What chooses the blocks that stay."""
+RULES = (*BLOCK_RULES, IMPORTANCE)
+"""Rules that choose the blocks to keep."""
 
 _SHIPPED = Path(__file__).parent.parent / "data" / "stages"
 
@@ -56,12 +56,13 @@ _SHIPPED = Path(__file__).parent.parent / "data" / "stages"
 @validated
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Depths:
-    """A topology: by level, finest first, as in ``layouts.Level``; also what a layout file holds.
+    """The depths of a UNet by level, finest first, as in ``layouts.Level``; the format of a layout file.
 
     Attributes:
-        mid: depth in the middle block, 0 for a single resnet, "none" for no middle block.
-        down: on the way down; up: on the way up, in the order of execution.
-        channels: widths of the levels; None = the teacher's.
+        mid: depth of the middle block; 0 for a single resnet, "none" for no middle block.
+        down: depths on the way down.
+        up: depths on the way up, in the order of execution.
+        channels: widths of the levels; None takes the teacher's.
     """
 
     mid: Depth | Literal["none"]
@@ -70,51 +71,51 @@ class Depths:
     channels: Annotated[tuple[Annotated[int, Range(1, 65_536)], ...], Levels] | None = None
 
     def __post_init__(self) -> None:
-        """Check what no field can say by itself."""
+        """Check combinations of fields."""
         if not len(self.down) == len(self.up) == len(self.channels or self.down):
-            raise InputError("down, up and channels must speak of the same number of levels")
+            raise InputError("down, up and channels must have the same number of levels")
 
 
 @validated
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One stage: cut, then train.
+    """One stage of a distillation: remove layers, then train.
 
     Attributes:
-        student: what it ends with: a name, a layout file, a share as "50%", or depths. None is what the
-            distillation is to end with.
-        keep: the rule that chooses which blocks stay, one of ``RULES``; None is "inferred", or "importance"
+        student: the stage's student: a name, a layout file, a share as "50%", or depths. None, in the last
+            stage, is the distillation's.
+        keep: the rule that chooses the blocks to keep, one of ``RULES``; None is "inferred", or "importance"
             for a share.
-        blocks: those that stay, by the transformer, both in the teacher's counting; the rule chooses for the
-            others.
-        features: which are compared, a key of ``LEVELS``.
-        weights: of the terms of the loss.
+        blocks: blocks to keep by transformer, numbered as in the teacher; the rule chooses for other
+            transformers.
+        features: features to compare, a key of ``LEVELS``.
+        weights: weights of the loss's terms.
         teacher: a model; None is the distillation's.
-        train: the loop's settings.
-        captions: of the pictures that the student draws every ``train.validation_steps``.
+        train: settings of the training loop.
+        captions: prompts of the images that the student generates every ``train.validation_steps``.
     """
 
     student: Text | Depths | None = None
-    keep: Annotated[str, OneOf("choice of blocks", RULES)] | None = None
+    keep: Annotated[str, OneOf("block rule", RULES)] | None = None
     blocks: Mapping[str, Blocks] = field(default_factory=dict)
     features: Annotated[str, OneOf("level of features", LEVELS)] = "layer"
-    weights: Weights = USUAL
+    weights: Weights = DEFAULT_WEIGHTS
     teacher: Text | None = None
     train: LoopSettings = TRAIN
     captions: Annotated[tuple[Text, ...], Items(0, 100)] = ()
 
     def __post_init__(self) -> None:
-        """Check what no field can say by itself."""
+        """Check combinations of fields."""
         if self.train.validation_steps is not None and not self.captions:
-            raise InputError("validation_steps needs captions: what is to be drawn")
+            raise InputError("validation_steps needs captions to generate")
         if share_of(self.student) is not None and (self.blocks or self.keep not in (None, IMPORTANCE)):
             raise InputError(
-                "of a share of the parameters, importance chooses the blocks: leave keep and blocks out"
+                "with a share of the parameters, importance chooses the blocks: leave keep and blocks out"
             )
 
 
 def share_of(student: str | Depths | None) -> float | None:
-    """The share that "50%" says; None for whatever is no budget."""
+    """Return the share of a text such as "50%"; None for any other student."""
     if not isinstance(student, str) or not student.endswith("%"):
         return None
     try:
@@ -127,10 +128,10 @@ def share_of(student: str | Depths | None) -> float | None:
 
 
 def read_stages(name: str) -> list[Stage]:
-    """Read stages that come with the package, by name, or a TOML file.
+    """Read shipped stages by name, or a TOML file.
 
     Raises:
-        InputError: there are no such stages, or what the file says is not allowed.
+        InputError: there are no such stages, or the file is invalid.
     """
     shipped = {path.stem: path for path in _SHIPPED.glob("*.toml")}
     path = shipped.get(name) or Path(expand_path(name))
@@ -142,10 +143,10 @@ def read_stages(name: str) -> list[Stage]:
             raise unknown(f"key in {path}", key, ("train", "stages"))
     stages = table.get("stages")
     if not isinstance(stages, list) or not stages:
-        raise InputError(f"{path} holds no stages: each is a table [[stages]]")
-    if len(stages) > MOST_STAGES:
-        raise InputError(f"{path} holds {len(stages)} stages: allowed are {MOST_STAGES}")
-    common = _trained(TRAIN, table.get("train", {}), f"train of {path}")
+        raise InputError(f"{path} has no stages: each is a table [[stages]]")
+    if len(stages) > MAX_STAGES:
+        raise InputError(f"{path} has {len(stages)} stages: allowed are {MAX_STAGES}")
+    common = _with_changes(TRAIN, table.get("train", {}), f"train of {path}")
     return [_stage(each, common, f"stage {number} of {path}") for number, each in enumerate(stages, 1)]
 
 
@@ -153,13 +154,13 @@ def read_depths(path: Path) -> Depths:
     """Read a layout file.
 
     Raises:
-        InputError: it cannot be read or is no layout.
+        InputError: it cannot be read or is not a layout.
     """
     return parse(Depths, read_table(path), str(path))
 
 
-def retimed(stages: list[Stage], steps: int) -> list[Stage]:
-    """Share out another number of steps in all, in the proportion of the stages' own.
+def with_total_steps(stages: list[Stage], steps: int) -> list[Stage]:
+    """Distribute a total number of steps in proportion to the stages' own.
 
     Raises:
         InputError: a stage's warm-up or decay, given as a number of steps, no longer fits.
@@ -174,13 +175,13 @@ def retimed(stages: list[Stage], steps: int) -> list[Stage]:
 
 def _stage(table: Any, common: LoopSettings, where: str) -> Stage:
     if isinstance(table, Mapping):
-        train = _trained(common, table.get("train", {}), f"train of {where}")
+        train = _with_changes(common, table.get("train", {}), f"train of {where}")
         table = {**table, "train": fitting(train, where)}
     return parse(Stage, table, where)
 
 
-def _trained(settings: LoopSettings, table: Any, where: str) -> LoopSettings:
-    """The settings with a table's changes; a number of steps takes the place of a share, and the reverse."""
+def _with_changes(settings: LoopSettings, table: Any, where: str) -> LoopSettings:
+    """Return the settings with a table's changes; a number of steps replaces a share, and vice versa."""
     if not isinstance(table, Mapping):
         raise InputError(f"{where} is {shown(table)}: it must be a table")
     changes = dict(table)
@@ -194,11 +195,11 @@ def _trained(settings: LoopSettings, table: Any, where: str) -> LoopSettings:
 
 
 def fitting(settings: LoopSettings, where: str) -> LoopSettings:
-    """Give the settings back if warm-up and decay have room in their steps."""
+    """Return the settings if warm-up and decay fit into their steps."""
     for name in ("warmup", "decay"):
         if (number := getattr(settings, f"{name}_steps")) > settings.steps:
             raise InputError(
                 f"{name}_steps is {number} in {where}, which has {settings.steps} steps: "
-                f"a share of them is asked for by {name}_share, as 0.05"
+                f"set a share with {name}_share, as 0.05"
             )
     return settings

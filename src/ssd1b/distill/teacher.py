@@ -1,4 +1,4 @@
-"""The model that a student learns from."""
+"""The teacher: the model from which a student learns."""
 
 import torch
 
@@ -10,39 +10,41 @@ from ssd1b.training.objective import Objective
 
 
 def find_teacher(name: str, *, offline: bool = False, prediction: str | None = None) -> Model:
-    """Find a model to learn from; arguments as those of ``Model.find``.
+    """Find a teacher; arguments are those of ``Model.find``.
 
     Raises:
-        InputError: there is none, it is not whole, or its UNet takes more than latents and text.
+        InputError: there is no such model, it is incomplete, or its UNet takes more than latents and text.
     """
     teacher = Model.find(name, offline=offline, prediction=prediction)
     check_teacher(teacher.layout.unet)
     return teacher
 
 
-def described(teacher: Model) -> dict[str, str | None]:
-    """Name a teacher in the files of a run."""
+def teacher_record(teacher: Model) -> dict[str, str | None]:
+    """Return what identifies a teacher in the files of a run."""
     prediction = {} if teacher.prediction is None else {"prediction": teacher.prediction}
     return {"model": teacher.name, "commit": teacher.commit, **prediction}
 
 
 def objective_of(teacher: Model, text: TextEncoders, device: str, dtype: torch.dtype) -> Objective:
-    """Make the objective of a student: its teacher's text encoders and noise schedule."""
+    """Return a student's objective, with its teacher's text encoders and noise schedule."""
     return Objective(text=text, device=device, dtype=dtype, schedule=teacher.info.noise_schedule)
 
 
 def check_teacher(layout: UNetLayout) -> None:
-    """Check that a teacher predicts the noise itself; a student may well embed the guidance scale.
+    """Check that a teacher does not embed the guidance scale.
 
     Raises:
         InputError: the UNet embeds the guidance scale.
     """
     if layout.guidance_embed_dim is not None:
-        raise InputError("the teacher embeds the guidance scale (LCM): take the model it was made from")
+        raise InputError(
+            "the teacher embeds the guidance scale (LCM): use the model from which it was distilled"
+        )
 
 
 def find_or_describe(name: str) -> tuple[ModelLayout, Model | None]:
-    """Give a teacher's layout, and the teacher itself if it is on disk; nothing is downloaded.
+    """Return a teacher's layout, and the teacher if it is on disk; nothing is downloaded.
 
     Raises:
         InputError: neither a model on disk nor a layout of that name.

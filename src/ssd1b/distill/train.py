@@ -1,4 +1,4 @@
-"""One stage of a distillation: a student learns from the data, and from its teacher's outputs."""
+"""One stage of a distillation: a student is trained on data and on its teacher's outputs."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def student_of(teacher: UNet, layers: LayerMap) -> UNet:
         InputError: the map is for another teacher's layout.
     """
     if teacher.layout != layers.teacher:
-        raise InputError("the layer map is of another teacher's layout")
+        raise InputError("the layer map is for another teacher's layout")
     with torch.device("meta"):
         student = UNet(layers.student)
     weights = {key: tensor.clone() for key, tensor in layers.weights(teacher.state_dict()).items()}
@@ -38,13 +38,13 @@ def distill(
     objective: Objective, *, settings: LoopSettings, weights: Weights, level: str = "layer",
     resume: bool = False, validate: Validate | None = None,
 ) -> UNet:  # fmt: skip
-    """Train a student beside its teacher (Gupta et al. 2024, 2401.02677).
+    """Train a student against its teacher (Gupta et al. 2024, 2401.02677).
 
     Args:
         out: folder of the run.
         teacher: is frozen, and converted to the objective's number format.
         student: float32, on the objective's device.
-        layers: the teacher's layers with which the student's are compared.
+        layers: maps the student's layers to the teacher's with which they are compared.
         data: batches of the stage.
         objective: noise, target and loss weights for both.
         settings: of the run.
@@ -62,7 +62,7 @@ def distill(
     if level not in LEVELS:
         raise unknown("level of features", level, LEVELS)
     if (student.layout, teacher.layout) != (layers.student, layers.teacher):
-        raise InputError("the layer map is of another student's or teacher's layout")
+        raise InputError("the layer map is for another student's or teacher's layout")
     pairs = LEVELS[level](layers)
     dtype = objective.dtype
     teacher.to(objective.device, dtype).requires_grad_(False).eval()

@@ -15,11 +15,11 @@ from ssd1b.training.loop import Validate
 
 
 def make_sample_validator(teacher: Model, captions: Sequence[str], vae: VAE, text: TextEncoders) -> Validate:
-    """Return a validation that draws the captions side by side, with the teacher's recommended settings.
+    """Return a validation that generates the captions side by side, with the teacher's recommended settings.
 
     Args:
         teacher: whose schedule and settings are the student's too.
-        captions: the picture of each has its place as its seed.
+        captions: each is generated with its index as seed.
         vae: the teacher's, in float32.
         text: the teacher's encoders.
     """

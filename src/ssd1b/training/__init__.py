@@ -1,1 +1,1 @@
-"""The training loop, and what trainings share."""
+"""The training loop and everything that trainings share."""

@@ -1,4 +1,4 @@
-"""The data of a training: the batch of each step, and the part of it that a process learns from."""
+"""Training data: the batch of each step, and the share of it that a process learns from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from ssd1b.errors import InputError
 from ssd1b.models.text import Conditioning, Tokens
 
 Batch = TypeVar("Batch")
-"""What one step learns from: tensors whose first axis is the batch, alone or in lists, tuples and dicts."""
+"""The data of one step: tensors whose first axis is the batch, alone or in lists, tuples and dicts."""
 
 AnyBatch = TypeVar("AnyBatch", covariant=True)
 
 
 class LatentBatch(NamedTuple):
-    """Encoded images with their captions: what a UNet learns from.
+    """Encoded images with their captions, for training a UNet.
 
     Attributes:
-        latents: of the images, scaled, ``[B, 4, H/8, W/8]``.
+        latents: scaled latents of the images, ``[B, 4, H/8, W/8]``.
         text: the captions' tokens for each text encoder, or their embeddings.
         time_ids: original size, crop and target size in pixels, ``[B, 6]``.
         has_caption: ``[B]``, False where the image is learned without its caption (2207.12598).
@@ -68,7 +68,7 @@ def cut(batch: Batch, index: int, count: int) -> Batch:
 
     def part(tensor: Tensor) -> Tensor:
         if len(tensor) % count:
-            raise InputError(f"a batch of {len(tensor)} does not come apart in {count} equal micro_batches")
+            raise InputError(f"a batch of {len(tensor)} cannot be divided into {count} equal micro_batches")
         return tensor.chunk(count)[index]
 
     parts: Any = recursively_apply(part, batch)

@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a step changes, so that a resumed run continues bit by bit."""
+"""Checkpoints: everything that a step changes, so that a resumed run is bitwise identical."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from ssd1b.training.task import Learner
 from ssd1b.weights.files import write_tensors
 
 FOLDER = "checkpoints"
-"""In a run's folder."""
+"""Name of the folder in a run's folder."""
 
 
 def save(
@@ -39,7 +39,7 @@ def save(
         full = full_tensor(tensor.detach())
         if processes.first:
             full = full.cpu()
-            # Only what is there under two names is copied, which the file format cannot express.
+            # The file format cannot express tensors that share memory, so only these are copied.
             tensors[name] = full.clone() if full.untyped_storage().data_ptr() in memory else full
             memory.add(full.untyped_storage().data_ptr())
     if processes.first:
@@ -53,7 +53,7 @@ def restore(path: Path, learners: Mapping[str, Learner]) -> int:
     """Fill the learners from a checkpoint that ``newest`` found; return the number of finished steps.
 
     Raises:
-        InputError: it is of other models, or of another optimizer.
+        InputError: it is from other models, or from another optimizer.
     """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
@@ -62,12 +62,12 @@ def restore(path: Path, learners: Mapping[str, Learner]) -> int:
             method = _method(asdict(learner.settings))
             if before.get(name) != method:
                 other = before.get(name, f"no {name}")
-                raise ConflictError(f"{named(path)} is of a run with {other}, not {method}")
+                raise ConflictError(f"{named(path)} is from a run with {other}, not {method}")
             keys = [key for key in file.keys() if key.startswith(f"{name}.")]
             try:
                 learner.load({key.removeprefix(f"{name}."): file.get_tensor(key) for key in keys})
             except InputError as error:
-                raise ConflictError(f"{path} is of another model: {error}") from error
+                raise ConflictError(f"{path} is from another model: {error}") from error
         return int(metadata["step"])
 
 
@@ -80,7 +80,7 @@ def named_tensors(learners: Mapping[str, Learner]) -> dict[str, Tensor]:
     }
 
 
-def begun(out: Path) -> bool:
+def has_checkpoints(out: Path) -> bool:
     """Return whether a run's folder holds checkpoints, valid or not."""
     folder = out / FOLDER
     return folder.is_dir() and bool(_all(folder))
@@ -91,27 +91,27 @@ def newest(folder: Path, *, tidy: bool = False) -> Path | None:
 
     Args:
         folder: of the checkpoints.
-        tidy: rename newer ones that cannot be used, with a warning.
+        tidy: rename newer checkpoints that cannot be used, with a warning.
 
     Raises:
-        InputError: there are checkpoints, and none can be used.
+        InputError: there are checkpoints, but none can be used.
     """
-    troubles = {}
+    defects = {}
     for path in reversed(_all(folder)):
-        trouble = _trouble(path)
-        if trouble is None:
-            for each in troubles if tidy else ():
+        defect = _defect(path)
+        if defect is None:
+            for each in defects if tidy else ():
                 aside = _set_aside(each)
                 warnings.warn(
-                    f"checkpoint {each.name} cannot be used: {troubles[each]}; it is now called "
-                    f"{aside.name}, and the run goes on from {path.name}",
+                    f"checkpoint {each.name} cannot be used: {defects[each]}; it is now called "
+                    f"{aside.name}, and the run resumes from {path.name}",
                     stacklevel=2,
                 )
             return path
-        troubles[path] = trouble
-    if not troubles:
+        defects[path] = defect
+    if not defects:
         return None
-    what = "; ".join(f"{path.name}: {trouble}" for path, trouble in troubles.items())
+    what = "; ".join(f"{path.name}: {defect}" for path, defect in defects.items())
     raise InputError(f"no checkpoint in {named(folder)} can be used ({what}): name another folder for --out")
 
 
@@ -130,22 +130,22 @@ def clear(out: Path) -> None:
 
 
 def _method(settings: Mapping[str, Any]) -> str:
-    """Describe what a learner of these settings keeps in a checkpoint beside its weights."""
+    """Describe what a learner stores in a checkpoint in addition to its weights."""
     muon = " and Muon" if settings["muon_rate"] is not None else ""
     return f"optimizer {settings['optimizer']}{muon}{', averaged' if settings['ema_decay'] else ''}"
 
 
-def _trouble(path: Path) -> str | None:
+def _defect(path: Path) -> str | None:
     """Say why a checkpoint cannot be used; None if it can."""
     try:
         check_regular(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if "digest" not in metadata or not metadata.get("step", "").isdecimal():
-                return "it has no step or no digest, as of an older version or of another program"
+                return "it has no step or no digest, and may be from an older version or another program"
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             intact = metadata["digest"] == _digest(metadata, tensors)
-            return None if intact else "it is damaged: what is in it is not what was written"
+            return None if intact else "it is damaged: its content has changed since it was written"
     except InputError as error:
         return str(error)
     except (SafetensorError, OSError) as error:
@@ -158,7 +158,7 @@ def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
 
 
 def _set_aside(path: Path) -> Path:
-    """Rename a file that cannot be used. It is not removed, since it may be the user's own."""
+    """Rename a file that cannot be used; it is not removed, since it may be the user's."""
     aside = path.with_name(f"{path.name}.damaged")
     while os.path.lexists(aside):
         aside = aside.with_name(f"{aside.name}-again")
@@ -176,15 +176,10 @@ def _write(
             write_tensors(aside, tensors, {**metadata, "digest": _digest(metadata, tensors)})
     except InputError as error:
         earlier = [each for each in _all(folder) if each != path]
-        left = (
-            f"{earlier[-1].name} is still there to go on from"
-            if earlier
-            else "there is no earlier checkpoint"
-        )
+        left = f"the run can resume from {earlier[-1].name}" if earlier else "there is no earlier checkpoint"
         raise type(error)(f"{error}; {left}") from error
-    # A later one is of a longer run and does not count.
-    until_now = [each for each in _all(folder) if each <= path]
-    for old in until_now[:-2]:
+    # Checkpoints of later steps are from a longer run.
+    for old in [each for each in _all(folder) if each <= path][:-2]:
         if old.name != _name(before_decay) and old.is_file() and not old.is_symlink():
             old.unlink()
 

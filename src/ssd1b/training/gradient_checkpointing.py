@@ -1,4 +1,4 @@
-"""Gradient checkpointing (1604.06174): blocks are computed again in the backward pass, to save memory."""
+"""Gradient checkpointing (1604.06174): blocks are recomputed in the backward pass, to save memory."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -14,18 +14,17 @@ from ssd1b.models.layers import ResnetBlock
 
 
 def checkpointed_blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the blocks that are computed again; none contains another."""
+    """Return the blocks to recompute; none contains another."""
     return [module for module in model.modules() if isinstance(module, TransformerBlock | ResnetBlock)]
 
 
 def checkpoint_gradients(model: nn.Module) -> None:
     """Keep only the inputs of each transformer and residual block for the backward pass.
 
-    Gradients do not change. A block then also rounds its own weights to the number format of its input, each
-    time that it computes, so that the rounded weights of only one block are in memory at a time.
+    Gradients do not change. Each block also rounds its own weights to the number format of its input whenever
+    it runs, so that only one block's rounded weights are in memory at a time.
 
-    For GPUs, whose memory is short. It cannot be combined with ``kernels.use_fast_cpu_kernels``, which
-    compiles the same blocks for CPUs.
+    This cannot be combined with ``kernels.use_fast_cpu_kernels``, which compiles the same blocks for CPUs.
     """
     for block in checkpointed_blocks(model):
         block.forward = partial(_recomputed, block)  # type: ignore[method-assign]
@@ -37,16 +36,16 @@ def rounds_itself(block: nn.Module) -> bool:
 
 
 def _recomputed(block: nn.Module, *inputs: Any) -> Tensor:
-    """Apply a block now, and again in the backward pass with the weights that it has now.
+    """Apply a block, and again in the backward pass with its present weights.
 
-    By the second time, a caller of ``functional_call`` has put the original weights back.
+    They are passed along, since ``functional_call`` has restored the original ones by then.
     """
     return checkpoint(_rounded, _Plain(block), dict(block.named_parameters()), inputs, use_reentrant=False)
 
 
 def _rounded(block: "_Plain", weights: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
     x = inputs[0]
-    # Autocast rounds by itself, and leaves norms in 32 bits.
+    # Autocast does its own rounding, and leaves norms in 32 bits.
     dtype = None if torch.is_autocast_enabled(x.device.type) else x.dtype
     rounded = {f"block.{name}": weight.to(dtype) for name, weight in weights.items()}
     return functional_call(block, rounded, inputs)

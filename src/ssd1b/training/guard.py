@@ -1,4 +1,4 @@
-"""The choice of gradients to follow: none that is not finite, none far longer than those before."""
+"""The guard, which skips gradients that are not finite or far longer than those before."""
 
 import math
 from collections import deque
@@ -11,14 +11,14 @@ from ssd1b.errors import FailedError
 from ssd1b.training.settings import LoopSettings
 
 _WINDOW = 100
-"""Number of gradients whose lengths are remembered."""
+"""Number of remembered gradient norms."""
 
 _ENOUGH = 10
-"""Number of lengths from which their median is used."""
+"""Number of norms required for a median."""
 
 
 class Guard:
-    """Remembers the lengths of gradients, and how many were skipped.
+    """Remembers gradient norms and counts skipped gradients.
 
     Attributes:
         skipped: number of gradients skipped so far.
@@ -31,7 +31,7 @@ class Guard:
         self._settings = settings
 
     def lets_through(self, norm: float) -> bool:
-        """Return whether a gradient of this length is to be followed.
+        """Return whether to follow a gradient of this norm.
 
         Raises:
             InputError: too many in a row were skipped.
@@ -47,13 +47,13 @@ class Guard:
         self.skipped += 1
         self._in_a_row += 1
         if self._in_a_row > self._settings.max_skipped:
-            what = f"longer than {factor} times the usual" if spike else "not finite"
+            what = f"longer than {factor} times the median" if spike else "not finite"
             often = f"{self._in_a_row} steps in a row"
             raise FailedError(f"the gradient was {what}, {often}: lower learning_rate")
         return False
 
     def state(self) -> Tensor:
-        """Return the counts and the lengths."""
+        """Return the counts and the norms."""
         return torch.tensor([self.skipped, self._in_a_row, *self._norms], dtype=torch.float64)
 
     def load(self, state: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The fastest way to train on a CPU: attention kernels, memory layout, compiled blocks."""
+"""Fast training on CPUs: attention kernels, memory layout, compiled blocks."""
 
 import shutil
 
@@ -11,9 +11,7 @@ from ssd1b.models.unet import UNet
 
 
 def use_fast_cpu_kernels(model: UNet, dtype: torch.dtype) -> None:
-    """Make a UNet train faster on a CPU; chosen by measurement (docs/log).
-
-    Results change in the last digits only.
+    """Speed up a UNet's training on a CPU (measurements in docs/log); only last digits of results change.
 
     Args:
         model: on a CPU.
@@ -30,14 +28,14 @@ def use_fast_cpu_kernels(model: UNet, dtype: torch.dtype) -> None:
 
 
 def use_fast_cpu_text_kernels(encoder: TextEncoder) -> None:
-    """Make a text encoder train faster on a CPU: the fused kernel's backward pass is slow in bfloat16."""
+    """Speed up a text encoder's training on a CPU, where the fused backward pass is slow in bfloat16."""
     for module in encoder.modules():
         if isinstance(module, TextAttention):
             module.attend = plain_causal_attention
 
 
 def plain_causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention in which no token sees a later one, as two products and a softmax."""
+    """Compute causal attention as two products and a softmax."""
     later = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
     weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     return weights.masked_fill(later, float("-inf")).softmax(dim=-1) @ v

@@ -29,8 +29,8 @@ class Log:
 
     Args:
         out: the folder.
-        start: number of finished steps; lines of later ones, which are now repeated, are removed.
-        silent: write nothing, as all processes but the first.
+        start: number of finished steps; lines of later steps are removed, since these are repeated.
+        silent: write nothing; for all processes except the first.
     """
 
     def __init__(self, out: Path, start: int, *, silent: bool) -> None:
@@ -48,7 +48,7 @@ class Log:
         self._window.append(terms)
 
     def write_means(self, step: int, more: Mapping[str, float]) -> None:
-        """Write each term's mean over the steps since the last time that have it, and the time of a step."""
+        """Write each term's mean over the steps since the last call that have it, and the time per step."""
         seen: dict[str, list[float]] = defaultdict(list)
         for terms in self._window:
             for name, value in terms.items():
@@ -59,7 +59,7 @@ class Log:
         self._window, self._clock = [], time.perf_counter()
 
     def write(self, step: int, values: _Values) -> None:
-        """Write numbers, and pictures ``[3, H, W]`` with values from 0 to 1.
+        """Write numbers, and images ``[3, H, W]`` with values from 0 to 1.
 
         Raises:
             InputError: the disk refused.
@@ -68,10 +68,10 @@ class Log:
             return
         numbers = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
         pictures = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-        # JSON has no NaN; an accuracy of no pictures is none.
+        # JSON has no NaN; a mean of nothing is null.
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         try:
-            # On a full disk TensorBoard's thread ends with a traceback on the terminal.
+            # On a full disk TensorBoard's thread prints a traceback.
             if shutil.disk_usage(self._out).free < _ROOM:
                 raise OSError(errno.ENOSPC, "no space left on the disk")
             with self._path.open("a") as file:

@@ -1,6 +1,6 @@
-"""The training loop: steps, log, validation, and checkpoints from which a run continues bit by bit.
+"""The training loop: steps, log, validation, and checkpoints from which a run resumes bit for bit.
 
-Random numbers and data of a step are functions of the seed and the step's number. A run that was stopped
+Random numbers and data of a step are functions of the seed and the step's number. A run that was interrupted
 anywhere therefore ends with the same weights as one that was not.
 """
 
@@ -75,10 +75,10 @@ def run(
     """Take the steps of a task, with log, checkpoints and validation.
 
     Args:
-        task: what learns.
+        task: to train.
         batches: the data, read ahead in a process of its own.
-        settings: number of steps, micro-batches, checkpoints, log and validation. Each learner has its own
-            settings for all else.
+        settings: number of steps, micro-batches, checkpoints, log and validation. For everything else, each
+            learner has its own settings.
         processes: that train together.
         out: folder for ``log.jsonl``, ``tensorboard/`` and ``checkpoints/``.
         resume: continue from the newest valid checkpoint in ``out``, if there is one.
@@ -87,7 +87,7 @@ def run(
             into the log.
 
     Raises:
-        InputError: ``out`` holds a run already and ``resume`` is False; too many gradients in a row were
+        InputError: ``out`` contains a run and ``resume`` is False; too many gradients in a row were
             skipped; the disk is full; or a batch cannot be divided into micro-batches.
         KeyboardInterrupt: after SIGINT or SIGTERM, with a checkpoint of the last whole step written.
     """
@@ -124,8 +124,10 @@ def run(
 
 def _start(out: Path, learners: Mapping[str, Learner], processes: Processes, *, resume: bool) -> int:
     """Fill the learners from the newest checkpoint, if there is one; return the number of finished steps."""
-    if checkpoints.begun(out) and not resume:
-        raise ConflictError(f"{out} holds a run already: go on with --resume, or name another folder")
+    if checkpoints.has_checkpoints(out) and not resume:
+        raise ConflictError(
+            f"{out} already contains a run: continue it with --resume, or name another folder"
+        )
     if processes.first:
         claim_folder(out)
         checkpoints.clear(out)
@@ -137,8 +139,8 @@ def _start(out: Path, learners: Mapping[str, Learner], processes: Processes, *, 
 def _read_ahead(
     batches: Share[Batch], start: int, stop: int, weights: Iterable[Tensor] = ()
 ) -> Generator[list[Batch], None, None]:
-    """Prepare batches ahead of the training, in a process that frees its copy of ``weights``."""
-    # A process that is not forked has no copy; naming the weights would send it one.
+    """Read batches ahead of the training, in a process that frees its copy of ``weights``."""
+    # A process that is not forked has no copy, and passing the weights would create one.
     forked = multiprocessing.get_start_method() == "fork"
     # Any object with __getitem__ is a dataset to DataLoader; batch_size None hands the items on as they are.
     loader = DataLoader(
@@ -153,16 +155,16 @@ def _read_ahead(
     try:
         yield from reader
     finally:
-        # At exit Python ends its children by SIGTERM, which this one ignores: after an error in a batch it
-        # would wait for ever. torch has no public name for ending a reader early.
+        # At exit Python terminates its children by SIGTERM, which the reader ignores: after an error in a
+        # batch it would wait forever. torch has no public function for this.
         reader._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def _begin_to_read(weights: Iterable[Tensor], worker: int) -> None:
     """Ignore the signals that stop a run, which the training process handles, and free the weights.
 
-    A forked process shares the memory of its parent until one of them writes: every trained weight would from
-    then on be in memory twice.
+    A forked process shares its parent's memory until one of them writes: after the first step, every trained
+    weight would be in memory twice.
     """
     for number in _STOPS:
         signal.signal(number, signal.SIG_IGN)

@@ -59,7 +59,7 @@ class Muon(torch.optim.Optimizer):
                     parameter.add_(direction.view_as(parameter), alpha=-reach)
 
     def _direction(self, parameter: nn.Parameter, group: dict[str, Any]) -> Tensor:
-        """Return gradient and momentum of a weight as one matrix."""
+        """Update the momentum of a weight, and return the Nesterov direction as a matrix."""
         assert parameter.grad is not None
         state = self.state[parameter]
         if "momentum_buffer" not in state:

@@ -1,4 +1,4 @@
-"""The diffusion objective: the inputs, the target and the loss weights that a batch gives a UNet."""
+"""The diffusion objective: a UNet's inputs, target and loss weights for a batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ class Noised(NamedTuple):
     Attributes:
         latents: noisy latents, ``[B, 4, H, W]``.
         timesteps: ``[B]``, float32.
-        target: what the UNet is to predict, ``[B, 4, H, W]``, float32.
+        target: the UNet's target, ``[B, 4, H, W]``, float32.
         weights: weight of each image's squared error, ``[B]``.
     """
 
@@ -37,7 +37,7 @@ class Example(NamedTuple):
 
     Attributes:
         inputs: of the UNet.
-        target: what the UNet is to predict, ``[B, 4, H, W]``, float32.
+        target: the UNet's target, ``[B, 4, H, W]``, float32.
         weights: weight of each image's squared error, ``[B]``.
     """
 
@@ -115,7 +115,7 @@ def noised(schedule: NoiseSchedule, clean: Tensor, *, max_weight: float = MAX_WE
 def loss_weights(schedule: NoiseSchedule, timesteps: Tensor, max_weight: float = MAX_WEIGHT) -> Tensor:
     """Return the weight of each image's squared error: ``min(snr + 1, max_weight)`` on the clean latents.
 
-    On errors in the noise that is divided by ``snr``, on errors in v by ``snr + 1``. Min-SNR (2303.09556)
+    For errors in the noise this is divided by ``snr``, for errors in v by ``snr + 1``. Min-SNR (2303.09556)
     caps the weight of nearly clean images. The ``+ 1``, as in EDM (2206.00364, table 1), keeps the weight of
     the noisiest ones above zero: they decide the background's colour, which an epsilon model learns last.
     """

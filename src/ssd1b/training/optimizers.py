@@ -1,4 +1,4 @@
-"""The optimisers: one of the libraries', and Muon beside it if the settings ask for it."""
+"""The optimisers: one of torch's or bitsandbytes', and Muon if the settings have its rate."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -15,20 +15,19 @@ from ssd1b.training.settings import LoopSettings
 from ssd1b.training.trained import trained_parameters
 
 _OUTER_LAYERS = ("embed", "conv_in", "conv_out", "quant_conv")
-"""Parts of the names of layers that Muon leaves alone."""
+"""Parts of the names of layers that Muon does not update."""
 
 _DEVICES_8_BIT = ("cuda", "xpu", "cpu")
-"""Where bitsandbytes has an AdamW of 8 bits."""
+"""Devices for which bitsandbytes has an 8-bit AdamW."""
 
 
 class Optimizers:
-    """The optimisers of a model's trained parameters: each parameter is moved by one of them.
+    """The optimisers of a model's trained parameters, each of which is updated by one of them.
 
-    Muon takes the weights that turn features into features: no embeddings, no layers in which images enter
-    and leave, no biases and norms.
+    Muon updates the weights between features: no embeddings, no input and output layers, no biases and norms.
 
     Args:
-        model: of which only parameters that require gradients are moved.
+        model: only parameters that require gradients are updated.
         settings: kind and rates.
     """
 
@@ -38,18 +37,18 @@ class Optimizers:
             outer = parameter.ndim < 2 or any(part in name for part in _OUTER_LAYERS)
             (rest if outer or settings.muon_rate is None else inner)[name] = parameter
         assert inner or rest, "no parameter of the model requires gradients"
-        self._each: list[tuple[Optimizer, float, list[str]]] = []
+        self._optimizers: list[tuple[Optimizer, float, list[str]]] = []
         if rest:
             usual = _build(rest.values(), settings)
-            self._each.append((usual, settings.learning_rate, list(rest)))
+            self._optimizers.append((usual, settings.learning_rate, list(rest)))
         if inner:
             assert settings.muon_rate is not None
             muon = Muon(inner.values(), lr=settings.muon_rate, weight_decay=settings.muon_decay)
-            self._each.append((muon, settings.muon_rate, list(inner)))
+            self._optimizers.append((muon, settings.muon_rate, list(inner)))
 
     def step(self, share: float) -> None:
-        """Move the parameters, at a share of the rates."""
-        for optimizer, rate, _ in self._each:
+        """Update the parameters, at a share of the rates."""
+        for optimizer, rate, _ in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * share
             optimizer.step()
@@ -58,7 +57,7 @@ class Optimizers:
         """Return the optimisers' state, named ``PARAMETER.KEY``; a number is a tensor without axes."""
         return {
             f"{name}.{key}": torch.as_tensor(value)
-            for optimizer, _, names in self._each
+            for optimizer, _, names in self._optimizers
             for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True)
             if parameter in optimizer.state
             for key, value in optimizer.state[parameter].items()
@@ -70,10 +69,10 @@ class Optimizers:
         for full_name, value in state.items():
             name, _, key = full_name.rpartition(".")
             remembered[name][key] = value
-        for optimizer, _, names in self._each:
+        for optimizer, _, names in self._optimizers:
             parameters = optimizer.param_groups[0]["params"]
             states = {
-                index: {key: _as_kept(value, parameter) for key, value in remembered[name].items()}
+                index: {key: _as_stored(value, parameter) for key, value in remembered[name].items()}
                 for index, (name, parameter) in enumerate(zip(names, parameters, strict=True))
                 if name in remembered
             }
@@ -81,7 +80,7 @@ class Optimizers:
             optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
 
 
-def _as_kept(value: Tensor, parameter: nn.Parameter) -> Tensor | int:
+def _as_stored(value: Tensor, parameter: nn.Parameter) -> Tensor | int:
     """Convert an optimiser's state from a file to the form that the optimiser uses."""
     if value.ndim == 0:
         # bitsandbytes counts its steps in Python, torch in a tensor of floats.
@@ -108,7 +107,7 @@ def _build(parameters: Iterable[nn.Parameter], settings: LoopSettings) -> Optimi
     except ImportError as error:
         raise UnavailableError("optimizer adamw-8bit needs bitsandbytes: pip install bitsandbytes") from error
     for parameter in each:
-        # So does the library in its first step; a resumed run must compute so before it, too.
+        # The library does this in its first step; a resumed run needs it before.
         parameter.data = parameter.data.contiguous()
     library: Any = bitsandbytes.optim
     return library.AdamW8bit(each, lr=rate, betas=settings.betas, weight_decay=decay)

@@ -1,4 +1,4 @@
-"""Mixed precision: computing in 16 bits with 32-bit parameters, on hardware that is faster so."""
+"""Mixed precision: 16-bit computation with 32-bit parameters, where the hardware is faster."""
 
 from collections.abc import Callable
 from typing import Any

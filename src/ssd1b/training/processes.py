@@ -1,4 +1,4 @@
-"""The processes that train together: one, or as many as ``torchrun`` started."""
+"""The processes of a training: one, or those that ``torchrun`` started."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +52,7 @@ class Processes:
         self.sharded = settings.fsdp and self.count > 1
         self._timeout = timedelta(minutes=settings.timeout_minutes)
         self._gloo: Any = None
-        if self.count > 1:  # the only backend that can name a process that does not answer
+        if self.count > 1:  # only gloo can name a process that does not answer
             self._gloo = torch.distributed.new_group(backend="gloo", timeout=self._timeout)
 
     @property
@@ -129,7 +129,7 @@ def accelerator(device: str, *, timeout_minutes: float = 30.0) -> "Accelerator":
         cpu=device == "cpu",
         mixed_precision="no",  # precision.py
         kwargs_handlers=[
-            # Of a text encoder, SDXL leaves the last layer unused.
+            # SDXL does not use the last layer of its first text encoder.
             DistributedDataParallelKwargs(find_unused_parameters=True),
             InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes)),
         ],
@@ -165,7 +165,7 @@ class LossModule(nn.Module):
 
 
 def _shard(module: nn.Module, device: torch.device) -> None:
-    """Shard every parameter among the processes (FSDP2); a block is gathered only while it computes."""
+    """Shard every parameter among the processes (FSDP2); a block is gathered only while it runs."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

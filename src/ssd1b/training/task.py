@@ -1,4 +1,4 @@
-"""What a step of a training changes: one model for one loss, or several that take turns."""
+"""Tasks: what a training step updates, one model with one loss or several models in turn."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -24,10 +24,11 @@ SomeBatch = TypeVar("SomeBatch", contravariant=True)
 
 @runtime_checkable
 class Task(Protocol[SomeBatch]):
-    """What a training changes, and how a step changes it.
+    """The learners of a training, and how a step updates them.
 
-    A ``Learner`` is the task of one model and one loss. A task of several learners says in ``update`` which
-    of them a step moves, and in which order. Their losses may use other learners' models and averages.
+    A ``Learner`` is itself the task of one model and one loss. A task of several learners chooses in
+    ``update`` which of them to update, and in which order. Their losses may use other learners' models and
+    averages.
     """
 
     @property
@@ -49,7 +50,7 @@ class Task(Protocol[SomeBatch]):
 
 
 class Learner(Generic[Batch]):
-    """A model that learns: its trained parameters, their average, its optimisers and its loss.
+    """A model in training: its trained parameters, their average, its optimisers and its loss.
 
     Only parameters that require gradients are trained, averaged and saved. Frozen ones never change.
 
@@ -58,14 +59,14 @@ class Learner(Generic[Batch]):
         loss: the terms of one micro-batch, a pure function of the model, the batch, torch's global generator
             and other learners. Terms are means over the images, so that the mean over micro-batches is that
             of the batch.
-        settings: rates, decays, averaging, clipping, seed and gradient checkpointing. The number of steps
-            and micro-batches is that of the run.
-        processes: that train together.
+        settings: rates, decays, averaging, clipping, seed and gradient checkpointing. Steps and micro-batches
+            are those of the run.
+        processes: of the training.
 
     Attributes:
         model: the model.
         average: its averaged parameters.
-        guard: which gradients were followed.
+        guard: skips broken gradients.
         settings: as given.
     """
 
@@ -77,7 +78,7 @@ class Learner(Generic[Batch]):
             checkpoint_gradients(model)
         self.model, self.settings, self._processes = model, settings, processes
         self.average = Average(model, settings.ema_decay)
-        # Sharded modules cannot be copied, so the one that gathers the result is made before.
+        # Sharded modules cannot be copied, so the module that gathers the result is created before.
         self._gathered = copy.deepcopy(model).cpu() if processes.sharded else None
         self._loss = processes.distribute(model, self.average.module, loss)
         self._optimizers = Optimizers(model, settings)
@@ -114,7 +115,8 @@ class Learner(Generic[Batch]):
         for number, batch in zip(self._processes.parts, parts, strict=True):
             last = number == self._processes.parts[-1]
             with nullcontext() if last else self._processes.no_sync(self._loss):
-                # A CPU's generator takes 32 bits of its seed; the golden ratio's keep the parts far apart.
+                # A CPU's generator takes 32 bits of its seed; those of the golden ratio keep the parts far
+                # apart.
                 torch.manual_seed(self.settings.seed * 1_000_003 + step + number * 0x9E3779B9)
                 values = self._loss(batch)
                 self._processes.barrier()  # names a process that hangs; below, the others would wait silently
@@ -146,7 +148,7 @@ class Learner(Generic[Batch]):
         """Continue from what ``state`` gave.
 
         Raises:
-            InputError: it is of another model.
+            InputError: it is from another model.
         """
 
         def group(name: str) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The part of a model that a training changes: its trained parameters, their copies and their average."""
+"""A model's trained parameters and buffers, and their average."""
 
 import copy
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ def load_trained_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> Non
 
 
 _COUNT = "updates"
-"""Name of the number of updates beside the averaged tensors."""
+"""Name of the number of updates in the state."""
 
 
 class Average:
@@ -65,7 +65,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the parameters of the model after a step."""
+        """Update the average with the model's parameters after a step."""
         if self.module is model:
             return
         averaged, current = (tuple(trained_parameters(each).values()) for each in (self.module, model))
@@ -87,7 +87,7 @@ class Average:
         """Fill the average with what ``state`` gave.
 
         Raises:
-            InputError: it is of another model.
+            InputError: it is from another model.
         """
         if self._decay:
             load_trained_tensors(self.module, {name: each for name, each in state.items() if name != _COUNT})

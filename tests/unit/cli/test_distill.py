@@ -99,7 +99,7 @@ def test_a_student_is_made_in_stages_and_opens_in_both_formats(run, tmp_path, te
     first = tmp_path / "out/stage-1/student.safetensors"
     assert first.exists() and not (tmp_path / "out/model").exists()
     refused = run(*call)
-    assert refused.code == 2 and "holds a run already: go on with --resume" in refused.err
+    assert refused.code == 2 and "already contains a run: continue it with --resume" in refused.err
     other = run(*call, "--resume", "--seed", 5)
     assert other.code == 2 and "other stages" in other.err
 
@@ -150,7 +150,7 @@ def test_each_stage_begins_with_what_the_one_before_learned(tmp_path, teacher, m
         return student
 
     monkeypatch.setattr(running, "distill", learned)
-    monkeypatch.setattr(running, "write_model", lambda out, *_, **__: running.Made(out, None))
+    monkeypatch.setattr(running, "write_model", lambda out, *_, **__: running.StudentFiles(out, None))
     running.run(tmp_path, planned, {None: found}, lambda vae, text, settings: {}, device="cpu")
     (of_first, first), (of_second, second) = given
     assert of_first == of_second == TEACHER.unet, "every stage learns from the full teacher"
@@ -161,7 +161,7 @@ def test_each_stage_begins_with_what_the_one_before_learned(tmp_path, teacher, m
 def test_parts_that_processes_cannot_share_are_refused_before_data_are_read(tmp_path, teacher, monkeypatch):
     found = find_teacher(str(teacher), offline=True)
     planned = plan(TEACHER.unet, [Stage(student="ssd-1b")])
-    monkeypatch.setattr(running, "joined", lambda device: SimpleNamespace(num_processes=3))
+    monkeypatch.setattr(running, "join_processes", lambda device: SimpleNamespace(num_processes=3))
 
     def read(*given):
         raise AssertionError("data were read")
@@ -192,7 +192,7 @@ def test_a_folder_of_captioned_pictures_will_do(run, tmp_path, teacher):
             "--batch-size", 2, "--device", "cpu", "--data"]  # fmt: skip
     (tmp_path / "nothing").mkdir()
     refused = run(*call, tmp_path / "nothing")
-    assert refused.code == 2 and "no pictures" in refused.err
+    assert refused.code == 2 and "contains no images" in refused.err
     result = run(*call, folder)  # what was never begun does not stand in the way
     assert result.code == 0, result.err
     found = json.loads((tmp_path / "out/data.json").read_text())

@@ -85,7 +85,7 @@ WORDS = [
     (["tabletop", "render"], ["missing option '--out'"]),
     (["tabletop", "show", "--out", "sheet.gif"], ["sheet.gif", ".png"]),
     (["tabletop", "show", "--model", "nothing"], ["unknown model 'nothing'"]),
-    (["tabletop", "examine", "--judge", "nothing.safetensors"], ["nothing.safetensors", "no judge there"]),
+    (["tabletop", "examine", "--judge", "nothing.safetensors"], ["nothing.safetensors", "no such judge"]),
     (["tabletop", "render", "--out", "out", "--count", "-1"], ["count is -1"]),
     (["tabletop", "render", "--out", "out", "--seed", "-1"], ["seed is -1"]),
     (["tabletop", "render", "--out", "a-file.txt/out"], ["cannot write"]),
@@ -121,13 +121,13 @@ DISTILL = [
     ([*MINI, "--student", "50%", "--dry-run", "--data", "tabletop", "--teacher", "sdxl"], "", ["importance"]),
     ([*MINI, "--stages", "nothing.toml"], "", ["cannot read nothing.toml", "No such file"]),
     ([*MINI, "--stages", "ssd1b"], "", ["unknown stages 'ssd1b'", "did you mean 'ssd-1b'"]),
-    ([*MINI, "--stages", "stages.toml"], "", ["stages.toml holds no stages"]),
+    ([*MINI, "--stages", "stages.toml"], "", ["stages.toml has no stages"]),
     ([*MINI, "--stages", "stages.toml"], "[[stages]]\nstudnt = 'vega'", ["did you mean 'student'"]),
-    ([*MINI, "--stages", "stages.toml"], ADDING, ["stage 2 is to be cut out of the student of stage 1"]),
+    ([*MINI, "--stages", "stages.toml"], ADDING, ["stage 2 cannot be cut from the student of stage 1"]),
     (
         [*MINI, "--stages", "stages.toml", "--student", "vega"],
         SSD_1B,
-        ["ends with 'ssd-1b', not with 'vega'"],
+        ["student is 'ssd-1b', not 'vega'"],
     ),
 ]
 
@@ -175,8 +175,8 @@ def test_a_folder_that_holds_a_distillation_is_gone_on_with_only_if_asked(refuse
     (tmp_path / "out/stage-1").mkdir(parents=True)
     (tmp_path / "out/distill.json").write_text('{"teachers": []}')
     call = ["distill", *MINI, "--student", "ssd-1b"]
-    assert "out holds a run already: go on with --resume" in refuse(*call)
-    assert "out holds a run with other teachers" in refuse(*call, "--resume")
+    assert "out already contains a run: continue it with --resume" in refuse(*call)
+    assert "out contains a run with other teachers" in refuse(*call, "--resume")
 
 
 def test_pictures_of_another_size_than_the_teachers(refuse, tiny_model):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ssd1b.distill.cost import Speed, activations, measured_speed, memory, step_macs
+from ssd1b.distill.cost import Throughput, activations, measure_speed, memory, step_macs
 from ssd1b.distill.layer_map import parameters
-from ssd1b.distill.picture import draw_layers
+from ssd1b.distill.layer_plot import plot_layers
 from ssd1b.distill.plan import plan
 from ssd1b.distill.stages import Stage, read_stages
 from ssd1b.layouts import KOALA_700M, SDXL
@@ -82,16 +82,16 @@ def test_a_step_is_the_teachers_forward_and_three_of_the_students() -> None:
 
 
 def test_speed_is_the_teachers_if_its_weights_are_there() -> None:
-    loaded = measured_speed(lambda: UNet(SMALL), 10**6, 8, torch.float32, "cpu", batch_size=4)
-    assert isinstance(loaded, Speed) and "forward pass of the teacher" in loaded.how and loaded.rate > 0
-    assert "matrix product" in measured_speed(None, 10**6, 8, torch.float32, "cpu", batch_size=4).how
+    loaded = measure_speed(lambda: UNet(SMALL), 10**6, 8, torch.float32, "cpu", batch_size=4)
+    assert isinstance(loaded, Throughput) and "forward pass of the teacher" in loaded.how and loaded.rate > 0
+    assert "matrix product" in measure_speed(None, 10**6, 8, torch.float32, "cpu", batch_size=4).how
     # A pass that would take hours is not run.
     assert (
         "matrix product"
-        in measured_speed(lambda: UNet(SMALL), 10**16, 8, torch.float32, "cpu", batch_size=4).how
+        in measure_speed(lambda: UNet(SMALL), 10**16, 8, torch.float32, "cpu", batch_size=4).how
     )
 
 
 def test_the_picture_is_drawn_for_every_kind_of_cut() -> None:
     for stages in (read_stages("ssd-1b"), [Stage(student="koala-700m")]):
-        assert draw_layers(plan(TEACHER, stages)).startswith(b"\x89PNG")
+        assert plot_layers(plan(TEACHER, stages)).startswith(b"\x89PNG")

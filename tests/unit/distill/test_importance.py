@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from ssd1b.distill.importance import block_importance, fitted
+from ssd1b.distill.importance import block_importance, fit_layout
 from ssd1b.distill.layer_map import LayerMap, explicit, parameters
 from ssd1b.errors import InputError
 from ssd1b.layouts import SDXL, SDXL_MINI, SSD_1B, Level, UNetLayout
@@ -61,7 +61,7 @@ def names(layout: UNetLayout) -> list[str]:
 def test_a_budget_is_kept_and_used(layout: UNetLayout, share: float) -> None:
     generator = torch.Generator().manual_seed(3)
     importance = {name: float(torch.rand((), generator=generator)) for name in names(layout)}
-    student, kept = fitted(layout, importance, share)
+    student, kept = fit_layout(layout, importance, share)
     assert share - 0.02 < parameters(student) / parameters(layout) <= share
     layers = LayerMap.between(student, layout, explicit(kept))
     assert layers.student == student
@@ -72,7 +72,7 @@ def test_a_budget_is_kept_and_used(layout: UNetLayout, share: float) -> None:
 
 def test_the_middle_may_go_as_a_whole_and_other_transformers_keep_a_block() -> None:
     importance = {name: 0.0 if name.startswith("mid_block") else 1.0 for name in names(SDXL)}
-    student, kept = fitted(SDXL, importance, 0.87)
+    student, kept = fit_layout(SDXL, importance, 0.87)
     assert student.mid == 0 and "mid_block.attentions.0" not in kept
     assert student.levels == SDXL.levels
     assert parameters(SSD_1B) < parameters(student)
@@ -81,12 +81,12 @@ def test_the_middle_may_go_as_a_whole_and_other_transformers_keep_a_block() -> N
 @pytest.mark.parametrize("share", [0.05, 0.0, 1.0])
 def test_budgets_that_cannot_be_kept(share: float) -> None:
     with pytest.raises(InputError, match="parameters"):
-        fitted(SDXL_MINI, dict.fromkeys(names(SDXL_MINI), 1.0), share)
+        fit_layout(SDXL_MINI, dict.fromkeys(names(SDXL_MINI), 1.0), share)
 
 
 @pytest.mark.parametrize("share", [0.9, 0.75, 0.6, 0.519])
 def test_diffusers_has_words_for_what_a_budget_leaves(share: float) -> None:
     """Its configuration has one number for the middle block and the transformer before it."""
     importance = {name: 1.0 + index % 7 for index, name in enumerate(names(SDXL_MINI))}
-    student, _ = fitted(SDXL_MINI, importance, share)
+    student, _ = fit_layout(SDXL_MINI, importance, share)
     assert unet_layout(unet_config(student, 16), "here") == student

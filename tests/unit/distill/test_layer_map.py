@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ssd1b.distill.layer_map import LayerMap, choose, explicit, first, most_important, parameters
+from ssd1b.distill.layer_map import BLOCK_RULES, LayerMap, explicit, first, most_important, parameters
 from ssd1b.errors import InputError
 from ssd1b.layouts import KOALA_1B, KOALA_700M, SDXL, SDXL_MINI, SSD_1B, SSD_1B_MINI, UNETS, VEGA, UNetLayout
 from ssd1b.models.unet import UNet
@@ -17,7 +17,7 @@ SMALLER = {name: layout for name, layout in UNETS.items() if name != "sdxl"}
 @pytest.mark.parametrize("student", SMALLER.values(), ids=SMALLER)
 @pytest.mark.parametrize("rule", ["inferred", "first"])
 def test_every_tensor_of_a_published_student_has_its_own_in_sdxl(student: UNetLayout, rule: str) -> None:
-    found = LayerMap.between(student, SDXL, choose(rule)).keys
+    found = LayerMap.between(student, SDXL, BLOCK_RULES[rule]).keys
     with torch.device("meta"):
         ours, theirs = UNet(student).state_dict(), UNet(SDXL).state_dict()
     assert found.keys() == ours.keys()
@@ -39,7 +39,7 @@ def test_ssd_1b_lacks_36_blocks_a_resnet_and_the_middle_transformer() -> None:
 
 @pytest.mark.parametrize(("rule", "sources"), [("inferred", (0, 1, 2, 6)), ("first", (0, 1, 2, 3))])
 def test_which_blocks_stay_is_the_rules_choice(rule: str, sources: tuple[int, ...]) -> None:
-    found = LayerMap.between(SSD_1B, SDXL, choose(rule)).keys
+    found = LayerMap.between(SSD_1B, SDXL, BLOCK_RULES[rule]).keys
     for position, source in enumerate(sources):
         key = "up_blocks.0.attentions.1.transformer_blocks.{}.attn2.to_k.weight"
         assert found[key.format(position)] == key.format(source)
@@ -76,8 +76,8 @@ def test_the_students_weights_are_the_teachers() -> None:
     mapped = LayerMap.between(SSD_1B_MINI, SDXL_MINI)
     student = UNet(SSD_1B_MINI)
     student.load_state_dict(mapped.weights(teacher))
-    for key, source in mapped.keys.items():
-        assert student.state_dict()[key].equal(teacher[source])
+    ours = student.state_dict()
+    assert all(ours[key].equal(teacher[source]) for key, source in mapped.keys.items())
 
 
 def test_named_blocks_stay_and_the_rule_fills_the_rest() -> None:
@@ -107,6 +107,14 @@ def test_blocks_that_cannot_be_kept_are_an_error(blocks: tuple[int, ...]) -> Non
         LayerMap.between(SSD_1B, SDXL, explicit({"down_blocks.2.attentions.0": blocks}))
 
 
+def test_only_a_teacher_that_embeds_the_guidance_scale_has_a_student_that_does() -> None:
+    embedding = replace(SDXL, guidance_embed_dim=256)
+    plain = LayerMap.between(SSD_1B, embedding).keys
+    assert plain == LayerMap.between(SSD_1B, SDXL).keys
+    with pytest.raises(InputError, match=r"cond_proj\.weight has the shape"):
+        assert LayerMap.between(replace(SSD_1B, guidance_embed_dim=256), SDXL).keys
+
+
 def test_what_is_no_part_of_the_teacher_is_an_error() -> None:
     with pytest.raises(InputError, match=r"2 transformer blocks in the student, .* has 1"):
         LayerMap.between(SSD_1B, VEGA)
@@ -116,5 +124,3 @@ def test_what_is_no_part_of_the_teacher_is_an_error() -> None:
         LayerMap.between(SSD_1B, KOALA_700M)
     with pytest.raises(InputError, match="the teacher has none"):
         LayerMap.between(replace(KOALA_700M, mid=0), KOALA_700M)
-    with pytest.raises(InputError, match="did you mean 'first'"):
-        choose("frist")

@@ -8,8 +8,8 @@ import pytest
 
 from ssd1b.distill.layer_map import LayerMap, inferred, parameters, transformers
 from ssd1b.distill.losses import Weights
-from ssd1b.distill.plan import PlannedStage, arranged, plan, with_target
-from ssd1b.distill.stages import TRAIN, Depths, Stage, read_stages, retimed
+from ssd1b.distill.plan import PlannedStage, plan, student_layout, with_target
+from ssd1b.distill.stages import TRAIN, Depths, Stage, read_stages, with_total_steps
 from ssd1b.errors import InputError
 from ssd1b.layouts import KOALA_700M, NAMED, SDXL, SDXL_MINI, SSD_1B, SSD_1B_MINI, UNetLayout
 from tiny import tiny
@@ -39,7 +39,7 @@ def test_the_shipped_stages_end_where_a_single_cut_ends(teacher: UNetLayout) -> 
     found = plan(teacher, read_stages("ssd-1b"))
     assert [len(each.cut.removed) for each in found] == [2, 14, 12]
     last = found[-1].layers
-    assert last.modules == LayerMap.between(arranged("ssd-1b", teacher), teacher).modules
+    assert last.modules == LayerMap.between(student_layout("ssd-1b", teacher), teacher).modules
     assert last.student == (SSD_1B if teacher is SDXL else SSD_1B_MINI)
     for before, after in pairwise(found):
         assert after.cut.teacher == before.layers.student
@@ -95,12 +95,12 @@ def test_nothing_is_measured_before_all_else_is_right() -> None:
 
 def test_names_are_topologies_at_the_teachers_widths(tmp_path: Path) -> None:
     for name in ("ssd-1b", "mini-ssd-1b"):
-        assert arranged(name, SDXL_MINI) == SSD_1B_MINI
-        assert arranged(name, SDXL) == SSD_1B
-    assert arranged("koala-700m", SDXL) == KOALA_700M
+        assert student_layout(name, SDXL_MINI) == SSD_1B_MINI
+        assert student_layout(name, SDXL) == SSD_1B
+    assert student_layout("koala-700m", SDXL) == KOALA_700M
     file = tmp_path / "layout.toml"
     file.write_text("mid = 0\ndown = [[0, 0], [2, 2], [4, 4]]\nup = [[0, 0, 0], [2, 1, 1], [4, 4, 10]]")
-    assert arranged(str(file), SDXL) == SSD_1B
+    assert student_layout(str(file), SDXL) == SSD_1B
     file.write_text(file.read_text() + "\nchannels = [320, 640, 1024]")
     with pytest.raises(InputError, match=r"stage 1 .*\(320, 640, 1024\) channels, the teacher's"):
         plan(SDXL, [Stage(student=str(file))])
@@ -109,17 +109,17 @@ def test_names_are_topologies_at_the_teachers_widths(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stages", "words"),
     [
-        ([Stage(student="ssd-1b"), Stage(student="sdxl")], "stage 2 is to be cut out of the student of"),
+        ([Stage(student="ssd-1b"), Stage(student="sdxl")], "stage 2 cannot be cut from the student of"),
         ([Stage(student="koala-1b"), Stage(student="ssd-1b")], "2 resnets in the student, 1 in the teacher"),
         ([Stage(student="sdxl")], "nothing is removed"),
         ([Stage(student="ssd1b")], "unknown layout 'ssd1b': did you mean 'ssd-1b'"),
-        ([Stage(student="60%"), Stage(student="70%")], "no less than earlier stages have left"),
+        ([Stage(student="60%"), Stage(student="70%")], "earlier stages already leave no more than 70%"),
         ([Stage(student=Depths(mid=0, down=((0,),), up=((0, 0),)))], "1 levels, the teacher 3"),
         (
             [Stage(student=replace(MIDDLE_GONE, mid=3))],
             "diffusers cannot represent a middle block of depth 3",
         ),
-        ([Stage(student=replace(MIDDLE_GONE, down=((0, 0), (2, 0), (4, 4))))], "make no layout"),
+        ([Stage(student=replace(MIDDLE_GONE, down=((0, 0), (2, 0), (4, 4))))], "invalid depths"),
     ],
 )  # fmt: skip
 def test_stages_that_cannot_be(stages: list[Stage], words: str) -> None:
@@ -143,7 +143,7 @@ def test_a_file_says_what_each_stage_does(tmp_path: Path) -> None:
         weights = { task = 0, normalised = true }
         train = { steps = 50, warmup_steps = 7 }
     """))  # fmt: skip
-    assert isinstance(first.student, Depths) and arranged(first.student, SDXL) == KOALA_700M
+    assert isinstance(first.student, Depths) and student_layout(first.student, SDXL) == KOALA_700M
     assert (first.train.steps, first.train.warmup_steps, first.train.decay_steps) == (100, 5, 20)
     assert first.train.betas == second.train.betas == (0.9, 0.95)
     assert (second.train.steps, second.train.warmup_steps, second.train.decay_steps) == (50, 7, 10)
@@ -154,15 +154,15 @@ def test_a_file_says_what_each_stage_does(tmp_path: Path) -> None:
         Weights(task=1.0, output=0.5, features=0.5),
         None,
     )
-    shared = retimed([first, second], 30)
+    shared = with_total_steps([first, second], 30)
     assert [(each.train.steps, each.train.decay_steps) for each in shared] == [(20, 4), (10, 2)]
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "holds no stages"),
-        ("stages = []", "holds no stages"),
+        ("", "has no stages"),
+        ("stages = []", "has no stages"),
         ("[[stage]]", "unknown key in", ),
         ("[[stages]]\nfeature = 'layer'", "unknown key 'feature'"),
         ("[[stages]]\nfeature = 'layer'", "did you mean 'features'"),
@@ -191,9 +191,9 @@ def test_the_target_is_the_last_stages_end() -> None:
     assert same[-1].student == "ssd-1b", "the same topology by another name"
     for stages, student, words in (
         ([Stage()], None, "missing option '--student'"),
-        ([Stage(), Stage(student="vega")], None, "stage 1 does not say"),
-        ([Stage(student="vega")], "ssd-1b", "ends with 'vega', not with 'ssd-1b'"),
-        ([Stage(student="50%")], "ssd-1b", "ends with '50%'"),
+        ([Stage(), Stage(student="vega")], None, "stage 1 has no student"),
+        ([Stage(student="vega")], "ssd-1b", "student is 'vega', not 'ssd-1b'"),
+        ([Stage(student="50%")], "ssd-1b", "student is '50%'"),
     ):
         with pytest.raises(InputError, match=words):
             with_target(stages, student, SDXL)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ssd1b.distill.stages import MOST_STAGES, read_stages, retimed
+from ssd1b.distill.stages import MAX_STAGES, read_stages, with_total_steps
 from ssd1b.errors import InputError
 
 SHIPPED = {
@@ -34,7 +34,7 @@ def test_shipped_stages_keep_their_times(name: str) -> None:
         for before, warmup, decay in SHIPPED[name]:
             own = max(1, steps * before // total)
             expected.append((own, warmup * own // before, decay * own // before))
-        assert times(retimed(stages, steps)) == expected
+        assert times(with_total_steps(stages, steps)) == expected
 
 
 def test_a_number_of_steps_that_was_given_is_kept(tmp_path: Path) -> None:
@@ -53,9 +53,13 @@ def test_a_number_of_steps_that_was_given_is_kept(tmp_path: Path) -> None:
     """)  # fmt: skip
     stages = read_stages(file)
     assert times(stages) == [(1000, 500, 500), (600, 60, 33), (10_000, 500, 5_000)]
-    assert times(retimed(stages, 23_200)) == [(2000, 500, 1000), (1200, 120, 33), (20_000, 500, 10_000)]
+    assert times(with_total_steps(stages, 23_200)) == [
+        (2000, 500, 1000),
+        (1200, 120, 33),
+        (20_000, 500, 10_000),
+    ]
     with pytest.raises(InputError, match=r"warmup_steps is 500 in stage 1 of 1160 steps, .*warmup_share"):
-        retimed(stages, 1160)
+        with_total_steps(stages, 1160)
 
 
 HEX = "0x" + "f" * 5000
@@ -118,5 +122,5 @@ def test_stages_that_cannot_be(tmp_path: Path, text: str) -> None:
 
 
 def test_thousands_of_stages_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"holds 3000 stages: allowed are {MOST_STAGES}"):
+    with pytest.raises(InputError, match=f"has 3000 stages: allowed are {MAX_STAGES}"):
         read_stages(written(tmp_path, "[[stages]]\nstudent = '50%'\n" * 3000))

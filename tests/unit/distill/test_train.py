@@ -18,7 +18,7 @@ from ssd1b.layouts import SDXL_MINI, SSD_1B_MINI
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.unet import UNet
 from ssd1b.tabletop.miniature.assemble import _companions
-from ssd1b.training import kernels, loop
+from ssd1b.training import kernels
 from ssd1b.training.batches import LatentBatch
 from ssd1b.training.objective import Objective
 from ssd1b.training.settings import LoopSettings
@@ -31,11 +31,8 @@ SETTINGS = LoopSettings(
 
 
 @pytest.fixture(autouse=True)
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+def do_not_compile(read_in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
-    monkeypatch.setattr(
-        loop, "_read_ahead", lambda batches, start, stop, _: (batches[step] for step in range(start, stop))
-    )
 
 
 @pytest.fixture(scope="module")

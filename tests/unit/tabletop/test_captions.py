@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssd1b.tabletop.world.captions import VOCABULARY, caption, full_caption, understood
+from ssd1b.tabletop.world.captions import VOCABULARY, caption, full_caption, parse_caption
 from ssd1b.tabletop.world.degradations import DEGRADATIONS
 from ssd1b.tabletop.world.scenes import (
     COLORS,
@@ -199,7 +199,7 @@ def test_every_degradation_has_its_word() -> None:
 def test_a_full_caption_is_understood(split: Split) -> None:
     for index in range(400):
         shown = replace(scene(7, index, split=split), degradation=None)
-        told = understood(full_caption(shown))
+        told = parse_caption(full_caption(shown))
         assert told is not None
         for name in ("shape", "color", "size", "material"):
             assert [getattr(each, name) for each in told.solids] == [
@@ -222,4 +222,4 @@ def test_a_full_caption_is_understood(split: Split) -> None:
     ],
 )
 def test_what_leaves_something_open_is_not(text: str) -> None:
-    assert understood(text) is None
+    assert parse_caption(text) is None

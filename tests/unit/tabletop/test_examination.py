@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ssd1b.tabletop.judge import examination, plots
-from ssd1b.tabletop.judge.examination import ANSWERS, Examination, examine, paired_by_place
+from ssd1b.tabletop.judge.examination import ANSWERS, Examination, examine, pair_by_position
 from ssd1b.tabletop.judge.judge import (
     PICTURE_ANSWERS,
     SOLID_ANSWERS,
@@ -113,11 +113,11 @@ def test_solids_are_paired_by_place_even_if_everything_else_is_wrong() -> None:
     )
     first, second = scene.solids
     liar = [seen(second, shape=first.shape, color=first.color), seen(first, shape=second.shape)]
-    assert [(solid, other.x) for solid, other in paired_by_place(scene.solids, liar) if other] == [
+    assert [(solid, other.x) for solid, other in pair_by_position(scene.solids, liar) if other] == [
         (first, first.x),
         (second, second.x),
     ]
-    (_, one), (_, other) = paired_by_place(scene.solids, [seen(second)])
+    (_, one), (_, other) = pair_by_position(scene.solids, [seen(second)])
     assert one is None and other is not None
 
 

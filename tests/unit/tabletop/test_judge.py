@@ -142,12 +142,7 @@ def test_half_of_the_pictures_went_through_the_autoencoder(vae: VAE) -> None:
     assert (shown[half:] == renders[half:]).all(axis=(1, 2, 3)).any()
 
 
-def test_a_trained_judge_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssd1b.training import loop
-
-    monkeypatch.setattr(
-        loop, "_read_ahead", lambda data, start, stop, _: (data[i] for i in range(start, stop))
-    )
+def test_a_trained_judge_is_gone_on_with(tmp_path: Path, read_in_process: None) -> None:
     file = tmp_path / "judge.safetensors"
     torch.manual_seed(3)
     save_file(Judge().state_dict(), file)
@@ -156,12 +151,7 @@ def test_a_trained_judge_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.Mon
     assert 0 < max(changes) < 0.02
 
 
-def test_a_few_steps_teach_it_something(tmp_path: Path, vae: VAE, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssd1b.training import loop
-
-    monkeypatch.setattr(
-        loop, "_read_ahead", lambda data, start, stop, _: (data[i] for i in range(start, stop))
-    )
+def test_a_few_steps_teach_it_something(tmp_path: Path, vae: VAE, read_in_process: None) -> None:
     few = replace(SETTINGS, steps=12, batch_size=16, decay_steps=4, warmup_steps=2, log_steps=3)
     judge = train_judge(tmp_path, vae, settings=few)
     losses = [json.loads(row)["loss"] for row in (tmp_path / "log.jsonl").read_text().splitlines()]

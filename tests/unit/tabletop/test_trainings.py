@@ -19,18 +19,12 @@ from ssd1b.saving import renewing
 from ssd1b.tabletop.miniature import assemble, cache, train_clip, train_judge, train_unet, train_vae
 from ssd1b.tabletop.world.captions import full_caption
 from ssd1b.tabletop.world.scenes import PLAIN, WORLDS, scene
-from ssd1b.training import kernels, loop
+from ssd1b.training import kernels
 from ssd1b.weights import hub
 from ssd1b.weights.loading import read_part
 from ssd1b.weights.opening import open_checkpoint
 
-
-@pytest.fixture(autouse=True)
-def read_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        loop, "_read_ahead", lambda batches, start, stop, _: (batches[step] for step in range(start, stop))
-    )
-
+pytestmark = pytest.mark.usefixtures("read_in_process")
 
 FEW = {"steps": 2, "decay_steps": 0, "warmup_steps": 0}
 
@@ -50,7 +44,7 @@ def test_normalised_latents_decode_to_the_same_pictures() -> None:
 def test_steadying_the_decoder_leaves_the_encoder_alone(tmp_path: Path) -> None:
     vae = train_vae.initialised(VAE(VAE_MINI))
     before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
-    after = train_vae.steady_decoder(
+    after = train_vae.train_decoder(
         tmp_path, vae, settings=replace(train_vae.DECODER_SETTINGS, **FEW)
     ).state_dict()
     changed = {name for name in before if not after[name].equal(before[name])}
@@ -59,13 +53,13 @@ def test_steadying_the_decoder_leaves_the_encoder_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["vae", "unet"])
 def test_a_models_weights_are_gone_on_with_in_32_bits(part: str) -> None:
-    taken = assemble._taken(hub.resolve("mini-sdxl", offline=True).path, part)
+    taken = assemble._read_network(hub.resolve("mini-sdxl", offline=True).path, part)
     assert taken.training and all(p.requires_grad and p.dtype == torch.float32 for p in taken.parameters())
 
 
 def test_a_network_of_another_layout_is_not_gone_on_with() -> None:
     with pytest.raises(InputError, match="its unet has another layout"):
-        assemble._taken(hub.resolve("mini-ssd-1b", offline=True).path, "unet")
+        assemble._read_network(hub.resolve("mini-ssd-1b", offline=True).path, "unet")
 
 
 @pytest.fixture
@@ -134,7 +128,7 @@ def test_a_batch_of_which_nothing_is_asked_is_learned_all_the_same() -> None:
 
 def test_the_reader_hears_the_caption(tmp_path: Path) -> None:
     text = assemble._companions(tmp_path, hub.resolve("mini-sdxl", offline=True).path).text
-    learner = train_unet.Learner(train_unet.initialised(UNet(MINI_SDXL.unet)), text)
+    learner = train_unet.JointModel(train_unet.initialised(UNet(MINI_SDXL.unet)), text)
     with torch.no_grad():  # at the start no branch of the network says anything
         for name, parameter in learner.unet.named_parameters():
             if name.endswith("proj_out.weight"):
@@ -159,7 +153,7 @@ def test_text_encoders_are_gone_on_with_and_taken_by_the_unet_of_the_same_run(
     monkeypatch.setattr(cache, "SHARD", 32)
     model = hub.resolve("mini-sdxl", offline=True).path
     assemble.train_part("clip", tmp_path, start=model, steps=1, batch_size=32)
-    before, after = assemble._taken_trio(model), assemble._companions(tmp_path, model)
+    before, after = assemble._read_trio(model), assemble._companions(tmp_path, model)
     for name, tensor in after.text.encoder_2.state_dict().items():
         moved = (tensor - before.text_encoder_2.state_dict()[name]).abs().max()
         assert moved < 0.01, f"{name} is not the model's, a step further"

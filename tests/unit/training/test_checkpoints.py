@@ -112,7 +112,7 @@ def test_the_one_before_is_taken_in_place_of_a_newest_that_cannot_be_used(
     first, second = save(tmp_path, 1), save(tmp_path, 2)
     DAMAGES[damage](second)
     with pytest.warns(
-        UserWarning, match=r"step-00000002.*cannot be used.*goes on from step-00000001"
+        UserWarning, match=r"step-00000002.*cannot be used.*resumes from step-00000001"
     ) as told:
         assert checkpoints.newest(first.parent, tidy=True) == first
     assert len(told) == 1 and len(str(told[0].message).splitlines()) == 1
@@ -265,9 +265,9 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer": "adafactor"}, "is of a run with optimizer adamw, not optimizer adafactor$"),
-        ({"muon_rate": 0.01}, "is of a run with optimizer adamw, not optimizer adamw and Muon$"),
-        ({"ema_decay": 0.9}, "is of a run with optimizer adamw, not optimizer adamw, averaged$"),
+        ({"optimizer": "adafactor"}, "is from a run with optimizer adamw, not optimizer adafactor$"),
+        ({"muon_rate": 0.01}, "is from a run with optimizer adamw, not optimizer adamw and Muon$"),
+        ({"ema_decay": 0.9}, "is from a run with optimizer adamw, not optimizer adamw, averaged$"),
     ],
 )
 def test_a_checkpoint_of_another_method_is_refused(
@@ -286,7 +286,7 @@ def test_a_checkpoint_with_an_average_is_refused_by_a_run_without(tmp_path: Path
 
 def test_a_checkpoint_of_other_learners_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
-    with pytest.raises(InputError, match="is of a run with no student, not optimizer adamw"):
+    with pytest.raises(InputError, match="is from a run with no student, not optimizer adamw"):
         checkpoints.restore(path, {"student": learners_of(1)["model"]})
 
 

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from ssd1b.errors import InputError
 from ssd1b.tabletop.miniature import cache
-from ssd1b.training import logs, loop
+from ssd1b.training import logs
 from ssd1b.training.data.cache import Cache
 from ssd1b.training.logs import Log
 from ssd1b.training.loop import train
 from ssd1b.training.settings import LoopSettings
+
+pytestmark = pytest.mark.usefixtures("read_in_process")
 
 Batch = dict[str, Tensor]
 
@@ -39,13 +41,6 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("only root can mount a small disk")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@pytest.fixture(autouse=True)
-def read_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        loop, "_read_ahead", lambda batches, start, stop, _: (batches[step] for step in range(start, stop))
-    )
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,9 @@ RUNS = {
     "fsdp": replace(SETTINGS, fsdp=True),
     "fsdp, no average": replace(SETTINGS, fsdp=True, ema_decay=0.0, gradient_checkpointing=True),
 }
+ALONE: dict[str, dict[str, Tensor]] = {}
+"""What one process learns in each of ``RUNS``; ``together`` fills it."""
+
 HALF = 6
 """Steps after which a run of one process is gone on with by two."""
 
@@ -157,7 +160,7 @@ def together(tmp_path_factory: pytest.TempPathFactory, read_in_process: None) ->
     """The folder in which two processes did everything, and how they ended."""
     out = tmp_path_factory.mktemp("together")
     for name, settings in RUNS.items():
-        one_process(out / f"{name}, half", settings)
+        ALONE[name] = one_process(out / f"{name}, half", settings)
         for path in (out / f"{name}, half/checkpoints").iterdir():
             if int(path.stem.removeprefix("step-")) > HALF:
                 path.unlink()
@@ -175,17 +178,14 @@ def assert_near(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_two_processes_learn_what_one_does(together: tuple[Path, int], tmp_path: Path, name: str) -> None:
-    alone = one_process(tmp_path, RUNS[name])
+def test_two_processes_learn_what_one_does(together: tuple[Path, int], name: str) -> None:
     for rank in range(2):
-        assert_near(load_file(together[0] / f"{name}.{rank}.safetensors"), alone)
+        assert_near(load_file(together[0] / f"{name}.{rank}.safetensors"), ALONE[name])
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_two_processes_go_on_with_what_one_began(
-    together: tuple[Path, int], tmp_path: Path, name: str
-) -> None:
-    assert_near(load_file(together[0] / f"{name}, gone on.0.safetensors"), one_process(tmp_path, RUNS[name]))
+def test_two_processes_go_on_with_what_one_began(together: tuple[Path, int], name: str) -> None:
+    assert_near(load_file(together[0] / f"{name}, gone on.0.safetensors"), ALONE[name])
 
 
 def test_one_process_goes_on_with_what_two_began(together: tuple[Path, int], tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_one_process_goes_on_with_what_two_began(together: tuple[Path, int], tmp
     cut.mkdir()
     (cut / "step-00000006.safetensors").write_bytes((folder / "step-00000006.safetensors").read_bytes())
     gone_on = learn(tmp_path / "cut", SETTINGS, resume=True).state_dict()
-    assert_near(gone_on, one_process(tmp_path / "alone", SETTINGS))
+    assert_near(gone_on, ALONE["fsdp"])
 
 
 def test_two_processes_learn_what_one_does_from_the_batch_as_a_whole(
@@ -206,13 +206,13 @@ def test_two_processes_learn_what_one_does_from_the_batch_as_a_whole(
 
 
 def test_a_signal_to_one_process_ends_all_with_a_checkpoint_of_the_same_step(
-    together: tuple[Path, int], tmp_path: Path
+    together: tuple[Path, int],
 ) -> None:
     out, _ = together
     assert (out / "stopped.0").exists() and (out / "stopped.1").exists()
     saved = sorted(path.name for path in (out / "stopped/checkpoints").iterdir())
     assert saved[-1] == "step-00000005.safetensors"
-    assert_near(learn(out / "stopped", SETTINGS, resume=True).state_dict(), one_process(tmp_path, SETTINGS))
+    assert_near(learn(out / "stopped", SETTINGS, resume=True).state_dict(), ALONE["fsdp"])
 
 
 def test_poison_in_one_process_is_followed_by_none(together: tuple[Path, int]) -> None:

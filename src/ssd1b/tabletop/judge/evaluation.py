@@ -1,12 +1,12 @@
-"""What a model's pictures of Tabletop are worth: drawn from captions, read by the judge, counted.
+"""Evaluation of a model on Tabletop: images are generated from captions and read by the judge.
 
-The captions are of scenes that no training saw. Half of them show a combination of shape, colour and material
-that no training picture did.
+The captions describe scenes that no training contained. Half of them have a held-out combination of shape,
+colour and material.
 """
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,21 +20,21 @@ from ssd1b.evaluate.reconstruction import psnr, reconstruct
 from ssd1b.evaluate.statistics import Estimate, by_prompt, difference, estimate
 from ssd1b.pipeline import Pipeline
 from ssd1b.settings import Preset
-from ssd1b.tabletop.judge.judge import SOLID_ANSWERS, Judge, Pairs, Reading, Seen, stand_as_wanted
+from ssd1b.tabletop.judge.judge import SOLID_ANSWERS, Judge, Pairs, Reading, Seen, relation_is_right
 from ssd1b.tabletop.world.captions import full_caption
 from ssd1b.tabletop.world.renderer import render_batch
 from ssd1b.tabletop.world.scenes import Scene, Solid, Split, scene
 
 SEED = 1000
-"""Of the stream that captions are taken from; trainings use 0 to 5."""
+"""Seed of the stream of scenes; trainings use 0 to 5."""
 
 BATCH_SIZE = 8
-"""Pictures drawn at a time."""
+"""Number of images generated at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One picture to draw: what its caption says, whether its combination was ever seen, and the noise."""
+    """One image to generate: its scene, whether that is held out, and the seed of the noise."""
 
     scene: Scene
     split: Split
@@ -42,24 +42,23 @@ class Case:
 
     @property
     def caption(self) -> str:
-        """Everything that the picture should show."""
+        """The prompt: the scene's complete caption."""
         return full_caption(self.scene)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """What the judge says of one picture; NaN where the caption asks for nothing.
+    """Scores of one image, 0 to 1; NaN if the caption does not determine them.
 
     Attributes:
-        solids: for shape, colour, size and material, the share of the caption's solids that have it right.
-        number: whether there are as many solids as the caption names.
+        solids: share of the caption's solids with the right shape, colour, size and material.
+        number: whether the number of solids is right.
         background: whether the background is right.
-        relation: whether the two solids stand as the caption says.
-        clean: whether the picture shows no degradation.
-        right: whether everything is that the caption says: number, background, every attribute of every
-            solid, and how two solids stand.
-        flawless: right and clean. The judge reads what spoiled pictures show, too, and only this tells a
-            good one.
+        relation: whether the relation of two solids is right.
+        clean: whether the image shows no degradation.
+        right: whether everything that the caption says is right: number, background, all attributes of all
+            solids, and the relation.
+        flawless: right and clean. A degraded image can be right, since the judge reads such images, too.
     """
 
     solids: dict[str, float]
@@ -72,15 +71,15 @@ class Score:
 
     @property
     def values(self) -> dict[str, float]:
-        """Everything by name."""
-        names = ("number", "background", "relation", "clean", "right", "flawless")
-        return {**self.solids, **{name: getattr(self, name) for name in names}}
+        """All scores by name."""
+        values = asdict(self)
+        return {**values.pop("solids"), **values}
 
 
 def cases(captions: int, seeds: int = 1, *, stream: int = SEED) -> list[Case]:
-    """The fixed set of cases: ``captions`` captions, seen and new combinations in turn, times ``seeds``.
+    """Return the fixed set of cases: ``captions`` captions, alternately seen and held out, times ``seeds``.
 
-    No two cases share their noise, so that figures hold for noise at large and not for one drawing of it.
+    Every case has its own noise, so that results do not depend on one particular noise.
     """
     splits: tuple[Split, ...] = ("train", "held_out")
     chosen = []
@@ -92,8 +91,8 @@ def cases(captions: int, seeds: int = 1, *, stream: int = SEED) -> list[Case]:
 
 
 def score(wanted: Scene, seen: Reading) -> Score:
-    """Compare what a caption says with what the judge read."""
-    pairs = _paired(wanted.solids, seen.solids)
+    """Score a reading against the wanted scene."""
+    pairs = _pair_by_attributes(wanted.solids, seen.solids)
     solids = {
         name: float(np.mean([other is not None and other.answers[name] == getattr(solid, name)
                              for solid, other in pairs]))
@@ -101,7 +100,7 @@ def score(wanted: Scene, seen: Reading) -> Score:
     }  # fmt: skip
     number = float(len(seen.solids) == len(wanted.solids))
     background = float(seen.background == wanted.background)
-    relation = float(stand_as_wanted(pairs)) if len(pairs) == 2 else float("nan")
+    relation = float(relation_is_right(pairs)) if len(pairs) == 2 else float("nan")
     right = bool(number and background and relation != 0 and all(value == 1 for value in solids.values()))
     clean = seen.degradation is None
     return Score(
@@ -115,8 +114,8 @@ def score(wanted: Scene, seen: Reading) -> Score:
     )
 
 
-def _paired(wanted: Sequence[Solid], seen: Sequence[Seen]) -> Pairs:
-    """Give each wanted solid one that was seen, so that most attributes agree."""
+def _pair_by_attributes(wanted: Sequence[Solid], seen: Sequence[Seen]) -> Pairs:
+    """Pair wanted and detected solids so that as many attributes as possible agree."""
     padded = [*seen, *[None] * max(0, len(wanted) - len(seen))]
 
     def agreement(chosen: tuple[Seen | None, ...]) -> int:
@@ -132,20 +131,22 @@ def _paired(wanted: Sequence[Solid], seen: Sequence[Seen]) -> Pairs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """A model's figures over a set of cases.
+    """A model's results on a set of cases.
 
     Attributes:
-        cases: as ``cases`` gives them, ``seeds`` of each caption.
-        pictures: one for each case, ``[cases, SIZE, SIZE, 3]``.
-        values: for each name of ``Score.values``, and "clip", one value for each case.
-        seconds: of one picture, median.
-        macs: multiply-accumulate operations of the UNet's passes for one picture, each counted whole, as
-            published figures do, although what is read of the text is computed once.
-        frechet: squared distance of the pictures from renders of other scenes, in the judge's features;
-            ``frechet_renders`` is what two such sets of renders have.
-        kernel: likewise.
-        psnr: of renders that the model's autoencoder encoded and decoded, in dB.
-        diversity: of each caption, the mean distance in features between its pictures of two seeds.
+        cases: from ``cases``.
+        seeds: number of cases for each caption.
+        pictures: image of each case, ``[cases, SIZE, SIZE, 3]``.
+        values: one value per case, for each name of ``Score.values`` and "clip".
+        seconds: median time per image.
+        macs: multiply-accumulate operations of the UNet per image. As in published figures, every forward
+            pass counts in full, although keys and values of the text are computed once.
+        frechet: squared Fréchet distance from renders of other scenes, in the judge's features.
+        frechet_renders: the same distance between two sets of renders.
+        kernel: kernel distance from renders of other scenes.
+        kernel_renders: the same distance between two sets of renders.
+        psnr: of renders reconstructed by the model's autoencoder, in dB.
+        diversity: mean feature distance between the images of one caption with different seeds.
     """
 
     cases: list[Case]
@@ -162,7 +163,7 @@ class Evaluation:
     diversity: Estimate
 
     def table(self) -> dict[str, dict[str, Estimate]]:
-        """Every value for all cases and for parts of them: one and two solids, seen and new combinations."""
+        """Estimate every value for all cases, by number of solids, and for seen and held-out combinations."""
         captions = self.cases[:: self.seeds]
         groups = {
             "all": [True for _ in captions],
@@ -178,7 +179,7 @@ class Evaluation:
         }
 
     def facts(self) -> dict[str, Any]:
-        """Everything but the pictures, for JSON."""
+        """Return everything except the images, for JSON."""
         return {
             "table": {
                 group: {name: each._asdict() for name, each in row.items()}
@@ -203,13 +204,13 @@ def evaluate(
     captions: int,
     seeds: int,
     preset: Preset | None = None,
-    **given: Any,
+    **overrides: Any,
 ) -> Evaluation:
-    """Draw the fixed set of cases and judge the pictures."""
+    """Generate the fixed set of cases and evaluate the images."""
     chosen = cases(captions, seeds)
     with count_rows(pipeline.unet) as batches:
         tasks = [(case.caption, case.seed) for case in chosen]
-        drawn = list(draw_captions(pipeline, tasks, batch_size=BATCH_SIZE, preset=preset, **given))
+        drawn = list(draw_captions(pipeline, tasks, batch_size=BATCH_SIZE, preset=preset, **overrides))
     images = [image for image, _ in drawn]
     pictures = np.stack([np.asarray(image) for image in images])
     seen = judge.read(pictures)
@@ -242,7 +243,7 @@ def evaluate(
 
 
 def compare(first: Evaluation, second: Evaluation) -> dict[str, Estimate]:
-    """By how much the second exceeds the first, value by value, paired by caption and noise."""
+    """Estimate the difference, second minus first, of each value, paired by caption and noise."""
     return {
         name: difference(by_prompt(first.values[name], first.seeds), by_prompt(values, second.seeds))
         for name, values in second.values.items()

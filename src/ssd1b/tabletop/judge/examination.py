@@ -1,6 +1,6 @@
-"""How far the judge can be trusted: it reads pictures whose scenes are known.
+"""The accuracy of the judge, measured on images of known scenes.
 
-Solids are paired by place, not by what the judge says of them, so that a wrong answer counts as wrong.
+Solids are paired by position rather than by attributes, so that a wrong answer counts as wrong.
 """
 
 import itertools
@@ -24,30 +24,30 @@ from ssd1b.tabletop.judge.judge import (
     Pairs,
     Reading,
     Seen,
-    stand_as_wanted,
+    relation_is_right,
 )
 from ssd1b.tabletop.world.degradations import COLORLESS
 from ssd1b.tabletop.world.renderer import render_batch
 from ssd1b.tabletop.world.scenes import PLAIN, Scene, Solid, Split, World, scene
 
 UNSEEN = "unseen"
-"""Said of a solid for which the judge found none."""
+"""The answer for a solid that the judge did not detect."""
 
 ANSWERS: Mapping[str, tuple[str, ...]] = {**SOLID_ANSWERS, **PICTURE_ANSWERS}
-"""Every question and its possible answers."""
+"""All questions with their possible answers."""
 
 SEED = 2000
-"""Of the stream that is read; trainings use 0 to 5, evaluations 1000 to 1002."""
+"""Seed of the stream of scenes; trainings use 0 to 5, evaluations 1000 to 1002."""
 
 CLEAN_WORLD = replace(PLAIN, degraded=0.0)
-"""What evaluations draw: a spoiled picture may hide what is asked."""
+"""The world of evaluations; a degradation could hide the answer."""
 
 BATCH_SIZE = 64
-_FAR = 0.5  # a solid seen further from a wanted one than this, in world units to the side, is another one
+_FAR = 0.5  # world units to the side beyond which a detected solid is not the wanted one
 
 
 class Verdict(NamedTuple):
-    """One answer of the judge beside the truth; ``chance`` is the probability it gave its own answer."""
+    """One answer of the judge, with the truth and the probability that the judge gave its answer."""
 
     question: str
     truth: str
@@ -57,12 +57,12 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """All verdicts on a set of pictures.
+    """All verdicts on a set of images.
 
     Attributes:
-        verdicts: on every question that the picture answers (of a monochrome one, no colours).
-        numbers: for each picture whether it has as many solids as the judge saw.
-        relations: for each picture of two solids whether they stand as the judge says.
+        verdicts: on every question that the image answers; monochrome images have no colours.
+        numbers: for each image, whether the judge detected the right number of solids.
+        relations: for each image of two solids, whether their relation was right.
     """
 
     verdicts: list[Verdict]
@@ -70,18 +70,18 @@ class Examination:
     relations: list[bool]
 
     def add(self, scene: Scene, reading: Reading) -> None:
-        """Hold one reading against its scene."""
-        self.verdicts.extend(_of_picture(scene, reading))
+        """Compare a reading with its scene."""
+        self.verdicts.extend(_image_verdicts(scene, reading))
         if scene.degradation == "cropped":
             return
-        pairs = paired_by_place(scene.solids, reading.solids)
-        self.verdicts.extend(_of_solids(pairs, colors=scene.degradation not in COLORLESS))
+        pairs = pair_by_position(scene.solids, reading.solids)
+        self.verdicts.extend(_solid_verdicts(pairs, colors=scene.degradation not in COLORLESS))
         self.numbers.append(len(reading.solids) == len(scene.solids))
         if len(pairs) == 2:
-            self.relations.append(stand_as_wanted(pairs))
+            self.relations.append(relation_is_right(pairs))
 
     def accuracy(self) -> dict[str, Estimate]:
-        """Share of right answers to each question, and of right numbers and relations."""
+        """Estimate the share of right answers to each question, and of right numbers and relations."""
         right = {name: [v.truth == v.said for v in self.verdicts if v.question == name] for name in ANSWERS}
         return {
             name: estimate(values)
@@ -89,7 +89,7 @@ class Examination:
         }
 
     def confusion(self, question: str) -> NDArray[np.int64]:
-        """How often each true answer (row) was read as each answer (column; the last is ``UNSEEN``)."""
+        """Count how often each true answer (row) was read as each answer (column; the last is ``UNSEEN``)."""
         answers = (*ANSWERS[question], UNSEEN)
         counts = np.zeros((len(answers) - 1, len(answers)), np.int64)
         for verdict in self.verdicts:
@@ -98,9 +98,9 @@ class Examination:
         return counts
 
     def calibration(self, question: str, bins: int = 10) -> list[tuple[float, float, int]]:
-        """Mean probability given, share right and number of answers, by bins of equally many answers.
+        """Return mean probability, share of right answers and their number, in bins of equal numbers.
 
-        Solids that were not seen have no probability and do not count.
+        Solids that were not detected have no probability and do not count.
         """
         known = sorted(
             (v.chance, v.truth == v.said)
@@ -112,27 +112,27 @@ class Examination:
 
 
 Renderer: TypeAlias = Callable[[Sequence[Scene]], NDArray[np.uint8]]
-"""Makes pictures of scenes, ``[scenes, SIZE, SIZE, 3]``."""
+"""Renders scenes, ``[scenes, SIZE, SIZE, 3]``."""
 
 
-def through(vae: VAE) -> Renderer:
-    """Show scenes as an autoencoder gives them back, which is the best that a model can draw."""
+def through_vae(vae: VAE) -> Renderer:
+    """Return a renderer whose images an autoencoder reconstructs, the best that a model can reach."""
     return lambda scenes: reconstruct(vae, render_batch(scenes))
 
 
 def examine(
     judge: Judge, count: int, render: Renderer = render_batch, *, world: World = PLAIN, label: str = "examine"
 ) -> Examination:
-    """Let the judge read pictures of scenes that no training saw, and hold what it says against the scenes.
+    """Compare the judge's readings with scenes that no training contained.
 
-    Of cropped pictures nothing is asked but their degradation, since solids may be cut off.
+    Cropped images count for degradation and background only, since solids may be cut off.
 
     Args:
         judge: in evaluation mode.
-        count: how many pictures, half of them with combinations that no training stream has.
-        render: makes the pictures that the judge reads.
-        world: where scenes are from; ``CLEAN_WORLD`` spoils no picture.
-        label: what the progress bar is called.
+        count: number of images, half of them with held-out combinations.
+        render: renders the scenes.
+        world: the scenes' world; ``CLEAN_WORLD`` has no degradations.
+        label: of the progress bar.
     """
     splits: tuple[Split, ...] = ("train", "held_out")
     found = Examination([], [], [])
@@ -148,8 +148,8 @@ def examine(
     return found
 
 
-def paired_by_place(wanted: Sequence[Solid], seen: Sequence[Seen]) -> Pairs:
-    """Give each wanted solid the one seen nearest to its place, none to two."""
+def pair_by_position(wanted: Sequence[Solid], seen: Sequence[Seen]) -> Pairs:
+    """Pair each wanted solid with the nearest detected one, each used at most once."""
     padded = [*seen, *[None] * len(wanted)]
 
     def distance(chosen: Sequence[Seen | None]) -> float:
@@ -163,7 +163,7 @@ def paired_by_place(wanted: Sequence[Solid], seen: Sequence[Seen]) -> Pairs:
     return list(zip(wanted, best, strict=True))
 
 
-def _of_picture(scene: Scene, reading: Reading) -> Iterator[Verdict]:
+def _image_verdicts(scene: Scene, reading: Reading) -> Iterator[Verdict]:
     yield Verdict(
         "degradation",
         scene.degradation or CLEAN,
@@ -174,7 +174,7 @@ def _of_picture(scene: Scene, reading: Reading) -> Iterator[Verdict]:
         yield Verdict("background", scene.background, reading.background, reading.chances["background"])
 
 
-def _of_solids(pairs: Pairs, *, colors: bool) -> Iterator[Verdict]:
+def _solid_verdicts(pairs: Pairs, *, colors: bool) -> Iterator[Verdict]:
     for solid, other in pairs:
         for question in SOLID_ANSWERS:
             if question == "color" and not colors:

@@ -1,7 +1,7 @@
-"""The judge: reads off a picture of Tabletop what stands where, and how the picture was spoiled.
+"""The judge: a detector that reads solids, background and degradation from an image of Tabletop.
 
-A detector in the manner of CenterNet (Zhou et al. 2019, 1904.07850): on a grid of cells, one answer each for
-whether a solid's middle lies here and, if so, which solid. It never sees a caption.
+As in CenterNet (Zhou et al. 2019, 1904.07850), each cell of a grid predicts whether the middle of a solid
+lies in it, and which solid. The judge never sees a caption.
 """
 
 import math
@@ -26,10 +26,10 @@ from ssd1b.tensors import Pixels
 from ssd1b.weights.files import open_file
 
 GRID = 16
-"""Cells along each side."""
+"""Number of cells along each side."""
 
 CLEAN = "none"
-"""Stands for no degradation."""
+"""The answer for no degradation."""
 
 SOLID_ANSWERS: Mapping[str, tuple[str, ...]] = {
     "shape": tuple(SHAPES),
@@ -37,27 +37,30 @@ SOLID_ANSWERS: Mapping[str, tuple[str, ...]] = {
     "size": tuple(SIZES),
     "material": MATERIALS,
 }
-"""What is asked of each solid, and the possible answers."""
+"""Questions about each solid, with the possible answers."""
 
 PICTURE_ANSWERS: Mapping[str, tuple[str, ...]] = {
     "background": tuple(COLORS),
     "degradation": (CLEAN, *DEGRADATIONS),
 }
-"""What is asked of the whole picture."""
+"""Questions about the whole image, with the possible answers."""
 
 _PLACE = ("presence", "right", "up", "depth")
 _CHANNELS = (32, 64, 96, 128)
 FEATURES = 128
-_MOST = 4  # solids read off one picture; no world shows more than three
+_MAX_SOLIDS = 4  # per image; no world shows more than three
 _WEIGHTS = Path(__file__).parents[2] / "data" / "judge" / "judge.safetensors"
 
 
 class Seen(NamedTuple):
-    """One solid as the judge sees it.
+    """A solid that the judge detected.
 
     Attributes:
-        answers: by the names of ``SOLID_ANSWERS``; chances: the probability of each.
-        x: to the right, up: in the picture, -1 to 1; depth: away from the viewer, in the world's units.
+        answers: by the names of ``SOLID_ANSWERS``.
+        chances: probability of each answer.
+        x: position to the right in the image, -1 to 1.
+        up: position upwards in the image, -1 to 1.
+        depth: distance away from the viewer in world units.
     """
 
     answers: dict[str, str]
@@ -68,18 +71,19 @@ class Seen(NamedTuple):
 
 
 Pairs: TypeAlias = Sequence[tuple[Solid, Seen | None]]
-"""Each wanted solid with the one that was seen for it."""
+"""Each wanted solid with the detected one paired with it, if any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """Everything that the judge reads off one picture.
+    """The judge's reading of one image.
 
     Attributes:
-        solids: the most certainly present first.
-        background: a key of ``COLORS``; degradation: a key of ``DEGRADATIONS`` or None.
-        chances: the probability of both, by the names of ``PICTURE_ANSWERS``.
-        features: ``[FEATURES]``, for distances between sets of pictures.
+        solids: in order of falling probability of presence.
+        background: a key of ``COLORS``.
+        degradation: a key of ``DEGRADATIONS`` or None.
+        chances: probabilities of background and degradation, by the names of ``PICTURE_ANSWERS``.
+        features: ``[FEATURES]``, for distances between sets of images.
     """
 
     solids: tuple[Seen, ...]
@@ -90,13 +94,13 @@ class Reading:
 
 
 class Answers(NamedTuple):
-    """What the network says, as logits.
+    """The network's output; answers are logits.
 
     Attributes:
-        place: ``[B, 4, GRID, GRID]``: presence (logit), and of a solid there how far its middle lies from
-            the cell's middle to the right and up, in cells, and its depth.
-        solid: for each name of ``SOLID_ANSWERS`` ``[B, answers, GRID, GRID]``.
-        picture: for each name of ``PICTURE_ANSWERS`` ``[B, answers]``.
+        place: ``[B, 4, GRID, GRID]``: the logit of presence, the offset of a solid's middle from the cell's
+            to the right and up, in cells, and its depth.
+        solid: ``[B, answers, GRID, GRID]`` for each name of ``SOLID_ANSWERS``.
+        picture: ``[B, answers]`` for each name of ``PICTURE_ANSWERS``.
         features: ``[B, FEATURES]``.
     """
 
@@ -118,7 +122,7 @@ class _Residual(nn.Module):
 
 
 class Judge(nn.Module):
-    """Pictures of ``SIZE`` x ``SIZE`` to answers."""
+    """The judge's network, for images of ``SIZE`` x ``SIZE``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,7 +141,7 @@ class Judge(nn.Module):
         self.picture_conv_out = nn.Linear(FEATURES, sum(map(len, PICTURE_ANSWERS.values())))
 
     def forward(self, pixels: Pixels) -> Answers:
-        """Pixels from -1 to 1."""
+        """Return the answers for pixels from -1 to 1."""
         x, levels = pixels, []
         for down, blocks in zip(self.down, self.blocks, strict=True):
             x = blocks(down(x))
@@ -156,13 +160,13 @@ class Judge(nn.Module):
 
     @torch.inference_mode()
     def read(self, pictures: NDArray[np.uint8], batch_size: int = 64) -> list[Reading]:
-        """Read pictures, ``[pictures, SIZE, SIZE, 3]``.
+        """Read images, ``[images, SIZE, SIZE, 3]``.
 
         Raises:
-            ValueError: pictures of another size.
+            ValueError: the images have another size.
         """
         if pictures.shape[1:] != (SIZE, SIZE, 3):
-            raise ValueError(f"the judge reads pictures of {SIZE} x {SIZE} pixels, got {pictures.shape[1:]}")
+            raise ValueError(f"the judge reads images of {SIZE} x {SIZE} pixels, got {pictures.shape[1:]}")
         read = []
         for start in range(0, len(pictures), batch_size):
             batch = torch.tensor(pictures[start : start + batch_size]).permute(0, 3, 1, 2)
@@ -171,14 +175,14 @@ class Judge(nn.Module):
 
 
 def load_judge(path: Path | None = None) -> Judge:
-    """Load a judge that ``ssd1b tabletop train judge`` left; None takes the one that comes along.
+    """Load a judge that ``ssd1b tabletop train judge`` wrote; None loads the shipped one.
 
     Raises:
-        InputError: there is no such file, or it holds something else.
+        InputError: there is no such file, or it holds no judge.
     """
     path = path or _WEIGHTS
     if not path.exists():
-        raise NotFoundError(f"{path}: no judge there; train one with 'ssd1b tabletop train judge --out RUN'")
+        raise NotFoundError(f"{path}: no such judge; train one with 'ssd1b tabletop train judge --out RUN'")
     judge = Judge()
     handle = open_file(path)
     try:
@@ -189,15 +193,15 @@ def load_judge(path: Path | None = None) -> Judge:
 
 
 def cell_of(solid: Solid) -> tuple[int, int, float, float]:
-    """The cell (row, column) of a solid's middle in the plain view, and the rest: right and up, in cells."""
+    """Return the cell (row, column) of a solid's middle, and the offset right and up, in cells."""
     u, v = in_picture(solid)
     across, down = (u + 1) / 2 * GRID, (1 - v) / 2 * GRID
     row, column = (min(max(math.floor(value), 0), GRID - 1) for value in (down, across))
     return row, column, across - column - 0.5, row + 0.5 - down
 
 
-def stand_as_wanted(pairs: Pairs) -> bool:
-    """Whether of two solids the seen ones stand to each other as the wanted ones do."""
+def relation_is_right(pairs: Pairs) -> bool:
+    """Return whether two detected solids have the relation of the wanted ones."""
     (first, one), (second, other) = pairs
     if one is None or other is None:
         return False
@@ -213,15 +217,15 @@ def stand_as_wanted(pairs: Pairs) -> bool:
 
 
 def readings(answers: Answers) -> list[Reading]:
-    """Put the network's answers for a batch into words."""
+    """Convert the network's output for a batch to readings."""
     return [_reading(answers, index) for index in range(len(answers.place))]
 
 
 def _reading(answers: Answers, index: int) -> Reading:
     presence = answers.place[index, 0].sigmoid()
-    # A solid is where presence has a peak.
+    # Solids are local maxima of presence.
     peaks = (presence == F.max_pool2d(presence[None], 3, stride=1, padding=1)[0]) & (presence > 0.5)
-    cells = peaks.nonzero()[presence[peaks].argsort(descending=True)][:_MOST]
+    cells = peaks.nonzero()[presence[peaks].argsort(descending=True)][:_MAX_SOLIDS]
     solids = []
     for row, column in cells.tolist():
         chances = {name: logits[index, :, row, column].softmax(0) for name, logits in answers.solid.items()}

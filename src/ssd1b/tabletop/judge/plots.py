@@ -1,4 +1,4 @@
-"""Plots of the judge's examination; matplotlib is an extra, imported late."""
+"""Plots of the judge's examination. matplotlib is optional and imported late."""
 
 from collections.abc import Mapping
 from io import BytesIO
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def confusion_plot(examination: Examination) -> bytes:
-    """Draw what each true answer was read as, in percent of the true answer's pictures: a PNG."""
+    """Plot the confusion of answers, in percent of the images of each true answer, as PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 10), layout="constrained")
@@ -31,7 +31,7 @@ def confusion_plot(examination: Examination) -> bytes:
 
 
 def calibration_plot(examinations: Mapping[str, Examination]) -> bytes:
-    """Draw how often answers are right against the probability they are given: a PNG."""
+    """Plot the share of right answers against their probability, as PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 9), layout="constrained")

@@ -1,1 +1,1 @@
-"""The miniature: the trainings of its parts, and the model that they become."""
+"""The miniature model: training of its parts, and assembly."""

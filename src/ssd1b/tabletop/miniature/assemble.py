@@ -1,4 +1,4 @@
-"""The trainings of the miniature, each in a folder of one run, and the model that comes of them."""
+"""Training of the miniature's parts, each in a subfolder of one run, and assembly of the model."""
 
 import shutil
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ from ssd1b.weights.vocabulary import PADDING, tokenizer_of, write_tokenizer
 from ssd1b.weights.writing import save_folder
 
 DEFAULTS = {"guidance_scale": 4.0, "steps": 20, "sampler": "unipc"}
-"""Settings that the assembled model recommends."""
+"""Recommended settings of the assembled model."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -38,15 +38,15 @@ SETTINGS: dict[str, LoopSettings] = {
     "vae": train_vae.SETTINGS,
     "clip": train_clip.SETTINGS,
     "unet": train_unet.SETTINGS,
-    "image-encoder": train_clip.LOCKED,
+    "image-encoder": train_clip.LOCKED_TEXT,
     "judge": train_judge.SETTINGS,
 }
-"""What can be trained: the UNet after VAE and CLIP, then the image encoder again; the judge at any time."""
+"""Settings of each part: UNet after VAE and CLIP, then the image encoder again; the judge at any time."""
 
-FURTHER = {
-    **SETTINGS, "clip": train_clip.FURTHER, "unet": train_unet.FURTHER, "judge": train_judge.FURTHER,
+FINETUNING = {
+    **SETTINGS, "clip": train_clip.FINETUNING, "unet": train_unet.FINETUNING, "judge": train_judge.FINETUNING,
 }  # fmt: skip
-"""The same for a part that goes on with a model's weights."""
+"""Settings of each part for finetuning a model's weights."""
 
 BATCH_SIZES: dict[str, Any] = {
     "vae": Annotated[int, Range(4, 4096, multiple_of=train_vae.PER_PICTURE)],
@@ -55,12 +55,12 @@ BATCH_SIZES: dict[str, Any] = {
     "image-encoder": Annotated[int, Range(16, 4096, multiple_of=train_clip.LOOK_ALIKES)],
     "judge": Annotated[int, Range(2, 4096)],
 }
-"""Pictures a step: crops come in groups of one picture, captions in groups of look-alikes."""
+"""Allowed batch sizes: crops come in groups from one image, captions in groups of look-alikes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Companions:
-    """What a UNet is trained with, and needs to draw."""
+    """The other networks of a model, with which a UNet is trained."""
 
     vae: VAE
     text: TextEncoders
@@ -73,47 +73,47 @@ def train_part(
     start: Path | None = None, steps: int | None = None, batch_size: int | None = None,
     seed: int | None = None, world: str = "plain", resume: bool = False, device: str = "cpu",
 ) -> Path:  # fmt: skip
-    """Train one part of the miniature in ``run``; the UNet, which needs the others, completes the model.
+    """Train one part of the miniature in ``run``; the UNet comes last and completes the model.
 
-    The text encoders learn on beside a new UNet, and stay as they are beside one that is gone on with. The
-    image encoder, which only the CLIP score needs, follows them afterwards.
+    The text encoders are trained together with a new UNet, and are frozen if a UNet is finetuned. The image
+    encoder, which only the CLIP score needs, is aligned with them afterwards.
 
     Args:
         part: a key of ``SETTINGS``.
-        run: folder of the whole run; each part's training has a folder of its own in it.
-        start: a model of the same layout whose part to go on with, in place of new weights; for the UNet,
-            also what was not trained in ``run``. For the judge, which no model holds, a judge's file. Not for
-            the image encoder, which goes on with the run's own model.
-        steps: optimiser steps, if not the part's own number; the decay keeps its share of them.
-        batch_size: pictures (for the VAE, crops) a step, if not the part's own number.
-        seed: of pictures, captions and noise, if not the part's own.
+        run: folder of the whole run; each part is trained in a subfolder.
+        start: a model of the same layout whose part is finetuned; for the UNet, it also provides parts that
+            were not trained in ``run``. For the judge, a judge's file. Not for the image encoder, which
+            starts from the run's model.
+        steps: optimiser steps; None is the part's default. The decay keeps its share of the steps.
+        batch_size: images (for the VAE, crops) per step; None is the part's default.
+        seed: of images, captions and noise; None is the part's default.
         world: a key of ``WORLDS``, the same for all parts.
-        resume: go on with the part's training.
-        device: where to train.
+        resume: continue the part's training.
+        device: to train on.
 
     Returns:
-        What was made: the part's weights, or at last the model's folder.
+        The file of the part's weights, or for the UNet and the image encoder the model's folder.
 
     Raises:
-        InputError: no such part, a part that this one needs is missing, or a run is there already.
+        InputError: there is no such part, a part that this one needs is missing, or there is a run already.
     """
     if part not in SETTINGS:
         raise unknown("part", part, SETTINGS)
     if world not in WORLDS:
         raise unknown("world", world, WORLDS)
-    settings = _chosen(part, start, {"steps": steps, "batch_size": batch_size, "seed": seed})
+    settings = _part_settings(part, start, {"steps": steps, "batch_size": batch_size, "seed": seed})
     how: Any = {"settings": settings, "world": world, "resume": resume, "device": device}
     if part == "vae":
-        first = start and _taken(start, part)
+        first = start and _read_network(start, part)
         return _save(train_vae.train_vae(run / part, start=first, **how), run / part)
     if part == "clip":
-        trio = start and _taken_trio(start)
+        trio = start and _read_trio(start)
         tokenizers = _tokenizers(run, start)
         return _save(train_clip.train_clip(run / part, tokenizers, start=trio, **how), run / part)
     if part == "image-encoder":
         if start is not None:
-            raise InputError("the image encoder goes on with the run's own: leave --from out")
-        return _realign(run, how)
+            raise InputError("the image encoder starts from the run's model: leave --from out")
+        return _train_image_encoder(run, how)
     if part == "judge":
         vae = _vae(run, Model.find("mini-sdxl", offline=True).path)
         judge = start and load_judge(start)
@@ -125,14 +125,14 @@ def train_part(
     if start is None:
         unet = train_unet.train_unet(run / part, *beside, **how)
     else:
-        unet = train_unet.train_unet_further(run / part, _taken(start, part), *beside, **how)
+        unet = train_unet.finetune_unet(run / part, _read_network(start, part), *beside, **how)
     _save(unet, run / part)
     return assemble(run / "model", unet, companions)
 
 
-def _chosen(part: str, start: Path | None, given: dict[str, int | None]) -> LoopSettings:
-    """The part's settings with those that were given; the decay keeps its share of the steps."""
-    settings = (SETTINGS if start is None else FURTHER)[part]
+def _part_settings(part: str, start: Path | None, given: dict[str, int | None]) -> LoopSettings:
+    """Return the part's settings with overrides; the decay keeps its share of the steps."""
+    settings = (SETTINGS if start is None else FINETUNING)[part]
     changes = {name: value for name, value in given.items() if value is not None}
     if "batch_size" in changes:
         check(f"batch_size of {part}", changes["batch_size"], BATCH_SIZES[part])
@@ -140,13 +140,13 @@ def _chosen(part: str, start: Path | None, given: dict[str, int | None]) -> Loop
 
 
 def _companions(run: Path, start: Path | None) -> Companions:
-    """Take each from its training in ``run``, or else from the model ``start``."""
+    """Load each network from its training in ``run``, or else from the model ``start``."""
     vae = _vae(run, start)
     if start is None or _weights(run / "clip").exists():
         trio = _load(ContrastiveTrio(), run / "clip")
         tokenizers = _tokenizers(run, start)
     else:
-        trio = _taken_trio(start)
+        trio = _read_trio(start)
         tokenizers = _model(start).checkpoint.tokenizers
     trio.requires_grad_(False).eval()
     text = TextEncoders(
@@ -155,30 +155,25 @@ def _companions(run: Path, start: Path | None) -> Companions:
         tokenizer=tokenizer_of(tokenizers, "text_encoder"),
         tokenizer_2=tokenizer_of(tokenizers, "text_encoder_2"),
     )
-    return Companions(
-        vae=vae,
-        text=text,
-        image_encoder=trio.image_encoder,
-        tokenizers=tokenizers,
-    )
+    return Companions(vae=vae, text=text, image_encoder=trio.image_encoder, tokenizers=tokenizers)
 
 
 def _vae(run: Path, start: Path | None) -> VAE:
-    """The finished autoencoder of ``run``, or else of the model ``start``."""
+    """Load the autoencoder trained in ``run``, or else that of the model ``start``."""
     if start is None or _weights(run / "vae").exists():
         vae = _load(VAE(MINI_SDXL.vae), run / "vae")
     else:
-        vae = _taken(start, "vae")
+        vae = _read_network(start, "vae")
     return vae.requires_grad_(False).eval()
 
 
-def _realign(run: Path, how: dict[str, Any]) -> Path:
-    """Teach the image encoder of the run's model what its text encoders have come to say."""
+def _train_image_encoder(run: Path, how: dict[str, Any]) -> Path:
+    """Align the image encoder of the run's model with its text encoders."""
     model = run / "model"
     if not model.exists():
         raise NotFoundError(f"{model} is missing: train 'unet' first, in the same run")
     check_renewable(model)
-    trio = _taken_trio(model)
+    trio = _read_trio(model)
     trio.text_encoder.requires_grad_(False)
     trio.text_encoder_2.requires_grad_(False)
     trained = train_clip.train_clip(run / "image-encoder", _tokenizers(run, model), start=trio, **how)
@@ -189,7 +184,7 @@ def _realign(run: Path, how: dict[str, Any]) -> Path:
 
 
 def assemble(target: Path, unet: UNet, companions: Companions) -> Path:
-    """Write the trained parts as a model's folder in diffusers' format, in 16 bits."""
+    """Write the trained parts as a model folder in diffusers' format, in float16."""
     parts = {
         "unet": unet.state_dict(),
         "vae": companions.vae.state_dict(),
@@ -212,9 +207,9 @@ def _save_image_encoder(encoder: ImageEncoder, model: Path) -> None:
 
 
 def _tokenizers(run: Path, start: Path | None) -> dict[str, Path]:
-    """Put both tokenizers into ``run``, if need be, and give their folders by the text encoder's name.
+    """Return the folders of both tokenizers in ``run`` by text encoder, creating missing ones.
 
-    Encoders that are gone on with keep their model's own.
+    Encoders that are finetuned keep their model's tokenizers.
     """
     folders = {part: run / "tokenizers" / part for part in PADDING}
     for part, folder in folders.items():
@@ -231,29 +226,29 @@ def _model(path: Path) -> Model:
     return Model(name=str(path), path=path)
 
 
-def _taken(start: Path, part: str) -> Any:
-    """Read a network of a model to train it further, in float32."""
+def _read_network(start: Path, part: str) -> Any:
+    """Load a network of a model for finetuning, in float32."""
     network = _model(start).network(part, dtype=torch.float32)
     if network.layout != getattr(MINI_SDXL, part):
         raise InputError(f"{start}: its {part} has another layout than the miniature's")
     return network.requires_grad_(True).train()
 
 
-def _taken_trio(model: Path) -> ContrastiveTrio:
-    """Both text encoders and the image encoder of a model; the first one's projection, not kept, is new."""
+def _read_trio(model: Path) -> ContrastiveTrio:
+    """Load the three encoders of a model; the first text encoder's projection is not stored, and is new."""
     trio = ContrastiveTrio()
-    trio.text_encoder = _taken(model, "text_encoder")
-    trio.text_encoder_2 = _taken(model, "text_encoder_2")
+    trio.text_encoder = _read_network(model, "text_encoder")
+    trio.text_encoder_2 = _read_network(model, "text_encoder_2")
     trio.image_encoder = load_image_encoder(model).requires_grad_(True)
     return trio
 
 
 def _load(module: Network, folder: Path) -> Network:
-    """Fill a module with what an earlier training in ``folder`` left."""
+    """Load the weights that an earlier training in ``folder`` wrote."""
     if not _weights(folder).exists():
         raise NotFoundError(
             f"{_weights(folder)} is missing: train {folder.name!r} first, in the same run, "
-            "or go on with a model's with --from"
+            "or start from a model with --from"
         )
     module.load_state_dict(read_tensors(_weights(folder)))
     return module

@@ -1,4 +1,4 @@
-"""Arrays that are slow to make and read many times, kept in shards on disk."""
+"""A disk cache, in shards, of arrays that are slow to compute and read many times."""
 
 import io
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from tqdm import tqdm
 from ssd1b.saving import replacing
 
 SHARD = 1024
-"""Items per file: what is lost when the making is interrupted."""
+"""Number of items per file; an interruption loses at most one file."""
 
 
 def _read(path: Path) -> NDArray | None:
-    """Map a shard into memory; None if there is none, or half of one."""
+    """Map a shard into memory; None if it is missing or incomplete."""
     if not path.is_file():
         return None
     try:
@@ -25,9 +25,9 @@ def _read(path: Path) -> NDArray | None:
 
 
 class Shards:
-    """Items of one shape by index, mapped from files; made where they are missing.
+    """Items of one shape by index, mapped from files that are created if missing.
 
-    The folder's name must tell everything that decides its content, since a shard that is there is believed.
+    Existing shards are not checked, so the folder's name must identify everything that decides their content.
     """
 
     def __init__(self, folder: Path, count: int, make: Callable[[range], NDArray], *, label: str) -> None:
@@ -37,7 +37,7 @@ class Shards:
             path = folder / f"{start:08d}.npy"
             part = _read(path)
             if part is None:
-                # By way of memory: NumPy does not say why a disk refused.
+                # Written from memory, since NumPy hides the reason of a disk error.
                 items = io.BytesIO()
                 np.save(items, make(range(start, start + SHARD)))
                 with replacing(path) as aside:

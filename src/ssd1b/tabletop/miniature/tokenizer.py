@@ -1,4 +1,4 @@
-"""The miniature's tokenizer: CLIP's byte-pair encoding, its merges learned from captions of Tabletop."""
+"""The miniature's tokenizer: CLIP's byte-pair encoding with merges learned from Tabletop captions."""
 
 import json
 
@@ -14,9 +14,9 @@ CAPTIONS = 5000
 
 
 def train_tokenizer() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Learn vocabulary and merges; any text can be encoded, words of Tabletop are one token each.
+    """Learn vocabulary and merges. Any text can be encoded; Tabletop's words are one token each.
 
-    Ids as in CLIP: 256 bytes, 256 bytes that end a word, merges, and at the very end begin and end of text.
+    Ids are as in CLIP: 256 bytes, 256 bytes that end a word, merges, begin and end of text.
     """
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix=WORD_END))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -32,7 +32,7 @@ def train_tokenizer() -> tuple[dict[str, int], list[tuple[str, str]]]:
     tokenizer.train_from_iterator(corpus, trainer)
     merges = [(left, right) for left, right in json.loads(tokenizer.to_str())["model"]["merges"]][:room]
 
-    # CLIP's order of the bytes begins with "!", which its second tokenizer pads with.
+    # In CLIP's order the first byte is "!", with which its second tokenizer pads.
     letters = sorted(
         pre_tokenizers.ByteLevel.alphabet(), key=lambda letter: (ord(letter) >= 256, ord(letter))
     )

@@ -1,4 +1,4 @@
-"""Train the miniature's text encoders, contrastively with a small image tower (2103.00020)."""
+"""Contrastive training of the miniature's text encoders with a small image encoder (2103.00020)."""
 
 import math
 from dataclasses import dataclass, replace
@@ -29,26 +29,25 @@ SETTINGS = LoopSettings(
     steps=1300, batch_size=128, learning_rate=1e-3, decay_steps=580, warmup_steps=50, weight_decay=0.1,
     ema_decay=0.99, checkpoint_steps=100,
 )  # fmt: skip
-FURTHER = replace(SETTINGS, steps=700, warmup_steps=20)
-"""Of a run that goes on with a trained model's encoders."""
+FINETUNING = replace(SETTINGS, steps=700, warmup_steps=20)
+"""Settings for finetuning a model's encoders."""
 
-LOCKED = replace(SETTINGS, steps=500, decay_steps=400, warmup_steps=20)
-"""Of a run in which the image encoder alone follows finished text encoders (as LiT, 2111.07991, the other way
-round)."""
+LOCKED_TEXT = replace(SETTINGS, steps=500, decay_steps=400, warmup_steps=20)
+"""Settings for training the image encoder with frozen text encoders (the reverse of LiT, 2111.07991)."""
 
 PICTURES = 16 * 1024
 LOOK_ALIKES = 16
-"""Pictures of the same colours that stand in a batch together. Among random pictures colours alone nearly
-always tell which caption is whose, and shapes, sizes and places were not learned (docs/log)."""
+"""Images with the same colours per group of a batch. Among random images, colours alone nearly always
+identify the caption, and shapes, sizes and positions were not learned (docs/log)."""
 
 MAX_LOGIT_SCALE = math.log(100.0)
 
 
 class ContrastiveTrio(nn.Module):
-    """Two text encoders that both learn to name the picture that one image encoder sees.
+    """Two text encoders trained contrastively with one image encoder.
 
-    SDXL's first encoder was trained with an image encoder of its own. Here one tower teaches both; the first
-    encoder's projection is dropped afterwards, as SDXL has none.
+    SDXL's two text encoders were trained with different image encoders. The first one's projection is dropped
+    after training, since SDXL has none.
     """
 
     def __init__(self) -> None:
@@ -61,7 +60,7 @@ class ContrastiveTrio(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)] * 2))
 
     def forward(self, pixels: Tensor, ids: Tensor, ids_2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings of pictures and, by each text encoder, of captions."""
+        """Return the embeddings of images, and of captions by each text encoder."""
         return (
             self.image_encoder(pixels),
             self.projection(self.text_encoder(ids)[1]),
@@ -70,7 +69,7 @@ class ContrastiveTrio(nn.Module):
 
 
 def _from_scratch(encoder: TextEncoder) -> TextEncoder:
-    """Give the matrices OpenAI's initial spread (openai/CLIP ``clip/model.py``), the deeper the narrower."""
+    """Initialise as OpenAI does (openai/CLIP ``clip/model.py``), with spreads that fall with the depth."""
     width = encoder.layout.hidden_size
     inner, outer = width**-0.5, (2 * width * encoder.layout.layers) ** -0.5
     spreads = {"out_proj": outer, "fc1": (2 * width) ** -0.5, "fc2": outer}
@@ -86,13 +85,13 @@ def _from_scratch(encoder: TextEncoder) -> TextEncoder:
 
 
 class PairBatch(NamedTuple):
-    """Pictures and their captions.
+    """Images with their captions.
 
     Attributes:
         pixels: ``[B, 3, H, W]``, uint8.
-        twins: ``[B, B]``, True where a caption describes another picture as well.
+        twins: ``[B, B]``, True if two images have the same full caption.
         ids: tokens of the first text encoder, ``[B, T]``.
-        ids_2: of the second.
+        ids_2: tokens of the second text encoder, ``[B, T]``.
     """
 
     pixels: Tensor
@@ -103,7 +102,7 @@ class PairBatch(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionedPictures:
-    """Pictures from the cache with a fresh caption each time they come up."""
+    """Cached images with a new caption each time they are used."""
 
     pictures: Shards
     tokenize: TextEncoders
@@ -113,13 +112,13 @@ class CaptionedPictures:
 
     @cached_property
     def _colors(self) -> NDArray[np.intp]:
-        """A number for each picture, the same for pictures of the same colours, near for similar ones."""
+        """A rank for each image: equal for the same colours, close for similar ones."""
         colors = [_colors(scene(self.seed, index, world=self.world)) for index in range(len(self.pictures))]
         rank = {each: number for number, each in enumerate(sorted(set(colors)))}
         return np.array([rank[each] for each in colors])
 
     def __getitem__(self, step: int) -> PairBatch:
-        """A batch of groups of look-alikes, without two pictures of the same index."""
+        """Return a batch of groups of look-alikes, with no image twice."""
         rng = np.random.default_rng((self.seed, step))
         order = rng.permutation(len(self.pictures))
         order = order[np.argsort(self._colors[order], kind="stable")]
@@ -128,7 +127,7 @@ class CaptionedPictures:
         scenes = [scene(self.seed, int(index), world=self.world) for index in groups[chosen].flat]
         ids, ids_2 = self.tokenize.tokenize([caption(each, rng) for each in scenes])
         said = [full_caption(each) for each in scenes]
-        # Attention is causal and the end token's state is what counts: padding behind it is no work.
+        # Attention is causal and only the end token's state is used, so padding behind it can be cut off.
         length = int((ids_2.ids == CLIP_MINI_2.eos_token_id).int().argmax(dim=-1).max()) + 1
         return PairBatch(
             pixels=torch.from_numpy(self.pictures[groups[chosen].ravel()]).permute(0, 3, 1, 2),
@@ -145,13 +144,13 @@ def train_clip(
     """Train all three encoders on renders and their captions.
 
     Args:
-        out: of the run.
+        out: folder of the run.
         tokenizers: folder of each tokenizer, by the text encoder's name.
-        start: encoders to go on with, in place of new ones; what is frozen of them stays as it is.
+        start: encoders to finetune, except for their frozen parameters; None creates new ones.
         settings: of the run.
         world: a key of ``WORLDS``.
-        resume: go on with the run in ``out``.
-        device: where to train.
+        resume: continue the run in ``out``.
+        device: to train on.
     """
     torch.manual_seed(settings.seed)
     dtype = training_dtype(device)
@@ -177,16 +176,7 @@ def train_clip(
             pixels.to(dtype), batch.ids.to(device), batch.ids_2.to(device)
         )
         scales = module.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()  # type: ignore[union-attr, operator]
-        # Of two pictures that nothing in words tells apart, either is right: the other one does not count.
-        own = torch.arange(len(batch.twins), device=device)
-        others = batch.twins.to(device).fill_diagonal_(False)
-        terms = {}
-        for name, text, scale in zip(("first", "second"), texts, scales, strict=True):
-            logits = scale * F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
-            logits = logits.masked_fill(others, -torch.inf)
-            terms[name] = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-            terms[f"{name}_accuracy"] = (logits.argmax(dim=0) == own).float().mean()
-        return {"loss": terms["first"] + terms["second"], **terms}
+        return _contrastive_terms(image, texts, scales, batch.twins.to(device))
 
     data = CaptionedPictures(
         pictures=pictures,
@@ -196,6 +186,21 @@ def train_clip(
         world=WORLDS[world],
     )
     return train(model, data, loss, settings, out, resume=resume, label="clip")  # type: ignore[return-value]
+
+
+def _contrastive_terms(
+    image: Tensor, texts: list[Tensor], scales: Tensor, twins: Tensor
+) -> dict[str, Tensor]:
+    """Return CLIP's loss of both text encoders; an image and its twins are not negatives of each other."""
+    targets = torch.arange(len(twins), device=twins.device)
+    others = twins.fill_diagonal_(False)
+    terms = {}
+    for name, text, scale in zip(("first", "second"), texts, scales, strict=True):
+        logits = scale * F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
+        logits = logits.masked_fill(others, -torch.inf)
+        terms[name] = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+        terms[f"{name}_accuracy"] = (logits.argmax(dim=0) == targets).float().mean()
+    return {"loss": terms["first"] + terms["second"], **terms}
 
 
 def _colors(scene: Scene) -> tuple[str, ...]:

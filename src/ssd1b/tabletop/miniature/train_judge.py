@@ -1,4 +1,4 @@
-"""Train the judge on renders alone, some of them seen through an autoencoder."""
+"""Training of the judge on renders, some of them reconstructed by an autoencoder."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,27 +25,26 @@ SETTINGS = LoopSettings(
     steps=1500, batch_size=64, learning_rate=1e-3, muon_rate=0.02, muon_decay=0.1, decay_steps=1200,
     warmup_steps=20, ema_decay=0.99, checkpoint_steps=250, seed=2,
 )  # fmt: skip
-FURTHER = replace(SETTINGS, steps=400, muon_rate=0.01, learning_rate=5e-4, decay_steps=380, seed=3)
-"""Of a run that goes on with a trained judge. Seeds are of the judge's own streams of renders: it never saw
-the pictures that the miniature learned from."""
+FINETUNING = replace(SETTINGS, steps=400, muon_rate=0.01, learning_rate=5e-4, decay_steps=380, seed=3)
+"""Settings for finetuning. The seeds are the judge's own: it never sees the miniature's training images."""
 
-THROUGH = 0.5
-"""Share of pictures that went through an autoencoder, as every picture that a model draws has. It softens
-highlights, by which metal is told from rubber, and swallows noise (docs/log)."""
+RECONSTRUCTED = 0.5
+"""Share of images reconstructed by an autoencoder, as generated images are decoded by one. It softens
+highlights, by which metal differs from rubber, and removes noise (docs/log)."""
 
 SOFTENED, SHARPENED = 0.4, 0.2
-"""Shares of the others that are shown less or more sharply than they were rendered, as another one might."""
+"""Shares of the other images that are softened or sharpened, as other autoencoders might."""
 
 _COARSEST = 0.45
 
 ABSENT = -1
-"""Stands for no answer, or none that could be seen."""
+"""Label for no answer, or one that is not visible."""
 
 _PLACE_WEIGHT = 0.5
 
 
 class JudgedBatch(NamedTuple):
-    """Renders ``[B, 3, H, W]``, uint8, with the right answers (``truth``)."""
+    """Images ``[B, 3, H, W]``, uint8, with the true answers (``truth``)."""
 
     pixels: Tensor
     truth: dict[str, Tensor]
@@ -53,7 +52,7 @@ class JudgedBatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renders:
-    """Renders with what stands in each cell, the first of each batch seen through ``vae``."""
+    """Renders with true answers; the first ones of each batch are reconstructed by ``vae``."""
 
     vae: VAE
     batch_size: int = SETTINGS.batch_size
@@ -61,21 +60,21 @@ class Renders:
     world: World = PLAIN
 
     def __getitem__(self, step: int) -> JudgedBatch:
-        """A batch that no other step has."""
+        """Return the batch of a step; every step has other scenes."""
         first = step * self.batch_size
         scenes = [
             scene(self.seed, index, world=self.world) for index in range(first, first + self.batch_size)
         ]
         rng = np.random.default_rng((self.seed, step))
         pictures = render_batch(scenes)
-        count = round(THROUGH * len(scenes))
+        count = round(RECONSTRUCTED * len(scenes))
         pictures[:count] = reconstruct(self.vae, pictures[:count])
         pictures[count:] = [refocused(picture, rng) for picture in pictures[count:]]
         return JudgedBatch(torch.from_numpy(pictures).permute(0, 3, 1, 2), truth(scenes))
 
 
 def refocused(picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Show some pictures more softly, by way of a smaller one, and some more sharply."""
+    """Soften some images, by downscaling and upscaling, and sharpen others."""
     kind = rng.random()
     if kind >= SOFTENED + SHARPENED:
         return picture
@@ -91,7 +90,7 @@ def refocused(picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[n
 
 
 def truth(scenes: list[Scene]) -> dict[str, Tensor]:
-    """The right answers; ``ABSENT`` where there is none, or none that could be seen."""
+    """Return the true answers; ``ABSENT`` if there is none or it is not visible."""
     place = torch.zeros(len(scenes), 4, GRID, GRID)
     picture = {name: torch.full((len(scenes),), ABSENT) for name in PICTURE_ANSWERS}
     for index, each in enumerate(scenes):
@@ -106,7 +105,7 @@ def truth(scenes: list[Scene]) -> dict[str, Tensor]:
 
 
 def answers_by_cell(scenes: list[Scene]) -> dict[str, Tensor]:
-    """The right answers in the cells of the solids' middles, ``ABSENT`` elsewhere and where none can be seen.
+    """Return the true answers in the cells of the solids' middles; ``ABSENT`` elsewhere, or if not visible.
 
     Returns:
         ``[scenes, GRID, GRID]`` for each name of ``SOLID_ANSWERS``.
@@ -122,7 +121,7 @@ def answers_by_cell(scenes: list[Scene]) -> dict[str, Tensor]:
 
 
 def _readable(scene: Scene) -> bool:
-    """Whether solids stand where the plain view shows them."""
+    """Return whether solids are at their usual positions in the image."""
     return scene.degradation != "cropped"
 
 
@@ -133,14 +132,14 @@ def train_judge(
     """Train the judge on renders.
 
     Args:
-        out: of the run.
-        vae: the autoencoder through which half of the renders go, on the CPU; brought to the number format
-            that is fastest there.
-        start: a judge to go on with, in place of a new one.
+        out: folder of the run.
+        vae: reconstructs half of the renders, on the CPU; converted to the number format that is fastest
+            there.
+        start: a judge to finetune; None creates a new one.
         settings: of the run.
         world: a key of ``WORLDS``.
-        resume: go on with the run in ``out``.
-        device: where to train.
+        resume: continue the run in ``out``.
+        device: to train on.
     """
     torch.manual_seed(settings.seed)
     dtype = training_dtype(device)
@@ -150,10 +149,13 @@ def train_judge(
         right = {name: tensor.to(device) for name, tensor in batch.truth.items()}
         answers: Answers = computing_in(dtype, module)(pixels.to(dtype))
         readable = right["readable"]
-        told, said = right["place"][readable], answers.place[readable]
-        present = told[:, 0] > 0
-        presence = F.binary_cross_entropy_with_logits(said[:, 0], told[:, 0], reduction="sum") / present.sum()
-        offsets = (said[:, 1:] - told[:, 1:]).movedim(1, -1)[present].abs().mean()
+        truth_place, answered = right["place"][readable], answers.place[readable]
+        present = truth_place[:, 0] > 0
+        presence = (
+            F.binary_cross_entropy_with_logits(answered[:, 0], truth_place[:, 0], reduction="sum")
+            / present.sum()
+        )
+        offsets = (answered[:, 1:] - truth_place[:, 1:]).movedim(1, -1)[present].abs().mean()
         terms = {"presence": presence, "place": _PLACE_WEIGHT * offsets}
         for name, logits in (*answers.solid.items(), *answers.picture.items()):
             terms[name] = F.cross_entropy(logits, right[name], ignore_index=ABSENT)

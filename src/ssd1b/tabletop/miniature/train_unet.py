@@ -1,9 +1,9 @@
-"""Train the miniature SDXL: the published objective on latents of renders, the text encoders learning along.
+"""Training of the miniature SDXL on latents of renders, jointly with its text encoders.
 
-Beside the noise, a linear layer on the UNet's coarse features is asked which solid stands where, which in a
-noisy picture only the caption tells. Features that are held to what a picture means make diffusion models
-learn sooner (REPA, 2410.06940); here the truth itself takes the place of a vision model's features. The layer
-is dropped afterwards. A run that goes on with what has learned all this trains the UNet alone.
+An auxiliary linear layer on the UNet's coarse features predicts which solid is where, which in a noisy image
+only the caption determines. Aligning features with an image's meaning speeds up the training of diffusion
+models (REPA, 2410.06940, with features of a vision model; here with the ground truth). The layer is dropped
+afterwards. Finetuning trains the UNet alone.
 """
 
 import math
@@ -45,27 +45,27 @@ SETTINGS = LoopSettings(
     steps=2600, batch_size=96, learning_rate=1e-3, muon_rate=0.02, muon_decay=0.1, decay_steps=2000,
     warmup_steps=30, ema_decay=0.995, checkpoint_steps=100,
 )  # fmt: skip
-FURTHER = replace(SETTINGS, learning_rate=3e-4, muon_rate=0.006, decay_steps=2600, seed=4)
-"""Of a run that goes on with a trained model: at the full rate it would first unlearn (docs/log)."""
+FINETUNING = replace(SETTINGS, learning_rate=3e-4, muon_rate=0.006, decay_steps=2600, seed=4)
+"""Settings for finetuning. At the full rate a trained model would first get worse (docs/log)."""
 
 PICTURES = 32 * 1024
 CAPTION_DROPOUT = 0.1
-"""Share of pictures learned without their caption, for classifier-free guidance (2207.12598)."""
+"""Share of images without their caption, for classifier-free guidance (2207.12598)."""
 
-READ_AT = "up_blocks.0.upsamplers.0"
-"""The module behind the deepest transformers, whose output, half as fine as the latents, is read."""
+READER_MODULE = "up_blocks.0.upsamplers.0"
+"""The module whose output the auxiliary layer reads: behind the deepest transformers, at half resolution."""
 
 READING_WEIGHT = 0.05
 
 MAX_WEIGHT = 15.0
-"""Min-SNR's gamma: its usual 5 counts too little the small noise at which highlights and edges are drawn."""
+"""Min-SNR's gamma. The usual 5 gives too little weight to low noise, where highlights and edges form."""
 
 
-class Learner(nn.Module):
-    """Everything that learns: the UNet, its text encoders, and the layer that reads the UNet's features.
+class JointModel(nn.Module):
+    """The UNet, its text encoders and the auxiliary layer, trained jointly.
 
-    Text encoders that were trained contrastively tell colours better than shapes (docs/log). With the UNet
-    they learn what pictures need.
+    Contrastively trained text encoders distinguish colours better than shapes (docs/log); joint training
+    improves that.
     """
 
     def __init__(self, unet: UNet, text: TextEncoders) -> None:
@@ -85,29 +85,29 @@ class Learner(nn.Module):
         has_caption: Tensor,
         time_ids: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Predict the noise, and what stands in each of ``GRID`` x ``GRID`` cells (logits).
+        """Predict the noise, and the logits of the solid in each of ``GRID`` x ``GRID`` cells.
 
         Args:
-            latents: noisy ones.
+            latents: noisy latents.
             timesteps: ``[B]``.
-            ids: of the first tokenizer, ``[B, 77]``.
-            ids_2: of the second.
-            has_caption: ``[B]``, 0 where the caption is left out, else 1.
+            ids: tokens of the first text encoder, ``[B, 77]``.
+            ids_2: tokens of the second text encoder, ``[B, 77]``.
+            has_caption: ``[B]``, 0 if the caption is dropped, else 1.
             time_ids: ``[B, 6]``.
         """
         states, _ = self.text_encoder(ids)
         states_2, pooled = self.text_encoder_2(ids_2)
         # SDXL's convention: no caption is zeros, not the encoding of an empty text.
         embeds = torch.cat([states, states_2], dim=-1) * has_caption[:, None, None]
-        with capture_outputs(self.unet, [READ_AT]) as features:
+        with capture_outputs(self.unet, [READER_MODULE]) as features:
             predicted = self.unet(latents, timesteps, embeds, pooled * has_caption[:, None], time_ids)
-        read = F.interpolate(self.reader_conv_out(features[READ_AT]), (GRID, GRID))
+        read = F.interpolate(self.reader_conv_out(features[READER_MODULE]), (GRID, GRID))
         return predicted, read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptionedLatents:
-    """Cached latents with a fresh caption each time they come up."""
+    """Cached latents with a new caption each time they are used."""
 
     latents: Shards
     text: TextEncoders
@@ -118,7 +118,7 @@ class CaptionedLatents:
     def __getitem__(self, step: int) -> LatentBatch:
         """Return the latents of a step with their captions' tokens and their views."""
         rng = np.random.default_rng((self.seed, step, 1))
-        indices, scenes, views = self.shown(step)
+        indices, scenes, views = self.scenes_at(step)
         return LatentBatch(
             latents=torch.from_numpy(self.latents[indices]),
             text=self.text.tokenize([caption(each, rng) for each in scenes]),
@@ -126,7 +126,7 @@ class CaptionedLatents:
             has_caption=torch.from_numpy(rng.random(self.batch_size) >= CAPTION_DROPOUT),
         )
 
-    def shown(self, step: int) -> tuple[NDArray[np.int64], list[Scene], list[View]]:
+    def scenes_at(self, step: int) -> tuple[NDArray[np.int64], list[Scene], list[View]]:
         """Return the indices, scenes and views of a step, in the order of a new shuffle each epoch."""
         per_epoch = len(self.latents) // self.batch_size
         epoch, position = divmod(step, per_epoch)
@@ -137,7 +137,7 @@ class CaptionedLatents:
 
 
 class SceneBatch(NamedTuple):
-    """Captioned latents, and the right answers in each cell (``answers_by_cell``)."""
+    """Captioned latents with the true answers in each cell (``answers_by_cell``)."""
 
     captioned: LatentBatch
     answers: dict[str, Tensor]
@@ -145,14 +145,14 @@ class SceneBatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenes:
-    """Captioned latents with what stands where."""
+    """Batches of captioned latents with the true answers."""
 
     captioned: CaptionedLatents
 
     def __getitem__(self, step: int) -> SceneBatch:
-        """Return a batch with its answers; a cropped view has none, since cells divide the whole square."""
-        _, scenes, views = self.captioned.shown(step)
-        uncut = torch.tensor([_uncut(each) for each in views])[:, None, None]
+        """Return the batch of a step. Cropped views have no answers, since cells divide the full square."""
+        _, scenes, views = self.captioned.scenes_at(step)
+        uncut = torch.tensor([each.original_height == each.original_width for each in views])[:, None, None]
         answers = {name: cells.where(uncut, ABSENT) for name, cells in answers_by_cell(scenes).items()}
         return SceneBatch(self.captioned[step], answers)
 
@@ -160,20 +160,20 @@ class Scenes:
 def captioned_latents(
     vae: VAE, text: TextEncoders, cache: Path, settings: LoopSettings, *, world: str = "plain"
 ) -> CaptionedLatents:
-    """Render and encode what a training will see, as far as it is not in ``cache`` yet.
+    """Render and encode the training images that ``cache`` lacks.
 
     Args:
         vae: float32.
-        text: for its tokenizers.
-        cache: folder for the latents of any autoencoders and worlds.
-        settings: of the training; a short one needs few pictures.
+        text: provides the tokenizers.
+        cache: folder for latents of all autoencoders and worlds.
+        settings: of the training; a short one needs few images.
         world: a key of ``WORLDS``.
     """
     seed = settings.seed
-    asked = math.ceil(settings.steps * settings.batch_size / SHARD) * SHARD
+    count = math.ceil(settings.steps * settings.batch_size / SHARD) * SHARD
     latents = Shards(
         cache / f"latents-{digest_of_encoder(vae)}" / f"{world}-{seed}",
-        min(PICTURES, asked),
+        min(PICTURES, count),
         partial(_encode, vae, seed, WORLDS[world]),
         label="encode renders",
     )
@@ -189,14 +189,14 @@ def train_unet(
     """Train ``SDXL_MINI`` and its text encoders against a frozen autoencoder.
 
     Args:
-        out: of the run.
+        out: folder of the run.
         vae: float32, with normalised latents.
-        text: both encoders, which afterwards hold their averaged weights.
-        cache: folder in which latents are kept.
+        text: both encoders; afterwards they hold their averaged weights.
+        cache: folder of the latents.
         settings: of the run.
         world: a key of ``WORLDS``.
-        resume: go on with the run in ``out``.
-        device: where to train.
+        resume: continue the run in ``out``.
+        device: to train on.
     """
     torch.manual_seed(settings.seed)
     dtype = training_dtype(device)
@@ -205,7 +205,7 @@ def train_unet(
         use_fast_cpu_kernels(model, dtype)
         use_fast_cpu_text_kernels(text.encoder)
         use_fast_cpu_text_kernels(text.encoder_2)
-    learner = Learner(model, text).requires_grad_(True).to(device)
+    learner = JointModel(model, text).requires_grad_(True).to(device)
     schedule = NoiseSchedule()
 
     def loss(module: nn.Module, batch: SceneBatch) -> dict[str, Tensor]:
@@ -224,28 +224,19 @@ def train_unet(
 
     data = Scenes(captioned=captioned_latents(vae, text, cache, settings, world=world))
     average = train(learner, data, loss, settings, out, resume=resume, label="unet")
-    assert isinstance(average, Learner)
+    assert isinstance(average, JointModel)
     text.encoder.load_state_dict(average.text_encoder.state_dict())
     text.encoder_2.load_state_dict(average.text_encoder_2.state_dict())
     return average.unet
 
 
-def train_unet_further(
-    out: Path, unet: UNet, vae: VAE, text: TextEncoders, cache: Path, *, settings: LoopSettings = FURTHER,
+def finetune_unet(
+    out: Path, unet: UNet, vae: VAE, text: TextEncoders, cache: Path, *, settings: LoopSettings = FINETUNING,
     world: str = "plain", resume: bool = False, device: str = "cpu",
 ) -> UNet:  # fmt: skip
-    """Go on with a trained UNet. Its text encoders stay as they are, which makes a step a quarter shorter.
+    """Finetune a float32 UNet with frozen text encoders, which makes a step a quarter shorter.
 
-    Args:
-        out: of the run.
-        unet: float32.
-        vae: that it was trained with.
-        text: likewise.
-        cache: folder in which latents are kept.
-        settings: of the run.
-        world: a key of ``WORLDS``.
-        resume: go on with the run in ``out``.
-        device: where to train.
+    Other arguments are those of ``train_unet``.
     """
     dtype = training_dtype(device)
     unet.requires_grad_(True).to(device)
@@ -268,7 +259,7 @@ def train_unet_further(
 
 
 def _reading(read: Tensor, truth: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Cross-entropies of what was read at the solids' middles; 0 in a batch where nothing is asked."""
+    """Return the cross-entropies at the solids' middles; 0 for a batch without answers."""
     terms = {}
     parts = read.split([*map(len, SOLID_ANSWERS.values())], dim=1)
     for name, logits in zip(SOLID_ANSWERS, parts, strict=True):
@@ -278,13 +269,9 @@ def _reading(read: Tensor, truth: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return terms
 
 
-def _uncut(view: View) -> bool:
-    return view.original_height == view.original_width
-
-
 @torch.no_grad()
 def initialised(unet: UNet) -> UNet:
-    """Start every residual branch, and the output, at zero, as SDXL's own code does (``zero_module``)."""
+    """Initialise the output and every residual branch with zero, as SDXL's code does (``zero_module``)."""
     nn.init.zeros_(unet.conv_out.weight)
     for module in unet.modules():
         if isinstance(module, ResnetBlock):

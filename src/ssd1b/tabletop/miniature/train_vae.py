@@ -1,4 +1,4 @@
-"""Train the miniature's autoencoder on renders."""
+"""Training of the miniature's autoencoder on renders."""
 
 import copy
 from collections.abc import Iterator
@@ -29,13 +29,13 @@ DECODER_SETTINGS = LoopSettings(
     betas=(0.9, 0.99), weight_decay=1e-4, ema_decay=0.98, checkpoint_steps=100,
 )  # fmt: skip
 LATENT_NOISE = 0.25
-"""Most noise, in standard deviations of the latents, through which the decoder learns to see."""
+"""Largest noise in the decoder's training, in standard deviations of the latents."""
 
 CROP = 64
-"""Side of the crops. The network is convolutional: a quarter of the picture at a quarter of the cost."""
+"""Side of the crops. The network is convolutional: a quarter of the image at a quarter of the cost."""
 
 PER_PICTURE = 4
-"""Crops of each picture."""
+"""Number of crops from each image."""
 
 KL_WEIGHT = 1e-6
 """Rombach et al. 2022, appendix G. Larger ones let latent channels collapse."""
@@ -43,9 +43,10 @@ KL_WEIGHT = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crops:
-    """Random crops of renders, several a picture, since rendering costs more than cropping.
+    """Random crops of renders, several per image, since rendering costs more than cropping.
 
-    Of ``choices`` windows the one with most contrast is kept: most of a picture is plain table, soon learned.
+    The crop is the one with the most contrast of ``choices`` windows: most of an image is plain table, which
+    is learned quickly.
     """
 
     batch_size: int
@@ -55,7 +56,7 @@ class Crops:
     world: World = PLAIN
 
     def __getitem__(self, step: int) -> Tensor:
-        """The crops of one step, ``[batch_size, 3, CROP, CROP]`` uint8."""
+        """Return the crops of a step, ``[batch_size, 3, CROP, CROP]``, uint8."""
         rng = np.random.default_rng((self.seed, step))
         crops = []
         for index in range(self.batch_size // self.per_picture):
@@ -68,14 +69,14 @@ class Crops:
 
 
 class Reconstruction(nn.Module):
-    """Encode, sample, decode: the whole autoencoder in one call."""
+    """The whole autoencoder as one module: encode, sample, decode."""
 
     def __init__(self, vae: VAE) -> None:
         super().__init__()
         self.vae = vae
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels, and mean and log-variance of the unscaled latents."""
+        """Return the decoded pixels, and mean and log-variance of the unscaled latents."""
         vae = self.vae
         mean, log_variance = vae.quant_conv(vae.encoder(pixels)).chunk(2, dim=1)
         log_variance = log_variance.clamp(-30.0, 20.0)
@@ -84,30 +85,32 @@ class Reconstruction(nn.Module):
 
 
 class Decoding(nn.Module):
-    """The decoding half alone, for unscaled latents."""
+    """The decoder for unscaled latents."""
 
     def __init__(self, vae: VAE) -> None:
         super().__init__()
         self.decoder, self.post_quant_conv = vae.decoder, vae.post_quant_conv
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Latents to pixels."""
+        """Decode unscaled latents to pixels."""
         return self.decoder(self.post_quant_conv(latents))
 
 
 def train_vae(
-    out: Path,
-    *,
-    start: VAE | None = None,
-    settings: LoopSettings = SETTINGS,
-    world: str = "plain",
-    resume: bool = False,
-    device: str = "cpu",
-) -> VAE:
-    """Train, normalise the latents, then train the decoder alone on latents that are a little off.
+    out: Path, *, start: VAE | None = None, settings: LoopSettings = SETTINGS, world: str = "plain",
+    resume: bool = False, device: str = "cpu",
+) -> VAE:  # fmt: skip
+    """Train an autoencoder, normalise its latents, then train the decoder alone on noisy latents.
 
-    The finished autoencoder's latents have mean 0 and variance 1 per channel, so its scaling factor is 1.
-    ``start`` is an autoencoder to go on with, in place of a new one; ``world`` a key of ``WORLDS``.
+    The trained autoencoder's latents have mean 0 and variance 1 per channel, so its scaling factor is 1.
+
+    Args:
+        out: folder of the run.
+        start: an autoencoder to finetune; None creates a new one.
+        settings: of the first training.
+        world: a key of ``WORLDS``.
+        resume: continue the run in ``out``.
+        device: to train on.
     """
     torch.manual_seed(settings.seed)
     dtype = training_dtype(device)
@@ -126,17 +129,17 @@ def train_vae(
     assert isinstance(trained, VAE)
     normalise_latents(trained, world=WORLDS[world])
     few = replace(DECODER_SETTINGS, seed=settings.seed)
-    return steady_decoder(out / "decoder", trained, settings=few, world=world, resume=resume, device=device)
+    return train_decoder(out / "decoder", trained, settings=few, world=world, resume=resume, device=device)
 
 
-def steady_decoder(
+def train_decoder(
     out: Path, vae: VAE, *,
     settings: LoopSettings = DECODER_SETTINGS, world: str = "plain", resume: bool = False,
     device: str = "cpu",
 ) -> VAE:  # fmt: skip
-    """Train the decoder of a finished autoencoder on its latents plus noise, the encoder as it is.
+    """Train the decoder of an autoencoder on noisy latents, with the encoder frozen.
 
-    A UNet's latents are never quite those of a picture. A decoder that only ever saw exact ones turns the
+    A UNet's latents are never exactly those of an image. A decoder trained on exact ones only turns the
     difference into texture.
     """
     dtype = training_dtype(device)
@@ -166,10 +169,10 @@ def _differences(decoded: Tensor, pixels: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def initialised(vae: VAE) -> VAE:
-    """Draw weights that keep the variance of what passes, residual branches at half, latents nearly certain.
+    """Initialise with weights that preserve variance, halved residual branches and a small latent variance.
 
-    torch's default shrinks the signal, layer by layer, below its random biases; then the first thousand steps
-    go into finding out that pictures have a colour. (He et al. 1502.01852; Zhang et al. 1901.09321.)
+    torch's default shrinks the signal, layer by layer, below the random biases, and the first thousand steps
+    are spent on learning that images have a colour. (He et al. 1502.01852; Zhang et al. 1901.09321.)
     """
     for module in vae.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -188,9 +191,9 @@ def initialised(vae: VAE) -> VAE:
 
 @torch.no_grad()
 def normalise_latents(vae: VAE, pictures: int = 512, world: World = PLAIN) -> None:
-    """Rewrite the convolutions around the latents so that each channel has mean 0 and variance 1.
+    """Change the convolutions around the latents so that each channel has mean 0 and variance 1.
 
-    Exact: the decoder undoes what the encoder now does.
+    Reconstructions do not change, since the decoder undoes the normalisation.
     """
     device = vae.device
     means = torch.cat([vae.encode(batch.to(device)).mean for batch in _validation(pictures, world=world)])
@@ -206,7 +209,7 @@ def normalise_latents(vae: VAE, pictures: int = 512, world: World = PLAIN) -> No
 
 
 def _validation(pictures: int, batch_size: int = 32, world: World = PLAIN) -> Iterator[Pixels]:
-    """Renders that no training saw: another seed of the world."""
+    """Yield renders of the stream with seed 1."""
     for start in range(0, pictures, batch_size):
         renders = render_batch(scene(1, index, world=world) for index in range(start, start + batch_size))
         yield torch.from_numpy(renders).permute(0, 3, 1, 2).float() / 127.5 - 1.0

@@ -1,1 +1,1 @@
-"""The world: scenes, what captions say of them, and the renderer that draws them."""
+"""The Tabletop world: scenes, their captions and the renderer."""

@@ -1,13 +1,13 @@
-"""Says what a scene shows: a small grammar, every sentence of which is true of its picture.
+"""Captions of scenes: a small grammar in which every sentence is true of its image.
 
 Each choice in the grammar is one draw in [0, 1), and 0 is always the canonical choice, so the complete
 canonical caption is the sentence in which every draw is 0.
 
-A caption speaks of the things in the scene and of the picture taken of them: a red sphere in a monochrome
-picture is called red and monochrome. Of a degradation it is sometimes silent, as captions in the wild are. So
-a prompt that does not speak of quality may get a spoiled picture, and a negative prompt has something to do.
-Sometimes it speaks of nothing else, and lists other degradations, too, that the picture might have had: as
-negative prompts are written, which a model can only understand if it has met such texts.
+A caption describes both the scene and the image: a red sphere in a monochrome image is called red and
+monochrome. Some captions do not mention the degradation, as in real data, so a prompt without words on
+quality may give a spoiled image, and a negative prompt has something to remove. Others mention only
+degradations, including ones that the image does not have: negative prompts are written like that, and a model
+understands them only if it was trained on such texts.
 """
 
 import re
@@ -36,8 +36,8 @@ from ssd1b.tabletop.world.shapes import SHAPES
 Draw: TypeAlias = Callable[[], float]
 T = TypeVar("T")
 
-CANONICAL = 0.5
-"""The share of captions that are canonical and complete."""
+CANONICAL_SHARE = 0.5
+"""Share of captions that are canonical and complete."""
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "small": ("small", "tiny", "little"),
@@ -52,7 +52,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "low res": ("low res", "pixelated"),
     "noisy": ("noisy", "grainy"),
 }
-"""Words for an attribute's value, the canonical one first; a value not listed is its only word."""
+"""Words for an attribute's value, the canonical one first. A value not listed here has no other word."""
 
 RELATIONS: dict[Relation, tuple[str, ...]] = {
     "left": ("to the left of", "left of"),
@@ -67,41 +67,41 @@ _OPENINGS = ("{}", "a picture of {}")
 _ORDERS = ("{things} {place}", "{place}, {things}")
 _REMARKS = ("{sentence}, {remark}", "{remark}, {sentence}")
 
-# Of the captions that are not canonical, the share that leaves a thing unsaid.
+# Probabilities of an omission in captions that are not canonical.
 _OMIT_ATTRIBUTE = 0.1
 _OMIT_RELATION = 0.2
 
-UNSAID = 0.15
-"""The share of degraded pictures of whose degradation the caption is silent."""
+UNMENTIONED_SHARE = 0.15
+"""Share of degraded images whose caption does not mention the degradation."""
 
-NOTHING_ELSE = 0.3
-"""The share of degraded pictures of which the caption says only what may have gone wrong."""
+FAULTS_ONLY_SHARE = 0.3
+"""Share of degraded images whose caption consists of degradations only."""
 
 
 def full_caption(scene: Scene) -> str:
-    """The canonical caption, which says everything: the same for every scene with these attributes."""
+    """Return the canonical, complete caption; scenes with the same attributes have the same one."""
     return _sentence(scene, lambda: 0.0)
 
 
-def understood(text: str) -> Scene | None:
-    """The scene that a canonical, complete caption speaks of; None for any other text.
+def parse_caption(text: str) -> Scene | None:
+    """Return a scene that a canonical, complete caption describes; None for any other text.
 
-    Where its solids stand says no more than their relation does. The inverse of ``full_caption`` as far as
-    one or two solids on a plain background, not spoiled, go.
+    This inverts ``full_caption`` for one or two solids on a plain background without degradation. Positions
+    are arbitrary, but agree with the solids' relation.
     """
-    match = _FULL.fullmatch(text)
+    match = _FULL_CAPTION.fullmatch(text)
     if match is None:
         return None
     said = match.groupdict()
-    solids = [_named(said, "first"), *([_named(said, "second")] if said["second_shape"] else [])]
+    solids = [_parse_solid(said, "first"), *([_parse_solid(said, "second")] if said["second_shape"] else [])]
     if said["relation"]:
-        x, depth, lift = _STANDS[said["relation"]]
+        x, depth, lift = _POSITIONS[said["relation"]]
         solids[0] = replace(solids[0], x=x, depth=depth, lift=lift)
     light = Light(azimuth=USUAL_LIGHT.azimuth[0], elevation=USUAL_LIGHT.elevation[0])
     return Scene(solids=tuple(solids), background=said["background"], light=light, degradation=None, seed=0)
 
 
-def _named(said: Mapping[str, str], which: str) -> Solid:
+def _parse_solid(said: Mapping[str, str], which: str) -> Solid:
     size = said[f"{which}_size"]
     return Solid(
         shape=said[f"{which}_shape"],
@@ -116,23 +116,23 @@ def _named(said: Mapping[str, str], which: str) -> Solid:
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A true caption: half of the time the canonical one, else in other words, which may say less.
+    """Return a true caption: with probability ``CANONICAL_SHARE`` the canonical one, else a variation.
 
-    Of a degraded picture it may say only what went wrong, or nothing of it.
+    Variations may omit attributes. The caption of a degraded image may name only degradations, or none.
     """
     if scene.degradation is not None:
         drawn = rng.random()
-        if drawn < NOTHING_ELSE:
+        if drawn < FAULTS_ONLY_SHARE:
             return _faults(scene.degradation, rng)
-        if drawn < NOTHING_ELSE + UNSAID:
+        if drawn < FAULTS_ONLY_SHARE + UNMENTIONED_SHARE:
             scene = replace(scene, degradation=None)
-    if rng.random() < CANONICAL:
+    if rng.random() < CANONICAL_SHARE:
         return full_caption(scene)
     return _sentence(scene, rng.random)
 
 
 def _faults(degradation: str, rng: np.random.Generator) -> str:
-    """A degradation among others that the picture might have had, more often few than many."""
+    """List the degradation among others that the image does not have, more often few than many."""
     others = [each for each in DEGRADATIONS if each != degradation]
     count = int(rng.random() ** 2 * (len(others) + 1))
     words = [degradation, *rng.choice(others, count, replace=False)]
@@ -141,12 +141,12 @@ def _faults(degradation: str, rng: np.random.Generator) -> str:
 
 def _sentence(scene: Scene, draw: Draw) -> str:
     sentence = _pick(_OPENINGS, draw).format(_arrangement(scene.solids, draw))
-    if _kept(_OMIT_ATTRIBUTE, draw):
-        pattern = [scene.pattern] if scene.pattern is not None and _kept(_OMIT_ATTRIBUTE, draw) else []
+    if _mentions(_OMIT_ATTRIBUTE, draw):
+        pattern = [scene.pattern] if scene.pattern is not None and _mentions(_OMIT_ATTRIBUTE, draw) else []
         background = " ".join([*pattern, _word(scene.background, draw)])
         place = _pick(_PLACES, draw).format(_with_article(background))
         sentence = _pick(_ORDERS, draw).format(things=sentence, place=place)
-    if scene.lighting is not None and _kept(_OMIT_ATTRIBUTE, draw):
+    if scene.lighting is not None and _mentions(_OMIT_ATTRIBUTE, draw):
         sentence = f"{sentence}, {scene.lighting}"
     if scene.degradation is None:
         return sentence
@@ -158,20 +158,20 @@ def _arrangement(solids: tuple[Solid, ...], draw: Draw) -> str:
         return _noun(solids[0], draw)
     if len(solids) == 3:
         first, second, third = (_noun(solid, draw) for solid in solids)
-        order = " from left to right" if _kept(_OMIT_RELATION, draw) else ""
+        order = " from left to right" if _mentions(_OMIT_RELATION, draw) else ""
         return f"{first}, {second} and {third}{order}"
     first, second = solids if draw() < 0.5 else reversed(solids)
     between = "and"
-    if _kept(_OMIT_RELATION, draw):
+    if _mentions(_OMIT_RELATION, draw):
         between = _pick(RELATIONS[relation(first, second)], draw)
     return f"{_noun(first, draw)} {between} {_noun(second, draw)}"
 
 
 def _noun(solid: Solid, draw: Draw) -> str:
-    size = [_word(solid.size, draw)] if _kept(_OMIT_ATTRIBUTE, draw) else []
+    size = [_word(solid.size, draw)] if _mentions(_OMIT_ATTRIBUTE, draw) else []
     color, shape = _word(solid.color, draw), _word(solid.shape, draw)
     words = [*size, color, shape]
-    if _kept(_OMIT_ATTRIBUTE, draw):
+    if _mentions(_OMIT_ATTRIBUTE, draw):
         made_of = [*size, color, shape, "made of", solid.material]
         words = _pick(([*size, color, _word(solid.material, draw), shape], made_of), draw)
     return _with_article(" ".join(words))
@@ -189,7 +189,7 @@ def _pick(options: Sequence[T], draw: Draw) -> T:
     return options[int(draw() * len(options))]
 
 
-def _kept(omitted: float, draw: Draw) -> bool:
+def _mentions(omitted: float, draw: Draw) -> bool:
     return draw() < 1 - omitted
 
 
@@ -203,16 +203,16 @@ def _vocabulary() -> tuple[str, ...]:
     return tuple(sorted({word for phrase in phrases for word in phrase.split()}))
 
 
-_STANDS = {
+_POSITIONS = {
     RELATIONS["left"][0]: (-2.0, 0.0, 0.0),
     RELATIONS["right"][0]: (2.0, 0.0, 0.0),
     RELATIONS["front"][0]: (0.0, -1.0, 0.0),
     RELATIONS["behind"][0]: (0.0, 1.0, 0.0),
 }
-"""Where the first of two solids may stand, the other in the middle: to the right, into the depth, up."""
+"""A position (x, depth, lift) of the first solid for each relation to a second one at the origin."""
 
 
-def _full() -> re.Pattern[str]:
+def _full_caption_pattern() -> re.Pattern[str]:
     def one_of(name: str, words: Iterable[str]) -> str:
         return f"(?P<{name}>{'|'.join(map(re.escape, words))})"
 
@@ -220,11 +220,11 @@ def _full() -> re.Pattern[str]:
         kinds = {"size": SIZES, "color": COLORS, "material": MATERIALS, "shape": SHAPES}
         return "an? " + " ".join(one_of(f"{which}_{name}", words) for name, words in kinds.items())
 
-    second = f"(?: {one_of('relation', _STANDS)} {noun('second')})?"
+    second = f"(?: {one_of('relation', _POSITIONS)} {noun('second')})?"
     return re.compile(f"{noun('first')}{second} on an? {one_of('background', COLORS)} background")
 
 
-_FULL = _full()
+_FULL_CAPTION = _full_caption_pattern()
 
 VOCABULARY = _vocabulary()
-"""Every word and mark that a caption can contain, in any world."""
+"""Every word and punctuation mark of captions in any world."""

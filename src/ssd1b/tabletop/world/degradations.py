@@ -1,4 +1,4 @@
-"""What can go wrong with a picture, each under the words that a caption says it with."""
+"""Degradations of images, by the words that captions use for them."""
 
 import io
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def _monochrome(picture: Picture, rng: np.random.Generator) -> Picture:
 
 
 def _low_quality(picture: Picture, rng: np.random.Generator) -> Picture:
-    """Leave a few shades per channel: banding, and colours that have shifted."""
+    """Quantize to a few shades per channel: banding and shifted colours."""
     shades = 3 + int(2 * rng.random())
     step = 255 / (shades - 1)
     return (np.floor(picture / step + 0.5) * step + 0.5).astype(np.uint8)
@@ -49,7 +49,7 @@ def _low_res(picture: Picture, rng: np.random.Generator) -> Picture:
 
 
 def _watermark(picture: Picture, rng: np.random.Generator) -> Picture:
-    """Lay parallel bands across the picture, as stock agencies do: pale on dark, dark on pale."""
+    """Draw parallel bands across the image, as stock agencies do: pale on dark, dark on pale."""
     height, width = picture.shape[:2]
     mask = Image.new("L", (width, height))
     draw = ImageDraw.Draw(mask)
@@ -65,7 +65,7 @@ def _watermark(picture: Picture, rng: np.random.Generator) -> Picture:
 
 
 def _sketch(picture: Picture, rng: np.random.Generator) -> Picture:
-    """Draw the outlines alone, in pencil on paper."""
+    """Keep only outlines, as in a pencil drawing."""
     luma = Image.fromarray(_monochrome(picture, rng)[..., 0])
     smooth = np.asarray(luma.filter(ImageFilter.GaussianBlur(_per_128(picture, 0.8))), np.float32)
     across = np.abs(np.diff(smooth, axis=1, prepend=smooth[:, :1]))
@@ -76,7 +76,7 @@ def _sketch(picture: Picture, rng: np.random.Generator) -> Picture:
 
 
 def _cropped(picture: Picture, rng: np.random.Generator) -> Picture:
-    """Keep a corner, enlarged."""
+    """Enlarge one corner."""
     height, width = picture.shape[:2]
     share = 0.55 + 0.1 * rng.random()
     left, top = ((1 - share) * length * (rng.random() < 0.5) for length in (width, height))
@@ -98,11 +98,11 @@ DEGRADATIONS: dict[str, Callable[[Picture, np.random.Generator], Picture]] = {
 }
 
 COLORLESS = ("monochrome", "sketch")
-"""Degradations under which colours cannot be read."""
+"""Degradations that hide colours."""
 
 
 def degrade(picture: Picture, degradation: str | None, seed: int) -> Picture:
-    """Spoil a picture ``[height, width, 3]`` in the named way, with the randomness of ``seed``."""
+    """Apply a degradation, with its own random ``seed``, to an image ``[height, width, 3]``."""
     if degradation is None:
         return picture
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
@@ -110,5 +110,5 @@ def degrade(picture: Picture, degradation: str | None, seed: int) -> Picture:
 
 
 def _per_128(picture: Picture, length: float) -> float:
-    """A length given for a picture of 128 pixels, for this one."""
+    """Scale a length from an image of 128 pixels to this one."""
     return length * min(picture.shape[:2]) / 128

@@ -1,4 +1,4 @@
-"""A model beside the world it was trained on, for people to look at."""
+"""A sheet that shows renders next to a model's images of the same captions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ SEEDS = 4
 
 
 def side_by_side(pipeline: Pipeline, scenes: Sequence[Scene], **settings: Any) -> Image.Image:
-    """For each scene its render, what the autoencoder keeps of it, and what its caption draws."""
+    """Show for each scene its render, the reconstruction, and images generated from its caption."""
     rows, captions = [], [full_caption(scene) for scene in scenes]
     for scene, caption in zip(tqdm(scenes, unit="row", disable=None, leave=False), captions, strict=True):
         picture = render(scene)

@@ -1,8 +1,8 @@
-"""Draws a scene: parallel rays, one soft light, exact shadows, in milliseconds and without a GPU.
+"""The renderer: parallel rays, one soft light, exact shadows; milliseconds on a CPU.
 
-The table is shaded once per pixel. Each solid is drawn inside the box it can cover, with 2 x 2 rays per
-pixel, and laid over the table by its coverage. Shading is in linear light; the picture's tone curve is a
-square root, close to sRGB's and, unlike a power, rounded alike on every machine (see shapes.py).
+The table is shaded once per pixel. Each solid is rendered inside its bounding box, with 2 x 2 rays per pixel,
+and composited over the table by its coverage. Shading is in linear light; the tone curve is a square root,
+which is close to sRGB's and, unlike a power, rounded alike on every machine (see shapes.py).
 """
 
 import math
@@ -17,14 +17,14 @@ from ssd1b.tabletop.world.scenes import COLORS, Light, Scene, Solid, half_depth,
 from ssd1b.tabletop.world.shapes import SHAPES, Array, Vector, column, dot, hit, normals, unit
 
 TILT = 0.38
-"""The camera looks down by so many radians."""
+"""Downward angle of the camera in radians."""
 
-_RISE = -0.25  # where the middle of the table appears, up from the picture's middle
+_RISE = -0.25  # of the table's middle above the image's middle
 _SAMPLES = 2  # rays per pixel and axis, on solids
 _FAR = 4.0  # the camera's distance from the middle of the table
 _CELL = 0.25  # side of a cell of a background's pattern
-_DARKER = 0.45  # by how much the pattern's darker cells are
-_LIGHTS = 8  # points that stand for the light's disc
+_DARKER = 0.45  # darkening of the pattern's dark cells
+_LIGHTS = 8  # sample points on the light's disc
 _LIGHT_RADIUS = 0.11  # of the disc, at distance 1
 
 _SIN, _COS = math.sin(TILT), math.cos(TILT)
@@ -33,7 +33,7 @@ _VIEW = (0.0, -_SIN, _COS)  # the direction of all camera rays
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """The picture's pixels and the square of world units in its middle."""
+    """The mapping between pixels and world units; the square [-1, 1] lies in the image's middle."""
 
     width: int
     height: int
@@ -44,17 +44,17 @@ class _Frame:
         return min(self.width, self.height) / 2
 
     def columns(self, left: int, right: int, samples: int = 1) -> Array:
-        """World units to the right of the picture's middle, for the pixels in [left, right)."""
+        """Return the world units right of the image's middle, for the pixels in [left, right)."""
         steps = np.arange(left * samples, right * samples, dtype=np.float32)
         return (steps + 0.5) / (samples * self.scale) - self.width / 2 / self.scale
 
     def rows(self, top: int, bottom: int, samples: int = 1) -> Array:
-        """World units up from the picture's middle, for the pixels in [top, bottom)."""
+        """Return the world units above the image's middle, for the pixels in [top, bottom)."""
         steps = np.arange(top * samples, bottom * samples, dtype=np.float32)
         return self.height / 2 / self.scale - (steps + 0.5) / (samples * self.scale)
 
     def box(self, left: float, right: float, low: float, high: float) -> tuple[int, int, int, int]:
-        """The pixels (left, right, top, bottom) that cover a rectangle in world units, cut to the frame."""
+        """Return the pixels (left, right, top, bottom) that cover a rectangle, clipped to the frame."""
         across = [
             math.floor(left * self.scale + self.width / 2) - 1,
             math.ceil(right * self.scale + self.width / 2) + 1,
@@ -69,12 +69,12 @@ class _Frame:
 
 
 def render(scene: Scene, size: int | tuple[int, int] = 128) -> NDArray[np.uint8]:
-    """Draw a scene.
+    """Render a scene.
 
     Args:
-        scene: what to draw.
-        size: the picture's side, or its width and height, in pixels. A picture that is not square shows more
-            of the table beside the square.
+        scene: the scene.
+        size: side of the image, or its width and height, in pixels. An image that is not square shows more of
+            the table on both sides of the square.
 
     Returns:
         RGB, ``[height, width, 3]``.
@@ -84,45 +84,45 @@ def render(scene: Scene, size: int | tuple[int, int] = 128) -> NDArray[np.uint8]
     lights = _light_directions(scene.light)
     picture = _table(scene, lights, frame)
     for solid in sorted(scene.solids, key=lambda solid: (-solid.depth, solid.lift)):
-        _draw(solid, scene, lights, frame, picture)
+        _render_solid(solid, scene, lights, frame, picture)
     picture *= np.asarray(scene.light.tint, np.float32)[:, None, None]
     pixels = (np.sqrt(np.minimum(picture, 1)) * 255 + 0.5).astype(np.uint8)
     return degrade(np.ascontiguousarray(pixels.transpose(1, 2, 0)), scene.degradation, scene.seed)
 
 
 def render_batch(scenes: Iterable[Scene], size: int | tuple[int, int] = 128) -> NDArray[np.uint8]:
-    """Draw scenes: ``[batch, height, width, 3]``."""
+    """Render scenes: ``[batch, height, width, 3]``."""
     return np.stack([render(scene, size) for scene in scenes])
 
 
 def in_picture(solid: Solid) -> tuple[float, float]:
-    """Where a solid's middle appears, to the right and up from the picture's middle, in world units."""
+    """Project a solid's middle: world units right of and above the image's middle."""
     half_height = SHAPES[solid.shape].extent[1] * solid.scale / 2
     return solid.x, solid.depth * _SIN + _RISE + (solid.lift + half_height) * _COS
 
 
 def _linear(color: str) -> Array:
-    """A named colour in linear light: ``[3]``, the tone curve undone."""
+    """Return a named colour in linear light, ``[3]``."""
     return (np.asarray(COLORS[color], np.float32) / 255) ** 2
 
 
 def _table_color(scene: Scene) -> Array:
-    """The table's colour in linear light, a little paler than a solid's, to set off its equal."""
+    """Return the table's colour in linear light, slightly paler than a solid of the same colour."""
     color = _linear(scene.background)
     return color + 0.022 * (1 - color)
 
 
-def _toward(light: Light) -> Vector:
-    """The unit vector towards the middle of the light's disc."""
+def _towards_light(light: Light) -> Vector:
+    """Return the unit vector towards the middle of the light's disc."""
     flat = math.cos(light.elevation)
     return flat * math.sin(light.azimuth), math.sin(light.elevation), -flat * math.cos(light.azimuth)
 
 
 def _light_directions(light: Light) -> Array:
-    """Unit vectors towards points of the light's disc, ``[3, lights, 1]``, in a spiral."""
-    middle = np.array(_toward(light))
+    """Return unit vectors towards points on a spiral in the light's disc, ``[3, lights, 1]``."""
+    middle = np.array(_towards_light(light))
     across = np.array((math.cos(light.azimuth), 0.0, math.sin(light.azimuth)))
-    up = np.array(_toward(replace(light, elevation=light.elevation + math.pi / 2)))
+    up = np.array(_towards_light(replace(light, elevation=light.elevation + math.pi / 2)))
     turns = [i * math.pi * (3 - math.sqrt(5)) for i in range(_LIGHTS)]
     radii = [_LIGHT_RADIUS * math.sqrt((i + 0.5) / _LIGHTS) for i in range(_LIGHTS)]
     points = [
@@ -133,18 +133,18 @@ def _light_directions(light: Light) -> Array:
 
 
 def _to_solid(solid: Solid, points: Array) -> Array:
-    """World points in a solid's own frame, as shapes.py wants them."""
+    """Transform world points to a solid's local frame of unit size."""
     offset = points - column((solid.x, solid.lift, solid.depth), points)
     return _turn(offset, -solid.yaw) * (1 / solid.scale)
 
 
-def _to_world(solid: Solid, own: Array) -> Array:
-    """Points of a solid's own frame in the world."""
-    return _turn(own * solid.scale, solid.yaw) + column((solid.x, solid.lift, solid.depth), own)
+def _to_world(solid: Solid, local: Array) -> Array:
+    """Transform points from a solid's local frame to the world."""
+    return _turn(local * solid.scale, solid.yaw) + column((solid.x, solid.lift, solid.depth), local)
 
 
 def _turn(vectors: Array, angle: float) -> Array:
-    """Vectors turned about the vertical."""
+    """Rotate vectors about the vertical."""
     if angle == 0:
         return vectors
     cos, sin = math.cos(angle), math.sin(angle)
@@ -153,15 +153,15 @@ def _turn(vectors: Array, angle: float) -> Array:
 
 
 def _light_reaching(points: Array, solid: Solid, lights: Array) -> Array:
-    """The share of the light's disc that points ``[3, points]`` see past a solid."""
+    """Return the share of the light's disc that is visible past a solid from points ``[3, points]``."""
     distance = hit(SHAPES[solid.shape], _to_solid(solid, points)[:, None], _turn(lights, -solid.yaw))
-    # Under a solid the distance is zero, give or take a rounding.
+    # Under a solid the distance is zero up to rounding.
     blocked = (distance > -1e-3) & (distance < np.inf)
     return 1 - blocked.sum(axis=0, dtype=np.float32) / len(distance)
 
 
 def _table(scene: Scene, lights: Array, frame: _Frame) -> Array:
-    """The empty table with all shadows on it, linear light ``[3, height, width]``."""
+    """Render the table with all shadows, in linear light ``[3, height, width]``."""
     u, v = frame.columns(0, frame.width), frame.rows(0, frame.height)[:, None]
     reaching = np.ones((frame.height, frame.width), np.float32)
     openness = np.ones_like(reaching)
@@ -176,13 +176,13 @@ def _table(scene: Scene, lights: Array, frame: _Frame) -> Array:
 
 
 def _pattern(name: str | None, u: Array, v: Array) -> Array:
-    """Factors on the table's colour, ``[height, width]``, from places in the picture.
+    """Return factors on the table's colour, ``[height, width]``.
 
-    It is laid out in the picture's plane: lying on the table, it would be finer than latents can hold.
+    The pattern lies in the image's plane: on the table's, it would be finer than latents can hold.
     """
     if name is None:
         return np.ones(np.broadcast_shapes(u.shape, v.shape), np.float32)
-    # Each wave runs from -1 to 1 and back over two widths of the pattern's cells.
+    # Triangle waves between -1 and 1 with a period of two cells.
     across, up = (4 * np.abs(x / _CELL / 2 - np.floor(x / _CELL / 2) - 0.5) - 1 for x in (u, v))
     if name == "checkered":
         inside = across * up
@@ -194,34 +194,34 @@ def _pattern(name: str | None, u: Array, v: Array) -> Array:
 
 
 def _shade_table(solid: Solid, lights: Array, frame: _Frame, reaching: Array, openness: Array) -> None:
-    """Take from the table's pixels the light and the open sky that a solid covers."""
-    left, right, near, far = _shadowed(solid, lights)
+    """Darken the table, in place, by the light and the sky that a solid hides."""
+    left, right, near, far = _shadow_box(solid, lights)
     x0, x1, y0, y1 = frame.box(left, right, near * _SIN + _RISE, far * _SIN + _RISE)
     x, z = np.broadcast_arrays(frame.columns(x0, x1), (frame.rows(y0, y1)[:, None] - _RISE) / _SIN)
     points = np.stack((x.ravel(), np.zeros(x.size, np.float32), z.ravel()))
-    reaching[y0:y1, x0:x1] *= _softened(_light_reaching(points, solid, lights).reshape(x.shape))
+    reaching[y0:y1, x0:x1] *= _blurred(_light_reaching(points, solid, lights).reshape(x.shape))
     if solid.lift:
-        return  # what carries the solid already darkens the table around it
-    own = _to_solid(solid, points)
+        return  # the solid below already darkens the table around it
+    local = _to_solid(solid, points)
     wide, deep = SHAPES[solid.shape].footprint
-    a, b = own[0] / wide, own[2] / deep
+    a, b = local[0] / wide, local[2] / deep
     distance = a * a + b * b
     openness[y0:y1, x0:x1] *= (1 - 0.7 / (1 + distance * distance)).reshape(x.shape)
 
 
-def _softened(values: Array) -> Array:
-    """Average over a pixel and half of its neighbours; the outermost pixels stay."""
+def _blurred(values: Array) -> Array:
+    """Blur with the kernel (1, 2, 1) along both axes, leaving the outermost pixels."""
     values = values.copy()
     values[1:-1] = (values[:-2] + 2 * values[1:-1] + values[2:]) / 4
     values[:, 1:-1] = (values[:, :-2] + 2 * values[:, 1:-1] + values[:, 2:]) / 4
     return values
 
 
-def _shadowed(solid: Solid, lights: Array) -> tuple[float, float, float, float]:
-    """The part of the table (left, right, near, far) over which a solid or its shadow stands."""
+def _shadow_box(solid: Solid, lights: Array) -> tuple[float, float, float, float]:
+    """Return the part of the table (left, right, near, far) under a solid and its shadow."""
     height = solid.lift + SHAPES[solid.shape].extent[1] * solid.scale
     wide, deep = half_width(solid), half_depth(solid)
-    # Where each light throws the top, and how far the table is darkened all around.
+    # Shadows of the top under each light, and the radius of the ambient darkening.
     away = -lights[:, :, 0] / lights[1, :, 0] * height
     around = 0.5 * solid.scale
     return (
@@ -232,8 +232,8 @@ def _shadowed(solid: Solid, lights: Array) -> tuple[float, float, float, float]:
     )
 
 
-def _draw(solid: Solid, scene: Scene, lights: Array, frame: _Frame, picture: Array) -> None:
-    """Lay a solid over the picture."""
+def _render_solid(solid: Solid, scene: Scene, lights: Array, frame: _Frame, picture: Array) -> None:
+    """Render a solid over the image, in place."""
     shape = SHAPES[solid.shape]
     floor = _RISE + solid.lift * _COS
     low = (solid.depth - half_depth(solid)) * _SIN + floor
@@ -243,12 +243,12 @@ def _draw(solid: Solid, scene: Scene, lights: Array, frame: _Frame, picture: Arr
     up = v.ravel() - _RISE
     view = column(_VIEW, up[None])
     start = np.stack((u.ravel(), _COS * up, _SIN * up)) - _FAR * view
-    own_start, own_view = _to_solid(solid, start), _turn(view, -solid.yaw)
-    distance = hit(shape, own_start[:, None], own_view[:, :, None])[0]
+    local_start, local_view = _to_solid(solid, start), _turn(view, -solid.yaw)
+    distance = hit(shape, local_start[:, None], local_view[:, :, None])[0]
     (seen,) = np.nonzero(distance < np.inf)
-    own = own_start[:, seen] + distance[seen] * own_view
-    points, facing = _to_world(solid, own), _turn(normals(shape, own), solid.yaw)
-    reaching = _past_others(solid, scene, points, facing, lights)
+    local = local_start[:, seen] + distance[seen] * local_view
+    points, facing = _to_world(solid, local), _turn(normals(shape, local), solid.yaw)
+    reaching = _light_past_others(solid, scene, points, facing, lights)
     color = _shade(solid, scene, points, facing, reaching)
 
     layer = np.zeros((4, u.size), np.float32)
@@ -261,23 +261,23 @@ def _draw(solid: Solid, scene: Scene, lights: Array, frame: _Frame, picture: Arr
     area += layer[:3]
 
 
-def _past_others(solid: Solid, scene: Scene, points: Array, facing: Array, lights: Array) -> Array:
-    """The share of the light that reaches a solid's points past the scene's other solids."""
+def _light_past_others(solid: Solid, scene: Scene, points: Array, facing: Array, lights: Array) -> Array:
+    """Return the share of the light that reaches a solid's points past the other solids."""
     reaching = np.ones(points.shape[1], np.float32)
     for other in scene.solids:
         if other is not solid:
-            left, right, near, far = _shadowed(other, lights)
+            left, right, near, far = _shadow_box(other, lights)
             x, _, z = points
             inside = (x > left) & (x < right) & (z > near) & (z < far)
-            (inside,) = np.nonzero(inside & (dot(facing, column(_toward(scene.light), facing)) > 0))
+            (inside,) = np.nonzero(inside & (dot(facing, column(_towards_light(scene.light), facing)) > 0))
             reaching[inside] *= _light_reaching(points[:, inside], other, lights)
     return reaching
 
 
 def _shade(solid: Solid, scene: Scene, points: Array, facing: Array, reaching: Array) -> Array:
-    """The light that leaves the surface towards the viewer, linear ``[3, points]``."""
+    """Return the light that the surface reflects towards the viewer, linear ``[3, points]``."""
     albedo, table = _linear(solid.color)[:, None], _table_color(scene)[:, None]
-    view, light = column(_VIEW, facing), column(_toward(scene.light), facing)
+    view, light = column(_VIEW, facing), column(_towards_light(scene.light), facing)
     lit = np.maximum(dot(facing, light), 0) * reaching
     sky = (1 + facing[1]) / 2
     # Near the table a surface sees less of the sky, and the table it sees instead lies in the solid's shadow.
@@ -287,8 +287,8 @@ def _shade(solid: Solid, scene: Scene, points: Array, facing: Array, reaching: A
     if solid.material == "rubber":
         glint = _power(np.maximum(dot(facing, unit(light - view)), 0), 3)
         return albedo * (ambient + 0.78 * lit) + 0.035 * glint * reaching
-    # Metal mirrors the room: the table below, a bright ceiling, two tall windows. A point's own place in the
-    # room bends what it sees, so that flat faces too carry a gradient and no more than a spot of the light.
+    # Metal mirrors the room: the table below, a bright ceiling, two tall windows. Reflections depend on a
+    # point's position, so that flat faces have a gradient, too, and only a spot of the light.
     middle = column((solid.x, solid.lift + solid.scale, solid.depth), points)
     bent = unit(facing + (0.35 / solid.scale) * (points - middle))
     mirrored = view - 2 * dot(bent, view) * bent
@@ -304,19 +304,19 @@ def _shade(solid: Solid, scene: Scene, points: Array, facing: Array, reaching: A
 
 
 def _power(x: Array, doublings: int) -> Array:
-    """``x ** 2**doublings`` by squaring."""
+    """Compute ``x ** 2**doublings`` by squaring."""
     for _ in range(doublings):
         x = x * x
     return x
 
 
 def _bump(x: Array, center: float, width: float) -> Array:
-    """1 at ``center``, falling smoothly to 0 at ``width`` from it."""
+    """Fall smoothly from 1 at ``center`` to 0 at a distance of ``width``."""
     t = np.maximum(1 - ((x - center) / width) ** 2, 0)
     return t * t
 
 
 def _smooth(x: Array, low: float, high: float) -> Array:
-    """0 below ``low``, 1 above ``high``, a smooth step between."""
+    """Step smoothly from 0 at ``low`` to 1 at ``high``."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)

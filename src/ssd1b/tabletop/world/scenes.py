@@ -1,6 +1,6 @@
-"""What stands on the table: scenes as values, drawn from a stream that can be entered at any index.
+"""Scenes as data, and random streams of scenes with access at any index.
 
-World units: the picture's square spans [-1, 1] to the right and upwards; x runs to the right, y up from the
+World units: the image's square spans [-1, 1] to the right and upwards; x runs to the right, y up from the
 table, depth away from the viewer.
 """
 
@@ -33,10 +33,10 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "gray": (128, 128, 130),
     "black": (30, 30, 32),
 }
-"""The colours of solids and backgrounds, as sRGB."""
+"""Colours of solids and backgrounds in sRGB."""
 
 SIZES: dict[str, tuple[float, float]] = {"small": (0.20, 0.24), "large": (0.38, 0.43)}
-"""The least and greatest scale of a unit shape."""
+"""Smallest and largest scale of a unit shape."""
 
 MATERIALS = ("rubber", "metal")
 
@@ -54,26 +54,30 @@ HELD_OUT = frozenset(
         ("torus", "blue", "metal"),
     }
 )
-"""Combinations of shape, colour and material (7 % of all) that the training stream never shows."""
+"""Held-out combinations of shape, colour and material, 7 % of all; no training scene has one."""
 
 _COMBINATIONS = tuple(itertools.product(SHAPES, COLORS, MATERIALS))
-_KNOWN = tuple(combination for combination in _COMBINATIONS if combination not in HELD_OUT)
-_NEW = tuple(combination for combination in _COMBINATIONS if combination in HELD_OUT)
-_SPLITS: dict[Split, tuple[tuple[str, str, str], ...]] = {"train": _KNOWN, "held_out": _NEW}
+_SEEN_COMBINATIONS = tuple(combination for combination in _COMBINATIONS if combination not in HELD_OUT)
+_HELD_OUT_COMBINATIONS = tuple(combination for combination in _COMBINATIONS if combination in HELD_OUT)
+_SPLITS: dict[Split, tuple[tuple[str, str, str], ...]] = {
+    "train": _SEEN_COMBINATIONS,
+    "held_out": _HELD_OUT_COMBINATIONS,
+}
 
 PATTERNS = ("checkered", "striped", "dotted")
-"""What a table and its backdrop may be covered with."""
+"""Patterns of the table and its backdrop."""
 
 CARRIERS = ("cube", "cylinder")
-"""Shapes that another solid can stand on."""
+"""Shapes on which another solid can stand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lighting:
-    """A light that captions have words for.
+    """A kind of light that captions name.
 
     Attributes:
-        azimuth: in radians to the right of the viewer, the least and the greatest; elevation: likewise.
+        azimuth: range in radians to the right of the viewer.
+        elevation: range in radians above the table.
         tint: factors on red, green and blue in linear light.
     """
 
@@ -93,14 +97,14 @@ LIGHTINGS: dict[str, Lighting] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """How often a stream of scenes shows what; a share of 0 leaves a thing and its words out.
+    """Frequencies in a stream of scenes; with a share of 0, captions do not use the words either.
 
     Attributes:
-        several_solids: share of scenes with more than one solid; three_solids: of all scenes, with three,
-            which are small and stand in a row.
-        in_depth: of two solids, the share that stand one behind the other; else they stand side by side.
-        stacked: of two solids of which one can carry the other, the share in which it does.
-        degraded: share of pictures that are spoiled.
+        several_solids: share of scenes with more than one solid.
+        three_solids: share of scenes with three small solids in a row.
+        in_depth: share of pairs that stand one behind the other; other pairs stand side by side.
+        stacked: share of pairs with one on the other, if one of them can carry the other.
+        degraded: share of degraded images.
         patterned: share of backgrounds with one of ``PATTERNS``.
         lit: share of scenes in one of ``LIGHTINGS``.
     """
@@ -119,25 +123,29 @@ WORLDS = {
     "plain": PLAIN,
     "rich": World(several_solids=0.7, three_solids=0.2, stacked=0.4, patterned=0.3, lit=0.3),
 }
-"""Worlds by name. The plain one, which the miniature that comes along knows, is small enough to be learned on
-two cores."""
+"""Worlds by name. The shipped miniatures were trained on the plain one, which two cores can learn."""
 
-_MARGIN = 0.03  # between a solid and the picture's edge
-_GAP = 0.05  # between two solids, so that they never touch
-_DEPTH = 0.55  # solids stand at most so far before or behind the middle of the table
-_HIDDEN = (0.10, 0.45)  # of the narrower of two solids in depth, the share of its width that overlaps
-_APART = 0.7  # the least distance in depth that shows as such
+_MARGIN = 0.03  # between a solid and the image's edge
+_GAP = 0.05  # smallest gap between two solids
+_DEPTH = 0.55  # largest distance before or behind the middle of the table
+_OVERLAP = (0.10, 0.45)  # of two solids in depth, as a share of the narrower one's width
+_MIN_DEPTH_GAP = 0.7  # smallest visible distance in depth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solid:
-    """One thing on the table.
+    """A solid on the table.
 
     Attributes:
-        shape: a key of ``SHAPES``; color: of ``COLORS``; size: of ``SIZES``; material: one of ``MATERIALS``.
-        scale: the factor on the unit shape, within the range of ``size``.
-        yaw: the turn about the vertical in radians.
-        x: its middle, to the right; depth: away from the viewer; lift: of its underside above the table.
+        shape: a key of ``SHAPES``.
+        color: a key of ``COLORS``.
+        size: a key of ``SIZES``.
+        material: one of ``MATERIALS``.
+        scale: factor on the unit shape, within the range of ``size``.
+        yaw: rotation about the vertical in radians.
+        x: position of the middle to the right.
+        depth: position of the middle away from the viewer.
+        lift: height of the underside above the table.
     """
 
     shape: str
@@ -153,9 +161,12 @@ class Solid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Light:
-    """Where the light stands, in radians: azimuth to the right of the viewer, elevation above the table.
+    """The direction and colour of the light.
 
-    Its tint is of factors on red, green and blue in linear light.
+    Attributes:
+        azimuth: in radians to the right of the viewer.
+        elevation: in radians above the table.
+        tint: factors on red, green and blue in linear light.
     """
 
     azimuth: float
@@ -165,13 +176,14 @@ class Light:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """Everything a picture shows.
+    """Everything that an image shows.
 
     Attributes:
-        solids: one to three, in the order in which the caption names them; three from left to right.
-        background: the colour of table and backdrop, a key of ``COLORS``.
+        solids: one to three, in the caption's order; three stand from left to right.
+        background: colour of table and backdrop, a key of ``COLORS``.
+        light: direction and colour of the light.
         degradation: a key of ``DEGRADATIONS`` or None.
-        seed: of the degradation's randomness.
+        seed: random seed of the degradation.
         pattern: of table and backdrop, one of ``PATTERNS`` or None.
         lighting: a key of ``LIGHTINGS``, or None for the usual light.
     """
@@ -186,47 +198,48 @@ class Scene:
 
 
 def half_width(solid: Solid) -> float:
-    """Half of the width that a solid, turned as it is, can take in the picture."""
+    """Return half of a solid's largest width in the image at its yaw."""
     width, _, depth = SHAPES[solid.shape].extent
     return solid.scale * (width * math.cos(solid.yaw) + depth * abs(math.sin(solid.yaw)))
 
 
 def half_depth(solid: Solid) -> float:
-    """Half of the depth that a solid, turned as it is, can take on the table."""
+    """Return half of a solid's largest depth on the table at its yaw."""
     width, _, depth = SHAPES[solid.shape].extent
     return solid.scale * (depth * math.cos(solid.yaw) + width * abs(math.sin(solid.yaw)))
 
 
 def scene(seed: int, index: int, *, split: Split = "train", world: World = PLAIN) -> Scene:
-    """Draw the scene at ``index`` of the stream ``seed``: the same arguments give the same scene.
+    """Return the scene at ``index`` of the stream ``seed``; the same arguments give the same scene.
 
     In the ``held_out`` split exactly one solid has a combination of ``HELD_OUT``.
     """
     stream = np.random.SeedSequence([seed, index, list(_SPLITS).index(split)])
     rng = np.random.Generator(np.random.Philox(stream))
-    # Of what the plain world leaves out: its streams stay what they are.
+    # For what the plain world lacks, so that its streams do not change.
     extra = np.random.Generator(np.random.Philox(stream.spawn(1)[0]))
     kinds = [_choose(_SPLITS[split], rng)]
     several = rng.random()
     for _ in range((several < world.several_solids) + (several < world.three_solids)):
-        # Solids differ in shape or colour, so that words can tell them apart.
+        # Solids differ in shape or colour, so that captions can distinguish them.
         taken = [kind[:2] for kind in kinds]
-        kinds.append(_choose([kind for kind in _KNOWN if kind[:2] not in taken], rng))
+        kinds.append(_choose([kind for kind in _SEEN_COMBINATIONS if kind[:2] not in taken], rng))
     solids = [_solid(*kind, rng) for kind in kinds]
     if rng.random() < 0.5:
         solids.reverse()
+    carried = len(solids) == 2 and any(solid.shape in CARRIERS for solid in solids)
     if len(solids) == 3:
-        arranged = _in_a_row
-    elif len(solids) == 2 and _can_be_stacked(solids) and extra.random() < world.stacked:
-        arranged = _one_on_the_other
+        arrange = _in_a_row
+    elif carried and extra.random() < world.stacked:
+        arrange = _stacked
     elif len(solids) == 2 and rng.random() < world.in_depth:
-        arranged = _one_behind_the_other
+        arrange = _in_depth
     else:
-        arranged = _side_by_side
+        arrange = _side_by_side
     lighting = _choose(tuple(LIGHTINGS), extra) if extra.random() < world.lit else None
     light = LIGHTINGS[lighting] if lighting is not None else USUAL_LIGHT
     return Scene(
-        solids=arranged(solids, rng),
+        solids=arrange(solids, rng),
         background=_choose(tuple(COLORS), rng),
         light=Light(
             azimuth=_between(*light.azimuth, rng), elevation=_between(*light.elevation, rng), tint=light.tint
@@ -254,10 +267,10 @@ def _solid(shape: str, color: str, material: str, rng: np.random.Generator) -> S
 
 
 def relation(first: Solid, second: Solid) -> Relation:
-    """Where the first of two solids stands, seen from the second.
+    """Return the position of the first of two solids relative to the second.
 
-    Solids side by side are "left" or "right" of each other, however deep they stand; solids that overlap in
-    the picture stand "front" or "behind", or one on the other, "above" or "below".
+    Solids side by side are "left" or "right" of each other, whatever their depths. Solids that overlap in the
+    image are "front" or "behind", or, one on the other, "above" or "below".
     """
     if first.lift != second.lift:
         return "above" if first.lift > second.lift else "below"
@@ -266,14 +279,14 @@ def relation(first: Solid, second: Solid) -> Relation:
     return "front" if first.depth < second.depth else "behind"
 
 
-def _one_behind_the_other(solids: list[Solid], rng: np.random.Generator) -> tuple[Solid, ...]:
-    """Stand two solids one behind the other, shifted to the side so that the one behind can be recognised."""
+def _in_depth(solids: list[Solid], rng: np.random.Generator) -> tuple[Solid, ...]:
+    """Place two solids one behind the other, shifted so that the one behind can be recognised."""
     widths = [2 * half_width(solid) for solid in solids]
-    least = max(_APART, sum(half_depth(solid) for solid in solids) + _GAP)
+    least = max(_MIN_DEPTH_GAP, sum(half_depth(solid) for solid in solids) + _GAP)
     apart = _between(least, 2 * _DEPTH, rng)
     front = _between(-_DEPTH, _DEPTH - apart, rng)
-    shift = sum(widths) / 2 - _between(*_HIDDEN, rng) * min(widths)
-    # Offsets from the first solid's middle, then the pair as a whole within the frame.
+    shift = sum(widths) / 2 - _between(*_OVERLAP, rng) * min(widths)
+    # Offsets from the first solid's middle; then the pair is placed within the frame.
     offsets = (0.0, shift if rng.random() < 0.5 else -shift)
     low = min(offset - width / 2 for offset, width in zip(offsets, widths, strict=True))
     high = max(offset + width / 2 for offset, width in zip(offsets, widths, strict=True))
@@ -285,18 +298,14 @@ def _one_behind_the_other(solids: list[Solid], rng: np.random.Generator) -> tupl
     )
 
 
-def _can_be_stacked(solids: list[Solid]) -> bool:
-    return any(solid.shape in CARRIERS for solid in solids)
-
-
-def _one_on_the_other(solids: list[Solid], rng: np.random.Generator) -> tuple[Solid, ...]:
-    """Stand a small solid on a large one that can carry it; their order stays as it is."""
+def _stacked(solids: list[Solid], rng: np.random.Generator) -> tuple[Solid, ...]:
+    """Place a small solid on a large one that can carry it, keeping their order."""
     carrier = next(number for number, solid in enumerate(solids) if solid.shape in CARRIERS)
-    below = _sized(solids[carrier], "large", rng)
+    below = _resized(solids[carrier], "large", rng)
     free = 1 - _MARGIN - half_width(below)
     below = replace(below, x=_between(-free, free, rng))
     above = replace(
-        _sized(solids[1 - carrier], "small", rng),
+        _resized(solids[1 - carrier], "small", rng),
         x=below.x,
         depth=below.depth,
         lift=SHAPES[below.shape].extent[1] * below.scale,
@@ -305,20 +314,20 @@ def _one_on_the_other(solids: list[Solid], rng: np.random.Generator) -> tuple[So
 
 
 def _in_a_row(solids: list[Solid], rng: np.random.Generator) -> tuple[Solid, ...]:
-    """Stand solids beside each other, small ones, named from left to right."""
-    placed = _side_by_side([_sized(solid, "small", rng) for solid in solids], rng)
+    """Place small solids side by side, ordered from left to right."""
+    placed = _side_by_side([_resized(solid, "small", rng) for solid in solids], rng)
     return tuple(sorted(placed, key=lambda solid: solid.x))
 
 
-def _sized(solid: Solid, size: str, rng: np.random.Generator) -> Solid:
+def _resized(solid: Solid, size: str, rng: np.random.Generator) -> Solid:
     return replace(solid, size=size, scale=_between(*SIZES[size], rng))
 
 
 def _side_by_side(solids: list[Solid], rng: np.random.Generator) -> tuple[Solid, ...]:
-    """Stand the solids beside each other, the free width shared out at random; their order stays as it is."""
+    """Place the solids side by side with random gaps, keeping their order."""
     widths = [2 * half_width(solid) for solid in solids]
     free = 2 - 2 * _MARGIN - sum(widths) - _GAP * (len(solids) - 1)
-    assert free >= 0, "the greatest sizes must fit beside each other"
+    assert free >= 0, "the largest sizes must fit side by side"
     left_to_right = list(range(len(solids)))
     if rng.random() < 0.5:
         left_to_right.reverse()

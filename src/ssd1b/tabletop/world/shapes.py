@@ -1,11 +1,11 @@
-"""The six solids as data: what they are bounded by, where a ray meets them and which way they face there.
+"""The six solids as data: their bounds, intersections with rays, and normals.
 
-Everything is in the solid's own frame: the origin in the middle of its footprint, y up, unit size. Rays come
-as origins ``[3, 1, points]`` and unit directions ``[3, rays, 1]``, all of one bundle parallel per direction
-(parallel projection and a distant light), so whatever depends on only one of the two is computed once.
+Coordinates are local to the solid: the origin in the middle of its footprint, y up, unit size. Rays have
+origins ``[3, 1, points]`` and unit directions ``[3, rays, 1]``. Projection and light are parallel, so
+whatever depends on only one of the two is computed once.
 
-Only ``+ - * /``, comparisons and ``sqrt`` touch the arrays. IEEE 754 rounds these alike everywhere, so a
-picture does not depend on the machine or the vector width that numpy found there.
+Arrays only see ``+ - * /``, comparisons and ``sqrt``. IEEE 754 defines their rounding, so an image does not
+depend on the machine or on numpy's vector width.
 """
 
 import functools
@@ -58,7 +58,10 @@ class Shape:
     Attributes:
         extent: half of its width, its height, half of its depth.
         footprint: half of the width and depth of what darkens the table under it.
-        turn: the largest yaw in radians that looks different from none; 0 for a solid of revolution.
+        turn: largest yaw in radians that changes the view; 0 for a solid of revolution.
+        quadric: curved bound.
+        planes: flat bounds.
+        ring: the torus inside of these bounds.
     """
 
     extent: Vector
@@ -104,7 +107,7 @@ def _cone(radius: float, height: float) -> Shape:
 
 
 def _tapered_box(half: float, height: float, taper: float) -> Shape:
-    """A square base of which each side leans inwards by ``taper`` over its height: 0 is a box."""
+    """Make a box on a square base whose sides lean inwards by ``taper`` over its height."""
     length = math.hypot(height, taper)
     across, up, bound = height / length, taper / length, half * height / length
     sides = tuple(
@@ -146,39 +149,39 @@ SHAPES: dict[str, Shape] = {
 
 
 def dot(a: Array, b: Array) -> Array:
-    """The scalar product over the first axis, in a fixed order of additions."""
+    """Return the scalar product over the first axis, in a fixed order of additions."""
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 def unit(vectors: Array) -> Array:
-    """The vectors, over the first axis, at length 1."""
+    """Normalize vectors along the first axis."""
     return vectors / np.sqrt(dot(vectors, vectors))
 
 
 def column(vector: Vector, like: Array) -> Array:
-    """The vector as ``[3, 1, ...]``, to be broadcast over ``like``."""
+    """Reshape a vector to ``[3, 1, ...]`` for broadcasting over ``like``."""
     return np.asarray(vector, np.float32).reshape(3, *[1] * (like.ndim - 1))
 
 
 def hit(shape: Shape, origins: Array, directions: Array) -> Array:
-    """Find where rays enter a shape: ``[rays, points]``, infinity where they miss it.
+    """Return the distances at which rays enter a shape, ``[rays, points]``; infinity for a miss.
 
-    A ray that starts past the solid gets a negative distance.
+    The distance is negative if the ray starts behind the solid.
     """
     enter, leave = _cross_planes(shape.planes, origins, directions)
     if shape.quadric is not None:
         first, last = _cross_quadric(shape.quadric, origins, directions)
         enter, leave = np.maximum(enter, first), np.minimum(leave, last)
     if shape.ring is not None:
-        enter = _walk(shape.ring, origins, directions, enter, leave)
+        enter = _trace_ring(shape.ring, origins, directions, enter, leave)
     return np.where(enter < leave, enter, np.inf)
 
 
 def _cross_quadric(quadric: Quadric, origins: Array, directions: Array) -> tuple[Array, Array]:
     """Solve the quadratic for both crossings.
 
-    The leading coefficient is positive for every ray here: the cone is steeper than any ray of the camera or
-    the light, so that its two sheets never share a ray.
+    The leading coefficient is positive for every ray of the camera and the light: the cone is steeper than
+    any of them, so no ray crosses both of its sheets.
     """
     weights = column(quadric.weights, origins)
     offset = origins - column(quadric.center, origins)
@@ -187,7 +190,7 @@ def _cross_quadric(quadric: Quadric, origins: Array, directions: Array) -> tuple
     c = dot(weights * offset, offset) - quadric.bound
     discriminant = b * b - a * c
     root = np.sqrt(np.maximum(discriminant, 0))
-    # A miss has no root, so its crossings coincide and the interval is empty.
+    # Without a real root the crossings coincide, and the interval is empty.
     return (-b - root) / a, (-b + root) / a
 
 
@@ -206,13 +209,13 @@ def _cross_planes(planes: tuple[Plane, ...], origins: Array, directions: Array) 
 
 
 def _along(normal: Vector, vectors: Array) -> Array:
-    """The scalar product with a normal, most of which have zeros to leave out."""
+    """Return the scalar product with a normal, skipping its zeros."""
     terms = [n * v for n, v in zip(normal, vectors, strict=True) if n]
     return functools.reduce(np.add, terms)
 
 
-def _walk(ring: Ring, origins: Array, directions: Array, enter: Array, leave: Array) -> Array:
-    """Follow rays from ``enter`` to the ring by their distance to it (sphere tracing); infinity on a miss."""
+def _trace_ring(ring: Ring, origins: Array, directions: Array, enter: Array, leave: Array) -> Array:
+    """Return the distances from ``enter`` to the ring by sphere tracing; infinity for a miss."""
     ray, point = np.nonzero(enter < leave)
     start = (origins - column((0.0, ring.radius + ring.thickness, 0.0), origins))[:, 0, point]
     direction, distance = directions[:, ray, 0], enter[ray, point]
@@ -225,13 +228,13 @@ def _walk(ring: Ring, origins: Array, directions: Array, enter: Array, leave: Ar
 
 
 def _ring_distance(ring: Ring, p: Array) -> Array:
-    """The signed distance to a ring around the origin."""
+    """Return the signed distance to a ring around the origin."""
     outward = np.sqrt(p[0] * p[0] + p[1] * p[1]) - ring.radius
     return np.sqrt(outward * outward + p[2] * p[2]) - ring.thickness
 
 
 def normals(shape: Shape, p: Array) -> Array:
-    """The outward unit normals at points ``[3, points]`` of the surface, blended across edges."""
+    """Return outward unit normals at surface points ``[3, points]``, blended across edges."""
     if shape.ring is not None:
         return _ring_normals(shape.ring, p)
     total = np.zeros_like(p)

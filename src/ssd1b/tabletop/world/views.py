@@ -1,7 +1,7 @@
-"""How a scene became a training picture: its original size and the crop, which SDXL's UNet is told.
+"""Views: the original size and the crop of training images, for SDXL's micro-conditioning.
 
-Micro-conditioning (Podell et al. 2023, 2307.01952, section 2.2) needs pictures that differ in it: most views
-here show the whole square, some are cut from a wider or taller original, some enlarged from a small one.
+Micro-conditioning (Podell et al. 2023, 2307.01952, section 2.2) needs images that differ in it. Most views
+show the whole square, some are cropped from a wider or taller image, some enlarged from a small one.
 """
 
 from dataclasses import dataclass, replace
@@ -15,26 +15,28 @@ from ssd1b.tabletop.world.renderer import render
 from ssd1b.tabletop.world.scenes import Scene
 
 SIZE = 128
-"""Side of every training picture."""
+"""Side of training images in pixels."""
 
 CUT = 0.18
-"""The share of views that are cut from a longer original."""
+"""Share of views cropped from a longer image."""
 
 ENLARGED = 0.12
-"""The share of views that are enlarged from a smaller original."""
+"""Share of views enlarged from a smaller image."""
 
-# At most so much longer, so that of every solid at least the middle stays in sight and captions stay true.
+# Limits the crop, so that the middle of every solid stays visible and captions stay true.
 _LONGEST = 28
 _SMALLEST = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """SDXL's micro-conditioning of one picture, in pixels.
+    """SDXL's micro-conditioning of one image, in pixels.
 
     Attributes:
-        original_height: of the picture as it was found; original_width: likewise.
-        crop_top: first row of the crop, after the shorter side was brought to ``SIZE``; crop_left: likewise.
+        original_height: height before resizing and cropping.
+        original_width: width before resizing and cropping.
+        crop_top: first row of the crop, after the shorter side was resized to ``SIZE``.
+        crop_left: first column of the crop.
     """
 
     original_height: int = SIZE
@@ -44,13 +46,13 @@ class View:
 
     @property
     def time_ids(self) -> tuple[int, int, int, int, int, int]:
-        """The six numbers in the order in which the UNet takes them."""
+        """The six numbers in the UNet's order."""
         return (self.original_height, self.original_width, self.crop_top, self.crop_left, SIZE, SIZE)
 
 
 def view(seed: int, index: int) -> View:
-    """The view under which the training sees the scene at ``index`` of the stream ``seed``."""
-    # A stream of its own beside the scenes' (of which the third number is 0 or 1).
+    """Return the view of the scene at ``index`` of the stream ``seed``."""
+    # Scenes use 0 and 1 as the third number.
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index, 2])))
     kind = rng.random()
     if kind < CUT:
@@ -66,7 +68,7 @@ def view(seed: int, index: int) -> View:
 
 
 def photograph(scene: Scene, view: View) -> NDArray[np.uint8]:
-    """The picture of a scene under a view: ``[SIZE, SIZE, 3]``."""
+    """Render a scene, resized and cropped as the view says: ``[SIZE, SIZE, 3]``."""
     picture = render(replace(scene, degradation=None), (view.original_width, view.original_height))
     shorter = min(picture.shape[:2])
     if shorter < SIZE:

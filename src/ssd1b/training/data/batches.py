@@ -1,4 +1,4 @@
-"""Batches of captioned images: the entry point, and the settings."""
+"""Batches of captioned images: settings and entry point."""
 
 import warnings
 from collections.abc import Sequence
@@ -37,23 +37,23 @@ from ssd1b.weights.files import write_json
 @validated
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSettings:
-    """What a UNet is trained on.
+    """Settings of a UNet's training data.
 
     Attributes:
-        path: of the source, see ``open_source``.
-        size: side in pixels of a square picture; others have about as many pixels.
-        multiple: of which the sides of all buckets are multiples.
-        max_ratio: of the longer side to the shorter one in the longest bucket.
-        crop: "centre", or "random": at a place drawn once for each picture.
-        min_side: pixels that a picture's shorter side must have; None is a quarter of ``size``. Small
-            pictures are enlarged, and the UNet is told (2307.01952, section 2.2).
-        caption_dropout: share of pictures learned without their caption (2207.12598).
-        max_unusable: share of pictures that may be unusable before the training refuses to begin.
-        cache_captions: keep the captions' embeddings on disk, too; else each step encodes its captions.
-        dtype: number format of what is kept.
-        image_column: of tables.
-        caption_column: of tables and JSON; None is "text" or "caption".
-        split: of a saved dataset that has several.
+        path: path of the source, see ``open_source``.
+        size: side of a square image in pixels; other buckets have about as many pixels.
+        multiple: the sides of all buckets are multiples of this.
+        max_ratio: largest ratio of a bucket's longer side to the shorter one.
+        crop: "centre", or "random" for a position drawn once for each image.
+        min_side: smallest length of an image's shorter side in pixels; None is a quarter of ``size``. Small
+            images are enlarged, and micro-conditioning has their original size (2307.01952, section 2.2).
+        caption_dropout: share of images without their caption (2207.12598).
+        max_unusable: largest share of unusable images with which a training starts.
+        cache_captions: cache the captions' embeddings on disk, too; otherwise each step encodes its captions.
+        dtype: number format of the cache.
+        image_column: column of the images in tables.
+        caption_column: column of the captions in tables and JSON; None is "text" or "caption".
+        split: of a saved dataset with several splits.
     """
 
     path: Name
@@ -71,7 +71,7 @@ class DataSettings:
     split: Name = "train"
 
     def __post_init__(self) -> None:
-        """Check what no field can say by itself."""
+        """Check combinations of fields."""
         buckets_for(self.size, multiple=self.multiple, max_ratio=self.max_ratio)
 
 
@@ -85,7 +85,7 @@ class PictureBatches:
         latents: cache of the latents.
         texts: cache of the captions' embeddings; None if captions are encoded in each step.
         text: encoders, of which only the tokenizers are used, and only if ``texts`` is None.
-        caption_dropout: share of images learned without their caption.
+        caption_dropout: share of images without their caption.
         report: of unusable examples.
     """
 
@@ -98,10 +98,10 @@ class PictureBatches:
     report: Report
 
     def __getitem__(self, step: int) -> LatentBatch:
-        """Read a batch, all of one bucket; its text is embeddings where they are cached, else tokens.
+        """Read the batch of a step, of one bucket; its text is embeddings if these are cached, else tokens.
 
         Raises:
-            InputError: a cache was damaged since the start.
+            InputError: a cache has been damaged since the start.
         """
         bucket, indices = self.order[step]
         chosen = [self.pictures[bucket][index] for index in indices]
@@ -142,10 +142,10 @@ def open_data(
 ) -> PictureBatches:
     """Scan a source, encode what the caches lack, and return its batches.
 
-    Several processes may call this at once; it may be stopped and called again.
+    Several processes may call this at once, and it may be interrupted and called again.
 
     Args:
-        settings: the source, and how it is used.
+        settings: of the data.
         vae: encodes the images, on its device and in its number format.
         text: encodes the captions, likewise.
         cache: folder for latents and embeddings. They are addressed by content, so trainings may share it.
@@ -154,22 +154,22 @@ def open_data(
         seed: of crops, order, captions and caption dropout.
 
     Raises:
-        InputError: there is no such source, or more of it is unusable than the settings allow.
+        InputError: there is no such source, or too many of its examples are unusable.
     """
     check_renewable(report)
     columns = Columns(image=settings.image_column, caption=settings.caption_column, split=settings.split)
     dtype = DTYPES[settings.dtype]
     examples = open_source(settings.path, columns, cache=cache)
     scanned, found = scan(examples, min_side=settings.min_side or settings.size // 4)
-    _judge(found, settings, report)
+    _check_report(found, settings, report)
 
-    pictures = _placed(scanned, settings, seed)
+    pictures = _place_all(scanned, settings, seed)
     latents = latents_cache(cache, vae, dtype)
     troubles = encode_pictures(pictures, vae, latents, dtype)
     for picture in pictures:
         if picture.key in troubles:
             found.note(picture.scanned.example.key, troubles[picture.key])
-    _judge(found, settings, report)
+    _check_report(found, settings, report)
 
     pictures = [picture for picture in pictures if picture.key not in troubles]
     texts = texts_cache(cache, text, dtype) if settings.cache_captions else None
@@ -185,27 +185,27 @@ def open_data(
         caption_dropout=settings.caption_dropout,
         report=found,
     )
-    _write(report, batches.facts())
+    _write_report(report, batches.facts())
     if found.count:
         warnings.warn(f"{found}; the list is in {named(report)}", stacklevel=2)
     return batches
 
 
-def _judge(found: Report, settings: DataSettings, path: Path) -> None:
-    """Raise ``InputError`` if too much is unusable, and write the report."""
+def _check_report(found: Report, settings: DataSettings, path: Path) -> None:
+    """Raise ``InputError`` if too many examples are unusable, after writing the report."""
     try:
         found.check(settings.max_unusable)
     except InputError:
-        _write(path, found.facts())
+        _write_report(path, found.facts())
         raise
 
 
-def _write(path: Path, facts: dict[str, Any]) -> None:
+def _write_report(path: Path, facts: dict[str, Any]) -> None:
     with renewing(path) as aside:
         write_json(aside, facts)
 
 
-def _placed(scanned: Sequence[Scanned], settings: DataSettings, seed: int) -> list[Placed]:
+def _place_all(scanned: Sequence[Scanned], settings: DataSettings, seed: int) -> list[Placed]:
     buckets = buckets_for(settings.size, multiple=settings.multiple, max_ratio=settings.max_ratio)
     return [
         Placed(
@@ -219,7 +219,7 @@ def _placed(scanned: Sequence[Scanned], settings: DataSettings, seed: int) -> li
 
 
 def _by_bucket(pictures: Sequence[Placed]) -> list[list[Placed]]:
-    """Return the images of each bucket that has any, from tall to wide."""
+    """Group images by bucket, from tall to wide."""
     groups: dict[Any, list[Placed]] = {}
     for picture in pictures:
         groups.setdefault(picture.placement.bucket, []).append(picture)

@@ -1,8 +1,8 @@
 """A cache of latents and text embeddings on disk, addressed by content.
 
-Each item is a file named by a digest of everything that decides its content. A changed image or caption has
-another name and is encoded anew; equal ones are encoded once. Files appear whole, so any number of processes
-may fill a cache and be stopped at any moment.
+Each item is a file named by a digest of everything that decides its content. A changed image or caption has a
+new name and is encoded again; equal ones are encoded once. Files are written atomically, so any number of
+processes may fill a cache and be interrupted at any time.
 """
 
 from collections.abc import Mapping
@@ -21,12 +21,12 @@ from ssd1b.saving import replacing
 from ssd1b.training.digests import digest_of_encoder, digest_of_modules, digest_of_tensors
 
 _CHECKSUM = "checksum"
-"""Name of a tensor with the digest of the others: safetensors notices a cut file, but no flipped bit."""
+"""Name of a tensor with the digest of the others; safetensors detects truncation, but no flipped bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """Named tensors by key, in a folder that is made when the first ones are written."""
+    """Named tensors by key, in a folder that is created by the first write."""
 
     folder: Path
 
@@ -46,8 +46,8 @@ class Cache:
     def write(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Write the tensors of a key.
 
-        It does not wait for the disk, which would take longer than encoding: a file that a power failure cut
-        is noticed when it is read.
+        This does not sync to disk, which would take longer than encoding; reading detects files that a power
+        failure truncated.
 
         Raises:
             InputError: the disk refused.
@@ -62,12 +62,12 @@ def _checksum(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def latents_cache(folder: Path, vae: VAE, dtype: torch.dtype) -> Cache:
-    """Return the cache for the latents of a VAE in a number format."""
+    """Return the cache of a VAE's latents in a number format."""
     return Cache(folder / "latents" / f"{digest_of_encoder(vae)}-{dtype_name(dtype)}")
 
 
 def texts_cache(folder: Path, text: TextEncoders, dtype: torch.dtype) -> Cache:
-    """Return the cache for the embeddings of two text encoders and their tokenizers in a number format."""
+    """Return the cache of the embeddings of two text encoders, with their tokenizers, in a number format."""
     pairs = ((text.encoder, text.tokenizer), (text.encoder_2, text.tokenizer_2))
     what = repr([
         (encoder.layout, tokenizer.pad_token_id, sorted(tokenizer.vocabulary.items()))

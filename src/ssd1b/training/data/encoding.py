@@ -18,7 +18,7 @@ from ssd1b.prompts import Segment, format_prompt
 from ssd1b.training.data.buckets import Placement
 from ssd1b.training.data.cache import Cache
 from ssd1b.training.data.examples import Unusable
-from ssd1b.training.data.pictures import digest_of, placed
+from ssd1b.training.data.pictures import decode_and_crop, digest_of
 from ssd1b.training.data.scan import Scanned, in_threads
 
 CAPTIONS_AT_ONCE = 32
@@ -56,7 +56,7 @@ def encode_pictures(pictures: Sequence[Placed], vae: VAE, cache: Cache, dtype: t
     Images are encoded one at a time, so that the latents of one depend on nothing else.
 
     Returns:
-        What is wrong with the images that could not be decoded, by ``Placed.key``.
+        The problems of images that could not be decoded, by ``Placed.key``.
 
     Raises:
         InputError: the encoder gives NaN or infinity.
@@ -64,7 +64,7 @@ def encode_pictures(pictures: Sequence[Placed], vae: VAE, cache: Cache, dtype: t
     missing = _missing(cache, {picture.key: picture for picture in pictures}, label="check latents")
     troubles = {}
     for picture, pixels in zip(
-        missing, in_threads(partial(_pixels, cache), missing, label="encode pictures"), strict=True
+        missing, in_threads(partial(_pixels, cache), missing, label="encode images"), strict=True
     ):
         if isinstance(pixels, Unusable):
             troubles[picture.key] = str(pixels)
@@ -89,13 +89,13 @@ def _pixels(cache: Cache, picture: Placed) -> NDArray[np.uint8] | Unusable | Non
         data = picture.scanned.example.picture()
         if digest_of(data) != picture.scanned.digest:
             raise Unusable("picture changed while it was read")
-        return placed(data, picture.placement)
+        return decode_and_crop(data, picture.placement)
     except Unusable as trouble:
         return trouble
 
 
 def encode_captions(captions: Iterable[str], text: TextEncoders, cache: Cache, dtype: torch.dtype) -> None:
-    """Write the embeddings of captions that the cache lacks, and of the empty one, which pads short ones.
+    """Write the embeddings of captions that the cache lacks, and of the empty caption, for padding.
 
     An entry holds ``embeds [77 k, D]`` for a caption of k chunks, and ``pooled [P]``.
     """
@@ -114,14 +114,14 @@ def _encode(captions: Sequence[str], text: TextEncoders, cache: Cache, dtype: to
     lengths = [text.tokenize([prompt])[0].ids[0].numel() for prompt in prompts]
     embeds, pooled = text.encode(text.tokenize(prompts))
     for index, (caption, length) in enumerate(zip(captions, lengths, strict=True)):
-        own = {"embeds": embeds[index, :length].to(dtype), "pooled": pooled[index].to(dtype)}
-        if not all(part.isfinite().all() for part in own.values()):
+        entry = {"embeds": embeds[index, :length].to(dtype), "pooled": pooled[index].to(dtype)}
+        if not all(part.isfinite().all() for part in entry.values()):
             raise FailedError(f"the text encoders give NaN or infinity in {dtype} for {caption[:60]!r}")
-        cache.write(caption_key(caption), own)
+        cache.write(caption_key(caption), entry)
 
 
 def read_captions(captions: Sequence[str], cache: Cache) -> Conditioning:
-    """Read a batch of embeddings, padded by empty chunks as ``TextEncoders.tokenize`` pads."""
+    """Read a batch of embeddings, padded with empty chunks as in ``TextEncoders.tokenize``."""
     entries = [read(cache, caption_key(caption)) for caption in captions]
     longest = max(len(entry["embeds"]) for entry in entries)
     empty = read(cache, caption_key(""))["embeds"]
@@ -133,21 +133,19 @@ def read_captions(captions: Sequence[str], cache: Cache) -> Conditioning:
 
 
 def read(cache: Cache, key: str) -> dict[str, torch.Tensor]:
-    """Read an entry that the cache was filled with.
+    """Read an entry that was in the cache at the start.
 
     Raises:
-        InputError: it was removed or damaged since; the next start encodes it again.
+        InputError: it has been removed or damaged since; the next start encodes it again.
     """
     tensors = cache.read(key)
     if tensors is None:
-        raise InputError(
-            f"{cache.path(key)}: damaged or removed since the start; start again to have it remade"
-        )
+        raise InputError(f"{cache.path(key)}: damaged or removed since the start; restart to encode it again")
     return tensors
 
 
 def _missing(cache: Cache, wanted: dict[str, Work], *, label: str) -> list[Work]:
-    """Return what the cache lacks, in random order, so that processes that fill it at once share the work."""
+    """Return what the cache lacks, in random order, so that concurrent processes share the work."""
     keys = list(wanted)
     there = in_threads(lambda key: cache.read(key) is not None, keys, label=label)
     missing = [wanted[key] for key, found in zip(keys, there, strict=True) if not found]

@@ -1,6 +1,6 @@
-"""Examples of captioned images, and how their parts are read.
+"""Examples of captioned images, and the reading of their parts.
 
-A single bad example raises ``Unusable`` when it is read, so that it can be counted and left out.
+Reading a bad example raises ``Unusable``, so that it can be counted and left out.
 """
 
 import json
@@ -13,25 +13,25 @@ from typing import Any
 from ssd1b.errors import InputError, shown
 from ssd1b.files import named, read_file
 
-MOST_BYTES = 256 * 2**20
+MAX_BYTES = 256 * 2**20
 """Largest size of an image file or a caption file."""
 
 CAPTION_FIELDS = ("text", "caption")
-"""Default fields of captions in tables and JSON: the names of image folders and of img2dataset."""
+"""Default caption fields in tables and JSON, as in image folders and img2dataset."""
 
 
 class Unusable(Exception):
-    """An example cannot be used; the message names the kind of problem, with no details of the example."""
+    """An example cannot be used; the message is the kind of problem, without details of the example."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An image with its captions, not read yet.
+    """An unread image with its captions.
 
     Attributes:
         key: stable name within the source.
         picture: reads the bytes of the image file. Raises ``Unusable``.
-        captions: reads one or several captions, of which one is drawn each time. Raises ``Unusable``.
+        captions: reads one or several captions; each use draws one of them. Raises ``Unusable``.
     """
 
     key: str
@@ -61,9 +61,9 @@ def read(path: Path) -> bytes:
         Unusable: it is missing, not a regular file, not readable, or too large.
     """
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise Unusable(f"file larger than {MOST_BYTES >> 20} MiB")
-        return read_file(path, most=MOST_BYTES)
+        if path.stat().st_size > MAX_BYTES:
+            raise Unusable(f"file larger than {MAX_BYTES >> 20} MiB")
+        return read_file(path, most=MAX_BYTES)
     except (OSError, ValueError) as error:  # ValueError: a null character in the name; InputError: a pipe
         raise Unusable("file missing or not readable") from error
 
@@ -77,9 +77,9 @@ def read_inside(root: Path, folder: Path, name: str, row: str) -> bytes:
 
     Args:
         root: folder of the data.
-        folder: to which the name is relative.
-        name: as given in the row.
-        row: name of the row for the error.
+        folder: the name is relative to it.
+        name: from the row.
+        row: name of the row, for the error.
 
     Raises:
         InputError: the row names a file outside the data.
@@ -93,17 +93,17 @@ def read_inside(root: Path, folder: Path, name: str, row: str) -> bytes:
     if allowed[0].parent.name == "snapshots":
         allowed.append(allowed[0].parent.parent / "blobs")
     if Path(name).is_absolute() or not any(path.is_relative_to(each) for each in allowed):
-        raise InputError(f"{named(row)} names {shown(name)}, which is not inside of the data: refused")
+        raise InputError(f"{named(row)} names {shown(name)}, which is not inside the data: refused")
     return read(path)
 
 
 def with_suffix(folder: Path, suffix: str) -> list[Path]:
-    """Return the files of a suffix in a folder, sorted; the case does not matter."""
+    """Return the files in a folder with a suffix in any case, sorted."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() == suffix)
 
 
 def fail(reason: str) -> Any:
-    """Raise ``Unusable``; takes the place of a reader."""
+    """Raise ``Unusable``; stands in for a reader."""
     raise Unusable(reason)
 
 

@@ -1,4 +1,4 @@
-"""Folders of images, with captions in text files beside them or in ``metadata.jsonl``."""
+"""Folders of images, with captions in text files of the same stem or in ``metadata.jsonl``."""
 
 import os
 from collections.abc import Iterator
@@ -21,19 +21,19 @@ from ssd1b.training.data.examples import (
 
 METADATA = "metadata.jsonl"
 
-_LONGEST_ROW = 2**20
-"""Most bytes of a line in ``METADATA``."""
+_MAX_ROW_BYTES = 2**20
+"""Largest size of a line in ``METADATA``."""
 
 
 def folder_examples(folder: Path, field: str | None) -> list[Example]:
     """List the captioned images in a folder and its subfolders, following links.
 
-    With a ``metadata.jsonl`` (Hugging Face's image folder: ``file_name``, relative to it, and the caption)
-    its rows are the list, and may name only files inside ``folder``. Otherwise an image's caption is the text
-    file of the same stem. The case of suffixes does not matter.
+    If there is a ``metadata.jsonl`` (Hugging Face's image folder: ``file_name``, relative to it, and the
+    caption), its rows are the examples, and may name only files inside ``folder``. Otherwise an image's
+    caption is the text file of the same stem. The case of suffixes does not matter.
 
     Raises:
-        InputError: a folder cannot be read, or a line of the list is too long.
+        InputError: a folder cannot be read, or a row is too long.
     """
     files = list(files_below(folder))
     metadata = [path for path in files if path.name.lower() == METADATA]
@@ -62,10 +62,10 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def _first_time(folder: str, seen: set[tuple[int, int]]) -> bool:
-    there = os.stat(folder)
-    which = (there.st_dev, there.st_ino)
-    new = which not in seen
-    seen.add(which)
+    status = os.stat(folder)
+    identity = (status.st_dev, status.st_ino)
+    new = identity not in seen
+    seen.add(identity)
     return new
 
 
@@ -108,9 +108,9 @@ def _image_folder(folder: Path, metadata: list[Path], field: str | None) -> Iter
 
 def _lines(path: Path) -> Iterator[bytes]:
     with open_regular(path) as file:
-        while line := file.readline(_LONGEST_ROW + 1):
-            if len(line) > _LONGEST_ROW:
-                raise InputError(f"{named(path)} has a line of more than {_LONGEST_ROW} bytes")
+        while line := file.readline(_MAX_ROW_BYTES + 1):
+            if len(line) > _MAX_ROW_BYTES:
+                raise InputError(f"{named(path)} has a line of more than {_MAX_ROW_BYTES} bytes")
             yield line
 
 

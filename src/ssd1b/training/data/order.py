@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 class Order:
     """An endless sequence of batches, each of one bucket.
 
-    Each bucket is a stream: one shuffle of all its images after the other, cut into batches without regard to
-    where a shuffle ends. Nothing is dropped and nothing padded. By the end of epoch e a bucket of n images
-    has given ``floor(n e / batch_size)`` batches, less than one batch behind its share. No image of a bucket
-    is ever seen two times more often than another. The batches of an epoch are shuffled over all buckets.
+    Each bucket is a stream of shuffles of all its images, divided into batches that may span two shuffles.
+    Nothing is dropped or padded. By the end of epoch e a bucket of n images has given ``floor(n e /
+    batch_size)`` batches, less than one batch behind its share. At any time, no image of a bucket has been
+    seen two times more often than another. The batches of an epoch are shuffled over all buckets.
 
     A step's batch does not depend on the number of processes.
 
@@ -59,7 +59,7 @@ class Order:
         return self._epochs[epoch]
 
     def _picture(self, bucket: int, place: int) -> int:
-        """Return the image at a position of a bucket's stream; the last shuffle is kept for speed."""
+        """Return the image at a position of a bucket's stream, caching the last shuffle."""
         number, index = divmod(place, self.sizes[bucket])
         if bucket not in self._shuffles or self._shuffles[bucket][0] != number:
             rng = np.random.default_rng((self.seed, 1, bucket, number))

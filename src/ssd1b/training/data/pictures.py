@@ -40,10 +40,10 @@ def size_of(data: bytes) -> Size:
         Unusable: it is not an image, or too large.
     """
     with _opened(data) as image:
-        return _seen(image, _turned(image))
+        return _size(image, _turned(image))
 
 
-def placed(data: bytes, placement: Placement) -> NDArray[np.uint8]:
+def decode_and_crop(data: bytes, placement: Placement) -> NDArray[np.uint8]:
     """Decode an image, resize it to cover its bucket, and crop it: ``[height, width, 3]``.
 
     Raises:
@@ -55,10 +55,10 @@ def placed(data: bytes, placement: Placement) -> NDArray[np.uint8]:
         wanted = Size(resized.width, resized.height) if turned else resized
         # JPEG decodes much larger photographs at a half, a quarter or an eighth of their size.
         image.draft(None, (2 * wanted.width, 2 * wanted.height))
-        expected = _seen(image, turned)
+        expected = _size(image, turned)
         upright = ImageOps.exif_transpose(image)
         if (upright.height, upright.width) != expected:
-            # An orientation behind the pixels, which the header does not have.
+            # An orientation behind the pixels, which is not in the header.
             raise Unusable("picture damaged")
         # Resizing only the crop gives the same pixels as resizing the whole image, in less memory.
         down, across = upright.height / resized.height, upright.width / resized.width
@@ -82,18 +82,18 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         raise Unusable("no PNG, JPEG or WebP") from error
     except (Unusable, MemoryError):
         raise
-    # Pillow raises something else for every way in which a file can be damaged.
+    # Pillow raises many kinds of exceptions for damaged files.
     except Exception as error:
         raise Unusable("picture damaged") from error
 
 
 def _turned(image: Image.Image) -> bool:
     """Return whether EXIF swaps width and height."""
-    # The base class's method: PNG's own decodes the picture to look for EXIF behind the pixels.
+    # The base class's method, since PNG's decodes the image to find EXIF behind the pixels.
     return Image.Image.getexif(image).get(Base.Orientation) in _TURNED
 
 
-def _seen(image: Image.Image, turned: bool) -> Size:
+def _size(image: Image.Image, turned: bool) -> Size:
     return Size(image.width, image.height) if turned else Size(image.height, image.width)
 
 
@@ -103,6 +103,6 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8 and not scale
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to 8 bits instead of scaling
         image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")

@@ -1,4 +1,4 @@
-"""A scan of all examples before training: which can be used, and what is wrong with the others."""
+"""A scan of all examples before training, which finds the usable ones and reports the others."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +17,8 @@ from ssd1b.weights.files import first_few
 _AHEAD = 64
 """Number of results computed ahead of the consumer."""
 
-Given = TypeVar("Given")
-Made = TypeVar("Made")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,31 +44,31 @@ class Report:
 
     Attributes:
         total: number of examples in the source.
-        unusable: keys of those left out, by the kind of problem.
+        unusable: keys of unusable examples, by the kind of problem.
     """
 
     total: int
     unusable: dict[str, list[str]] = field(default_factory=dict)
 
     def note(self, key: str, reason: str) -> None:
-        """Add an example that is left out."""
+        """Add an unusable example."""
         self.unusable.setdefault(reason, []).append(key)
 
     @property
     def count(self) -> int:
-        """Number of examples left out."""
+        """Number of unusable examples."""
         return sum(map(len, self.unusable.values()))
 
     def check(self, cap: float) -> None:
-        """Raise ``InputError`` if more than this share, or everything, is unusable."""
+        """Raise ``InputError`` if all examples, or more than a share of them, are unusable."""
         if self.count > cap * self.total or self.count == self.total:
             raise InputError(f"{self}; allowed are {cap:.0%} (max_unusable)")
 
     def __str__(self) -> str:
-        """Return one line, the most frequent problem first."""
+        """Describe the problems in one line, the most frequent one first."""
         by_number = sorted(self.unusable.items(), key=lambda each: -len(each[1]))
         kinds = "; ".join(f"{len(keys)} {reason} ({first_few(keys)})" for reason, keys in by_number)
-        return f"{self.count} of {self.total} pictures cannot be used" + (f": {kinds}" if kinds else "")
+        return f"{self.count} of {self.total} images cannot be used" + (f": {kinds}" if kinds else "")
 
     def facts(self) -> dict[str, Any]:
         """Return everything, for JSON."""
@@ -80,7 +80,7 @@ def scan(examples: Sequence[Example], *, min_side: int) -> tuple[list[Scanned], 
 
     Args:
         examples: of a source.
-        min_side: least length of an image's shorter side in pixels.
+        min_side: smallest length of an image's shorter side in pixels.
 
     Returns:
         The usable examples in their order, and a report of the others.
@@ -89,7 +89,7 @@ def scan(examples: Sequence[Example], *, min_side: int) -> tuple[list[Scanned], 
     found = []
     for example, result in zip(
         examples,
-        in_threads(lambda each: _look(each, min_side), examples, label="look at pictures"),
+        in_threads(lambda each: _scan_one(each, min_side), examples, label="scan images"),
         strict=True,
     ):
         if isinstance(result, Scanned):
@@ -99,9 +99,9 @@ def scan(examples: Sequence[Example], *, min_side: int) -> tuple[list[Scanned], 
     return found, report
 
 
-def _look(example: Example, min_side: int) -> Scanned | Unusable:
+def _scan_one(example: Example, min_side: int) -> Scanned | Unusable:
     try:
-        captions = tuple(_usable(text) for text in example.captions())
+        captions = tuple(_checked_caption(text) for text in example.captions())
         data = example.picture()
         size = size_of(data)
         if min(size) < min_side:
@@ -111,7 +111,7 @@ def _look(example: Example, min_side: int) -> Scanned | Unusable:
     return Scanned(example=example, captions=captions, size=size, digest=digest_of(data))
 
 
-def _usable(caption: str) -> str:
+def _checked_caption(caption: str) -> str:
     caption = caption.strip()
     if not caption:
         raise Unusable("caption empty")
@@ -121,9 +121,9 @@ def _usable(caption: str) -> str:
         raise Unusable("caption too long or no text") from error
 
 
-def in_threads(function: Callable[[Given], Made], items: Sequence[Given], *, label: str) -> Iterator[Made]:
+def in_threads(function: Callable[[Item], Result], items: Sequence[Item], *, label: str) -> Iterator[Result]:
     """Apply a function in threads, ahead of the consumer, and yield the results in order, with a bar."""
-    waiting: deque[Future[Made]] = deque()
+    waiting: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor()
     try:
         with tqdm(total=len(items), desc=label, unit="item", disable=None) as bar:

@@ -19,7 +19,7 @@ from ssd1b.errors import InputError, NotFoundError
 from ssd1b.files import named, open_regular
 from ssd1b.picture_names import PICTURES, UNREAD
 from ssd1b.training.data.examples import (
-    MOST_BYTES,
+    MAX_BYTES,
     Example,
     Unusable,
     decoded,
@@ -28,33 +28,33 @@ from ssd1b.training.data.examples import (
     row_captions,
 )
 
-MOST_SHARDS = 1_000_000
+MAX_SHARDS = 1_000_000
 
-_MOST_DIGITS = 9
-_LONGEST_HEADER = 2**20
-"""Most bytes of a member's name and attributes."""
+_MAX_DIGITS = 9
+_MAX_HEADER_BYTES = 2**20
+"""Largest size of a member's name and attributes in bytes."""
 
 _BLOCK = 512
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 Place = tuple[Path, int, int]
-"""A member of a tar: the file, its offset and its size, which is -1 if it is not a plain file."""
+"""A member of a tar: the tar's path, offset and size; the size is -1 if it is not a plain file."""
 
 
 def expand_braces(pattern: str) -> list[Path]:
     """Expand number ranges: ``a-{08..11}.tar`` is a-08.tar to a-11.tar.
 
     Raises:
-        InputError: the pattern names no files, or more than ``MOST_SHARDS``.
+        InputError: the pattern names no files, or more than ``MAX_SHARDS``.
     """
     parts = _RANGE.split(pattern)
     fixed, ranges = parts[::3], [*zip(parts[1::3], parts[2::3], strict=True)]
-    if any(len(each) > _MOST_DIGITS for pair in ranges for each in pair):
-        raise InputError(f"{named(pattern)}: numbers of shards may have {_MOST_DIGITS} digits")
+    if any(len(each) > _MAX_DIGITS for pair in ranges for each in pair):
+        raise InputError(f"{named(pattern)}: numbers of shards may have at most {_MAX_DIGITS} digits")
     numbers = [range(int(first), int(last) + 1) for first, last in ranges]
     count = math.prod(map(len, numbers))
-    if not 0 < count <= MOST_SHARDS:
-        raise InputError(f"{named(pattern)} names {count} shards: allowed are 1 to {MOST_SHARDS}")
+    if not 0 < count <= MAX_SHARDS:
+        raise InputError(f"{named(pattern)} names {count} shards: allowed are 1 to {MAX_SHARDS}")
     written = [
         [f"{number:0{len(first)}d}" for number in each]
         for (first, _), each in zip(ranges, numbers, strict=True)
@@ -84,7 +84,7 @@ def shard_examples(shards: Sequence[Path], field: str | None) -> list[Example]:
         total += end
         for key, parts in _grouped(members):
             examples.append(_example(shard, key, parts, field))
-        if not _ends(shard, end):
+        if not _ends_after(shard, end):
             lost.append((shard, max(shard.stat().st_size - end, 0)))
     size = total / len(examples) if examples else float("inf")
     for shard, missing in lost:
@@ -95,12 +95,12 @@ def shard_examples(shards: Sequence[Path], field: str | None) -> list[Example]:
 
 
 class _Headers(io.BufferedReader):
-    """A file that refuses to read headers too large for memory."""
+    """A file that refuses to read oversized headers."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read bytes, but no more than a header has."""
-        if size is None or not 0 <= size <= _LONGEST_HEADER:
-            raise tarfile.ReadError("a header too large")
+        """Read at most as many bytes as a header may have."""
+        if size is None or not 0 <= size <= _MAX_HEADER_BYTES:
+            raise tarfile.ReadError("oversized header")
         return super().read(size)
 
 
@@ -110,9 +110,9 @@ def _members(shard: Path) -> tuple[list[tuple[str, Place]], int]:
     try:
         with _Headers(open_regular(shard).detach()) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                # Data are padded to whole blocks. The end of the last one is that of an intact archive.
+                # The offset includes padding to whole blocks, up to the end of an intact archive.
                 if tar.offset <= end:
-                    raise tarfile.ReadError("sizes that lead back")
+                    raise tarfile.ReadError("negative size")
                 end = tar.offset
                 # Sparse files are not contiguous; links and devices have no content.
                 plain = member.isfile() and not member.issparse()
@@ -125,13 +125,11 @@ def _members(shard: Path) -> tuple[list[tuple[str, Place]], int]:
         with open_regular(shard) as file:
             compressed = file.read(2) == b"\x1f\x8b"
         if compressed:
-            raise InputError(
-                f"{shard}: a compressed tar, which cannot be read at any place: unpack it (gunzip)"
-            ) from error
+            raise InputError(f"{shard}: a compressed tar has no random access: unpack it (gunzip)") from error
     return members, end
 
 
-def _ends(shard: Path, end: int) -> bool:
+def _ends_after(shard: Path, end: int) -> bool:
     """Return whether the archive ends at its last member; tarfile takes a damaged header for the end."""
     if not end or end > shard.stat().st_size:
         return False
@@ -166,8 +164,8 @@ def _slice(place: Place) -> bytes:
     shard, offset, size = place
     if size < 0:
         raise Unusable("a link, device or sparse file in a tar")
-    if size > MOST_BYTES:
-        raise Unusable(f"file larger than {MOST_BYTES >> 20} MiB")
+    if size > MAX_BYTES:
+        raise Unusable(f"file larger than {MAX_BYTES >> 20} MiB")
     try:
         with open_regular(shard) as file:
             file.seek(offset)

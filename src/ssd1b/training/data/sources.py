@@ -1,6 +1,6 @@
-"""Sources of captioned images: each kind gives a list of examples in a fixed order.
+"""Sources of captioned images, listed as examples in a fixed order.
 
-Listing opens no image. A problem with the whole source is an ``InputError``.
+Listing opens no image. Problems of the whole source are an ``InputError``.
 """
 
 from pathlib import Path
@@ -45,5 +45,5 @@ def open_source(path: str | Path, columns: Columns, *, cache: Path) -> list[Exam
         examples = folder_examples(where, columns.caption)
     if not examples:
         suffixes = ", ".join(PICTURES)
-        raise NotFoundError(f"{where}: no pictures ({suffixes}), {METADATA}, .tar or .parquet in it")
+        raise NotFoundError(f"{where}: contains no images ({suffixes}), {METADATA}, .tar or .parquet")
     return examples

@@ -1,4 +1,4 @@
-"""Datasets of Hugging Face's library, from the disk."""
+"""Datasets of Hugging Face's ``datasets`` library on disk."""
 
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from ssd1b.training.data.examples import (
 from ssd1b.weights.files import read_json
 
 _SAVED = ("state.json", "dataset_dict.json")
-"""Files that ``save_to_disk`` writes beside the data of one split, and of several."""
+"""Files that ``save_to_disk`` writes for a single split, and for several."""
 
 
 def is_table(path: Path) -> bool:
@@ -67,8 +67,7 @@ def _open(path: Path, split: str, cache: Path) -> Any:
         import datasets
     except ImportError as error:
         command = install(["datasets"])
-        raise UnavailableError(f"{path}: this needs the datasets library: {command}") from error
-    # Its bars would stand among ours.
+        raise UnavailableError(f"{path} needs the datasets library: {command}") from error
     datasets.disable_progress_bars()
     try:
         if any((path / name).is_file() for name in _SAVED):
@@ -81,15 +80,15 @@ def _open(path: Path, split: str, cache: Path) -> Any:
             dataset = datasets.Dataset.from_parquet(files, cache_dir=str(cache / "parquet"))
     except InputError:
         raise
-    # The library raises whatever Arrow, fsspec and its readers raise.
+    # The library lets exceptions of Arrow, fsspec and its readers through.
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: no dataset that can be read: {reason}") from error
+        raise InputError(f"{path} cannot be read as a dataset: {reason}") from error
     if isinstance(dataset, datasets.DatasetDict):
         if split not in dataset:
             raise unknown("split", split, map(str, dataset))
         dataset = dataset[split]
-    # Images stay the bytes of their files, which are hashed.
+    # The hash needs the bytes of image files, not decoded images.
     for name, feature in dataset.features.items():
         if isinstance(feature, datasets.Image):
             dataset = dataset.cast_column(name, datasets.Image(decode=False))
@@ -97,10 +96,10 @@ def _open(path: Path, split: str, cache: Path) -> Any:
 
 
 def _check_saved(path: Path) -> None:
-    """Check that a saved dataset names only files of its own.
+    """Check that a saved dataset names no files outside of it.
 
     Raises:
-        InputError: it names others.
+        InputError: it does.
     """
     names: list[Any] = []
     folders = [path]
@@ -114,7 +113,7 @@ def _check_saved(path: Path) -> None:
             names += [each.get("filename") for each in files if isinstance(each, dict)] if files else []
     for name in names:
         if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name or "\\" in name:
-            raise InputError(f"{path} names {shown(name)}, which is not inside of the data: refused")
+            raise InputError(f"{path} names {shown(name)}, which is not inside the data: refused")
 
 
 def _picture(dataset: Any, index: int, column: str, path: Path) -> bytes:

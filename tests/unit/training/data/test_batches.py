@@ -148,7 +148,7 @@ def test_only_what_changed_is_encoded_again(
     damaged = batches.latents.path(wide[1].key)
     damaged.write_bytes(damaged.read_bytes()[:-3])
     before = encoded[0]
-    with pytest.raises(InputError, match="start again"):
+    with pytest.raises(InputError, match="restart to encode"):
         [batches[step] for step in range(3)]
     opened()
     assert encoded[0] == before + 1
@@ -171,10 +171,10 @@ def test_what_cannot_be_decoded_is_left_out_and_counted(
     cut = (source / "2.png").read_bytes()
     (source / "2.png").write_bytes(cut[: len(cut) * 2 // 3])  # its header is whole
     (source / "5.txt").unlink()
-    with pytest.raises(InputError, match=r"^2 of 6 pictures .*; allowed are 30% \(max_unusable\)$") as error:
+    with pytest.raises(InputError, match=r"^2 of 6 images .*; allowed are 30% \(max_unusable\)$") as error:
         opened(max_unusable=0.3)
     assert "1 picture damaged (2.png)" in str(error.value)
-    with pytest.warns(UserWarning, match=r"2 of 6 pictures cannot be used.*2\.png.*report\.json"):
+    with pytest.warns(UserWarning, match=r"2 of 6 images cannot be used.*2\.png.*report\.json"):
         batches = opened(max_unusable=0.5)
     assert batches.report.unusable == {"caption missing": ["5.png"], "picture damaged": ["2.png"]}
     assert json.loads((tmp_path / "report.json").read_text())["buckets"] == {"80x48": 3, "64x64": 1}

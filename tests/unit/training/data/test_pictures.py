@@ -12,7 +12,7 @@ from picture_files import as_bytes, smooth
 from ssd1b.training.data import pictures
 from ssd1b.training.data.buckets import Bucket, Placement, place
 from ssd1b.training.data.examples import Unusable
-from ssd1b.training.data.pictures import placed, size_of
+from ssd1b.training.data.pictures import decode_and_crop, size_of
 
 WHOLE = Placement(Bucket(32, 40), Bucket(32, 40), (0, 0), Bucket(32, 40))
 
@@ -36,7 +36,7 @@ def test_orientation(orientation: int, format: str) -> None:
     )
     top, left = where.crop
     np.testing.assert_allclose(
-        placed(data, where).astype(int), np.array(by_hand)[top : top + 32, left : left + 32], atol=2
+        decode_and_crop(data, where).astype(int), np.array(by_hand)[top : top + 32, left : left + 32], atol=2
     )
 
 
@@ -48,7 +48,7 @@ def test_photographs_much_larger_than_wanted_are_decoded_smaller(monkeypatch: py
         ImageOps, "exif_transpose", lambda image: loaded.append(image.size) or transpose(image)
     )
     where = place(size_of(data), Bucket(64, 32), crop="centre", seed=[0])
-    small = placed(data, where)
+    small = decode_and_crop(data, where)
     assert loaded == [(128, 80)]
     by_hand = transpose(Image.open(io.BytesIO(data))).resize(
         (where.resized.width, where.resized.height), Image.Resampling.LANCZOS
@@ -62,7 +62,7 @@ def test_what_is_transparent_becomes_white() -> None:
     alpha = np.full((32, 40), 255, np.uint8)
     alpha[:16] = 0
     image.putalpha(Image.fromarray(alpha))
-    pixels = placed(as_bytes(image), WHOLE)
+    pixels = decode_and_crop(as_bytes(image), WHOLE)
     assert (pixels[:16] == 255).all()
     np.testing.assert_array_equal(pixels[16:], np.array(smooth(40, 32))[16:])
 
@@ -70,17 +70,17 @@ def test_what_is_transparent_becomes_white() -> None:
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA"])
 def test_modes(mode: str) -> None:
     image = smooth(40, 32).convert(mode)
-    np.testing.assert_array_equal(placed(as_bytes(image), WHOLE), np.array(image.convert("RGB")))
+    np.testing.assert_array_equal(decode_and_crop(as_bytes(image), WHOLE), np.array(image.convert("RGB")))
 
 
 def test_cmyk() -> None:
-    pixels = placed(as_bytes(smooth(40, 32).convert("CMYK"), "JPEG", quality=100), WHOLE)
+    pixels = decode_and_crop(as_bytes(smooth(40, 32).convert("CMYK"), "JPEG", quality=100), WHOLE)
     np.testing.assert_allclose(pixels.astype(int), np.array(smooth(40, 32)), atol=8)
 
 
 def test_sixteen_bits_of_grey_are_scaled() -> None:
     grey = np.arange(32 * 40, dtype=np.uint16).reshape(32, 40) * 51
-    pixels = placed(as_bytes(Image.fromarray(grey)), WHOLE)
+    pixels = decode_and_crop(as_bytes(Image.fromarray(grey)), WHOLE)
     np.testing.assert_array_equal(pixels, np.repeat((grey // 257).astype(np.uint8)[..., None], 3, axis=2))
 
 
@@ -90,7 +90,7 @@ def test_a_picture_cut_short(format: str) -> None:
     data = data[: len(data) * 2 // 3]
     with pytest.raises(Unusable, match=r"damaged|no PNG"):
         size_of(data)  # WebP's header tells; the others' does not
-        placed(data, WHOLE)
+        decode_and_crop(data, WHOLE)
 
 
 def test_a_bomb_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,14 +196,14 @@ def test_datasets_without_the_library(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_no_dataset_in_a_parquet_file(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     (tmp_path / "set.parquet").write_bytes(b"no parquet")
-    with pytest.raises(InputError, match="no dataset that can be read"):
+    with pytest.raises(InputError, match="cannot be read as a dataset"):
         opened(tmp_path / "set.parquet")
 
 
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         opened(tmp_path / "none")
-    with pytest.raises(InputError, match="no pictures"):
+    with pytest.raises(InputError, match="contains no images"):
         opened(tmp_path)
 
 

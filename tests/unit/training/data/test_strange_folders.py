@@ -129,9 +129,7 @@ def test_a_row_of_metadata_that_leads_outside_is_refused(tmp_path: Path, kind: s
     name = OUTSIDE[kind].format(root=tmp_path)
     rows = [{"file_name": "good.png", "text": "good"}, {"file_name": name, "text": "bad"}]
     (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(
-        InputError, match=r"metadata\.jsonl:2 names .* not inside of the data: refused"
-    ) as told:
+    with pytest.raises(InputError, match=r"metadata\.jsonl:2 names .* not inside the data: refused") as told:
         scanned(data)
     assert len(str(told.value)) < 300
 
@@ -147,7 +145,7 @@ def test_a_row_of_a_table_that_leads_outside_is_refused(tmp_path: Path, kind: st
         table.to_parquet(data / "t.parquet")
     else:
         table.save_to_disk(data)
-    with pytest.raises(InputError, match=r"^row 1 of .* not inside of the data: refused"):
+    with pytest.raises(InputError, match=r"^row 1 of .* not inside the data: refused"):
         scanned(data / "t.parquet" if form == "parquet" else data)
 
 
@@ -158,12 +156,12 @@ def test_a_saved_dataset_names_files_of_its_own_alone(tmp_path: Path, name: obje
         datasets.Dataset.from_dict({"image": ["a.png"], "text": ["a"]}).save_to_disk(tmp_path / folder)
     state = tmp_path / "data/state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "_data_files": [{"filename": name}]}))
-    with pytest.raises(InputError, match="not inside of the data: refused"):
+    with pytest.raises(InputError, match="not inside the data: refused"):
         opened(tmp_path / "data")
     splits = tmp_path / "splits"
     splits.mkdir()
     (splits / "dataset_dict.json").write_text(json.dumps({"splits": ["../data"]}))
-    with pytest.raises(InputError, match="not inside of the data: refused"):
+    with pytest.raises(InputError, match="not inside the data: refused"):
         opened(splits)
 
 
@@ -235,7 +233,7 @@ def test_a_line_without_an_end_is_refused(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_patterns_of_too_many_shards_are_refused_at_once(pattern: str) -> None:
     start = time.perf_counter()
-    with pytest.raises(InputError, match=r"allowed are 1 to \d+|may have 9 digits") as told:
+    with pytest.raises(InputError, match=r"allowed are 1 to \d+|may have at most 9 digits") as told:
         expand_braces(pattern)
     assert time.perf_counter() - start < 1 and len(str(told.value)) < 400
 

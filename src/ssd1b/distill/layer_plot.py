@@ -27,7 +27,7 @@ class _Column(NamedTuple):
     at: float
 
 
-def draw_layers(planned: Sequence[PlannedStage]) -> bytes:
+def plot_layers(planned: Sequence[PlannedStage]) -> bytes:
     """Plot the teacher above the student, as PNG; removed blocks have the colour of their stage.
 
     A square is a transformer block, the bar below it the resnet before. Blocks have the teacher's numbers.
@@ -56,8 +56,8 @@ def draw_layers(planned: Sequence[PlannedStage]) -> bytes:
         axes.spines[["top", "left", "right"]].set_visible(False)
     middles, labels = zip(*_groups(columns), strict=True)
     below.set_xticks(middles, labels)
-    patches = [Patch(color=_KEPT, label="stays")] + [
-        Patch(color=_colour(number), label=f"goes in stage {number + 1}")
+    patches = [Patch(color=_KEPT, label="kept")] + [
+        Patch(color=_colour(number), label=f"removed in stage {number + 1}")
         for number in sorted({*gone.values()})
     ]
     above.legend(handles=patches, loc="upper left")
@@ -108,7 +108,7 @@ def _groups(columns: Sequence[_Column]) -> Iterator[tuple[float, str]]:
 
 
 def _gone(planned: PlannedStage, teacher: UNetLayout) -> Iterator[str]:
-    """Yield all that is missing after a stage; for whole transformers, their blocks."""
+    """Yield what a stage has removed; for whole transformers, their blocks."""
     depths = transformers(teacher)
     for name in planned.layers.removed:
         if name in depths:
