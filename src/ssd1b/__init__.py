@@ -1,16 +1,35 @@
-"""SSD-1B and the models of SDXL's family: text to image, with the settings that make pictures good.
+"""SSD-1B and the models of SDXL's family: text to image, with the settings that make images good.
 
-The names below are loaded when they are first used, so that ``import ssd1b`` costs nothing.
+The names below are loaded on first use, so ``import ssd1b`` costs nothing.
 """
 
 from importlib import import_module
 
-TYPE_CHECKING = False  # as in typing, whose import would take longer than all else here
+TYPE_CHECKING = False  # like typing's, whose import would take longer than the rest of this file
 
 if TYPE_CHECKING:
+    from ssd1b.actions.bench import benchmark
+    from ssd1b.actions.distill import distill_model, make_stages, plan_distillation
+    from ssd1b.actions.evaluate import evaluate_folder, evaluate_tabletop
+    from ssd1b.actions.inspect import describe_image, describe_model
+    from ssd1b.actions.lab import guide, sweep, tune
+    from ssd1b.actions.loading import Loading
+    from ssd1b.actions.report import write_report
+    from ssd1b.actions.rerun import reproduce
     from ssd1b.advice import advise
-    from ssd1b.errors import InputError
+    from ssd1b.errors import (
+        ConflictError,
+        FailedError,
+        InputError,
+        NotFoundError,
+        OutOfSpaceError,
+        UnavailableError,
+    )
+    from ssd1b.execution import Execution
     from ssd1b.images import Picture, read_recipe, save_picture
+    from ssd1b.lab.axes import parse_axis
+    from ssd1b.lab.goal import read_goal
+    from ssd1b.lab.sweep import Sweep
     from ssd1b.pipeline import Pipeline
     from ssd1b.presets import load_preset
     from ssd1b.recipe import Parameters, Recipe
@@ -19,34 +38,46 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "GenerationSettings", "InputError", "Parameters", "Picture", "Pipeline", "Preset", "Recipe",
-    "__version__", "advise", "load_preset", "read_recipe", "save_picture",
+    "ConflictError", "Execution", "FailedError", "GenerationSettings", "InputError", "Loading",
+    "NotFoundError", "OutOfSpaceError", "Parameters", "Picture", "Pipeline", "Preset", "Recipe", "Sweep",
+    "UnavailableError", "__version__", "advise", "benchmark", "describe_image", "describe_model",
+    "distill_model", "evaluate_folder", "evaluate_tabletop", "guide", "load_preset", "make_stages",
+    "parse_axis", "plan_distillation", "read_goal", "read_recipe", "reproduce", "save_picture", "sweep",
+    "tune", "write_report",
 ]  # fmt: skip
 
-_HOME = {
-    "GenerationSettings": "settings",
-    "InputError": "errors",
-    "Parameters": "recipe",
-    "Picture": "images",
-    "Pipeline": "pipeline",
-    "Preset": "settings",
-    "Recipe": "recipe",
-    "advise": "advice",
-    "load_preset": "presets",
-    "read_recipe": "images",
-    "save_picture": "images",
+_NAMES = {
+    "actions.bench": "benchmark",
+    "actions.distill": "distill_model make_stages plan_distillation",
+    "actions.evaluate": "evaluate_folder evaluate_tabletop",
+    "actions.inspect": "describe_image describe_model",
+    "actions.lab": "guide sweep tune",
+    "actions.loading": "Loading",
+    "actions.report": "write_report",
+    "actions.rerun": "reproduce",
+    "advice": "advise",
+    "errors": "ConflictError FailedError InputError NotFoundError OutOfSpaceError UnavailableError",
+    "execution": "Execution",
+    "images": "Picture read_recipe save_picture",
+    "lab.axes": "parse_axis",
+    "lab.goal": "read_goal",
+    "lab.sweep": "Sweep",
+    "pipeline": "Pipeline",
+    "presets": "load_preset",
+    "recipe": "Parameters Recipe",
+    "settings": "GenerationSettings Preset",
 }
-"""The module that each name comes from."""
+_MODULE = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> object:
-    """Load a public name when it is first used (PEP 562)."""
+    """Load a public name on first use (PEP 562)."""
     if name == "__version__":
         from importlib.metadata import version
 
         value: object = version("ssd1b")
-    elif name in _HOME:
-        value = getattr(import_module(f"ssd1b.{_HOME[name]}"), name)
+    elif name in _MODULE:
+        value = getattr(import_module(f"ssd1b.{_MODULE[name]}"), name)
     else:
         raise AttributeError(f"module 'ssd1b' has no attribute {name!r}")
     globals()[name] = value
@@ -54,5 +85,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """The public names, loaded or not."""
+    """Return the public names, loaded or not."""
     return sorted({*globals(), *__all__})

@@ -8,11 +8,11 @@ if TYPE_CHECKING:
 
 
 def run() -> int:
-    """Run the command line of this process; gives its exit code."""
+    """Run the command line of this process, and return its exit code."""
     try:
         import signal
 
-        # While modules are imported nothing is there to be cleaned up, and KeyboardInterrupt may get lost.
+        # During imports there is nothing to clean up, and a KeyboardInterrupt might get lost.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, lambda number, frame: _leave())
         from ssd1b.cli import process

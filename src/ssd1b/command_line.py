@@ -1,4 +1,4 @@
-"""The command that draws a picture with given settings."""
+"""The command that generates an image with given settings."""
 
 import shlex
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ def command_line(prompt: str, settings: Mapping[str, Any], **options: str | None
     """Write a call of ``ssd1b generate``.
 
     Args:
-        prompt: what to draw.
-        settings: by name; what is None or has no option is left out.
-        options: values of other options, as ``model``; None leaves one out.
+        prompt: text of the image.
+        settings: by name; None, and settings without an option, are omitted.
+        options: values of other options, such as ``model``; None is omitted.
     """
     words = ["ssd1b", "generate"]
-    # The size stands first: the only option of two settings.
+    # The size comes first: it is the only option of two settings.
     for group in sorted(OPTIONS.values(), key=len, reverse=True):
         values = [settings.get(each.name) for each in group]
         if None not in values:

@@ -39,3 +39,12 @@ def number(text: str) -> float:
     if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
         raise InputError(f"{shown(text)} is not a number in plain digits, such as 7.5")
     return float(text)
+
+
+def byte_size(count: int) -> str:
+    """Write a number of bytes in the decimal units of disks and downloads: "5.14 GB"."""
+    size, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while size >= 999.5 and len(units) > 1:
+        size /= 1000
+        del units[0]
+    return f"{size:.3g} {units[0]}"

@@ -12,8 +12,12 @@ import pytest
 import ssd1b
 
 NAMES = [
-    "GenerationSettings", "InputError", "Parameters", "Picture", "Pipeline", "Preset", "Recipe",
-    "__version__", "advise", "load_preset", "read_recipe", "save_picture",
+    "ConflictError", "Execution", "FailedError", "GenerationSettings", "InputError", "Loading",
+    "NotFoundError", "OutOfSpaceError", "Parameters", "Picture", "Pipeline", "Preset", "Recipe", "Sweep",
+    "UnavailableError", "__version__", "advise", "benchmark", "describe_image", "describe_model",
+    "distill_model", "evaluate_folder", "evaluate_tabletop", "guide", "load_preset", "make_stages",
+    "parse_axis", "plan_distillation", "read_goal", "read_recipe", "reproduce", "save_picture", "sweep",
+    "tune", "write_report",
 ]  # fmt: skip
 """Programs depend on these: none may go without a deprecation."""
 

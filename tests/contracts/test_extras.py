@@ -103,7 +103,7 @@ def test_all_that_a_command_lacks_is_said_before_it_begins(
     monkeypatch.chdir(tmp_path)
     for missing in (COMMANDS[arguments], *({each} for each in COMMANDS[arguments])):
         with monkeypatch.context() as patched:
-            patched.setattr("ssd1b.cli.drawing.load", None, raising=False)
+            patched.setattr("ssd1b.pipeline.Pipeline.load", None)
             hidden(*missing)
             assert main([*arguments]) == 2
         told = capsys.readouterr()

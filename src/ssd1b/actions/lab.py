@@ -1,4 +1,4 @@
-"""Run sweeps, searches and the guide, from a command, a notebook or a server.
+"""Run sweeps, tuning and the guide.
 
 A ``Workplace`` combines the store of a folder, the models, their metrics and an executor.
 """
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ssd1b.actions.loading import AUTO, Loading, Progress, silent
 from ssd1b.actions.worlds import WORLDS
 from ssd1b.errors import InputError, shown
 from ssd1b.jobs.driver import Plan, draw_jobs, plan
@@ -29,68 +30,30 @@ from ssd1b.lab.results import load_results
 from ssd1b.lab.sweep import ModelDescription, Sweep, describe, expand, record
 from ssd1b.lab.tune import RIVALS, Tuned, prove, search
 from ssd1b.lab.tune_files import open_study, write_tuned
-from ssd1b.pipeline import Pipeline
 from ssd1b.runtime import choose_device, choose_dtype
-from ssd1b.threads import Threads
-
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
-"""``progress(label, total)`` shows a task while its context lasts, and provides a function to advance it."""
-
-
-@contextmanager
-def silent(label: str, total: int) -> Iterator[Callable[[int], object]]:
-    """Show no progress."""
-    yield lambda amount: None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loading:
-    """How models are found and loaded; see ``Pipeline.load``."""
-
-    device: str | None = None
-    dtype: str | None = None
-    offline: bool = False
-    prediction: str | None = None
-    threads: Threads = "auto"
-    notify: Callable[[str], None] = lambda what: None
-
-    def load(self, model: str) -> Pipeline:
-        """Load a model.
-
-        Raises:
-            InputError: as ``Pipeline.load``.
-        """
-        return Pipeline.load(
-            model, device=self.device, dtype=self.dtype, offline=self.offline, prediction=self.prediction,
-            threads=self.threads, notify=self.notify,
-        )  # fmt: skip
-
-
-AUTO = Loading()
-"""The fastest device and its fastest number format."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workplace:
-    """A store of jobs and the means to run them.
+    """The store and the executor of a folder's jobs.
 
     Attributes:
-        store: keeps the jobs.
-        executor: runs the jobs.
-        known: describes a model by its name.
-        device: where the jobs run.
+        store: of the images and their metrics.
+        executor: generates them.
+        describe: describes a model by its name.
+        device: to generate on.
         dtype: number format of the networks.
     """
 
     store: Store
     executor: Executor
-    known: Callable[[str], ModelDescription]
+    describe: Callable[[str], Model]
     device: torch.device
     dtype: torch.dtype
 
 
-def ground_truth(model: ModelDescription) -> GroundTruth | None:
-    """Return the ground truth of the world that a model declares; None if the world is unknown."""
+def ground_truth(model: Model) -> GroundTruth | None:
+    """Return the ground truth of the world that a model declares; None without one that we know."""
     return None if model.world is None else WORLDS.get(model.world)
 
 
@@ -99,30 +62,30 @@ def workplace(folder: Path, loading: Loading) -> Iterator[Workplace]:
     """Open a folder of jobs.
 
     Args:
-        folder: created when the first job runs.
+        folder: created with the first job.
         loading: how models are found and loaded.
 
     Raises:
-        InputError: no such device or number format, or the folder is not a store.
+        InputError: no such device or number format, or the folder is no store.
     """
     device = choose_device(loading.device)
     dtype = choose_dtype(loading.dtype, device)
     with closing(Store(folder)) as store:
-        look = partial(describe, store=store, offline=loading.offline, prediction=loading.prediction)
-        known = cache(look)
+        look_up = partial(describe, store=store, offline=loading.offline, prediction=loading.prediction)
+        described = cache(look_up)
 
         def load(name: str) -> AbstractContextManager[Render]:
-            pipeline, model = loading.load(name), known(name)
-            if look(name).fingerprint != model.fingerprint:
-                raise InputError(f"the files of {shown(name)} changed while they were read: start again")
+            pipeline, model = loading.load(name), described(name)
+            if look_up(name).fingerprint != model.fingerprint:
+                raise InputError(f"the files of {shown(name)} changed while they were read: run it again")
             return renderer(pipeline, make_measure(pipeline, model.path, ground_truth(model)))
 
         with closing(Inline(load)) as executor:
-            yield Workplace(store=store, executor=executor, known=known, device=device, dtype=dtype)
+            yield Workplace(store=store, executor=executor, describe=described, device=device, dtype=dtype)
 
 
 def draw_with_progress(plan: Plan, place: Workplace, progress: Progress, *, retry: bool = False) -> None:
-    """Run the jobs of a plan with ``draw_jobs``, showing progress by estimated cost."""
+    """Generate the jobs of a plan, as ``draw_jobs``; progress is by estimated cost."""
     costs = plan.costs
     with progress("cells", sum(costs.values())) as advance:
         draw_jobs(
@@ -132,14 +95,14 @@ def draw_with_progress(plan: Plan, place: Workplace, progress: Progress, *, retr
 
 
 class Swept(NamedTuple):
-    """The jobs of a sweep, and the outcomes of those that are done or failed, by key."""
+    """The jobs of a sweep, and by key the outcomes of those that are finished."""
 
     plan: Plan
     outcomes: dict[str, Outcome]
 
     @property
     def failures(self) -> list[str]:
-        """The reason of each failure."""
+        """The reasons of all failures."""
         return [each.error or "" for each in self.outcomes.values() if each.state == FAILED]
 
 
@@ -153,23 +116,23 @@ def sweep(
     begin: Callable[[Plan], object] = lambda plan: None,
     progress: Progress = silent,
 ) -> Swept:
-    """Generate and measure the missing images of a sweep; ``lab.results`` loads the results.
+    """Generate and measure the missing cells of a sweep; see ``write_report`` for the results.
 
     Args:
         what: the sweep.
-        folder: keeps images and metrics; several sweeps may share it.
+        folder: for images and metrics; several sweeps can share it.
         loading: how models are found and loaded.
-        retry: run failed jobs again.
+        retry: generate failed cells again.
         dry_run: generate nothing.
         begin: called with the plan before anything is generated.
-        progress: shows the progress.
+        progress: shows the share that is done.
 
     Raises:
-        InputError: a model cannot be loaded, a setting is out of range, or the disk refused.
+        InputError: a model cannot be loaded, a setting is out of range, or a file cannot be written.
     """
     with workplace(folder, loading) as place:
         store = place.store
-        jobs = expand(what, place.known, device=place.device, dtype=place.dtype)
+        jobs = expand(what, place.describe, device=place.device, dtype=place.dtype)
         planned = plan(jobs, store, retry=retry)
         begin(planned)
         if not dry_run:
@@ -202,39 +165,39 @@ def tune(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> TuneResult:
-    """Search combinations of settings, test the best one on fresh pairs, and write it as a preset.
+    """Search combinations of settings, prove the best one on fresh pairs, and write it as a preset.
 
     Args:
-        model: the model's name.
-        axes: the search space.
-        goal: what is maximised.
-        folder: keeps the images, the search and the preset. The same call resumes a search.
+        model: its name.
+        axes: the search space, as from ``parse_axis``.
+        goal: what to maximise, as from ``read_goal``.
+        folder: for images, search and preset. The same call resumes a search.
         loading: how models are found and loaded.
         prompts: if empty, captions of the world that the model declares are used.
         base: settings that all combinations share.
-        budget: most UNet passes per image.
-        trials: number of combinations to try, earlier ones included.
-        minutes: no trial begins after this time.
-        pairs: pairs of prompt and seed per combination.
-        fresh: pairs for the final comparison.
-        overwrite: also replace files that tuning did not write, or that were changed since.
-        progress: shows the progress.
+        budget: most UNet forward passes per image.
+        trials: number of combinations to try, including earlier ones.
+        minutes: time limit, after which no trial begins.
+        pairs: number of pairs of prompt and seed for each combination.
+        fresh: number of pairs for the proof.
+        overwrite: also replace files that no tuning wrote, or that were changed since.
+        progress: shows the search and the proof.
 
     Raises:
         InputError: no combination keeps the budget and the guards, a metric cannot be measured, there are no
-            prompts, an image failed, or the disk refused.
+            prompts, an image failed, or a file cannot be written.
     """
     base = base or {}
     with workplace(folder, loading) as place:
-        known = place.known(model)
-        first, second = make_pairs(prompts, ground_truth(known), pairs, fresh)
+        described = place.describe(model)
+        first, second = make_pairs(prompts, ground_truth(described), pairs, fresh)
         evaluator = CellEvaluator(
             store=place.store, executor=place.executor, axes=axes, goal=goal, model=model,
-            describe=place.known, base=base, device=place.device, dtype=place.dtype,
+            known=place.describe, base=base, device=place.device, dtype=place.dtype,
         )  # fmt: skip
         if budget is not None:
-            check_budget(evaluator, budget)
-        what = {"model": known.fingerprint, "pairs": first, "settings": base}
+            check_budget(evaluator, budget, first[0])
+        what = {"model": described.fingerprint, "pairs": first, "settings": base}
         until = None if minutes is None else time.monotonic() + 60 * minutes
         with progress("search", trials) as advance:
             found = search(
@@ -271,24 +234,24 @@ def guide(
     """Run the guide's experiments, decide its claims, and write its pages.
 
     Args:
-        model: the model's name.
-        folder: for the pages. Images are kept in its subfolder ``cells``.
+        model: its name.
+        folder: for the pages; images go to its ``cells``.
         loading: how models are found and loaded.
         prompts: if empty, captions of the world that the model declares are used.
-        pairs: pairs of prompt and seed per value of a setting.
-        only: names of ``EXPERIMENTS``; all if empty.
+        pairs: number of pairs of prompt and seed for each value of a setting.
+        only: names of ``EXPERIMENTS``; empty for all.
         base: settings of all images.
         overwrite: also replace files of another origin.
-        progress: shows the progress.
+        progress: shows the share that is done.
 
     Raises:
-        InputError: a model cannot be loaded, there are no prompts, or the disk refused.
+        InputError: a model cannot be loaded, there are no prompts, or a file cannot be written.
     """
     base = base or {}
     chosen = [each for each in EXPERIMENTS if not only or each.name in only]
     with workplace(folder / "cells", loading) as place:
-        store, known = place.store, place.known(model)
-        model_settings, truth = default_settings(known, base), ground_truth(known)
+        store, described = place.store, place.describe(model)
+        model_settings, truth = own_settings(described, base), ground_truth(described)
         prompts = prompts or captions(truth, pairs, stream=STREAM)
         countable = truth is not None and truth.faults.issuperset(FAULTS)
         sweeps = {
@@ -297,7 +260,7 @@ def guide(
             if countable or not each.faults
         }
         expanded = {
-            name: list(expand(what, place.known, device=place.device, dtype=place.dtype))
+            name: list(expand(what, place.describe, device=place.device, dtype=place.dtype))
             for name, what in sweeps.items()
         }
         ids = {name: record(sweeps[name], jobs, store) for name, jobs in expanded.items()}

@@ -22,12 +22,12 @@ def _captions(count: int, stream: int) -> list[str]:
 def _judge() -> Measure:
     judge = load_judge()
 
-    def measure(picture: Image.Image, prompt: str) -> Mapping[str, float]:
-        """Measure whether an image is spoiled and, for a complete caption, what it shows of it."""
-        if picture.size != (SIZE, SIZE):
+    def measure(image: Image.Image, prompt: str) -> Mapping[str, float]:
+        """Return whether an image is clean, and its score if the prompt is a complete caption."""
+        if image.size != (SIZE, SIZE):
             return {}
-        (seen,) = judge.read(np.asarray(picture)[None])
-        wanted = parse_caption(prompt)
+        (seen,) = judge.read(np.asarray(image)[None])
+        wanted = understood(prompt)
         return {"clean": float(seen.degradation is None)} if wanted is None else score(wanted, seen).values
 
     return measure

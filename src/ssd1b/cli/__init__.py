@@ -1,4 +1,4 @@
-"""The command line: each command a thin file that parses, calls and prints."""
+"""The command line: each command is a thin file that parses, calls and prints."""
 
 from ssd1b.cli.app import main
 

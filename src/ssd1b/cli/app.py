@@ -1,44 +1,44 @@
-"""The command ``ssd1b``: which commands there are, and how they fail.
+"""The command ``ssd1b``: its subcommands, and how errors are reported.
 
-A command's module is imported when the command is called, and imports torch only when it gets to work.
+A subcommand's module is imported when it is called, and imports torch only after its arguments are checked.
 """
 
 import os
 import re
 import sys
-import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
 import click
 
 from ssd1b.cli.command import Command
+from ssd1b.cli.messages import format_warnings
 from ssd1b.errors import InputError, line, unknown
 from ssd1b.extras import EXTRAS, install
 from ssd1b.files import named, reason
 
 COMMANDS = {
-    "generate": "Draw pictures from prompts.",
-    "rerun": "Reproduce a picture from the recipe inside it.",
-    "sweep": "Compare settings: draw and measure every combination.",
+    "generate": "Generate images from prompts.",
+    "rerun": "Reproduce an image from the recipe inside it.",
+    "sweep": "Compare settings: generate and measure every combination.",
     "report": "Write a sweep's results as an HTML page, CSV and Parquet.",
     "tune": "Search for the best settings, and test them on fresh pairs.",
     "guide": "Test the published advice about settings on a model.",
     "presets": "List and store named settings, with their evidence.",
     "distill": "Distill a smaller model from a large one.",
-    "evaluate": "Evaluate a model's pictures, with confidence intervals.",
+    "evaluate": "Evaluate a model's images, with confidence intervals.",
     "bench": "Benchmark a model on this machine against other engines.",
-    "selftest": "Check a model: files, weights, a picture against diffusers.",
-    "inspect": "Show what a model or a picture is made of.",
+    "selftest": "Check a model: files, weights, an image against diffusers.",
+    "inspect": "Describe a model, or the settings of an image.",
     "models": "List built-in, published and cached models.",
-    "env": "Print what a bug report needs: versions, devices, extras.",
+    "env": "Print versions, devices and extras for a bug report.",
     "tabletop": "Render the miniature's world, and train the miniature.",
 }
-"""Every command with its line in the help; ``ssd1b.cli.NAME.command`` is the command itself."""
+"""Modules of the commands with their lines in the help, in the order of a user's first steps."""
 
 WRONG_INPUT = 2
 INTERRUPTED = 130
-"""Exit codes: 128 + SIGINT is what shells expect of a program that Ctrl-C ended."""
+"""Exit codes. Shells expect 128 + SIGINT after Ctrl-C."""
 
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
@@ -46,7 +46,7 @@ _SMALLER = "out of memory: take a smaller --size, 16 bits (--dtype bf16) or a sm
 
 
 class Group(click.Group):
-    """A group that names the nearest command when there is none of the given name."""
+    """A group whose error for an unknown command names the nearest one."""
 
     command_class = Command
 
@@ -63,14 +63,14 @@ class Group(click.Group):
 
 
 class LazyGroup(Group):
-    """``COMMANDS``, of which only the one that is called is imported."""
+    """A group of ``COMMANDS`` that imports only the one that is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands, in the order of a user's first steps."""
+        """Return the names of all commands."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
-        """Import a command, or raise as ``Group`` does."""
+        """Import a command; raises as ``Group``."""
         if cmd_name in COMMANDS:
             return import_module(f"ssd1b.cli.{cmd_name}").command
         return super().get_command(ctx, cmd_name)
@@ -93,7 +93,7 @@ def cli(context: click.Context) -> None:
       ssd1b generate "an astronaut riding a horse" --model ssd-1b --seed 7
       ssd1b inspect pictures/7-an-astronaut-riding-a-horse.png
     """  # noqa: D301 (\b keeps click from wrapping)
-    warnings.formatwarning = lambda message, *where, **source: f"warning: {line(str(message))}\n"
+    format_warnings()
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
@@ -101,10 +101,10 @@ def cli(context: click.Context) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
-    What the user got wrong is one line on standard error and no traceback; a traceback is a bug of ours.
+    A user's mistake is reported as one line on standard error. A traceback is a bug.
 
     Args:
-        arguments: None takes those of the process.
+        arguments: None for those of the process.
 
     Returns:
         The exit code.
@@ -118,26 +118,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return done.exit_code
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
-        # CPython notes down an interrupt that passed through an exec(), as dataclasses are made by, and would
-        # end by SIGINT instead of our code. The next exec() clears the note.
+        # CPython records an interrupt that passed through exec(), which dataclasses use, and would then exit
+        # by SIGINT instead of our code. Another exec() clears the record.
         exec("")
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read has left. What is still buffered must not fail again when Python flushes it at the end.
+        # The reader is gone. Buffered text must not fail again when Python flushes it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        explanation = _explained(error)
+        explanation = _explain(error)
         if explanation is None:
             raise
         return _fail(explanation)
 
 
-def _explained(error: Exception) -> str | None:
-    """What a user can do about an error; None where the error is ours."""
+def _explain(error: Exception) -> str | None:
+    """Return a line for the user; None if the error is a bug."""
     match error:
         case click.ClickException():
-            return _in_our_words(error)
+            return _rephrase(error)
         case InputError():
             return str(error)
         case FloatingPointError():
@@ -159,8 +159,8 @@ def _fail(message: str) -> int:
     return WRONG_INPUT
 
 
-def _in_our_words(error: click.ClickException) -> str:
-    """Say what click found wrong as our own errors do: one sentence, with the nearest valid name."""
+def _rephrase(error: click.ClickException) -> str:
+    """Write click's error in the style of our own: one sentence, with the nearest valid name."""
     if isinstance(error, click.NoSuchOption) and error.ctx is not None:
         options = [name for each in error.ctx.command.get_params(error.ctx) for name in each.opts]
         return str(unknown("option", error.option_name, [name for name in options if name.startswith("-")]))

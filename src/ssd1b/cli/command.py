@@ -1,4 +1,4 @@
-"""Commands that are strict about the text of every option, without each option asking for it."""
+"""Commands that check the text of every option."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -10,15 +10,15 @@ from ssd1b.extras import require
 from ssd1b.numerals import number, whole_number
 
 
-class _Read(click.ParamType):
-    """A type of option that is read by a function, which raises InputError."""
+class _Parsed(click.ParamType):
+    """An option type with a parser that raises InputError."""
 
     def __init__(self, name: str, read: Callable[[str], Any]) -> None:
         self.name = name
         self._read = read
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read a text; a default is of its type already."""
+        """Parse a string; defaults have their type already."""
         if not isinstance(value, str):
             return value
         try:
@@ -36,29 +36,29 @@ def _name(text: str) -> str:
 
 
 LONGEST = 4096
-"""Characters of a name or a path: Linux's PATH_MAX."""
+"""Most characters of a name or path: Linux's PATH_MAX."""
 
-TEXT = _Read("text", str)
-"""For words that may be empty, as a prompt; every other text is a name or a path, which may not."""
+TEXT = _Parsed("text", str)
+"""For free text, such as prompts, which may be empty. Other strings are names or paths and may not."""
 
 _STRICT: dict[click.ParamType, click.ParamType] = {
-    click.INT: _Read("integer", whole_number),
-    click.FLOAT: _Read("float", number),
-    click.STRING: _Read("text", _name),
+    click.INT: _Parsed("integer", whole_number),
+    click.FLOAT: _Parsed("float", number),
+    click.STRING: _Parsed("text", _name),
 }
-"""What stands for click's own types."""
+"""Replacements of click's own types."""
 
 
 Needs: TypeAlias = Sequence[str] | Callable[[Mapping[str, Any]], Sequence[str]]
 
 
 class Command(click.Command):
-    """A command whose numbers are written in plain digits and whose names are not empty.
+    """A command whose numbers are in plain digits and whose names are not empty.
 
     Args:
         *args: of ``click.Command``.
-        needs: libraries that it cannot do without, from ``ssd1b.extras``, or a function that gives them for
-            the arguments of a call; they are looked for before it begins.
+        needs: required libraries of ``ssd1b.extras``, or a function that returns them for the arguments of a
+            call; checked before the command runs.
         **kwargs: of ``click.Command``.
     """
 

@@ -1,4 +1,4 @@
-"""``ssd1b env``: what a report of a bug needs to say about the machine and the installation."""
+"""``ssd1b env``: machine and installation, for bug reports."""
 
 import click
 

@@ -1,43 +1,38 @@
-"""``ssd1b evaluate``: how good a model's pictures of Tabletop are, with the uncertainty."""
+"""``ssd1b evaluate``: how good a model's images are, with confidence intervals."""
 
 import json
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
 from ssd1b.cli.command import Command
+from ssd1b.cli.messages import warn
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
     execution_options,
     model_options,
+    preset_option,
     setting_options,
     speed_option,
 )
 from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, overwrite_option
 from ssd1b.cli.table import columns, percent
 from ssd1b.errors import InputError
-from ssd1b.presets import PRESETS, load_preset
-from ssd1b.saving import renewing
-from ssd1b.settings import DEFAULT_MODEL
+from ssd1b.settings import Preset
 from ssd1b.validation import Range, check
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    import numpy as np
-    from numpy.typing import NDArray
-
     from ssd1b.evaluate.folder import FolderEvaluation
     from ssd1b.evaluate.statistics import Estimate
     from ssd1b.tabletop.judge.evaluation import Evaluation
 
+TABLETOP_CAPTIONS = 500
 CAPTIONS = Annotated[int, Range(2, 100_000, multiple_of=2)]
 SEEDS = Annotated[int, Range(1, 1000)]
 FIXED = ("seed", "width", "height")
-_ON_SHEET = 64
 
 FEW = 30
 """Captions below which a bootstrap underestimates the uncertainty: two right ones give "100 to 100"."""
@@ -45,26 +40,22 @@ FEW = 30
 
 @click.command("evaluate", cls=Command, needs=("scipy",))
 @click.option(
-    "--captions",
-    type=int,
-    help="How many. Of Tabletop: 500, half of them with new combinations. Of --data: all.",
-)
-@click.option("--seeds", type=int, default=1, show_default=True, help="Pictures of each caption.")
+    "--captions", type=int,
+    help=f"Number of captions. Tabletop: {TABLETOP_CAPTIONS}, half of them with new combinations. With "
+    "--data: all.",
+)  # fmt: skip
+@click.option("--seeds", type=int, default=1, show_default=True, help="Images per caption.")
 @click.option(
-    "--data", type=PATH, metavar="FOLDER", help="Pictures with captions in .txt files, in place of Tabletop."
+    "--data", type=PATH, metavar="FOLDER", help="Images with captions in .txt files, instead of Tabletop."
 )
-@click.option("--versus", metavar="MODEL", help="Draw the same with another model, and compare in pairs.")
+@click.option("--versus", metavar="MODEL", help="Evaluate a second model, and compare the two in pairs.")
 @setting_options
-@click.option("--preset", metavar="NAME|FILE", help=f"{', '.join(PRESETS)}, or a .toml or .json file.")
+@preset_option
 @model_options
 @execution_options
 @speed_option
-@click.option(
-    "--judge", type=PATH, metavar="FILE", help="Weights of a judge other than the one that comes along."
-)
-@click.option(
-    "--out", type=OUT_FOLDER, metavar="FOLDER", help="Where the figures and a sheet of pictures go."
-)
+@click.option("--judge", type=PATH, metavar="FILE", help="Weights of a judge other than the built-in one.")
+@click.option("--out", type=OUT_FOLDER, metavar="FOLDER", help="Where to write figures and a contact sheet.")
 @overwrite_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
@@ -73,20 +64,20 @@ def command(
     data: str | None,
     versus: str | None,
     overrides: dict[str, Any],
-    preset: str | None,
+    preset: Preset | None,
     choice: ModelChoice,
     judge: str | None,
     out: str | None,
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Draw a fixed set of captions that no training saw, and count what the pictures have right.
+    """Generate a fixed set of held-out captions, and count what the images show correctly.
 
-    A network that was trained on renders alone reads off each picture of Tabletop what stands where. Shares
-    are in percent, with 95 % intervals by bootstrap.
+    The judge, a network trained on renders alone, reads from each Tabletop image what stands where. Shares
+    are in percent, with 95 % bootstrap intervals.
 
-    Other models draw the captions of a folder (--data), with the seeds from 0 on: CLIP score and PickScore,
-    FID and KID from the folder's pictures, as far as their networks' weights are there or can be fetched.
+    Other models generate the captions of a folder (--data), with seeds from 0: CLIP score and PickScore, FID
+    and KID against the folder's images, as far as their networks are cached or can be downloaded.
 
     \b
     Examples:
@@ -95,128 +86,62 @@ def command(
       ssd1b evaluate --model runs/mini/model --versus mini-sdxl --out runs/mini/evaluation
       ssd1b evaluate --model ssd-1b --versus sdxl --data photos --out photos-evaluation
     """  # noqa: D301 (\b keeps click from wrapping)
-    check("seeds", seeds, SEEDS)
-    # Seeds are the pictures' numbers; and Tabletop has one size.
-    if fixed := [name for name in FIXED if name in overrides and (data is None or name == "seed")]:
-        raise InputError(
-            f"{fixed[0]} is fixed here: pictures are drawn with seeds from 0 on, Tabletop at 128x128"
-        )
-    chosen = None if preset is None else load_preset(preset)
-    check_settings(["a sphere"], overrides, chosen)
-    models = [choice.model or DEFAULT_MODEL, *([versus] if versus is not None else [])]
-    choices = [replace(choice, model=model) for model in models]
+    captions = _check(captions, seeds, data, judge, overrides)
+    check_settings(["a sphere"], overrides, preset)
+    models = [choice.name, *([versus] if versus is not None else [])]
     sheets = [f"sheet-{number}.png" for number in range(len(models))]
     check_outputs(out, ["evaluation.json", *sheets], overwrite=overwrite)
+
+    from ssd1b.actions.evaluate import evaluate_folder, evaluate_tabletop, write_evaluations
+
+    given = {"seeds": seeds, "preset": preset, **overrides}
     if data is None:
-        number = 500 if captions is None else captions
-        check("captions", number, CAPTIONS)
-        results, differences = _tabletop(
-            choices, judge, captions=number, seeds=seeds, preset=chosen, **overrides
+        judge_file = None if judge is None else Path(judge)
+        result = evaluate_tabletop(
+            models, choice.loading(), captions=captions or TABLETOP_CAPTIONS, judge=judge_file, **given
         )
+        texts, written = [_tabletop_text(each) for each in result.evaluations], percent
     else:
-        if judge is not None:
-            raise InputError("--judge reads pictures of Tabletop only: leave it out beside --data")
-        if captions is not None:
-            check("captions", captions, SEEDS)
-        results, differences = _folder(choices, Path(data), captions, seeds=seeds, preset=chosen, **overrides)
-
-    facts = {
-        "models": [{"model": model, **each.facts} for model, each in zip(models, results, strict=True)],
-        "difference": {name: each._asdict() for name, each in differences.items()},
-    }
+        result = evaluate_folder(Path(data), models, choice.loading(), captions=captions, **given)
+        texts, written = [_folder_text(each) for each in result.evaluations], _plain
     if out is not None:
-        _write(Path(out), facts, results, overwrite=overwrite)
+        write_evaluations(Path(out), result, overwrite=overwrite)
     if as_json:
-        from ssd1b.weights.files import json_value
-
-        click.echo(json.dumps(json_value(facts)))
+        click.echo(json.dumps(result.facts()))
         return
-    if len(results[0].captions) < FEW:
-        click.echo(f"warning: intervals of fewer than {FEW} captions are too narrow", err=True)
-    for model, each in zip(models, results, strict=True):
-        click.echo(f"{model}\n{each.text}\n")
-    if differences:
-        click.echo(_difference(models, differences, percent if data is None else _plain))
+    if len(result.captions) // seeds < FEW:
+        warn(f"intervals of fewer than {FEW} captions are too narrow")
+    for model, text in zip(models, texts, strict=True):
+        click.echo(f"{model}\n{text}\n")
+    if result.difference:
+        click.echo(_difference(models, result.difference, written))
 
 
-class _Result(NamedTuple):
-    """One model's figures, for programs and for people, and pictures to look at with their captions."""
-
-    facts: dict[str, Any]
-    text: str
-    pictures: "list[NDArray[np.uint8]]"
-    captions: list[str]
-
-
-def _tabletop(
-    choices: list[ModelChoice], judge: str | None, **what: Any
-) -> "tuple[list[_Result], Mapping[str, Estimate]]":
-    from ssd1b.cli import drawing
-    from ssd1b.evaluate.clip_score import ClipScore
-    from ssd1b.tabletop.judge.evaluation import compare, evaluate
-    from ssd1b.tabletop.judge.judge import load_judge
-    from ssd1b.weights import hub
-
-    reader = load_judge(Path(judge) if judge is not None else None)
-    found = []
-    for choice in choices:
-        pipeline = drawing.load(choice)
-        path = hub.resolve(choice.model or DEFAULT_MODEL, offline=True).path
-        if pipeline.info.world != "tabletop":
-            raise InputError(
-                f'{choice.model} does not draw Tabletop, of which a judge reads pictures (no "world": '
-                '"tabletop" in its ssd1b.json): give a folder of captioned pictures with --data'
-            )
-        clip = ClipScore.load(path, pipeline.text)
-        found.append(evaluate(pipeline, reader, clip, **what))
-    results = [
-        _Result(each.facts(), _text(each), list(each.pictures), [case.caption for case in each.cases])
-        for each in found
-    ]
-    return results, compare(*found) if len(found) == 2 else {}
+def _check(
+    captions: int | None, seeds: int, data: str | None, judge: str | None, overrides: Mapping[str, Any]
+) -> int | None:
+    """Check the arguments, and return the number of captions."""
+    check("seeds", seeds, SEEDS)
+    if fixed := [name for name in FIXED if name in overrides and (data is None or name == "seed")]:
+        raise InputError(f"{fixed[0]} is fixed here: seeds count from 0, and Tabletop images are 128x128")
+    if data is None:
+        return check("captions", TABLETOP_CAPTIONS if captions is None else captions, CAPTIONS)
+    if judge is not None:
+        raise InputError("--judge reads Tabletop images only: leave it out with --data")
+    return None if captions is None else check("captions", captions, SEEDS)
 
 
-def _folder(
-    choices: list[ModelChoice], data: Path, captions: int | None, *, seeds: int, **settings: Any
-) -> "tuple[list[_Result], Mapping[str, Estimate]]":
-    from ssd1b.evaluate.folder import compare_folders, evaluate_folder, read_captions
-
-    pairs = read_captions(data)[:captions]
-
-    from ssd1b.cli import drawing
-
-    found = [
-        evaluate_folder(drawing.load(choice), pairs, seeds=seeds, offline=choice.offline, **settings)
-        for choice in choices
-    ]
-    shown = [pair.caption for pair in pairs for _ in range(seeds)]
-    results = [_Result(each.facts(), _folder_text(each), each.pictures, shown) for each in found]
-    return results, compare_folders(*found) if len(found) == 2 else {}
-
-
-def _write(folder: Path, facts: dict[str, Any], results: list[_Result], *, overwrite: bool) -> None:
-    from ssd1b.evaluate.sheets import contact_sheet
-    from ssd1b.weights.files import write_json
-
-    with renewing(folder / "evaluation.json", overwrite=overwrite) as aside:
-        write_json(aside, facts)
-    for number, each in enumerate(results):
-        with renewing(folder / f"sheet-{number}.png", overwrite=overwrite) as aside:
-            contact_sheet(each.pictures[:_ON_SHEET], each.captions[:_ON_SHEET]).save(aside, "PNG")
-
-
-def _text(result: "Evaluation") -> str:
+def _tabletop_text(result: "Evaluation") -> str:
     table = result.table()
     names = list(next(iter(table.values())))
     rows = [["", *table], *([name, *(percent(group[name]) for group in table.values())] for name in names)]
-    facts = result.facts()
     return "\n".join(
         [
             columns(rows),
-            f"distance to renders: Fréchet {result.frechet:.3f} (renders among themselves "
+            f"distance to renders: Fréchet {result.frechet:.3f} (between sets of renders "
             f"{result.frechet_renders:.3f}), kernel {result.kernel:.4f} ({result.kernel_renders:.4f})",
             f"autoencoder: {result.psnr.mean:.1f} dB ({result.psnr.low:.1f} to {result.psnr.high:.1f})",
-            f"a picture: {facts['seconds']:.2f} s, {facts['unet_gmacs']:.1f} GMACs in the UNet",
+            _cost(result),
         ]
     )
 
@@ -225,8 +150,11 @@ def _folder_text(result: "FolderEvaluation") -> str:
     rows = [[name, _plain(each)] for name, each in result.estimates().items()]
     rows += [[name, f"{value:.3f}"] for name, value in result.distances.items()]
     rows += [[name, f"not measured: {reason}"] for name, reason in result.missing.items()]
-    cost = f"a picture: {result.seconds:.2f} s, {result.macs / 1e9:.1f} GMACs in the UNet"
-    return f"{columns(rows)}\n{cost}"
+    return f"{columns(rows)}\n{_cost(result)}"
+
+
+def _cost(result: "Evaluation | FolderEvaluation") -> str:
+    return f"per image: {result.seconds:.2f} s, {result.macs / 1e9:.1f} GMACs in the UNet"
 
 
 def _plain(value: "Estimate") -> str:
@@ -236,8 +164,8 @@ def _plain(value: "Estimate") -> str:
 def _difference(
     models: list[str], compared: "Mapping[str, Estimate]", written: "Callable[[Estimate], str]"
 ) -> str:
-    rows = [["", f"{models[1]} less {models[0]}", ""]]
+    rows = [["", f"{models[1]} minus {models[0]}", ""]]
     for name, each in compared.items():
-        told = "not to be told from zero" if each.low <= 0 <= each.high else ""
-        rows.append([name, written(each), told])
+        verdict = "not statistically distinguishable from zero" if each.low <= 0 <= each.high else ""
+        rows.append([name, written(each), verdict])
     return columns(rows)

@@ -1,4 +1,4 @@
-"""``ssd1b generate``: prompts to pictures."""
+"""``ssd1b generate``: prompts to images."""
 
 import json
 import time
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import click
 
+from ssd1b.advice import advise
 from ssd1b.cli.command import Command
 from ssd1b.cli.options import (
     ModelChoice,
@@ -14,15 +15,15 @@ from ssd1b.cli.options import (
     execution_options,
     model_options,
     out_option,
+    preset_option,
     prompt_options,
     setting_options,
     speed_option,
 )
 from ssd1b.cli.paths import echo_path
 from ssd1b.errors import InputError
-from ssd1b.presets import PRESETS, load_preset
 from ssd1b.prompts import NO_PROMPT
-from ssd1b.settings import SEEDS, GenerationSettings
+from ssd1b.settings import SEEDS, GenerationSettings, Preset
 from ssd1b.validation import Range, check
 
 COUNT = Annotated[int, Range(1, 10_000)]
@@ -31,31 +32,31 @@ COUNT = Annotated[int, Range(1, 10_000)]
 @click.command("generate", cls=Command)
 @prompt_options
 @setting_options
-@click.option("--preset", metavar="NAME|FILE", help=f"{', '.join(PRESETS)}, or a .toml or .json file.")
-@click.option("--count", type=int, metavar="N", default=1, show_default=True, help="Pictures of each prompt.")
+@preset_option
+@click.option("--count", type=int, metavar="N", default=1, show_default=True, help="Images per prompt.")
 @model_options
 @execution_options
 @speed_option
 @out_option
-@click.option("--format", "picture_format", metavar="FORMAT", help="png, jpeg, webp. Default: by --out.")
-@click.option("--preview", is_flag=True, help="Show the picture being drawn in a file beside the pictures.")
-@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each picture.")
+@click.option("--format", "image_format", metavar="FORMAT", help="png, jpeg, webp. Default: from --out.")
+@click.option("--preview", is_flag=True, help="Show the image being generated in a file next to the images.")
+@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each image.")
 def command(
     prompts: list[str],
     overrides: dict[str, Any],
-    preset: str | None,
+    preset: Preset | None,
     count: int,
     choice: ModelChoice,
     out: str,
-    picture_format: str | None,
+    image_format: str | None,
     preview: bool,
     as_json: bool,
 ) -> None:
-    """Draw pictures from prompts, and print where they are.
+    """Generate images from prompts, and print their paths.
 
-    The built-in mini-ssd-1b draws if no --model is named, on the fastest device there is. Settings that are
-    not given come from the preset, then from the model. Each picture carries its recipe, from which
-    `ssd1b rerun` draws it again.
+    Without --model the built-in mini-ssd-1b is used, on the fastest device. Settings that are not given come
+    from the preset, then from the model. Each image contains its recipe, from which `ssd1b rerun` reproduces
+    it.
 
     \b
     Examples:
@@ -65,46 +66,41 @@ def command(
       ssd1b generate --file prompts.txt --out pictures/today --format webp --json
     """  # noqa: D301 (\b keeps click from wrapping)
     begin = time.perf_counter()
-    chosen_preset = None if preset is None else load_preset(preset)
     count = check("count", count, COUNT)
     if not prompts:
         raise InputError(NO_PROMPT)
-    check_settings(prompts, overrides, chosen_preset)
+    check_settings(prompts, overrides, preset)
 
-    from tqdm import tqdm
-
-    from ssd1b.advice import advise
-    from ssd1b.cli import drawing
+    from ssd1b.cli import display
     from ssd1b.images import check_destination
 
-    folder = check_destination(out, picture_format)
-    pipeline = drawing.load(choice)
-    first = pipeline.settings(prompts[0], preset=chosen_preset, **overrides)
+    folder = check_destination(out, image_format)
+    pipeline = choice.loading().load(choice.name)
+    first = pipeline.settings(prompts[0], preset=preset, **overrides)
     for line in advise(first, pipeline.layout.size, pipeline.info.family):
         click.echo(f"advice: {line}", err=True)
     for prompt in prompts:
-        check_destination(out, picture_format, pipeline.recipe(replace(first, prompt=prompt)))
+        check_destination(out, image_format, pipeline.recipe(replace(first, prompt=prompt)))
     total = len(prompts) * count
     loaded = time.perf_counter()
-    with drawing.watched(pipeline, first.steps * total, folder if preview else None) as watch:
+    with display.watched(pipeline, first.steps * total, folder if preview else None) as watch:
         for index in range(total):
             settings = replace(first, prompt=prompts[index // count], seed=(first.seed + index) % SEEDS)
             start = time.perf_counter()
             (picture,) = pipeline.draw([settings], watch)
-            path = str(drawing.save(picture, out, picture_format))
+            path = str(display.save(picture, out, image_format))
             seconds = time.perf_counter() - start
-            with tqdm.external_write_mode():
+            with display.above_bar():
                 if as_json:
-                    click.echo(_line(path, settings, seconds))
+                    click.echo(_json_line(path, settings, seconds))
                 else:
                     echo_path(path)
-    drawn = time.perf_counter()
-    pictures = "1 picture" if total == 1 else f"{total} pictures"
-    click.echo(f"{pictures}: loading {loaded - begin:.1f} s, drawing {drawn - loaded:.1f} s", err=True)
+    end = time.perf_counter()
+    images = "1 image" if total == 1 else f"{total} images"
+    click.echo(f"{images}: loading {loaded - begin:.1f} s, generating {end - loaded:.1f} s", err=True)
 
 
-def _line(path: str, settings: GenerationSettings, seconds: float) -> str:
-    """What a program wants to know of a picture, as one line of JSON."""
+def _json_line(path: str, settings: GenerationSettings, seconds: float) -> str:
     return json.dumps(
         {"path": path, "seed": settings.seed, "settings": asdict(settings), "seconds": round(seconds, 3)}
     )

@@ -1,4 +1,4 @@
-"""``ssd1b guide``: what the article says of settings, measured on a model."""
+"""``ssd1b guide``: test the article's claims about settings on a model."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,6 @@ from ssd1b.cli.options import (
 )
 from ssd1b.cli.paths import OUT_FOLDER, check_outputs, echo_path, overwrite_option
 from ssd1b.errors import InputError, unknown
-from ssd1b.settings import DEFAULT_MODEL
 from ssd1b.validation import Range, check
 
 PAIRS = Annotated[int, Range(8, 100_000)]
@@ -28,9 +27,14 @@ PAIRS = Annotated[int, Range(8, 100_000)]
     type=int,
     default=64,
     show_default=True,
-    help="Of prompt and seed, for each value of a setting.",
+    help="Pairs of prompt and seed for each value of a setting.",
 )
-@click.option("--only", multiple=True, metavar="NAME", help="guidance, steps, negative, faults, sampler.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="NAME",
+    help="Run only guidance, steps, negative, faults or sampler; may be repeated.",
+)
 @setting_options
 @model_options
 @click.option(
@@ -38,7 +42,7 @@ PAIRS = Annotated[int, Range(8, 100_000)]
     type=OUT_FOLDER,
     metavar="FOLDER",
     required=True,
-    help="Where the pages go; pictures go to its cells/.",
+    help="Folder for the pages; images go to its cells/.",
 )
 @overwrite_option
 def command(
@@ -50,13 +54,13 @@ def command(
     out: str,
     overwrite: bool,
 ) -> None:
-    """Do the guide to SSD-1B's settings again on a model, claim by claim.
+    """Repeat the guide to SSD-1B's settings on a model, claim by claim.
 
-    Guidance from 1 to 25, steps from 5 to 60, each named negative prompt, each scheduler: every value draws
-    the same prompts from the same noise, and each of the article's claims is confirmed, contradicted or not
-    decidable on this model, with the figures. Without prompts the miniatures draw captions that no training
-    saw, and a judge counts what is right; of other models CLIP score and PickScore are measured, if their
-    networks are in the hub's cache. What was drawn is not drawn again.
+    Guidance from 1 to 25, steps from 5 to 60, each named negative prompt, each scheduler: every value
+    generates the same prompts from the same noise. Each of the article's claims is confirmed, contradicted or
+    not decidable on this model, with the figures. Without prompts the miniatures use held-out captions, and
+    the judge counts what is right; for other models CLIP score and PickScore are measured, if their networks
+    are in the hub's cache. Existing cells are not generated again.
 
     \b
     Examples:
@@ -67,21 +71,19 @@ def command(
     pairs = check("pairs", pairs, PAIRS)
     check_settings(prompts or ["a sphere"], overrides)
     if "seed" in overrides:
-        raise InputError("seed is no setting of a guide: pairs have seeds of their own")
+        raise InputError("seed is no setting of a guide: each pair has its own seed")
 
-    from ssd1b.lab.guide import EXPERIMENTS, files_of
+    from ssd1b.actions.lab import EXPERIMENTS, guide
+    from ssd1b.cli.display import progress
+    from ssd1b.lab.guide import files_of
 
     names = [each.name for each in EXPERIMENTS]
     if wrong := [name for name in only if name not in names]:
         raise unknown("experiment", wrong[0], names)
-
-    from ssd1b.actions.lab import guide
-    from ssd1b.cli import drawing
-
     check_outputs(out, files_of(only or names), overwrite=overwrite)
     result = guide(
-        choice.model or DEFAULT_MODEL, Path(out), drawing.loading(choice), prompts=prompts, pairs=pairs,
-        only=only, base=overrides, overwrite=overwrite, progress=drawing.progress,
+        choice.name, Path(out), choice.loading(), prompts=prompts, pairs=pairs, only=only, base=overrides,
+        overwrite=overwrite, progress=progress,
     )  # fmt: skip
     for claim, finding in result.findings:
         click.echo(f"{finding.verdict}: {claim.name} ({finding.summary})")

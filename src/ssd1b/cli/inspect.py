@@ -1,33 +1,25 @@
-"""``ssd1b inspect``: what is in a checkpoint or a picture; nothing is loaded and nothing downloaded."""
+"""``ssd1b inspect``: what a checkpoint or an image contains; nothing is loaded or downloaded."""
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from ssd1b.cli.again import again, is_known
 from ssd1b.cli.command import Command
-from ssd1b.cli.table import byte_size, columns, json_line
-from ssd1b.errors import InputError, line, printable
-from ssd1b.recipe import Recipe
-from ssd1b.settings import resolve_settings
-
-if TYPE_CHECKING:
-    from ssd1b.model import Model
-
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-"""Names of files that may carry a recipe; all others are taken for models."""
+from ssd1b.cli.table import columns, json_line
+from ssd1b.errors import line, printable
+from ssd1b.numerals import byte_size
+from ssd1b.picture_names import PICTURES
 
 _SCHEDULER = ("_class_name", "prediction_type", "timestep_spacing")
 _DEFAULTS = ("sampler", "schedule", "steps", "guidance_scale", "guidance_rescale", "negative_prompt")
-"""What people see of scheduler and settings; --json has everything."""
+"""The fields that are shown to people; --json has all."""
 
 
 @click.command("inspect", cls=Command)
 @click.argument("subject", metavar="FILE|FOLDER|MODEL")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(subject: str, as_json: bool) -> None:
-    """Tell what a model is made of, or how a picture was drawn; nothing is downloaded.
+    """Describe a model, or the settings of an image; nothing is downloaded.
 
     \b
     Examples:
@@ -35,78 +27,28 @@ def command(subject: str, as_json: bool) -> None:
       ssd1b inspect sd_xl_base_1.0.safetensors
       ssd1b inspect ssd-1b
     """  # noqa: D301 (\b keeps click from wrapping)
-    is_picture = subject.lower().endswith(_PICTURES)
-    look, as_text = (_picture, _picture_text) if is_picture else (_model, _model_text)
-    facts = look(subject)
+    from ssd1b.actions.inspect import describe_image, describe_model
+
+    is_image = subject.lower().endswith(PICTURES)
+    describe, as_text = (describe_image, _image_text) if is_image else (describe_model, _model_text)
+    facts = describe(subject)
     click.echo(json_line(facts) if as_json else as_text(facts))
 
 
-def _picture(path: str) -> dict[str, Any]:
-    from ssd1b.images import read_recipe
-
-    recipe = read_recipe(path)
-    facts = {"path": path, "command": again(path, recipe)}
-    if not isinstance(recipe, Recipe):
-        return facts | {"parameters": asdict(recipe), "not_reproduced": recipe.unreproduced()}
-    return facts | {"recipe": asdict(recipe), "model_is_known": is_known(recipe.model)}
-
-
-def _picture_text(facts: dict[str, Any]) -> str:
+def _image_text(facts: dict[str, Any]) -> str:
     if "recipe" in facts:
         recipe = facts["recipe"]
         model = {f"model {name}": value for name, value in recipe["model"].items()}
-        rows, note = recipe["settings"] | model | recipe, "draw it again:"
+        rows, note = recipe["settings"] | model | recipe, "generate it again:"
         if not facts["model_is_known"]:
-            note = "draw it again with the --model of your choice, or the picture's own by --trust-recipe:"
+            note = "generate it again with a --model of your choice, or the image's own by --trust-recipe:"
     else:
         rows = facts["parameters"] | facts["parameters"]["values"]
-        note = f"no recipe but {rows['program']}'s; with the --model of your choice draw it again:"
+        note = f"no recipe, only {rows['program']}'s; generate it again with a --model of your choice:"
     listed = {name: value for name, value in rows.items() if not isinstance(value, dict)}
     if left_out := facts.get("not_reproduced"):
         note = line(f"not reproduced: {', '.join(left_out)}") + f"\n\n{note}"
     return f"{_listed(listed)}\n\n{note}\n{printable(facts['command'])}"
-
-
-def _model(name: str) -> dict[str, Any]:
-    from ssd1b.model import Model
-
-    found = Model.find(name, offline=True)
-    checkpoint = found.checkpoint
-    settings, problem = _default_settings(found)
-    return {
-        "model": found.name,
-        "path": str(checkpoint.path),
-        "commit": found.commit,
-        "format": checkpoint.format,
-        "layout": checkpoint.name,
-        "family": checkpoint.family,
-        "size": checkpoint.size,
-        "transformer_blocks": checkpoint.unet and checkpoint.unet.transformer_blocks,
-        "parts": {
-            part: {
-                "parameters": each.parameters,
-                "bytes": each.size_in_bytes,
-                "dtypes": [str(dtype).removeprefix("torch.") for dtype in each.dtypes],
-                "layout": asdict(each.layout),
-            }
-            for part, each in checkpoint.parts.items()
-        },
-        "scheduler": checkpoint.scheduler,
-        "prediction": checkpoint.prediction,
-        "settings": settings,
-        "notes": [*checkpoint.notes, *problem],
-    }
-
-
-def _default_settings(model: "Model") -> tuple[dict[str, Any] | None, list[str]]:
-    """The settings of a picture for which nothing was chosen, or what is wrong with the model."""
-    try:
-        info, _ = model.info, model.tokenizers
-        defaults = {"seed": 0, **info.defaults}
-        settings = resolve_settings("any", family=info.family, model_defaults=defaults, preset=None)
-    except InputError as error:
-        return None, [str(error)]
-    return {name: value for name, value in asdict(settings).items() if name not in ("prompt", "seed")}, []
 
 
 def _model_text(facts: dict[str, Any]) -> str:
@@ -128,7 +70,7 @@ def _headlines(facts: dict[str, Any]) -> dict[str, Any]:
         rows["trained for"] = f"{facts['size']}x{facts['size']}"
         rows["scheduler"] = ", ".join(str(scheduler[name]) for name in _SCHEDULER if name in scheduler)
         said = ", ".join(f"{source}: {word}" for source, word in facts["prediction"].items())
-        rows["prediction"] = said or f"{scheduler.get('prediction_type', 'epsilon')}; the files do not say it"
+        rows["prediction"] = said or f"{scheduler.get('prediction_type', 'epsilon')}; the files do not say"
         rows["defaults"] = ", ".join(f"{name} {settings[name]}" for name in _DEFAULTS if settings[name])
     return rows
 
@@ -144,7 +86,7 @@ def _parts(parts: dict[str, Any]) -> str:
 
 
 def _levels(unet: dict[str, Any]) -> str:
-    """Channels of each level of the UNet, and the transformer depth behind each of its resnets."""
+    """List the channels of each level of the UNet, and the transformer depth after each of its resnets."""
 
     def row(name: str, channels: int, *depths: tuple[int, ...]) -> tuple[str, ...]:
         return name, str(channels), *(" ".join(map(str, each)) for each in depths)

@@ -1,4 +1,4 @@
-"""``ssd1b models``: which models have a name."""
+"""``ssd1b models``: the models that have a name."""
 
 from dataclasses import asdict
 
@@ -13,8 +13,8 @@ from ssd1b.cli.table import columns, json_line
 def command(as_json: bool) -> None:
     """List the models that have a name: built in, published under a short name, or in the hub's cache.
 
-    Ready models need no network. Others are downloaded when they are first used. Beside names, --model takes
-    folders in diffusers' format, single safetensors files and hub ids.
+    Ready models need no network. Others are downloaded on first use. --model also takes folders in diffusers'
+    format, single safetensors files and hub ids.
     """
     from ssd1b.weights.hub import available_models
 

@@ -1,26 +1,28 @@
-"""What several commands ask for: settings, the model and its place, prompts from a file, where pictures go.
+"""Options that several commands share: prompts, settings, model and device, execution, output.
 
-``setting_options`` and ``model_options`` each give a command one argument with all that was chosen.
+``setting_options`` and ``model_options`` each pass a command a single argument with all their values.
 """
 
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import wraps
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
 from ssd1b.cli.command import TEXT
+from ssd1b.cli.messages import format_warnings, notify
 from ssd1b.cli.paths import PATH
 from ssd1b.errors import InputError, shown, unknown
 from ssd1b.execution import DEFAULT, Execution
 from ssd1b.files import decode_text, named, read_file
 from ssd1b.numerals import whole_number
-from ssd1b.presets import NEGATIVE_PROMPTS, SPEEDS
+from ssd1b.presets import NEGATIVE_PROMPTS, PRESETS, SPEEDS, load_preset
 from ssd1b.prompts import parse_prompt, split_prompts, unsupported
 from ssd1b.settings import (
+    DEFAULT_MODEL,
     OPTIONS,
     SETTINGS,
     Preset,
@@ -33,45 +35,66 @@ from ssd1b.settings import (
 from ssd1b.validation import Range, check
 from ssd1b.weights.prediction import diffusers_prediction
 
+if TYPE_CHECKING:
+    from ssd1b.actions.loading import Loading
+
 AUTO = "auto"
 
 MAX_PROMPT_FILE_BYTES = 16 * 2**20
 
 out_option = click.option(
     "--out", type=PATH, metavar="FOLDER|FILE", default="pictures", show_default=True,
-    help="Where pictures go; none replaces another. Names that end in .png, .jpg, .jpeg or .webp are files, "
-    "others are folders.",
+    help="Where to write images; existing files are kept. Names that end in .png, .jpg, .jpeg or .webp are "
+    "files, others are folders.",
+)  # fmt: skip
+
+
+preset_option = click.option(
+    "--preset", metavar="NAME|FILE", help=f"{', '.join(PRESETS)}, or a .toml or .json file.",
+    callback=lambda context, option, name: None if name is None else load_preset(name),
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelChoice:
-    """Which model, where it runs and how; None is for the program to choose.
+    """The model and how to run it. None, or no threads, lets the program choose."""
 
-    Attributes:
-        token: send the user's token to the hub.
-        paths: the model's name may be a path.
-    """
-
-    model: str | None
-    device: str | None
-    dtype: str | None
-    offline: bool
+    model: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    offline: bool = False
     prediction: str | None = None
     threads: int | None = None
-    token: bool = True
-    paths: bool = True
     execution: Execution = DEFAULT
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.model or DEFAULT_MODEL
+
+    def loading(self) -> "Loading":
+        """Prepare this process, and return the options for loading models; imports torch."""
+        from ssd1b.actions.loading import Loading
+
+        # The tokenizer warns about prompts beyond 77 tokens, but we split them and cut nothing off.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        format_warnings()
+        return Loading(
+            device=self.device, dtype=self.dtype, offline=self.offline, prediction=self.prediction,
+            execution=self.execution, threads=self.threads or AUTO, notify=notify,
+        )  # fmt: skip
 
 
 _MODEL_OPTIONS = ("model", "device", "dtype", "offline", "prediction")
 
 
 def prompt_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the argument ``prompts``, a list: those of the command line, then those of a file."""
+    """Pass a command ``prompts``, a list: those on the command line, then those in a file."""
 
     @click.argument("prompts", nargs=-1, type=TEXT, metavar="[PROMPT]...")
-    @click.option("--file", type=PATH, metavar="FILE", help="One prompt a line; - is the standard input.")
+    @click.option(
+        "--file", type=PATH, metavar="FILE", help="File with one prompt per line; - reads standard input."
+    )
     @wraps(command)
     def bundled(*args: Any, prompts: tuple[str, ...], file: str | None, **rest: Any) -> None:
         command(*args, prompts=[*prompts, *([] if file is None else read_prompts(file))], **rest)
@@ -80,19 +103,19 @@ def prompt_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def model_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the argument ``choice``, a ``ModelChoice``."""
+    """Pass a command ``choice``, a ``ModelChoice``."""
 
     @click.option("--model", metavar="MODEL", help="A name, folder, safetensors file or hub id.")
     @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, xpu.")
     @click.option("--dtype", metavar="NAME", help="Number format: fp32, bf16, fp16.")
     @click.option(
         "--threads", metavar="N", default=AUTO, show_default=True,
-        help="Of the CPU; auto: as many as a step of the network keeps busy.",
+        help="Number of CPU threads; auto: as many as a step of the network keeps busy.",
     )  # fmt: skip
     @click.option("--offline", is_flag=True, help="Never use the network.")
     @click.option(
         "--prediction", metavar="NAME",
-        help="What the model predicts, epsilon or v, where its files do not say it.",
+        help="Prediction type, epsilon or v, if the model's files do not say.",
     )  # fmt: skip
     @wraps(command)
     def bundled(*args: Any, threads: str, **options: Any) -> None:
@@ -113,41 +136,33 @@ def _read_threads(text: str) -> int | None:
 
 
 def execution_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Have the argument ``choice`` of a command with ``model_options`` say how the model computes, too."""
+    """Add execution options to the ``choice`` of a command with ``model_options``."""
 
     @click.option(
-        "--compile", "compiled", is_flag=True, help="By torch's compiler: a wait once, then faster."
+        "--compile", "compiled", is_flag=True, help="Use torch.compile: slow the first time, then faster."
     )
     @click.option(
         "--quantize", "quantized", metavar="NAME",
-        help="int8, fp8 or int8-weights: the UNet's matrices in eight bits; auto: int8 where that is faster. "
-        "Not the same picture.",
+        help="int8, fp8 or int8-weights: quantize the UNet to 8 bits; auto: int8 if that is faster. Changes "
+        "the image.",
     )  # fmt: skip
     @click.option(
         "--memory", metavar="NAME", default="normal", show_default=True,
-        help="low: text encoders and UNet in eight bits and never both in memory, decoding in tiles.",
+        help="low: keep text encoders and UNet in 8 bits and never both in memory, decode in tiles.",
     )  # fmt: skip
     @click.option(
         "--backend", metavar="NAME", default="torch", show_default=True, help="torch or, on a CPU, openvino."
     )
     @wraps(command)
-    def bundled(
-        *args: Any,
-        choice: ModelChoice,
-        compiled: bool,
-        quantized: str | None,
-        memory: str,
-        backend: str,
-        **rest: Any,
-    ) -> None:
-        how = Execution(compiled=compiled, quantized=quantized, memory=memory, backend=backend)
-        command(*args, choice=replace(choice, execution=how), **rest)
+    def bundled(*args: Any, choice: ModelChoice, **options: Any) -> None:
+        execution = Execution(**{each.name: options.pop(each.name) for each in fields(Execution)})
+        command(*args, choice=replace(choice, execution=execution), **options)
 
     return bundled
 
 
 def setting_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the argument ``overrides``: the settings that were chosen, by name."""
+    """Pass a command ``overrides``, the settings given on the command line by name."""
 
     @wraps(command)
     def bundled(*args: Any, negative_preset: str | None, size: str | None, **options: Any) -> None:
@@ -155,7 +170,7 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
         overrides = {name: value for name, value in chosen.items() if value is not None}
         overrides |= {} if size is None else read_size(size)
         overrides |= _negative(overrides, negative_preset)
-        overrides = with_drawn_seed(overrides)  # here, so that all pictures of a sweep have the same
+        overrides = with_drawn_seed(overrides)  # here, so that all images of a sweep share it
         command(*args, overrides=overrides, **options)
 
     named = click.option("--negative-preset", metavar="NAME", help=f"{', '.join(NEGATIVE_PROMPTS)}.")
@@ -166,7 +181,7 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _setting_option(name: str, setting: Setting, *others: Setting) -> Callable[[Any], Any]:
-    if others:  # two settings that are written as one word
+    if others:  # width and height in one word
         kind: Any = str
     elif setting.kind is str:
         kind = str if setting.is_name else TEXT
@@ -179,10 +194,10 @@ def _setting_option(name: str, setting: Setting, *others: Setting) -> Callable[[
 
 
 def speed_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Have ``overrides`` and ``choice`` follow a named speed where they say nothing themselves."""
+    """Fill ``overrides`` and ``choice`` from a named speed; options given explicitly win."""
 
     @click.option(
-        "--speed", metavar="NAME", help=f"{', '.join(SPEEDS)}: leave out work, at a price it tells."
+        "--speed", metavar="NAME", help=f"{', '.join(SPEEDS)}: trade fidelity for time; prints the cost."
     )
     @wraps(command)
     def bundled(
@@ -214,9 +229,9 @@ def _negative(overrides: Mapping[str, Any], preset: str | None) -> dict[str, str
 def check_settings(
     prompts: Iterable[str], overrides: Mapping[str, Any], preset: Preset | None = None
 ) -> None:
-    """Find what is wrong with prompts and their settings before torch is imported and a model loaded.
+    """Check prompts and settings before torch is imported and a model loaded.
 
-    Syntax of other programs that is read as words is named in a line of advice.
+    Prints advice if a prompt contains syntax of other programs that is not supported.
 
     Raises:
         InputError: as ``check_overrides`` and ``parse_prompt``.
@@ -228,14 +243,14 @@ def check_settings(
         found = unsupported(text or "") | found
     if found:
         pieces = ", ".join(f"{shown(piece)} ({feature})" for feature, piece in found.items())
-        click.echo(f"advice: read as words, because this is not supported yet: {pieces}", err=True)
+        click.echo(f"advice: taken literally, because it is not supported yet: {pieces}", err=True)
 
 
 def read_prompts(path: str) -> list[str]:
-    """Read a file, or the standard input where ``path`` is "-", with one prompt a line.
+    """Read prompts, one per line, from a file, or from standard input if ``path`` is "-".
 
     Raises:
-        InputError: it cannot be read, is no text in UTF-8 or with a byte order mark, too large, or without
+        InputError: it cannot be read, is not UTF-8 and has no byte order mark, is too large, or holds no
             prompts.
     """
     if path == "-":

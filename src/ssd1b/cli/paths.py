@@ -1,4 +1,4 @@
-"""Paths on the command line: checked before any work, and what may be overwritten."""
+"""Paths on the command line: checked before any work, and printed so that programs can read them."""
 
 import os
 import sys
@@ -14,27 +14,27 @@ from ssd1b.saving import check_folder, check_renewable
 
 
 class PathType(click.ParamType):
-    """A path that the file system can hold, with ``~`` replaced; it stays a text."""
+    """A valid path as a string, with ``~`` expanded."""
 
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Check a path; what is wrong with it is an error of the option."""
+        """Check a path; errors are reported as errors of the option."""
         try:
             return self.checked(str(value))
         except InputError as error:
             self.fail(str(error), param, ctx)
 
     def checked(self, text: str) -> str:
-        """Give the path that a text names; raises as ``expand_path``."""
-        return expand_path(text)
+        """Return the path; raises as ``expanded``."""
+        return expanded(text)
 
 
 class OutFolder(PathType):
-    """A folder that can be written, or made; nothing is made yet."""
+    """A folder that can be written or created; nothing is created yet."""
 
     def checked(self, text: str) -> str:
-        """Give the folder that a text names; raises as ``expand_path`` and ``check_folder``."""
+        """Return the folder; raises as ``expanded`` and ``check_folder``."""
         path = super().checked(text)
         check_folder(Path(path))
         return path
@@ -44,17 +44,19 @@ PATH, OUT_FOLDER = PathType(), OutFolder()
 
 
 def overwrite_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the argument ``overwrite``."""
+    """Pass a command ``overwrite``."""
     return click.option(
-        "--overwrite", is_flag=True, help="Write also over files that ssd1b did not write, or you changed."
+        "--overwrite",
+        is_flag=True,
+        help="Also replace files that ssd1b did not write, or that were changed since.",
     )(command)
 
 
 def check_outputs(folder: str | Path | None, names: Iterable[str], *, overwrite: bool) -> None:
-    """Find out before the work whether ``saving.renewing`` could write these files; None is no folder.
+    """Check before the work that ``saving.renewing`` can write these files; does nothing without a folder.
 
     Raises:
-        InputError: it could not.
+        InputError: it cannot.
     """
     if folder is not None:
         for name in names:
@@ -62,5 +64,5 @@ def check_outputs(folder: str | Path | None, names: Iterable[str], *, overwrite:
 
 
 def echo_path(path: str | Path) -> None:
-    """Print a path on a line: its very bytes for a program that reads them, escaped for a terminal."""
+    """Print a path: its exact bytes for a program, escaped for a terminal."""
     click.echo(printable(str(path)) if sys.stdout.isatty() else os.fsencode(path))

@@ -1,7 +1,7 @@
-"""The process around the command line: its streams and its signals.
+"""Streams and signals of the process that runs the command line.
 
-``main`` can be called in anybody's process. What is set here belongs to the whole process, so it is set only
-by the command ``ssd1b`` and ``python -m ssd1b``.
+These are process-wide, so only the command ``ssd1b`` and ``python -m ssd1b`` set them; ``main`` can be called
+in any process.
 """
 
 import io
@@ -19,40 +19,38 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 _ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Signals that end the process after it has cleaned up; Windows knows no SIGHUP."""
-
+"""Signals that end the process after cleaning up; Windows has no SIGHUP."""
 
 SPINS = "10000"
-"""How often a thread of GNU OpenMP looks whether the others are done before it sleeps: about a tenth of a
-millisecond, which is the time between two operations. It would be thirty times as long, during which a thread
-beside another busy process keeps the core that the last one needs."""
+"""Spins of a GNU OpenMP thread before it sleeps: about 0.1 ms, the time between two operations. The default
+is thirty times as long, during which a waiting thread keeps a core that the last working one may need."""
 
 
 class _Output(io.FileIO):
-    """The standard output, which may be full."""
+    """Standard output, which may be full."""
 
     def write(self, data: "ReadableBuffer", /) -> int:
-        """Write, or give up on the standard output for good.
+        """Write; after a failure discard everything.
 
         Raises:
-            BrokenPipeError: the reader has left.
-            InputError: it cannot be written to, for another reason.
+            BrokenPipeError: the reader is gone.
+            InputError: writing failed for another reason.
         """
         try:
             return super().write(data)
         except BrokenPipeError:
             raise
         except OSError as error:
-            # What is still buffered must not fail again at the end.
+            # Buffered text must not fail again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             raise InputError(f"cannot write to the standard output: {error.strerror}") from None
 
 
 class _Messages(io.FileIO):
-    """The standard error: a message that cannot be written must not stop the work that it tells of."""
+    """Standard error: a message that cannot be written must not stop the work."""
 
     def write(self, data: "ReadableBuffer", /) -> int:
-        """Write as much as can be written."""
+        """Write if possible."""
         try:
             return super().write(data)
         except OSError:
@@ -60,7 +58,7 @@ class _Messages(io.FileIO):
 
 
 class _Interrupts:
-    """Ctrl-C, remembered, because an import that it cuts short may end with another error."""
+    """Handler of Ctrl-C that remembers it, because an interrupted import may end with another error."""
 
     happened = False
 
@@ -69,7 +67,7 @@ class _Interrupts:
         raise KeyboardInterrupt
 
     def lost(self, ignored: "sys.UnraisableHookArgs") -> None:
-        """Come again where Python could not raise: in a destructor or in a callback."""
+        """Repeat an interrupt that Python could not raise: in a destructor or in a callback."""
         if isinstance(ignored.exc_value, KeyboardInterrupt):
             threading.Timer(0.05, signal.raise_signal, (signal.SIGINT,)).start()
         else:
@@ -77,7 +75,7 @@ class _Interrupts:
 
 
 def run() -> int:
-    """Run the command line of this process; gives its exit code."""
+    """Run the command line of this process, and return its exit code."""
     _open_streams()
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = SPINS  # read when torch is first imported
@@ -94,16 +92,16 @@ def run() -> int:
         print("interrupted", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # there is nothing left to interrupt
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to interrupt
 
 
 def _open_streams() -> None:
-    # A closed descriptor would become the next file's, and messages of libraries would be written into it.
+    # A closed descriptor would be reused for the next file, and messages would be written into it.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
     encodings = [getattr(stream, "encoding", "utf-8") for stream in (sys.stdout, sys.stderr)]
-    # Letters that the terminal does not have are written as escapes.
+    # Characters that the terminal lacks are escaped.
     sys.stdout = io.TextIOWrapper(
         io.BufferedWriter(_Output(1, "w", closefd=False)), encodings[0], "backslashreplace",
         line_buffering=os.isatty(1),
@@ -116,7 +114,7 @@ def _handle_signals(interrupts: _Interrupts) -> None:
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    # What is ignored, as in the background of a shell or under nohup, stays ignored.
+    # Signals that are ignored, as under nohup, stay ignored.
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, interrupts)
         sys.unraisablehook = interrupts.lost

@@ -1,4 +1,4 @@
-"""``ssd1b sweep``: every combination of some settings, each drawn once."""
+"""``ssd1b sweep``: every combination of the values of some settings."""
 
 from collections import Counter
 from decimal import Decimal
@@ -12,15 +12,15 @@ from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
     model_options,
+    preset_option,
     prompt_options,
     setting_options,
 )
 from ssd1b.cli.paths import OUT_FOLDER, PATH
 from ssd1b.errors import InputError, shown
 from ssd1b.files import named
-from ssd1b.presets import PRESETS, load_preset
-from ssd1b.settings import DEFAULT_MODEL
-from ssd1b.table_files import read_table
+from ssd1b.settings import Preset
+from ssd1b.tables import read_table
 from ssd1b.validation import Range, check
 
 if TYPE_CHECKING:
@@ -33,45 +33,53 @@ SEEDS = Annotated[int, Range(1, 1000)]
 @click.command("sweep", cls=Command)
 @prompt_options
 @click.option(
-    "--axis", "axes", type=TEXT, multiple=True, metavar="NAME=VALUES", help="See below; may be given often."
+    "--axis",
+    "axes",
+    type=TEXT,
+    multiple=True,
+    metavar="NAME=VALUES",
+    help="A setting and its values, see above; may be repeated.",
 )
 @click.option(
-    "--axes", "axes_file", type=PATH, metavar="FILE", help="A .toml or .json file: [axes] with NAME = VALUES."
+    "--axes",
+    "axes_file",
+    type=PATH,
+    metavar="FILE",
+    help="A .toml or .json file with a table [axes] of NAME = VALUES.",
 )
-@click.option("--seeds", type=int, metavar="N", help="So many from --seed on: an axis, too.")
+@click.option("--seeds", type=int, metavar="N", help="Adds an axis of N seeds, starting at --seed.")
 @setting_options
-@click.option("--preset", metavar="NAME|FILE", help=f"{', '.join(PRESETS)}, or a .toml or .json file.")
+@preset_option
 @model_options
 @click.option(
     "--out",
     type=OUT_FOLDER,
     metavar="FOLDER",
     required=True,
-    help="Where cells are kept, of many sweeps if you like.",
+    help="Folder for the cells; several sweeps can share it.",
 )
-@click.option("--retry", is_flag=True, help="Draw again what failed before.")
-@click.option("--dry-run", is_flag=True, help="Tell how many cells there are, and how many would be drawn.")
+@click.option("--retry", is_flag=True, help="Generate failed cells again.")
+@click.option("--dry-run", is_flag=True, help="Print the number of cells, and how many would be generated.")
 def command(
     prompts: list[str],
     axes: tuple[str, ...],
     axes_file: str | None,
     seeds: int | None,
     overrides: dict[str, Any],
-    preset: str | None,
+    preset: Preset | None,
     choice: ModelChoice,
     out: str,
     retry: bool,
     dry_run: bool,
 ) -> None:
-    """Draw prompts with every combination of settings, from the same noise for each seed, and measure each.
+    """Generate and measure prompts with every combination of settings, from the same noise for each seed.
 
-    An axis is a setting by the name of its option (guidance, steps, size, negative-preset, preset), model, or
-    words (the first value is searched in the prompt, the others take its place). Values are separated by
-    commas, or by || where they hold commas; numbers may be ranges: 1-10, 1-10 (+2), 1-10 [5], or
-    5, 10, .., 30.
+    An axis is a setting named as its option (guidance, steps, size, negative-preset, preset), model, or words
+    (the first value is searched in the prompt, and the others replace it). Values are separated by commas, or
+    by || if they contain commas; numbers may be ranges: 1-10, 1-10 (+2), 1-10 [5], or 5, 10, .., 30.
 
-    What was drawn before, by whichever sweep, is not drawn again: a sweep that was stopped goes on with the
-    same command, and several processes may share a folder.
+    Cells that exist, from whichever sweep, are not generated again: the same command resumes a sweep, and
+    several processes may share a folder.
 
     \b
     Examples:
@@ -81,30 +89,26 @@ def command(
     """  # noqa: D301 (\b keeps click from wrapping)
     from ssd1b.lab.axes import parse_axis
 
-    chosen = None if preset is None else load_preset(preset)
-    check_settings(prompts, overrides, chosen)
+    check_settings(prompts, overrides, preset)
     found = [parse_axis(each) for each in axes]
     found += [] if axes_file is None else _read_axes(Path(axes_file))
     if seeds is not None:
         first = overrides.get("seed", 0)
         found.append(parse_axis(f"seed={first}-{first + check('seeds', seeds, SEEDS) - 1}"))
 
-    from ssd1b.actions.lab import sweep as draw_sweep
-    from ssd1b.cli import drawing
-    from ssd1b.lab.sweep import Sweep
+    from ssd1b.actions.lab import Sweep, sweep
+    from ssd1b.cli.display import progress
 
-    sweep = Sweep(
-        prompts=tuple(prompts), axes=tuple(found), model=choice.model or DEFAULT_MODEL, preset=chosen,
-        settings=overrides,
-    )  # fmt: skip
-    done = draw_sweep(
-        sweep, Path(out), drawing.loading(choice), retry=retry, dry_run=dry_run, begin=_report,
-        progress=drawing.progress,
-    )  # fmt: skip
+    what = Sweep(
+        prompts=tuple(prompts), axes=tuple(found), model=choice.name, preset=preset, settings=overrides
+    )
+    done = sweep(
+        what, Path(out), choice.loading(), retry=retry, dry_run=dry_run, begin=_report, progress=progress
+    )
     if dry_run:
         return
     failures = Counter(done.failures)
-    click.echo(f"{len(done.outcomes) - failures.total()} pictures in {named(out)}")
+    click.echo(f"{len(done.outcomes) - failures.total()} images in {named(out)}")
     for reason, count in failures.items():
         click.echo(f"{count} failed: {reason}", err=True)
 
@@ -126,10 +130,10 @@ def _read_axes(path: Path) -> "list[Axis]":
 
 
 def _written(name: str, value: object) -> str:
-    """Write a value of a file as it would be written on the command line."""
+    """Write a value from a file as on the command line."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise InputError(f"axis {shown(name)} has the value {shown(value)}: it must be a text or a number")
-    # Decimal, because an axis knows no exponent: 1e-05 is written 0.00001.
+        raise InputError(f"axis {shown(name)} has the value {shown(value)}: it must be a string or a number")
+    # Decimal, because an axis has no exponents: 1e-05 is written 0.00001.
     return value if isinstance(value, str) else f"{Decimal(str(value)):f}"
 
 
@@ -137,7 +141,7 @@ def _report(plan: "Plan") -> None:
     click.echo(f"{len(plan.jobs)} cells, {len(plan.jobs) - len(plan.left)} of them known", err=True)
     if plan.lost:
         click.echo(
-            f"{plan.lost} were drawn before, but their pictures are gone or were changed: they are drawn "
-            "again",
+            f"{plan.lost} were generated before, but their images are missing or were changed: they are "
+            "generated again",
             err=True,
         )

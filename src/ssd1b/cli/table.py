@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Lay out rows in columns two spaces apart; the columns numbered in ``right`` end flush.
+    """Lay out rows in columns two spaces apart; columns whose numbers are in ``right`` are right-aligned.
 
-    Cells may come out of files: what a terminal would act on is written as an escape.
+    Control characters in cells, which may come from files, are escaped.
     """
     cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -32,16 +32,7 @@ def json_line(facts: object) -> str:
 
 
 def percent(value: "Estimate") -> str:
-    """Write a share with its interval: "97.5 (96.1 to 98.7)"; a dash where nothing was asked."""
+    """Write a share with its interval: "97.5 (96.1 to 98.7)"; a dash if there are no values."""
     if value.size == 0:
         return "-"
     return f"{100 * value.mean:.1f} ({100 * value.low:.1f} to {100 * value.high:.1f})"
-
-
-def byte_size(count: int) -> str:
-    """Write a number of bytes in the decimal units of disks and downloads: "5.14 GB"."""
-    size, units = float(count), ["B", "kB", "MB", "GB", "TB"]
-    while size >= 999.5 and len(units) > 1:
-        size /= 1000
-        del units[0]
-    return f"{size:.3g} {units[0]}"

@@ -1,4 +1,4 @@
-"""``ssd1b tabletop``: the miniature's world rendered, and the miniature trained on it."""
+"""``ssd1b tabletop``: render the miniature's world, and train the miniature on it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +11,8 @@ from ssd1b.cli.options import ModelChoice
 from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, echo_path, overwrite_option
 from ssd1b.cli.table import columns, percent
 from ssd1b.errors import InputError, shown
-from ssd1b.files import expand_path
-from ssd1b.saving import check_free
+from ssd1b.files import expanded
+from ssd1b.saving import check_free, writing
 from ssd1b.settings import Seed
 from ssd1b.validation import Range, check
 
@@ -20,51 +20,53 @@ COUNT = Annotated[int, Range(1, 1_000_000)]
 SHEET_COUNT = Annotated[int, Range(1, 400)]
 Split: TypeAlias = Literal["train", "held_out"]
 
+LOCAL = ModelChoice(offline=True)
+
 
 @click.group("tabletop", cls=Group)
 def command() -> None:
-    """Render the miniature's world, lit solids on a table, and train the miniature on it."""
+    """Render Tabletop, a world of lit solids on a table, and train the miniature on it."""
 
 
 def world_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the argument ``world``."""
+    """Pass a command ``world``."""
     return click.option(
         "--world",
         type=click.Choice(["plain", "rich"]),
         default="plain",
         show_default=True,
-        help="rich: also three solids, stacked ones, patterns and lighting.",
+        help="rich: also three or stacked solids, patterns and lighting.",
     )(command)
 
 
 def world_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the arguments ``seed``, ``split`` and ``world``: which pictures."""
+    """Pass a command ``seed``, ``split`` and ``world``, which select scenes."""
     command = world_option(command)
     command = click.option(
         "--split",
         type=click.Choice(["train", "held_out"]),
         default="train",
         show_default=True,
-        help="held_out: each picture shows a combination that the training never does.",
+        help="held_out: only combinations that no training image shows.",
     )(command)
     return click.option(
-        "--seed", type=int, default=0, show_default=True, help="Of the world; trainings use 0 to 3."
+        "--seed", type=int, default=0, show_default=True, help="Seed of the scenes; trainings use 0 to 5."
     )(command)
 
 
 @command.command("render")
-@click.option("--count", type=int, default=16, show_default=True, help="How many pictures.")
+@click.option("--count", type=int, default=16, show_default=True, help="Number of images.")
 @world_options
 @click.option(
     "--out",
     type=OUT_FOLDER,
     metavar="FOLDER",
     required=True,
-    help="Where they go, each with its caption in a .txt.",
+    help="Where to write images, each with its caption in a .txt file.",
 )
 @overwrite_option
 def render_command(count: int, seed: int, split: Split, world: str, out: str, overwrite: bool) -> None:
-    """Render pictures with exact captions, as training data.
+    """Render images with exact captions, as training data.
 
     \b
     Example:
@@ -73,40 +75,36 @@ def render_command(count: int, seed: int, split: Split, world: str, out: str, ov
     check("count", count, COUNT)
     check("seed", seed, Seed)
 
-    from PIL import Image
-    from tqdm import tqdm
+    from ssd1b.actions.tabletop import render_dataset
+    from ssd1b.cli.display import progress
 
-    from ssd1b.saving import writing
-    from ssd1b.tabletop.world.captions import full_caption
-    from ssd1b.tabletop.world.renderer import render
-    from ssd1b.tabletop.world.scenes import WORLDS, scene
-
-    for index in tqdm(range(count), unit="picture", disable=None, leave=False):
-        each = scene(seed, index, split=split, world=WORLDS[world])
-        stem = f"{split}-{seed}-{index:06d}"
-        with writing(Path(out, f"{stem}.png"), overwrite=overwrite) as aside:
-            Image.fromarray(render(each)).save(aside, "PNG")
-        with writing(Path(out, f"{stem}.txt"), overwrite=overwrite) as aside:
-            aside.write_text(full_caption(each) + "\n", encoding="utf-8")
+    render_dataset(
+        Path(out), count, seed=seed, split=split, world=world, overwrite=overwrite, progress=progress
+    )
     echo_path(out)
 
 
 @command.command("show")
-@click.option("--count", type=int, default=16, show_default=True, help="How many scenes.")
+@click.option("--count", type=int, default=16, show_default=True, help="Number of scenes.")
 @world_options
 @click.option(
     "--model",
     metavar="MODEL",
-    help="Beside each render show what the model's autoencoder makes of it, and what the model draws.",
+    help="Next to each render, show its reconstruction by the model's autoencoder and generated images.",
 )
 @click.option(
-    "--out", type=PATH, metavar="FILE", default="tabletop.png", show_default=True, help="The sheet, a PNG."
+    "--out",
+    type=PATH,
+    metavar="FILE",
+    default="tabletop.png",
+    show_default=True,
+    help="PNG file of the sheet.",
 )
 @overwrite_option
 def show_command(
     count: int, seed: int, split: Split, world: str, model: str | None, out: str, overwrite: bool
 ) -> None:
-    """Draw a sheet of scenes with their captions: what the world looks like, and what a model makes of it.
+    """Render a sheet of scenes with their captions, optionally next to what a model generates from them.
 
     \b
     Examples:
@@ -119,46 +117,30 @@ def show_command(
         raise InputError(f"a sheet is a PNG, so its name must end in .png: {shown(out)}")
     check_free(Path(out), overwrite=overwrite)
 
-    from tqdm import tqdm
+    from ssd1b.actions.tabletop import scene_sheet
+    from ssd1b.cli.display import progress
 
-    from ssd1b.evaluate.sheets import contact_sheet
-    from ssd1b.saving import writing
-    from ssd1b.tabletop.world.captions import full_caption
-    from ssd1b.tabletop.world.renderer import render
-    from ssd1b.tabletop.world.scenes import WORLDS, scene
-
-    scenes = [scene(seed, index, split=split, world=WORLDS[world]) for index in range(count)]
-    if model is None:
-        pictures = [render(each) for each in tqdm(scenes, unit="picture", disable=None, leave=False)]
-        sheet = contact_sheet(pictures, [full_caption(each) for each in scenes])
-    else:
-        from ssd1b.cli import drawing
-        from ssd1b.tabletop.world.gallery import side_by_side
-
-        sheet = side_by_side(
-            drawing.load(ModelChoice(model=model, device=None, dtype=None, offline=True)), scenes
-        )
+    sheet = scene_sheet(
+        count, seed=seed, split=split, world=world, model=model, loading=LOCAL.loading(), progress=progress
+    )
     with writing(Path(out), overwrite=overwrite) as aside:
         sheet.save(aside, "PNG")
     echo_path(out)
 
 
 @command.command("examine", needs=("scipy", "matplotlib"))
-@click.option("--count", type=int, default=1000, show_default=True, help="How many pictures.")
-@click.option("--through", metavar="MODEL", help="Look also through the autoencoder of a model.")
-@click.option(
-    "--judge", type=PATH, metavar="FILE", help="Weights of a judge other than the one that comes along."
-)
-@click.option("--out", type=OUT_FOLDER, metavar="FOLDER", help="Where figures and plots go.")
+@click.option("--count", type=int, default=1000, show_default=True, help="Number of images.")
+@click.option("--through", metavar="MODEL", help="Also read renders that went through a model's autoencoder.")
+@click.option("--judge", type=PATH, metavar="FILE", help="Weights of a judge other than the built-in one.")
+@click.option("--out", type=OUT_FOLDER, metavar="FOLDER", help="Where to write figures and plots.")
 @overwrite_option
 def examine_command(
     count: int, through: str | None, judge: str | None, out: str | None, overwrite: bool
 ) -> None:
-    """Tell how far the judge can be trusted, on fresh renders.
+    """Measure the accuracy of the judge on fresh renders.
 
-    The judge reads pictures whose scenes are known: which answers are right, what is taken for what, and
-    whether it knows how sure it may be. A quarter of the pictures are spoiled, which may hide what is asked,
-    so it reads as many of which none is.
+    The judge reads images of known scenes. Reported are accuracy, confusions and calibration. A quarter of
+    the images are spoiled, which may hide the answer, so it also reads as many of which none is.
 
     \b
     Example:
@@ -166,47 +148,21 @@ def examine_command(
     """  # noqa: D301 (\b keeps click from wrapping)
     check("count", count, COUNT)
 
-    from ssd1b.cli import drawing
-    from ssd1b.saving import renewing
-    from ssd1b.tabletop.judge import examination, plots
-    from ssd1b.tabletop.judge.judge import load_judge
-    from ssd1b.tabletop.world.renderer import render_batch
-    from ssd1b.weights.files import write_json
+    from ssd1b.actions.tabletop import examine_judge, report_files, write_judge_report
 
-    reader = load_judge(Path(judge) if judge is not None else None)
-    written = ["examination.json", "calibration.png", "confusion-0.png"]
-    written += [] if through is None else ["confusion-1.png"]
-    check_outputs(out, written, overwrite=overwrite)
-    views: dict[str, examination.Renderer] = {"renders": render_batch}
-    if through is not None:
-        pipeline = drawing.load(ModelChoice(model=through, device=None, dtype=None, offline=True))
-        views[f"through {through}"] = examination.through_vae(pipeline.vae)
-    worlds = {"": examination.PLAIN, ", none spoiled": examination.CLEAN_WORLD}
-    found = {
-        name + which: examination.examine(reader, count, view, world=world, label=name + which)
-        for name, view in views.items()
-        for which, world in worlds.items()
-    }
-    accuracy = {name: each.accuracy() for name, each in found.items()}
+    check_outputs(out, report_files(1 if through is None else 2), overwrite=overwrite)
+    report = examine_judge(
+        count, judge=None if judge is None else Path(judge), model=through, loading=LOCAL.loading()
+    )
+    accuracy = report.accuracy()
     rows = [
         [question, *(percent(each[question]) for each in accuracy.values())]
         for question in accuracy["renders"]
     ]
-    click.echo(columns([["", *found], *rows]))
-    if out is None:
-        return
-    folder = Path(out)
-    with renewing(folder / "examination.json", overwrite=overwrite) as aside:
-        write_json(
-            aside, {view: {q: e._asdict() for q, e in each.items()} for view, each in accuracy.items()}
-        )
-    spoiled_too = {name: found[name] for name in views}
-    pictures = {"calibration": plots.calibration_plot(spoiled_too)}
-    pictures |= {f"confusion-{n}": plots.confusion_plot(each) for n, each in enumerate(spoiled_too.values())}
-    for name, png in pictures.items():
-        with renewing(folder / f"{name}.png", overwrite=overwrite) as aside:
-            aside.write_bytes(png)
-    echo_path(out)
+    click.echo(columns([["", *accuracy], *rows]))
+    if out is not None:
+        write_judge_report(Path(out), report, overwrite=overwrite)
+        echo_path(out)
 
 
 @command.command("train", needs=("accelerate",))
@@ -223,13 +179,13 @@ def examine_command(
     "--from",
     "start",
     metavar="MODEL",
-    help="Go on with the weights of a model, as mini-sdxl; for the judge, of a judge's file.",
+    help="Start from the weights of a model, as mini-sdxl; for the judge, of a judge's file.",
 )
-@click.option("--steps", type=int, help="Of the optimiser. Default: the part's own number.")
-@click.option("--batch-size", type=int, help="Pictures a step. Default: the part's own number.")
-@click.option("--seed", type=int, help="Of pictures, captions and noise. Default: the part's own.")
+@click.option("--steps", type=int, help="Optimiser steps. Default: depends on the part.")
+@click.option("--batch-size", type=int, help="Images per step. Default: depends on the part.")
+@click.option("--seed", type=int, help="Seed of images, captions and noise. Default: depends on the part.")
 @world_option
-@click.option("--resume", is_flag=True, help="Go on with a training that was stopped.")
+@click.option("--resume", is_flag=True, help="Resume an interrupted training.")
 @click.option("--device", help="cpu, cuda, mps. Default: cpu.")
 def train_command(
     part: str,
@@ -242,12 +198,12 @@ def train_command(
     resume: bool,
     device: str | None,
 ) -> None:
-    """Train a part of the miniature; vae and clip first, then unet, which completes the model in RUN/model.
+    """Train a part of the miniature: vae and clip first, then unet, which completes the model in RUN/model.
 
-    The text encoders learn on beside the unet; image-encoder then follows them, for the CLIP score.
-    The judge, which reads what a picture shows, needs no other part; it sees renders also through the
-    autoencoder of RUN or, if there is none, of mini-sdxl.
-    Ctrl-C stops with a checkpoint; --resume goes on from it, bit by bit.
+    The text encoders continue to learn with the unet; image-encoder then adapts to them, for the CLIP score.
+    The judge, which reads what an image shows, needs no other part. It also sees renders that went through
+    the autoencoder of RUN or, if there is none, of mini-sdxl. Ctrl-C stops with a checkpoint, from which
+    --resume continues bit-exactly.
 
     \b
     Examples:

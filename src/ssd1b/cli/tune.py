@@ -1,5 +1,6 @@
-"""``ssd1b tune``: the best settings, found and proven."""
+"""``ssd1b tune``: search for the best settings, and prove them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,19 +11,17 @@ from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
     model_options,
+    preset_option,
     prompt_options,
     setting_options,
 )
 from ssd1b.cli.paths import OUT_FOLDER, check_outputs, echo_path, overwrite_option
 from ssd1b.cli.table import columns
 from ssd1b.errors import InputError
-from ssd1b.presets import PRESETS, load_preset
-from ssd1b.settings import DEFAULT_MODEL
+from ssd1b.settings import Preset
 from ssd1b.validation import Range, check
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ssd1b.lab.axes import Axis
     from ssd1b.lab.goal import Goal
     from ssd1b.lab.tune import Candidate, Tuned
@@ -32,40 +31,61 @@ BUDGET = Annotated[float, Range(1, 1_000_000)]
 MINUTES = Annotated[float, Range(0.01, 525_600)]
 PAIRS = Annotated[int, Range(8, 100_000)]
 
-USUAL_AXES = (
+DEFAULT_AXES = (
     "guidance=1-15 (+0.5)",
     "steps=6-30 (+2)",
     "sampler=UniPC,Euler,DDPM,DPM++ 2M,DDIM",
     "guidance-rescale=0,0.35,0.7",
 )
-"""What is searched if nothing else is named: the article's ranges, and what has become usual since."""
+"""The default search space: the article's ranges, and later additions."""
 
 
 @click.command("tune", cls=Command, needs=("scipy", "optuna"))
 @prompt_options
 @click.option(
-    "--axis", "axes", type=TEXT, multiple=True, metavar="NAME=VALUES", help="What is searched, as in sweep."
+    "--axis",
+    "axes",
+    type=TEXT,
+    multiple=True,
+    metavar="NAME=VALUES",
+    help="A setting to search, as in sweep.",
 )
 @click.option(
-    "--metric", default="flawless", show_default=True, metavar="SUM", help="As clip, or right + 0.5*clip."
+    "--metric",
+    default="flawless",
+    show_default=True,
+    metavar="SUM",
+    help="The metric to maximise, or a sum: right + 0.5*clip.",
 )
-@click.option("--guard", "guards", multiple=True, metavar="BOUND", help="As clipping<=0.05, clean>=0.9.")
-@click.option("--budget", type=float, metavar="PASSES", help="Of the UNet, that a picture may take.")
-@click.option("--trials", type=int, default=60, show_default=True, help="Combinations to try, in all.")
-@click.option("--minutes", type=float, help="Begin no further trial after so long.")
 @click.option(
-    "--pairs", type=int, default=48, show_default=True, help="Of prompt and seed, for each combination."
+    "--guard",
+    "guards",
+    multiple=True,
+    metavar="BOUND",
+    help="A bound that a metric must keep: clipping<=0.05, clean>=0.9.",
+)
+@click.option("--budget", type=float, metavar="PASSES", help="Most UNet forward passes per image.")
+@click.option(
+    "--trials",
+    type=int,
+    default=60,
+    show_default=True,
+    help="Number of combinations to try, including earlier ones.",
+)
+@click.option("--minutes", type=float, help="Time limit, after which no trial begins.")
+@click.option(
+    "--pairs", type=int, default=48, show_default=True, help="Pairs of prompt and seed for each combination."
 )
 @click.option("--fresh", type=int, default=96, show_default=True, help="Pairs for the proof.")
 @setting_options
-@click.option("--preset", metavar="NAME|FILE", help=f"{', '.join(PRESETS)}, or a .toml or .json file.")
+@preset_option
 @model_options
 @click.option(
     "--out",
     type=OUT_FOLDER,
     metavar="FOLDER",
     required=True,
-    help="Where cells, the search and the preset are kept.",
+    help="Folder for cells, search and preset.",
 )
 @overwrite_option
 def command(
@@ -79,18 +99,19 @@ def command(
     pairs: int,
     fresh: int,
     overrides: dict[str, Any],
-    preset: str | None,
+    preset: Preset | None,
     choice: ModelChoice,
     out: str,
     overwrite: bool,
 ) -> None:
-    """Search the best settings for a model and prompts, and prove them on pairs that the search did not see.
+    """Search for the best settings of a model, and prove them on pairs that the search did not use.
 
-    Optuna's TPE sampler proposes combinations. All of them draw the same pairs of prompt and seed, and those
-    that are clearly inferior are stopped early. The best combination and its closest rivals then draw fresh
-    pairs, which decide whether each rival is worse or not statistically distinguishable. One rival is the
-    baseline: the model's own settings with the options given here. Without prompts, the miniatures draw
-    held-out captions. Run the same command again to resume a search. Several processes may share a folder.
+    Optuna's TPE sampler proposes combinations. All of them generate the same pairs of prompt and seed, and
+    those that are clearly inferior are stopped early. The best combination and its closest rivals then
+    generate fresh pairs, which decide whether each rival is worse or not statistically distinguishable. One
+    rival is the baseline: the model's own settings with the options given here. Without prompts, the
+    miniatures use held-out captions. Run the same command again to resume a search. Several processes may
+    share a folder.
 
     \b
     Examples:
@@ -108,34 +129,32 @@ def command(
     ):  # fmt: skip
         if value is not None:
             check(name, value, allowed)
-    chosen = None if preset is None else load_preset(preset)
-    check_settings(prompts or ["a sphere"], overrides, chosen)
+    check_settings(prompts or ["a sphere"], overrides, preset)
     if "seed" in overrides:
-        raise InputError("seed is no setting that could be tuned: pairs have seeds of their own")
-    found = [parse_axis(each) for each in axes or USUAL_AXES]
+        raise InputError("seed is no setting that can be tuned: each pair has its own seed")
+    found = [parse_axis(each) for each in axes or DEFAULT_AXES]
     if twice := [axis.name for axis in found if [each.name for each in found].count(axis.name) > 1]:
-        raise InputError(f"axis {twice[0]} is there twice: write all its values into one")
+        raise InputError(f"axis {twice[0]} is given twice: put all its values into one")
     if other := [axis.name for axis in found if axis.name in ("seed", "words", "model")]:
-        raise InputError(f"axis {other[0]} is no setting that could be tuned")
+        raise InputError(f"axis {other[0]} is no setting that can be tuned")
     goal = read_goal(metric, guards)
 
     from ssd1b.actions.lab import tune
-    from ssd1b.cli import drawing
-    from ssd1b.lab.tune_files import FILES, describe_baseline
+    from ssd1b.cli.display import progress
+    from ssd1b.lab.tune_files import FILES, baseline
 
     check_outputs(out, FILES, overwrite=overwrite)
-    base = {**(chosen.settings if chosen else {}), **overrides}
+    base = {**(preset.settings if preset else {}), **overrides}
     result = tune(
-        choice.model or DEFAULT_MODEL, found, goal, Path(out), drawing.loading(choice), prompts=prompts,
-        base=base, budget=budget, trials=trials, minutes=minutes, pairs=pairs, fresh=fresh,
-        overwrite=overwrite, progress=drawing.progress,
+        choice.name, found, goal, Path(out), choice.loading(), prompts=prompts, base=base, budget=budget,
+        trials=trials, minutes=minutes, pairs=pairs, fresh=fresh, overwrite=overwrite, progress=progress,
     )  # fmt: skip
     click.echo(_summary(result.tuned, found, goal, describe_baseline(base)))
     for path in result.files:
         echo_path(path)
 
 
-def _summary(tuned: "Tuned", axes: "Sequence[Axis]", goal: "Goal", what: str) -> str:
+def _summary(tuned: "Tuned", axes: "Sequence[Axis]", goal: "Goal", baseline: str) -> str:
     from ssd1b.lab.tune import labels_of
 
     def row(word: str, each: "Candidate", score: str, difference: str) -> list[str]:
@@ -156,8 +175,8 @@ def _summary(tuned: "Tuned", axes: "Sequence[Axis]", goal: "Goal", what: str) ->
     return "\n".join(
         [
             f"{goal}: {fresh.mean:.3g} ({fresh.low:.3g} to {fresh.high:.3g}) on {fresh.size} fresh pairs, "
-            f"{gain.mean:+.3g} ({gain.low:+.3g} to {gain.high:+.3g}) against {what}",
-            f"{tuned.searched} combinations were tried, {tuned.dropped} of them given up early",
+            f"{gain.mean:+.3g} ({gain.low:+.3g} to {gain.high:+.3g}) against {baseline}",
+            f"{tuned.searched} combinations were tried, {tuned.dropped} of them stopped early",
             "",
             columns(rows),
             "",

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ssd1b.actions.lab import Loading, guide, sweep, tune
+from ssd1b.actions.lab import guide, sweep, tune
+from ssd1b.actions.loading import Loading
 from ssd1b.actions.worlds import WORLDS
 from ssd1b.errors import InputError
 from ssd1b.jobs.store import Store

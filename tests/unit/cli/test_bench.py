@@ -84,14 +84,14 @@ def test_a_peer_that_is_not_installed(run, monkeypatch):
 )
 def test_what_a_peer_does_not_do_is_told_before_anything_is_computed(run, monkeypatch, arguments, words):
     monkeypatch.setattr("ssd1b.extras.find_spec", lambda name: object())
-    monkeypatch.setattr("ssd1b.bench.case.make_case", lambda *given, **how: pytest.fail("computed"))
+    monkeypatch.setattr("ssd1b.actions.bench.make_case", lambda *given, **how: pytest.fail("computed"))
     done = run("bench", *QUICK, *arguments)
     assert done.code == 2 and done.out == "" and len(done.err.splitlines()) == 1, done.err
     assert all(word in done.err for word in words), done.err
 
 
 def test_what_does_not_fit_is_refused_before_it_is_made(run, monkeypatch):
-    monkeypatch.setattr("ssd1b.bench.engines.needed_bytes", lambda parameters, choices: 2**60)
+    monkeypatch.setattr("ssd1b.actions.bench.needed_bytes", lambda parameters, choices: 2**60)
     done = run("bench", *QUICK)
     assert done.code == 2 and "1.15e+06 TB for weights alone" in done.err and "name fewer --peers" in done.err
 

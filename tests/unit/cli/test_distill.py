@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -63,7 +64,7 @@ def teacher(tmp_path_factory):
         "text_encoder": TextEncoder(TEACHER.text_encoder),
         "text_encoder_2": TextEncoder(TEACHER.text_encoder_2),
     }
-    info = ModelInfo(layout=TEACHER, settings={"steps": 2, "guidance_scale": 3.0})
+    info = ModelInfo(layout=TEACHER, settings={"steps": 2, "guidance_scale": 3.0}, world="tabletop")
     parts = {part: network.state_dict() for part, network in networks.items()}
     save_folder(path, info, parts, dtype=torch.float16)
     return path
@@ -262,10 +263,24 @@ def test_a_budget_is_filled_by_what_is_measured_on_data(run, tmp_path, teacher, 
     share = float(line.split("%")[0].split()[-1])
     assert 55 < share <= 60
     assert "from a forward pass of the teacher" in result.out
+    assert result.err.splitlines() == [
+        "measuring the importance of the teacher's blocks on tabletop ...",
+        "measuring the speed of cpu ...",
+        "estimating the memory of stage 1 of 1 ...",
+    ]
     assert (tmp_path / "plan/layers.png").read_bytes().startswith(b"\x89PNG")
     table = (tmp_path / "plan/layers.tsv").read_text().splitlines()
     assert table[:2] == ["STUDENT\tTEACHER", "conv_in.weight\tconv_in.weight"]
     assert not (tmp_path / "plan/distill.json").exists()
+
+
+def test_tabletop_is_for_teachers_that_declare_it(run, tmp_path, teacher):
+    shutil.copytree(teacher, tmp_path / "other")
+    (tmp_path / "other/ssd1b.json").write_text('{"settings": {}}')
+    call = ["distill", "--teacher", "other", "--student", "60%", "--data", "tabletop", "--out", "out"]
+    for more in ([], ["--dry-run"]):
+        refused = run(*call, *more)
+        assert refused.code == 2 and "the teacher does not generate Tabletop images" in refused.err
 
 
 def test_the_teacher_of_a_stage_must_be_there(run, tmp_path):
@@ -283,4 +298,4 @@ def test_a_dry_run_at_full_size_needs_no_weights(run):
         word in lines["stage 1"] for word in ("36 blocks, 1 resnet", "1,331,334,404", "51.9 %", "2,104")
     )
     assert lines["up_blocks.0.attentions.1"].split()[1:] == ["0-9", "0-2", "6"]
-    assert "weights are not at hand" in result.out and "matrix product" in result.out
+    assert "weights are not on disk" in result.out and "matrix product" in result.out

@@ -40,10 +40,12 @@ def test_figures_as_json_and_on_disk(run, ignorant, tmp_path):
         assert sheet.width > 128
 
 
-def test_a_model_beside_itself_cannot_be_told_apart(run, ignorant):
-    done = run(*QUICK, "--judge", ignorant, "--versus", "mini-ssd-1b")
+def test_a_model_does_not_differ_from_itself_and_few_captions_are_warned_of(run, ignorant):
+    done = run(*QUICK, "--judge", ignorant, "--versus", "mini-ssd-1b", "--seeds", 8)
     assert done.code == 0, done.err
-    assert done.out.count("not to be told from zero") >= 9
+    assert done.out.count("not statistically distinguishable from zero") >= 9
+    warning = "warning: intervals of fewer than 30 captions are too narrow"
+    assert warning in done.err.splitlines(), "32 images, but 4 captions"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,7 @@ def test_a_library_of_an_extra_that_is_missing_is_named_with_the_extra(run, monk
     def without(*arguments):
         raise ModuleNotFoundError("No module named 'scipy'", name="scipy.stats")
 
-    monkeypatch.setattr("ssd1b.tabletop.judge.judge.load_judge", without)
+    monkeypatch.setattr("ssd1b.actions.evaluate.load_judge", without)
     result = run("evaluate")
     assert (result.code, result.out) == (2, "")
     assert result.err == f"error: this needs scipy, which is not installed: {install(['scipy'])}\n"

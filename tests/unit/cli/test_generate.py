@@ -30,7 +30,7 @@ def generate(run, tiny_model):
 def test_prints_the_path_of_each_picture_and_how_long_it_took(generate, tmp_path, image_at):
     result = generate("a red cube", "--seed", 7)
     assert result.out == "pictures/7-a-red-cube.png\n"
-    assert result.err.startswith("1 picture: loading ") and len(result.err.splitlines()) == 1
+    assert result.err.startswith("1 image: loading ") and len(result.err.splitlines()) == 1
     assert image_at(tmp_path / "pictures/7-a-red-cube.png").size == (64, 64)
 
 
@@ -338,7 +338,7 @@ def test_a_finished_picture_whose_folder_is_gone_is_kept_elsewhere(run, tmp_path
     assert (result.code, result.out, begun) == (2, "out/7-a-cube.png\n", [7, 8])
     (kept,) = tmp_path.glob("ssd1b-*/8-a-cube.png")
     assert result.err == (
-        f"error: cannot write out/: File exists; the picture is kept as {kept}, and no other was begun\n"
+        f"error: cannot write out/: File exists; the image was saved as {kept}, and no other was begun\n"
     )
     assert read_recipe(kept).settings.seed == 8
 

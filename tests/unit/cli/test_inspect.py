@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
+from ssd1b.actions.rerun import reproduction_command
 from ssd1b.cli import generate
-from ssd1b.cli.again import again
 from ssd1b.images import Picture, read_recipe, save_picture
 from ssd1b.models.unet import UNet
 from ssd1b.recipe import ModelIdentity, Parameters, Recipe
@@ -137,7 +137,7 @@ def test_the_command_line_says_every_setting(settings):
         torch_version="2",
         ssd1b_version="1",
     )
-    program, name, *arguments = shlex.split(again("x.png", recipe))
+    program, name, *arguments = shlex.split(reproduction_command("x.png", recipe))
     assert (program, name) == ("ssd1b", "generate")
     said = generate.command.make_context("generate", arguments).params
     (prompt,) = said["prompts"]
@@ -154,4 +154,4 @@ def test_the_command_line_says_every_setting(settings):
 @pytest.mark.parametrize("values", [{"Steps": "many"}, {"Size": "big"}])
 def test_numbers_that_are_none_are_left_to_rerun(values):
     foreign = Parameters(prompt="a cube", negative_prompt=None, values=values)
-    assert again("x.png", foreign) == "ssd1b rerun x.png"
+    assert reproduction_command("x.png", foreign) == "ssd1b rerun x.png"

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssd1b.cli.table import byte_size, columns
+from ssd1b.cli.table import columns
+from ssd1b.numerals import byte_size
 from ssd1b.saving import MARKS
 from ssd1b.tabletop.miniature import assemble
 from ssd1b.tabletop.world.captions import full_caption
@@ -109,5 +110,5 @@ def test_byte_size(count, text):
     assert byte_size(count) == text
 
 
-def test_columns_end_flush_or_begin_flush():
+def test_columns_are_aligned_left_or_right():
     assert columns([("a", "1", "x"), ("bcd", "22", "")], right=(1,)) == "a     1  x\nbcd  22"

@@ -38,7 +38,7 @@ def test_without_pyarrow_the_rest_is_written(run, cells, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     done = run("report", cells)
     assert done.code == 0 and "cells.parquet" not in done.out
-    assert done.err == f"cells.parquet is left out, which needs pyarrow: {install(['pyarrow'])}\n"
+    assert done.err == f"cells.parquet is omitted because it needs pyarrow: {install(['pyarrow'])}\n"
 
 
 @pytest.mark.parametrize(

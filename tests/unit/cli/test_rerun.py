@@ -49,7 +49,7 @@ def test_says_what_is_not_as_it_was(run, tmp_path, picture_of, tiny_model, image
     lines = result.err.splitlines()
     assert lines[0] == "bit-equal: every pixel is the same"
     assert lines[1] == (
-        f"drawn under other circumstances: device warp, now cpu, threads {recipe.threads + 1}, now "
+        f"generated under other circumstances: device warp, now cpu, threads {recipe.threads + 1}, now "
         f"{recipe.threads}, batch size 4, now 1, torch version 2.0, now {recipe.torch_version}"
     )
     assert run("rerun", "old.png", "--trust-recipe").code == 0
@@ -65,7 +65,7 @@ def test_another_model_can_be_named(run, tmp_path, picture_of, tiny_model, image
     result = run("rerun", "moved.png", "--model", tiny_model)
     assert result.err.splitlines() == [
         "bit-equal: every pixel is the same",
-        f"drawn under other circumstances: model source /gone/tiny, now {tiny_model}",
+        f"generated under other circumstances: model source /gone/tiny, now {tiny_model}",
     ]
 
 
@@ -73,7 +73,7 @@ def test_lossy_formats_cannot_be_compared(run, picture_of):
     result = run("rerun", picture_of("jpeg"), "--out", "again.webp", "--trust-recipe")
     assert result.code == 0
     assert result.out == "again.webp\n"
-    assert result.err.startswith("only PNG keeps pixels exactly")
+    assert result.err.startswith("only PNG stores exact pixels")
 
 
 def test_automatic1111s_text_draws_what_is_known(run, tmp_path, tiny_model):
@@ -85,7 +85,7 @@ def test_automatic1111s_text_draws_what_is_known(run, tmp_path, tiny_model):
     result = run("rerun", "foreign.png", "--model", tiny_model)
     assert result.code == 0
     first, second = result.err.splitlines()
-    assert first.startswith("warning: no recipe in it, only AUTOMATIC1111's text")
+    assert first.startswith("warning: no recipe in the file, only AUTOMATIC1111's text")
     assert second.startswith("warning: not reproduced: Hires upscale, noise from a GPU")
     settings = read_recipe(tmp_path / result.out.strip()).settings
     assert (settings.prompt, settings.negative_prompt, settings.seed) == ("a cone", "fog", 11)

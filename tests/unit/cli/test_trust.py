@@ -79,7 +79,7 @@ def test_a_strange_model_is_neither_asked_for_nor_looked_for(
     looked_at = watched(monkeypatch)
     result = run("rerun", picture)
     assert result.code == 2
-    assert result.err.startswith("error: the picture names the model '"), result.err
+    assert result.err.startswith("error: the image names the model '"), result.err
     assert "--model" in result.err and "--trust-recipe" in result.err
     assert asked == []
     assert not looked_at & {source.format(tiny=tiny_model), os.path.expanduser(source)}

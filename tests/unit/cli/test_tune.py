@@ -62,7 +62,7 @@ def test_a_preset_that_generate_takes(run, tune, tiny_model, tmp_path):
         ),
         *((["a cube", "--minutes", each], ["minutes"]) for each in ("nan", "inf", "-5", "0", "1e99")),
         (["a cube", "--axis", "seed=1-4"], ["axis seed is no setting"]),
-        (["a cube", "--axis", "guidance=1", "--axis", "guidance=2"], ["axis guidance is there twice"]),
+        (["a cube", "--axis", "guidance=1", "--axis", "guidance=2"], ["axis guidance is given twice"]),
         (["a cube", "--seed", "3"], ["seed is no setting"]),
         (["a cube", "--trials", "0"], ["trials is 0"]),
         (["a cube", "--pairs", "4"], ["pairs is 4"]),

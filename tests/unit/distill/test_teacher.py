@@ -16,7 +16,7 @@ from tiny import DRAWABLE, random_weights
     ("changes", "message"),
     [
         ({"guidance_embed_dim": 8}, r"embeds the guidance scale \(LCM\): use the model from which it was distilled"),
-        ({"in_channels": 9}, "takes 9 channels, as for inpainting"),
+        ({"in_channels": 9}, "takes 9 channels, such as for inpainting"),
     ],
     ids=["LCM", "inpainting"],
 )

@@ -1,0 +1,66 @@
+"""How use cases find and load models, and how they report progress."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ssd1b.execution import DEFAULT, Execution
+from ssd1b.pipeline import Pipeline
+from ssd1b.settings import DEFAULT_MODEL
+from ssd1b.threads import Threads
+
+Notify: TypeAlias = Callable[[str], None]
+"""Called with a message before a step that takes long."""
+
+Progress: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+"""``progress(label, total)`` shows a task while its context lasts, and yields a function that advances it."""
+
+
+@contextmanager
+def silent(label: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Show no progress."""
+    yield lambda amount: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """Options for finding and loading models; see ``Pipeline.load`` for each of them.
+
+    Attributes:
+        device: None for the fastest one.
+        dtype: number format; None for what the device is fast at.
+        offline: never use the network.
+        prediction: what the UNet predicts, if the model's files do not say.
+        token: send the user's token to the hub.
+        paths: a model's name may be a path.
+        execution: backend, compilation, quantization, memory.
+        threads: number of CPU threads, or "auto".
+        notify: called with a message before steps that take minutes.
+    """
+
+    device: str | None = None
+    dtype: str | None = None
+    offline: bool = False
+    prediction: str | None = None
+    token: bool = True
+    paths: bool = True
+    execution: Execution = DEFAULT
+    threads: Threads = "auto"
+    notify: Notify = lambda message: None
+
+    def load(self, model: str = DEFAULT_MODEL) -> Pipeline:
+        """Load a model.
+
+        Raises:
+            InputError: as ``Pipeline.load``.
+        """
+        return Pipeline.load(
+            model, device=self.device, dtype=self.dtype, offline=self.offline, prediction=self.prediction,
+            token=self.token, paths=self.paths, execution=self.execution, threads=self.threads,
+            notify=self.notify,
+        )  # fmt: skip
+
+
+AUTO = Loading()
+"""The fastest device, and the number format it is fast at."""
