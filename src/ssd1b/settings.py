@@ -107,7 +107,7 @@ class GenerationSettings:
     negative_prompt: Annotated[Text | None, Setting(
         default=None, flags=("--negative", "--negative-prompt"), metavar="TEXT", per_picture=True,
         sdapi="negative_prompt",
-        help='What to keep away from. "" is an empty text, which is not the same as none.',
+        help='What to avoid. "" is an empty negative prompt, which differs from none.',
     )]
     """What guidance moves away from. None is no negative prompt, for which SDXL uses zeros; "" is the
     encoding of an empty text, and gives a different image."""
@@ -121,20 +121,20 @@ class GenerationSettings:
 
     guidance_rescale: Annotated[float, Range(0, 1), Setting(
         default=0.0, flags=("--guidance-rescale",), metavar="SHARE", aliases=("rescale",), example="0,0.7",
-        help="0 to 1: how far guidance is held back from overexposing.",
+        help="0 to 1: how far guidance is kept from overexposing.",
     )]
     """0 to 1: strength of the correction of overexposure by guidance (2305.08891, section 3.4)."""
 
     guidance_interval: Annotated[tuple[float, float], Range(0, 1), Check(_rising), Setting(
         default=(0.0, 1.0), flags=("--guidance-interval",), metavar="START END", aliases=("interval",),
-        example="0-1,0.2-0.8", help="Guide only in this part of the way from noise (0) to picture (1).",
+        example="0-1,0.2-0.8", help="Apply guidance only between these points from noise (0) to image (1).",
     )]
     """Start and end of guidance, as fractions of the trajectory from noise (0) to image (1) (2404.07724)."""
 
     feature_reuse: Annotated[float, Range(0, 1), Setting(
         default=0.0, before=0.0, flags=("--feature-reuse",), metavar="SHARE", aliases=("reuse",),
         example="0,0.1,0.3",
-        help="0 to 1: keep deep features while shallow ones change less. Faster; not the same picture.",
+        help="0 to 1: reuse deep features while shallow ones change less. Faster; changes the image.",
     )]
     """Largest relative change of the UNet's finest features, by their norm, up to which its deep features are
     reused (after 2312.00858); 0 computes them at every step."""
@@ -142,32 +142,32 @@ class GenerationSettings:
     steps: Annotated[int, Range(1, 1000), Setting(
         default=25,  # the article: more steps make no significant difference
         flags=("--steps",), metavar="N", example="10-30 (+10)", a1111="Steps", sdapi="steps",
-        help="Steps of denoising.",
+        help="Number of denoising steps.",
     )]
     """Number of denoising steps."""
 
     sampler: Annotated[str, OneOf("sampler", SAMPLERS), Setting(
         default="euler",  # the scheduler that SDXL and its distilled models are published with
         flags=("--sampler",), metavar="NAME", aliases=("scheduler",), a1111="Sampler", sdapi="sampler_name",
-        help=f"{', '.join(SAMPLERS)}; AUTOMATIC1111's, ComfyUI's and diffusers' names will do.",
+        help=f"{', '.join(SAMPLERS)}; or AUTOMATIC1111's, ComfyUI's and diffusers' names.",
     )]
     """A name of ``sampler_names.SAMPLERS``."""
 
     schedule: Annotated[Annotated[str, OneOf("schedule", SCHEDULES)] | None, Setting(
         default=None, flags=("--schedule",), metavar="NAME", a1111="Schedule type", sdapi="scheduler",
-        help=f"{', '.join(SCHEDULES)}; {AUTOMATIC} is the sampler's own, else the model's.",
+        help=f"{', '.join(SCHEDULES)}; {AUTOMATIC} is the sampler's default, or else the model's.",
     )]
     """A name of ``sampler_names.SCHEDULES``; None is the sampler's own, or else the model's."""
 
     seed: Annotated[Seed, Setting(
         flags=("--seed",), metavar="N", example="1-4", per_picture=True, a1111="Seed", sdapi="seed",
-        help="Of the first picture; the others count on. -1, the default, is random.",
+        help="Seed of the first image; each further image adds 1. -1, the default, is random.",
     )]
     """Seed of the image's noise."""
 
     width: Annotated[Pixels, Setting(
         default=1024, flags=("--size",), metavar="WIDTHxHEIGHT", example="512,512x768", a1111="Size",
-        sdapi="width", openai="size", help="In pixels; one number for a square.",
+        sdapi="width", openai="size", help="Size in pixels; one number for a square.",
     )]
     """Width of the image in pixels."""
 
