@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from ssd1b.bench.case import make_case, parameters
-from ssd1b.bench.engines import Choice, check_engine, needed_bytes, read_choice
+from ssd1b.bench.engines import EngineChoice, check_engine, needed_bytes, read_choice
 from ssd1b.bench.machine import machine
 from ssd1b.bench.plot import plot
 from ssd1b.bench.rounds import Row, compare
@@ -120,7 +120,7 @@ def benchmark(
         )  # fmt: skip
 
 
-def _check_memory(task: _Task, engines: Sequence[Choice], device: torch.device) -> None:
+def _check_memory(task: _Task, engines: Sequence[EngineChoice], device: torch.device) -> None:
     """Refuse a network that cannot fit before anything is allocated."""
     needed = needed_bytes(parameters(task.part, model_layout(task.layout)), engines)
     free = psutil.virtual_memory().available

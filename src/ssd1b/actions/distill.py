@@ -7,12 +7,21 @@ from pathlib import Path
 
 from ssd1b.actions import TABLETOP_DATA
 from ssd1b.actions.loading import Notify
-from ssd1b.distill.cost import Speed, measured_speed, memory, step_macs
+from ssd1b.distill.cost import Throughput, measure_speed, memory, step_macs
 from ssd1b.distill.layer_map import parameters, transformers
-from ssd1b.distill.picture import draw_layers
+from ssd1b.distill.layer_plot import plot_layers
 from ssd1b.distill.plan import PlannedStage, plan, with_target
-from ssd1b.distill.run import Data, Made, check_free, claim, config_of, joined, measured_importance, run
-from ssd1b.distill.stages import Stage, read_stages, retimed
+from ssd1b.distill.run import (
+    Data,
+    StudentFiles,
+    check_run_folder,
+    config_of,
+    join_processes,
+    measure_importance,
+    record_config,
+    run,
+)
+from ssd1b.distill.stages import Stage, read_stages, with_total_steps
 from ssd1b.distill.teacher import find_or_describe, find_teacher
 from ssd1b.errors import InputError
 from ssd1b.evaluate.cost import unet_macs
@@ -72,7 +81,7 @@ class DistillationPlan:
     stages: Sequence[StageCost]
     device: str
     dtype: str
-    speed: Speed
+    speed: Throughput
 
 
 def make_stages(
@@ -91,7 +100,7 @@ def make_stages(
         InputError: there are no such stages, or a setting is out of range.
     """
     stages = [Stage()] if name is None else read_stages(name)
-    stages = stages if steps is None else retimed(stages, steps)
+    stages = stages if steps is None else with_total_steps(stages, steps)
     changes = {key: value for key, value in (("batch_size", batch_size), ("seed", seed)) if value is not None}
     return [replace(stage, train=replace(stage.train, **changes)) for stage in stages]
 
@@ -135,7 +144,7 @@ def plan_distillation(
 
 def _measure(teacher: Model, source: Data, device: str, data: str, notify: Notify) -> dict[str, float]:
     notify(f"measuring the importance of the teacher's blocks on {data}")
-    return measured_importance(teacher, source, device, source=data)
+    return measure_importance(teacher, source, device, source=data)
 
 
 def _estimate(
@@ -147,7 +156,7 @@ def _estimate(
     at_once = max(each.stage.train.batch_size // each.stage.train.micro_batches for each in planned)
     unet = teacher and partial(teacher.network, "unet")
     notify(f"measuring the speed of {device}")
-    speed = measured_speed(unet, macs, cells, dtype, device, batch_size=at_once)
+    speed = measure_speed(unet, macs, cells, dtype, device, batch_size=at_once)
     costs = []
     for number, each in enumerate(planned, 1):
         notify(f"estimating the memory of stage {number} of {len(planned)}")
@@ -177,7 +186,7 @@ def write_layers(folder: Path, planned: DistillationPlan, *, overwrite: bool = F
     stages = [each.stage for each in planned.stages]
     keys = {"STUDENT": "TEACHER", **stages[-1].layers.keys}
     table = "".join(f"{ours}\t{theirs}\n" for ours, theirs in keys.items()).encode()
-    for name, content in zip(LAYER_FILES, (draw_layers(stages), table), strict=True):
+    for name, content in zip(LAYER_FILES, (plot_layers(stages), table), strict=True):
         with renewing(folder / name, overwrite=overwrite) as aside:
             aside.write_bytes(content)
     return [folder / name for name in LAYER_FILES]
@@ -196,7 +205,7 @@ def distill_model(
     prediction: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
-) -> Made | None:
+) -> StudentFiles | None:
     """Train a student in stages and write it to ``out/model`` and ``out/model.safetensors``.
 
     Args:
@@ -221,18 +230,18 @@ def distill_model(
             ``out`` holds another run.
     """
     place = str(choose_device(device))
-    check_free(out, resume=resume, overwrite=overwrite)
-    processes = joined(place)
+    check_run_folder(out, resume=resume, overwrite=overwrite)
+    processes = join_processes(place)
     find = partial(find_teacher, offline=offline, prediction=prediction)
     found = find(teacher)
     stages = with_target(stages, student, found.layout.unet)
     teachers = {None: found, **{name: find(name) for name in _other_teachers(stages)}}
     source = _open_data(data, cache or out, found)
-    measure = partial(measured_importance, found, source, place, source=data, out=out)
+    measure = partial(measure_importance, found, source, place, source=data, out=out)
     with processes.main_process_first():  # importance is measured once
         planned = plan(found.layout.unet, stages, measure)
     with processes.main_process_first():
-        claim(out, config_of(teachers, data, planned))
+        record_config(out, config_of(teachers, data, planned))
     made = run(out, planned, teachers, source, device=place, resume=resume, overwrite=overwrite)
     return made if processes.is_main_process else None
 

@@ -1,4 +1,4 @@
-"""Evaluate models: on Tabletop with the judge, or on captioned images with the published metrics."""
+"""Evaluate models: on Tabletop with the judge, or on read_captions images with the published metrics."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from ssd1b.actions.loading import AUTO, Loading
 from ssd1b.errors import InputError
 from ssd1b.evaluate.clip_score import ClipScore
-from ssd1b.evaluate.folder import FolderEvaluation, captioned, compare_folders
+from ssd1b.evaluate.folder import FolderEvaluation, compare_folders, read_captions
 from ssd1b.evaluate.folder import evaluate_folder as evaluate_pairs
 from ssd1b.evaluate.sheets import contact_sheet
 from ssd1b.evaluate.statistics import Estimate
@@ -84,7 +84,7 @@ def evaluate_tabletop(
         if pipeline.info.world != "tabletop":
             raise InputError(
                 f'{model} does not generate Tabletop images, which the judge reads (no "world": "tabletop" '
-                "in its ssd1b.json): give a folder of captioned images with --data"
+                "in its ssd1b.json): give a folder of read_captions images with --data"
             )
         clip = ClipScore.load(path, pipeline.text)
         found.append(
@@ -118,9 +118,9 @@ def evaluate_folder(
         **settings: fields of ``GenerationSettings`` except prompt and seed.
 
     Raises:
-        InputError: no captioned images, a model cannot be loaded, or a setting is invalid.
+        InputError: no read_captions images, a model cannot be loaded, or a setting is invalid.
     """
-    pairs = captioned(folder)[:captions]
+    pairs = read_captions(folder)[:captions]
     found = [
         evaluate_pairs(
             loading.load(model), pairs, seeds=seeds, offline=loading.offline, preset=preset, **settings

@@ -47,12 +47,12 @@ class Workplace:
 
     store: Store
     executor: Executor
-    describe: Callable[[str], Model]
+    describe: Callable[[str], ModelDescription]
     device: torch.device
     dtype: torch.dtype
 
 
-def ground_truth(model: Model) -> GroundTruth | None:
+def ground_truth(model: ModelDescription) -> GroundTruth | None:
     """Return the ground truth of the world that a model declares; None without one that we know."""
     return None if model.world is None else WORLDS.get(model.world)
 
@@ -193,10 +193,10 @@ def tune(
         first, second = make_pairs(prompts, ground_truth(described), pairs, fresh)
         evaluator = CellEvaluator(
             store=place.store, executor=place.executor, axes=axes, goal=goal, model=model,
-            known=place.describe, base=base, device=place.device, dtype=place.dtype,
+            describe=place.describe, base=base, device=place.device, dtype=place.dtype,
         )  # fmt: skip
         if budget is not None:
-            check_budget(evaluator, budget, first[0])
+            check_budget(evaluator, budget)
         what = {"model": described.fingerprint, "pairs": first, "settings": base}
         until = None if minutes is None else time.monotonic() + 60 * minutes
         with progress("search", trials) as advance:
@@ -251,7 +251,7 @@ def guide(
     chosen = [each for each in EXPERIMENTS if not only or each.name in only]
     with workplace(folder / "cells", loading) as place:
         store, described = place.store, place.describe(model)
-        model_settings, truth = own_settings(described, base), ground_truth(described)
+        model_settings, truth = default_settings(described, base), ground_truth(described)
         prompts = prompts or captions(truth, pairs, stream=STREAM)
         countable = truth is not None and truth.faults.issuperset(FAULTS)
         sweeps = {

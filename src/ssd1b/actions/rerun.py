@@ -122,7 +122,7 @@ def _resolve_model(
     if model is not None:
         return model, loading
     name = model_name(recorded)
-    match hub.known_as(name):
+    match hub.known_source(name):
         case "cached":
             return name, replace(loading, paths=False, offline=True)
         case None if not trusted:
@@ -181,7 +181,7 @@ def model_name(model: ModelIdentity) -> str:
 
 def is_known(model: ModelIdentity) -> bool:
     """Return whether a recipe's model may be used without asking."""
-    return hub.known_as(model_name(model)) is not None
+    return hub.known_source(model_name(model)) is not None
 
 
 def reproduction_command(path: str, recipe: Recipe | Parameters) -> str:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ssd1b.actions.loading import Notify
 from ssd1b.bench.machine import summary
-from ssd1b.bench.selftest import Check, Trial, checks, places
+from ssd1b.bench.selftest import Check, Trial, checks, targets
 from ssd1b.errors import printable
 from ssd1b.model import Model
 from ssd1b.runtime import DTYPES, choose_device, choose_dtype
@@ -62,7 +62,7 @@ def start_selftest(
     title, expected = _identify(found)
     trial = Trial(
         model=found, expected=expected, steps=steps, size=size, seconds=60 * minutes,
-        places=places(None if device is None else where, short),
+        targets=targets(None if device is None else where, short),
     )  # fmt: skip
     return Selftest(title, summary(where), checks(trial, notify))
 

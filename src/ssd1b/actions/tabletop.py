@@ -12,7 +12,7 @@ from ssd1b.actions.loading import Loading, Progress, silent
 from ssd1b.evaluate.sheets import contact_sheet
 from ssd1b.evaluate.statistics import Estimate
 from ssd1b.saving import renewing, writing
-from ssd1b.tabletop.judge.examination import CLEAN_WORLD, PLAIN, Examination, Renderer, examine, through
+from ssd1b.tabletop.judge.examination import CLEAN_WORLD, PLAIN, Examination, Renderer, examine, through_vae
 from ssd1b.tabletop.judge.judge import load_judge
 from ssd1b.tabletop.judge.plots import calibration_plot, confusion_plot
 from ssd1b.tabletop.world.captions import full_caption
@@ -133,7 +133,7 @@ def examine_judge(
     reader = load_judge(judge)
     views: dict[str, Renderer] = {"renders": render_batch}
     if model is not None:
-        views[f"through {model}"] = through(loading.load(model).vae)
+        views[f"through {model}"] = through_vae(loading.load(model).vae)
     spoiled, clean = {}, {}
     for name, view in views.items():
         look = partial(examine, reader, count, view)

@@ -27,7 +27,7 @@ def _judge() -> Measure:
         if image.size != (SIZE, SIZE):
             return {}
         (seen,) = judge.read(np.asarray(image)[None])
-        wanted = understood(prompt)
+        wanted = parse_caption(prompt)
         return {"clean": float(seen.degradation is None)} if wanted is None else score(wanted, seen).values
 
     return measure

@@ -14,7 +14,7 @@ from ssd1b.saving import check_folder, check_renewable
 
 
 class PathType(click.ParamType):
-    """A valid path as a string, with ``~`` expanded."""
+    """A valid path as a string, with ``~`` expand_path."""
 
     name = "path"
 
@@ -26,15 +26,15 @@ class PathType(click.ParamType):
             self.fail(str(error), param, ctx)
 
     def checked(self, text: str) -> str:
-        """Return the path; raises as ``expanded``."""
-        return expanded(text)
+        """Return the path; raises as ``expand_path``."""
+        return expand_path(text)
 
 
 class OutFolder(PathType):
     """A folder that can be written or created; nothing is created yet."""
 
     def checked(self, text: str) -> str:
-        """Return the folder; raises as ``expanded`` and ``check_folder``."""
+        """Return the folder; raises as ``expand_path`` and ``check_folder``."""
         path = super().checked(text)
         check_folder(Path(path))
         return path

@@ -20,7 +20,7 @@ from ssd1b.cli.paths import OUT_FOLDER, PATH
 from ssd1b.errors import InputError, shown
 from ssd1b.files import named
 from ssd1b.settings import Preset
-from ssd1b.tables import read_table
+from ssd1b.table_files import read_table
 from ssd1b.validation import Range, check
 
 if TYPE_CHECKING:

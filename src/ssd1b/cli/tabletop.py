@@ -11,7 +11,7 @@ from ssd1b.cli.options import ModelChoice
 from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, echo_path, overwrite_option
 from ssd1b.cli.table import columns, percent
 from ssd1b.errors import InputError, shown
-from ssd1b.files import expanded
+from ssd1b.files import expand_path
 from ssd1b.saving import check_free, writing
 from ssd1b.settings import Seed
 from ssd1b.validation import Range, check

@@ -141,7 +141,7 @@ def command(
 
     from ssd1b.actions.lab import tune
     from ssd1b.cli.display import progress
-    from ssd1b.lab.tune_files import FILES, baseline
+    from ssd1b.lab.tune_files import FILES, describe_baseline
 
     check_outputs(out, FILES, overwrite=overwrite)
     base = {**(preset.settings if preset else {}), **overrides}

@@ -15,7 +15,10 @@ from tiny import DRAWABLE, random_weights
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"guidance_embed_dim": 8}, r"embeds the guidance scale \(LCM\): use the model from which it was distilled"),
+        (
+            {"guidance_embed_dim": 8},
+            r"embeds the guidance scale \(LCM\): use the model from which it was distilled",
+        ),
         ({"in_channels": 9}, "takes 9 channels, such as for inpainting"),
     ],
     ids=["LCM", "inpainting"],
