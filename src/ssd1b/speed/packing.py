@@ -139,9 +139,10 @@ def _packed(layer: nn.Module) -> nn.Module | None:
             return None
 
 
-def _worthwhile(layer: nn.Linear) -> bool:
-    """Whether a layer is large and not quantized."""
-    return layer.weight.numel() >= SMALLEST and type(layer.weight) is nn.Parameter
+def _worthwhile(layer: nn.Module) -> bool:
+    """Whether a layer is a large linear layer that is not quantized."""
+    large = isinstance(layer, nn.Linear) and layer.weight.numel() >= SMALLEST
+    return large and type(layer.weight) is nn.Parameter
 
 
 @cache

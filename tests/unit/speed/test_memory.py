@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from ssd1b.execution import Execution
+from ssd1b.models.attention import GEGLU
 from ssd1b.models.text import TextEncoder
 from ssd1b.models.unet import UNet
 from ssd1b.pipeline import Pipeline
 from ssd1b.speed.offloading import LazyNetwork, ModelSlot
+from ssd1b.speed.packing import pack
 from ssd1b.speed.weight_only import SMALLEST, WeightOnlyInt8, quantize_weights
 from tiny import LAYOUTS, inputs
 
@@ -53,6 +55,13 @@ def test_a_weight_only_unet_predicts_nearly_the_same():
     assert after < 0.4 * before
     left = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     assert all(each.weight.numel() < SMALLEST for each in left)
+
+
+def test_weight_only_layers_are_not_packed():
+    network = nn.Sequential(GEGLU(128, 512)).requires_grad_(False)
+    quantize_weights(network)
+    pack(network)
+    assert isinstance(network[0], GEGLU) and isinstance(network[0].proj, WeightOnlyInt8)
 
 
 def test_loading_one_network_frees_the_other():
