@@ -4,7 +4,7 @@ A ``Workplace`` combines the store of a folder, the models, their metrics and an
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -58,7 +58,7 @@ def ground_truth(model: ModelDescription) -> GroundTruth | None:
 
 
 @contextmanager
-def workplace(folder: Path, loading: Loading) -> Iterator[Workplace]:
+def workplace(folder: Path, loading: Loading) -> Generator[Workplace, None, None]:
     """Open a folder of jobs.
 
     Args:

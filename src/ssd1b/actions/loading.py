@@ -1,6 +1,6 @@
 """How use cases find and load models, and how they report progress."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -18,7 +18,7 @@ Progress: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int]
 
 
 @contextmanager
-def silent(label: str, total: int) -> Iterator[Callable[[int], object]]:
+def silent(label: str, total: int) -> Generator[Callable[[int], object], None, None]:
     """Show no progress."""
     yield lambda amount: None
 

@@ -1,6 +1,6 @@
 """List the sweeps of a folder, and write a report of one."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +35,7 @@ class Report(NamedTuple):
 
 
 @contextmanager
-def _open_store(folder: Path) -> Iterator[Store]:
+def _open_store(folder: Path) -> Generator[Store, None, None]:
     if not (folder / FILE).is_file():
         raise NotFoundError(f"{folder} holds no sweep: generate one with ssd1b sweep --out {folder}")
     with closing(Store(folder)) as store:

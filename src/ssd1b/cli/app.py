@@ -151,7 +151,8 @@ def _explain(error: Exception) -> str | None:
             return f"{named(error.filename)}: {reason(error)}" if error.filename else reason(error)
         case RuntimeError() if _OUT_OF_MEMORY.search(str(error)):
             return _SMALLER
-    return None
+        case _:
+            return None
 
 
 def _fail(message: str) -> int:

@@ -117,7 +117,8 @@ def command(
     from ssd1b.cli import display
 
     check_outputs(out, FILES, overwrite=overwrite)
-    tables, written = [], []
+    tables: list[BenchTable] = []
+    written: list[Path] = []
     with display.call_progress() as advance:
         for table in benchmark(
             layouts, parts, latents, peers=engines, batch=batch, steps=steps, rounds=rounds, device=device,

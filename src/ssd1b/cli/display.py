@@ -3,7 +3,7 @@
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,9 @@ above_bar = tqdm.external_write_mode
 
 
 @contextmanager
-def watched(pipeline: Pipeline, steps: int, preview_folder: Path | None = None) -> Iterator[Watch]:
+def watched(
+    pipeline: Pipeline, steps: int, preview_folder: Path | None = None
+) -> Generator[Watch, None, None]:
     """Show the steps done and the time left, on a terminal only; yields the function for ``Pipeline.draw``.
 
     Args:
@@ -54,7 +56,7 @@ def watched(pipeline: Pipeline, steps: int, preview_folder: Path | None = None) 
 
 
 @contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[int], object]]:
+def progress(label: str, total: int) -> Generator[Callable[[int], object], None, None]:
     """Show how much of a task is done and the time left, on a terminal only."""
     style: Any = {"bar_format": _CELLS} if label == "cells" else {"desc": label, "unit": _UNITS[label]}
     with tqdm(total=total, disable=None, leave=False, **style) as bar:
@@ -62,7 +64,7 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], object]]:
 
 
 @contextmanager
-def call_progress() -> Iterator[Callable[[str, int], None]]:
+def call_progress() -> Generator[Callable[[str, int], None], None, None]:
     """Show the current call and the number of calls done, on a terminal only."""
     with tqdm(unit="call", disable=None, leave=False) as bar:
 
@@ -110,7 +112,7 @@ def _is_preview(path: Path) -> bool:
 
 
 @contextmanager
-def preview(pipeline: Pipeline, folder: Path) -> Iterator[Watch]:
+def preview(pipeline: Pipeline, folder: Path) -> Generator[Watch, None, None]:
     """Yield a step watcher that keeps a preview file up to date; the file is removed at the end.
 
     Raises:

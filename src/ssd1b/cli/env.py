@@ -20,8 +20,8 @@ def command(as_json: bool) -> None:
     if as_json:
         click.echo(json_line(found))
         return
-    rows = []
+    rows: list[tuple[str, str]] = []
     for name, value in found.items():
-        shown = (value or ["none"]) if isinstance(value, list) else [str(value)]
+        shown: list[str] = (value or ["none"]) if isinstance(value, list) else [str(value)]
         rows += zip([name, *[""] * (len(shown) - 1)], shown, strict=True)
     click.echo(columns(rows))

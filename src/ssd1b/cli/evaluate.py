@@ -94,7 +94,7 @@ def command(
 
     from ssd1b.actions.evaluate import evaluate_folder, evaluate_tabletop, write_evaluations
 
-    given = {"seeds": seeds, "preset": preset, **overrides}
+    given: dict[str, Any] = {"seeds": seeds, "preset": preset, **overrides}
     if data is None:
         judge_file = None if judge is None else Path(judge)
         result = evaluate_tabletop(

@@ -19,4 +19,8 @@ def warn(message: str) -> None:
 
 def format_warnings() -> None:
     """Print the warnings of this process as one line each."""
-    warnings.formatwarning = lambda message, *where, **source: f"warning: {line(str(message))}\n"
+    warnings.formatwarning = _format
+
+
+def _format(message: object, *where: object, **source: object) -> str:
+    return f"warning: {line(str(message))}\n"

@@ -49,12 +49,6 @@ out_option = click.option(
 )  # fmt: skip
 
 
-preset_option = click.option(
-    "--preset", metavar="NAME|FILE", help=f"{', '.join(PRESETS)}, or a .toml or .json file.",
-    callback=lambda context, option, name: None if name is None else load_preset(name),
-)  # fmt: skip
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelChoice:
     """The model and how to run it. None, or no threads, lets the program choose."""
@@ -86,6 +80,17 @@ class ModelChoice:
 
 
 _MODEL_OPTIONS = ("model", "device", "dtype", "offline", "prediction")
+
+
+def preset_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Pass a command ``preset``, a ``Preset`` or None."""
+
+    @click.option("--preset", metavar="NAME|FILE", help=f"{', '.join(PRESETS)}, or a .toml or .json file.")
+    @wraps(command)
+    def bundled(*args: Any, preset: str | None, **rest: Any) -> None:
+        command(*args, preset=None if preset is None else load_preset(preset), **rest)
+
+    return bundled
 
 
 def prompt_options(command: Callable[..., None]) -> Callable[..., None]:

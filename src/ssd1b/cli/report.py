@@ -47,7 +47,7 @@ def command(
     from ssd1b.actions.report import list_sweeps, write_report
 
     if listing:
-        rows = []
+        rows: list[list[str]] = []
         for name, sweep in list_sweeps(Path(folder)).items():
             if sweep is None:
                 rows.append([shown(name), "", "damaged, or from another version of ssd1b"])

@@ -1,6 +1,6 @@
 """``ssd1b rerun``: generate an image again, and compare the pixels."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -50,7 +50,7 @@ def command(image: str, out: str, choice: ModelChoice, trusted: bool) -> None:
     from ssd1b.images import check_destination
 
     @contextmanager
-    def start(pipeline: "Pipeline", settings: "GenerationSettings") -> "Iterator[Watch]":
+    def start(pipeline: "Pipeline", settings: "GenerationSettings") -> "Generator[Watch, None, None]":
         check_destination(out, recipe=pipeline.recipe(settings))
         with display.watched(pipeline, settings.steps) as watch:
             yield watch

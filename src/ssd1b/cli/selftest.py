@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import click
 
@@ -10,6 +10,9 @@ from ssd1b.cli.command import Command
 from ssd1b.cli.messages import notify
 from ssd1b.settings import DEFAULT_MODEL
 from ssd1b.validation import Range, check
+
+if TYPE_CHECKING:
+    from ssd1b.bench.selftest import Check
 
 NUMBERS = {
     "steps": Annotated[int, Range(1, 50)],
@@ -74,7 +77,7 @@ def command(
         click.echo(f"selftest of {test.title}, by ssd1b")
         for each, value in test.machine.items():
             click.echo(f"{each}: {value}")
-    results = []
+    results: list[Check] = []
     for each in test.checks:
         results.append(each)
         if not as_json:

@@ -40,12 +40,13 @@ def test_figures_as_json_and_on_disk(run, ignorant, tmp_path):
         assert sheet.width > 128
 
 
-def test_a_model_does_not_differ_from_itself_and_few_captions_are_warned_of(run, ignorant):
-    done = run(*QUICK, "--judge", ignorant, "--versus", "mini-ssd-1b", "--seeds", 8)
+def test_a_model_does_not_differ_from_itself_and_few_captions_are_warned_of(run, ignorant, monkeypatch):
+    monkeypatch.setattr("ssd1b.cli.evaluate.FEW", 5)
+    done = run(*QUICK, "--judge", ignorant, "--versus", "mini-ssd-1b", "--seeds", 2)
     assert done.code == 0, done.err
     assert done.out.count("not statistically distinguishable from zero") >= 9
-    warning = "warning: intervals of fewer than 30 captions are too narrow"
-    assert warning in done.err.splitlines(), "32 images, but 4 captions"
+    warning = "warning: intervals of fewer than 5 captions are too narrow"
+    assert warning in done.err.splitlines(), "8 images, but 4 captions"
 
 
 @pytest.mark.parametrize(
