@@ -51,7 +51,7 @@ def test_a_table_a_plot_and_lines_of_json(run, tmp_path):
         (["--peers", "diffusers:fp8"], ["unknown dtype 'fp8'", "bf16"]),
         (["--layout", "sdlx"], ["unknown layout 'sdlx'", "did you mean 'sdxl'"]),
         (["--part", "clip"], ["unknown part 'clip'", "unet"]),
-        (["--latent", "7"], ["latent is 7", "multiples of 8"]),
+        (["--latent", "7"], ["latent is 7", "multiple of 8"]),
         (["--rounds", "0"], ["rounds is 0"]),
     ],
 )

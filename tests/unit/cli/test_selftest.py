@@ -212,7 +212,7 @@ def test_a_name_that_promises_another_layout(run, drawn, monkeypatch, tiny_model
         (["mini-sdxll"], "did you mean 'mini-sdxl'"),
         (["mini-sdxl", "--steps", "0"], "steps is 0"),
         (["mini-sdxl", "--size", "65"], "size is 65"),
-        (["mini-sdxl", "--minutes", "nan"], "'nan' is no number"),
+        (["mini-sdxl", "--minutes", "nan"], "'nan' is not a number"),
         (["mini-sdxl", "--minutes", "0"], "minutes is 0"),
         (["mini-sdxl", "--device", "tpu"], "unknown device"),
         (["mini-sdxl", "--dtype", "fp12"], "unknown dtype"),

@@ -22,20 +22,20 @@ SETTINGS = [
     (["a cube", "--sampler", "eulr"], ["unknown sampler 'eulr'", "did you mean 'euler'"]),
     (["a cube", "--sampler", "DEIS"], ["'DEIS'", "the nearest that is: 'unipc'"]),
     (["a cube", "--schedule", "karas"], ["unknown schedule 'karas'", "did you mean 'karras'"]),
-    (["a cube", "--size", "100x64"], ["width is 100", "multiples of 8 from 64 to 4096"]),
+    (["a cube", "--size", "100x64"], ["width is 100", "multiple of 8 from 64 to 4096"]),
     (["a cube", "--size", "4096x4096"], ["size is 4096x4096", "2048x2048"]),
     (["a cube", "--size", "big"], ["size is 'big'", "1024x768"]),
     (["a cube", "--steps", "-5"], ["steps is -5", "from 1 to 1000"]),
     (["a cube", "--steps", "many"], ["--steps", "'many'"]),
-    (["a cube", "--guidance", "nan"], ["--guidance", "'nan' is no number"]),
-    (["a cube", "--guidance", "inf"], ["--guidance", "'inf' is no number"]),
+    (["a cube", "--guidance", "nan"], ["--guidance", "'nan' is not a number"]),
+    (["a cube", "--guidance", "inf"], ["--guidance", "'inf' is not a number"]),
     (["a cube", "--guidance-rescale", "2"], ["guidance_rescale is 2", "from 0 to 1"]),
     (["a cube", "--guidance-interval", "0.8", "0.1"], ["guidance_interval is 0.8 to 0.1"]),
     (["a cube", "--seed", str(2**32)], ["seed is 4294967296", "from 0 to 4294967295", "32 bits"]),
     (["a cube", "--seed", "-2"], ["seed is -2"]),
     (["a cube", "--seed", "9" * 5000], ["--seed", "99...", "not a whole number"]),
     (["a cube", "--size", "٦٤"], ["size is '٦٤'"]),
-    (["a cube", "--guidance", "٧"], ["--guidance", "'٧' is no number"]),
+    (["a cube", "--guidance", "٧"], ["--guidance", "'٧' is not a number"]),
     (["a cube", "--model", ""], ["--model", "empty"]),
     (["a cube", "--preset", " "], ["--preset", "empty"]),
     (["a cube", "--sampler", ""], ["--sampler", "empty"]),
@@ -229,7 +229,7 @@ def test_a_folder_that_may_not_be_entered(refuse, locked, arguments):
 @pytest.mark.parametrize("command", ["models", "presets"])
 def test_listings_leave_out_folders_that_may_not_be_entered(run, locked, monkeypatch, command):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(locked / "config"))
-    monkeypatch.setattr("ssd1b.weights.hub.cache", lambda: locked / "hub")
+    monkeypatch.setattr("ssd1b.weights.hub.cache_folder", lambda: locked / "hub")
     done = run(command)
     assert (done.code, done.err) == (0, "")
 
