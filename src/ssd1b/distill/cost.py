@@ -173,7 +173,7 @@ def _product_rate(dtype: torch.dtype, device: str) -> float:
 
 def _timed(work: Callable[[], object], device: str) -> float:
     """Return the shortest of three runs, after one to warm up."""
-    seconds = []
+    seconds: list[float] = []
     for _ in range(4):
         start = time.perf_counter()
         work()

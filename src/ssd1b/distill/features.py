@@ -1,6 +1,6 @@
 """Features of teacher and student: which ones are compared, and how they are captured."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,7 +55,7 @@ LEVELS: dict[str, Callable[[LayerMap], Pairs]] = {
 
 
 @contextmanager
-def capture_outputs(network: nn.Module, names: Mapping[str, Any] | list[str]) -> Iterator[dict[str, Tensor]]:
+def capture_outputs(network: nn.Module, names: Iterable[str]) -> Generator[dict[str, Tensor], None, None]:
     """Yield a dictionary that each forward pass fills with the outputs of the named modules."""
     outputs: dict[str, Tensor] = {}
 
@@ -76,7 +76,7 @@ def capture_outputs(network: nn.Module, names: Mapping[str, Any] | list[str]) ->
 def _ends(layout: UNetLayout) -> list[str]:
     """Return the last module of each level on the way down, then up."""
     last = len(layout.levels) - 1
-    ends = []
+    ends: list[str] = []
     for index, level in enumerate(layout.levels):
         ends.append(f"down_blocks.{index}." + ("downsamplers.0" if index < last else _last(level.down)))
     for index, level in enumerate(reversed(layout.levels)):

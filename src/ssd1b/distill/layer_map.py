@@ -133,7 +133,7 @@ class LayerMap:
         ours, theirs = shapes(self.student), shapes(self.teacher)
         # A block's name begins with its transformer's, so the longest name that fits is the right one.
         names = sorted(self.modules, key=len, reverse=True)
-        found = {}
+        found: dict[str, str] = {}
         for key, shape in ours.items():
             module = next((name for name in names if key.startswith(f"{name}.")), None)
             source = key if module is None else self.modules[module] + key.removeprefix(module)

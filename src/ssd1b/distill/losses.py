@@ -66,7 +66,7 @@ def distillation_terms(
         "task": _mean(_squared(predicted, target), sample_weights),
         "output": _mean(_squared(predicted, predicted_by_teacher), sample_weights),
     }
-    each = {}
+    each: dict[str, Tensor] = {}
     for name, (ours, theirs) in features.items():
         errors = _squared(ours, theirs)
         if weights.normalised:

@@ -73,9 +73,9 @@ def distill(
 
     def loss(module: nn.Module, batch: LatentBatch) -> dict[str, Tensor]:
         example = objective(batch)
-        with torch.no_grad(), capture_outputs(teacher, list(pairs.values())) as theirs:
+        with torch.no_grad(), capture_outputs(teacher, pairs.values()) as theirs:
             by_teacher = teacher(*example.inputs)
-        with capture_outputs(module, list(pairs)) as ours:
+        with capture_outputs(module, pairs) as ours:
             predicted = computing_in(dtype, module)(*example.inputs)
         return distillation_terms(
             weights,

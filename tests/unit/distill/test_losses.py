@@ -78,8 +78,8 @@ def test_what_is_caught_has_the_same_shape_in_both_and_is_let_go(level: str) -> 
              torch.full((1, 6), 128.0))  # fmt: skip
     with (
         torch.no_grad(),
-        capture_outputs(student, list(pairs)) as ours,
-        capture_outputs(teacher, list(pairs.values())) as theirs,
+        capture_outputs(student, pairs) as ours,
+        capture_outputs(teacher, pairs.values()) as theirs,
     ):
         student(*given), teacher(*given)
     assert ours.keys() == pairs.keys() and theirs.keys() == set(pairs.values())

@@ -82,7 +82,7 @@ def cases(captions: int, seeds: int = 1, *, stream: int = SEED) -> list[Case]:
     Every case has its own noise, so that results do not depend on one particular noise.
     """
     splits: tuple[Split, ...] = ("train", "held_out")
-    chosen = []
+    chosen: list[Case] = []
     for index in range(captions):
         split = splits[index % 2]
         plain = replace(scene(stream, index, split=split), degradation=None)

@@ -18,7 +18,8 @@ SEEDS = 4
 
 def side_by_side(pipeline: Pipeline, scenes: Sequence[Scene], **settings: Any) -> Image.Image:
     """Show for each scene its render, the reconstruction, and images generated from its caption."""
-    rows, captions = [], [full_caption(scene) for scene in scenes]
+    rows: list[list[Image.Image]] = []
+    captions = [full_caption(scene) for scene in scenes]
     for scene, caption in zip(tqdm(scenes, unit="row", disable=None, leave=False), captions, strict=True):
         picture = render(scene)
         (kept,) = reconstruct(pipeline.vae, picture[None])

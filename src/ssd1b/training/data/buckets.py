@@ -60,7 +60,7 @@ def buckets_for(size: int, *, multiple: int = 64, max_ratio: float = 4.0) -> lis
     """
     if size < multiple or size % multiple:
         raise InputError(f"size is {size}: it must be a multiple of {multiple}, the setting 'multiple'")
-    found = set()
+    found: set[Bucket] = set()
     for longer in range(size, size * size // multiple + 1, multiple):
         shorter = size * size // longer // multiple * multiple
         if longer > max_ratio * shorter:

@@ -53,7 +53,7 @@ def files_below(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise disk_error(f"cannot read {named(error.filename or folder)}", error) from None
 
-    found = []
+    found: list[Path] = []
     for where, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         folders.sort()
         folders[:] = [name for name in folders if _first_time(os.path.join(where, name), seen)]

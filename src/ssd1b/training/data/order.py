@@ -28,9 +28,11 @@ class Order:
     batch_size: int
     seed: int
     _shuffles: dict[int, tuple[int, NDArray[np.int64]]] = field(
-        default_factory=dict, repr=False, compare=False
+        default_factory=dict[int, tuple[int, NDArray[np.int64]]], repr=False, compare=False
     )
-    _epochs: dict[int, list[tuple[int, int]]] = field(default_factory=dict, repr=False, compare=False)
+    _epochs: dict[int, list[tuple[int, int]]] = field(
+        default_factory=dict[int, list[tuple[int, int]]], repr=False, compare=False
+    )
 
     def __getitem__(self, step: int) -> tuple[int, list[int]]:
         """Return the bucket of a step, and the indices of its images."""

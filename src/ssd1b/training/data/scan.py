@@ -48,7 +48,7 @@ class Report:
     """
 
     total: int
-    unusable: dict[str, list[str]] = field(default_factory=dict)
+    unusable: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
 
     def note(self, key: str, reason: str) -> None:
         """Add an unusable example."""
@@ -86,7 +86,7 @@ def scan(examples: Sequence[Example], *, min_side: int) -> tuple[list[Scanned], 
         The usable examples in their order, and a report of the others.
     """
     report = Report(len(examples))
-    found = []
+    found: list[Scanned] = []
     for example, result in zip(
         examples,
         in_threads(lambda each: _scan_one(each, min_side), examples, label="scan images"),

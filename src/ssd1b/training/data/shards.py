@@ -106,7 +106,8 @@ class _Headers(io.BufferedReader):
 
 def _members(shard: Path) -> tuple[list[tuple[str, Place]], int]:
     """Return the members of a tar as far as it can be read, and where the last of them ends."""
-    members, end = [], 0
+    members: list[tuple[str, Place]] = []
+    end = 0
     try:
         with _Headers(open_regular(shard).detach()) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
