@@ -83,8 +83,13 @@ def to_pixels(image: Image.Image) -> Pixels:
     return (levels / 255 * 2 - 1)[None]
 
 
-def encode_picture(picture: Picture, format: str) -> bytes:
+def encode_picture(picture: Picture, format: str, quality: int = QUALITY) -> bytes:
     """Encode an image with its recipe in one of ``FORMATS``.
+
+    Args:
+        picture: the image and its recipe.
+        format: of ``FORMATS``.
+        quality: of JPEG and WebP, 0 to 100.
 
     Raises:
         InputError: the format is unknown, or the recipe is too long for it (JPEG holds 64 KiB of EXIF).
@@ -93,7 +98,7 @@ def encode_picture(picture: Picture, format: str) -> bytes:
         raise unknown("image format", format, FORMATS)
     recipe, file = picture.recipe, io.BytesIO()
     options: dict[str, Any] = (
-        {"pnginfo": _text_chunks(recipe)} if format == "png" else {"exif": _exif(recipe), "quality": QUALITY}
+        {"pnginfo": _text_chunks(recipe)} if format == "png" else {"exif": _exif(recipe), "quality": quality}
     )
     try:
         picture.image.save(file, format, **options)

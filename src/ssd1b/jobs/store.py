@@ -240,6 +240,16 @@ class Store:
             self._database.executemany("insert or replace into claims values (?, ?)", rows)
         return taken
 
+    def release(self, keys: Iterable[str]) -> None:
+        """Give up this process's claims to jobs that it will not finish.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        with self._transaction():
+            rows = [(key, self._worker) for key in keys]
+            self._database.executemany("delete from claims where key = ? and worker = ?", rows)
+
     def _is_free(self, key: str, *, retry: bool) -> bool:
         known = self.outcomes([key]).get(key)
         if known is not None and not (retry and known.state == FAILED):
