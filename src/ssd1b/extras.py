@@ -9,6 +9,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "eval": ("matplotlib", "scipy", "torch_fidelity"),
     "lab": ("jinja2", "matplotlib", "optuna", "pyarrow", "scipy"),
     "train": ("accelerate", "datasets", "tensorboard"),
+    "server": ("fastapi", "prometheus_client", "psutil", "uvicorn"),
     "openvino": ("nncf", "openvino"),
     "quantize": ("torchao",),
     "bench": ("accelerate", "diffusers", "matplotlib", "openvino", "psutil"),

@@ -27,6 +27,7 @@ COMMANDS = {
     "presets": "List and store named settings, with their evidence.",
     "distill": "Distill a smaller model from a large one.",
     "evaluate": "Evaluate a model's images, with confidence intervals.",
+    "serve": "Serve images over HTTP: a page, and APIs for clients.",
     "bench": "Benchmark a model on this machine against other engines.",
     "selftest": "Check a model: files, weights, an image against diffusers.",
     "inspect": "Describe a model, or the settings of an image.",

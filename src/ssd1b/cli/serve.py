@@ -1,0 +1,61 @@
+"""``ssd1b serve``: an HTTP server with a page."""
+
+from typing import Any
+
+import click
+
+from ssd1b.cli.command import Command
+from ssd1b.server.options import OPTIONS, ServerOptions, read_options
+
+
+def _options(command: Any) -> Any:
+    """Add an option for each field of ``ServerOptions``."""
+    defaults = ServerOptions()
+    for name, option in reversed(list(OPTIONS.items())):
+        flag, default = f"--{name.replace('_', '-')}", getattr(defaults, name)
+        about: dict[str, Any] = {"help": option.help, "default": None}
+        if not option.metavar:
+            about |= {"is_flag": True}
+        elif isinstance(default, tuple):
+            about |= {"metavar": option.metavar, "multiple": True}
+        else:
+            kind = _kind(name)
+            about |= {"metavar": option.metavar, "type": kind}
+            if default is not None:
+                about["help"] += f"  [default: {default}]"
+        command = click.option(flag, name, **about)(command)
+    return command
+
+
+def _kind(name: str) -> type:
+    from typing import get_type_hints
+
+    from ssd1b.validation import plain_type
+
+    return plain_type(get_type_hints(ServerOptions, include_extras=True)[name])[0]
+
+
+@click.command("serve", cls=Command, needs=("fastapi", "uvicorn", "psutil", "prometheus_client"))
+@_options
+@click.option(
+    "--config", metavar="FILE", help="A .toml or .json file with any of these options; flags override it."
+)
+@click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
+def command(config: str | None, open_page: bool, **given: Any) -> None:
+    """Serve images over HTTP: a page, a native API, and those of OpenAI and AUTOMATIC1111.
+
+    The server listens on the loopback and offers the built-in model, unless you say otherwise. Jobs, images
+    and recipes are kept in --store, and a server that was stopped continues with what was waiting.
+
+    \b
+    Examples:
+      ssd1b serve --open
+      ssd1b serve --model ssd-1b --model mini-ssd-1b --store images
+      ssd1b serve --host 0.0.0.0 --allow-host images.example.org --api-key-file keys.toml
+    """  # noqa: D301 (\b keeps click from wrapping)
+    options = read_options(
+        config, {name: value for name, value in given.items() if value not in (None, (), False)}
+    )
+    from ssd1b.server.run import run
+
+    run(options, open_page=open_page)

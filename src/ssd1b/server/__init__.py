@@ -1,0 +1,1 @@
+"""An HTTP server: jobs, the APIs of OpenAI and AUTOMATIC1111, and a page."""

@@ -1,0 +1,47 @@
+"""The ASGI application: routes, errors and limits put together."""
+
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from ssd1b.errors import InputError
+from ssd1b.server.errors import answer
+from ssd1b.server.observing import Observed
+from ssd1b.server.routes import native, openai, operations, pictures, sdapi, settings
+from ssd1b.server.security import LOOPBACK, Guard
+from ssd1b.server.service import Service
+
+MAX_BODY = 2**20
+"""Bytes of a request's body; none of the APIs takes images yet."""
+
+
+def make_app(service: Service) -> Any:
+    """Build the application around a service that was started."""
+    options = service.options
+    app = FastAPI(
+        title="ssd1b", version=version("ssd1b"), max_body_size=MAX_BODY, docs_url=None, redoc_url=None,
+        description="Text-to-image with SSD-1B, SDXL and their family.",
+    )  # fmt: skip
+    app.state.service = service
+    app.add_exception_handler(InputError, _explain)
+    app.add_exception_handler(RequestValidationError, _explain_body)
+    for routes in (native, pictures, settings, openai, sdapi, operations):
+        app.include_router(routes.router)
+    hosts = {"*"} if options.allow_any_host else LOOPBACK | {options.host, *options.allow_host}
+    return Observed(Guard(app, hosts=frozenset(hosts), keys=service.keys), service.metrics)
+
+
+async def _explain(http: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, InputError)
+    return answer(http, error)
+
+
+async def _explain_body(http: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = [str(step) for step in first["loc"] if step not in ("body", "query", "path", "header")]
+    return answer(http, InputError(f"{'.'.join(where) or 'the body'}: {first['msg']}"))

@@ -1,0 +1,86 @@
+"""Errors as each dialect sends them: status, code, envelope, and whether to try again."""
+
+from typing import Any
+
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import JSONResponse
+
+from ssd1b import errors
+from ssd1b.errors import InputError, line
+from ssd1b.jobs.queue import CANCELLED, Request
+
+
+class QueueFullError(errors.UnavailableError):
+    """So many images are waiting that no more are accepted.
+
+    Attributes:
+        retry_after: seconds after which there is probably room.
+    """
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DrainingError(errors.UnavailableError):
+    """The server is shutting down and accepts no requests."""
+
+
+class DeadlineError(errors.UnavailableError):
+    """A job took longer than the server allows."""
+
+
+STATUSES: dict[type[InputError], tuple[int, str]] = {
+    QueueFullError: (429, "queue_full"),
+    DrainingError: (503, "draining"),
+    DeadlineError: (504, "deadline"),
+    errors.NotFoundError: (404, "not_found"),
+    errors.ConflictError: (409, "conflict"),
+    errors.UnavailableError: (503, "unavailable"),
+    errors.OutOfSpaceError: (507, "out_of_space"),
+    errors.FailedError: (500, "failed"),
+    InputError: (422, "invalid"),
+}
+"""Status and code of each class of errors; a subclass stands before its base."""
+
+CLASSES = {kind.__name__: kind for kind in STATUSES}
+
+MAX_RETRY_AFTER = 120
+"""Seconds. OpenAI's clients do not try again if they are to wait longer."""
+
+
+def status_of(error: InputError) -> tuple[int, str]:
+    """Return the HTTP status and the code of an error."""
+    return next(found for kind, found in STATUSES.items() if isinstance(error, kind))
+
+
+def raised_again(request: Request) -> InputError:
+    """Return the error of a request that failed or was cancelled."""
+    if request.state == CANCELLED:
+        return errors.ConflictError("the job was cancelled")
+    return CLASSES.get(request.code or "", errors.FailedError)(request.error or "the job failed")
+
+
+def openai_problem(error: InputError, param: str | None = None) -> dict[str, Any]:
+    """Return the object that OpenAI's clients read under ``error``."""
+    status, code = status_of(error)
+    kind = {429: "rate_limit_error"}.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"message": line(str(error)), "type": kind, "param": param, "code": code}
+
+
+def answer(http: HTTPRequest, error: InputError) -> JSONResponse:
+    """Answer a request with an error, in the dialect of its path."""
+    status, code = status_of(error)
+    headers = {}
+    if isinstance(error, QueueFullError):
+        headers["Retry-After"] = str(min(max(1, round(error.retry_after)), MAX_RETRY_AFTER))
+    elif isinstance(error, DrainingError):
+        headers["Retry-After"] = "10"
+    elif status not in (409, 429):
+        headers["x-should-retry"] = "false"  # the same request would fail again
+    path = http.scope["path"]
+    if path.startswith("/v1/images/"):
+        return JSONResponse({"error": openai_problem(error)}, status if status != 422 else 400, headers)
+    if path.startswith("/sdapi/"):
+        return JSONResponse({"detail": line(str(error))}, status, headers)
+    return JSONResponse({"error": line(str(error)), "code": code}, status, headers)

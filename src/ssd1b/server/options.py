@@ -1,0 +1,183 @@
+"""Options of the server: the table from which flags, the settings file and their checks come; no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+from ssd1b.errors import InputError, prefix_errors
+from ssd1b.files import expand_path
+from ssd1b.settings import DEFAULT_MODEL, MAX_PIXELS, GenerationSettings
+from ssd1b.table_files import read_table
+from ssd1b.validation import Flag, Name, Range, parse, validated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """How an option appears on the command line.
+
+    Attributes:
+        help: one sentence.
+        metavar: of the value; empty for a flag.
+        flag: without its dashes, where it is not the name of the field.
+    """
+
+    help: str
+    metavar: str = "N"
+    flag: str = ""
+
+
+@validated
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """Options of ``ssd1b serve``; a settings file has the same names, with underscores."""
+
+    # fmt: off
+    model: Annotated[tuple[Name, ...], Option(
+        metavar="MODEL", help="A model to offer; may be given several times. The first is the default.",
+    )] = (DEFAULT_MODEL,)
+    host: Annotated[Name, Option(
+        metavar="ADDRESS", help="Address to listen on; 0.0.0.0 for all.",
+    )] = "127.0.0.1"
+    port: Annotated[int, Range(0, 65535), Option(help="Port to listen on; 0 for any free one.")] = 7860
+    store: Annotated[Name, Option(
+        metavar="FOLDER", help="Where jobs, images and recipes are kept.",
+    )] = "ssd1b-server"
+    api_key_file: Annotated[Name | None, Option(
+        metavar="FILE", help="API keys that clients need, as a .toml or .json file. Default: no keys.",
+    )] = None
+    allow_host: Annotated[tuple[Name, ...], Option(
+        metavar="NAME", help="A further host name of this server, for a proxy; may be given several times.",
+    )] = ()
+    allow_any_host: Annotated[Flag, Option(
+        metavar="", help="Answer whatever host name is asked for. Only behind a proxy that checks it.",
+    )] = False
+    workers: Annotated[int, Range(1, 64), Option(help="Batches that are generated at the same time.")] = 1
+    threads: Annotated[int | None, Range(1, 1024), Option(
+        help="CPU threads of each worker. Default: by its load.",
+    )] = None
+    max_pending: Annotated[int, Range(1, 100_000), Option(
+        help="Images that may wait; further requests are refused with 429.",
+    )] = 256
+    max_count: Annotated[int, Range(1, 1000), Option(help="Images of one job.")] = 64
+    max_pixels: Annotated[int, Range(64 * 64, MAX_PIXELS), Option(help="Pixels of one image.")] = MAX_PIXELS
+    max_steps: Annotated[int, Range(1, 1000), Option(help="Denoising steps of one image.")] = 150
+    max_batch: Annotated[int, Range(1, 1024), Option(
+        help="Images in one batch, which large images do not reach.",
+    )] = 1024
+    max_seconds: Annotated[float, Range(1, 1e6), Option(
+        metavar="SECONDS", help="A job that takes longer, waiting included, fails.",
+    )] = 3600.0
+    memory: Annotated[float | None, Range(0, 1e6), Option(
+        metavar="GB", help="Unload idle models when more is in use. Default: half of the machine's.",
+    )] = None
+    idle_minutes: Annotated[float, Range(0, 1e6), Option(
+        metavar="MINUTES", help="Unload a model that was idle for so long; 0 for never.",
+    )] = 0.0
+    drain_seconds: Annotated[float, Range(0, 86_400), Option(
+        metavar="SECONDS", help="On shutdown, wait so long for images in progress.",
+    )] = 60.0
+    log_prompts: Annotated[Flag, Option(metavar="", help="Write prompts to the log.")] = False
+    device: Annotated[Name | None, Option(metavar="NAME", help="cpu, cuda, cuda:1, mps, xpu.")] = None
+    dtype: Annotated[Name | None, Option(metavar="NAME", help="Number format: fp32, bf16, fp16.")] = None
+    offline: Annotated[Flag, Option(
+        metavar="", help="Never use the network, not even to download a model.",
+    )] = False
+    # fmt: on
+
+    @property
+    def folder(self) -> Path:
+        """The store's folder."""
+        return Path(expand_path(self.store))
+
+    def check_count(self, count: int) -> None:
+        """Check the number of images of a job.
+
+        Raises:
+            InputError: there are too many.
+        """
+        if count > self.max_count:
+            raise InputError(f"count is {count}: this server allows at most {self.max_count} images in a job")
+
+    def check(self, settings: GenerationSettings) -> None:
+        """Check an image's settings against the limits.
+
+        Raises:
+            InputError: the image is too large or takes too many steps.
+        """
+        width, height = settings.width, settings.height
+        if width * height > self.max_pixels:
+            raise InputError(f"size is {width}x{height}: this server allows at most {self.max_pixels} pixels")
+        if settings.steps > self.max_steps:
+            raise InputError(f"steps is {settings.steps}: this server allows at most {self.max_steps}")
+
+
+OPTIONS: Mapping[str, Option] = {
+    name: next(each for each in hint.__metadata__ if isinstance(each, Option))
+    for name, hint in get_type_hints(ServerOptions, include_extras=True).items()
+}
+"""How each field of ``ServerOptions`` appears on the command line."""
+
+
+def read_options(file: str | None, given: Mapping[str, Any]) -> ServerOptions:
+    """Combine a settings file with options that override it.
+
+    Args:
+        file: a .toml or .json file; None for none.
+        given: options by the name of their field.
+
+    Raises:
+        InputError: the file cannot be read, a name is unknown, or a value is not allowed.
+    """
+    table = {} if file is None else read_table(Path(expand_path(file)))
+    if not isinstance(table, dict):
+        raise InputError(f"{file} must hold a table")
+    if file is not None:
+        parse(ServerOptions, table, file)  # here, where the error names the file
+    return ServerOptions(**{**table, **given})
+
+
+@validated
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """An API key of a client.
+
+    Attributes:
+        key: the key itself.
+        max_pending: images of this client that may wait.
+        images_per_hour: that this client may request.
+    """
+
+    key: Name
+    max_pending: Annotated[int, Range(1, 1_000_000)] = 1_000_000
+    images_per_hour: Annotated[int, Range(1, 1_000_000_000)] = 1_000_000_000
+
+
+def read_keys(file: str) -> dict[str, Key]:
+    """Read a file of API keys, by the client's name.
+
+        [alice]
+        key = "a long random text"
+        max_pending = 8
+        images_per_hour = 100
+
+    Raises:
+        InputError: the file cannot be read, or a key is too short or there twice.
+    """
+    table = read_table(Path(expand_path(file)))
+    with prefix_errors(file):
+        if not isinstance(table, dict) or not table:
+            raise InputError("it must hold a table for each client")
+        keys = {name: parse(Key, entry, name) for name, entry in table.items()}
+        for name, each in keys.items():
+            if len(each.key) < MIN_KEY:
+                raise InputError(
+                    f"{name}: the key has {len(each.key)} characters, at least {MIN_KEY} are needed"
+                )
+        if len({each.key for each in keys.values()}) < len(keys):
+            raise InputError("two clients have the same key")
+    return keys
+
+
+MIN_KEY = 16
+"""Characters of an API key."""

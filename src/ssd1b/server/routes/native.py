@@ -1,0 +1,214 @@
+"""The native API: jobs, models and images."""
+
+import base64
+from collections.abc import AsyncIterable
+from dataclasses import asdict
+from typing import Annotated, cast
+
+from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.requests import Request as HTTPRequest
+
+from ssd1b.advice import advise
+from ssd1b.errors import ConflictError
+from ssd1b.jobs.queue import CANCELLED, FAILED, FINISHED, Image, Request
+from ssd1b.server.schemas import (
+    ImageAnswer,
+    JobAnswer,
+    JobBody,
+    Jobs,
+    ModelAnswer,
+    Models,
+    Priority,
+    Problem,
+    State,
+)
+from ssd1b.server.service import Service
+
+router = APIRouter(
+    prefix="/v1", tags=["jobs"], responses={"4XX": {"model": Problem}, "5XX": {"model": Problem}}
+)
+
+
+def service_of(request: HTTPRequest) -> Service:
+    """The service of the app."""
+    return request.app.state.service
+
+
+def client_of(request: HTTPRequest) -> str:
+    """Whom to be fair to: the name of the API key, or the address."""
+    name = request.scope.get("ssd1b.client")
+    return name or (request.client.host if request.client else "")
+
+
+TheService = Annotated[Service, Depends(service_of)]
+Client = Annotated[str, Depends(client_of)]
+
+
+@router.post("/jobs", status_code=202, summary="Generate images")
+async def submit(
+    body: JobBody,
+    service: TheService,
+    client: Client,
+    response: Response,
+    idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
+) -> JobAnswer:
+    """Queue a job and return at once. Poll `/v1/jobs/{id}` or follow `/v1/jobs/{id}/events`."""
+    request = await submitted(service, body, client, dialect="native", idempotency=idempotency_key)
+    response.headers["Location"] = f"/v1/jobs/{request.id}"
+    return answer(service, request)
+
+
+async def submitted(
+    service: Service, body: JobBody, client: str, *, dialect: str, idempotency: str | None
+) -> Request:
+    """Check a body and queue it."""
+    model = body.model or service.options.model[0]
+    settings = service.settings(model, body.prompt, body.preset, body.given())
+    return await service.submit(
+        model, settings, count=body.count, client=client, priority=body.priority, dialect=dialect,
+        idempotency=idempotency,
+    )  # fmt: skip
+
+
+@router.get("/jobs", summary="List jobs")
+async def jobs(
+    service: TheService,
+    state: Annotated[list[str], Query()] = [],  # noqa: B006
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    before: int | None = None,
+) -> Jobs:
+    """List jobs, the newest first."""
+    found = await service.recent(state, limit=limit, before=before)
+    return Jobs(
+        jobs=[answer(service, request) for request in found],
+        next=str(found[-1].number) if len(found) == limit else None,
+    )
+
+
+@router.get("/jobs/{id}", summary="Get a job")
+async def job(id: str, service: TheService) -> JobAnswer:
+    """Return a job's state and images."""
+    return answer(service, await service.request(id))
+
+
+@router.post("/jobs/{id}/cancel", summary="Cancel a job")
+async def cancel(id: str, service: TheService) -> JobAnswer:
+    """Cancel a job that is queued or running. It stops after the step that is being computed."""
+    request = await service.request(id)
+    await service.cancel(request)
+    return answer(service, request)
+
+
+@router.get("/jobs/{id}/events", response_class=EventSourceResponse, summary="Follow a job")
+async def events(id: str, service: TheService, previews: bool = False) -> AsyncIterable[ServerSentEvent]:
+    """Stream a job's changes as server-sent events until it is finished.
+
+    Events are named `job`, with the same data as `/v1/jobs/{id}`, and `preview`, with a JPEG in base64.
+    """
+    request = await service.request(id)
+    async with service.listen(request, previews=previews) as listener:
+        yield ServerSentEvent(event="job", data=answer(service, request))
+        if request.state in FINISHED:
+            return
+        shown_preview = None
+        async for request in listener.changes():
+            yield ServerSentEvent(event="job", data=answer(service, request))
+            if previews and request.preview is not None and request.preview is not shown_preview:
+                shown_preview = request.preview
+                yield ServerSentEvent(event="preview", data=base64.b64encode(shown_preview).decode())
+            if request.state in FINISHED:
+                return
+
+
+@router.post("/jobs/{id}/retry", status_code=202, summary="Retry a job")
+async def retry(id: str, service: TheService, client: Client) -> JobAnswer:
+    """Queue a new job with the settings of one that failed or was cancelled."""
+    old = await service.request(id)
+    if old.state not in (FAILED, CANCELLED):
+        raise ConflictError(f"the job is {old.state}: only failed and cancelled ones can be retried")
+    service.model(old.model)
+    request = await service.submit(
+        old.model, old.images[0].job.settings, count=len(old.images), client=client, priority=old.priority,
+        dialect=old.dialect,
+    )  # fmt: skip
+    return answer(service, request)
+
+
+@router.patch("/jobs/{id}", summary="Change a job's priority")
+async def prioritize(id: str, change: Priority, service: TheService) -> JobAnswer:
+    """Move a job in the queue by its priority."""
+    request = await service.request(id)
+    await service.move(request, change.priority)
+    return answer(service, request)
+
+
+@router.get("/queue", summary="List unfinished jobs")
+async def queue(service: TheService) -> list[JobAnswer]:
+    """List the jobs that are queued or running, in the order of the queue."""
+    return [answer(service, request) for request in service.unfinished()]
+
+
+@router.get("/events", response_class=EventSourceResponse, summary="Follow all jobs")
+async def all_events(service: TheService, previews: bool = False) -> AsyncIterable[ServerSentEvent]:
+    """Stream the changes of all jobs as server-sent events.
+
+    Events are named `job`, with the same data as `/v1/jobs/{id}`, and `preview`, with the job's id and a JPEG
+    in base64. A slow reader misses states in between, never the last one of a job.
+    """
+    shown: dict[str, bytes] = {}
+    async with service.listen(previews=previews) as listener:
+        yield ServerSentEvent(event="ready", data={})
+        async for request in listener.changes():
+            yield ServerSentEvent(event="job", data=answer(service, request))
+            preview = request.preview
+            if previews and preview is not None and preview is not shown.get(request.id):
+                shown[request.id] = preview
+                yield ServerSentEvent(
+                    event="preview", data={"job": request.id, "jpeg": base64.b64encode(preview).decode()}
+                )
+            if request.state in FINISHED:
+                shown.pop(request.id, None)
+
+
+@router.get("/models", summary="List models")
+async def models(service: TheService) -> Models:
+    """List the models that this server offers."""
+    loaded = service.loaded
+    return Models(
+        data=[
+            ModelAnswer(
+                id=name,
+                family=model.info.family,
+                loaded=name in loaded,
+                default=index == 0,
+                settings=dict(model.info.defaults),
+            )
+            for index, (name, model) in enumerate(service.models.items())
+        ]
+    )
+
+
+def answer(service: Service, request: Request) -> JobAnswer:
+    """Describe a request."""
+    first = request.images[0].job.settings
+    model = service.models.get(request.model)
+    return JobAnswer(
+        id=request.id, state=cast(State, request.state), model=request.model, prompt=first.prompt,
+        settings=asdict(first), priority=request.priority, created=request.created,
+        started=request.started, finished=request.finished, position=service.position(request),
+        step=request.step, steps=first.steps, eta=service.eta(request),
+        images=[_image(image) for image in request.images],
+        advice=advise(first, model.layout.size, model.info.family) if model else [],
+        error=request.error, code=request.code,
+    )  # fmt: skip
+
+
+def _image(image: Image) -> ImageAnswer:
+    if image.made is None:
+        return ImageAnswer(id=image.id, state="waiting", seed=image.job.settings.seed)
+    if image.error is not None:
+        return ImageAnswer(id=image.id, state="failed", seed=image.job.settings.seed, error=image.error)
+    return ImageAnswer(
+        id=image.id, state="done", seed=image.job.settings.seed, url=f"/v1/pictures/{image.id}"
+    )

@@ -1,0 +1,160 @@
+"""The gallery: finished images, their recipes, and what the user says of them."""
+
+import asyncio
+import io
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from fastapi.responses import FileResponse, Response
+from PIL import Image as Images
+from pydantic import BaseModel, Field
+from starlette.requests import Request as HTTPRequest
+
+from ssd1b.images import MAX_FILE_BYTES, decode_recipe, picture_stem
+from ssd1b.jobs.queue import Picture, Search
+from ssd1b.recipe import Recipe
+from ssd1b.server.routes.native import TheService
+from ssd1b.server.schemas import Problem
+
+THUMBNAIL = 256
+"""Pixels of a thumbnail's longer side."""
+
+FOREVER = {"cache-control": "private, max-age=31536000, immutable"}
+
+router = APIRouter(
+    prefix="/v1", tags=["pictures"], responses={"4XX": {"model": Problem}, "5XX": {"model": Problem}}
+)
+
+
+class PictureAnswer(BaseModel):
+    """A finished image."""
+
+    id: str
+    job: str
+    model: str
+    made: float
+    favourite: bool
+    deleted: bool
+    url: str
+    thumbnail: str
+    settings: dict[str, Any]
+
+
+class Pictures(BaseModel):
+    """Finished images, the newest first."""
+
+    pictures: list[PictureAnswer]
+    next: str | None = Field(description="Pass it as `before` for older images; null if there are none.")
+
+
+class Marks(BaseModel):
+    """What a user says of an image."""
+
+    favourite: bool | None = None
+    deleted: bool | None = Field(
+        default=None, description="A deleted image is hidden, and removed a day later."
+    )
+
+
+class Read(BaseModel):
+    """What was read from an image file."""
+
+    program: str
+    prompt: str
+    settings: dict[str, Any]
+    model: str | None
+    unreproduced: list[str] = Field(description="Parts of the image's recipe that ssd1b cannot reproduce.")
+
+
+@router.get("/pictures", summary="Search images")
+async def pictures(
+    service: TheService,
+    q: Annotated[str, Query(max_length=1000, description="Words of the prompt.")] = "",
+    model: str | None = None,
+    favourite: bool = False,
+    deleted: bool = False,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    before: Annotated[str | None, Query(pattern=r"^[0-9.]+~[0-9a-f]+$")] = None,
+) -> Pictures:
+    """Return finished images, the newest first."""
+    search = Search(words=q, model=model, favourite=favourite, deleted=deleted)
+    made, _, last = (before or "").partition("~")
+    found = await service.pictures(search, limit=limit, before=(float(made), last) if before else None)
+    return Pictures(
+        pictures=[answer(picture) for picture in found],
+        next=f"{found[-1].made!r}~{found[-1].id}" if len(found) == limit else None,
+    )
+
+
+@router.get("/pictures/{id}", response_class=FileResponse, summary="Get an image")
+async def file(id: str, service: TheService) -> FileResponse:
+    """Return an image as PNG, with its recipe and AUTOMATIC1111's parameters inside."""
+    picture = await service.picture(id)
+    return FileResponse(
+        service.file(picture.key), media_type="image/png", filename=f"{picture_stem(picture.settings)}.png",
+        content_disposition_type="inline", headers=FOREVER,
+    )  # fmt: skip
+
+
+@router.get("/pictures/{id}/thumbnail", response_class=Response, summary="Get a small image")
+async def thumbnail(id: str, service: TheService) -> Response:
+    """Return an image as WebP of at most 256 pixels a side."""
+    picture = await service.picture(id)
+    data = await asyncio.to_thread(_thumbnail, service.file(picture.key))
+    return Response(data, media_type="image/webp", headers=FOREVER)
+
+
+def _thumbnail(path: Path) -> bytes:
+    with Images.open(path, formats=["PNG"]) as image:
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        file = io.BytesIO()
+        image.save(file, "WEBP", quality=80)
+    return file.getvalue()
+
+
+@router.get("/pictures/{id}/recipe", summary="Get an image's description")
+async def recipe(id: str, service: TheService) -> PictureAnswer:
+    """Return an image's settings and marks."""
+    return answer(await service.picture(id))
+
+
+@router.patch("/pictures/{id}", summary="Mark or delete an image")
+async def mark(id: str, marks: Marks, service: TheService) -> PictureAnswer:
+    """Mark an image as favourite, delete it, or undo either."""
+    return answer(await service.mark(id, favourite=marks.favourite, deleted=marks.deleted))
+
+
+@router.post("/read", max_body_size=MAX_FILE_BYTES, summary="Read the settings in an image file")
+async def read(request: HTTPRequest) -> Read:
+    """Read the settings in an image of ssd1b, AUTOMATIC1111, ComfyUI and others.
+
+    The body is the file: PNG, JPEG or WebP.
+    """
+    found = await asyncio.to_thread(partial(decode_recipe, await request.body()))
+    if isinstance(found, Recipe):
+        settings = asdict(found.settings)
+        return Read(
+            program="ssd1b",
+            prompt=settings.pop("prompt"),
+            settings=settings,
+            model=found.model.name,
+            unreproduced=[],
+        )
+    settings = {name: value for name, value in found.settings().items() if value is not None}
+    return Read(
+        program=found.program, prompt=found.prompt, settings=settings, model=found.values.get("Model"),
+        unreproduced=found.unreproduced(),
+    )  # fmt: skip
+
+
+def answer(picture: Picture) -> PictureAnswer:
+    """Describe an image."""
+    url = f"/v1/pictures/{picture.id}"
+    return PictureAnswer(
+        id=picture.id, job=picture.request, model=picture.model, made=picture.made,
+        favourite=picture.favourite, deleted=picture.deleted, url=url, thumbnail=f"{url}/thumbnail",
+        settings=asdict(picture.settings),
+    )  # fmt: skip

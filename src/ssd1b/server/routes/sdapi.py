@@ -1,0 +1,352 @@
+"""AUTOMATIC1111's HTTP API, ``/sdapi/v1``, as far as its clients need it for text to image.
+
+Names, defaults and answers are those of ``modules/api/api.py`` and ``models.py`` (Forge dfdcbab). Unknown
+fields are ignored, as there; clients rely on it.
+"""
+
+import io
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import psutil
+from fastapi import APIRouter
+from PIL import Image as Images
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request as HTTPRequest
+
+from ssd1b.errors import InputError, NotFoundError, UnavailableError, shown, unknown
+from ssd1b.images import MAX_FILE_BYTES, decode_recipe
+from ssd1b.jobs.queue import RUNNING, Request
+from ssd1b.model import Model
+from ssd1b.recipe import Recipe, read_parameters, write_parameters
+from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
+from ssd1b.server.routes.native import Client, TheService
+from ssd1b.server.routes.waiting import Made, base64_of, finished, made
+from ssd1b.server.service import Service
+from ssd1b.settings import RANDOM_SEED
+
+router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
+
+
+class TextToImage(BaseModel):
+    """A request for images. Every field may be null, which counts as absent."""
+
+    model_config = ConfigDict(extra="allow")
+
+    prompt: str | None = ""
+    negative_prompt: str | None = None
+    seed: int | None = RANDOM_SEED
+    sampler_name: str | None = None
+    sampler_index: str | None = None
+    scheduler: str | None = None
+    steps: int | None = None
+    cfg_scale: float | None = None
+    width: int | None = None
+    height: int | None = None
+    batch_size: int | None = Field(1, ge=1, le=1000)
+    n_iter: int | None = Field(1, ge=1, le=1000)
+    styles: list[str] | None = None
+    infotext: str | None = None
+    override_settings: dict[str, Any] | None = None
+    send_images: bool | None = True
+    force_task_id: str | None = None
+    enable_hr: bool | None = False
+    script_name: str | None = None
+    init_images: list[Any] | None = None
+
+
+@router.post("/txt2img", summary="Generate images")
+async def text_to_image(
+    body: TextToImage, http: HTTPRequest, service: TheService, client: Client
+) -> dict[str, Any]:
+    """Generate images and answer when they are there. If the client disconnects, the job is cancelled."""
+    _refuse_what_is_missing(body)
+    override = body.override_settings or {}
+    name = override.get("sd_model_checkpoint") or service.checkpoint
+    model = _find_model(service, str(name))
+    settings, prompt = _settings(body)
+    count = (body.batch_size or 1) * (body.n_iter or 1)
+    request = await service.submit(
+        model, service.settings(model, prompt, None, settings), count=count, client=client, dialect="sdapi",
+    )  # fmt: skip
+    await finished(http, service, request)
+    images = await made(service, request)
+    sent = [] if body.send_images is False else [base64_of(image.data) for image in images]
+    echo = body.model_dump(mode="json", include=set(TextToImage.model_fields))  # clients send passwords, too
+    return {"images": sent, "parameters": echo, "info": json.dumps(_info(request, images, service))}
+
+
+@router.post("/img2img", summary="Change an image")
+async def image_to_image() -> None:
+    """Refuse, because images are not accepted as input yet."""
+    raise UnavailableError("this server does not take images as input yet: use txt2img")
+
+
+def _refuse_what_is_missing(body: TextToImage) -> None:
+    """Refuse what would change the image and cannot be done."""
+    if body.enable_hr:
+        raise UnavailableError("enable_hr: the hires fix is not available yet")
+    if body.script_name:
+        raise InputError(f"Script not found: {shown(body.script_name)}: this server has none")
+    if body.styles:
+        raise NotFoundError(f"style {shown(body.styles[0])}: this server has no styles")
+
+
+def _settings(body: TextToImage) -> tuple[dict[str, Any], str]:
+    """The settings and the prompt of a request: its fields, over those of its ``infotext``."""
+    found: dict[str, Any] = {}
+    prompt = ""
+    if body.infotext:
+        parameters = read_parameters(body.infotext)
+        found, prompt = parameters.settings(), parameters.prompt
+    given = body.model_fields_set
+    sampler = body.sampler_name or body.sampler_index
+    if sampler and sampler.lower() != AUTOMATIC:
+        found["sampler"] = sampler
+    if body.scheduler and body.scheduler.lower() != AUTOMATIC:
+        found["schedule"] = body.scheduler
+    values = {
+        "guidance_scale": body.cfg_scale,
+        "steps": body.steps,
+        "width": body.width,
+        "height": body.height,
+    }
+    found |= {name: value for name, value in values.items() if value is not None}
+    if body.seed is not None and ("seed" in given or "seed" not in found):
+        found["seed"] = body.seed
+    # As in AUTOMATIC1111, an empty negative prompt is none.
+    if body.negative_prompt:
+        found["negative_prompt"] = body.negative_prompt
+    return found, body.prompt or prompt
+
+
+def _find_model(service: Service, name: str) -> str:
+    """The model that a client calls by its title, name, file name or hash."""
+    for each, model in service.models.items():
+        digest = service.digest(each)
+        if name in (each, _title(service, each), model.path.name, model.path.stem, digest, digest[:10]):
+            return each
+    raise unknown("model", name, service.models, NotFoundError)
+
+
+def _title(service: Service, name: str) -> str:
+    return f"{name} [{service.digest(name)[:10]}]"
+
+
+def _info(request: Request, images: list[Made], service: Service) -> dict[str, Any]:
+    first = images[0].recipe.settings
+    return {
+        "prompt": first.prompt, "all_prompts": [image.recipe.settings.prompt for image in images],
+        "negative_prompt": first.negative_prompt or "",
+        "all_negative_prompts": [image.recipe.settings.negative_prompt or "" for image in images],
+        "seed": first.seed, "all_seeds": [image.recipe.settings.seed for image in images],
+        "subseed": -1, "all_subseeds": [-1] * len(images), "subseed_strength": 0,
+        "width": first.width, "height": first.height, "sampler_name": SAMPLERS[first.sampler].a1111,
+        "cfg_scale": first.guidance_scale, "steps": first.steps, "batch_size": len(images),
+        "restore_faces": False, "face_restoration_model": None, "sd_model_name": request.model,
+        "sd_model_hash": service.digest(request.model)[:10], "sd_vae_name": None, "sd_vae_hash": None,
+        "seed_resize_from_w": -1, "seed_resize_from_h": -1, "denoising_strength": None,
+        "extra_generation_params": {}, "index_of_first_image": 0,
+        "infotexts": [write_parameters(image.recipe) for image in images], "styles": [],
+        "job_timestamp": _timestamp(request), "clip_skip": 1,
+        "is_using_inpainting_conditioning": False, "version": f"ssd1b {images[0].recipe.ssd1b_version}",
+    }  # fmt: skip
+
+
+def _timestamp(request: Request) -> str:
+    return time.strftime("%Y%m%d%H%M%S", time.localtime(request.created))
+
+
+@router.get("/progress", summary="Progress of the current job")
+async def progress(service: TheService, client: Client, skip_current_image: bool = False) -> dict[str, Any]:
+    """Report the progress of the caller's oldest job, or of the oldest one of all."""
+    request = _current(service, client)
+    if request is None:
+        state = {
+            "skipped": False, "interrupted": False, "stopping_generation": False, "job": "", "job_count": 0,
+            "job_timestamp": "0", "job_no": 0, "sampling_step": 0, "sampling_steps": 0,
+        }  # fmt: skip
+        return {"progress": 0.0, "eta_relative": 0.0, "state": state, "current_image": None, "textinfo": None}
+    steps = request.images[0].job.settings.steps
+    finished_images = len(request.images) - len(request.left)
+    share = (finished_images + request.step / steps * bool(request.left)) / len(request.images)
+    state = {
+        "skipped": False, "interrupted": False, "stopping_generation": False, "job": request.id,
+        "job_count": len(request.images), "job_no": finished_images, "sampling_step": request.step,
+        "job_timestamp": _timestamp(request), "sampling_steps": steps,
+    }  # fmt: skip
+    preview = None if skip_current_image or request.preview is None else base64_of(_png(request.preview))
+    return {
+        "progress": min(0.99, max(0.01, share)), "eta_relative": service.eta(request) or 0.0, "state": state,
+        "current_image": preview, "textinfo": None,
+    }  # fmt: skip
+
+
+def _png(jpeg: bytes) -> bytes:
+    file = io.BytesIO()
+    with Images.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
+        image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _current(service: Service, client: str) -> Request | None:
+    found = service.unfinished(client) or service.unfinished()
+    return min(found, key=lambda each: each.state != RUNNING, default=None)
+
+
+@router.post("/interrupt", summary="Cancel the caller's job")
+async def interrupt(service: TheService, client: Client) -> dict[str, Any]:
+    """Cancel the caller's oldest job. Jobs of other clients continue."""
+    mine = [each for each in service.unfinished(client) if each.dialect == "sdapi"]
+    if mine:
+        await service.cancel(min(mine, key=lambda each: each.state != RUNNING))
+    return {}
+
+
+@router.post("/skip", summary="Cancel the caller's job")
+async def skip(service: TheService, client: Client) -> None:
+    """Cancel the caller's oldest job, as ``interrupt``."""
+    await interrupt(service, client)
+
+
+@router.get("/options", summary="Options")
+async def options(service: TheService) -> dict[str, Any]:
+    """Return the options that clients read: the model that is used by default."""
+    return {
+        "sd_model_checkpoint": _title(service, service.checkpoint),
+        "sd_checkpoint_hash": service.digest(service.checkpoint),
+        "sd_vae": "Automatic", "CLIP_stop_at_last_layers": 1, "samples_format": "png", "outdir_samples": "",
+        "return_grid": False, "live_previews_enable": True,
+    }  # fmt: skip
+
+
+@router.post("/options", summary="Change options")
+async def change_options(body: dict[str, Any], service: TheService) -> None:
+    """Choose the model for requests that name none. Everything else is accepted and ignored."""
+    if name := body.get("sd_model_checkpoint"):
+        service.checkpoint = _find_model(service, str(name))
+
+
+@router.get("/samplers", summary="Samplers")
+async def samplers() -> list[dict[str, Any]]:
+    """List the samplers by AUTOMATIC1111's names."""
+    return [{"name": each.a1111, "aliases": [name], "options": {}} for name, each in SAMPLERS.items()]
+
+
+@router.get("/schedulers", summary="Schedules")
+async def schedulers() -> list[dict[str, Any]]:
+    """List the schedules."""
+    rows = [{"name": AUTOMATIC, "label": "Automatic"}]
+    rows += [{"name": name, "label": names[0]} for name, names in SCHEDULES.items()]
+    return [{**row, "aliases": None, "default_rho": -1, "need_inner_model": False} for row in rows]
+
+
+@router.get("/sd-models", summary="Models")
+async def sd_models(service: TheService) -> list[dict[str, Any]]:
+    """List the models."""
+    return [_sd_model(service, name, model) for name, model in service.models.items()]
+
+
+def _sd_model(service: Service, name: str, model: Model) -> dict[str, Any]:
+    digest = service.digest(name)
+    return {
+        "title": _title(service, name), "model_name": name, "hash": digest[:10], "sha256": digest,
+        "filename": model.path.name, "config": None,
+    }  # fmt: skip
+
+
+@router.get("/upscalers", summary="Upscalers")
+async def upscalers() -> list[dict[str, Any]]:
+    """List the upscalers: none yet."""
+    return [{"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 4}]
+
+
+@router.get("/embeddings", summary="Embeddings")
+async def embeddings() -> dict[str, Any]:
+    """List the embeddings: none yet."""
+    return {"loaded": {}, "skipped": {}}
+
+
+@router.get("/scripts", summary="Scripts")
+async def scripts() -> dict[str, list[str]]:
+    """List the scripts: none."""
+    return {"txt2img": [], "img2img": []}
+
+
+def _nothing(path: str, what: str) -> None:
+    async def nothing() -> list[Any]:
+        return []
+
+    nothing.__doc__ = f"List the {what}: none."
+    router.add_api_route(path, nothing, methods=["GET"], summary=what.capitalize(), name=what)
+
+
+for _path, _what in {
+    "/sd-vae": "VAEs", "/sd-modules": "modules", "/latent-upscale-modes": "latent upscale modes",
+    "/loras": "LoRAs", "/prompt-styles": "prompt styles", "/hypernetworks": "hypernetworks",
+    "/face-restorers": "face restorers", "/realesrgan-models": "Real-ESRGAN models",
+    "/script-info": "script descriptions", "/extensions": "extensions",
+}.items():  # fmt: skip
+    _nothing(_path, _what)
+
+
+@router.post("/refresh-checkpoints", summary="Does nothing")
+@router.post("/refresh-vae", summary="Does nothing")
+@router.post("/refresh-loras", summary="Does nothing")
+@router.post("/refresh-embeddings", summary="Does nothing")
+@router.post("/unload-checkpoint", summary="Does nothing")
+@router.post("/reload-checkpoint", summary="Does nothing")
+async def refresh() -> dict[str, Any]:
+    """Do nothing: models are found at the start, and loaded and unloaded as needed."""
+    return {}
+
+
+class Info(BaseModel):
+    """An image whose settings are asked for."""
+
+    image: str = Field(description="Base64, with or without a data: prefix.")
+
+
+@router.post("/png-info", max_body_size=2 * MAX_FILE_BYTES, summary="Read the settings in an image")
+async def png_info(body: Info) -> dict[str, Any]:
+    """Read the settings in an image, in AUTOMATIC1111's words."""
+    import asyncio
+    import base64
+    import binascii
+
+    text = body.image.partition(",")[2] if body.image.startswith("data:") else body.image
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise InputError("Invalid encoded image: it is no base64") from None
+    try:
+        found = await asyncio.to_thread(decode_recipe, data)
+    except InputError as error:
+        if "no recipe" not in str(error):
+            raise
+        return {"info": "", "items": {}, "parameters": {}}
+    if isinstance(found, Recipe):
+        text = write_parameters(found)
+        found = read_parameters(text)
+    else:
+        text = ""
+    values = {"Prompt": found.prompt, "Negative prompt": found.negative_prompt or "", **found.values}
+    return {"info": text, "items": {"parameters": text}, "parameters": values}
+
+
+@router.get("/memory", summary="Memory")
+async def memory(service: TheService) -> dict[str, Any]:
+    """Report the memory of the machine."""
+    ram = psutil.virtual_memory()
+    return {
+        "ram": {"free": ram.available, "used": ram.used, "total": ram.total},
+        "cuda": {"error": "unavailable"},
+    }
+
+
+@router.get("/cmd-flags", summary="Flags")
+async def flags() -> Mapping[str, Any]:
+    """Return no flags: paths of the server are nobody's business."""
+    return {}

@@ -1,0 +1,178 @@
+"""What there is to set: the table of settings with ranges, advice, presets, and what was measured."""
+
+import json
+from dataclasses import asdict
+from functools import cache
+from importlib.resources import files
+from typing import Any, get_type_hints
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from ssd1b.advice import FULL_SIZE, SIZES, SSD_1B_ADVICE, advise
+from ssd1b.model import Model
+from ssd1b.models.text import chunk_count
+from ssd1b.presets import PRESETS
+from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
+from ssd1b.server.routes.native import TheService
+from ssd1b.server.schemas import JobBody, Problem
+from ssd1b.settings import SETTINGS, GenerationSettings
+from ssd1b.validation import Range, plain_type
+
+router = APIRouter(
+    prefix="/v1", tags=["settings"], responses={"4XX": {"model": Problem}, "5XX": {"model": Problem}}
+)
+
+
+class SettingAnswer(BaseModel):
+    """A setting."""
+
+    name: str
+    kind: str
+    default: Any
+    low: float | None = None
+    high: float | None = None
+    multiple_of: int | None = None
+    help: str
+
+
+class NameAnswer(BaseModel):
+    """A sampler or a schedule."""
+
+    name: str
+    label: str = Field(description="As AUTOMATIC1111 calls it.")
+
+
+class AdviceAnswer(BaseModel):
+    """The recommended range of a setting."""
+
+    setting: str
+    low: float
+    high: float
+    below: str = Field(description="What to expect of smaller values.")
+    above: str = Field(description="What to expect of larger values.")
+    source: str
+
+
+class PresetAnswer(BaseModel):
+    """Settings under a name."""
+
+    name: str
+    source: str = Field(description="Where it comes from, or what was measured.")
+    settings: dict[str, Any]
+
+
+class Point(BaseModel):
+    """A measured value of a setting."""
+
+    value: float
+    mean: float
+    low: float = Field(description="Begin of the 95% confidence interval.")
+    high: float
+
+
+class Curve(BaseModel):
+    """How a metric depends on a setting."""
+
+    setting: str
+    metric: str
+    source: str
+    points: list[Point]
+
+
+class ModelSettings(BaseModel):
+    """What holds for one model."""
+
+    family: str
+    defaults: dict[str, Any]
+    sizes: list[tuple[int, int]] = Field(description="Recommended sizes, width first.")
+    advice: list[AdviceAnswer]
+    curves: list[Curve]
+
+
+class SettingsAnswer(BaseModel):
+    """Everything that can be set."""
+
+    settings: list[SettingAnswer]
+    samplers: list[NameAnswer]
+    schedules: list[NameAnswer]
+    presets: list[PresetAnswer]
+    models: dict[str, ModelSettings]
+    max_pixels: int
+    max_steps: int
+    max_count: int
+
+
+class Checked(BaseModel):
+    """What a job would be."""
+
+    settings: dict[str, Any]
+    advice: list[str]
+    tokens: int
+    chunks: int = Field(description="75 tokens each; the image attends to all of them.")
+    passes: int = Field(description="Estimated UNet passes of one image.")
+    ahead: int = Field(description="Images that are waiting now.")
+
+
+@router.get("/settings", summary="List settings, presets and advice")
+async def settings(service: TheService) -> SettingsAnswer:
+    """Return the settings with their ranges, and for each model its defaults, advice and measurements."""
+    options = service.options
+    return SettingsAnswer(
+        settings=[_setting(name) for name in SETTINGS],
+        samplers=[NameAnswer(name=name, label=each.a1111) for name, each in SAMPLERS.items()],
+        schedules=[
+            NameAnswer(name=AUTOMATIC, label="Automatic"),
+            *(NameAnswer(name=name, label=each[0]) for name, each in SCHEDULES.items()),
+        ],
+        presets=[
+            PresetAnswer(name=each.name, source=each.source, settings=dict(each.settings))
+            for each in PRESETS.values()
+        ],
+        models={
+            name: _model(name, model) for name, model in service.models.items()
+        },
+        max_pixels=options.max_pixels, max_steps=options.max_steps, max_count=options.max_count,
+    )  # fmt: skip
+
+
+def _model(name: str, model: Model) -> ModelSettings:
+    side, family = model.layout.size, model.info.family
+    advice = SSD_1B_ADVICE if family == "ssd-1b" else ()
+    return ModelSettings(
+        family=family, defaults=dict(model.info.defaults),
+        sizes=list(SIZES) if side == FULL_SIZE else [(side, side)],
+        advice=[AdviceAnswer(**asdict(each)) for each in advice], curves=_curves(name),
+    )  # fmt: skip
+
+
+def _setting(name: str) -> SettingAnswer:
+    setting = SETTINGS[name]
+    kind, metadata = plain_type(get_type_hints(GenerationSettings, include_extras=True)[name])
+    found = next((each for each in metadata if isinstance(each, Range)), None)
+    bounds = {} if found is None else {"low": found.low, "high": found.high, "multiple_of": found.multiple_of}
+    default = setting.default if isinstance(setting.default, int | float | str | tuple) else None
+    return SettingAnswer(name=name, kind=kind.__name__, default=default, help=setting.help, **bounds)
+
+
+@cache
+def _curves(model: str) -> list[Curve]:
+    """The measurements that the package has of a built-in model."""
+    file = files("ssd1b.data") / "evidence" / f"{model}.json"
+    if (not model.isidentifier() and not model.replace("-", "_").isidentifier()) or not file.is_file():
+        return []
+    return [Curve(**each) for each in json.loads(file.read_text())]
+
+
+@router.post("/check", summary="Check a job without running it")
+async def check(body: JobBody, service: TheService) -> Checked:
+    """Complete the settings of a job and say what to expect."""
+    name = body.model or service.options.model[0]
+    model = service.model(name)
+    found = service.settings(name, body.prompt, body.preset, body.given())
+    return Checked(
+        settings=asdict(found), advice=advise(found, model.layout.size, model.info.family),
+        tokens=max(len(each.ids(found.prompt)) for each in model.tokenizers),
+        chunks=chunk_count(model.tokenizers, [found.prompt]),
+        passes=service.passes(name, found), ahead=len(service.waiting()),
+    )  # fmt: skip

@@ -1,0 +1,89 @@
+"""The process of the server: its socket, its signals and its log."""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+import webbrowser
+from types import FrameType
+
+import uvicorn
+
+from ssd1b.errors import UnavailableError, shown
+from ssd1b.files import named
+from ssd1b.server.app import make_app
+from ssd1b.server.observing import JSONFormatter
+from ssd1b.server.options import ServerOptions
+from ssd1b.server.service import Service
+
+log = logging.getLogger("ssd1b.server")
+
+
+class _Server(uvicorn.Server):
+    """Stops at the first signal when its work is done, and at the second one at once."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Handle SIGTERM and Ctrl-C. Unlike uvicorn's own handler, do not raise the signal again later."""
+        if self.should_exit:
+            self.force_exit = True
+            self._service.hurry()
+        self.should_exit = True
+        self._service.drain()
+
+
+def run(options: ServerOptions, *, open_page: bool = False) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Args:
+        options: of the server.
+        open_page: open the page in a browser.
+
+    Raises:
+        InputError: the address cannot be used, a model does not exist, or the store cannot be opened.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s") if sys.stderr.isatty() else JSONFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    with _listen(options.host, options.port) as listener:
+        asyncio.run(_serve(options, listener, open_page))
+
+
+async def _serve(options: ServerOptions, listener: socket.socket, open_page: bool) -> None:
+    service = Service(options)
+    await service.start()
+    try:
+        host, port = options.host, listener.getsockname()[1]
+        name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+        log.info("ssd1b serves %s on http://%s:%d", ", ".join(options.model), name, port)
+        log.info("images are kept in %s; stop with Ctrl-C", named(options.folder))
+        config = uvicorn.Config(
+            make_app(service), log_config=None, access_log=False, server_header=False, lifespan="off",
+            timeout_graceful_shutdown=max(1, round(options.drain_seconds)), timeout_keep_alive=30,
+        )  # fmt: skip
+        if open_page:
+            asyncio.get_running_loop().call_later(0.1, webbrowser.open, f"http://{name}:{port}")
+        await _Server(config, service).serve(sockets=[listener])
+    finally:
+        await service.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        if os.name == "posix":  # elsewhere it would let two servers share a port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UnavailableError(f"cannot listen on {shown(host)}, port {port}: {reason}") from None
+    return listener

@@ -1,0 +1,260 @@
+"""The scheduler: waiting images go to workers in batches, and results into the ledger."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+from ssd1b import batching
+from ssd1b.errors import FailedError, InputError, UnavailableError
+from ssd1b.jobs.executor import JobResult
+from ssd1b.jobs.fairness import Picked, Turns
+from ssd1b.jobs.job import PIXELS_PER_BATCH
+from ssd1b.jobs.queue import FAILED, FINISHED, MAX_STARTS, QUEUED, RUNNING, Request
+from ssd1b.jobs.store import FAILED as JOB_FAILED
+from ssd1b.jobs.worker import Batch, CancelledError, Progress, Worker
+from ssd1b.server.ledger import Ledger
+from ssd1b.server.metrics import Metrics
+from ssd1b.server.options import ServerOptions
+from ssd1b.server.workers import Pace, StartWorker, Workers
+
+log = logging.getLogger("ssd1b.server")
+
+_OTHERS = 0.5
+"""Seconds between looks at jobs that another process is generating."""
+
+_FATAL = "CUDA error"
+"""In an error: the process can use the device no more."""
+
+
+@dataclass(eq=False, slots=True)
+class Run:
+    """A batch on its way.
+
+    Attributes:
+        picked: its images with their requests.
+        worker: generates it; None before and after.
+        batch: of the worker.
+    """
+
+    picked: list[Picked]
+    worker: Worker | None = None
+    batch: Batch | None = None
+    generating: bool = True
+
+    @property
+    def requests(self) -> list[Request]:
+        """The requests of its images."""
+        return list(dict.fromkeys(request for request, _ in self.picked))
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of its jobs."""
+        return [image.job.key for _, image in self.picked]
+
+
+class Scheduler:
+    """Generates what the ledger's requests wait for.
+
+    Args:
+        ledger: of the server.
+        options: of the server.
+        metrics: of the server.
+        start: see ``Workers``.
+    """
+
+    def __init__(
+        self, ledger: Ledger, options: ServerOptions, metrics: Metrics, start: StartWorker = Worker
+    ) -> None:
+        self.workers = Workers(options, metrics, self._report, start)
+        self.pace = Pace()
+        self._ledger = ledger
+        self._options = options
+        self._metrics = metrics
+        self._turns = Turns()
+        self._runs: dict[asyncio.Task[None], Run] = {}
+        self._wake = asyncio.Event()
+
+    def start(self) -> None:
+        """Begin."""
+        self._loop = asyncio.get_running_loop()
+        self._dispatcher = asyncio.create_task(self._dispatch())
+        self._wake.set()
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether requests are still being worked on."""
+        return not self._dispatcher.done()
+
+    @property
+    def generating(self) -> int:
+        """How many batches are being generated."""
+        return sum(run.generating for run in self._runs.values())
+
+    def wake(self) -> None:
+        """Look for images that can be generated."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Begin no more batches."""
+        self._dispatcher.cancel()
+
+    async def close(self, seconds: float) -> None:
+        """Wait for the batches that are being generated, then end all processes."""
+        self.stop()
+        if self._runs:
+            await asyncio.wait(self._runs, timeout=seconds)
+        self.hurry()
+        if self._runs:
+            await asyncio.wait(self._runs)
+        self.workers.close()
+
+    def hurry(self) -> None:
+        """Give up the batches that are being generated. The next start of the server repeats them."""
+        for task in self._runs:
+            task.cancel()
+
+    def stop_finished(self) -> None:
+        """Stop the batches whose requests are all finished: cancelled, or too late."""
+        for run in self._runs.values():
+            if run.worker is not None and run.batch is not None:
+                if all(request.state in FINISHED for request in run.requests):
+                    run.worker.cancel(run.batch)
+
+    def show_previews(self) -> None:
+        """Turn previews on for the batches that somebody watches, and off for the others."""
+        for run in self._runs.values():
+            if run.worker is not None:
+                run.worker.show_previews(self._ledger.is_watched(run.requests))
+
+    def _report(self, worker: Worker, progress: Progress) -> None:
+        """Take progress from a worker; called from another thread."""
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._note, worker, progress)
+
+    def _note(self, worker: Worker, progress: Progress) -> None:
+        for run in self._runs.values():
+            if run.worker is worker and run.batch is not None and run.batch.number == progress.batch:
+                for request in run.requests:
+                    request.step = progress.step
+                if progress.preview is not None:
+                    run.picked[0][0].preview = progress.preview
+                self._ledger.tell(run.requests)
+
+    async def _dispatch(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self.generating < self._options.workers:
+                busy = {key for run in self._runs.values() for key in run.keys}
+                picked = self._turns.choose(self._ledger.open.values(), busy, group=_group, limit=self._limit)
+                if not picked:
+                    break
+                run = Run(picked)
+                task = asyncio.create_task(self._generate(run))
+                self._runs[task] = run
+                task.add_done_callback(self._over)
+
+    def _over(self, task: "asyncio.Task[None]") -> None:
+        del self._runs[task]
+        self._wake.set()
+
+    def _limit(self, picked: Picked) -> int:
+        request, image = picked
+        if request.state == QUEUED and request.starts:  # its process died: it may be the reason
+            return 1
+        settings = image.job.settings
+        limit = min(self._options.max_batch, PIXELS_PER_BATCH // (settings.width * settings.height))
+        return batching.batch_limit(settings, limit)
+
+    async def _generate(self, run: Run) -> None:
+        try:
+            await self._claim(run)
+            if run.picked:
+                await self._begin(run)
+                results = await self._results(run)
+                await self._store(run, results)
+        except CancelledError:
+            await self._release(run)
+        except InputError as error:
+            await self._release(run)
+            await self._fail(run, error)
+        except Exception:
+            log.exception("unexpected error")
+            await self._release(run)
+            await self._fail(run, FailedError("unexpected error; see the server's log"))
+
+    async def _release(self, run: Run) -> None:
+        await self._ledger.keep(partial(self._ledger.store.release, run.keys))
+
+    async def _fail(self, run: Run, error: InputError) -> None:
+        """Fail the requests of a batch. If its process died, those that began only once wait again."""
+        again: list[Request] = []
+        if isinstance(error, UnavailableError):
+            again = [request for request in run.requests if request.starts < MAX_STARTS]
+            for request in again:
+                if request.state == RUNNING:
+                    request.state, request.step, request.preview = QUEUED, 0, None
+            await self._ledger.update(again)
+        await self._ledger.finish([each for each in run.requests if each not in again], FAILED, error)
+
+    async def _claim(self, run: Run) -> None:
+        """Take results that are stored already, and leave in the batch what this process is to generate."""
+        store = self._ledger.store
+        known = await self._ledger.keep(partial(store.outcomes, run.keys))
+        if known:
+            await self._ledger.take(known)
+        unknown = [key for key in run.keys if key not in known]
+        claimed = set(await self._ledger.keep(partial(store.claim, unknown))) if unknown else set()
+        if unknown and not claimed:
+            await asyncio.sleep(_OTHERS)
+        run.picked = [(request, image) for request, image in run.picked if image.job.key in claimed]
+
+    async def _begin(self, run: Run) -> None:
+        now = time.time()
+        beginning = [request for request in run.requests if request.state == QUEUED]
+        for request in beginning:
+            request.state, request.started = RUNNING, request.started or now
+            request.starts += 1
+            self._metrics.queued.observe(now - request.created)
+        await self._ledger.update(beginning)
+
+    async def _results(self, run: Run) -> Sequence[JobResult]:
+        model = run.picked[0][1].job.model
+        worker = await self.workers.take(model)
+        run.worker = worker
+        try:
+            worker.show_previews(self._ledger.is_watched(run.requests))
+            begin = time.monotonic()
+            run.batch = worker.submit([image.job.settings for _, image in run.picked])
+            self.stop_finished()  # it may have been cancelled while the model was loaded
+            results = await asyncio.wrap_future(run.batch.result)
+            if any(_FATAL in (drawn.outcome.error or "") for drawn in results):
+                worker.close()
+                raise UnavailableError(f"the device failed: {_FATAL}")
+        finally:
+            run.worker, run.generating = None, False
+            self.workers.put_back(worker)
+            self._wake.set()
+        seconds = time.monotonic() - begin
+        self.pace.note(sum(image.job.cost for _, image in run.picked), seconds)
+        self._metrics.generating.labels(model).observe(seconds)
+        self._metrics.batch_size.observe(len(run.picked))
+        return results
+
+    async def _store(self, run: Run, results: Sequence[JobResult]) -> None:
+        rows = [(key, drawn.outcome, drawn.file) for key, drawn in zip(run.keys, results, strict=True)]
+        await self._ledger.keep(partial(self._ledger.store.finish, rows))
+        for (_, image), drawn in zip(run.picked, results, strict=True):
+            result = "failed" if drawn.outcome.state == JOB_FAILED else "done"
+            self._metrics.images.labels(image.job.model, result).inc()
+        await self._ledger.take({key: outcome for key, outcome, _ in rows})
+
+
+def _group(picked: Picked) -> tuple[object, ...]:
+    """What images of a batch have in common."""
+    _, image = picked
+    return (image.job.model, image.job.batch)

@@ -1,0 +1,127 @@
+"""Bodies and answers of the native API. The settings in them come from the one table of settings."""
+
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, WithJsonSchema, create_model
+
+from ssd1b.settings import RANDOM_SEED, SEEDS, SETTINGS, GenerationSettings
+
+State = Literal["queued", "running", "done", "failed", "cancelled"]
+
+
+def _schema(name: str) -> dict[str, Any]:
+    """The JSON schema of a setting. Names of samplers and schedules have several spellings, so any text."""
+    setting = SETTINGS[name]
+    if setting.is_name:
+        schema: dict[str, Any] = {"type": "string"}
+    elif name == "seed":
+        schema = {"type": "integer", "minimum": RANDOM_SEED, "maximum": SEEDS - 1}
+    else:
+        schema = TypeAdapter(get_type_hints(GenerationSettings, include_extras=True)[name]).json_schema()
+    if setting.help:
+        schema["description"] = setting.help
+    if isinstance(setting.default, int | float | str):
+        schema["default"] = setting.default
+    return schema
+
+
+class _Body(BaseModel):
+    # Settings are checked by ``resolve_settings``, which names the nearest valid name.
+    model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False})
+
+
+_FIELDS: Any = {name: (Annotated[Any, WithJsonSchema(_schema(name))], None) for name in SETTINGS}
+SettingsFields: Any = create_model("SettingsFields", __base__=_Body, **_FIELDS)
+"""Every setting as an optional field; null counts as absent."""
+
+
+class JobBody(SettingsFields):
+    """A request for images."""
+
+    prompt: str = Field(description="What to generate, in AUTOMATIC1111's syntax for weights.")
+    model: str | None = Field(default=None, description="A model of /v1/models. Default: the first.")
+    count: int = Field(1, ge=1, le=1000, description="Images with consecutive seeds.")
+    preset: str | None = Field(
+        default=None, description="Name of a preset; the settings given here override it."
+    )
+    priority: int = Field(0, ge=-10, le=10, description="Higher goes first; use negative ones for bulk work.")
+
+    def given(self) -> dict[str, Any]:
+        """The settings that were given."""
+        own = JobBody.__annotations__
+        return {
+            name: value for name, value in self.model_dump(exclude_unset=True).items()
+            if name not in own and value is not None
+        }  # fmt: skip
+
+
+class ImageAnswer(BaseModel):
+    """An image of a job."""
+
+    id: str
+    state: Literal["waiting", "done", "failed"]
+    seed: int
+    url: str | None = Field(default=None, description="Path of the PNG, which contains its recipe.")
+    error: str | None = None
+
+
+class JobAnswer(BaseModel):
+    """A job: its state, and its images."""
+
+    id: str
+    state: State
+    model: str
+    prompt: str
+    settings: dict[str, Any]
+    priority: int
+    created: float = Field(description="Seconds since 1970, as the following.")
+    started: float | None
+    finished: float | None
+    position: int | None = Field(description="How many jobs are ahead in the queue.")
+    step: int = Field(description="Denoising steps done of the images in progress.")
+    steps: int
+    eta: float | None = Field(description="Estimated seconds until it is done.")
+    images: list[ImageAnswer]
+    advice: list[str] = Field([], description="What to expect of settings outside the recommended ranges.")
+    error: str | None = None
+    code: str | None = None
+
+
+class Jobs(BaseModel):
+    """Jobs, the newest first."""
+
+    jobs: list[JobAnswer]
+    next: str | None = Field(description="Pass it as `before` for older jobs; null if there are none.")
+
+
+class Priority(BaseModel):
+    """A job's place in the queue."""
+
+    priority: int = Field(ge=-10, le=10)
+
+
+class ModelAnswer(BaseModel):
+    """A model that can be used; the first fields are OpenAI's."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "ssd1b"
+    family: str
+    loaded: bool
+    default: bool
+    settings: dict[str, Any] = Field(description="The settings that its makers recommend.")
+
+
+class Models(BaseModel):
+    """The models, the default first."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelAnswer]
+
+
+class Problem(BaseModel):
+    """An error."""
+
+    error: str = Field(description="One line: what is wrong, what was given, what is allowed.")
+    code: str

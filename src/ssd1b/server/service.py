@@ -1,0 +1,420 @@
+"""The server without HTTP: what may be asked for, by whom and how much, and the life of a request."""
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from ssd1b.errors import ConflictError, FailedError, NotFoundError, shown, unknown
+from ssd1b.jobs.job import Job, environment, make_job
+from ssd1b.jobs.queue import (
+    CANCELLED,
+    FAILED,
+    FINISHED,
+    MAX_STARTS,
+    QUEUED,
+    Image,
+    Picture,
+    Request,
+    Search,
+)
+from ssd1b.jobs.worker import Worker
+from ssd1b.model import Model
+from ssd1b.presets import PRESETS
+from ssd1b.runtime import choose_device, choose_dtype
+from ssd1b.server.errors import DeadlineError, DrainingError, QueueFullError
+from ssd1b.server.ledger import Ledger, Listener, left
+from ssd1b.server.metrics import Metrics
+from ssd1b.server.options import ServerOptions, read_keys
+from ssd1b.server.scheduler import Scheduler
+from ssd1b.server.workers import StartWorker
+from ssd1b.settings import SEEDS, GenerationSettings, random_seed, resolve_settings
+
+HOUR = 3600.0
+
+DELETED_AFTER = 24 * HOUR
+"""Seconds after which a deleted image is removed."""
+
+
+class Service:
+    """Accepts requests, and knows what became of them.
+
+    Args:
+        options: of the server.
+        start: see ``Workers``.
+
+    Raises:
+        InputError: the device cannot be used, or the file of keys is wrong.
+    """
+
+    def __init__(self, options: ServerOptions, start: StartWorker = Worker) -> None:
+        self.options = options
+        self.keys = {} if options.api_key_file is None else read_keys(options.api_key_file)
+        self.models: dict[str, Model] = {}
+        self.checkpoint = options.model[0]
+        """The model for AUTOMATIC1111's clients that name none."""
+        self.draining = False
+        self.metrics = Metrics()
+        device = choose_device(options.device)
+        self._environment = environment(device, choose_dtype(options.dtype, device))
+        self._digests: dict[str, str] = {}
+        self._ledger = Ledger(options.folder, self.metrics, self._watched)
+        self._scheduler = Scheduler(self._ledger, options, self.metrics, start)
+        self._number = 0
+        self._requested: dict[str, deque[tuple[float, int]]] = {}
+        """When each client with a quota requested how many images, in the last hour."""
+
+    async def start(self) -> None:
+        """Open the store, find the models, and queue again what an earlier process left.
+
+        Raises:
+            InputError: a model does not exist or is damaged, or the folder is not a store.
+        """
+        await self._ledger.start()
+        for name in self.options.model:
+            await self._ledger.keep(partial(self._describe, name))
+        self._number = await self._ledger.keep(self._ledger.queue.last_number)
+        for request in await self._ledger.keep(partial(self._ledger.queue.unfinished, self._job)):
+            await self._restore(request)
+        self._scheduler.start()
+        self._clock = asyncio.create_task(self._watch_clock())
+        self._scheduler.workers.preload(self.options.model[0])
+
+    def _describe(self, name: str) -> None:
+        model = Model.find(name, offline=self.options.offline)
+        _ = model.info, model.tokenizers  # read now, so that a damaged model ends the start
+        self._digests[name] = model.digest(self._ledger.store.file_digest)
+        self.models[name] = model
+
+    async def _restore(self, request: Request) -> None:
+        self._ledger.reopen(request)
+        if request.model not in self.models:
+            error = NotFoundError(f"the model {shown(request.model)} is not offered any more")
+            await self._ledger.finish([request], FAILED, error)
+        elif request.starts >= MAX_STARTS:
+            error = FailedError(f"the server ended {request.starts} times while it generated this")
+            await self._ledger.finish([request], FAILED, error)
+        else:
+            request.state = QUEUED
+
+    def drain(self) -> None:
+        """Accept no more requests, begin no more batches, and end the streams."""
+        self.draining = True
+        self._scheduler.stop()
+        self._ledger.end_listeners()
+
+    def hurry(self) -> None:
+        """Do not wait for the batches that are being generated."""
+        self._scheduler.hurry()
+
+    async def close(self) -> None:
+        """Finish the batches that are being generated, and end. What waits is kept for the next start."""
+        self.drain()
+        self._clock.cancel()
+        await self._scheduler.close(self.options.drain_seconds)
+        await self._ledger.close()
+
+    # Requests
+
+    def settings(
+        self, model: str, prompt: str, preset: str | None, given: Mapping[str, Any]
+    ) -> GenerationSettings:
+        """Complete the settings of an image: given ones over the preset's over the model's.
+
+        Args:
+            model: one of ``models``.
+            prompt: what to generate.
+            preset: a built-in one. Others are files, and no file that a client names is opened.
+            given: settings by name.
+
+        Raises:
+            InputError: there is no such model or preset, a setting is unknown or out of range, or the image
+                is beyond the server's limits.
+        """
+        if preset is not None and preset not in PRESETS:
+            raise unknown("preset", preset, PRESETS, NotFoundError)
+        info = self.model(model).info
+        found = resolve_settings(
+            prompt, family=info.family, model_defaults={"seed": random_seed(), **info.defaults},
+            preset=None if preset is None else PRESETS[preset], **given,
+        )  # fmt: skip
+        self.options.check(found)
+        return found
+
+    async def submit(
+        self,
+        model: str,
+        settings: GenerationSettings,
+        *,
+        count: int = 1,
+        client: str = "",
+        priority: int = 0,
+        dialect: str = "native",
+        idempotency: str | None = None,
+    ) -> Request:
+        """Accept a request for images with consecutive seeds.
+
+        Images whose results are stored already are not generated again.
+
+        Args:
+            model: one of ``models``.
+            settings: of the first image.
+            count: how many images.
+            client: whom to be fair to.
+            priority: see ``Request``.
+            dialect: see ``Request``.
+            idempotency: see ``Request``. An earlier request of the client with it is returned instead.
+
+        Raises:
+            InputError: there are too many images, the server is shutting down, or the disk refused.
+        """
+        if self.draining:
+            raise DrainingError("the server is shutting down")
+        if idempotency is not None and (earlier := await self._repeated(client, idempotency)):
+            return earlier
+        # Nothing is awaited between the check and the entry, so that a burst cannot pass the limit together.
+        self._check_room(client, count)
+        self._number += 1
+        seeds = [(settings.seed + number) % SEEDS for number in range(count)]
+        images = [Image(id=uuid4().hex, job=self._job(model, replace(settings, seed=seed))) for seed in seeds]
+        request = Request(
+            id=uuid4().hex, number=self._number, client=client, model=model, images=images,
+            priority=priority, dialect=dialect, idempotency=idempotency,
+        )  # fmt: skip
+        await self._ledger.add(request)
+        self._scheduler.wake()
+        return request
+
+    async def _repeated(self, client: str, idempotency: str) -> Request | None:
+        id = await self._ledger.keep(partial(self._ledger.queue.repeated, client, idempotency))
+        if id is not None:
+            return await self.request(id)
+        # After the look at the disk: one that came at the same time is not there yet.
+        same = (client, idempotency)
+        return next(
+            (each for each in self._ledger.open.values() if (each.client, each.idempotency) == same), None
+        )
+
+    def _check_room(self, client: str, count: int) -> None:
+        """Refuse images beyond the limits of the server and of the client's key."""
+        try:
+            self.options.check_count(count)
+            self._check_queue(client, count)
+        except QueueFullError:
+            self.metrics.refused.labels("queue_full").inc()
+            raise
+
+    def _check_queue(self, client: str, count: int) -> None:
+        waiting, most = len(self.waiting()), self.options.max_pending
+        if waiting and waiting + count > most:
+            message = f"{waiting} images are waiting, and at most {most} may: try again later"
+            raise QueueFullError(message, self._seconds())
+        if (key := self.keys.get(client)) is None:
+            return
+        mine = len(self.waiting(client))
+        if mine + count > key.max_pending:
+            message = f"{mine} of your images are waiting, and at most {key.max_pending} may: try again later"
+            raise QueueFullError(message, self._seconds())
+        now, requested = time.time(), self._requested.setdefault(client, deque())
+        while requested and requested[0][0] < now - HOUR:
+            requested.popleft()
+        if sum(images for _, images in requested) + count > key.images_per_hour:
+            wait = requested[0][0] + HOUR - now if requested else HOUR
+            raise QueueFullError(f"you may request {key.images_per_hour} images in an hour", wait)
+        requested.append((now, count))
+
+    def _job(self, model: str, settings: GenerationSettings) -> Job:
+        if model not in self.models:  # an earlier process accepted it
+            return Job("", model, settings, ())
+        return make_job(
+            model, settings, fingerprint=self._digests[model], tokenizers=self.models[model].tokenizers,
+            environment=self._environment,
+        )  # fmt: skip
+
+    async def request(self, id: str) -> Request:
+        """Return a request, also one that is finished.
+
+        Raises:
+            NotFoundError: there is none of that id.
+        """
+        found = await self._ledger.load(id, self._job)
+        if found is None:
+            raise NotFoundError(f"there is no job {shown(id)}")
+        return found
+
+    async def recent(
+        self, states: Sequence[str] = (), *, limit: int, before: int | None = None
+    ) -> list[Request]:
+        """Return requests, the newest first; see ``Queue.newest``."""
+        load = partial(self._ledger.queue.newest, self._job, states, limit=limit, before=before)
+        return [self._ledger.open.get(each.id, each) for each in await self._ledger.keep(load)]
+
+    async def wait(self, request: Request) -> None:
+        """Wait until a request is finished."""
+        await self._ledger.wait(request)
+
+    async def cancel(self, request: Request) -> None:
+        """Cancel a request. Its batch stops after the current step, unless it is others' batch, too.
+
+        Raises:
+            ConflictError: it is finished.
+        """
+        if request.state in FINISHED:
+            raise ConflictError(f"the job is {request.state}")
+        await self._ledger.finish([request], CANCELLED)
+        self._scheduler.stop_finished()
+
+    async def move(self, request: Request, priority: int) -> None:
+        """Change a request's priority.
+
+        Raises:
+            ConflictError: it is finished.
+        """
+        if request.state in FINISHED:
+            raise ConflictError(f"the job is {request.state}")
+        request.priority = priority
+        await self._ledger.update([request])
+
+    # Images
+
+    async def pictures(
+        self, search: Search, *, limit: int, before: tuple[float, str] | None = None
+    ) -> list[Picture]:
+        """Return finished images, the newest first; see ``Queue.pictures``."""
+        load = partial(self._ledger.queue.pictures, search, limit=limit, before=before)
+        return await self._ledger.keep(load)
+
+    async def picture(self, id: str) -> Picture:
+        """Return a finished image.
+
+        Raises:
+            NotFoundError: there is no such image, or its file is gone.
+        """
+        found = await self._ledger.keep(partial(self._ledger.queue.picture, id))
+        if found is None:
+            raise NotFoundError(f"there is no image {shown(id)}")
+        if not self.file(found.key).is_file():
+            raise NotFoundError(f"the file of the image {shown(id)} is gone")
+        return found
+
+    def file(self, key: str) -> Path:
+        """The PNG of a job."""
+        return self._ledger.store.picture(key)
+
+    async def mark(self, id: str, *, favourite: bool | None = None, deleted: bool | None = None) -> Picture:
+        """Change what the user says of an image; see ``Queue.mark``.
+
+        Raises:
+            NotFoundError: there is no such image.
+        """
+        await self.picture(id)
+        await self._ledger.keep(partial(self._ledger.queue.mark, id, favourite=favourite, deleted=deleted))
+        return await self.picture(id)
+
+    # What is going on
+
+    def model(self, name: str) -> Model:
+        """Return a model.
+
+        Raises:
+            NotFoundError: this server does not offer it.
+        """
+        if name not in self.models:
+            raise unknown("model", name, self.models, NotFoundError)
+        return self.models[name]
+
+    def digest(self, model: str) -> str:
+        """The hash of a model's files."""
+        return self._digests[model]
+
+    def passes(self, model: str, settings: GenerationSettings) -> int:
+        """Estimate the UNet passes of an image."""
+        return round(self._job(model, settings).cost / (settings.width * settings.height))
+
+    @property
+    def loaded(self) -> list[str]:
+        """Names of the models that are loaded."""
+        return self._scheduler.workers.loaded
+
+    def unfinished(self, client: str | None = None) -> list[Request]:
+        """The requests that are queued or running, in the order of the queue.
+
+        Args:
+            client: only this client's.
+        """
+        found = [each for each in self._ledger.open.values() if client in (None, each.client)]
+        return sorted(found, key=_order)
+
+    def waiting(self, client: str | None = None) -> list[Image]:
+        """The images without a result."""
+        return left(self.unfinished(client))
+
+    def position(self, request: Request) -> int | None:
+        """How many requests are ahead of a queued one."""
+        if request.state != QUEUED:
+            return None
+        return sum(_order(each) < _order(request) for each in self._ledger.open.values())
+
+    def eta(self, request: Request) -> float | None:
+        """Estimate the seconds until a request is done; None if it is, or if nothing was timed yet."""
+        if request.state in FINISHED or not self._scheduler.pace.known:
+            return None
+        ahead = [each for each in self._ledger.open.values() if _order(each) <= _order(request)]
+        return round(self._scheduler.pace.seconds(sum(image.job.cost for image in left(ahead)), 0.0), 2)
+
+    def _seconds(self) -> float:
+        """Estimate the seconds until the queue is empty."""
+        return self._scheduler.pace.seconds(sum(image.job.cost for image in self.waiting()), 1.0)
+
+    def listen(
+        self, request: Request | None = None, *, previews: bool = False
+    ) -> AbstractAsyncContextManager[Listener]:
+        """Hear of changes in requests; see ``Ledger.listen``."""
+        return self._ledger.listen(request, previews=previews)
+
+    def _watched(self) -> None:
+        self._scheduler.show_previews()
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether requests are still being worked on."""
+        return self.draining or (self._scheduler.is_healthy and not self._clock.done())
+
+    def measured(self) -> Metrics:
+        """The metrics, with those that are read off now."""
+        self.metrics.waiting.set(len(self.waiting()))
+        self.metrics.running.set(self._scheduler.generating)
+        self.metrics.memory.set(self._scheduler.workers.memory())
+        return self.metrics
+
+    async def _watch_clock(self) -> None:
+        """Once a second, end what takes too long, unload idle models, and remove what was deleted."""
+        purged = -math.inf
+        while True:
+            # By the monotonic clock an hour is an hour, even if the time of day is changed.
+            late = time.time() - self.options.max_seconds
+            if overdue := [each for each in self.unfinished() if each.created < late]:
+                error = DeadlineError(f"the job took longer than {self.options.max_seconds:g} seconds")
+                await self._ledger.finish(overdue, FAILED, error)
+                self._scheduler.stop_finished()
+            if self.options.idle_minutes:
+                self._scheduler.workers.end_idle(60 * self.options.idle_minutes)
+            if time.monotonic() - purged > HOUR:
+                purged = time.monotonic()
+                await self._ledger.keep(self._purge)
+            await asyncio.sleep(1)
+
+    def _purge(self) -> None:
+        for key in self._ledger.queue.purge(time.time() - DELETED_AFTER):
+            self.file(key).unlink(missing_ok=True)
+
+
+def _order(request: Request) -> tuple[int, int]:
+    return (-request.priority, request.number)

@@ -1,0 +1,168 @@
+"""The loaded models: started when needed, within a budget of memory, and ended when they are idle."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any, TypeAlias
+
+import psutil
+
+from ssd1b.jobs.worker import Progress, Worker
+from ssd1b.server.metrics import Metrics
+from ssd1b.server.options import ServerOptions
+
+StartWorker: TypeAlias = Callable[[str, Mapping[str, Any], Callable[[Progress], object]], Worker]
+"""Makes a worker from a model's name, keyword arguments of ``Pipeline.load``, and a listener to progress."""
+
+
+class Pace:
+    """How fast images are generated, as a moving average, to estimate how long others will take."""
+
+    def __init__(self) -> None:
+        self._seconds_per_cost: float | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether a batch was timed."""
+        return self._seconds_per_cost is not None
+
+    def note(self, cost: int, seconds: float) -> None:
+        """Take a batch into account.
+
+        Args:
+            cost: of its jobs, see ``Job.cost``.
+            seconds: that it took.
+        """
+        now = seconds / max(cost, 1)
+        before = self._seconds_per_cost
+        self._seconds_per_cost = now if before is None else 0.7 * before + 0.3 * now
+
+    def seconds(self, cost: int, otherwise: float) -> float:
+        """Estimate the seconds for jobs of a cost.
+
+        Args:
+            cost: of the jobs.
+            otherwise: returned while no batch was timed.
+        """
+        return otherwise if self._seconds_per_cost is None else cost * self._seconds_per_cost
+
+
+class Workers:
+    """The processes with loaded models.
+
+    A model is loaded when its first request comes. If memory does not suffice, the model that was idle
+    longest is unloaded. A model that generates is never unloaded.
+
+    Args:
+        options: of the server.
+        metrics: of the server.
+        report: called from other threads with a worker and its progress.
+        start: makes a worker; tests have others.
+    """
+
+    def __init__(
+        self,
+        options: ServerOptions,
+        metrics: Metrics,
+        report: Callable[[Worker, Progress], object],
+        start: StartWorker = Worker,
+    ) -> None:
+        self._metrics = metrics
+        self._make = start
+        self._report = report
+        self._idle: dict[Worker, float] = {}
+        """Loaded workers without work, the one idle longest first, with the time since when."""
+        self._loads: dict[Worker, Future[int]] = {}
+        """All workers, with the future of their process's id."""
+        self._changed = asyncio.Event()
+        self._lock = asyncio.Lock()
+        given = options.memory
+        self._budget = psutil.virtual_memory().total / 2 if given is None else given * 1e9
+        self._loading = {
+            "device": options.device, "dtype": options.dtype, "offline": options.offline,
+            "threads": options.threads or "auto",
+        }  # fmt: skip
+
+    @property
+    def loaded(self) -> list[str]:
+        """Names of the models that are loaded or being loaded."""
+        return [worker.model for worker in self._loads]
+
+    def preload(self, model: str) -> None:
+        """Begin to load a model."""
+        self._idle[self._start(model)] = time.monotonic()
+
+    async def take(self, model: str) -> Worker:
+        """Return a worker that has loaded the model, for exclusive use until ``put_back``.
+
+        Raises:
+            InputError: the model cannot be loaded.
+        """
+        async with self._lock:
+            worker = next((each for each in self._idle if each.model == model), None)
+            if worker is None:
+                await self._make_room()
+                worker = self._start(model)
+            else:
+                del self._idle[worker]
+        try:
+            await asyncio.wrap_future(self._loads[worker])
+        except BaseException:
+            self._end(worker)
+            raise
+        return worker
+
+    def put_back(self, worker: Worker) -> None:
+        """Return a worker. One whose process has ended is replaced at the next ``take``."""
+        if worker.is_alive:
+            self._idle[worker] = time.monotonic()
+        else:
+            self._metrics.crashes.labels(worker.model).inc()
+            self._end(worker)
+        self._changed.set()
+
+    def end_idle(self, seconds: float) -> None:
+        """Unload the models that were idle for so long."""
+        for worker, since in list(self._idle.items()):
+            if time.monotonic() - since > seconds:
+                self._end(worker)
+
+    def close(self) -> None:
+        """End all processes."""
+        for worker in list(self._loads):
+            self._end(worker)
+
+    def memory(self) -> int:
+        """Bytes that the processes hold."""
+        return sum(_resident(load) for load in self._loads.values())
+
+    async def _make_room(self) -> None:
+        """Unload idle models until another one fits, or none is left."""
+        while self._loads and self.memory() > self._budget:
+            if self._idle:
+                self._end(next(iter(self._idle)))
+            else:
+                self._changed.clear()
+                await self._changed.wait()
+
+    def _start(self, model: str) -> Worker:
+        worker: Worker = self._make(model, self._loading, lambda progress: self._report(worker, progress))
+        self._loads[worker] = worker.load()
+        self._metrics.loads.labels(model).inc()
+        return worker
+
+    def _end(self, worker: Worker) -> None:
+        self._idle.pop(worker, None)
+        self._loads.pop(worker, None)
+        worker.close()
+        self._changed.set()
+
+
+def _resident(load: "Future[int]") -> int:
+    if not load.done() or load.exception() is not None:
+        return 0
+    try:
+        return int(psutil.Process(load.result()).memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0

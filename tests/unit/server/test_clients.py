@@ -1,0 +1,323 @@
+"""Real clients, and the requests that other programs send, against a server on the loopback."""
+
+import base64
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import requests
+import webuiapi
+from PIL import Image
+
+from server_process import Server, serving
+from server_workers import Plan
+
+pytestmark = pytest.mark.enable_socket
+
+MODEL = "mini-ssd-1b"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("server"), Plan()) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with connected(server) as client:
+        yield client
+
+
+def connected(server: Server, retries: int = 0) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=retries)
+
+
+def image_of(text: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
+
+
+# The package openai.
+
+
+def test_openai_generates(client: openai.OpenAI) -> None:
+    answer = client.images.generate(
+        model=MODEL, prompt="a red cube", n=2, size="128x128", extra_body={"seed": 5}
+    )
+    assert answer.data is not None and len(answer.data) == 2
+    assert [each.seed for each in answer.data] == [5, 6]  # type: ignore[attr-defined]
+    assert image_of(answer.data[0].b64_json or "").format == "PNG"
+    assert answer.size == "128x128" and answer.output_format == "png"
+    assert answer.usage is not None and answer.usage.total_tokens > 0
+
+
+def test_openai_models_are_listed_and_names_of_hosted_ones_mean_the_default(client: openai.OpenAI) -> None:
+    assert [each.id for each in client.models.list()] == [MODEL]
+    for name in ("dall-e-3", "gpt-image-1", "gpt-image-2"):
+        answer = client.images.generate(model=name, prompt="x", size="auto", quality="high", style="vivid")
+        assert answer.data
+
+
+def test_openai_takes_nulls_and_fields_of_both_local_dialects(server: Server, client: openai.OpenAI) -> None:
+    nulls = dict.fromkeys(
+        (
+            "model",
+            "n",
+            "size",
+            "quality",
+            "response_format",
+            "output_format",
+            "stream",
+            "user",
+            "style",
+            "seed",
+        )
+    )
+    assert (
+        requests.post(f"{server.url}/v1/images/generations", json={"prompt": "x", **nulls}).status_code == 200
+    )
+    extra = {
+        "num_inference_steps": 3,
+        "cfg_scale": 2,
+        "negative_prompt": "blurry",
+        "sampler": "DPM++ 2M Karras",
+    }
+    answer = client.images.generate(prompt="y", extra_body={**extra, "seed": 1})
+    assert answer.data is not None
+    parameters = image_of(answer.data[0].b64_json or "").info
+    assert parameters is not None
+
+
+@pytest.mark.parametrize(("format", "kind"), [("jpeg", "JPEG"), ("webp", "WEBP"), ("png", "PNG")])
+def test_openai_streams_the_image(client: openai.OpenAI, format: Any, kind: str) -> None:
+    stream = client.images.generate(
+        prompt=f"streamed as {format}",
+        output_format=format,
+        stream=True,
+        partial_images=0,
+        extra_body={"seed": 3},
+    )
+    events = list(stream)
+    assert [each.type for each in events] == ["image_generation.completed"]
+    assert image_of(events[0].b64_json).format == kind
+    assert events[0].usage.total_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"prompt": "x", "model": "mini-sdd"}, openai.NotFoundError, "did you mean 'mini-ssd-1b'"),
+        ({"prompt": "x", "size": "9x9"}, openai.BadRequestError, "width is 9"),
+        ({"prompt": "x", "n": 65}, openai.BadRequestError, "at most 64"),
+        ({"prompt": ""}, openai.BadRequestError, "prompt is empty"),
+        ({"prompt": "x", "background": "transparent"}, openai.BadRequestError, "transparent"),
+        ({"prompt": "x", "extra_body": {"steps": "many"}}, openai.BadRequestError, "steps is 'many'"),
+    ],
+)
+def test_openai_reads_our_errors(
+    client: openai.OpenAI, given: dict[str, Any], error: type[openai.APIStatusError], words: str
+) -> None:
+    with pytest.raises(error, match=words) as raised:
+        client.images.generate(**given)
+    assert raised.value.request_id
+    assert raised.value.body["type"] == "invalid_request_error"  # type: ignore[index]
+
+
+def test_openai_waits_and_tries_again_when_the_queue_is_full(tmp_path: Path) -> None:
+    plan = Plan()
+    plan.gate.clear()
+    with serving(tmp_path, plan, max_pending=1) as server:
+        requests.post(f"{server.url}/v1/jobs", json={"prompt": "first"}).raise_for_status()
+        with connected(server) as hasty, pytest.raises(openai.RateLimitError) as raised:
+            hasty.images.generate(prompt="second")
+        assert 1 <= int(raised.value.response.headers["retry-after"]) <= 120
+        threading.Timer(0.5, plan.gate.set).start()
+        with connected(server, retries=5) as patient:
+            assert patient.images.generate(prompt="second").data
+
+
+def test_openai_does_not_repeat_what_fails_again(tmp_path: Path) -> None:
+    plan = Plan()
+    plan.broken["bad"] = "the image has NaN"
+    with serving(tmp_path, plan) as server:
+        with connected(server, retries=5) as client, pytest.raises(openai.InternalServerError, match="NaN"):
+            client.images.generate(prompt="bad")
+        assert len(plan.batches) == 1
+
+
+# The package webuiapi.
+
+
+def test_webuiapi_generates_and_reads_lists(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    api = webuiapi.WebUIApi(host=host, port=int(port))
+    result = api.txt2img(
+        prompt="a red cube", negative_prompt="blurry", seed=9, steps=3, width=128, height=128
+    )
+    assert result.image.size == (64, 64), "the plain worker's size"
+    assert result.info["all_seeds"] == [9] and result.info["infotexts"]
+    assert "Euler a" in [each["name"] for each in api.get_samplers()]
+    title = api.util_get_model_names()[0]
+    assert title.startswith(MODEL)
+    assert api.get_options()["sd_model_checkpoint"] == title
+    api.util_set_model(title)
+    assert api.get_progress()["state"]["job_count"] == 0
+    assert api.get_loras() == [] and api.get_embeddings()["loaded"] == {}
+    assert api.png_info(result.image) is not None
+    api.interrupt()
+    api.refresh_checkpoints()
+    api.session.close()
+
+
+# Programs, by what they send.
+
+
+def test_open_webui(server: Server) -> None:
+    """It reads the options, posts them back with one change, and needs ``info``."""
+    headers = {"authorization": "Basic "}
+    base = f"{server.url}/sdapi/v1"
+    options = requests.get(f"{base}/options", headers=headers).json()
+    models = requests.get(f"{base}/sd-models", headers=headers).json()
+    assert {"title", "model_name"} <= models[0].keys()
+    options["sd_model_checkpoint"] = models[0]["title"]
+    assert requests.post(f"{base}/options", json=options, headers=headers).status_code == 200
+    body = {"prompt": "a cube", "batch_size": 2, "width": 128, "height": 128, "steps": 4, "cfg_scale": 3}
+    answer = requests.post(f"{base}/txt2img", json=body, headers=headers).json()
+    assert len(answer["images"]) == 2 and json.loads(answer["info"])["seed"] >= 0
+    edited = requests.post(
+        f"{server.url}/v1/images/generations",
+        json={
+            "model": "dall-e-2",
+            "prompt": "a cube",
+            "n": 1,
+            "size": "128x128",
+            "response_format": "b64_json",
+        },
+    ).json()
+    assert edited["data"][0]["b64_json"]
+
+
+def test_sillytavern(server: Server) -> None:
+    """It posts its own address and password in the body, and reads lists that must be there."""
+    base = f"{server.url}/sdapi/v1"
+    for path in (
+        "options",
+        "samplers",
+        "schedulers",
+        "sd-models",
+        "sd-vae",
+        "upscalers",
+        "latent-upscale-modes",
+    ):
+        assert requests.get(f"{base}/{path}").status_code == 200
+    assert requests.get(f"{base}/upscalers").json()[0]["name"] == "None"
+    body = {
+        "url": "http://localhost:7860", "auth": "user:secret", "prompt": "a cube", "negative_prompt": "bad",
+        "sampler_name": "DPM++ 2M", "scheduler": "karras", "steps": 3, "cfg_scale": 4, "width": 128,
+        "height": 128, "restore_faces": False, "enable_hr": False, "hr_upscaler": "None", "hr_scale": 2,
+        "denoising_strength": 0.7, "hr_second_pass_steps": 0, "clip_skip": 1, "save_images": True,
+        "override_settings": {"CLIP_stop_at_last_layers": 1, "sd_vae": "Automatic"}, "send_images": True,
+        "override_settings_restore_afterwards": True,
+        "do_not_save_grid": False, "do_not_save_samples": False,
+    }  # fmt: skip
+    answer = requests.post(f"{base}/txt2img", json=body)
+    assert answer.status_code == 200 and not answer.json()["images"][0].startswith("data:")
+    assert "secret" not in answer.text
+    idle = requests.get(f"{base}/progress").json()
+    assert idle["progress"] == 0.0 and idle["state"]["job_count"] == 0
+
+
+def test_librechat(server: Server) -> None:
+    """It names no sampler, and reads ``infotexts[0]`` out of JSON in text."""
+    body = {
+        "prompt": "a cube",
+        "negative_prompt": "blurry",
+        "cfg_scale": 4.5,
+        "steps": 3,
+        "width": 128,
+        "height": 128,
+    }
+    answer = requests.post(f"{server.url}/sdapi/v1/txt2img", json=body).json()
+    info = json.loads(answer["info"])
+    assert "Steps:" in info["infotexts"][0] or info["infotexts"][0]
+    assert answer["images"][0].split(",")[0] == answer["images"][0]
+
+
+def test_gimp(server: Server) -> None:
+    """Its addresses end in a bare question mark, and its sampler's name holds the schedule."""
+    assert requests.get(f"{server.url}/sdapi/v1/options?").status_code == 200
+    assert requests.get(f"{server.url}/controlnet/model_list").status_code == 404
+    body = {
+        "prompt": "a cube", "sampler_index": "DPM++ 2M Karras", "seed": 3, "steps": 3, "batch_size": 2,
+        "width": 128, "height": 128, "cfg_scale": 7.5,
+    }  # fmt: skip
+    answer = requests.post(f"{server.url}/sdapi/v1/txt2img?", json=body).json()
+    assert json.loads(answer["info"])["all_seeds"] == [3, 4]
+
+
+def test_an_image_as_input_is_refused_in_each_dialect(server: Server) -> None:
+    assert requests.post(f"{server.url}/sdapi/v1/img2img", json={"init_images": []}).json().keys() == {
+        "detail"
+    }
+    edit = requests.post(f"{server.url}/v1/images/edits", files={"image": b"x"}, data={"prompt": "x"})
+    assert edit.status_code == 503 and "as input" in edit.json()["error"]["message"]
+
+
+# What is common to the synchronous APIs.
+
+
+@pytest.mark.parametrize("path", ["/sdapi/v1/txt2img", "/v1/images/generations"])
+@pytest.mark.parametrize("waiting", [True, False])
+def test_a_client_that_leaves_cancels_its_job(tmp_path: Path, path: str, waiting: bool) -> None:
+    plan = Plan(seconds=0.05)
+    with serving(tmp_path, plan, max_batch=1) as server:
+        if waiting:
+            requests.post(f"{server.url}/v1/jobs", json={"prompt": "busy", "steps": 40}).raise_for_status()
+        with pytest.raises(requests.Timeout):
+            requests.post(f"{server.url}{path}", json={"prompt": "left alone", "steps": 100}, timeout=0.5)
+        until = time.monotonic() + 10
+        while True:
+            jobs = requests.get(f"{server.url}/v1/jobs").json()["jobs"]
+            (left,) = [each for each in jobs if each["prompt"] == "left alone"]
+            if left["state"] == "cancelled" or time.monotonic() > until:
+                break
+            time.sleep(0.05)
+        assert left["state"] == "cancelled"
+        assert ["left alone"] not in plan.batches if waiting else plan.steps < 60
+
+
+def test_an_interrupt_stops_the_callers_own_job(tmp_path: Path) -> None:
+    plan = Plan(seconds=0.05)
+    with serving(tmp_path, plan) as server:
+        answers: list[requests.Response] = []
+
+        def generate() -> None:
+            answers.append(
+                requests.post(f"{server.url}/sdapi/v1/txt2img", json={"prompt": "mine", "steps": 100})
+            )
+
+        thread = threading.Thread(target=generate)
+        thread.start()
+        while not plan.batches:
+            time.sleep(0.01)
+        progress = requests.get(f"{server.url}/sdapi/v1/progress").json()
+        assert 0 < progress["progress"] < 1 and progress["state"]["sampling_steps"] == 100
+        assert requests.post(f"{server.url}/sdapi/v1/interrupt").json() == {}
+        thread.join(10)
+        assert answers[0].status_code == 409
+        assert plan.steps < 60
+
+
+def test_events_of_a_job_end_with_it(server: Server) -> None:
+    id = requests.post(f"{server.url}/v1/jobs", json={"prompt": "followed", "steps": 3}).json()["id"]
+    with requests.get(f"{server.url}/v1/jobs/{id}/events", stream=True, timeout=20) as stream:
+        lines = [line.decode() for line in stream.iter_lines() if line.startswith(b"data:")]
+    last = json.loads(lines[-1].removeprefix("data:"))
+    assert last["state"] == "done" and last["images"][0]["url"].startswith("/v1/pictures/")
+    assert requests.get(server.url + last["images"][0]["url"]).headers["content-type"] == "image/png"
