@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 from ssd1b.errors import InputError
 from ssd1b.server.errors import answer
 from ssd1b.server.observing import Observed
-from ssd1b.server.routes import native, openai, operations, pictures, sdapi, settings
+from ssd1b.server.routes import native, openai, operations, page, pictures, sdapi, settings
 from ssd1b.server.security import LOOPBACK, Guard
 from ssd1b.server.service import Service
 
@@ -29,7 +29,7 @@ def make_app(service: Service) -> Any:
     app.state.service = service
     app.add_exception_handler(InputError, _explain)
     app.add_exception_handler(RequestValidationError, _explain_body)
-    for routes in (native, pictures, settings, openai, sdapi, operations):
+    for routes in (native, pictures, settings, openai, sdapi, operations, page):
         app.include_router(routes.router)
     hosts = {"*"} if options.allow_any_host else LOOPBACK | {options.host, *options.allow_host}
     return Observed(Guard(app, hosts=frozenset(hosts), keys=service.keys), service.metrics)

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +14,9 @@ from ssd1b.server.options import Key
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """Paths that need no key: probes have none."""
+
+PAGE = re.compile(r"/(page/.*)?")
+"""The page's paths. They need no key either: the page asks its user for it, and contains nothing secret."""
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
@@ -77,7 +81,7 @@ class Guard:
                 return _problem(403, "foreign_origin", "requests from pages of other sites are refused")
         if headers.get(b"sec-fetch-site", [b"none"])[0] not in (b"none", b"same-origin"):
             return _problem(403, "foreign_origin", "requests from pages of other sites are refused")
-        if self._keys and scope["path"] not in OPEN_PATHS:
+        if self._keys and scope["path"] not in OPEN_PATHS and not PAGE.fullmatch(scope["path"]):
             client = self._client(headers.get(b"authorization", []), headers.get(b"x-api-key", []))
             if client is None:
                 refusal = _problem(
