@@ -16,7 +16,7 @@ from ssd1b.presets import PRESETS
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
 from ssd1b.server.routes.native import TheService
 from ssd1b.server.schemas import JobBody, Problem
-from ssd1b.settings import SETTINGS, GenerationSettings
+from ssd1b.settings import GUIDANCE_DEFAULTS, SETTINGS, GenerationSettings
 from ssd1b.validation import Range, plain_type
 
 router = APIRouter(
@@ -140,7 +140,7 @@ def _model(name: str, model: Model) -> ModelSettings:
     side, family = model.layout.size, model.info.family
     advice = SSD_1B_ADVICE if family == "ssd-1b" else ()
     return ModelSettings(
-        family=family, defaults=dict(model.info.defaults),
+        family=family, defaults={"guidance_scale": GUIDANCE_DEFAULTS[family], **model.info.defaults},
         sizes=list(SIZES) if side == FULL_SIZE else [(side, side)],
         advice=[AdviceAnswer(**asdict(each)) for each in advice], curves=_curves(name),
     )  # fmt: skip
