@@ -1,0 +1,125 @@
+// The settings that the user has made: their defaults, presets, and what is sent of them.
+import { get, post } from "./api.js";
+import { keep, now, recall, set, watch } from "./store.js";
+
+export const RANDOM = -1;
+
+/** Settings that the page has controls for. The others travel in `extra`, shown but not edited. */
+const SHOWN = [
+  "guidance_scale", "guidance_rescale", "guidance_interval", "feature_reuse", "steps", "sampler", "schedule",
+  "width", "height",
+];
+
+/** Default of each shown setting for a model. */
+export function defaults(options, model) {
+  const own = options.models[model]?.defaults ?? {};
+  const found = {};
+  for (const { name, default: fallback } of options.settings) {
+    if (SHOWN.includes(name)) found[name] = own[name] ?? fallback;
+  }
+  return found;
+}
+
+/** Load what can be set, and restore what was set when the page was closed. */
+export async function loadForm() {
+  const options = await get("/v1/settings");
+  const kept = recall("form") ?? {};
+  const model = options.models[kept.model] ? kept.model : Object.keys(options.models)[0];
+  const form = {
+    prompt: "", negative_prompt: null, seed: RANDOM, count: 1, extra: {},
+    ...defaults(options, model), ...kept, model,
+  };
+  set({ options, form });
+  watch((state) => state.form, (form) => keep("form", form));
+  watch((state) => state.form, checkSoon);
+  checkSoon();
+}
+
+/** Change some settings. */
+export const change = (values) => set(({ form }) => ({ form: { ...form, ...values }, problem: null }));
+
+/** Choose a model. Settings that were the old model's defaults become the new one's. */
+export function chooseModel(model) {
+  const { options, form } = now();
+  const before = defaults(options, form.model);
+  const after = defaults(options, model);
+  const moved = Object.keys(after).filter((name) => same(form[name], before[name]));
+  change({ model, ...Object.fromEntries(moved.map((name) => [name, after[name]])) });
+}
+
+/** Set everything but prompt, seed and count back. */
+export function reset() {
+  const { options, form } = now();
+  change({ ...defaults(options, form.model), negative_prompt: null, extra: {} });
+}
+
+export const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
+
+/**
+ * Take over settings, for example those of a picture.
+ * @param {object} settings with the API's names; may contain the prompt.
+ * @param {string | null} model
+ */
+export function takeOver(settings, model = null) {
+  const { options, form } = now();
+  const offered = options.models[model] ? model : form.model;
+  const values = { ...defaults(options, offered), negative_prompt: null, extra: {}, ...settings };
+  const extra = {};
+  const plain = { original_size: [values.height, values.width], target_size: [values.height, values.width], crop_top_left: [0, 0] };
+  for (const { name } of options.settings) {
+    if (name in plain) {
+      if (values[name] && !same(values[name], plain[name])) extra[name] = values[name];
+      delete values[name];
+    }
+  }
+  change({ ...values, model: offered, extra });
+}
+
+/** The body of POST /v1/jobs. */
+export function body(form = now().form) {
+  const { extra, schedule, ...rest } = form;
+  // null counts as absent in the API, and then a model's own schedule would win.
+  return { ...rest, ...extra, schedule: schedule ?? "automatic" };
+}
+
+let timer;
+let latest = 0;
+
+function checkSoon() {
+  clearTimeout(timer);
+  timer = setTimeout(check, 250);
+}
+
+/** Ask the server what the settings would give. */
+async function check() {
+  const { form } = now();
+  const number = ++latest;
+  if (!form.prompt.trim()) return set({ checked: {} });
+  let checked;
+  try {
+    checked = await post("/v1/check", body(form));
+  } catch (error) {
+    checked = error.status ? { error: error.message } : {};
+  }
+  if (number === latest) set({ checked });
+}
+
+/** Whether a preset is nothing but a negative prompt. */
+export const isNegative = (preset) => same(Object.keys(preset.settings), ["negative_prompt"]);
+
+/** Choose a preset: its settings become the form's, where they can be seen and changed. */
+export function usePreset(name) {
+  const { options, form } = now();
+  const preset = options.presets.find((each) => each.name === name);
+  if (!isNegative(preset)) return change(preset.settings);
+  const words = preset.settings.negative_prompt;
+  const present = form.negative_prompt?.trim();
+  if (present?.includes(words)) return;
+  change({ negative_prompt: present ? `${present.replace(/,$/, "")}, ${words}` : words });
+}
+
+/** The setting that an error names at its beginning, as in "steps is 1000: ...". */
+export function settingOf(message) {
+  const name = /^(\w+)/.exec(message ?? "")?.[1];
+  return { size: "width" }[name] ?? name;
+}

@@ -1,0 +1,173 @@
+// Jobs: submitted, followed by events, and found again after a lost connection.
+import { follow, get, patch, post } from "./api.js";
+import { body, change, settingOf } from "./form.js";
+import { addPictures, refreshPictures } from "./pictures.js";
+import { attempt, now, say, set } from "./store.js";
+
+const UNFINISHED = new Set(["queued", "running"]);
+const WRONG = new Set(["failed", "cancelled"]);
+
+/** Seconds after which a job that went wrong is not listed any more when the page is loaded. */
+const FORGOTTEN = 3600;
+
+export const isOpen = (job) => UNFINISHED.has(job.state);
+export const wentWrong = (job) => WRONG.has(job.state);
+
+/** The unfinished jobs, in the order in which they are generated. */
+export const queueOf = (jobs) =>
+  [...jobs.values()].filter(isOpen).sort(
+    (one, other) =>
+      (other.state === "running") - (one.state === "running") || other.priority - one.priority || one.created - other.created,
+  );
+
+/** Image ids whose pictures were shown, so that each is announced once. */
+const shown = new Set();
+
+/** Follow the server's events, for ever. */
+export function followJobs() {
+  follow("/v1/events?previews=true", hear, (online) => {
+    if (online !== now().online) set({ online });
+  });
+}
+
+function hear(event, data) {
+  if (event === "ready") attempt(reload);
+  else if (event === "job") take(data);
+  else if (event === "preview") showPreview(data);
+}
+
+/** Find out what happened while nobody listened. */
+async function reload() {
+  const before = [...now().jobs.values()].filter(isOpen);
+  const [queue, recent] = await Promise.all([get("/v1/queue"), get("/v1/jobs?state=failed&state=cancelled&limit=5")]);
+  const there = new Set(queue.map((job) => job.id));
+  const ended = await Promise.all(before.filter((job) => !there.has(job.id)).map((job) => get(`/v1/jobs/${job.id}`)));
+  const young = recent.jobs.filter((job) => Date.now() / 1000 - job.finished < FORGOTTEN && !dismissed.has(job.id));
+  for (const job of [...young, ...queue, ...ended]) take(job);
+  await refreshPictures();
+}
+
+/** The last state of each job that was heard of, and who wants to know of changes. */
+export const heard = new Map();
+const listeners = new Set();
+export const onJob = (listener) => listeners.add(listener);
+
+/** Note the state of a job, and show the images that it has now. */
+export function take(job) {
+  const before = heard.get(job.id);
+  if (before && !isOpen(before) && isOpen(job)) return; // an answer that was overtaken by an event
+  heard.set(job.id, job);
+  set(({ jobs, previews }) => {
+    jobs = new Map(jobs);
+    if (isOpen(job) || (wentWrong(job) && !dismissed.has(job.id))) jobs.set(job.id, { ...job, heard: Date.now() });
+    else jobs.delete(job.id);
+    if (!isOpen(job) && previews.has(job.id)) {
+      previews = new Map(previews);
+      previews.delete(job.id);
+    }
+    return { jobs, previews };
+  });
+  const fresh = job.images.filter((image) => image.state === "done" && !shown.has(image.id));
+  for (const image of fresh) shown.add(image.id);
+  if (fresh.length) addPictures(fresh.map((image) => pictureOf(job, image)).reverse());
+  if (fresh.length && job.state === "done") say(`Done: ${job.prompt.slice(0, 80)}`);
+  if (job.state === "failed" && before && isOpen(before)) say(`Failed: ${job.error}`);
+  for (const each of listeners) each(job);
+}
+
+/** The entry of the gallery that GET /v1/pictures would have, so that it need not be asked. */
+export const pictureOf = (job, image) => ({
+  id: image.id, job: job.id, model: job.model, made: job.finished ?? Date.now() / 1000, favourite: false, deleted: false,
+  url: image.url, thumbnail: `${image.url}/thumbnail`, settings: { ...job.settings, seed: image.seed },
+});
+
+function showPreview({ job, jpeg }) {
+  if (!now().jobs.has(job)) return; // the job was cancelled meanwhile
+  set(({ previews }) => ({ previews: new Map(previews).set(job, `data:image/jpeg;base64,${jpeg}`) }));
+}
+
+/** Generate with the form's settings. */
+export async function generate(form = now().form) {
+  if (!form.prompt.trim()) {
+    set({ problem: { text: "Write what to generate first.", setting: "prompt" } });
+    document.querySelector("#prompt")?.focus();
+    return;
+  }
+  try {
+    const job = await post("/v1/jobs", body(form));
+    set({ problem: null, chosen: null });
+    take(job);
+    say(job.position ? `Queued behind ${job.position} jobs` : "Queued");
+  } catch (error) {
+    set({ problem: { text: error.message, setting: settingOf(error.message) } });
+  }
+}
+
+/** Submit one job without the form; its error is the caller's. */
+export async function submit(settings) {
+  const job = await post("/v1/jobs", settings);
+  take(job);
+  return job;
+}
+
+/** Generate four variants: the same settings, other seeds. */
+export function vary() {
+  change({ seed: -1, count: 4 });
+  return generate();
+}
+
+export const cancel = (job) => attempt(async () => take(await post(`/v1/jobs/${job.id}/cancel`)));
+
+export const retry = (job) =>
+  attempt(async () => {
+    take(await post(`/v1/jobs/${job.id}/retry`));
+    dismiss(job);
+  });
+
+const dismissed = new Set();
+
+/** List a job no more that went wrong. */
+export function dismiss(job) {
+  dismissed.add(job.id);
+  set(({ jobs }) => {
+    jobs = new Map(jobs);
+    jobs.delete(job.id);
+    return { jobs };
+  });
+}
+
+/** Cancel everything that waits. */
+export const cancelAll = () => Promise.all(queueOf(now().jobs).map(cancel));
+
+/**
+ * The priorities by which queued jobs get a new order. Jobs of the same priority go in the order of arrival, so
+ * whatever came later and is to go before needs a higher one.
+ * @param {{id: string, priority: number, created: number}[]} wanted in the new order.
+ * @returns {Map<string, number>} of the jobs whose priority changes.
+ */
+export function priorities(wanted) {
+  const changed = new Map();
+  let below = null;
+  for (const job of [...wanted].reverse()) {
+    let priority = job.priority;
+    if (below) priority = Math.max(priority, below.priority + (job.created > below.created ? 1 : 0));
+    if (priority !== job.priority) changed.set(job.id, priority);
+    below = { priority, created: job.created };
+  }
+  return changed;
+}
+
+/** Move a queued job up (-1) or down (1). */
+export async function move(job, by) {
+  const waiting = queueOf(now().jobs).filter((each) => each.state === "queued");
+  const at = waiting.findIndex((each) => each.id === job.id);
+  const to = at + by;
+  if (at < 0 || to < 0 || to >= waiting.length) return;
+  waiting.splice(to, 0, ...waiting.splice(at, 1));
+  await attempt(async () => {
+    for (const [id, priority] of priorities(waiting)) {
+      if (priority > 10) throw new Error("These jobs have the highest priority already");
+      take(await patch(`/v1/jobs/${id}`, { priority }));
+    }
+  }, "Not moved");
+}

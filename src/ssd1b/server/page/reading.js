@@ -1,0 +1,74 @@
+// Picture files that are dropped, pasted or chosen: their settings become the form's.
+import { upload } from "./api.js";
+import { takeOver } from "./form.js";
+import { IconButton } from "./parts.js";
+import { now, say, set, useStore } from "./store.js";
+import { html, useEffect, useState } from "./vendor/preact.js";
+
+/** Read a file's settings into the form. */
+export async function readFile(file) {
+  set({ read: { busy: true, name: file.name } });
+  try {
+    const found = await upload("/v1/read", file);
+    takeOver({ ...found.settings, prompt: found.prompt, count: 1 }, found.model);
+    set({ read: { ...found, name: file.name } });
+    say(`Settings of ${file.name} taken over`);
+  } catch (error) {
+    set({ read: { error: error.message, name: file.name } });
+  }
+}
+
+/** Let the user choose a file. */
+export function chooseFile() {
+  const input = document.createElement("input");
+  input.type = "file";
+  input.accept = "image/png,image/jpeg,image/webp";
+  input.addEventListener("change", () => input.files[0] && readFile(input.files[0]));
+  input.click();
+}
+
+const fileOf = (transfer) => [...(transfer?.files ?? [])].find((file) => file.type.startsWith("image/") || file.name);
+
+/** Where files may be dropped: everywhere. Shown while one is dragged over the page. */
+export function DropZone() {
+  const [over, update] = useState(false);
+  useEffect(() => {
+    const files = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+    const listeners = {
+      dragover: (event) => files(event) && (event.preventDefault(), update(true)),
+      dragleave: (event) => event.relatedTarget === null && update(false),
+      drop: (event) => {
+        update(false);
+        if (!files(event)) return;
+        event.preventDefault();
+        const file = fileOf(event.dataTransfer);
+        if (file) readFile(file);
+      },
+      paste: (event) => {
+        const file = fileOf(event.clipboardData);
+        if (file) readFile(file);
+      },
+    };
+    for (const [name, listener] of Object.entries(listeners)) addEventListener(name, listener);
+    return () => Object.entries(listeners).forEach(([name, listener]) => removeEventListener(name, listener));
+  }, []);
+  return over && html`<div class="drop"><p>Drop a picture to use its settings</p></div>`;
+}
+
+/** What came of reading a file. */
+export function Reading() {
+  const read = useStore(({ read }) => read);
+  if (!read) return null;
+  const close = html`<${IconButton} icon="cancel" label="Dismiss" onClick=${() => set({ read: null })} />`;
+  if (read.busy) return html`<div class="reading" role="status"><p>Reading ${read.name}…</p></div>`;
+  if (read.error) return html`<div class="reading" role="alert"><p class="wrong">${read.name}: ${read.error}</p>${close}</div>`;
+  const missing = read.model && !now().options.models[read.model];
+  const unreproduced = [...(missing ? [`its model, ${read.model}, which is not offered here`] : []), ...read.unreproduced];
+  return html`
+    <div class="reading" role="status">
+      <div><p>Settings from ${read.name} (${read.program}).</p>
+        ${unreproduced.length > 0 && html`
+          <p class="advice">Cannot be reproduced:</p><ul>${unreproduced.map((each) => html`<li>${each}</li>`)}</ul>`}</div>
+      ${close}
+    </div>`;
+}

@@ -1,0 +1,114 @@
+// The stage: the picture in progress or the one that was chosen, as large as there is room.
+import { cancel, queueOf, vary } from "./jobs.js";
+import { download, favour, remove, useSettings } from "./pictures.js";
+import { duration, Icon, IconButton, Picture, shownValue, useClock } from "./parts.js";
+import { now, set, useStore } from "./store.js";
+import { html } from "./vendor/preact.js";
+
+/** Seconds until a job is done; null if unknown. Counts on from what the server estimated last. */
+export function timeLeft(job, time) {
+  if (job.eta === null) return null;
+  // The server's estimate counts images whole, also those in progress.
+  const whole = job.state === "running" ? job.eta * (1 - job.step / job.steps) : job.eta;
+  return Math.max(0, whole - (time - job.heard) / 1000);
+}
+
+/** How far a job is, in words. */
+export function progressText(job, time) {
+  const left = timeLeft(job, time);
+  const rest = left === null ? "" : ` · ${left < 1 ? "nearly done" : `about ${duration(left)} left`}`;
+  if (job.state === "queued") return `Waiting${job.position ? ` behind ${job.position}` : ""}${rest}`;
+  if (!job.step) return `Starting${rest}`;
+  return `Step ${job.step} of ${job.steps}${rest}`;
+}
+
+/** Share of a job that is done: the images that are, and the steps of those in progress. */
+export function progress(job) {
+  const done = job.images.filter((image) => image.state !== "waiting").length;
+  const share = job.images.length - done ? job.step / job.steps : 0;
+  return (done + share * (job.images.length - done)) / job.images.length;
+}
+
+/** Progress of the job that is running, above the picture. */
+function Running({ job }) {
+  const time = useClock(true);
+  const share = progress(job);
+  const text = progressText(job, time);
+  return html`
+    <div class="running">
+      <progress max="1" value=${share} aria-label="Progress of the job"></progress>
+      <span>${text}</span>
+      <button type="button" class="small" onClick=${() => cancel(job)}>Cancel</button>
+    </div>`;
+}
+
+const Caption = ({ picture }) => {
+  const { options } = now();
+  const { settings } = picture;
+  const facts = [
+    `${settings.width} × ${settings.height}`, `${settings.steps} steps`, `guidance ${shownValue(options, "guidance_scale", settings.guidance_scale)}`,
+    shownValue(options, "sampler", settings.sampler), `seed ${settings.seed}`, picture.model,
+  ];
+  return html`<div class="caption"><p class="said" title=${settings.prompt}>${settings.prompt}</p><p class="facts">${facts.join(" · ")}</p></div>`;
+};
+
+/** What can be done with a picture. */
+export const Actions = ({ picture, children }) => html`
+  <div class="actions">
+    <button type="button" onClick=${() => useSettings(picture)}><${Icon} name="take" />Use these settings</button>
+    <button type="button" onClick=${() => { useSettings(picture); vary(); }}><${Icon} name="vary" />Vary</button>
+    ${children}
+    <span class="gap"></span>
+    <${IconButton} icon="star" label="Favourite" keys="F" class="icon-button star" pressed=${picture.favourite} onClick=${() => favour(picture)} />
+    <${IconButton} icon="save" label="Download" keys="D" onClick=${() => download(picture)} />
+    <${IconButton} icon="trash" label="Delete" keys="Delete" onClick=${() => remove(picture)} />
+  </div>`;
+
+/** The images of the job that the shown picture belongs to, to choose between them. */
+function Siblings({ picture }) {
+  const pictures = useStore(({ pictures }) => pictures);
+  // They are together in the list, so a look around the picture suffices however long the list is.
+  const at = pictures.findIndex((each) => each.id === picture.id);
+  const near = pictures.slice(Math.max(0, at - 64), at + 65).filter((each) => each.job === picture.job).reverse();
+  if (at < 0 || near.length < 2) return null;
+  return html`
+    <div class="siblings" role="group" aria-label="Images of this job">
+      ${near.map((each) => html`
+        <button type="button" key=${each.id} aria-label="Seed ${each.settings.seed}" aria-current=${each.id === picture.id}
+          onClick=${() => set({ chosen: each })}><${Picture} path=${each.thumbnail} alt="" width="48" height="48" /></button>`)}
+    </div>`;
+}
+
+const Empty = () => html`
+  <div class="empty">
+    <p>Write a prompt and press <kbd>Ctrl</kbd> <kbd>Enter</kbd>.</p>
+    <p>Or drop a picture here to use its settings.</p>
+  </div>`;
+
+/** The stage. */
+export function Result() {
+  const job = useStore(({ jobs }) => queueOf(jobs).find((each) => each.state === "running"));
+  const preview = useStore(({ previews, jobs }) => previews.get(queueOf(jobs)[0]?.id));
+  const chosen = useStore(({ chosen }) => chosen);
+  const newest = useStore(({ newest }) => newest);
+  const live = chosen === null && job !== undefined;
+  const picture = chosen ?? newest;
+  const enlarge = () => set({ enlarged: picture });
+  let shown = html`<${Empty} />`;
+  if (live && preview) {
+    shown = html`<${Picture} path=${preview} class="preview" alt="Preview of the image in progress" width=${job.settings.width} height=${job.settings.height} />`;
+  } else if (picture) {
+    shown = html`
+      <button type="button" class="canvas ${live ? "stale" : ""}" aria-label="Enlarge: ${picture.settings.prompt}" onClick=${enlarge}>
+        <${Picture} key="result" path=${picture.url} alt=${picture.settings.prompt} id="result"
+          data-id=${picture.id} width=${picture.settings.width} height=${picture.settings.height} /></button>`;
+  }
+  return html`
+    <section class="stage" aria-label="Result">
+      <div class="mat">${shown}</div>
+      ${job && html`<${Running} job=${job} />`}
+      ${chosen && job && html`<button type="button" class="small follow" onClick=${() => set({ chosen: null })}>Show what is being generated</button>`}
+      ${picture && !(live && preview) && html`
+        <div class="about"><${Caption} picture=${picture} /><${Siblings} picture=${picture} /><${Actions} picture=${picture} /></div>`}
+    </section>`;
+}

@@ -1,0 +1,211 @@
+// The controls of the settings, with advice beside them.
+import { change, chooseModel, isNegative, RANDOM, reset, same, usePreset } from "./form.js";
+import { IconButton, nameOf, shownValue } from "./parts.js";
+import { Plot } from "./plot.js";
+import { now, useStore } from "./store.js";
+import { html } from "./vendor/preact.js";
+
+/** Range of a slider where the API's range is too wide to be useful; the number beside it takes the whole range. */
+const SLIDERS = { steps: [1, 60, 1], guidance_scale: [0, 20, 0.5], guidance_rescale: [0, 1, 0.05], feature_reuse: [0, 1, 0.05] };
+
+const number = (text) => (text.trim() === "" || Number.isNaN(Number(text)) ? null : Number(text));
+
+const useForm = (name) => useStore(({ form }) => form[name]);
+
+/** Why the server refuses a setting, if it is this one. */
+function useWrong(...names) {
+  const problem = useStore(({ problem }) => problem);
+  const refused = useStore(({ checked }) => checked.error);
+  const begins = (text) => names.some((name) => text?.startsWith(`${name} `) || text?.startsWith(`${name}:`));
+  return names.includes(problem?.setting) ? problem.text : begins(refused) ? refused : "";
+}
+
+function Advice({ advice, value }) {
+  if (!advice) return null;
+  const { low, high, below, above, source } = advice;
+  if (value >= low && value <= high) return html`<p class="hint" title=${source}>${low} to ${high} is recommended.</p>`;
+  return html`<p class="advice" role="status">${value < low ? below : above} <cite>${source}</cite></p>`;
+}
+
+/** A slider with a number, its advice, and its curve where one was measured. */
+function Slider({ name }) {
+  const value = useForm(name);
+  const model = useForm("model");
+  const wrong = useWrong(name);
+  const { options } = now();
+  const { low, high, help, kind } = options.settings.find((each) => each.name === name);
+  const [from, to, step] = SLIDERS[name];
+  const most = Math.min(to, name === "steps" ? options.max_steps : high);
+  const { advice, curves } = options.models[model];
+  const advised = advice.find((each) => each.setting === name);
+  const share = (at) => `${(100 * (Math.min(Math.max(at, from), most) - from)) / (most - from)}%`;
+  const update = (text) => {
+    const given = number(text);
+    if (given !== null) change({ [name]: given });
+  };
+  const band = advised ? { "--low": share(advised.low), "--high": share(advised.high) } : {};
+  return html`
+    <div class="field slider">
+      <label for=${name} title=${help}>${nameOf(name)}</label>
+      <div class="track ${advised ? "advised" : ""}" style=${band}>
+        <input type="range" tabindex="-1" aria-hidden="true" min=${from} max=${most} step=${step} value=${value}
+          onInput=${(event) => update(event.currentTarget.value)} />
+      </div>
+      <input id=${name} type="number" min=${low} max=${name === "steps" ? options.max_steps : high}
+        step=${kind === "int" ? 1 : "any"} value=${value} aria-invalid=${Boolean(wrong)} aria-describedby="${name}-note"
+        onChange=${(event) => update(event.currentTarget.value)} onKeyDown=${(event) => nudge(event, name, value, step, low, high)} />
+      <div class="notes" id="${name}-note">
+        ${wrong ? html`<p class="wrong">${wrong}</p>` : html`<${Advice} advice=${advised} value=${value} />`}
+        ${curves.filter((each) => each.setting === name).map((each) => html`<${Plot} curve=${each} value=${value} />`)}
+      </div>
+    </div>`;
+}
+
+/** The arrow keys move a number by the slider's step, which a browser would not do for "any". */
+function nudge(event, name, value, step, low, high) {
+  const way = { ArrowUp: 1, ArrowDown: -1 }[event.key];
+  if (!way || event.ctrlKey) return;
+  event.preventDefault();
+  const moved = Math.round((value + way * step) * 1000) / 1000;
+  change({ [name]: Math.min(Math.max(moved, low), high) });
+}
+
+function Choice({ name, choices, label = nameOf(name), value, update, note }) {
+  return html`
+    <div class="field">
+      <label for=${name}>${label}</label>
+      <select id=${name} value=${value} onChange=${(event) => update(event.currentTarget.value)}>
+        ${choices.map(([key, text]) => html`<option value=${key} selected=${key === value}>${text}</option>`)}
+      </select>
+      ${note && html`<p class="advice">${note}</p>`}
+    </div>`;
+}
+
+/** What the server advises about a setting that has no range. */
+const useAdvice = (name) =>
+  useStore(({ checked }) => checked.advice?.find((each) => each.startsWith(`${name} `))?.replace(/^[^:]*: */, "") ?? "");
+
+function Model() {
+  const model = useForm("model");
+  const { options } = now();
+  const presets = options.presets.filter((each) => !isNegative(each));
+  return html`
+    <div class="pair">
+      <${Choice} name="model" value=${model} update=${chooseModel} choices=${Object.keys(options.models).map((each) => [each, each])} />
+      <div class="field">
+        <label for="preset">Preset</label>
+        <select id="preset" onChange=${(event) => { usePreset(event.currentTarget.value); event.currentTarget.value = ""; }}>
+          <option value="">Apply…</option>
+          ${presets.map((each) => html`<option value=${each.name} title=${each.source}>${each.name}</option>`)}
+        </select>
+      </div>
+    </div>`;
+}
+
+function Sampler() {
+  const [sampler, schedule] = [useForm("sampler"), useForm("schedule")];
+  const { samplers, schedules } = now().options;
+  const named = (all) => all.map((each) => [each.name, each.label]);
+  return html`
+    <div class="pair">
+      <${Choice} name="sampler" choices=${named(samplers)} value=${sampler} update=${(value) => change({ sampler: value })} />
+      <${Choice} name="schedule" choices=${named(schedules)} value=${schedule ?? "automatic"}
+        update=${(value) => change({ schedule: value === "automatic" ? null : value })} />
+    </div>
+    <${Note} text=${useAdvice("sampler")} />`;
+}
+
+const Note = ({ text }) => text && html`<p class="advice">${text}</p>`;
+
+function Size() {
+  const [width, height, model] = [useForm("width"), useForm("height"), useForm("model")];
+  const advice = useAdvice("size");
+  const wrong = useWrong("width", "height", "size");
+  const { sizes } = now().options.models[model];
+  const current = `${width}x${height}`;
+  const listed = sizes.map((each) => each.join("x"));
+  const choose = (text) => {
+    const [width, height] = text.split("x").map(Number);
+    change({ width, height });
+  };
+  const side = (name, value) => html`
+    <input type="number" aria-label=${nameOf(name)} min="64" max="4096" step="8" value=${value} aria-invalid=${Boolean(wrong)}
+      onChange=${(event) => number(event.currentTarget.value) !== null && change({ [name]: number(event.currentTarget.value) })} />`;
+  return html`
+    <div class="field" role="group" aria-label="Size">
+      <label for="size">Size</label>
+      <div class="size">
+        <select id="size" value=${listed.includes(current) ? current : ""} onChange=${(event) => choose(event.currentTarget.value)}>
+          ${!listed.includes(current) && html`<option value="" selected disabled>Other</option>`}
+          ${listed.map((each) => html`<option value=${each} selected=${each === current}>${each.replace("x", " × ")}</option>`)}
+        </select>
+        ${side("width", width)}
+        <${IconButton} icon="swap" label="Swap width and height" onClick=${() => change({ width: height, height: width })} />
+        ${side("height", height)}
+      </div>
+      ${wrong ? html`<p class="wrong">${wrong}</p>` : html`<${Note} text=${advice} />`}
+    </div>`;
+}
+
+function Seed() {
+  const [seed, count] = [useForm("seed"), useForm("count")];
+  const last = useStore(({ newest, chosen }) => (chosen ?? newest)?.settings.seed);
+  const wrong = useWrong("seed", "count");
+  return html`
+    <div class="field">
+      <div class="seed">
+        <div class="field">
+          <label for="seed">Seed</label>
+          <input id="seed" inputmode="numeric" autocomplete="off" placeholder="random" value=${seed === RANDOM ? "" : seed}
+            onChange=${(event) => change({ seed: number(event.currentTarget.value) ?? RANDOM })} />
+        </div>
+        <${IconButton} icon="dice" label="Random seed" pressed=${seed === RANDOM} onClick=${() => change({ seed: RANDOM })} />
+        <${IconButton} icon="last" label="Use the last seed" disabled=${last === undefined} onClick=${() => change({ seed: last })} />
+        <div class="field count">
+          <label for="count">Count</label>
+          <input id="count" type="number" min="1" max=${now().options.max_count} value=${count}
+            onChange=${(event) => change({ count: number(event.currentTarget.value) ?? 1 })} />
+        </div>
+      </div>
+      ${wrong && html`<p class="wrong">${wrong}</p>`}
+    </div>`;
+}
+
+function Interval() {
+  const [begin, end] = useForm("guidance_interval");
+  const wrong = useWrong("guidance_interval");
+  const bound = (label, value, update) => html`
+    <input type="number" aria-label=${label} min="0" max="1" step="0.05" value=${value}
+      onChange=${(event) => number(event.currentTarget.value) !== null && update(number(event.currentTarget.value))} />`;
+  return html`
+    <div class="field" role="group" aria-label="Guidance interval">
+      <div class="interval"><span>Guide from</span>
+        ${bound("Begin of guidance", begin, (value) => change({ guidance_interval: [value, end] }))}<span>to</span>
+        ${bound("End of guidance", end, (value) => change({ guidance_interval: [begin, value] }))}</div>
+      <p class=${wrong ? "wrong" : "hint"}>${wrong || "Parts of the way from noise (0) to picture (1)."}</p>
+    </div>`;
+}
+
+/** Settings without a control, which came with a picture. */
+function Extra() {
+  const extra = useForm("extra");
+  const drop = (name) => change({ extra: Object.fromEntries(Object.entries(extra).filter(([each]) => each !== name)) });
+  return html`${Object.entries(extra).map(([name, value]) => html`
+    <p class="chip">${nameOf(name)} ${shownValue(now().options, name, value)}
+      <${IconButton} icon="cancel" label="Drop ${nameOf(name)}" onClick=${() => drop(name)} /></p>`)}`;
+}
+
+/** All settings but the prompts. */
+export function Settings() {
+  const changed = useStore(({ form }) => !same(form.guidance_interval, [0, 1]) || form.feature_reuse > 0);
+  return html`
+    <${Model} /><${Size} /><${Seed} />
+    <${Sampler} />
+    <${Slider} name="steps" /><${Slider} name="guidance_scale" /><${Slider} name="guidance_rescale" />
+    <details class="more" open=${changed}>
+      <summary>More</summary>
+      <${Interval} /><${Slider} name="feature_reuse" />
+    </details>
+    <${Extra} />
+    <button type="button" class="link" onClick=${reset}>Back to the model's defaults</button>`;
+}
