@@ -36,8 +36,8 @@ function Bar() {
       <a class="skip" href="#prompt">To the prompt</a>
       <h1 class="brand">ssd1b</h1>
       <p class="connection" role="status">${online ? "" : "Connection lost. Trying again…"}</p>
-      <button type="button" class="plain" onClick=${chooseFile}><${Icon} name="open" /><span>Read a picture</span></button>
-      <button type="button" class="plain" onClick=${() => set({ dialog: "grid" })}><${Icon} name="table" /><span>Grid</span></button>
+      <button type="button" class="plain" aria-label="Read a picture" onClick=${chooseFile}><${Icon} name="open" /><span>Read a picture</span></button>
+      <button type="button" class="plain" aria-label="Grid" onClick=${() => set({ dialog: "grid" })}><${Icon} name="table" /><span>Grid</span></button>
       <${IconButton} icon="keys" label="Keyboard shortcuts" keys="?" onClick=${() => set({ dialog: "help" })} />
       <${Theme} />
     </header>`;

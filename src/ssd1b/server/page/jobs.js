@@ -97,6 +97,8 @@ export async function generate(form = now().form) {
     const job = await post("/v1/jobs", body(form));
     set({ problem: null, chosen: null });
     take(job);
+    // On phones the result is below the settings.
+    document.querySelector(".stage")?.scrollIntoView({ block: "nearest" });
     say(job.position ? `Queued behind ${job.position} jobs` : "Queued");
   } catch (error) {
     set({ problem: { text: error.message, setting: settingOf(error.message) } });

@@ -29,7 +29,7 @@ export function progress(job) {
   return (done + share * (job.images.length - done)) / job.images.length;
 }
 
-/** Progress of the job that is running, above the picture. */
+/** Progress of the job that is running. */
 function Running({ job }) {
   const time = useClock(true);
   const share = progress(job);
@@ -42,21 +42,25 @@ function Running({ job }) {
     </div>`;
 }
 
-const Caption = ({ picture }) => {
+const Caption = ({ settings, model }) => {
   const { options } = now();
-  const { settings } = picture;
   const facts = [
     `${settings.width} × ${settings.height}`, `${settings.steps} steps`, `guidance ${shownValue(options, "guidance_scale", settings.guidance_scale)}`,
-    shownValue(options, "sampler", settings.sampler), `seed ${settings.seed}`, picture.model,
+    shownValue(options, "sampler", settings.sampler), `seed ${settings.seed}`, model,
   ];
   return html`<div class="caption"><p class="said" title=${settings.prompt}>${settings.prompt}</p><p class="facts">${facts.join(" · ")}</p></div>`;
 };
 
+function use(picture) {
+  set({ enlarged: null, pinned: null }); // so that the settings can be seen
+  useSettings(picture);
+}
+
 /** What can be done with a picture. */
 export const Actions = ({ picture, children }) => html`
   <div class="actions">
-    <button type="button" onClick=${() => useSettings(picture)}><${Icon} name="take" />Use these settings</button>
-    <button type="button" onClick=${() => { useSettings(picture); vary(); }}><${Icon} name="vary" />Vary</button>
+    <button type="button" onClick=${() => use(picture)}><${Icon} name="take" />Use these settings</button>
+    <button type="button" onClick=${() => { use(picture); vary(); }}><${Icon} name="vary" />Vary</button>
     ${children}
     <span class="gap"></span>
     <${IconButton} icon="star" label="Favourite" keys="F" class="icon-button star" pressed=${picture.favourite} onClick=${() => favour(picture)} />
@@ -106,9 +110,11 @@ export function Result() {
   return html`
     <section class="stage" aria-label="Result">
       <div class="mat">${shown}</div>
-      ${job && html`<${Running} job=${job} />`}
-      ${chosen && job && html`<button type="button" class="small follow" onClick=${() => set({ chosen: null })}>Show what is being generated</button>`}
-      ${picture && !(live && preview) && html`
-        <div class="about"><${Caption} picture=${picture} /><${Siblings} picture=${picture} /><${Actions} picture=${picture} /></div>`}
+      ${live
+        ? html`<div class="about"><${Caption} settings=${job.settings} model=${job.model} /><${Running} job=${job} /></div>`
+        : picture && html`
+          <div class="about"><${Caption} settings=${picture.settings} model=${picture.model} />
+            <${Siblings} picture=${picture} /><${Actions} picture=${picture} />
+            ${job && html`<button type="button" class="small" onClick=${() => set({ chosen: null })}>Show what is being generated</button>`}</div>`}
     </section>`;
 }

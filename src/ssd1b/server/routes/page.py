@@ -46,7 +46,10 @@ def _read(folder: Traversable, prefix: str) -> Iterator[tuple[str, File]]:
             yield from _read(each, f"{prefix}{each.name}/")
         elif media_type := TYPES.get(each.name.rpartition(".")[2]):
             content = each.read_bytes()
-            yield prefix + each.name, File(content, media_type, f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+            yield (
+                prefix + each.name,
+                File(content, media_type, f'"{hashlib.sha256(content).hexdigest()[:32]}"'),
+            )
 
 
 @router.api_route("/", methods=["GET", "HEAD"])

@@ -1,0 +1,733 @@
+"""The server's page in a real browser, with a real server that generates with the miniature."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL.PngImagePlugin import PngInfo
+from playwright.sync_api import Browser, Page, expect
+
+from picture_files import as_bytes, smooth
+from ssd1b.jobs.job import Job
+from ssd1b.jobs.queue import DONE, Image, Queue, Request
+from ssd1b.jobs.store import Store
+from ssd1b.settings import GenerationSettings
+
+PATIENCE = 60_000
+"""Milliseconds; the machine may be busy."""
+
+MANY = 10_000
+KEY = "a-key-that-is-long-enough"
+AXE = (Path(__file__).parent / "axe.min.js").read_text()
+
+SPHERE = "a large red metal sphere on a blue background"
+OLD = "an old picture"
+
+
+class Server:
+    """``ssd1b serve`` on a port of its own."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder = folder
+        self._options = options
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the process; again on the same port if it was stopped."""
+        self._log = (self.folder.parent / f"{self.folder.name}.log").open("w")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "ssd1b", "serve", "--store", str(self.folder), "--port", str(self._port),
+             "--threads", "1", "--offline", *self._options],
+            stderr=self._log, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    def wait(self) -> None:
+        """Wait until the server listens."""
+        deadline = time.monotonic() + PATIENCE / 1000
+        while self.url not in Path(self._log.name).read_text():
+            assert time.monotonic() < deadline and self._process.poll() is None, Path(
+                self._log.name
+            ).read_text()
+            time.sleep(0.05)
+
+    def stop(self, signal_: int = signal.SIGTERM) -> None:
+        """End the process."""
+        self._process.send_signal(signal_)
+        self._process.wait()
+        self._log.close()
+
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Use the API as another client would."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"content-type": "application/json", "x-api-key": KEY}
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)
+
+    def clear(self) -> None:
+        """Cancel what is not finished."""
+        for job in self.ask("GET", "/v1/queue"):
+            self.ask("POST", f"/v1/jobs/{job['id']}/cancel")
+
+
+def fill(folder: Path, count: int) -> None:
+    """Put pictures into a store that were generated long ago."""
+    with closing(Store(folder)) as store:
+        store.claim([])
+        path = store.picture("0" * 64)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(as_bytes(smooth(128, 128)))
+    with closing(Queue(folder)) as queue:
+        for number in range(0, count, 500):
+            images = [_old(number + each) for each in range(500)]
+            request = Request(
+                id=f"old{number}", number=float(number), client="", model="mini-ssd-1b", images=images,
+                state=DONE, created=1e9, finished=1e9,
+            )  # fmt: skip
+            queue.add(request)
+            queue.update([request])
+
+
+def _old(number: int) -> Image:
+    size = (128, 128)
+    settings = GenerationSettings(
+        prompt=f"{OLD} {number}", negative_prompt=None, guidance_scale=4.0, guidance_rescale=0.0,
+        guidance_interval=(0.0, 1.0), feature_reuse=0.0, steps=8, sampler="euler", schedule=None, seed=number,
+        width=128, height=128, original_size=size, crop_top_left=(0, 0), target_size=size,
+    )  # fmt: skip
+    return Image(id=f"{number:032x}", job=Job("0" * 64, "mini-ssd-1b", settings, ()), made=1e9 + number)
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that wants a key."""
+    folder = tmp_path_factory.mktemp("locked")
+    keys = folder / "keys.toml"
+    keys.write_text(f'[alice]\nkey = "{KEY}"\n')
+    server = Server(folder / "store", "--api-key-file", str(keys))
+    yield server
+    server.stop(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, locked: Server) -> Iterator[Server]:
+    """A server with both miniatures and a full gallery; both servers load their models at the same time."""
+    folder = tmp_path_factory.mktemp("open") / "store"
+    fill(folder, MANY)
+    server = Server(folder, "--model", "mini-ssd-1b", "--model", "mini-sdxl")
+    server.wait()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def wrong() -> list[str]:
+    """What the browser's console said; a test that expects something takes it out."""
+    return []
+
+
+@pytest.fixture
+def enter(browser: Browser, wrong: list[str]) -> Iterator[Callable[..., Page]]:
+    """``enter(server, **context)`` opens a server's page. Nothing may go wrong; no other host is asked."""
+    asked: list[str] = []
+    hosts: list[str] = []
+    contexts = []
+
+    def open_page(server: Server, **options: Any) -> Page:
+        hosts.append(server.url)
+        context = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **options})
+        context.set_default_timeout(PATIENCE)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(server.url)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert wrong == []
+    assert all(url.startswith((*hosts, "data:", f"blob:{hosts[0]}")) for url in asked)
+
+
+@pytest.fixture(autouse=True)
+def _patient() -> None:
+    expect.set_options(timeout=PATIENCE)
+
+
+@pytest.fixture
+def page(server: Server, enter: Callable[..., Page]) -> Iterator[Page]:
+    """The page, with a prompt."""
+    page = enter(server)
+    page.locator("#prompt").fill(SPHERE)
+    expect(page.locator(".tile").first).to_be_visible()
+    yield page
+    server.clear()
+
+
+def generate(page: Page, steps: int = 4, **fields: str) -> str:
+    """Generate with the button; returns the id of the picture, which is shown."""
+    before = page.locator("#result").get_attribute("data-id") if page.locator("#result").count() else None
+    for name, value in {"steps": str(steps), **fields}.items():
+        put(page, name, value)
+    page.get_by_role("button", name="Generate", exact=True).click()
+    result = page.locator(f"#result:not([data-id='{before}'])")
+    expect(result).to_be_visible()
+    return result.get_attribute("data-id") or ""
+
+
+def put(page: Page, field: str, value: str) -> None:
+    """Write into a field, and leave it."""
+    page.locator(f"#{field}").fill(value)
+    page.locator(f"#{field}").press("Tab")
+
+
+# What the server serves
+
+
+def test_files_have_their_types_and_are_asked_for_again_only_if_they_changed(server: Server) -> None:
+    for path, kind in {
+        "/": "text/html",
+        "/page/app.js": "text/javascript",
+        "/page/page.css": "text/css",
+    }.items():
+        with urllib.request.urlopen(server.url + path) as answer:
+            assert answer.headers["content-type"].startswith(kind)
+            assert answer.headers["cache-control"] == "no-cache"
+            assert "'unsafe-inline'" not in answer.headers["content-security-policy"]
+            etag = answer.headers["etag"]
+        again = urllib.request.Request(server.url + path, headers={"if-none-match": etag})
+        with pytest.raises(urllib.error.HTTPError, match="304"):
+            urllib.request.urlopen(again)
+
+
+@pytest.mark.parametrize(
+    "path", ["../app.py", "%2e%2e/app.py", "..%2fapp.py", "/etc/passwd", "vendor", "vendor/../../app.py", ""]
+)
+def test_nothing_else_is_served(server: Server, path: str) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(f"{server.url}/page/{path}")
+
+
+def test_the_first_paint_needs_no_data(
+    server: Server, enter: Callable[..., Page], record_property: Callable[[str, object], None]
+) -> None:
+    page = enter(server)
+    paints = "performance.getEntriesByName('first-paint').map(each => each.startTime)"
+    page.wait_for_function(f"{paints}.length > 0")
+    for _ in range(2):  # the first visit of a process also reads its files
+        page.reload()
+        page.wait_for_function(f"{paints}.length > 0")
+    record_property("first paint, ms", page.evaluate(paints)[0])
+    assert page.evaluate(paints)[0] < 2000, "300 ms on an idle machine"
+
+
+# Prompt and settings
+
+
+def test_tokens_are_counted_and_words_weighted_by_keyboard(page: Page) -> None:
+    size = page.locator("#prompt-size")
+    expect(size).to_have_text("9/75 tokens · 1 chunk")
+    prompt = page.locator("#prompt")
+    prompt.evaluate("field => field.setSelectionRange(8, 11)")
+    prompt.press("Control+ArrowUp")
+    expect(prompt).to_have_value(SPHERE.replace("red", "(red:1.1)"))
+    prompt.press("Control+ArrowUp")
+    expect(prompt).to_have_value(SPHERE.replace("red", "(red:1.2)"))
+    for _ in range(3):
+        prompt.press("Control+ArrowDown")
+    expect(prompt).to_have_value(SPHERE.replace("red", "(red:0.9)"))
+    prompt.press("Control+ArrowUp")
+    expect(prompt).to_have_value(SPHERE)
+    prompt.press("Control+z")
+    expect(prompt).to_have_value(SPHERE.replace("red", "(red:0.9)"))
+    prompt.fill(f"{SPHERE}, " * 9)
+    expect(size).to_contain_text("2 chunks")
+
+
+def test_presets_fill_the_form(page: Page) -> None:
+    page.get_by_label("Add a negative prompt").select_option("adult-content")
+    expect(page.locator("#negative")).to_have_value("NSFW, nude, censored")
+    page.get_by_label("Add a negative prompt").select_option("basic")
+    expect(page.locator("#negative")).to_have_value(re.compile("^NSFW, nude, censored, worst quality"))
+    page.locator("#preset").select_option("article-detail")
+    expect(page.locator("#guidance_scale")).to_have_value("14.5")
+    expect(page.locator("#steps")).to_have_value("25")
+    page.get_by_role("button", name="Back to the model's defaults").click()
+    expect(page.locator("#guidance_scale")).to_have_value("4")
+    expect(page.locator("#negative")).to_have_value("")
+
+
+def test_advice_appears_beside_the_control_that_is_moved(page: Page) -> None:
+    note = page.locator("#steps-note")
+    expect(note).to_have_text("15 to 25 is recommended.")
+    page.locator(".slider:has(#steps) input[type=range]").fill("5")
+    expect(page.locator("#steps")).to_have_value("5")
+    expect(note).to_contain_text("high quality comes between 15 and 25 steps")
+    expect(note).to_contain_text("Segmind")
+    put(page, "steps", "40")
+    expect(note).to_contain_text("beyond 25 steps")
+    put(page, "guidance_scale", "20")
+    expect(page.locator("#guidance_scale-note")).to_contain_text("above 19")
+    page.locator("#sampler").select_option("heun")
+    expect(page.get_by_text("highly recommended are")).to_be_visible()
+    page.get_by_label("Width").fill("256")
+    page.get_by_label("Width").press("Tab")
+    expect(page.get_by_text("objects cut off or repeated")).to_be_visible()
+    page.get_by_role("button", name="Swap width and height").click()
+    expect(page.get_by_label("Height")).to_have_value("256")
+    expect(page.get_by_label("Width")).to_have_value("128")
+    page.locator("#size").select_option("128x128")
+    expect(page.get_by_label("Height")).to_have_value("128")
+
+
+def test_measured_curves_mark_the_current_value(page: Page) -> None:
+    expect(page.locator(".plot")).to_have_count(0)
+    page.locator("#model").select_option("mini-sdxl")
+    plot = page.locator(".plot svg[aria-label*=guidance_scale]")
+    put(page, "guidance_scale", "3")
+    expect(plot).to_have_attribute("aria-label", "everything right by guidance_scale: about 81% at 3")
+    before = plot.locator("circle.today").get_attribute("cx")
+    put(page, "guidance_scale", "7.5")
+    expect(plot).to_have_attribute("aria-label", re.compile("about 52% at 7.5"))
+    assert plot.locator("circle.today").get_attribute("cx") != before
+    assert plot.locator(".band").count() == 1
+
+
+def test_settings_outlive_a_reload(page: Page) -> None:
+    put(page, "steps", "7")
+    put(page, "seed", "123")
+    page.locator("#schedule").select_option("karras")
+    page.reload()
+    expect(page.locator("#steps")).to_have_value("7")
+    expect(page.locator("#seed")).to_have_value("123")
+    expect(page.locator("#schedule")).to_have_value("karras")
+    expect(page.locator("#prompt")).to_have_value(SPHERE)
+    page.get_by_role("button", name="Random seed").click()
+    expect(page.locator("#seed")).to_have_value("")
+
+
+def test_a_refusal_is_explained_where_it_belongs(page: Page, wrong: list[str]) -> None:
+    put(page, "steps", "1000")
+    expect(page.locator("#steps-note .wrong")).to_contain_text("at most 150")
+    put(page, "steps", "4")
+    page.get_by_label("Width").fill("100")
+    page.get_by_label("Width").press("Tab")
+    expect(page.locator(".field:has(> .size) .wrong")).to_contain_text("width is 100")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    expect(page.locator(".generate .wrong")).to_contain_text("width is 100")
+    page.locator("#size").select_option("128x128")
+    expect(page.locator(".generate .wrong")).to_have_count(0)
+    page.locator("#prompt").fill(" ")
+    page.locator("#prompt").press("Control+Enter")
+    expect(page.locator("#prompt-wrong")).to_have_text("Write what to generate first.")
+    assert all("422" in each for each in wrong)
+    wrong.clear()
+
+
+# Results
+
+
+def test_a_job_is_followed_from_the_key_press_to_the_picture(
+    page: Page, record_property: Callable[[str, object], None]
+) -> None:
+    page.evaluate("""() => {
+        window.seen = {previews: new Set(), texts: new Set()};
+        const look = () => {
+            const result = document.querySelector("#result"), preview = document.querySelector(".preview");
+            const text = document.querySelector(".running span")?.textContent;
+            if (preview) seen.previews.add(preview.src);
+            if (text) seen.texts.add(text);
+            if (result && !result.onload) result.onload = () => seen[result.dataset.id] ??= Date.now() / 1000;
+        };
+        const everything = {subtree: true, childList: true, attributes: true, characterData: true};
+        new MutationObserver(look).observe(document.body, everything);
+    }""")
+    put(page, "steps", "30")
+    page.locator("#prompt").press("Control+Enter")
+    expect(page.locator(".running")).to_be_visible()
+    expect(page.locator(".job.running")).to_contain_text(SPHERE)
+    result = page.locator(f"#result[alt='{SPHERE}']")
+    expect(result).to_be_visible()
+    page.wait_for_function("document.querySelector('#result').complete")
+    seen = page.evaluate("({previews: seen.previews.size, texts: [...seen.texts]})")
+    assert seen["previews"] > 0
+    assert any(re.match(r"Step \d+ of 30", text) for text in seen["texts"])
+    image = result.get_attribute("data-id")
+    made = page.evaluate(
+        f"fetch('/v1/pictures/{image}/recipe').then(answer => answer.json()).then(found => found.made)"
+    )
+    page.wait_for_function(f"seen['{image}']")
+    late = page.evaluate(f"seen['{image}']") - made
+    record_property("done to visible, s", late)
+    assert late < 2, "0.2 s on an idle machine"
+    expect(page.locator(f".tile [data-id='{image}']")).to_be_visible()
+    expect(page.locator(".notes-layer [role=status]").first).to_have_text(f"Done: {SPHERE}")
+    page.get_by_role("button", name="Use the last seed").click()
+    expect(page.locator("#seed")).to_have_value(re.compile(r"\d+"))
+
+
+def test_the_queue_is_reordered_cancelled_retried_and_survives_a_reload(page: Page, server: Server) -> None:
+    put(page, "steps", "150")
+    for name in ("first", "second", "third"):
+        page.locator("#prompt").fill(name)
+        page.locator("#prompt").press("Control+Enter")
+        expect(page.locator(".job", has_text=name)).to_be_visible()
+    queued = page.locator(".job.queued .said")
+    expect(page.locator(".job.running")).to_contain_text("first")
+    expect(queued).to_have_text(["second", "third"])
+    page.locator(".job", has_text="third").get_by_role("button", name="Earlier").click()
+    expect(queued).to_have_text(["third", "second"])
+    page.locator(".job", has_text="third").get_by_role("button", name="Cancel").press("Alt+ArrowDown")
+    expect(queued).to_have_text(["second", "third"])
+    page.reload()
+    expect(queued).to_have_text(["second", "third"])
+    expect(page.locator(".running progress").first).to_be_visible()
+    page.locator(".job", has_text="first").get_by_role("button", name="Cancel").click()
+    page.locator(".job", has_text="third").get_by_role("button", name="Cancel").click()
+    expect(page.locator(".job.cancelled")).to_have_count(2)
+    page.locator(".job.cancelled", has_text="third").get_by_role("button", name="Retry").click()
+    expect(page.locator(".job.queued, .job.running", has_text="third")).to_be_visible()
+    assert [job["prompt"] for job in server.ask("GET", "/v1/queue")] == ["second", "third"]
+    page.get_by_role("button", name="Cancel all").click()
+    expect(page.locator(".job.queued, .job.running")).to_have_count(0)
+    while page.get_by_role("button", name="Dismiss").count():
+        page.get_by_role("button", name="Dismiss").first.click()
+    expect(page.get_by_text("Nothing is waiting.")).to_be_visible()
+
+
+def test_a_failed_job_says_why(page: Page, server: Server) -> None:
+    job = server.ask("POST", "/v1/jobs", {"prompt": "it will fail", "steps": 4})
+    failed = {
+        **job,
+        "state": "failed",
+        "finished": time.time(),
+        "error": "the device failed",
+        "code": "FailedError",
+    }
+    page.route("**/v1/jobs?state=*", lambda route: route.fulfill(json={"jobs": [failed], "next": None}))
+    page.reload()
+    entry = page.locator(".job.failed")
+    expect(entry).to_contain_text("Failed: the device failed")
+    expect(entry.get_by_role("button", name="Retry")).to_be_visible()
+    page.unroute_all()
+
+
+# Gallery and light box
+
+
+def test_the_gallery_stays_small_with_ten_thousand_pictures(
+    page: Page, record_property: Callable[[str, object], None]
+) -> None:
+    tiles = page.locator(".tile")
+    begin = time.monotonic()
+    first = page.get_by_label(f"{OLD} 0, seed 0")
+    while not first.count():
+        page.locator(".work").evaluate("work => work.scrollTo(0, work.scrollHeight)")
+        page.wait_for_timeout(20)
+        assert time.monotonic() - begin < PATIENCE / 1000
+    record_property("10,000 pictures loaded, s", time.monotonic() - begin)
+    assert tiles.count() < 150
+    frames = page.evaluate("""async () => {
+        const work = document.querySelector(".work"), times = [];
+        for (let at = 0; at < 30; at++) {
+            const begin = performance.now();
+            work.scrollTo(0, work.scrollHeight * at / 30);
+            await new Promise(requestAnimationFrame);
+            times.push(performance.now() - begin);
+        }
+        return times.sort((a, b) => a - b);
+    }""")
+    record_property("a jump in the gallery, ms", frames[15])
+    assert frames[15] < 250
+
+
+def test_pictures_are_searched_marked_deleted_and_downloaded(page: Page, server: Server) -> None:
+    page.locator("#search").fill("picture 777")
+    expect(page.locator(".tile")).to_have_count(11)  # 777 and 7770 to 7779
+    tile = page.locator(".tile", has=page.get_by_label(f"{OLD} 777, seed 777"))
+    tile.get_by_role("button", name="Favourite").click()
+    expect(tile.get_by_role("button", name="Favourite")).to_have_attribute("aria-pressed", "true")
+    page.locator("#filter-show").select_option("favourites")
+    expect(page.locator(".tile")).to_have_count(1)
+    page.locator("#filter-show").select_option("all")
+    page.locator("#filter-model").select_option("mini-sdxl")
+    expect(page.get_by_text("No picture matches.")).to_be_visible()
+    page.locator("#filter-model").select_option("mini-ssd-1b")
+    expect(page.locator(".tile")).to_have_count(11)
+    thumb = page.get_by_label(f"{OLD} 7775, seed 7775")
+    thumb.press("Delete")
+    expect(page.locator(".tile")).to_have_count(10)
+    assert server.ask("GET", f"/v1/pictures/{7775:032x}/recipe")["deleted"]
+    page.get_by_role("button", name="Undo").click()
+    expect(thumb).to_be_visible()
+    assert not server.ask("GET", f"/v1/pictures/{7775:032x}/recipe")["deleted"]
+    with page.expect_download() as download:
+        thumb.press("d")
+    assert download.value.suggested_filename == "an-old-picture-7775-7775.png"
+    assert Path(download.value.path()).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_light_box_shows_the_recipe_compares_and_varies(page: Page, server: Server) -> None:
+    page.locator("#search").fill("picture 888")
+    expect(page.locator(".tile")).to_have_count(11)
+    page.get_by_label(f"{OLD} 8888, seed 8888").press("Enter")
+    box = page.get_by_role("dialog", name="Picture")
+    expect(box).to_contain_text("Seed8888")
+    page.keyboard.press("ArrowRight")
+    expect(box).to_contain_text("Seed8887")
+    page.keyboard.press("ArrowLeft")
+    expect(box).to_contain_text("Seed8888")
+    page.keyboard.press("c")
+    page.keyboard.press("ArrowRight")
+    wipe = box.get_by_label("Position of the wipe")
+    wipe.fill("25")
+    assert box.locator(".wipe").evaluate("stage => stage.style.getPropertyValue('--at')") == "25%"
+    expect(box.locator(".differences")).to_contain_text("Seed 8888 → 8887")
+    page.keyboard.press("Escape")
+    expect(box).to_be_hidden()
+    page.get_by_label(f"{OLD} 8888, seed 8888").press("Enter")
+    box.get_by_role("button", name="Use these settings").click()
+    expect(page.locator("#prompt")).to_have_value(f"{OLD} 8888")
+    expect(page.locator("#seed")).to_have_value("8888")
+    expect(page.locator("#sampler")).to_have_value("euler")
+    page.get_by_label(f"{OLD} 8887, seed 8887").press("Enter")
+    box.get_by_role("button", name="Vary").click()
+    expect(page.locator(".job.running")).to_contain_text("4 images")
+    (job,) = server.ask("GET", "/v1/queue")
+    assert (job["prompt"], len(job["images"])) == (f"{OLD} 8887", 4)
+    assert job["settings"]["steps"] == 8
+
+
+# Files, grids
+
+
+def foreign(prompt: str) -> bytes:
+    """A picture of AUTOMATIC1111 with a second pass, which cannot be reproduced."""
+    info = PngInfo()
+    parameters = (
+        f"{prompt}\nNegative prompt: blurry\nSteps: 9, Sampler: Euler a, CFG scale: 6.5, Seed: 77, "
+        "Size: 128x128, Model: dreams, Denoising strength: 0.5, Hires upscale: 2, Hires upscaler: Latent"
+    )
+    info.add_text("parameters", parameters)
+    return as_bytes(smooth(16, 16), pnginfo=info)
+
+
+DROP = """([bytes, kind]) => {
+    const data = new DataTransfer();
+    data.items.add(new File([new Uint8Array(bytes)], "other.png", {type: "image/png"}));
+    const event = kind === "paste" ? new ClipboardEvent("paste", {clipboardData: data, bubbles: true})
+        : new DragEvent(kind, {dataTransfer: data, bubbles: true, cancelable: true});
+    document.body.dispatchEvent(event);
+}"""
+
+
+@pytest.mark.parametrize("way", ["choose", "drop", "paste"])
+def test_a_picture_file_restores_its_settings(page: Page, way: str) -> None:
+    data = foreign(f"a cat, {way}")
+    if way == "choose":
+        with page.expect_file_chooser() as chooser:
+            page.get_by_role("button", name="Read a picture").click()
+        chooser.value.set_files({"name": "other.png", "mimeType": "image/png", "buffer": data})
+    else:
+        page.evaluate(DROP, [list(data), way])
+    expect(page.locator("#prompt")).to_have_value(f"a cat, {way}")
+    expect(page.locator("#negative")).to_have_value("blurry")
+    for name, value in {
+        "steps": "9",
+        "guidance_scale": "6.5",
+        "seed": "77",
+        "sampler": "euler_ancestral",
+    }.items():
+        expect(page.locator(f"#{name}")).to_have_value(value)
+    reading = page.locator(".reading")
+    expect(reading).to_contain_text("Cannot be reproduced")
+    expect(reading).to_contain_text("dreams")
+    expect(reading).to_contain_text("ires")
+    reading.get_by_role("button", name="Dismiss").click()
+    expect(reading).to_be_hidden()
+
+
+def test_a_file_that_is_no_picture_is_refused_in_words(page: Page, wrong: list[str]) -> None:
+    page.evaluate(DROP, [list(b"no picture"), "drop"])
+    expect(page.locator(".reading .wrong")).to_contain_text("other.png: ")
+    assert all("422" in each for each in wrong)
+    wrong.clear()
+
+
+def test_a_grid_is_a_table_with_labels(page: Page, server: Server, wrong: list[str]) -> None:
+    put(page, "steps", "4")
+    page.get_by_role("button", name="Grid").click()
+    dialog = page.get_by_role("dialog", name="Grid")
+    dialog.locator("#across-values").fill("2, x")
+    dialog.get_by_role("button", name="Generate grid").click()
+    expect(dialog.get_by_role("alert")).to_have_text("Guidance: x is no number")
+    dialog.locator("#across-values").fill("2-4 (+2)")
+    dialog.locator("#down-setting").select_option("sampler")
+    dialog.locator("#down-values").fill("euler, nonsense")
+    dialog.get_by_role("button", name="Generate grid").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("nonsense")
+    assert all("422" in each or "404" in each for each in wrong)
+    wrong.clear()
+    dialog.locator("#down-values").fill("euler, unipc")
+    dialog.get_by_role("button", name="Generate grid").click()
+    expect(dialog.locator("thead th")).to_have_text(["Sampler ↓ Guidance →", "2", "4"])
+    expect(dialog.locator("tbody th")).to_have_text(["Euler", "UniPC"])
+    expect(dialog.locator("td img[src*=thumbnail]")).to_have_count(4)
+    jobs = server.ask("GET", "/v1/jobs?limit=4")["jobs"]
+    assert {job["priority"] for job in jobs} == {-1}
+    assert len({job["settings"]["seed"] for job in jobs}) == 1
+    page.reload()
+    page.get_by_role("button", name="Grid").click()
+    expect(dialog.locator("td img[src*=thumbnail]")).to_have_count(4)
+    dialog.locator("td button").first.click()
+    expect(page.get_by_role("dialog", name="Picture")).to_contain_text("Guidance2")
+
+
+# Keyboard, themes, phones
+
+
+def test_everything_works_by_keyboard(page: Page) -> None:
+    page.keyboard.press("Escape")  # leaves the prompt
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keyboard shortcuts")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.keyboard.press("/")
+    expect(page.locator("#search")).to_be_focused()
+    page.keyboard.type("picture 555")
+    expect(page.locator(".tile")).to_have_count(11)
+    focused = "document.activeElement.getAttribute('aria-label')"
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        if OLD in (page.evaluate(focused) or ""):
+            break
+    first = page.evaluate(focused)
+    assert OLD in first
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(f"{focused} !== {json.dumps(first)}")
+    second = page.evaluate(focused)
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog", name="Picture")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.wait_for_function(f"{focused} === {json.dumps(second)}")
+    page.keyboard.press("f")
+    expect(page.locator(".tile", has=page.get_by_label(second)).locator(".star")).to_have_attribute(
+        "aria-pressed", "true"
+    )
+
+
+def test_a_phone_has_room_and_no_motion_is_forced(server: Server, enter: Callable[..., Page]) -> None:
+    page = enter(server, viewport={"width": 390, "height": 844}, reduced_motion="reduce", has_touch=True)
+    page.get_by_text("Settings", exact=True).click()
+    page.locator("#model").select_option("mini-sdxl")
+    wide = "document.documentElement.scrollWidth"
+    expect(page.locator(".tile").first).to_be_attached()
+    assert page.evaluate(wide) == 390
+    expect(page.get_by_role("button", name="Generate", exact=True)).to_be_in_viewport()
+    page.locator(".tile .thumb").first.click()
+    page.locator(".canvas").click()
+    expect(page.get_by_role("dialog", name="Picture")).to_be_visible()
+    assert page.evaluate(wide) == 390
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Grid").click()
+    assert page.evaluate(wide) == 390
+    assert page.evaluate("[...document.getAnimations()].length") == 0
+
+
+def problems(page: Page) -> list[str]:
+    """What axe finds that is serious or critical."""
+    page.evaluate(AXE)
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    return [
+        f"{each['id']}: {[node['html'][:200] for node in each['nodes']]}"
+        for each in found
+        if each["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious(server: Server, enter: Callable[..., Page], theme: str) -> None:
+    page = enter(server, color_scheme=theme)
+    page.locator("#prompt").fill(SPHERE)
+    page.locator("#model").select_option("mini-sdxl")
+    put(page, "guidance_scale", "20")
+    expect(page.locator(".tile").first).to_be_visible()
+    assert problems(page) == []
+    page.locator(".canvas").click()
+    assert problems(page) == []
+    page.keyboard.press("Escape")
+    for name in ("Grid", "Keyboard shortcuts"):
+        page.get_by_role("button", name=name).click()
+        assert problems(page) == []
+        page.keyboard.press("Escape")
+
+
+def test_the_theme_can_be_switched(page: Page) -> None:
+    ground = "getComputedStyle(document.body.parentElement).backgroundColor"
+    light = page.evaluate(ground)
+    page.get_by_role("button", name="Theme: auto. Change to light").click()
+    page.get_by_role("button", name="Theme: light. Change to dark").click()
+    assert page.evaluate(ground) != light
+    page.reload()
+    expect(page.get_by_role("button", name="Theme: dark. Change to auto")).to_be_visible()
+    assert page.evaluate(ground) != light
+
+
+# Keys and lost connections
+
+
+def test_a_key_is_asked_for_and_a_lost_server_found_again(
+    locked: Server, enter: Callable[..., Page], wrong: list[str]
+) -> None:
+    locked.wait()
+    page = enter(locked)
+    dialog = page.get_by_role("dialog", name="API key")
+    dialog.get_by_label("Key").fill("not the right one")
+    dialog.get_by_role("button", name="Continue").click()
+    expect(dialog.get_by_role("alert")).to_have_text("The server does not accept this key.")
+    dialog.get_by_label("Key").fill(KEY)
+    dialog.get_by_role("button", name="Continue").click()
+    page.locator("#prompt").fill(SPHERE)
+    generate(page)
+    expect(page.locator("#result")).to_have_attribute("src", re.compile("^blob:"))
+    page.wait_for_function("document.querySelector('#result').naturalWidth === 128")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download").click()
+    assert b"ssd1b" in Path(download.value.path()).read_bytes()
+    page.reload()
+    expect(page.locator("#result")).to_be_visible()
+    expect(dialog).to_have_count(0)
+    put(page, "steps", "60")
+    page.locator("#prompt").fill("it goes on")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    expect(page.locator(".job", has_text="it goes on")).to_be_visible()
+    assert all("401" in each for each in wrong)
+    locked.stop(signal.SIGKILL)
+    expect(page.locator(".connection")).to_have_text("Connection lost. Trying again…")
+    locked.begin()
+    expect(page.locator(".connection")).to_have_text("")
+    expect(page.locator("#result[alt='it goes on']")).to_be_visible()
+    expect(page.get_by_text("Nothing is waiting.")).to_be_visible()
+    assert all("401" in each or "ERR_" in each for each in wrong)
+    wrong.clear()
