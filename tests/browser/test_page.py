@@ -113,8 +113,8 @@ def _old(number: int) -> tuple[object, ...]:
     settings = {
         "prompt": prompt, "negative_prompt": None, "guidance_scale": 4.0, "guidance_rescale": 0.0,
         "guidance_interval": (0.0, 1.0), "feature_reuse": 0.0, "steps": 8, "sampler": "euler",
-        "schedule": None, "seed": number, "width": 128, "height": 128, "original_size": (128, 128), "crop_top_left": (0, 0),
-        "target_size": (128, 128),
+        "schedule": None, "seed": number, "width": 128, "height": 128, "original_size": (128, 128),
+        "crop_top_left": (0, 0), "target_size": (128, 128),
     }  # fmt: skip
     return (f"{number:032x}", number, "0" * 64, json.dumps(settings), prompt, 1e9 + number)
 
