@@ -14,7 +14,7 @@ LIGHT = [
     "recipe",
     "sampler_names",
     "layouts",
-    "tables",
+    "table_files",
     "validation",
     "errors",
 ]

@@ -16,7 +16,7 @@ from typing import Any
 from ssd1b.errors import InputError
 from ssd1b.files import named
 from ssd1b.jobs.job import Job
-from ssd1b.jobs.schema import explain_errors, transaction
+from ssd1b.jobs.schema import explain_errors, open_database, transaction
 from ssd1b.settings import GenerationSettings
 
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
@@ -172,8 +172,8 @@ class Queue:
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / FILE
+        self._database = open_database(self.file)
         with explain_errors(self.file):
-            self._database = sqlite3.connect(self.file, timeout=60, isolation_level=None)
             self._database.row_factory = sqlite3.Row
             (version,) = self._database.execute("pragma user_version").fetchone()
             if version > _SCHEMA:

@@ -56,16 +56,26 @@ _CAUSES = {
 """Explanations of errors that are not due to the file's content."""
 
 
+def open_database(path: Path) -> sqlite3.Connection:
+    """Open or create a file of SQLite, if it is a regular file.
+
+    Raises:
+        InputError: something else has its name, or SQLite cannot open it.
+    """
+    if path.exists() and (kind := kind_of(path)):
+        raise InputError(f"{named(path)} is {kind}: ssd1b keeps its tables in a file of that name")
+    with explain_errors(path):
+        return sqlite3.connect(path, timeout=60, isolation_level=None)
+
+
 def connect(path: Path) -> sqlite3.Connection:
     """Open or create a store's file. Tables of an older version are migrated.
 
     Raises:
         InputError: the file is not a store, is damaged or of a newer version, or the disk refused.
     """
-    if path.exists() and (kind := kind_of(path)):
-        raise InputError(f"{named(path)} is {kind}: a store of cells keeps its tables in a file of that name")
+    database = open_database(path)
     with explain_errors(path):
-        database = sqlite3.connect(path, timeout=60, isolation_level=None)
         try:
             version, tables = _version(database), _columns(database)
             _check(path, version, tables)
