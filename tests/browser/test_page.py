@@ -24,7 +24,7 @@ from picture_files import as_bytes, smooth
 from ssd1b.jobs.queue import Queue
 from ssd1b.jobs.store import Store
 
-PATIENCE = 15_000
+PATIENCE = 60_000
 """Milliseconds; the machine may be busy."""
 
 MANY = 10_000

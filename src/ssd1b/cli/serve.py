@@ -53,9 +53,9 @@ def command(config: str | None, open_page: bool, **given: Any) -> None:
       ssd1b serve --model ssd-1b --model mini-ssd-1b --store images
       ssd1b serve --host 0.0.0.0 --allow-host images.example.org --api-key-file keys.toml
     """  # noqa: D301 (\b keeps click from wrapping)
-    options = read_options(
-        config, {name: value for name, value in given.items() if value not in (None, (), False)}
-    )
+    # 0 is a value: it is equal to False, but not the same.
+    named = {name: value for name, value in given.items() if value not in (None, ()) and value is not False}
+    options = read_options(config, named)
     from ssd1b.server.run import run
 
     run(options, open_page=open_page)

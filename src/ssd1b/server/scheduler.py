@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -93,6 +93,21 @@ class Scheduler:
     def generating(self) -> int:
         """How many batches are being generated."""
         return sum(run.generating for run in self._runs.values())
+
+    def cost_done(self, requests: Container[Request]) -> int:
+        """Estimate how much of the cost of images in progress is behind them.
+
+        Args:
+            requests: count only images of these.
+        """
+        return round(
+            sum(
+                image.job.cost * request.step / image.job.settings.steps
+                for run in self._runs.values()
+                for request, image in run.picked
+                if run.worker is not None and request in requests
+            )
+        )
 
     def wake(self) -> None:
         """Look for images that can be generated."""

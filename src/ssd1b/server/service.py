@@ -367,7 +367,8 @@ class Service:
         if request.state in FINISHED or not self._scheduler.pace.known:
             return None
         ahead = [each for each in self._ledger.open.values() if _order(each) <= _order(request)]
-        return round(self._scheduler.pace.seconds(sum(image.job.cost for image in left(ahead)), 0.0), 2)
+        cost = sum(image.job.cost for image in left(ahead)) - self._scheduler.cost_done(ahead)
+        return round(self._scheduler.pace.seconds(max(cost, 0), 0.0), 2)
 
     def _seconds(self) -> float:
         """Estimate the seconds until the queue is empty."""

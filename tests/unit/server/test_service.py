@@ -405,3 +405,20 @@ def test_a_clock_that_is_set_back_loses_nothing(tmp_path: Path, monkeypatch: pyt
             assert [each.id for each in await it.service.recent(limit=9)] == [second.id, first.id]
 
     run(test())
+
+
+def test_the_time_left_shrinks_with_every_step(tmp_path: Path) -> None:
+    async def test() -> None:
+        plan = Plan(seconds=0.02)
+        async with Running(tmp_path, plan) as it:
+            await it.done(await it.submit("timed", steps=10))
+            request = await it.submit("followed", steps=40)
+            found = []
+            async with it.service.listen(request) as listener:
+                async for changed in listener.changes():
+                    if changed.state == DONE:
+                        break
+                    found.append(it.service.eta(changed))
+            assert found[-1] < found[0] / 4
+
+    run(test())
