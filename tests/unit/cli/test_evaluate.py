@@ -52,7 +52,7 @@ def test_a_model_does_not_differ_from_itself_and_few_captions_are_warned_of(run,
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--captions", 3], ["captions is 3", "multiples of 2"]),
+        (["--captions", 3], ["captions is 3", "a multiple of 2"]),
         (["--seeds", 0], ["seeds is 0"]),
         (["--seed", 3], ["seed is fixed"]),
         (["--size", 64], ["width is fixed"]),

@@ -102,7 +102,7 @@ def test_fast_is_in_eight_bits_where_that_is_faster(generate, tmp_path, monkeypa
     [
         (["--speed", "fastest"], ["unknown speed 'fastest'", "did you mean 'fast'", "balanced"]),
         (["--memory", "tiny"], ["unknown memory 'tiny'", "low"]),
-        (["--memory", "low", "--compile"], ["memory low", "not compiled"]),
+        (["--memory", "low", "--compile"], ["low memory", "excludes compile"]),
         (["--quantize", "fp8", "--device", "cpu"], ["quantize fp8 needs"]),
         (["--backend", "onnx"], ["unknown backend 'onnx'", "openvino"]),
     ],

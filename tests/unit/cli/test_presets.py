@@ -42,7 +42,7 @@ def test_a_name_is_never_taken_twice(run, tmp_path):
     assert run("presets", "--keep", "mine.toml").code == 0
     for name in ("crisp", "basic"):
         done = run("presets", "--keep", "mine.toml", "--name", name)
-        assert done.code == 2 and f"there is a preset '{name}' already" in done.err
+        assert done.code == 2 and f"preset '{name}' exists already" in done.err
     assert run("presets", "--keep", "mine.toml", "--name", "crisp.2").code == 0
     assert run("presets", "crisp.2").out == MINE.replace("crisp", "crisp.2")
 
@@ -60,7 +60,7 @@ def test_a_broken_file_does_not_hide_the_others(run, tmp_path):
     [
         (["articl-detail"], ["unknown preset 'articl-detail'", "did you mean 'article-detail'"]),
         (["basic", "--keep", "mine.toml"], ["not both"]),
-        (["--name", "x"], ["--name is for --keep"]),
+        (["--name", "x"], ["--name is only for --keep"]),
         (["--keep", "mine.toml"], ["cannot read mine.toml"]),
         (["--keep", "mine.txt"], ["cannot keep 'mine.txt'", ".toml or .json"]),
         (["--keep", "there.toml", "--name", "../x"], ["name is '../x'", "letters"]),

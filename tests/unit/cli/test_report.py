@@ -46,7 +46,7 @@ def test_without_pyarrow_the_rest_is_written(run, cells, monkeypatch, tmp_path):
     [
         (["nothing"], ["nothing holds no sweep", "ssd1b sweep"]),
         (["cells", "--metric", "sharpnes"], ["unknown metric 'sharpnes'", "did you mean 'sharpness'"]),
-        (["cells", "--metric", "right"], ["metric 'right' was not measured", "draws Tabletop"]),
+        (["cells", "--metric", "right"], ["metric 'right' was not measured", "needs a model of Tabletop"]),
         (["cells", "--sweep", "zzz"], ["unknown sweep 'zzz'"]),
     ],
 )

@@ -19,7 +19,7 @@ def test_a_sweep_is_drawn_once_and_a_longer_axis_draws_only_what_is_new(run, tin
 
     first = sweep("--axis", "guidance=2,5")
     assert first.code == 0, first.err
-    assert first.out == "4 pictures in cells\n" and first.err.startswith("4 cells, 0 of them known\n")
+    assert first.out == "4 images in cells\n" and first.err.startswith("4 cells, 0 of them known\n")
     assert len([*(tmp_path / "cells/pictures").rglob("*.png")]) == 4
     again = sweep("--axis", "guidance=2,5")
     assert (again.code, again.out) == (0, first.out) and "4 cells, 4 of them known" in again.err
@@ -29,7 +29,7 @@ def test_a_sweep_is_drawn_once_and_a_longer_axis_draws_only_what_is_new(run, tin
     assert again.out == first.out and "4 cells, 3 of them known\n1 were drawn before, but" in again.err
     assert one.exists()
     longer = sweep("--axis", "guidance=2,5,9")
-    assert longer.out == "6 pictures in cells\n" and "6 cells, 4 of them known" in longer.err
+    assert longer.out == "6 images in cells\n" and "6 cells, 4 of them known" in longer.err
 
 
 def test_cells_are_measured_and_by_the_judge_where_there_is_truth(run, tmp_path):

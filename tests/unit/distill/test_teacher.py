@@ -19,7 +19,7 @@ from tiny import DRAWABLE, random_weights
             {"guidance_embed_dim": 8},
             r"embeds the guidance scale \(LCM\): use the model from which it was distilled",
         ),
-        ({"in_channels": 9}, "takes 9 channels, such as for inpainting"),
+        ({"in_channels": 9}, r"takes 9 channels \(inpainting\); only 4 are supported"),
     ],
     ids=["LCM", "inpainting"],
 )

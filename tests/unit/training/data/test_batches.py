@@ -178,7 +178,7 @@ def test_what_cannot_be_decoded_is_left_out_and_counted(
         batches = opened(max_unusable=0.5)
     assert batches.report.unusable == {"caption missing": ["5.png"], "picture damaged": ["2.png"]}
     assert json.loads((tmp_path / "report.json").read_text())["buckets"] == {"80x48": 3, "64x64": 1}
-    with pytest.warns(UserWarning, match="2 of 6 pictures"):
+    with pytest.warns(UserWarning, match="2 of 6 images"):
         again = opened(max_unusable=0.5)
     for step in range(6):
         assert again.order[step] == batches.order[step]
