@@ -1,6 +1,7 @@
 """The server without HTTP: what may be asked for, by whom and how much, and the life of a request."""
 
 import asyncio
+import logging
 import math
 import time
 from collections import deque
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from ssd1b.errors import ConflictError, FailedError, NotFoundError, shown, unknown
+from ssd1b.errors import ConflictError, FailedError, NotFoundError, line, shown, unknown
 from ssd1b.jobs.job import Job, environment, make_job
 from ssd1b.jobs.queue import (
     CANCELLED,
@@ -36,6 +37,8 @@ from ssd1b.server.options import ServerOptions, read_keys
 from ssd1b.server.scheduler import Scheduler
 from ssd1b.server.workers import StartWorker
 from ssd1b.settings import SEEDS, GenerationSettings, random_seed, resolve_settings
+
+log = logging.getLogger("ssd1b.server")
 
 HOUR = 3600.0
 
@@ -189,8 +192,18 @@ class Service:
             priority=priority, dialect=dialect, idempotency=idempotency,
         )  # fmt: skip
         await self._ledger.add(request)
+        self._log(request)
         self._scheduler.wake()
         return request
+
+    def _log(self, request: Request) -> None:
+        fields: dict[str, Any] = {
+            "job": request.id, "client": request.client, "model": request.model,
+            "images": len(request.images),
+        }  # fmt: skip
+        if self.options.log_prompts:
+            fields["prompt"] = line(request.images[0].job.settings.prompt)
+        log.info(" ".join(f"{name} {value}" for name, value in fields.items()), extra={"fields": fields})
 
     async def _repeated(self, client: str, idempotency: str) -> Request | None:
         id = await self._ledger.keep(partial(self._ledger.queue.repeated, client, idempotency))

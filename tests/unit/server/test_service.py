@@ -1,6 +1,7 @@
 """The life of requests: accepted, generated, shared, cancelled, crashed, restored."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -422,3 +423,19 @@ def test_the_time_left_shrinks_with_every_step(tmp_path: Path) -> None:
             assert found[-1] < found[0] / 4
 
     run(test())
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_prompts_are_logged_only_if_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, asked: bool
+) -> None:
+    async def test() -> None:
+        async with Running(tmp_path, Plan(), log_prompts=asked) as it:
+            await it.done(await it.submit("a secret wish\nand a second line"))
+
+    with caplog.at_level(logging.DEBUG):
+        run(test())
+    records = [record for record in caplog.records if getattr(record, "fields", {}).get("job")]
+    assert len(records) == 1
+    assert ("secret wish" in str([each.__dict__ for each in caplog.records])) is asked
+    assert "\n" not in records[0].getMessage()
