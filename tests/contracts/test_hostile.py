@@ -25,6 +25,7 @@ def test_hostile_values_end_in_one_line(command, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     prepare(tmp_path)
+    monkeypatch.setattr("ssd1b.server.run.run", lambda *arguments, **options: None)  # it would listen
     broken, tried = [], 0
     chosen = list(calls({kind: VALUES[kind] for kind in KINDS}))
     for index, (what, call) in enumerate(chosen):
@@ -33,7 +34,10 @@ def test_hostile_values_end_in_one_line(command, capsys, monkeypatch, tmp_path):
             continue
         tried += 1
         code = main([os.fsdecode(word) for word in call])
-        if problem := wrong(code, capsys.readouterr().err):
+        message = capsys.readouterr().err
+        if command == "selftest" and code == 1 and not message:
+            continue  # the verdict on a file that is no good model
+        if problem := wrong(code, message):
             broken.append(f"{what}: {problem}")
     assert broken == []
     assert tried or command in ("models", "env")  # which take no values

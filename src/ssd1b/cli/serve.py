@@ -1,11 +1,15 @@
 """``ssd1b serve``: an HTTP server with a page."""
 
-from typing import Any
+from typing import Any, get_type_hints
 
 import click
 
 from ssd1b.cli.command import Command
+from ssd1b.cli.paths import OUT_FOLDER, PATH
 from ssd1b.server.options import OPTIONS, ServerOptions, read_options
+from ssd1b.validation import plain_type
+
+_PATHS = {"FOLDER": OUT_FOLDER, "FILE": PATH}
 
 
 def _options(command: Any) -> Any:
@@ -19,7 +23,7 @@ def _options(command: Any) -> Any:
         elif isinstance(default, tuple):
             about |= {"metavar": option.metavar, "multiple": True}
         else:
-            kind = _kind(name)
+            kind = _kind(name, option.metavar)
             about |= {"metavar": option.metavar, "type": kind}
             if default is not None:
                 about["help"] += f"  [default: {default}]"
@@ -27,18 +31,16 @@ def _options(command: Any) -> Any:
     return command
 
 
-def _kind(name: str) -> type:
-    from typing import get_type_hints
-
-    from ssd1b.validation import plain_type
-
+def _kind(name: str, metavar: str) -> Any:
+    if metavar in _PATHS:
+        return _PATHS[metavar]
     return plain_type(get_type_hints(ServerOptions, include_extras=True)[name])[0]
 
 
 @click.command("serve", cls=Command, needs=("fastapi", "uvicorn", "psutil", "prometheus_client"))
 @_options
 @click.option(
-    "--config", metavar="FILE", help="A .toml or .json file with any of these options; flags override it."
+    "--config", metavar="FILE", type=PATH, help="A .toml or .json file with these options; flags override it."
 )
 @click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
 def command(config: str | None, open_page: bool, **given: Any) -> None:

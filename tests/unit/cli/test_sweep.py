@@ -26,7 +26,7 @@ def test_a_sweep_is_drawn_once_and_a_longer_axis_draws_only_what_is_new(run, tin
     one, *_ = (tmp_path / "cells/pictures").rglob("*.png")
     one.unlink()
     again = sweep("--axis", "guidance=2,5")
-    assert again.out == first.out and "4 cells, 3 of them known\n1 were drawn before, but" in again.err
+    assert again.out == first.out and "4 cells, 3 of them known\n1 were generated before, but" in again.err
     assert one.exists()
     longer = sweep("--axis", "guidance=2,5,9")
     assert longer.out == "6 images in cells\n" and "6 cells, 4 of them known" in longer.err

@@ -405,7 +405,7 @@ def test_ctrl_c_ends_at_once_and_leaves_nothing_half(ssd1b, hub, files, tmp_path
     wait_for(lambda: hub.asked(f"cdn GET .*{digest(UNET, files[UNET])}"))
     time.sleep(1)  # until it waits: Python notices a signal only there, or before
     call.interrupt()
-    done = call.wait(20)
+    done = call.wait(90)
     assert (done.code, done.err.splitlines()[-1]) == (130, "interrupted")
     assert_kept_as_whole(tmp_path, files)
 
