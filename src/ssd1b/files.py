@@ -9,7 +9,7 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
-from ssd1b.errors import ConflictError, InputError, NotFoundError, OutOfSpaceError
+from ssd1b.errors import ConflictError, InputError, NotFoundError, OutOfSpaceError, shown
 
 _MARKS = {
     b"\xff\xfe\0\0": "utf-32",
@@ -50,10 +50,10 @@ def named(path: str | Path) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Return the operating system's description of an error, without the path."""
+    """Return the operating system's description of an error without the path, or a library's, shortened."""
     if _error_class(error) is OutOfSpaceError:
         return "no space left on the disk"
-    return getattr(error, "strerror", None) or str(error)
+    return getattr(error, "strerror", None) or shown(error)
 
 
 def disk_error(message: str, error: Exception, advice: str = "") -> InputError:

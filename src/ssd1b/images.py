@@ -28,7 +28,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from PIL.ExifTags import IFD, Base
 
 from ssd1b.errors import InputError, prefix_errors, unknown
-from ssd1b.files import check_path, disk_error, named, read_file
+from ssd1b.files import check_path, disk_error, named, read_file, reason
 from ssd1b.foreign import KEYS, PARAMETERS, read_foreign
 from ssd1b.metadata import JSON_MARK, UTF16_MARK, read_stealth, read_texts
 from ssd1b.recipe import Parameters, Recipe, read_json, read_parameters, write_json, write_parameters
@@ -103,7 +103,7 @@ def encode_picture(picture: Picture, format: str, quality: int = QUALITY) -> byt
     try:
         picture.image.save(file, format, **options)
     except ValueError as error:
-        raise InputError(f"cannot write the image as {format}: {error}; use png") from None
+        raise InputError(f"cannot write the image as {format}: {reason(error)}; use png") from None
     return file.getvalue()
 
 

@@ -22,8 +22,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.enable_socket)
 
 
-# Not for the whole session: while it is open, Playwright's event loop runs in this thread, and no other test of
-# this process could run a loop of its own.
+# Not for the whole session: while it is open, Playwright's event loop runs in this thread, and no other
+# test of this process could run a loop of its own.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:

@@ -1,6 +1,7 @@
 """Models from strangers: headers of safetensors files, and the configurations of a folder."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -20,28 +21,25 @@ def opened(path: Path) -> object:
     return info.defaults, load_tokenizers(info)
 
 
-def framed(text: bytes, data: bytes) -> bytes:
-    return len(text).to_bytes(8, "little") + text + data
-
-
 def test_safetensors_headers(tiny_single_file: Path, tmp_path: Path, fuzz_seconds: float) -> None:
-    whole = tiny_single_file.read_bytes()
-    length = int.from_bytes(whole[:8], "little")
-    header, data = json.loads(whole[8 : 8 + length]), whole[8 + length :]
-    if not fuzz_seconds:
-        pytest.skip("an input fails now and then, which is not understood: run with --fuzz-seconds 600")
+    with tiny_single_file.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    # What the tensors hold does not matter: a hole in the file is as good as their data.
+    data = tiny_single_file.stat().st_size - 8 - length
     few = {name: header[name] for name in list(header)[:40]}
     path = tmp_path / "model.safetensors"
 
-    def read(content: bytes) -> None:
-        path.write_bytes(content)
+    def read(start: bytes) -> None:
+        path.write_bytes(start)
+        os.truncate(path, len(start) + data)
         read_header(path)
         opened(path)
 
-    damaged = damaged_json(header).map(lambda each: framed(each, data))
-    small = damaged_json(few).map(lambda each: framed(each, data))
-    raw = mutated_bytes([whole, framed(as_json(few), data[:1000])])
-    fuzz(read, st.one_of(damaged, small, raw), seconds=fuzz_seconds)
+    texts = st.one_of(damaged_json(few), damaged_json(few), damaged_json(header))
+    framed = texts.map(lambda text: len(text).to_bytes(8, "little") + text)
+    whole = [len(text).to_bytes(8, "little") + text for text in (as_json(header), as_json(few))]
+    fuzz(read, framed | mutated_bytes(whole), seconds=fuzz_seconds, examples=30)
 
 
 def configurations(folder: Path) -> list[Path]:

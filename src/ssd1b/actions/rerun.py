@@ -17,7 +17,7 @@ from ssd1b.actions.loading import AUTO, Loading
 from ssd1b.command_line import command_line
 from ssd1b.errors import InputError, printable
 from ssd1b.execution import DEFAULT
-from ssd1b.files import named, open_regular
+from ssd1b.files import named, open_regular, reason
 from ssd1b.images import Picture, read_recipe
 from ssd1b.pipeline import Pipeline, Watch, ignore
 from ssd1b.recipe import ModelIdentity, Parameters, Recipe
@@ -171,7 +171,7 @@ def _read_exact_pixels(path: str) -> Image.Image | None:
     except InputError:
         raise
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all of these for damaged files
-        raise InputError(f"{named(path)}: its pixels are damaged: {error}") from None
+        raise InputError(f"{named(path)}: its pixels are damaged: {reason(error)}") from None
 
 
 def model_name(model: ModelIdentity) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd1b.errors import InputError, OutOfSpaceError, UnavailableError
-from ssd1b.files import kind_of, named
+from ssd1b.files import kind_of, named, reason
 
 FILE = "cells.sqlite"
 PICTURES = "pictures"
@@ -113,8 +113,8 @@ def explain_errors(path: Path) -> Iterator[None]:
             raise kind(f"cannot use {named(path)}: {_CAUSES[code]}") from error
         pictures = named(path.parent / PICTURES)
         raise InputError(
-            f"{named(path)} is damaged, or not a store of cells ({error}): the images in {pictures} are "
-            "separate files with their recipes; move the damaged file away, and the same command starts anew"
+            f"{named(path)} is damaged, or not a store of cells ({reason(error)}): the images in {pictures} "
+            "are separate files with their recipes; move the damaged file away: the same command starts anew"
         ) from error
 
 

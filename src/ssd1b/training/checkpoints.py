@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ssd1b.errors import ConflictError, InputError
-from ssd1b.files import check_regular, disk_error, named
+from ssd1b.files import check_regular, disk_error, named, reason
 from ssd1b.saving import remove_unfinished, replacing
 from ssd1b.training.digests import digest_of_tensors
 from ssd1b.training.processes import Processes, full_tensor
@@ -149,7 +149,7 @@ def _defect(path: Path) -> str | None:
     except InputError as error:
         return str(error)
     except (SafetensorError, OSError) as error:
-        return f"it is damaged or cannot be read ({str(error).removeprefix('Error while deserializing ')})"
+        return f"it is damaged or cannot be read ({reason(error).removeprefix('Error while deserializing ')})"
 
 
 def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:

@@ -78,10 +78,10 @@ def open_file(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise InputError(
-            f"{named(path)}: {_describe(path, str(error))}; only intact safetensors files are supported"
+            f"{named(path)}: {_describe(path, error)}; only intact safetensors files are supported"
         ) from error
     except (OSError, RuntimeError, MemoryError) as error:  # torch cannot map it
-        raise InputError(f"cannot read {named(path)}: {shown(reason(error))}") from error
+        raise InputError(f"cannot read {named(path)}: {reason(error)}") from error
 
 
 def _check_header(path: Path) -> None:
@@ -116,13 +116,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {name: handle.get_tensor(name) for name in handle.keys()}
 
 
-def _describe(path: Path, reason: str) -> str:
+def _describe(path: Path, error: SafetensorError) -> str:
     with open_regular(path) as file:
         start = file.read(64).lstrip()
     if not start:
         return "an empty file"
     impostor = next((what for magic, what in _IMPOSTORS if start.startswith(magic)), None)
-    details = reason.removeprefix("Error while deserializing ")
+    details = reason(error).removeprefix("Error while deserializing ")
     return impostor or f"a damaged safetensors file or another format ({details})"
 
 

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ssd1b.errors import InputError
+from ssd1b.files import reason
 from ssd1b.weights.checkpoint import Checkpoint, Part
 from ssd1b.weights.files import Shape, first_few, is_finite, open_file
 from ssd1b.weights.stored import StoredTensor
@@ -118,7 +119,7 @@ def _read(handle: Any, stored: StoredTensor) -> Tensor:
             tensor = tensor.float() * by_row
         tensor = stored.transform.read(tensor)
     except SafetensorError as error:
-        raise InputError(f"{stored.file}: changed since it was opened: {error}") from error
+        raise InputError(f"{stored.file}: changed since it was opened: {reason(error)}") from error
     if tuple(tensor.shape) != stored.shape or tensor.dtype != stored.read_dtype:
         raise InputError(f"{stored.file}: changed since it was opened: {stored.name} is another tensor")
     return tensor

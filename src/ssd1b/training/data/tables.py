@@ -6,7 +6,7 @@ from typing import Any
 
 from ssd1b.errors import InputError, UnavailableError, shown, unknown
 from ssd1b.extras import install
-from ssd1b.files import check_regular
+from ssd1b.files import check_regular, reason
 from ssd1b.training.data.examples import (
     CAPTION_FIELDS,
     Columns,
@@ -82,8 +82,8 @@ def _open(path: Path, split: str, cache: Path) -> Any:
         raise
     # The library lets exceptions of Arrow, fsspec and its readers through.
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} cannot be read as a dataset: {reason}") from error
+        said = reason(error) or type(error).__name__
+        raise InputError(f"{path} cannot be read as a dataset: {said}") from error
     if isinstance(dataset, datasets.DatasetDict):
         if split not in dataset:
             raise unknown("split", split, map(str, dataset))
