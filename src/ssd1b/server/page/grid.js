@@ -9,6 +9,10 @@ import { html, useEffect, useState } from "./vendor/preact.js";
 
 const MOST = 100;
 
+// A grid is found again after the page was loaded anew. This is before anything is rendered, so that the dialog
+// finds it however soon it is opened.
+set({ grid: recall("grid") });
+
 /** Settings that can be an axis, with an example. */
 const AXES = {
   guidance_scale: "2, 5, 9", steps: "10-30 (+10)", sampler: "euler, unipc", schedule: "karras, normal", seed: "1-4",
@@ -65,9 +69,8 @@ async function start(across, down, base) {
   }
 }
 
-/** Keep the table up to date, and find a grid again after the page was loaded anew. */
+/** Keep the table up to date. */
 export function followGrid() {
-  set({ grid: recall("grid") });
   onJob((job) => set(({ grid }) => (grid?.ids.includes(job.id) ? { grid: { ...grid } } : {})));
 }
 
@@ -93,7 +96,7 @@ function Axis({ name, axis, update, optional }) {
 
 /** The dialog of the grid. */
 export function Grid() {
-  const open = useStore(({ dialog }) => dialog === "grid");
+  const open = useStore(({ dialog, form }) => dialog === "grid" && form !== null);
   return open && html`<${GridDialog} />`;
 }
 
