@@ -1,5 +1,5 @@
 // Picture files that are dropped, pasted or chosen: their settings become the form's.
-import { upload } from "./api.js";
+import { post, upload } from "./api.js";
 import { takeOver } from "./form.js";
 import { IconButton } from "./parts.js";
 import { now, say, set, useStore } from "./store.js";
@@ -10,11 +10,28 @@ export async function readFile(file) {
   set({ read: { busy: true, name: file.name } });
   try {
     const found = await upload("/v1/read", file);
-    takeOver({ ...found.settings, prompt: found.prompt, count: 1 }, found.model);
-    set({ read: { ...found, name: file.name } });
+    const [names, unavailable] = await canonical(found.settings);
+    takeOver({ ...found.settings, ...names, prompt: found.prompt, count: 1 }, found.model);
+    set({ read: { ...found, unreproduced: [...unavailable, ...found.unreproduced], name: file.name } });
     say(`Settings of ${file.name} taken over`);
   } catch (error) {
     set({ read: { error: error.message, name: file.name } });
+  }
+}
+
+/**
+ * The sampler and schedule of a picture by the names that the form has. Other programs have their own, as in
+ * "DPM++ 2M Karras".
+ * @returns {Promise<[object, string[]]>} the names, and what there is no name for. Then the form keeps its own.
+ */
+async function canonical({ sampler, schedule }) {
+  const { form } = now();
+  try {
+    const { settings } = await post("/v1/check", { prompt: "-", ...(sampler && { sampler }), ...(schedule && { schedule }) });
+    return [{ ...(sampler && { sampler: settings.sampler }), ...((sampler || schedule) && { schedule: settings.schedule }) }, []];
+  } catch (error) {
+    if (!error.status) throw error;
+    return [{ sampler: form.sampler, schedule: form.schedule }, [error.message]];
   }
 }
 
