@@ -10,16 +10,11 @@ const AHEAD = 3; // rows beyond the window, above and below
 
 function Filter() {
   const filter = useStore(({ filter }) => filter);
-  const timer = useRef();
-  const soon = (q) => {
-    clearTimeout(timer.current);
-    timer.current = setTimeout(() => searchPictures({ q }), 200);
-  };
   const models = Object.keys(now().options.models);
   return html`
     <form class="filter" role="search" onSubmit=${(event) => event.preventDefault()}>
       <input id="search" type="search" placeholder="Search prompts" aria-label="Search prompts" value=${filter.q}
-        onInput=${(event) => soon(event.currentTarget.value)} />
+        onInput=${(event) => searchPictures({ q: event.currentTarget.value }, 200)} />
       <select id="filter-show" aria-label="Show" value=${filter.show} onChange=${(event) => searchPictures({ show: event.currentTarget.value })}>
         <option value="all">All</option><option value="favourites">Favourites</option><option value="deleted">Deleted</option>
       </select>

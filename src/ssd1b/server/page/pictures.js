@@ -3,7 +3,8 @@ import { get, imageSource, patch } from "./api.js";
 import { change, takeOver } from "./form.js";
 import { attempt, note, now, set } from "./store.js";
 
-const PAGE = 200;
+/** Pictures that are asked for at once: few at first, so that they are there soon. */
+const [FIRST, MORE] = [200, 500];
 
 export const ALL = { q: "", model: "", show: "all" };
 
@@ -11,8 +12,11 @@ set({ filter: ALL, pictures: [], more: true, loading: false });
 
 let search = 0;
 
+/** Whether the first page was there. Pictures of jobs may be in the list before it. */
+let loaded = false;
+
 const address = (filter, before) => {
-  const query = new URLSearchParams({ limit: PAGE });
+  const query = new URLSearchParams({ limit: before ? MORE : FIRST });
   if (filter.q) query.set("q", filter.q);
   if (filter.model) query.set("model", filter.model);
   if (filter.show === "favourites") query.set("favourite", "true");
@@ -21,10 +25,18 @@ const address = (filter, before) => {
   return `/v1/pictures?${query}`;
 };
 
-/** Change the search. */
-export async function searchPictures(values) {
-  set(({ filter }) => ({ filter: { ...filter, ...values }, more: true }));
-  await firstPage();
+let timer;
+
+/**
+ * Change the search. The state has it at once, as what is typed must not be lost when the page is rendered meanwhile.
+ * @param {object} values
+ * @param {number} delay milliseconds until the server is asked.
+ */
+export function searchPictures(values, delay = 0) {
+  search += 1; // answers to the search before do not count any more
+  set(({ filter }) => ({ filter: { ...filter, ...values }, more: true, loading: true }));
+  clearTimeout(timer);
+  timer = setTimeout(firstPage, delay);
 }
 
 async function firstPage() {
@@ -33,6 +45,7 @@ async function firstPage() {
   set({ loading: true });
   const page = await attempt(() => get(address(filter)), "The gallery cannot be loaded");
   if (number !== search) return; // the user typed on
+  loaded ||= page !== undefined;
   set({ loading: false, ...(page && { pictures: page.pictures, before: page.next, more: page.next !== null }) });
 }
 
@@ -52,11 +65,12 @@ export async function morePictures() {
 
 /** Look what came while nobody listened. Keeps what was loaded, so that scrolling stays where it is. */
 export async function refreshPictures() {
-  if (!now().pictures.length) {
+  const number = search;
+  if (!loaded) {
     await firstPage();
   } else {
     const page = await get(address(now().filter));
-    set(({ pictures }) => ({ pictures: merged(page.pictures, pictures) }));
+    if (number === search) set(({ pictures }) => ({ pictures: merged(page.pictures, pictures) }));
   }
   const [newest] = now().pictures;
   if (newest && !now().newest && !newest.deleted) set({ newest });
@@ -143,6 +157,7 @@ export const download = (picture) =>
     const link = document.createElement("a");
     link.href = await imageSource(picture.url);
     const { prompt, seed } = picture.settings;
-    link.download = `${prompt.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40)}-${seed}.png`;
+    // As the server calls it; with a key the browser has a copy in memory, which has no name.
+    link.download = `${seed}-${prompt.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40)}.png`;
     link.click();
   }, "Not saved");
