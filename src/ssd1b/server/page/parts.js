@@ -48,6 +48,17 @@ export function Picture({ path, ...rest }) {
   return html`<img src=${path?.startsWith("data:") ? path : source} draggable=${false} ...${rest} />`;
 }
 
+/** A field whose value counts when it is left. Until then it is a draft, which no rendering may overwrite. */
+export function DraftInput({ value, take, ...rest }) {
+  const [draft, write] = useState(null);
+  const leave = (event) => {
+    if (draft !== null) take(event.currentTarget.value);
+    write(null); // what is no value is replaced by the one that holds
+  };
+  return html`<input ...${rest} value=${draft ?? value} onInput=${(event) => write(event.currentTarget.value)}
+    onChange=${leave} onBlur=${leave} />`;
+}
+
 /** The time, told again every second as long as it is wanted. */
 export function useClock(running) {
   const [time, tell] = useState(Date.now());

@@ -1,6 +1,6 @@
 // The controls of the settings, with advice beside them.
 import { change, chooseModel, isNegative, RANDOM, reset, same, usePreset } from "./form.js";
-import { IconButton, nameOf, shownValue } from "./parts.js";
+import { DraftInput, IconButton, nameOf, shownValue } from "./parts.js";
 import { Plot } from "./plot.js";
 import { now, useStore } from "./store.js";
 import { html } from "./vendor/preact.js";
@@ -51,9 +51,9 @@ function Slider({ name }) {
         <input type="range" tabindex="-1" aria-hidden="true" min=${from} max=${most} step=${step} value=${value}
           onInput=${(event) => update(event.currentTarget.value)} />
       </div>
-      <input id=${name} type="number" min=${low} max=${name === "steps" ? options.max_steps : high}
+      <${DraftInput} id=${name} type="number" min=${low} max=${name === "steps" ? options.max_steps : high}
         step=${kind === "int" ? 1 : "any"} value=${value} aria-invalid=${Boolean(wrong)} aria-describedby="${name}-note"
-        onChange=${(event) => update(event.currentTarget.value)} onKeyDown=${(event) => nudge(event, name, value, step, low, high)} />
+        take=${update} onKeyDown=${(event) => nudge(event, name, step, low, high)} />
       <div class="notes" id="${name}-note">
         ${wrong ? html`<p class="wrong">${wrong}</p>` : html`<${Advice} advice=${advised} value=${value} />`}
         ${curves.filter((each) => each.setting === name).map((each) => html`<${Plot} curve=${each} value=${value} />`)}
@@ -62,10 +62,12 @@ function Slider({ name }) {
 }
 
 /** The arrow keys move a number by the slider's step, which a browser would not do for "any". */
-function nudge(event, name, value, step, low, high) {
+function nudge(event, name, step, low, high) {
   const way = { ArrowUp: 1, ArrowDown: -1 }[event.key];
   if (!way || event.ctrlKey) return;
   event.preventDefault();
+  event.currentTarget.dispatchEvent(new Event("change")); // takes what was typed
+  const value = now().form[name];
   const moved = Math.round((value + way * step) * 1000) / 1000;
   change({ [name]: Math.min(Math.max(moved, low), high) });
 }
@@ -129,8 +131,8 @@ function Size() {
     change({ width, height });
   };
   const side = (name, value) => html`
-    <input type="number" aria-label=${nameOf(name)} min="64" max="4096" step="8" value=${value} aria-invalid=${Boolean(wrong)}
-      onChange=${(event) => number(event.currentTarget.value) !== null && change({ [name]: number(event.currentTarget.value) })} />`;
+    <${DraftInput} type="number" aria-label=${nameOf(name)} min="64" max="4096" step="8" value=${value} aria-invalid=${Boolean(wrong)}
+      take=${(text) => number(text) !== null && change({ [name]: number(text) })} />`;
   return html`
     <div class="field" role="group" aria-label="Size">
       <label for="size">Size</label>
@@ -156,15 +158,15 @@ function Seed() {
       <div class="seed">
         <div class="field">
           <label for="seed">Seed</label>
-          <input id="seed" inputmode="numeric" autocomplete="off" placeholder="random" value=${seed === RANDOM ? "" : seed}
-            onChange=${(event) => change({ seed: number(event.currentTarget.value) ?? RANDOM })} />
+          <${DraftInput} id="seed" inputmode="numeric" autocomplete="off" placeholder="random" value=${seed === RANDOM ? "" : seed}
+            take=${(text) => change({ seed: number(text) ?? RANDOM })} />
         </div>
         <${IconButton} icon="dice" label="Random seed" pressed=${seed === RANDOM} onClick=${() => change({ seed: RANDOM })} />
         <${IconButton} icon="last" label="Use the last seed" disabled=${last === undefined} onClick=${() => change({ seed: last })} />
         <div class="field count">
           <label for="count">Count</label>
-          <input id="count" type="number" min="1" max=${now().options.max_count} value=${count}
-            onChange=${(event) => change({ count: number(event.currentTarget.value) ?? 1 })} />
+          <${DraftInput} id="count" type="number" min="1" max=${now().options.max_count} value=${count}
+            take=${(text) => change({ count: number(text) ?? 1 })} />
         </div>
       </div>
       ${wrong && html`<p class="wrong">${wrong}</p>`}
@@ -175,8 +177,8 @@ function Interval() {
   const [begin, end] = useForm("guidance_interval");
   const wrong = useWrong("guidance_interval");
   const bound = (label, value, update) => html`
-    <input type="number" aria-label=${label} min="0" max="1" step="0.05" value=${value}
-      onChange=${(event) => number(event.currentTarget.value) !== null && update(number(event.currentTarget.value))} />`;
+    <${DraftInput} type="number" aria-label=${label} min="0" max="1" step="0.05" value=${value}
+      take=${(text) => number(text) !== null && update(number(text))} />`;
   return html`
     <div class="field" role="group" aria-label="Guidance interval">
       <div class="interval"><span>Guide from</span>
