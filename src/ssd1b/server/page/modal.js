@@ -7,9 +7,10 @@ import { html, useLayoutEffect, useRef } from "./vendor/preact.js";
 export function Dialog({ label, close, children, ...rest }) {
   const dialog = useRef();
   useLayoutEffect(() => {
-    const before = document.activeElement;
-    dialog.current.showModal();
-    return () => before?.isConnected && before.focus?.({ preventScroll: true });
+    const box = dialog.current;
+    box.showModal();
+    // Closing gives the focus back to where it was, which removing the element would not.
+    return () => box.close();
   }, []);
   return html`
     <dialog ref=${dialog} aria-label=${label} ...${rest}
