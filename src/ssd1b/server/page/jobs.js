@@ -2,7 +2,7 @@
 import { follow, get, patch, post } from "./api.js";
 import { body, change, settingOf } from "./form.js";
 import { addPictures, refreshPictures } from "./pictures.js";
-import { attempt, now, say, set } from "./store.js";
+import { attempt, keep, now, recall, say, set } from "./store.js";
 
 const UNFINISHED = new Set(["queued", "running"]);
 const WRONG = new Set(["failed", "cancelled"]);
@@ -126,11 +126,13 @@ export const retry = (job) =>
     dismiss(job);
   });
 
-const dismissed = new Set();
+/** Jobs that went wrong and are not to be listed again, also after the page was loaded anew. */
+const dismissed = new Set(recall("dismissed") ?? []);
 
 /** List a job no more that went wrong. */
 export function dismiss(job) {
   dismissed.add(job.id);
+  keep("dismissed", [...dismissed].slice(-100));
   set(({ jobs }) => {
     jobs = new Map(jobs);
     jobs.delete(job.id);

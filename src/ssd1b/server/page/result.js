@@ -35,7 +35,7 @@ function Running({ job }) {
   const share = progress(job);
   const text = progressText(job, time);
   return html`
-    <div class="running">
+    <div class="underway">
       <progress max="1" value=${share} aria-label="Progress of the job"></progress>
       <span>${text}</span>
       <button type="button" class="small" onClick=${() => cancel(job)}>Cancel</button>
