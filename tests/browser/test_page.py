@@ -24,8 +24,6 @@ from picture_files import as_bytes, smooth
 from ssd1b.jobs.queue import Queue
 from ssd1b.jobs.store import Store
 
-unseen = pytest.mark.skip(reason="not seen to pass yet: the page is being finished")
-
 PATIENCE = 60_000
 """Milliseconds; the machine may be busy."""
 
@@ -207,6 +205,14 @@ def put(page: Page, field: str, value: str) -> None:
     page.locator(f"#{field}").press("Tab")
 
 
+def until(page: Page, expression: str) -> None:
+    """Wait until JavaScript is true. Playwright's own way needs ``eval``, which the page's policy forbids."""
+    deadline = time.monotonic() + PATIENCE / 1000
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, expression
+        page.wait_for_timeout(20)
+
+
 # What the server serves
 
 
@@ -238,11 +244,11 @@ def test_the_first_paint_needs_no_data(
     server: Server, enter: Callable[..., Page], record_property: Callable[[str, object], None]
 ) -> None:
     page = enter(server)
-    paints = "performance.getEntriesByName('first-paint').map(each => each.startTime)"
-    page.wait_for_function(f"{paints}.length > 0")
+    paints = "performance.getEntriesByName('first-contentful-paint').map(each => each.startTime)"
+    until(page, f"{paints}.length > 0")
     for _ in range(2):  # the first visit of a process also reads its files
         page.reload()
-        page.wait_for_function(f"{paints}.length > 0")
+        until(page, f"{paints}.length > 0")
     record_property("first paint, ms", page.evaluate(paints)[0])
     assert page.evaluate(paints)[0] < 2000, "300 ms on an idle machine"
 
@@ -283,13 +289,12 @@ def test_presets_fill_the_form(page: Page) -> None:
     expect(page.locator("#negative")).to_have_value("")
 
 
-@unseen
 def test_advice_appears_beside_the_control_that_is_moved(page: Page) -> None:
     note = page.locator("#steps-note")
     expect(note).to_have_text("15 to 25 is recommended.")
     page.locator(".slider:has(#steps) input[type=range]").fill("5")
     expect(page.locator("#steps")).to_have_value("5")
-    expect(note).to_contain_text("high quality comes between 15 and 25 steps")
+    expect(note).to_contain_text("high quality is reached between 15 and 25 steps")
     expect(note).to_contain_text("Segmind")
     put(page, "steps", "40")
     expect(note).to_contain_text("beyond 25 steps")
@@ -297,17 +302,16 @@ def test_advice_appears_beside_the_control_that_is_moved(page: Page) -> None:
     expect(page.locator("#guidance_scale-note")).to_contain_text("above 19")
     page.locator("#sampler").select_option("heun")
     expect(page.get_by_text("highly recommended are")).to_be_visible()
-    page.get_by_label("Width").fill("256")
-    page.get_by_label("Width").press("Tab")
-    expect(page.get_by_text("objects cut off or repeated")).to_be_visible()
+    page.get_by_label("Width", exact=True).fill("256")
+    page.get_by_label("Width", exact=True).press("Tab")
+    expect(page.get_by_text("objects that are cut off or repeated")).to_be_visible()
     page.get_by_role("button", name="Swap width and height").click()
-    expect(page.get_by_label("Height")).to_have_value("256")
-    expect(page.get_by_label("Width")).to_have_value("128")
+    expect(page.get_by_label("Height", exact=True)).to_have_value("256")
+    expect(page.get_by_label("Width", exact=True)).to_have_value("128")
     page.locator("#size").select_option("128x128")
-    expect(page.get_by_label("Height")).to_have_value("128")
+    expect(page.get_by_label("Height", exact=True)).to_have_value("128")
 
 
-@unseen
 def test_measured_curves_mark_the_current_value(page: Page) -> None:
     expect(page.locator(".plot")).to_have_count(0)
     page.locator("#model").select_option("mini-sdxl")
@@ -321,7 +325,6 @@ def test_measured_curves_mark_the_current_value(page: Page) -> None:
     assert plot.locator(".band").count() == 1
 
 
-@unseen
 def test_settings_outlive_a_reload(page: Page) -> None:
     put(page, "steps", "7")
     put(page, "seed", "123")
@@ -335,13 +338,12 @@ def test_settings_outlive_a_reload(page: Page) -> None:
     expect(page.locator("#seed")).to_have_value("")
 
 
-@unseen
 def test_a_refusal_is_explained_where_it_belongs(page: Page, wrong: list[str]) -> None:
     put(page, "steps", "1000")
     expect(page.locator("#steps-note .wrong")).to_contain_text("at most 150")
     put(page, "steps", "4")
-    page.get_by_label("Width").fill("100")
-    page.get_by_label("Width").press("Tab")
+    page.get_by_label("Width", exact=True).fill("100")
+    page.get_by_label("Width", exact=True).press("Tab")
     expect(page.locator(".field:has(> .size) .wrong")).to_contain_text("width is 100")
     page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.locator(".generate .wrong")).to_contain_text("width is 100")
@@ -357,7 +359,6 @@ def test_a_refusal_is_explained_where_it_belongs(page: Page, wrong: list[str]) -
 # Results
 
 
-@unseen
 def test_a_job_is_followed_from_the_key_press_to_the_picture(
     page: Page, record_property: Callable[[str, object], None]
 ) -> None:
@@ -365,7 +366,7 @@ def test_a_job_is_followed_from_the_key_press_to_the_picture(
         window.seen = {previews: new Set(), texts: new Set()};
         const look = () => {
             const result = document.querySelector("#result"), preview = document.querySelector(".preview");
-            const text = document.querySelector(".running span")?.textContent;
+            const text = document.querySelector(".underway span")?.textContent;
             if (preview) seen.previews.add(preview.src);
             if (text) seen.texts.add(text);
             if (result && !result.onload) result.onload = () => seen[result.dataset.id] ??= Date.now() / 1000;
@@ -375,11 +376,11 @@ def test_a_job_is_followed_from_the_key_press_to_the_picture(
     }""")
     put(page, "steps", "30")
     page.locator("#prompt").press("Control+Enter")
-    expect(page.locator(".running")).to_be_visible()
+    expect(page.locator(".underway")).to_be_visible()
     expect(page.locator(".job.running")).to_contain_text(SPHERE)
     result = page.locator(f"#result[alt='{SPHERE}']")
     expect(result).to_be_visible()
-    page.wait_for_function("document.querySelector('#result').complete")
+    until(page, "document.querySelector('#result').complete")
     seen = page.evaluate("({previews: seen.previews.size, texts: [...seen.texts]})")
     assert seen["previews"] > 0
     assert any(re.match(r"Step \d+ of 30", text) for text in seen["texts"])
@@ -387,7 +388,7 @@ def test_a_job_is_followed_from_the_key_press_to_the_picture(
     made = page.evaluate(
         f"fetch('/v1/pictures/{image}/recipe').then(answer => answer.json()).then(found => found.made)"
     )
-    page.wait_for_function(f"seen['{image}']")
+    until(page, f"seen['{image}']")
     late = page.evaluate(f"seen['{image}']") - made
     record_property("done to visible, s", late)
     assert late < 2, "0.2 s on an idle machine"
@@ -397,7 +398,6 @@ def test_a_job_is_followed_from_the_key_press_to_the_picture(
     expect(page.locator("#seed")).to_have_value(re.compile(r"\d+"))
 
 
-@unseen
 def test_the_queue_is_reordered_cancelled_retried_and_survives_a_reload(page: Page, server: Server) -> None:
     put(page, "steps", "150")
     for name in ("first", "second", "third"):
@@ -413,10 +413,11 @@ def test_the_queue_is_reordered_cancelled_retried_and_survives_a_reload(page: Pa
     expect(queued).to_have_text(["second", "third"])
     page.reload()
     expect(queued).to_have_text(["second", "third"])
-    expect(page.locator(".running progress").first).to_be_visible()
+    expect(page.locator(".underway progress")).to_be_visible()
     page.locator(".job", has_text="first").get_by_role("button", name="Cancel").click()
     page.locator(".job", has_text="third").get_by_role("button", name="Cancel").click()
-    expect(page.locator(".job.cancelled")).to_have_count(2)
+    for name in ("first", "third"):
+        expect(page.locator(".job.cancelled", has_text=name)).to_be_visible()
     page.locator(".job.cancelled", has_text="third").get_by_role("button", name="Retry").click()
     expect(page.locator(".job.queued, .job.running", has_text="third")).to_be_visible()
     assert [job["prompt"] for job in server.ask("GET", "/v1/queue")] == ["second", "third"]
@@ -427,7 +428,6 @@ def test_the_queue_is_reordered_cancelled_retried_and_survives_a_reload(page: Pa
     expect(page.get_by_text("Nothing is waiting.")).to_be_visible()
 
 
-@unseen
 def test_a_failed_job_says_why(page: Page, server: Server) -> None:
     job = server.ask("POST", "/v1/jobs", {"prompt": "it will fail", "steps": 4})
     failed = {
@@ -448,7 +448,6 @@ def test_a_failed_job_says_why(page: Page, server: Server) -> None:
 # Gallery and light box
 
 
-@unseen
 def test_the_gallery_stays_small_with_ten_thousand_pictures(
     page: Page, record_property: Callable[[str, object], None]
 ) -> None:
@@ -475,10 +474,9 @@ def test_the_gallery_stays_small_with_ten_thousand_pictures(
     assert frames[15] < 250
 
 
-@unseen
 def test_pictures_are_searched_marked_deleted_and_downloaded(page: Page, server: Server) -> None:
     page.locator("#search").fill("picture 777")
-    expect(page.locator(".tile")).to_have_count(11)  # 777 and 7770 to 7779
+    expect(page.locator(".tile")).to_have_count(19)  # 777, 7770 to 7779 and 1777 to 9777
     tile = page.locator(".tile", has=page.get_by_label(f"{OLD} 777, seed 777"))
     tile.get_by_role("button", name="Favourite").click()
     expect(tile.get_by_role("button", name="Favourite")).to_have_attribute("aria-pressed", "true")
@@ -488,24 +486,23 @@ def test_pictures_are_searched_marked_deleted_and_downloaded(page: Page, server:
     page.locator("#filter-model").select_option("mini-sdxl")
     expect(page.get_by_text("No picture matches.")).to_be_visible()
     page.locator("#filter-model").select_option("mini-ssd-1b")
-    expect(page.locator(".tile")).to_have_count(11)
+    expect(page.locator(".tile")).to_have_count(19)
     thumb = page.get_by_label(f"{OLD} 7775, seed 7775")
     thumb.press("Delete")
-    expect(page.locator(".tile")).to_have_count(10)
+    expect(page.locator(".tile")).to_have_count(18)
     assert server.ask("GET", f"/v1/pictures/{7775:032x}/recipe")["deleted"]
     page.get_by_role("button", name="Undo").click()
     expect(thumb).to_be_visible()
     assert not server.ask("GET", f"/v1/pictures/{7775:032x}/recipe")["deleted"]
     with page.expect_download() as download:
         thumb.press("d")
-    assert download.value.suggested_filename == "an-old-picture-7775-7775.png"
+    assert download.value.suggested_filename == "7775-an-old-picture-7775.png"
     assert Path(download.value.path()).read_bytes().startswith(b"\x89PNG")
 
 
-@unseen
 def test_the_light_box_shows_the_recipe_compares_and_varies(page: Page, server: Server) -> None:
     page.locator("#search").fill("picture 888")
-    expect(page.locator(".tile")).to_have_count(11)
+    expect(page.locator(".tile")).to_have_count(19)
     page.get_by_label(f"{OLD} 8888, seed 8888").press("Enter")
     box = page.get_by_role("dialog", name="Picture")
     expect(box).to_contain_text("Seed8888")
@@ -557,7 +554,6 @@ DROP = """([bytes, kind]) => {
 }"""
 
 
-@unseen
 @pytest.mark.parametrize("way", ["choose", "drop", "paste"])
 def test_a_picture_file_restores_its_settings(page: Page, way: str) -> None:
     data = foreign(f"a cat, {way}")
@@ -584,7 +580,6 @@ def test_a_picture_file_restores_its_settings(page: Page, way: str) -> None:
     expect(reading).to_be_hidden()
 
 
-@unseen
 def test_a_file_that_is_no_picture_is_refused_in_words(page: Page, wrong: list[str]) -> None:
     page.evaluate(DROP, [list(b"no picture"), "drop"])
     expect(page.locator(".reading .wrong")).to_contain_text("other.png: ")
@@ -592,7 +587,6 @@ def test_a_file_that_is_no_picture_is_refused_in_words(page: Page, wrong: list[s
     wrong.clear()
 
 
-@unseen
 def test_a_grid_is_a_table_with_labels(page: Page, server: Server, wrong: list[str]) -> None:
     put(page, "steps", "4")
     page.get_by_role("button", name="Grid").click()
@@ -625,7 +619,6 @@ def test_a_grid_is_a_table_with_labels(page: Page, server: Server, wrong: list[s
 # Keyboard, themes, phones
 
 
-@unseen
 def test_everything_works_by_keyboard(page: Page) -> None:
     page.keyboard.press("Escape")  # leaves the prompt
     page.keyboard.press("?")
@@ -635,7 +628,7 @@ def test_everything_works_by_keyboard(page: Page) -> None:
     page.keyboard.press("/")
     expect(page.locator("#search")).to_be_focused()
     page.keyboard.type("picture 555")
-    expect(page.locator(".tile")).to_have_count(11)
+    expect(page.locator(".tile")).to_have_count(19)
     focused = "document.activeElement.getAttribute('aria-label')"
     for _ in range(6):
         page.keyboard.press("Tab")
@@ -644,21 +637,20 @@ def test_everything_works_by_keyboard(page: Page) -> None:
     first = page.evaluate(focused)
     assert OLD in first
     page.keyboard.press("ArrowRight")
-    page.wait_for_function(f"{focused} !== {json.dumps(first)}")
+    until(page, f"{focused} !== {json.dumps(first)}")
     second = page.evaluate(focused)
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
     page.keyboard.press("Enter")
     expect(page.get_by_role("dialog", name="Picture")).to_be_visible()
     page.keyboard.press("Escape")
-    page.wait_for_function(f"{focused} === {json.dumps(second)}")
+    until(page, f"{focused} === {json.dumps(second)}")
     page.keyboard.press("f")
     expect(page.locator(".tile", has=page.get_by_label(second)).locator(".star")).to_have_attribute(
         "aria-pressed", "true"
     )
 
 
-@unseen
 def test_a_phone_has_room_and_no_motion_is_forced(server: Server, enter: Callable[..., Page]) -> None:
     page = enter(server, viewport={"width": 390, "height": 844}, reduced_motion="reduce", has_touch=True)
     page.get_by_text("Settings", exact=True).click()
@@ -688,7 +680,6 @@ def problems(page: Page) -> list[str]:
     ]
 
 
-@unseen
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing_serious(server: Server, enter: Callable[..., Page], theme: str) -> None:
     page = enter(server, color_scheme=theme)
@@ -706,7 +697,6 @@ def test_axe_finds_nothing_serious(server: Server, enter: Callable[..., Page], t
         page.keyboard.press("Escape")
 
 
-@unseen
 def test_the_theme_can_be_switched(page: Page) -> None:
     ground = "getComputedStyle(document.body.parentElement).backgroundColor"
     light = page.evaluate(ground)
@@ -721,7 +711,6 @@ def test_the_theme_can_be_switched(page: Page) -> None:
 # Keys and lost connections
 
 
-@unseen
 def test_a_key_is_asked_for_and_a_lost_server_found_again(
     locked: Server, enter: Callable[..., Page], wrong: list[str]
 ) -> None:
@@ -736,7 +725,7 @@ def test_a_key_is_asked_for_and_a_lost_server_found_again(
     page.locator("#prompt").fill(SPHERE)
     generate(page)
     expect(page.locator("#result")).to_have_attribute("src", re.compile("^blob:"))
-    page.wait_for_function("document.querySelector('#result').naturalWidth === 128")
+    until(page, "document.querySelector('#result').naturalWidth === 128")
     with page.expect_download() as download:
         page.get_by_role("button", name="Download").click()
     assert b"ssd1b" in Path(download.value.path()).read_bytes()
