@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from PIL.PngImagePlugin import PngInfo
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from picture_files import as_bytes, smooth
 from ssd1b.jobs.queue import Queue
@@ -291,7 +291,7 @@ def test_presets_fill_the_form(page: Page) -> None:
 
 def test_advice_appears_beside_the_control_that_is_moved(page: Page) -> None:
     note = page.locator("#steps-note")
-    expect(note).to_have_text("15 to 25 is recommended.")
+    expect(note).to_contain_text("15 to 25 is recommended. Segmind, ")
     page.locator(".slider:has(#steps) input[type=range]").fill("5")
     expect(page.locator("#steps")).to_have_value("5")
     expect(note).to_contain_text("high quality is reached between 15 and 25 steps")
@@ -323,6 +323,70 @@ def test_measured_curves_mark_the_current_value(page: Page) -> None:
     expect(plot).to_have_attribute("aria-label", re.compile("about 52% at 7.5"))
     assert plot.locator("circle.today").get_attribute("cx") != before
     assert plot.locator(".band").count() == 1
+
+
+def test_a_style_wraps_the_prompt(page: Page, server: Server) -> None:
+    size = page.locator("#prompt-size")
+    expect(size).to_have_text("9/75 tokens · 1 chunk")
+    page.locator("#negative").fill("blurry")
+    page.locator("#style").select_option("watercolour")
+    expect(page.locator("#style-words")).to_contain_text("watercolour painting of …")
+    expect(size).not_to_have_text("9/75 tokens · 1 chunk")
+    page.reload()
+    expect(page.locator("#style")).to_have_value("watercolour")
+    expect(page.locator("#prompt")).to_have_value(SPHERE)
+    expect(page.locator("#result")).to_be_visible()  # the old one
+    image = generate(page)
+    settings = server.ask("GET", f"/v1/pictures/{image}/recipe")["settings"]
+    assert settings["prompt"].startswith(f"watercolour painting of {SPHERE}, ")
+    assert settings["negative_prompt"].startswith("blurry, photograph, ")
+    # Its words are in the prompt now: the style must not be added to them again.
+    page.get_by_role("button", name="Use these settings").click()
+    expect(page.locator("#prompt")).to_have_value(settings["prompt"])
+    expect(page.locator("#style")).to_have_value("")
+
+
+SDXL_SIZES = [
+    [1024, 1024], [1152, 896], [896, 1152], [1216, 832], [832, 1216],
+    [1344, 768], [768, 1344], [1536, 640], [640, 1536],
+]  # fmt: skip
+
+
+def test_the_sizes_of_sdxl_can_be_chosen(page: Page) -> None:
+    """The miniatures have one size, so the answer for a large model is put in."""
+
+    def enlarge(route: Route) -> None:
+        answer = route.fetch()
+        options = answer.json()
+        options["models"]["mini-ssd-1b"]["sizes"] = SDXL_SIZES
+        route.fulfill(response=answer, json=options)
+
+    page.route("**/v1/settings", enlarge)
+    page.reload()
+    size = page.locator("#size")
+    expect(size.locator("option:not([disabled])")).to_have_text([f"{w} × {h}" for w, h in SDXL_SIZES])
+    size.select_option("1216x832")
+    expect(page.get_by_label("Width", exact=True)).to_have_value("1216")
+    expect(page.get_by_label("Height", exact=True)).to_have_value("832")
+    page.get_by_role("button", name="Swap width and height").click()
+    expect(size).to_have_value("832x1216")
+    page.unroute_all()
+
+
+def test_a_number_that_is_typed_is_a_draft_until_its_field_is_left(page: Page) -> None:
+    steps = page.locator("#steps")
+    before = steps.input_value()
+    steps.fill("")
+    steps.press("Tab")
+    expect(steps).to_have_value(before)
+    steps.press("ArrowUp")
+    expect(steps).to_have_value(str(int(before) + 1))
+    steps.fill("9")
+    page.locator("#prompt").evaluate("field => field.dispatchEvent(new Event('input'))")  # renders the form
+    expect(page.locator("#prompt-size")).to_be_visible()
+    steps.press("0")
+    steps.press("ArrowDown")
+    expect(steps).to_have_value("89")
 
 
 def test_settings_outlive_a_reload(page: Page) -> None:

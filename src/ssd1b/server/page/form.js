@@ -1,6 +1,7 @@
 // The settings that the user has made: their defaults, presets, and what is sent of them.
 import { get, post } from "./api.js";
 import { keep, now, recall, set, watch } from "./store.js";
+import { styled } from "./styles.js";
 
 export const RANDOM = -1;
 
@@ -26,7 +27,7 @@ export async function loadForm() {
   const kept = recall("form") ?? {};
   const model = options.models[kept.model] ? kept.model : Object.keys(options.models)[0];
   const form = {
-    prompt: "", negative_prompt: null, seed: RANDOM, count: 1, extra: {},
+    prompt: "", negative_prompt: null, style: "", seed: RANDOM, count: 1, extra: {},
     ...defaults(options, model), ...kept, model,
   };
   set({ options, form });
@@ -50,7 +51,7 @@ export function chooseModel(model) {
 /** Set everything but prompt, seed and count back. */
 export function reset() {
   const { options, form } = now();
-  change({ ...defaults(options, form.model), negative_prompt: null, extra: {} });
+  change({ ...defaults(options, form.model), negative_prompt: null, style: "", extra: {} });
 }
 
 export const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
@@ -63,7 +64,8 @@ export const same = (one, other) => JSON.stringify(one) === JSON.stringify(other
 export function takeOver(settings, model = null) {
   const { options, form } = now();
   const offered = options.models[model] ? model : form.model;
-  const values = { ...defaults(options, offered), negative_prompt: null, extra: {}, ...settings };
+  // A picture's prompt has the words of its style already.
+  const values = { ...defaults(options, offered), negative_prompt: null, style: "", extra: {}, ...settings };
   const extra = {};
   const plain = { original_size: [values.height, values.width], target_size: [values.height, values.width], crop_top_left: [0, 0] };
   for (const { name } of options.settings) {
@@ -77,9 +79,9 @@ export function takeOver(settings, model = null) {
 
 /** The body of POST /v1/jobs. */
 export function body(form = now().form) {
-  const { extra, schedule, ...rest } = form;
+  const { extra, schedule, style: _, ...rest } = form;
   // null counts as absent in the API, and then a model's own schedule would win.
-  return { ...rest, ...extra, schedule: schedule ?? "automatic" };
+  return { ...rest, ...styled(form), ...extra, schedule: schedule ?? "automatic" };
 }
 
 let timer;

@@ -81,6 +81,7 @@ const NAMES = {
   guidance_interval: "Guidance interval", feature_reuse: "Feature reuse", steps: "Steps", sampler: "Sampler",
   schedule: "Schedule", seed: "Seed", width: "Width", height: "Height", original_size: "Original size",
   crop_top_left: "Crop", target_size: "Target size", model: "Model", count: "Count", prompt: "Prompt",
+  style: "Style",
 };
 
 /** What a setting is called on the page. */

@@ -40,6 +40,6 @@ export function Plot({ curve, value }) {
         <line class="today" x1=${x(at)} x2=${x(at)} y1=${TOP - 4} y2=${HEIGHT - BOTTOM} />
         ${mean !== null && html`<circle class="today" cx=${x(at)} cy=${y(mean)} r="4" />`}
       </svg>
-      <figcaption title=${curve.source}><b>${curve.metric}</b>: ${now}. Band: 95% confidence.</figcaption>
+      <figcaption><b>${curve.metric}</b>: ${now}. Band: 95% confidence. <cite>${curve.source}</cite></figcaption>
     </figure>`;
 }

@@ -3,6 +3,7 @@ import { change, chooseModel, isNegative, RANDOM, reset, same, usePreset } from 
 import { DraftInput, IconButton, nameOf, shownValue } from "./parts.js";
 import { Plot } from "./plot.js";
 import { now, useStore } from "./store.js";
+import { STYLES } from "./styles.js";
 import { html } from "./vendor/preact.js";
 
 /** Range of a slider where the API's range is too wide to be useful; the number beside it takes the whole range. */
@@ -23,7 +24,7 @@ function useWrong(...names) {
 function Advice({ advice, value }) {
   if (!advice) return null;
   const { low, high, below, above, source } = advice;
-  if (value >= low && value <= high) return html`<p class="hint" title=${source}>${low} to ${high} is recommended.</p>`;
+  if (value >= low && value <= high) return html`<p class="hint">${low} to ${high} is recommended. <cite>${source}</cite></p>`;
   return html`<p class="advice" role="status">${value < low ? below : above} <cite>${source}</cite></p>`;
 }
 
@@ -88,12 +89,15 @@ const useAdvice = (name) =>
   useStore(({ checked }) => checked.advice?.find((each) => each.startsWith(`${name} `))?.replace(/^[^:]*: */, "") ?? "");
 
 function Model() {
-  const model = useForm("model");
+  const [model, style] = [useForm("model"), useForm("style")];
   const { options } = now();
   const presets = options.presets.filter((each) => !isNegative(each));
+  const styles = Object.entries(STYLES).map(([name, { label }]) => [name, label]);
+  const words = STYLES[style];
   return html`
+    <${Choice} name="model" value=${model} update=${chooseModel} choices=${Object.keys(options.models).map((each) => [each, each])} />
     <div class="pair">
-      <${Choice} name="model" value=${model} update=${chooseModel} choices=${Object.keys(options.models).map((each) => [each, each])} />
+      <${Choice} name="style" value=${words ? style : ""} update=${(style) => change({ style })} choices=${[["", "None"], ...styles]} />
       <div class="field">
         <label for="preset">Preset</label>
         <select id="preset" onChange=${(event) => { usePreset(event.currentTarget.value); event.currentTarget.value = ""; }}>
@@ -101,7 +105,8 @@ function Model() {
           ${presets.map((each) => html`<option value=${each.name} title=${each.source}>${each.name}</option>`)}
         </select>
       </div>
-    </div>`;
+    </div>
+    ${words && html`<p class="hint" id="style-words">Sent as “${words.prompt.replace("{prompt}", "…")}”, away from “${words.negative}”.</p>`}`;
 }
 
 function Sampler() {
