@@ -73,6 +73,19 @@ export function take(job) {
   if (fresh.length && job.state === "done") say(`Done: ${job.prompt.slice(0, 80)}`);
   if (job.state === "failed" && before && isOpen(before)) say(`Failed: ${job.error}`);
   for (const each of listeners) each(job);
+  if (!isOpen(job) && before && isOpen(before)) estimateSoon();
+}
+
+let timer;
+
+/** The server tells of jobs that change. When one ends, the others wait shorter, which it does not tell. */
+function estimateSoon() {
+  clearTimeout(timer);
+  timer = setTimeout(async () => {
+    if (![...now().jobs.values()].some((job) => job.state === "queued")) return;
+    const queue = await get("/v1/queue").catch(() => []); // if it is lost, the next events set it right
+    for (const job of queue) if (job.state === "queued" && heard.get(job.id)?.state === "queued") take(job);
+  }, 500);
 }
 
 /** The entry of the gallery that GET /v1/pictures would have, so that it need not be asked. */
@@ -112,10 +125,10 @@ export async function submit(settings) {
   return job;
 }
 
-/** Generate four variants: the same settings, other seeds. */
+/** Generate four variants: the same settings, other seeds. The form's count stays. */
 export function vary() {
-  change({ seed: -1, count: 4 });
-  return generate();
+  change({ seed: -1 });
+  return generate({ ...now().form, count: 4 });
 }
 
 export const cancel = (job) => attempt(async () => take(await post(`/v1/jobs/${job.id}/cancel`)));

@@ -5,7 +5,7 @@ import { progress, progressText } from "./result.js";
 import { useStore } from "./store.js";
 import { html } from "./vendor/preact.js";
 
-function Open({ job, time, first, last }) {
+function Open({ job, time, ahead, first, last }) {
   const keys = (event) => {
     if (!event.altKey || !["ArrowUp", "ArrowDown"].includes(event.key)) return;
     event.preventDefault();
@@ -15,7 +15,7 @@ function Open({ job, time, first, last }) {
   return html`
     <li class="job ${job.state}" onKeyDown=${keys}>
       <p class="said" title=${job.prompt}>${job.prompt}</p>
-      <p class="facts">${many}${progressText(job, time)}</p>
+      <p class="facts">${many}${progressText(job, time, ahead)}</p>
       ${job.state === "running" && html`<progress max="1" value=${progress(job)} aria-label="Progress of ${job.prompt}"></progress>`}
       <div class="buttons">
         ${job.state === "queued" && html`
@@ -49,11 +49,12 @@ export function Queue() {
   return html`
     <section class="queue" aria-label="Queue">
       <header><h2>Queue</h2>${open.length > 0 && html`<span class="facts">${open.length}</span>`}
-        ${open.length > 1 && html`<button type="button" class="link" onClick=${cancelAll}>Cancel all</button>`}</header>
+        ${open.length > 1 && html`<button type="button" class="link" onClick=${cancelAll}>Cancel all</button>`}
+        ${wrong.length > 1 && html`<button type="button" class="link" onClick=${() => wrong.forEach(dismiss)}>Clear</button>`}</header>
       ${!open.length && !wrong.length && html`<p class="hint">Nothing is waiting.</p>`}
       <ol>
-        ${open.slice(0, MOST).map((job) => html`
-          <${Open} key=${job.id} job=${job} time=${time} first=${job === waiting[0]} last=${job === waiting.at(-1)} />`)}
+        ${open.slice(0, MOST).map((job, ahead) => html`
+          <${Open} key=${job.id} job=${job} time=${time} ahead=${ahead} first=${job === waiting[0]} last=${job === waiting.at(-1)} />`)}
         ${wrong.map((job) => html`<${Wrong} key=${job.id} job=${job} />`)}
       </ol>
       ${open.length > MOST && html`<p class="hint">and ${open.length - MOST} more</p>`}

@@ -14,10 +14,11 @@ export function timeLeft(job, time) {
 }
 
 /** How far a job is, in words. */
-export function progressText(job, time) {
+export function progressText(job, time, ahead = 0) {
   const left = timeLeft(job, time);
-  const rest = left === null ? "" : ` · ${left < 1 ? "nearly done" : `about ${duration(left)} left`}`;
-  if (job.state === "queued") return `Waiting${job.position ? ` behind ${job.position}` : ""}${rest}`;
+  const nearly = left < 1 && job.state === "running";
+  const rest = left === null ? "" : ` · ${nearly ? "nearly done" : `about ${duration(left)} left`}`;
+  if (job.state === "queued") return `Waiting${ahead ? ` behind ${ahead}` : ""}${rest}`;
   if (!job.step) return `Starting${rest}`;
   return `Step ${job.step} of ${job.steps}${rest}`;
 }
@@ -62,10 +63,10 @@ export const Actions = ({ picture, children }) => html`
     <button type="button" onClick=${() => use(picture)}><${Icon} name="take" />Use these settings</button>
     <button type="button" onClick=${() => { use(picture); vary(); }}><${Icon} name="vary" />Vary</button>
     ${children}
-    <span class="gap"></span>
+    <span class="marks">
     <${IconButton} icon="star" label="Favourite" keys="F" class="icon-button star" pressed=${picture.favourite} onClick=${() => favour(picture)} />
     <${IconButton} icon="save" label="Download" keys="D" onClick=${() => download(picture)} />
-    <${IconButton} icon="trash" label="Delete" keys="Delete" onClick=${() => remove(picture)} />
+    <${IconButton} icon="trash" label="Delete" keys="Delete" onClick=${() => remove(picture)} /></span>
   </div>`;
 
 /** The images of the job that the shown picture belongs to, to choose between them. */
@@ -98,6 +99,11 @@ export function Result() {
   const live = chosen === null && job !== undefined;
   const picture = chosen ?? newest;
   const enlarge = () => set({ enlarged: picture });
+  const keys = (event) => {
+    if (event.key !== "Delete" || !picture || live) return;
+    event.preventDefault();
+    remove(picture);
+  };
   let shown = html`<${Empty} />`;
   if (live && preview) {
     shown = html`<${Picture} path=${preview} class="preview" alt="Preview of the image in progress" width=${job.settings.width} height=${job.settings.height} />`;
@@ -108,7 +114,7 @@ export function Result() {
           data-id=${picture.id} width=${picture.settings.width} height=${picture.settings.height} /></button>`;
   }
   return html`
-    <section class="stage" aria-label="Result">
+    <section class="stage" aria-label="Result" onKeyDown=${keys}>
       <div class="mat">${shown}</div>
       ${live
         ? html`<div class="about"><${Caption} settings=${job.settings} model=${job.model} /><${Running} job=${job} /></div>`
