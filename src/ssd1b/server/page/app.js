@@ -7,6 +7,7 @@ import { followJobs, generate } from "./jobs.js";
 import { LightBox } from "./lightbox.js";
 import { Notes } from "./modal.js";
 import { Icon, IconButton } from "./parts.js";
+import { download, favour } from "./pictures.js";
 import { NegativePrompt, Prompt } from "./prompt.js";
 import { Queue } from "./queue.js";
 import { chooseFile, DropZone, Reading } from "./reading.js";
@@ -74,8 +75,8 @@ function Controls() {
 function keys(event) {
   const typing = event.target.matches?.("input:not([type=range]), textarea, select");
   const modal = document.querySelector("dialog[open]");
-  if (modal) return;
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.defaultPrevented) {
+  if (modal || event.defaultPrevented) return;
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
     // A number that is being typed counts only when its field is left.
     const field = document.activeElement;
@@ -90,8 +91,10 @@ function keys(event) {
     return;
   }
   if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
+  const picture = document.querySelector("#result") && (now().chosen ?? now().newest); // the one on the stage
   const work = {
     "?": () => set({ dialog: "help" }), g: () => set({ dialog: "grid" }), "/": () => document.querySelector("#search")?.focus(),
+    ...(picture && { f: () => favour(picture), d: () => download(picture) }),
   }[event.key];
   if (!work) return;
   event.preventDefault();

@@ -106,12 +106,12 @@ function Enlarged({ picture }) {
       <aside aria-label="Recipe">
         <header><h2>Recipe</h2><${IconButton} icon="copy" label="Copy recipe" onClick=${copy} />
           <${IconButton} icon="cancel" label="Close" keys="Escape" onClick=${close} /></header>
-        <p class="whole">${picture.settings.prompt}</p>
-        <dl>${recipe(options, picture).map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
         <${Actions} picture=${picture}>
           <button type="button" aria-pressed=${String(Boolean(pinned))} title="Compare (C)" onClick=${pin}><${Icon} name="compare" />Compare</button>
         </${Actions}>
         ${pinned && pinned.id === picture.id && html`<p class="hint" role="status">Now go to another picture with the arrow keys.</p>`}
+        <p class="whole">${picture.settings.prompt}</p>
+        <dl>${recipe(options, picture).map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
       </aside>
     </${Dialog}>`;
 }
