@@ -442,6 +442,13 @@ def test_a_job_is_followed_from_the_key_press_to_the_picture(
     page.locator("#prompt").press("Control+Enter")
     expect(page.locator(".underway")).to_be_visible()
     expect(page.locator(".job.running")).to_contain_text(SPHERE)
+    whole = """() => {
+        const boxes = [".mat", ".preview"].map((each) => document.querySelector(each)?.getBoundingClientRect());
+        const [mat, preview] = boxes;
+        return preview && preview.height <= mat.height && preview.width <= mat.width;
+    }"""
+    expect(page.locator(".preview")).to_be_visible()
+    assert page.evaluate(whole)
     result = page.locator(f"#result[alt='{SPHERE}']")
     expect(result).to_be_visible()
     until(page, "document.querySelector('#result').complete")
@@ -460,6 +467,16 @@ def test_a_job_is_followed_from_the_key_press_to_the_picture(
     expect(page.locator(".notes-layer [role=status]").first).to_have_text(f"Done: {SPHERE}")
     page.get_by_role("button", name="Use the last seed").click()
     expect(page.locator("#seed")).to_have_value(re.compile(r"\d+"))
+
+
+def test_the_time_left_counts_down_from_the_servers_estimate(page: Page) -> None:
+    job = {"state": "running", "eta": 10, "step": 5, "steps": 10, "images": [{"state": "waiting"}], "heard": 0}
+    left = "async ([job, time]) => (await import('/page/result.js')).timeLeft(job, time)"
+    assert page.evaluate(left, [job, 1000]) == 9
+    assert page.evaluate(left, [{**job, "eta": None}, 1000]) is None
+    # No estimate yet: four tenths took eight seconds, so the other half takes ten.
+    own = {**job, "eta": None, "heard": 8000, "began": {"since": 0, "share": 0.1}}
+    assert page.evaluate(left, [own, 9000]) == pytest.approx(9)
 
 
 def test_the_queue_is_reordered_cancelled_retried_and_survives_a_reload(page: Page, server: Server) -> None:
@@ -485,11 +502,16 @@ def test_the_queue_is_reordered_cancelled_retried_and_survives_a_reload(page: Pa
     page.locator(".job.cancelled", has_text="third").get_by_role("button", name="Retry").click()
     expect(page.locator(".job.queued, .job.running", has_text="third")).to_be_visible()
     assert [job["prompt"] for job in server.ask("GET", "/v1/queue")] == ["second", "third"]
+    expect(page.locator(".job", has_text="third").locator(".facts")).to_contain_text("Waiting behind 1")
     page.get_by_role("button", name="Cancel all").click()
     expect(page.locator(".job.queued, .job.running")).to_have_count(0)
-    while page.get_by_role("button", name="Dismiss").count():
-        page.get_by_role("button", name="Dismiss").first.click()
+    page.get_by_role("button", name="Dismiss").first.click()
+    page.get_by_role("button", name="Clear").click()
     expect(page.get_by_text("Nothing is waiting.")).to_be_visible()
+    page.reload()
+    expect(page.get_by_text("Nothing is waiting.")).to_be_visible()
+    page.wait_for_timeout(500)  # what was cancelled would be back by now
+    expect(page.locator(".job")).to_have_count(0)
 
 
 def test_a_failed_job_says_why(page: Page, server: Server) -> None:

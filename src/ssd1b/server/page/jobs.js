@@ -52,10 +52,18 @@ export const heard = new Map();
 const listeners = new Set();
 export const onJob = (listener) => listeners.add(listener);
 
+/** Share of a job that is done: the images that are, and the steps of those in progress. */
+export function progress(job) {
+  const done = job.images.filter((image) => image.state !== "waiting").length;
+  const share = job.images.length - done ? job.step / job.steps : 0;
+  return (done + share * (job.images.length - done)) / job.images.length;
+}
+
 /** Note the state of a job, and show the images that it has now. */
 export function take(job) {
   const before = heard.get(job.id);
   if (before && !isOpen(before) && isOpen(job)) return; // an answer that was overtaken by an event
+  if (job.state === "running") job.began = before?.began ?? { since: Date.now(), share: progress(job) };
   heard.set(job.id, job);
   set(({ jobs, previews }) => {
     jobs = new Map(jobs);

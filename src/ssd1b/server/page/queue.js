@@ -1,7 +1,7 @@
 // The queue: what is generated next, in which order, and what went wrong.
-import { cancel, cancelAll, dismiss, move, queueOf, retry, wentWrong } from "./jobs.js";
+import { cancel, cancelAll, dismiss, move, progress, queueOf, retry, wentWrong } from "./jobs.js";
 import { IconButton, useClock } from "./parts.js";
-import { progress, progressText } from "./result.js";
+import { progressText } from "./result.js";
 import { useStore } from "./store.js";
 import { html } from "./vendor/preact.js";
 

@@ -1,16 +1,23 @@
 // The stage: the picture in progress or the one that was chosen, as large as there is room.
-import { cancel, queueOf, vary } from "./jobs.js";
+import { cancel, progress, queueOf, vary } from "./jobs.js";
 import { download, favour, remove, useSettings } from "./pictures.js";
 import { duration, Icon, IconButton, Picture, shownValue, useClock } from "./parts.js";
 import { now, set, useStore } from "./store.js";
 import { html } from "./vendor/preact.js";
 
-/** Seconds until a job is done; null if unknown. Counts on from what the server estimated last. */
+/**
+ * Seconds until a job is done; null if unknown. Counts on from what the server estimated last. The server knows no
+ * pace before its first job; then the pace since the job was first seen running is taken.
+ */
 export function timeLeft(job, time) {
-  if (job.eta === null) return null;
-  // The server's estimate counts images whole, also those in progress.
-  const whole = job.state === "running" ? job.eta * (1 - job.step / job.steps) : job.eta;
-  return Math.max(0, whole - (time - job.heard) / 1000);
+  let left = job.eta;
+  if (left === null) {
+    const { since, share } = job.began ?? {};
+    const made = progress(job) - share;
+    if (!(made > 0)) return null;
+    left = ((1 - progress(job)) * (job.heard - since)) / 1000 / made;
+  }
+  return Math.max(0, left - (time - job.heard) / 1000);
 }
 
 /** How far a job is, in words. */
@@ -21,13 +28,6 @@ export function progressText(job, time, ahead = 0) {
   if (job.state === "queued") return `Waiting${ahead ? ` behind ${ahead}` : ""}${rest}`;
   if (!job.step) return `Starting${rest}`;
   return `Step ${job.step} of ${job.steps}${rest}`;
-}
-
-/** Share of a job that is done: the images that are, and the steps of those in progress. */
-export function progress(job) {
-  const done = job.images.filter((image) => image.state !== "waiting").length;
-  const share = job.images.length - done ? job.step / job.steps : 0;
-  return (done + share * (job.images.length - done)) / job.images.length;
 }
 
 /** Progress of the job that is running. */
