@@ -443,8 +443,8 @@ def test_a_job_is_followed_from_the_key_press_to_the_picture(
     expect(page.locator(".underway")).to_be_visible()
     expect(page.locator(".job.running")).to_contain_text(SPHERE)
     whole = """() => {
-        const boxes = [".mat", ".preview"].map((each) => document.querySelector(each)?.getBoundingClientRect());
-        const [mat, preview] = boxes;
+        const box = (each) => document.querySelector(each)?.getBoundingClientRect();
+        const [mat, preview] = [box(".mat"), box(".preview")];
         return preview && preview.height <= mat.height && preview.width <= mat.width;
     }"""
     expect(page.locator(".preview")).to_be_visible()
@@ -470,7 +470,8 @@ def test_a_job_is_followed_from_the_key_press_to_the_picture(
 
 
 def test_the_time_left_counts_down_from_the_servers_estimate(page: Page) -> None:
-    job = {"state": "running", "eta": 10, "step": 5, "steps": 10, "images": [{"state": "waiting"}], "heard": 0}
+    images = [{"state": "waiting"}]
+    job = {"state": "running", "eta": 10, "step": 5, "steps": 10, "images": images, "heard": 0}
     left = "async ([job, time]) => (await import('/page/result.js')).timeLeft(job, time)"
     assert page.evaluate(left, [job, 1000]) == 9
     assert page.evaluate(left, [{**job, "eta": None}, 1000]) is None
@@ -620,11 +621,11 @@ def test_the_light_box_shows_the_recipe_compares_and_varies(page: Page, server: 
 # Files, grids
 
 
-def foreign(prompt: str) -> bytes:
+def foreign(prompt: str, sampler: str = "Euler a") -> bytes:
     """A picture of AUTOMATIC1111 with a second pass, which cannot be reproduced."""
     info = PngInfo()
     parameters = (
-        f"{prompt}\nNegative prompt: blurry\nSteps: 9, Sampler: Euler a, CFG scale: 6.5, Seed: 77, "
+        f"{prompt}\nNegative prompt: blurry\nSteps: 9, Sampler: {sampler}, CFG scale: 6.5, Seed: 77, "
         "Size: 128x128, Model: dreams, Denoising strength: 0.5, Hires upscale: 2, Hires upscaler: Latent"
     )
     info.add_text("parameters", parameters)
@@ -664,6 +665,19 @@ def test_a_picture_file_restores_its_settings(page: Page, way: str) -> None:
     expect(reading).to_contain_text("ires")
     reading.get_by_role("button", name="Dismiss").click()
     expect(reading).to_be_hidden()
+
+
+def test_samplers_of_other_programs_are_found_by_their_names(page: Page, wrong: list[str]) -> None:
+    page.evaluate(DROP, [list(foreign("one", "DPM++ 2M Karras")), "drop"])
+    expect(page.locator("#prompt")).to_have_value("one")
+    expect(page.locator("#sampler")).to_have_value("dpmpp_2m")
+    expect(page.locator("#schedule")).to_have_value("karras")
+    page.evaluate(DROP, [list(foreign("two", "LMS")), "drop"])
+    expect(page.locator("#prompt")).to_have_value("two")
+    expect(page.locator(".reading")).to_contain_text("sampler 'LMS' is not available here")
+    expect(page.locator("#sampler")).to_have_value("dpmpp_2m")
+    assert all("422" in each for each in wrong)
+    wrong.clear()
 
 
 def test_a_file_that_is_no_picture_is_refused_in_words(page: Page, wrong: list[str]) -> None:
@@ -735,6 +749,11 @@ def test_everything_works_by_keyboard(page: Page) -> None:
     expect(page.locator(".tile", has=page.get_by_label(second)).locator(".star")).to_have_attribute(
         "aria-pressed", "true"
     )
+    page.keyboard.press("Delete")
+    expect(page.get_by_label(second)).to_have_count(0)
+    until(page, f"({focused} ?? '').startsWith({json.dumps(OLD)})")  # the next one has the focus
+    page.keyboard.press("z")
+    expect(page.get_by_label(second)).to_be_visible()
 
 
 def test_a_phone_has_room_and_no_motion_is_forced(server: Server, enter: Callable[..., Page]) -> None:
@@ -745,10 +764,13 @@ def test_a_phone_has_room_and_no_motion_is_forced(server: Server, enter: Callabl
     expect(page.locator(".tile").first).to_be_attached()
     assert page.evaluate(wide) == 390
     expect(page.get_by_role("button", name="Generate", exact=True)).to_be_in_viewport()
+    # The stage is out of sight there, so a picture opens in the light box.
     page.locator(".tile .thumb").first.click()
-    page.locator(".canvas").click()
     expect(page.get_by_role("dialog", name="Picture")).to_be_visible()
     assert page.evaluate(wide) == 390
+    page.keyboard.press("Escape")
+    page.locator(".canvas").click()
+    expect(page.get_by_role("dialog", name="Picture")).to_be_visible()
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Grid").click()
     assert page.evaluate(wide) == 390

@@ -13,7 +13,7 @@ import { Queue } from "./queue.js";
 import { chooseFile, DropZone, Reading } from "./reading.js";
 import { Result } from "./result.js";
 import { Settings } from "./settings.js";
-import { keep, now, recall, set, useStore } from "./store.js";
+import { keep, now, recall, set, undoLast, useStore } from "./store.js";
 import { html, render, useEffect, useState } from "./vendor/preact.js";
 
 const THEMES = ["auto", "light", "dark"];
@@ -94,7 +94,7 @@ function keys(event) {
   const picture = document.querySelector("#result") && (now().chosen ?? now().newest); // the one on the stage
   const work = {
     "?": () => set({ dialog: "help" }), g: () => set({ dialog: "grid" }), "/": () => document.querySelector("#search")?.focus(),
-    ...(picture && { f: () => favour(picture), d: () => download(picture) }),
+    z: undoLast, ...(picture && { f: () => favour(picture), d: () => download(picture) }),
   }[event.key];
   if (!work) return;
   event.preventDefault();

@@ -41,7 +41,7 @@ const SHORTCUTS = [
   ["Ctrl Enter", "Generate"], ["Ctrl ↑ ↓", "Weight of the selected words"], ["/", "Search the gallery"],
   ["G", "Grid"], ["Alt ↑ ↓", "Move a job in the queue"], ["← → ↑ ↓", "Move in the gallery"], ["Enter", "Open the picture"],
   ["← →", "Newer and older picture in the light box"], ["C", "Compare in the light box"], ["F", "Favourite"], ["D", "Download"],
-  ["Delete", "Delete"], ["Escape", "Close"], ["?", "This list"],
+  ["Delete", "Delete"], ["Z", "Undo the deletion"], ["Escape", "Close"], ["?", "This list"],
 ];
 
 /** The list of shortcuts. */

@@ -56,12 +56,18 @@ function useWindow(frame, count) {
   return view;
 }
 
+/** Show a picture on the stage, or in the light box if the stage is out of sight. */
+function choose(picture) {
+  const stage = document.querySelector(".mat")?.getBoundingClientRect();
+  set({ chosen: picture, ...(!(stage?.bottom > 120) && { enlarged: picture }) });
+}
+
 function Tile({ picture, focusable, chosen, style, focus, deleted }) {
   const { prompt, seed } = picture.settings;
   return html`
     <li style=${style} class=${chosen ? "tile chosen" : "tile"}>
       <button type="button" class="thumb" data-id=${picture.id} tabindex=${focusable ? 0 : -1} aria-label="${prompt}, seed ${seed}"
-        title=${prompt} onFocus=${focus} onClick=${() => set({ chosen: picture })} onDblClick=${() => set({ enlarged: picture })}>
+        title=${prompt} onFocus=${focus} onClick=${() => choose(picture)} onDblClick=${() => set({ enlarged: picture })}>
         <${Picture} path=${picture.thumbnail} alt="" decoding="async" />
       </button>
       ${deleted
@@ -86,7 +92,9 @@ export function Gallery() {
   const active = focused >= first * columns && focused < first * columns + visible.length ? focused : first * columns;
 
   const go = (index) => {
+    const { pictures } = now(); // one may have been deleted since this was rendered
     const to = Math.min(Math.max(index, 0), pictures.length - 1);
+    if (to < 0) return;
     focus(to);
     const top = Math.floor(to / columns) * pitch;
     reveal(frame.current, top, size);
@@ -100,7 +108,7 @@ export function Gallery() {
     const work = {
       ArrowRight: () => go(at + 1), ArrowLeft: () => go(at - 1), ArrowDown: () => go(at + columns), ArrowUp: () => go(at - columns),
       Home: () => go(0), End: () => go(pictures.length - 1), Enter: () => set({ enlarged: picture }),
-      f: () => favour(picture), d: () => download(picture), Delete: () => { remove(picture); go(at); },
+      f: () => favour(picture), d: () => download(picture), Delete: () => remove(picture).then(() => go(at)),
     }[event.key];
     if (!work) return;
     event.preventDefault();

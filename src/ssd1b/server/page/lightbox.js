@@ -3,7 +3,7 @@ import { download, favour, neighbour, remove } from "./pictures.js";
 import { Dialog } from "./modal.js";
 import { Icon, IconButton, nameOf, Picture, shownValue } from "./parts.js";
 import { Actions } from "./result.js";
-import { note, now, set, useStore } from "./store.js";
+import { note, now, set, undoLast, useStore } from "./store.js";
 import { html, useEffect, useRef } from "./vendor/preact.js";
 
 const ORDER = [
@@ -78,7 +78,7 @@ function Enlarged({ picture }) {
     if (target.type === "range" && key.startsWith("Arrow")) return;
     const work = {
       ArrowLeft: () => go(-1), ArrowRight: () => go(1), f: () => favour(picture), d: () => download(picture), c: pin,
-      Delete: () => remove(picture),
+      Delete: () => remove(picture), z: undoLast,
     }[key];
     if (!work) return;
     event.preventDefault();

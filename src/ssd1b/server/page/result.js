@@ -3,7 +3,7 @@ import { cancel, progress, queueOf, vary } from "./jobs.js";
 import { download, favour, remove, useSettings } from "./pictures.js";
 import { duration, Icon, IconButton, Picture, shownValue, useClock } from "./parts.js";
 import { now, set, useStore } from "./store.js";
-import { html } from "./vendor/preact.js";
+import { html, useEffect } from "./vendor/preact.js";
 
 /**
  * Seconds until a job is done; null if unknown. Counts on from what the server estimated last. The server knows no
@@ -35,6 +35,8 @@ function Running({ job }) {
   const time = useClock(true);
   const share = progress(job);
   const text = progressText(job, time);
+  useEffect(() => { document.title = `${Math.round(100 * share)}% – ssd1b`; }, [share]);
+  useEffect(() => () => { document.title = "ssd1b"; }, []);
   return html`
     <div class="underway">
       <progress max="1" value=${share} aria-label="Progress of the job"></progress>

@@ -94,6 +94,14 @@ export function note(text, { undo, wrong = false } = {}) {
 
 export const dropNote = (id) => set(({ notes }) => ({ notes: notes.filter((each) => each.id !== id) }));
 
+/** Take back what the newest message offers to. */
+export function undoLast() {
+  const last = state.notes.findLast((each) => each.undo);
+  if (!last) return;
+  dropNote(last.id);
+  last.undo();
+}
+
 /** Say something to screen readers. */
 export const say = (spoken) => set({ spoken });
 
