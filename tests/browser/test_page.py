@@ -788,10 +788,16 @@ def problems(page: Page) -> list[str]:
     ]
 
 
+@pytest.mark.parametrize("width", [1440, 390])
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing_serious(server: Server, enter: Callable[..., Page], theme: str) -> None:
-    page = enter(server, color_scheme=theme)
+def test_axe_finds_nothing_serious(
+    server: Server, enter: Callable[..., Page], theme: str, width: int
+) -> None:
+    page = enter(server, color_scheme=theme, viewport={"width": width, "height": 900})
     page.locator("#prompt").fill(SPHERE)
+    if width < 700:
+        page.get_by_text("Settings", exact=True).click()
+    page.locator("#style").select_option("anime")
     page.locator("#model").select_option("mini-sdxl")
     put(page, "guidance_scale", "20")
     expect(page.locator(".tile").first).to_be_visible()
@@ -803,6 +809,14 @@ def test_axe_finds_nothing_serious(server: Server, enter: Callable[..., Page], t
         page.get_by_role("button", name=name).click()
         assert problems(page) == []
         page.keyboard.press("Escape")
+    put(page, "steps", "150")
+    for _ in range(2):
+        page.get_by_role("button", name="Generate", exact=True).click()
+    expect(page.locator(".preview")).to_be_visible()
+    assert problems(page) == []
+    server.clear()
+    expect(page.locator(".job.cancelled").first).to_be_visible()
+    assert problems(page) == []
 
 
 def test_the_theme_can_be_switched(page: Page) -> None:
