@@ -19,7 +19,8 @@ from ssd1b.models.vae import VAE
 from ssd1b.recipe import ModelIdentity
 from ssd1b.settings import DEFAULT_MODEL
 from ssd1b.weights import hub
-from ssd1b.weights.checkpoint import Checkpoint, Layout, ModelInfo
+from ssd1b.weights.checkpoint import SETTINGS_FILE, Checkpoint, Layout, ModelInfo
+from ssd1b.weights.files import json_text, read_json
 from ssd1b.weights.loading import load_component
 from ssd1b.weights.opening import open_checkpoint
 from ssd1b.weights.vocabulary import load_tokenizers
@@ -133,7 +134,7 @@ class Model:
     def digest(self, file_digest: Callable[[Path], str]) -> str:
         """Hash everything that decides what the model computes: all its files, and ``prediction``.
 
-        Adapters belong here, too.
+        The world that a model declares does not affect its images. Adapters belong here, too.
 
         Args:
             file_digest: returns the hash of a file's content, possibly cached.
@@ -142,7 +143,8 @@ class Model:
         files = sorted(file for file in inside if file.is_file())
         digest = hashlib.sha256()
         for file in files:
-            digest.update(f"{file.relative_to(self.path)} {file_digest(file)}\n".encode())
+            found = _without_world(file) if file.name == SETTINGS_FILE else None
+            digest.update(f"{file.relative_to(self.path)} {found or file_digest(file)}\n".encode())
         if self.prediction is not None:
             digest.update(f"prediction {self.prediction}\n".encode())
         return digest.hexdigest()
@@ -194,3 +196,12 @@ class Model:
         first, second = self.tokenizers
         encoder, encoder_2 = load("text_encoder"), load("text_encoder_2")
         return TextEncoders(encoder=encoder, encoder_2=encoder_2, tokenizer=first, tokenizer_2=second)
+
+
+def _without_world(file: Path) -> str | None:
+    """SHA-256 of a model's own settings without the world; None if they declare none."""
+    content = read_json(file)
+    if "world" not in content:
+        return None
+    del content["world"]
+    return hashlib.sha256(json_text(content).encode()).hexdigest()

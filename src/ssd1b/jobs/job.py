@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 
 from ssd1b import batching
 from ssd1b.diffusion.samplers import SAMPLERS
+from ssd1b.execution import DEFAULT, Execution
 from ssd1b.models.tokenizer import CLIPTokenizer
 from ssd1b.runtime import dtype_name
 from ssd1b.settings import GenerationSettings
@@ -55,16 +56,18 @@ class Job(NamedTuple):
         return SAMPLERS[self.settings.sampler].evaluations * (self.settings.steps - 1) + 1
 
 
-def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def environment(device: torch.device, dtype: torch.dtype, execution: Execution = DEFAULT) -> dict[str, Any]:
     """Describe what decides an image besides its settings and model.
 
     Args:
         device: only its type matters.
         dtype: number format of the networks.
+        execution: how the networks run.
     """
-    return {
+    found = {
         "device": device.type, "dtype": dtype_name(dtype), "ssd1b": version("ssd1b"), "drawing": DRAWING,
     }  # fmt: skip
+    return found if execution == DEFAULT else found | {"execution": asdict(execution)}
 
 
 def make_job(
@@ -84,9 +87,19 @@ def make_job(
         tokenizers: the tokenizers of the model's text encoders.
         environment: result of the function of that name.
     """
-    decisive = {"settings": asdict(settings), "model": fingerprint, **environment}
-    key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    key = _key(settings, fingerprint, environment)
     return Job(key, model, settings, batching.batch_key(settings, tokenizers))
+
+
+def with_seed(job: Job, seed: int, *, fingerprint: str, environment: Mapping[str, Any]) -> Job:
+    """Make the job of the same image with another seed; faster than ``make_job``, which tokenizes."""
+    settings = replace(job.settings, seed=seed)
+    return job._replace(settings=settings, key=_key(settings, fingerprint, environment))
+
+
+def _key(settings: GenerationSettings, fingerprint: str, environment: Mapping[str, Any]) -> str:
+    decisive = {"settings": asdict(settings), "model": fingerprint, **environment}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def batches(jobs: Iterable[Job]) -> list[list[Job]]:

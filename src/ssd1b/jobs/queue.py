@@ -160,6 +160,9 @@ class Search:
 _ESCAPES = str.maketrans({letter: f"!{letter}" for letter in "%_!"})
 
 
+_SHOWN = "exists (select 1 from images where request = requests.id and deleted is null)"
+
+
 class Queue:
     """The requests of a folder, on disk. Use it from one thread.
 
@@ -264,7 +267,7 @@ class Queue:
         limit: int,
         before: int | None = None,
     ) -> list[Request]:
-        """Load requests, the newest first.
+        """Load requests, the newest first, without those whose images are all deleted.
 
         Args:
             job: see ``unfinished``.
@@ -274,7 +277,7 @@ class Queue:
         """
         wanted = f"state in ({', '.join('?' * len(states))})" if states else "true"
         rows = self._rows(
-            f"select * from requests where {wanted} and number < ? order by number desc limit ?",
+            f"select * from requests where {wanted} and number < ? and {_SHOWN} order by number desc limit ?",
             (*states, 2**62 if before is None else before, limit),
         )
         return [self._request(row, job) for row in rows]
@@ -326,8 +329,23 @@ class Queue:
                 when = time.time() if deleted else None
                 self._database.execute("update images set deleted = ? where id = ?", (when, image))
 
+    def delete(self, request: str) -> None:
+        """Delete all images of a request. It is not listed any more, until one of them is restored.
+
+        Args:
+            request: the id.
+        """
+        with transaction(self._database, self.file):
+            self._database.execute(
+                "update images set deleted = ? where request = ? and deleted is null", (time.time(), request)
+            )
+
     def purge(self, before: float) -> list[str]:
-        """Forget images that were deleted before a time; returns the keys that no other image has."""
+        """Forget images that were deleted before a time, and requests of which no image is left.
+
+        Returns:
+            The keys that no other image has.
+        """
         with transaction(self._database, self.file):
             keys = self._database.execute(
                 "select distinct key from images where deleted < ? and key not in "
@@ -335,6 +353,7 @@ class Queue:
                 (before, before),
             ).fetchall()
             self._database.execute("delete from images where deleted < ?", (before,))
+            self._database.execute("delete from requests where id not in (select request from images)")
         return [row["key"] for row in keys]
 
     def _pictures(self, where: str, values: Sequence[Any]) -> list[Picture]:

@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +25,6 @@ from ssd1b.settings import (
     resolve_settings,
     with_drawn_seed,
 )
-from ssd1b.weights.checkpoint import SETTINGS_FILE
-from ssd1b.weights.files import json_text, read_json
 
 MAX_CELLS = 100_000
 
@@ -151,19 +148,11 @@ def describe(name: str, store: Store, *, offline: bool, prediction: str | None =
         path=found.path,
         family=found.info.family,
         defaults=found.info.defaults,
-        fingerprint=found.digest(partial(_file_digest, store=store)),
+        fingerprint=found.digest(store.file_digest),
         tokenizers=found.tokenizers,
         world=found.info.world,
         embeds_guidance=found.layout.unet.guidance_embed_dim is not None,
     )
-
-
-def _file_digest(file: Path, store: Store) -> str:
-    """SHA-256 of a model's file, without the declared world, which does not affect images."""
-    if file.name == SETTINGS_FILE and "world" in (content := read_json(file)):
-        del content["world"]
-        return hashlib.sha256(json_text(content).encode()).hexdigest()
-    return store.file_digest(file)
 
 
 def expand(

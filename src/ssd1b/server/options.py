@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from ssd1b.errors import InputError, prefix_errors
+from ssd1b.execution import BACKENDS, DEFAULT, MEMORIES, QUANTIZATIONS, Execution
 from ssd1b.files import expand_path
 from ssd1b.settings import DEFAULT_MODEL, MAX_PIXELS, GenerationSettings
 from ssd1b.table_files import read_table
-from ssd1b.validation import Flag, Name, Range, parse, validated
+from ssd1b.validation import Flag, Name, OneOf, Range, parse, validated
+from ssd1b.weights.prediction import PREDICTIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +70,7 @@ class ServerOptions:
     max_seconds: Annotated[float, Range(1, 1e6), Option(
         metavar="SECONDS", help="A job that takes longer, waiting included, fails.",
     )] = 3600.0
-    memory: Annotated[float | None, Range(0, 1e6), Option(
+    max_memory: Annotated[float | None, Range(0, 1e6), Option(
         metavar="GB", help="Unload idle models when more is in use. Default: half of the machine's.",
     )] = None
     idle_minutes: Annotated[float, Range(0, 1e6), Option(
@@ -80,15 +82,44 @@ class ServerOptions:
     log_prompts: Annotated[Flag, Option(metavar="", help="Write prompts to the log.")] = False
     device: Annotated[Name | None, Option(metavar="NAME", help="cpu, cuda, cuda:1, mps, xpu.")] = None
     dtype: Annotated[Name | None, Option(metavar="NAME", help="Number format: fp32, bf16, fp16.")] = None
+    prediction: Annotated[Annotated[str, OneOf("prediction", PREDICTIONS)] | None, Option(
+        metavar="NAME", help="Prediction type, epsilon or v, if the models' files do not say.",
+    )] = None
+    compile: Annotated[Flag, Option(
+        metavar="", help="Use torch.compile: slow the first time, then faster.",
+    )] = False
+    quantize: Annotated[Annotated[str, OneOf("quantization", QUANTIZATIONS)] | None, Option(
+        metavar="NAME", help="int8, fp8, int8-weights or auto, as for generate. Changes the images.",
+    )] = None
+    memory: Annotated[str, OneOf("memory", MEMORIES), Option(
+        metavar="NAME", help="low: keep networks in 8 bits, and one at a time, as for generate.",
+    )] = DEFAULT.memory
+    backend: Annotated[str, OneOf("backend", BACKENDS), Option(
+        metavar="NAME", help="torch or, on a CPU, openvino.",
+    )] = DEFAULT.backend
+    preset: Annotated[Name | None, Option(
+        metavar="NAME|FILE", help="Settings that clients do not give come from this preset, then the model.",
+    )] = None
     offline: Annotated[Flag, Option(
         metavar="", help="Never use the network, not even to download a model.",
     )] = False
     # fmt: on
 
+    def __post_init__(self) -> None:
+        """Check for options that exclude each other."""
+        _ = self.execution
+
     @property
     def folder(self) -> Path:
         """The store's folder."""
         return Path(expand_path(self.store))
+
+    @property
+    def execution(self) -> Execution:
+        """How networks run."""
+        return Execution(
+            backend=self.backend, compiled=self.compile, quantized=self.quantize, memory=self.memory
+        )
 
     def check_count(self, count: int) -> None:
         """Check the number of images of a job.

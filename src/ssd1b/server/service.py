@@ -7,14 +7,13 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from ssd1b.errors import ConflictError, FailedError, NotFoundError, line, shown, unknown
-from ssd1b.jobs.job import Job, environment, make_job
+from ssd1b.jobs.job import Job, environment, make_job, with_seed
 from ssd1b.jobs.queue import (
     CANCELLED,
     FAILED,
@@ -28,7 +27,7 @@ from ssd1b.jobs.queue import (
 )
 from ssd1b.jobs.worker import Worker
 from ssd1b.model import Model
-from ssd1b.presets import PRESETS
+from ssd1b.presets import PRESETS, load_preset
 from ssd1b.runtime import choose_device, choose_dtype
 from ssd1b.server.errors import DeadlineError, DrainingError, QueueFullError
 from ssd1b.server.ledger import Ledger, Listener, left
@@ -64,9 +63,10 @@ class Service:
         self.checkpoint = options.model[0]
         """The model for AUTOMATIC1111's clients that name none."""
         self.draining = False
+        self._preset = None if options.preset is None else load_preset(options.preset)
         self.metrics = Metrics()
         device = choose_device(options.device)
-        self._environment = environment(device, choose_dtype(options.dtype, device))
+        self._environment = environment(device, choose_dtype(options.dtype, device), options.execution)
         self._digests: dict[str, str] = {}
         self._ledger = Ledger(options.folder, self.metrics, self._watched)
         self._scheduler = Scheduler(self._ledger, options, self.metrics, start)
@@ -91,7 +91,7 @@ class Service:
         self._scheduler.workers.preload(self.options.model[0])
 
     def _describe(self, name: str) -> None:
-        model = Model.find(name, offline=self.options.offline)
+        model = Model.find(name, offline=self.options.offline, prediction=self.options.prediction)
         _ = model.info, model.tokenizers  # read now, so that a damaged model ends the start
         self._digests[name] = model.digest(self._ledger.store.file_digest)
         self.models[name] = model
@@ -145,7 +145,7 @@ class Service:
             raise unknown("preset", preset, PRESETS, NotFoundError)
         info = self.model(model).info
         found = resolve_settings(
-            prompt, family=info.family, model_defaults={"seed": random_seed(), **info.defaults},
+            prompt, family=info.family, model_defaults={"seed": random_seed(), **self.defaults(model)},
             preset=None if preset is None else PRESETS[preset], **given,
         )  # fmt: skip
         self.options.check(found)
@@ -185,8 +185,10 @@ class Service:
         # Nothing is awaited between the check and the entry, so that a burst cannot pass the limit together.
         self._check_room(client, count)
         self._number += 1
+        job = self._job(model, settings)
+        decisive = {"fingerprint": self._digests[model], "environment": self._environment}
         seeds = [(settings.seed + number) % SEEDS for number in range(count)]
-        images = [Image(id=uuid4().hex, job=self._job(model, replace(settings, seed=seed))) for seed in seeds]
+        images = [Image(id=uuid4().hex, job=with_seed(job, seed, **decisive)) for seed in seeds]
         request = Request(
             id=uuid4().hex, number=self._number, client=client, model=model, images=images,
             priority=priority, dialect=dialect, idempotency=idempotency,
@@ -284,6 +286,12 @@ class Service:
         await self._ledger.finish([request], CANCELLED)
         self._scheduler.stop_finished()
 
+    async def delete(self, request: Request) -> None:
+        """Delete a request and its images, which are removed a day later. An unfinished one is cancelled."""
+        if request.state not in FINISHED:
+            await self.cancel(request)
+        await self._ledger.keep(partial(self._ledger.queue.delete, request.id))
+
     async def move(self, request: Request, priority: int) -> None:
         """Change a request's priority.
 
@@ -342,6 +350,10 @@ class Service:
         if name not in self.models:
             raise unknown("model", name, self.models, NotFoundError)
         return self.models[name]
+
+    def defaults(self, model: str) -> dict[str, Any]:
+        """The settings of an image that a client does not set: the preset's over the model's."""
+        return {**self.model(model).info.defaults, **(self._preset.settings if self._preset else {})}
 
     def digest(self, model: str) -> str:
         """The hash of a model's files."""

@@ -77,10 +77,11 @@ class Workers:
         """All workers, with the future of their process's id."""
         self._changed = asyncio.Event()
         self._lock = asyncio.Lock()
-        given = options.memory
+        given = options.max_memory
         self._budget = psutil.virtual_memory().total / 2 if given is None else given * 1e9
         self._loading = {
             "device": options.device, "dtype": options.dtype, "offline": options.offline,
+            "prediction": options.prediction, "execution": options.execution,
             "threads": options.threads or "auto",
         }  # fmt: skip
 

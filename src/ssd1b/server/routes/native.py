@@ -100,6 +100,15 @@ async def cancel(id: str, service: TheService) -> JobAnswer:
     return answer(service, request)
 
 
+@router.delete("/jobs/{id}", status_code=204, summary="Delete a job")
+async def delete(id: str, service: TheService) -> None:
+    """Remove a job from the list and its images from the gallery. A job that is not finished is cancelled.
+
+    The images can be restored for a day.
+    """
+    await service.delete(await service.request(id))
+
+
 @router.get("/jobs/{id}/events", response_class=EventSourceResponse, summary="Follow a job")
 async def events(id: str, service: TheService, previews: bool = False) -> AsyncIterable[ServerSentEvent]:
     """Stream a job's changes as server-sent events until it is finished.
@@ -182,7 +191,7 @@ async def models(service: TheService) -> Models:
                 family=model.info.family,
                 loaded=name in loaded,
                 default=index == 0,
-                settings=dict(model.info.defaults),
+                settings=service.defaults(name),
             )
             for index, (name, model) in enumerate(service.models.items())
         ]

@@ -16,6 +16,7 @@ from ssd1b.presets import PRESETS
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
 from ssd1b.server.routes.native import TheService
 from ssd1b.server.schemas import JobBody, Problem
+from ssd1b.server.service import Service
 from ssd1b.settings import GUIDANCE_DEFAULTS, SETTINGS, GenerationSettings
 from ssd1b.validation import Range, plain_type
 
@@ -130,17 +131,17 @@ async def settings(service: TheService) -> SettingsAnswer:
             for each in PRESETS.values()
         ],
         models={
-            name: _model(name, model) for name, model in service.models.items()
+            name: _model(service, name, model) for name, model in service.models.items()
         },
         max_pixels=options.max_pixels, max_steps=options.max_steps, max_count=options.max_count,
     )  # fmt: skip
 
 
-def _model(name: str, model: Model) -> ModelSettings:
+def _model(service: Service, name: str, model: Model) -> ModelSettings:
     side, family = model.layout.size, model.info.family
     advice = SSD_1B_ADVICE if family == "ssd-1b" else ()
     return ModelSettings(
-        family=family, defaults={"guidance_scale": GUIDANCE_DEFAULTS[family], **model.info.defaults},
+        family=family, defaults={"guidance_scale": GUIDANCE_DEFAULTS[family], **service.defaults(name)},
         sizes=list(SIZES) if side == FULL_SIZE else [(side, side)],
         advice=[AdviceAnswer(**asdict(each)) for each in advice], curves=_curves(name),
     )  # fmt: skip
