@@ -12,6 +12,7 @@ import uvicorn
 
 from server_workers import Plan
 from ssd1b.server.app import make_app
+from ssd1b.server.connections import Connection
 from ssd1b.server.options import ServerOptions
 from ssd1b.server.service import Service
 
@@ -36,7 +37,9 @@ class Server:
     async def _serve(self) -> None:
         self.service = Service(self.options, self.plan.start)
         await self.service.start()
-        config = uvicorn.Config(make_app(self.service), log_config=None, lifespan="off", access_log=False)
+        config = uvicorn.Config(
+            make_app(self.service), http=Connection, log_config=None, lifespan="off", access_log=False
+        )
         self._server = uvicorn.Server(config)
         self._server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
         self._started.set()

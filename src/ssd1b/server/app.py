@@ -1,15 +1,17 @@
 """The ASGI application: routes, errors and limits put together."""
 
+from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from ssd1b.errors import InputError
-from ssd1b.server.errors import answer
+from ssd1b.server.errors import answer, respond
 from ssd1b.server.observing import Observed
 from ssd1b.server.routes import native, openai, operations, page, pictures, sdapi, settings
 from ssd1b.server.security import LOOPBACK, Guard
@@ -29,6 +31,7 @@ def make_app(service: Service) -> Any:
     app.state.service = service
     app.add_exception_handler(InputError, _explain)
     app.add_exception_handler(RequestValidationError, _explain_body)
+    app.add_exception_handler(HTTPException, _explain_http)
     for routes in (native, pictures, settings, openai, sdapi, operations, page):
         app.include_router(routes.router)
     hosts = {"*"} if options.allow_any_host else LOOPBACK | {options.host, *options.allow_host}
@@ -45,3 +48,10 @@ async def _explain_body(http: Request, error: Exception) -> JSONResponse:
     first = error.errors()[0]
     where = [str(step) for step in first["loc"] if step not in ("body", "query", "path", "header")]
     return answer(http, InputError(f"{'.'.join(where) or 'the body'}: {first['msg']}"))
+
+
+async def _explain_http(http: Request, error: Exception) -> JSONResponse:
+    """Answer what the framework refuses: unknown paths and methods, bodies that are too large or no JSON."""
+    assert isinstance(error, HTTPException)
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    return respond(http, error.status_code, code, str(error.detail), error.headers)

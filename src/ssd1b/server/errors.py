@@ -1,5 +1,6 @@
 """Errors as each dialect sends them: status, code, envelope, and whether to try again."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request as HTTPRequest
@@ -63,9 +64,12 @@ def raised_again(request: Request) -> InputError:
 
 def openai_problem(error: InputError, param: str | None = None) -> dict[str, Any]:
     """Return the object that OpenAI's clients read under ``error``."""
-    status, code = status_of(error)
+    return _openai_problem(*status_of(error), str(error), param)
+
+
+def _openai_problem(status: int, code: str, message: str, param: str | None) -> dict[str, Any]:
     kind = {429: "rate_limit_error"}.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"message": line(str(error)), "type": kind, "param": param, "code": code}
+    return {"message": line(message), "type": kind, "param": param, "code": code}
 
 
 def answer(http: HTTPRequest, error: InputError) -> JSONResponse:
@@ -78,9 +82,17 @@ def answer(http: HTTPRequest, error: InputError) -> JSONResponse:
         headers["Retry-After"] = "10"
     elif status not in (409, 429):
         headers["x-should-retry"] = "false"  # the same request would fail again
+    return respond(http, status, code, str(error), headers)
+
+
+def respond(
+    http: HTTPRequest, status: int, code: str, message: str, headers: Mapping[str, str] | None
+) -> JSONResponse:
+    """Answer a request with a problem, in the dialect of its path."""
     path = http.scope["path"]
     if path.startswith("/v1/images/"):
-        return JSONResponse({"error": openai_problem(error)}, status if status != 422 else 400, headers)
+        problem = _openai_problem(status, code, message, None)
+        return JSONResponse({"error": problem}, status if status != 422 else 400, headers)
     if path.startswith("/sdapi/"):
-        return JSONResponse({"detail": line(str(error))}, status, headers)
-    return JSONResponse({"error": line(str(error)), "code": code}, status, headers)
+        return JSONResponse({"detail": line(message)}, status, headers)
+    return JSONResponse({"error": line(message), "code": code}, status, headers)

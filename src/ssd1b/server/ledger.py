@@ -1,6 +1,7 @@
 """The requests of a server: in memory while they are open, on disk always, and who listens to them."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,13 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ssd1b.errors import FailedError, InputError
+from ssd1b.errors import FailedError, InputError, OutOfSpaceError
 from ssd1b.jobs.job import Job
 from ssd1b.jobs.queue import DONE, FAILED, FINISHED, Image, Queue, Request
 from ssd1b.jobs.store import FAILED as JOB_FAILED
 from ssd1b.jobs.store import Outcome, Store
 from ssd1b.server.metrics import Metrics
 from ssd1b.settings import GenerationSettings
+
+log = logging.getLogger("ssd1b.server")
 
 T = TypeVar("T")
 
@@ -75,6 +78,8 @@ class Ledger:
     def __init__(self, folder: Path, metrics: Metrics, watched: Callable[[], object]) -> None:
         self.open: dict[str, Request] = {}
         """Requests that are not finished, by id."""
+        self._unsaved: dict[str, Request] = {}
+        """Requests that are finished, but not on disk."""
         self._folder = folder
         self._metrics = metrics
         self._watched = watched
@@ -105,8 +110,16 @@ class Ledger:
         self.store.close()
 
     async def keep(self, work: Callable[[], T]) -> T:
-        """Do something with the store or the queue, in their thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._keeper, work)
+        """Do something with the store or the queue, in their thread.
+
+        Raises:
+            InputError: the disk refused. Clients are not told where the store is; the log says it.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._keeper, work)
+        except OutOfSpaceError as error:
+            log.error("%s", error)
+            raise OutOfSpaceError("the server's disk is full") from error
 
     async def add(self, request: Request) -> None:
         """Accept a new request.
@@ -129,8 +142,18 @@ class Ledger:
         self._done[request.id] = asyncio.Event()
 
     async def update(self, requests: Sequence[Request]) -> None:
-        """Store changes of requests, and tell listeners."""
-        await self.keep(partial(self.queue.update, requests))
+        """Store changes of requests, and tell listeners.
+
+        If the disk refuses, those that ended have failed. They are stored with the next change.
+        """
+        try:
+            await self.keep(partial(self.queue.update, [*self._unsaved.values(), *requests]))
+            self._unsaved.clear()
+        except InputError as error:
+            for request in requests:
+                if request.state in FINISHED:
+                    request.state, request.error, request.code = FAILED, str(error), type(error).__name__
+                    self._unsaved[request.id] = request
         for request in requests:
             if request.state in FINISHED:
                 self._forget(request)
@@ -182,8 +205,8 @@ class Ledger:
 
     async def load(self, request: str, job: MakeJob) -> Request | None:
         """Return a request by its id, also one that is finished; None if there is none."""
-        if request in self.open:
-            return self.open[request]
+        if known := self.open.get(request) or self._unsaved.get(request):
+            return known
         return await self.keep(partial(self.queue.load, request, job))
 
     @asynccontextmanager

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import webbrowser
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -13,6 +14,7 @@ import uvicorn
 from ssd1b.errors import UnavailableError, shown
 from ssd1b.files import named
 from ssd1b.server.app import make_app
+from ssd1b.server.connections import Connection
 from ssd1b.server.observing import JSONFormatter
 from ssd1b.server.options import ServerOptions
 from ssd1b.server.service import Service
@@ -50,6 +52,7 @@ def run(options: ServerOptions, *, open_page: bool = False) -> None:
     handler.setFormatter(logging.Formatter("%(message)s") if sys.stderr.isatty() else JSONFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    _allow_connections()
     with _listen(options.host, options.port) as listener:
         asyncio.run(_serve(options, listener, open_page))
 
@@ -63,14 +66,24 @@ async def _serve(options: ServerOptions, listener: socket.socket, open_page: boo
         log.info("ssd1b serves %s on http://%s:%d", ", ".join(options.model), name, port)
         log.info("images are kept in %s; stop with Ctrl-C", named(options.folder))
         config = uvicorn.Config(
-            make_app(service), log_config=None, access_log=False, server_header=False, lifespan="off",
-            timeout_graceful_shutdown=max(1, round(options.drain_seconds)), timeout_keep_alive=30,
+            make_app(service), http=Connection, log_config=None, access_log=False, server_header=False,
+            lifespan="off", timeout_keep_alive=30,
+            timeout_graceful_shutdown=max(1, round(options.drain_seconds)),
         )  # fmt: skip
         if open_page:
             asyncio.get_running_loop().call_later(0.1, webbrowser.open, f"http://{name}:{port}")
         await _Server(config, service).serve(sockets=[listener])
     finally:
         await service.close()
+
+
+def _allow_connections() -> None:
+    """Open as many files as the system allows; many systems begin with 1024, and each connection is one."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _listen(host: str, port: int) -> socket.socket:

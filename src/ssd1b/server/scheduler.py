@@ -77,6 +77,8 @@ class Scheduler:
         self._turns = Turns()
         self._runs: dict[asyncio.Task[None], Run] = {}
         self._wake = asyncio.Event()
+        self._unreleased: set[str] = set()
+        """Keys of jobs that this process has claimed and will not finish."""
 
     def start(self) -> None:
         """Begin."""
@@ -203,7 +205,14 @@ class Scheduler:
             await self._fail(run, FailedError("unexpected error; see the server's log"))
 
     async def _release(self, run: Run) -> None:
-        await self._ledger.keep(partial(self._ledger.store.release, run.keys))
+        self._unreleased.update(run.keys)
+        with suppress(InputError):  # the disk refused: the next batch tries again
+            await self._release_all()
+
+    async def _release_all(self) -> None:
+        if keys := set(self._unreleased):
+            await self._ledger.keep(partial(self._ledger.store.release, keys))
+            self._unreleased -= keys
 
     async def _fail(self, run: Run, error: InputError) -> None:
         """Fail the requests of a batch. If its process died, those that began only once wait again."""
@@ -217,13 +226,19 @@ class Scheduler:
         await self._ledger.finish([each for each in run.requests if each not in again], FAILED, error)
 
     async def _claim(self, run: Run) -> None:
-        """Take results that are stored already, and leave in the batch what this process is to generate."""
+        """Take images that are stored already, and leave in the batch what this process is to generate.
+
+        What failed before is tried again.
+        """
+        await self._release_all()
         store = self._ledger.store
-        known = await self._ledger.keep(partial(store.outcomes, run.keys))
+        found = await self._ledger.keep(partial(store.outcomes, run.keys))
+        known = {key: outcome for key, outcome in found.items() if outcome.state != JOB_FAILED}
         if known:
             await self._ledger.take(known)
         unknown = [key for key in run.keys if key not in known]
-        claimed = set(await self._ledger.keep(partial(store.claim, unknown))) if unknown else set()
+        claim = partial(store.claim, unknown, retry=True)
+        claimed = set(await self._ledger.keep(claim)) if unknown else set()
         if unknown and not claimed:
             await asyncio.sleep(_OTHERS)
         run.picked = [(request, image) for request, image in run.picked if image.job.key in claimed]

@@ -13,12 +13,12 @@ function Open({ job, time, ahead, first, last }) {
   };
   const many = job.images.length > 1 ? `${job.images.length} images · ` : "";
   return html`
-    <li class="job ${job.state}" onKeyDown=${keys}>
+    <li class="job ${job.state} ${first && last ? "only" : ""}" onKeyDown=${keys}>
       <p class="said" title=${job.prompt}>${job.prompt}</p>
       <p class="facts">${many}${progressText(job, time, ahead)}</p>
       ${job.state === "running" && html`<progress max="1" value=${progress(job)} aria-label="Progress of ${job.prompt}"></progress>`}
       <div class="buttons">
-        ${job.state === "queued" && html`
+        ${job.state === "queued" && !(first && last) && html`
           <${IconButton} icon="up" label="Earlier" keys="Alt+Up" disabled=${first} onClick=${() => move(job, -1)} />
           <${IconButton} icon="down" label="Later" keys="Alt+Down" disabled=${last} onClick=${() => move(job, 1)} />`}
         <${IconButton} icon="cancel" label="Cancel" onClick=${() => cancel(job)} />

@@ -74,9 +74,11 @@ export const Actions = ({ picture, children }) => html`
 /** The images of the job that the shown picture belongs to, to choose between them. */
 function Siblings({ picture }) {
   const pictures = useStore(({ pictures }) => pictures);
-  // They are together in the list, so a look around the picture suffices however long the list is.
+  // They are close in the list, so a look around the picture suffices however long the list is. Pictures of one
+  // batch are made at the same time, so their order there says nothing.
   const at = pictures.findIndex((each) => each.id === picture.id);
-  const near = pictures.slice(Math.max(0, at - 64), at + 65).filter((each) => each.job === picture.job).reverse();
+  const near = pictures.slice(Math.max(0, at - 64), at + 65).filter((each) => each.job === picture.job);
+  near.sort((one, other) => one.settings.seed - other.settings.seed);
   if (at < 0 || near.length < 2) return null;
   return html`
     <div class="siblings" role="group" aria-label="Images of this job">

@@ -1,0 +1,451 @@
+"""What goes wrong around a server: clients that leave, stall or lie, full disks, devices that fail."""
+
+import base64
+import gzip
+import os
+import socket
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+import requests
+
+from server_process import Server, serving
+from server_workers import Plan
+from ssd1b.server import connections
+from ssd1b.server.app import make_app
+from ssd1b.server.options import Key
+from ssd1b.server.security import OPEN_PATHS, PAGE
+
+pytestmark = pytest.mark.enable_socket
+
+MODEL = "mini-ssd-1b"
+JOB = {"prompt": "a red cube", "steps": 4}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("server"), Plan()) as running:
+        yield running
+
+
+def post(server: Server, path: str = "/v1/jobs", **body: Any) -> requests.Response:
+    return requests.post(server.url + path, json=body or JOB, timeout=60)
+
+
+def finished(server: Server, job: str) -> dict[str, Any]:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        answer = requests.get(f"{server.url}/v1/jobs/{job}", timeout=60).json()
+        if answer["state"] in ("done", "failed", "cancelled"):
+            return answer
+        time.sleep(0.02)
+    raise AssertionError(answer)
+
+
+def exchange(server: Server, text: bytes, *, seconds: float = 30) -> bytes:
+    """Send bytes, and return what comes until the server closes or says no more."""
+    with closing(connect(server)) as client:
+        client.settimeout(seconds)
+        client.sendall(text)
+        answer = b""
+        with suppress(TimeoutError):
+            while block := client.recv(65536):
+                answer += block
+    return answer
+
+
+def connect(server: Server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", urlsplit(server.url).port or 0))
+
+
+# Too much at once.
+
+
+def test_a_burst_beyond_the_queue_is_refused_at_once_and_what_was_accepted_finishes(tmp_path: Path) -> None:
+    plan = Plan()
+    with serving(tmp_path, plan, max_pending=20) as server, ThreadPoolExecutor(32) as pool:
+        plan.gate.clear()
+        before = psutil.Process().memory_info().rss
+        answers = list(pool.map(lambda seed: post(server, **JOB, seed=seed), range(200)))
+        assert psutil.Process().memory_info().rss - before < 100e6
+        accepted = [each for each in answers if each.status_code == 202]
+        refused = [each for each in answers if each.status_code == 429]
+        assert len(accepted) == 20 and len(refused) == 180
+        assert all(
+            int(each.headers["retry-after"]) >= 1 and each.json()["code"] == "queue_full" for each in refused
+        )
+        plan.gate.set()  # until now nothing was generated, so no answer waited for an image
+        assert {finished(server, each.json()["id"])["state"] for each in accepted} == {"done"}
+
+
+def test_a_client_that_leaves_while_it_waits_is_never_served(tmp_path: Path) -> None:
+    plan = Plan()
+    with serving(tmp_path, plan) as server:
+        plan.gate.clear()
+        post(server, prompt="first", steps=4)
+        with pytest.raises(requests.Timeout):
+            requests.post(f"{server.url}/sdapi/v1/txt2img", json={"prompt": "left", "steps": 4}, timeout=0.5)
+        deadline = time.monotonic() + 30
+        while (
+            len(requests.get(f"{server.url}/v1/queue", timeout=9).json()) > 1 and time.monotonic() < deadline
+        ):
+            time.sleep(0.02)
+        plan.gate.set()
+        last = post(server, prompt="last", steps=4).json()["id"]
+        assert finished(server, last)["state"] == "done"
+        assert [prompt for batch in plan.batches for prompt in batch] == ["first", "last"]
+
+
+def test_a_deadline_is_an_answer_of_its_own(tmp_path: Path) -> None:
+    with serving(tmp_path, Plan(seconds=0.2), max_seconds=1.0) as server:
+        answer = requests.post(f"{server.url}/v1/images/generations", json=JOB | {"steps": 100}, timeout=60)
+        assert answer.status_code == 504 and answer.json()["error"]["code"] == "deadline"
+        steps = server.plan.steps
+        assert finished(server, post(server, **JOB | {"steps": 1}).json()["id"])["state"] == "done"
+        assert server.plan.steps <= steps + 2  # the batch that was too late stopped
+
+
+# The device and the process.
+
+
+def test_a_device_that_fails_is_replaced_and_the_images_are_there(tmp_path: Path) -> None:
+    plan = Plan()
+    plan.broken["a red cube"] = "CUDA error: an illegal memory access was encountered"
+    with serving(tmp_path, plan) as server:
+        job = post(server).json()["id"]
+        deadline = time.monotonic() + 30
+        while len(plan.loads) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        plan.broken.clear()
+        answer = finished(server, job)
+        assert answer["state"] in ("done", "failed") and len(plan.loads) >= 2
+        assert finished(server, post(server, prompt="another", steps=4).json()["id"])["state"] == "done"
+
+
+def test_what_failed_can_be_tried_again(tmp_path: Path) -> None:
+    plan = Plan()
+    plan.broken["a red cube"] = "DefaultCPUAllocator: can't allocate memory"
+    with serving(tmp_path, plan) as server:
+        job = post(server).json()["id"]
+        answer = finished(server, job)
+        assert answer["state"] == "failed" and "allocate" in answer["error"]
+        plan.broken.clear()
+        again = requests.post(f"{server.url}/v1/jobs/{job}/retry", timeout=60).json()
+        assert finished(server, again["id"])["state"] == "done"
+
+
+# Bodies.
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/images/generations", "/sdapi/v1/txt2img", "/v1/read"])
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_gigabyte_is_refused_and_not_kept(server: Server, path: str, announced: bool) -> None:
+    length = b"content-length: 1000000000" if announced else b"transfer-encoding: chunked"
+    before = psutil.Process().memory_info().rss
+    block = b"x" * 65536 if announced else b"10000\r\n" + b"x" * 65536 + b"\r\n"
+    answer = b""
+    with closing(connect(server)) as client:
+        client.settimeout(30)
+        client.sendall(
+            b"POST "
+            + path.encode()
+            + b" HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+            + length
+            + b"\r\n\r\n"
+        )
+        with suppress(ConnectionError, BrokenPipeError):
+            for _ in range(3000):  # 197 MB, if nobody stops it
+                client.sendall(block)
+        with suppress(ConnectionError, TimeoutError):
+            answer = client.recv(65536)
+    assert answer == b"" or b" 413 " in answer.splitlines()[0]
+    # One limit holds for jobs and another for files.
+    assert psutil.Process().memory_info().rss - before < 150e6
+    assert requests.get(f"{server.url}/healthz", timeout=9).status_code == 200
+
+
+def test_a_compressed_body_is_no_json(server: Server) -> None:
+    bomb = gzip.compress(bytes(50_000_000))
+    answer = requests.post(
+        f"{server.url}/v1/jobs", data=bomb, timeout=60,
+        headers={"content-encoding": "gzip", "content-type": "application/json"},
+    )  # fmt: skip
+    assert answer.status_code in (400, 415, 422) and len(answer.text) < 1000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"null", b"[]", b'"x"', b"{", b"\xff\xfe", b'{"prompt": "\\ud800"}', b'{"prompt": "a\\u0000b"}',
+        b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"prompt": "a", "steps": ' + b"9" * 5000 + b"}",
+        b'{"prompt": "a", "steps": NaN}', b'{"prompt": "a", "guidance_scale": 1e999}', b'{"prompt": 7}',
+        b'{"prompt": "a", "count": -1}', b'{"prompt": "a", "width": 1e9, "height": 1e9}',
+        b'{"prompt": "a", "sampler": "' + b"x" * 500_000 + b'"}',
+        b'{"prompt": "a", "model": "../../etc/passwd"}',
+        b'{"prompt": "a", "preset": "/etc/passwd.toml"}', b'{"prompt": "a", "seed": 18446744073709551616}',
+        b'{"prompt": {"a": 1}}', b'{"prompt": "a", "original_size": [[[]]]}',
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/check", "/v1/images/generations", "/sdapi/v1/txt2img"])
+def test_no_body_is_an_unexpected_error(server: Server, path: str, body: bytes) -> None:
+    answer = requests.post(
+        server.url + path, data=body, headers={"content-type": "application/json"}, timeout=60
+    )
+    # AUTOMATIC1111's dialect and OpenAI's ignore fields that they do not know, so some of these are valid.
+    assert answer.status_code in (200, 202, 400, 404, 422), answer.text[:300]
+    if answer.status_code >= 400:
+        assert answer.headers["content-type"] == "application/json" and len(answer.text) < 2000
+        assert "Traceback" not in answer.text
+
+
+def png(width: int, height: int, rows: bytes) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes((8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        png(60_000, 60_000, zlib.compress(bytes(1000))),
+        png(64, 64, zlib.compress(bytes(80_000_000))),
+        b"SIMPLE  =                    T" + b" " * 3000,
+        b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
+        b"%!PS-Adobe-3.0 EPSF-3.0\n", b"GIF89a" + bytes(100), bytes(1000), b"",
+    ],
+)  # fmt: skip
+def test_files_that_are_no_pictures_or_bombs_are_refused_within_limits(server: Server, file: bytes) -> None:
+    before = psutil.Process().memory_info().rss
+    answer = requests.post(f"{server.url}/v1/read", data=file, timeout=60)
+    assert answer.status_code == 422 and len(answer.json()["error"]) < 1000
+    assert psutil.Process().memory_info().rss - before < 200e6
+
+
+# Paths, hosts and keys.
+
+
+@pytest.mark.parametrize(
+    "id",
+    ["../../../etc/passwd", "..%2f..%2fqueue.sqlite", "%2e%2e%5cqueue.sqlite", "/etc/passwd", "%00",
+     "a" * 5000,     "queue.sqlite", ".", "..%5c", "%ff%fe"],
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["/v1/pictures/{}", "/v1/pictures/{}/thumbnail", "/v1/jobs/{}", "/page/{}"])
+def test_a_path_opens_nothing_else(server: Server, path: str, id: str) -> None:
+    target = path.replace("{}", id).encode()
+    answer = exchange(server, b"GET " + target + b" HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+    status = answer.splitlines()[0]
+    assert any(code in status for code in (b" 404 ", b" 400 ", b" 405 ", b" 422 ")), answer[:300]
+    assert b"root:" not in answer and b"SQLite" not in answer
+
+
+@pytest.mark.parametrize(
+    "headers",
+    ["host: evil.example", "host: localhost.evil.example", "host: localhost@evil.example", "host: ",
+     "host: localhost:99999", "host: [::1", "host: localhost\r\nhost: localhost",
+     "host: localhost\r\norigin: null", "host: localhost\r\norigin: http://evil.example",
+     "host: localhost\r\norigin: http://localhost.evil.example",
+     "host: localhost\r\nsec-fetch-site: cross-site", "x: y"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "request_line", ["GET /v1/jobs", "POST /v1/jobs", "DELETE /v1/jobs/x", "OPTIONS /", "GET /"]
+)
+def test_foreign_hosts_and_origins_are_refused(server: Server, headers: str, request_line: str) -> None:
+    text = f"{request_line} HTTP/1.1\r\n{headers}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+    status = exchange(server, text.encode()).splitlines()[0]
+    assert status.split()[1] in (b"400", b"403", b"421"), status
+
+
+def test_every_route_but_probes_and_the_page_needs_a_key(server: Server) -> None:
+    guard = make_app(server.service)._app
+    keys = {"alice": Key(key="a-key-that-is-long-enough")}
+    locked = type(guard)(guard._app, hosts=frozenset({"localhost"}), keys=keys)
+    paths = guard._app.openapi()["paths"]
+    assert len(paths) > 40
+    for route in [*paths, "/", "/page/app.js", "/openapi.json", "/docs", "/nothing"]:
+        path = route.replace("{id}", "x").replace("{name}", "x")
+        scope = {"type": "http", "path": path, "headers": [(b"host", b"localhost")]}
+        refusal = locked._refusal(scope)
+        is_open = path in OPEN_PATHS or PAGE.fullmatch(path)
+        assert (refusal is None) if is_open else (refusal is not None and refusal.status_code == 401), path
+        right = keys["alice"].key.encode()
+        for header in (
+            (b"x-api-key", right),
+            (b"authorization", b"Bearer " + right),
+            (b"authorization", b"Basic " + base64.b64encode(b"alice:" + right)),
+        ):
+            assert locked._refusal(scope | {"headers": [(b"host", b"localhost"), header]}) is None, path
+        wrong = [(b"host", b"localhost"), (b"x-api-key", b"a-key-that-is-long-enougH")]
+        assert is_open or locked._refusal(scope | {"headers": wrong}) is not None
+
+
+# Connections.
+
+
+@contextmanager
+def impatient(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, seconds: float = 1.0, **options: Any
+) -> Iterator[Server]:
+    monkeypatch.setattr(connections, "PATIENCE", seconds)
+    with serving(folder, Plan(), **options) as server:
+        yield server
+
+
+def is_closed(client: socket.socket, seconds: float) -> bool:
+    client.settimeout(seconds)
+    try:
+        return client.recv(1) == b""
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"POST /v1/jobs HTTP/1.1\r\nhost: localhost\r\nx: "])
+def test_a_connection_without_a_request_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    with impatient(monkeypatch, tmp_path) as server, closing(connect(server)) as client:
+        client.sendall(sent)
+        assert is_closed(client, 20)
+
+
+def test_a_request_that_takes_long_is_not_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with impatient(monkeypatch, tmp_path, 0.3) as server:
+        server.plan.seconds = 0.5
+        answer = requests.post(f"{server.url}/v1/images/generations", json=JOB, timeout=60)
+        assert answer.status_code == 200
+
+
+def test_many_idle_connections_keep_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = 1500
+    with ExitStack() as stack, impatient(monkeypatch, tmp_path, 3.0) as server:
+        idle = [stack.enter_context(closing(connect(server))) for _ in range(many)]
+        answer = requests.get(f"{server.url}/healthz", timeout=30)
+        assert answer.status_code == 200
+        assert sum(is_closed(client, 30) for client in idle) == many
+
+
+def test_a_reader_that_stalls_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with impatient(monkeypatch, tmp_path, 2.0) as server, closing(socket.socket()) as stalled:
+        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        stalled.connect(("127.0.0.1", urlsplit(server.url).port))
+        stalled.sendall(b"GET /v1/events HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        before = psutil.Process().memory_info().rss
+        jobs = [
+            post(server, prompt=f"{number} " + 100 * "word ", steps=4).json()["id"] for number in range(20)
+        ]
+        assert {finished(server, job)["state"] for job in jobs} == {"done"}
+        assert psutil.Process().memory_info().rss - before < 100e6
+
+
+# The disk.
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
+    with suppress(FileNotFoundError):
+        if subprocess.run(mount, capture_output=True, check=False).returncode == 0:
+            yield place
+            subprocess.run(["umount", "--lazy", str(place)], check=True)
+            return
+    pytest.skip("needs the right to mount a small disk")
+
+
+def test_a_full_disk_is_an_answer_and_the_server_goes_on_when_there_is_space(small_disk: Path) -> None:
+    with serving(small_disk / "store", Plan()) as server:
+        assert finished(server, post(server).json()["id"])["state"] == "done"
+        ballast = small_disk / "ballast"
+        with suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        answers = [post(server, prompt=f"cube {number}", steps=4) for number in range(20)]
+        assert {each.status_code for each in answers} <= {202, 507}
+        states = [finished(server, each.json()["id"]) for each in answers if each.status_code == 202]
+        assert all(each["state"] in ("done", "failed") for each in states)
+        waited = requests.post(f"{server.url}/v1/images/generations", json=JOB | {"seed": 99}, timeout=60)
+        assert waited.status_code == 507, waited.text
+        assert requests.get(f"{server.url}/healthz", timeout=9).status_code == 200
+        ballast.unlink()
+        for seed in (99, 100):
+            assert finished(server, post(server, **JOB, seed=seed).json()["id"])["state"] == "done"
+
+
+def test_a_store_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    if os.geteuid() == 0:  # permissions do not hold for root: a read-only disk does
+        place = tmp_path / "readonly"
+        place.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "ro,size=64k", "tmpfs", str(place)]
+        if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+            pytest.skip("needs the right to mount a disk")
+    else:
+        place = tmp_path / "closed"
+        place.mkdir(mode=0o500)
+    try:
+        command = [sys.executable, "-m", "ssd1b", "serve", "--store", str(place / "store"), "--port", "0"]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    finally:
+        subprocess.run(["umount", str(place)], check=False, capture_output=True)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1 and "read" in ended.stderr.lower()
+
+
+# Deletion.
+
+
+def test_a_job_is_deleted_with_its_images_which_can_be_restored(server: Server) -> None:
+    job = post(server, prompt="to be deleted", steps=4).json()["id"]
+    (image,) = finished(server, job)["images"]
+    assert requests.delete(f"{server.url}/v1/jobs/{job}", timeout=9).status_code == 204
+    listed = [each["id"] for each in requests.get(f"{server.url}/v1/jobs", timeout=9).json()["jobs"]]
+    found = requests.get(f"{server.url}/v1/pictures", params={"q": "deleted"}, timeout=9).json()["pictures"]
+    assert job not in listed and found == []
+    requests.patch(f"{server.url}/v1/pictures/{image['id']}", json={"deleted": False}, timeout=9)
+    listed = [each["id"] for each in requests.get(f"{server.url}/v1/jobs", timeout=9).json()["jobs"]]
+    assert job in listed
+    assert requests.delete(f"{server.url}/v1/jobs/nosuchjob", timeout=9).status_code == 404
+
+
+def test_an_unfinished_job_that_is_deleted_is_cancelled(tmp_path: Path) -> None:
+    plan = Plan()
+    with serving(tmp_path, plan) as server:
+        plan.gate.clear()
+        job = post(server).json()["id"]
+        assert requests.delete(f"{server.url}/v1/jobs/{job}", timeout=9).status_code == 204
+        assert requests.get(f"{server.url}/v1/queue", timeout=9).json() == []
+        plan.gate.set()
+
+
+def test_jobs_are_listed_after_their_images_were_removed_for_good(tmp_path: Path) -> None:
+    with serving(tmp_path, Plan()) as server:
+        jobs = [post(server, prompt=f"cube {number}", steps=4).json()["id"] for number in range(2)]
+        images = [finished(server, job)["images"][0]["id"] for job in jobs]
+        requests.patch(f"{server.url}/v1/pictures/{images[0]}", json={"deleted": True}, timeout=9)
+        ledger = server.service._ledger
+        ledger._keeper.submit(ledger.queue.purge, time.time() + 1).result()
+        listed = requests.get(f"{server.url}/v1/jobs", timeout=9).json()["jobs"]
+        assert [each["id"] for each in listed] == [jobs[1]]
+        assert requests.get(f"{server.url}/v1/jobs/{jobs[0]}", timeout=9).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/v1/nosuchpath"), ("PUT", "/v1/jobs"), ("GET", "/nothing")]
+)
+def test_errors_are_json_with_a_code(server: Server, method: str, path: str) -> None:
+    answer = requests.request(method, server.url + path, timeout=9)
+    assert answer.status_code in (404, 405) and set(answer.json()) == {"error", "code"}
