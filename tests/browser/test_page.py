@@ -777,6 +777,17 @@ def test_a_phone_has_room_and_no_motion_is_forced(server: Server, enter: Callabl
     assert page.evaluate("[...document.getAnimations()].length") == 0
 
 
+def test_a_gallery_far_below_the_window_has_one_row_of_tiles(
+    server: Server, enter: Callable[..., Page]
+) -> None:
+    page = enter(server, viewport={"width": 390, "height": 300})
+    expect(page.locator(".tile").first).to_be_attached()
+    assert page.locator(".tile").count() <= 12
+    page.locator(".tiles").evaluate("tiles => tiles.scrollIntoView()")
+    expect(page.locator(".tile img").first).to_be_in_viewport()
+    expect(page.locator(".tile img").nth(12)).to_be_attached()
+
+
 def problems(page: Page) -> list[str]:
     """What axe finds that is serious or critical."""
     page.evaluate(AXE)

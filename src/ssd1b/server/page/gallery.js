@@ -35,7 +35,8 @@ function useWindow(frame, count) {
     const size = (box.width - GAP * (columns - 1)) / columns;
     const pitch = size + GAP;
     const first = Math.max(0, Math.floor(-box.top / pitch) - AHEAD);
-    const last = Math.ceil((innerHeight - box.top) / pitch) + AHEAD;
+    // At least one row, also while the gallery is far below the window: Tab must find a tile.
+    const last = Math.max(first + 1, Math.ceil((innerHeight - box.top) / pitch) + AHEAD);
     update((view) => {
       const next = { columns, size, first, last };
       return Object.keys(next).every((name) => next[name] === view[name]) ? view : next;
@@ -47,7 +48,8 @@ function useWindow(frame, count) {
     // The work column scrolls on desktops, the page on phones; scroll events do not bubble, but can be captured.
     document.addEventListener("scroll", look, { capture: true, passive: true });
     const resized = new ResizeObserver(look);
-    resized.observe(frame.current);
+    // What is above the gallery moves it.
+    for (const each of [frame.current, document.body, document.querySelector(".top")]) resized.observe(each);
     return () => {
       document.removeEventListener("scroll", look, { capture: true });
       resized.disconnect();
