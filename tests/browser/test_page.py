@@ -583,6 +583,14 @@ def test_pictures_are_searched_marked_deleted_and_downloaded(page: Page, server:
     assert not server.ask("GET", f"/v1/pictures/{7775:032x}/recipe")["deleted"]
     with page.expect_download() as download:
         thumb.press("d")
+    thumb.press("Delete")
+    expect(page.locator(".tile")).to_have_count(18)
+    page.locator("#filter-show").select_option("deleted")
+    expect(page.locator(".tile")).to_have_count(1)
+    page.get_by_role("button", name="Restore").click()
+    expect(page.get_by_text("No picture matches.")).to_be_visible()
+    page.locator("#filter-show").select_option("all")
+    expect(page.locator(".tile")).to_have_count(19)
     assert download.value.suggested_filename == "7775-an-old-picture-7775.png"
     assert Path(download.value.path()).read_bytes().startswith(b"\x89PNG")
 
@@ -601,7 +609,16 @@ def test_the_light_box_shows_the_recipe_compares_and_varies(page: Page, server: 
     page.keyboard.press("ArrowRight")
     wipe = box.get_by_label("Position of the wipe")
     wipe.fill("25")
-    assert box.locator(".wipe").evaluate("stage => stage.style.getPropertyValue('--at')") == "25%"
+    at = "stage => stage.style.getPropertyValue('--at')"
+    assert box.locator(".wipe").evaluate(at) == "25%"
+    place = box.locator(".wipe").bounding_box()
+    assert place
+    page.mouse.move(place["x"] + 0.5 * place["width"], place["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(place["x"] + 0.75 * place["width"], place["y"] + 50)
+    page.mouse.up()
+    assert float(box.locator(".wipe").evaluate(at).rstrip("%")) == pytest.approx(75, abs=1)
+    expect(wipe).to_have_value("75")
     expect(box.locator(".differences")).to_contain_text("Seed 8888 → 8887")
     page.keyboard.press("Escape")
     expect(box).to_be_hidden()
@@ -736,6 +753,10 @@ def test_everything_works_by_keyboard(page: Page) -> None:
             break
     first = page.evaluate(focused)
     assert OLD in first
+    page.keyboard.press("PageDown")
+    until(page, f"{focused} !== {json.dumps(first)}")
+    page.keyboard.press("Home")
+    until(page, f"{focused} === {json.dumps(first)}")
     page.keyboard.press("ArrowRight")
     until(page, f"{focused} !== {json.dumps(first)}")
     second = page.evaluate(focused)

@@ -106,9 +106,11 @@ export function Gallery() {
   const keys = (event) => {
     const at = pictures.findIndex((each) => each.id === event.target.dataset?.id);
     const picture = pictures[at];
+    const page = columns * Math.max(1, Math.floor(innerHeight / pitch) - 1);
     if (!picture || event.ctrlKey || event.altKey || event.metaKey) return;
     const work = {
       ArrowRight: () => go(at + 1), ArrowLeft: () => go(at - 1), ArrowDown: () => go(at + columns), ArrowUp: () => go(at - columns),
+      PageDown: () => go(at + page), PageUp: () => go(at - page),
       Home: () => go(0), End: () => go(pictures.length - 1), Enter: () => set({ enlarged: picture }),
       f: () => favour(picture), d: () => download(picture), Delete: () => remove(picture).then(() => go(at)),
     }[event.key];

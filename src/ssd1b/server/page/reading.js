@@ -62,6 +62,8 @@ export function DropZone() {
         if (file) readFile(file);
       },
       paste: (event) => {
+        // Text of an office program comes with a picture of it.
+        if (event.clipboardData?.types.includes("text/plain")) return;
         const file = fileOf(event.clipboardData);
         if (file) readFile(file);
       },
