@@ -561,6 +561,25 @@ def test_the_gallery_stays_small_with_ten_thousand_pictures(
     assert frames[15] < 250
 
 
+def test_a_search_outlives_an_answer_that_comes_late(page: Page) -> None:
+    late: list[Route] = []
+    page.route(re.compile(r"/v1/pictures\?limit=200$"), lambda route: late.append(route))
+    page.reload()
+    search = page.locator("#search")
+    expect(search).to_be_visible()
+    while not late:
+        page.wait_for_timeout(20)
+    search.press_sequentially("picture 7", delay=20)
+    for route in late:
+        route.continue_()  # renders the gallery in the middle of the word
+    search.press_sequentially("77", delay=20)
+    expect(page.locator(".tile")).to_have_count(19)
+    page.wait_for_timeout(300)
+    expect(search).to_have_value("picture 777")
+    expect(page.locator(".tile")).to_have_count(19)
+    page.unroute_all()
+
+
 def test_pictures_are_searched_marked_deleted_and_downloaded(page: Page, server: Server) -> None:
     page.locator("#search").fill("picture 777")
     expect(page.locator(".tile")).to_have_count(19)  # 777, 7770 to 7779 and 1777 to 9777
