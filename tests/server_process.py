@@ -1,8 +1,15 @@
-"""A server on the loopback, in a thread, with workers that make plain images."""
+"""Servers on the loopback: in a thread with workers that make plain images, or a process with a model."""
 
 import asyncio
+import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,3 +75,51 @@ def serving(folder: Path, plan: Plan | None = None, **options: Any) -> Iterator[
         yield server
     finally:
         server.stop()
+
+
+class ServerProcess:
+    """``ssd1b serve`` on a port of its own; with one thread, and only files that are on this machine.
+
+    Attributes:
+        url: where it listens.
+        folder: its store.
+        process: the running one.
+    """
+
+    def __init__(self, folder: Path, *options: str, key: str = "") -> None:
+        self.folder = folder
+        self._options, self._key = options, key
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the process; again on the same port if it was stopped."""
+        self.log = self.folder.parent / f"{self.folder.name}.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "ssd1b", "serve", "--store", str(self.folder), "--port",
+                 str(self._port), "--threads", "1", "--offline", *self._options],
+                stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+
+    def wait(self) -> None:
+        """Wait until the server listens."""
+        deadline = time.monotonic() + 120
+        while self.url not in self.log.read_text():
+            assert time.monotonic() < deadline and self.process.poll() is None, self.log.read_text()
+            time.sleep(0.05)
+
+    def stop(self, signal_: int = signal.SIGTERM) -> int:
+        """End the process, and return its exit code."""
+        self.process.send_signal(signal_)
+        return self.process.wait()
+
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Use the API as another client would."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"content-type": "application/json", "x-api-key": self._key}
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)

@@ -30,6 +30,7 @@ class Plan:
         crashes: prompts whose batch ends the process, so many more times.
         broken: prompts whose image fails.
         missing: models that cannot be loaded.
+        fatal: models that end the process while they are loaded.
         loads: models in the order in which they were loaded.
         closed: models whose worker was ended.
         gate: steps wait for it.
@@ -42,6 +43,7 @@ class Plan:
         self.crashes: dict[str, int] = {}
         self.broken: dict[str, str] = {}
         self.missing: set[str] = set()
+        self.fatal: set[str] = set()
         self.loads: list[str] = []
         self.closed: list[str] = []
         self.previewed = False
@@ -66,7 +68,10 @@ class FakeWorker(Worker):
     def load(self) -> "Future[int]":
         self._plan.loads.append(self.model)
         future: Future[int] = Future()
-        if self.model in self._plan.missing:
+        if self.model in self._plan.fatal:
+            self._ended_early = True
+            future.set_exception(UnavailableError("the process ended"))
+        elif self.model in self._plan.missing:
             future.set_exception(InputError(f"{self.model} is damaged"))
         else:
             future.set_result(0)

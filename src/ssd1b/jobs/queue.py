@@ -25,7 +25,10 @@ FINISHED = frozenset({DONE, FAILED, CANCELLED})
 FILE = "queue.sqlite"
 
 MAX_STARTS = 2
-"""A request that was running when a process ended this often is given up: it may be what ends the process."""
+"""A request that was running when a worker's process ended this often is given up: it may be the reason."""
+
+MAX_RESTARTS = 5
+"""As ``MAX_STARTS``, for the server's own process, which usually ends for other reasons."""
 
 _SCHEMA = 1
 _TABLES = """
@@ -84,7 +87,7 @@ class Request:
         created: seconds since 1970, as the following.
         started: when the first image was begun.
         finished: when it was done, failed or cancelled.
-        starts: how many processes have begun it.
+        starts: how often it was begun.
         error: why it failed.
         code: class of the error, by which a dialect chooses a status.
         step: denoising steps done of the images in progress.

@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import os
+import signal
 import socket
 import sys
 import webbrowser
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import FrameType
 
 import uvicorn
@@ -29,8 +31,26 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._service = service
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Handle SIGTERM and Ctrl-C. Unlike uvicorn's own handler, do not raise the signal again later."""
+    def capture_signals(self) -> AbstractContextManager[None]:
+        """Capture none: uvicorn stops listening before the service has finished its batches."""
+        return nullcontext()
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Handle SIGTERM and Ctrl-C while the context lasts."""
+        loop = asyncio.get_running_loop()
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            loop.call_soon_threadsafe(self._stop)
+
+        before = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    def _stop(self) -> None:
         if self.should_exit:
             self.force_exit = True
             self._service.hurry()
@@ -59,22 +79,23 @@ def run(options: ServerOptions, *, open_page: bool = False) -> None:
 
 async def _serve(options: ServerOptions, listener: socket.socket, open_page: bool) -> None:
     service = Service(options)
+    config = uvicorn.Config(
+        make_app(service), http=Connection, log_config=None, access_log=False, server_header=False,
+        lifespan="off", timeout_keep_alive=30, timeout_graceful_shutdown=max(1, round(options.drain_seconds)),
+    )  # fmt: skip
+    server = _Server(config, service)
     await service.start()
-    try:
-        host, port = options.host, listener.getsockname()[1]
-        name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-        log.info("ssd1b serves %s on http://%s:%d", ", ".join(options.model), name, port)
-        log.info("images are kept in %s; stop with Ctrl-C", named(options.folder))
-        config = uvicorn.Config(
-            make_app(service), http=Connection, log_config=None, access_log=False, server_header=False,
-            lifespan="off", timeout_keep_alive=30,
-            timeout_graceful_shutdown=max(1, round(options.drain_seconds)),
-        )  # fmt: skip
-        if open_page:
-            asyncio.get_running_loop().call_later(0.1, webbrowser.open, f"http://{name}:{port}")
-        await _Server(config, service).serve(sockets=[listener])
-    finally:
-        await service.close()
+    with server.signals():
+        try:
+            host, port = options.host, listener.getsockname()[1]
+            name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+            log.info("ssd1b serves %s on http://%s:%d", ", ".join(options.model), name, port)
+            log.info("images are kept in %s; stop with Ctrl-C", named(options.folder))
+            if open_page:
+                asyncio.get_running_loop().call_later(0.1, webbrowser.open, f"http://{name}:{port}")
+            await server.serve(sockets=[listener])
+        finally:
+            await service.close()
 
 
 def _allow_connections() -> None:

@@ -191,7 +191,6 @@ class Scheduler:
         try:
             await self._claim(run)
             if run.picked:
-                await self._begin(run)
                 results = await self._results(run)
                 await self._store(run, results)
         except CancelledError:
@@ -218,10 +217,10 @@ class Scheduler:
         """Fail the requests of a batch. If its process died, those that began only once wait again."""
         again: list[Request] = []
         if isinstance(error, UnavailableError):
-            again = [request for request in run.requests if request.starts < MAX_STARTS]
+            again = [each for each in run.requests if each.state not in FINISHED and each.starts < MAX_STARTS]
             for request in again:
-                if request.state == RUNNING:
-                    request.state, request.step, request.preview = QUEUED, 0, None
+                request.starts += request.state == QUEUED  # the process ended while it loaded the model
+                request.state, request.step, request.preview = QUEUED, 0, None
             await self._ledger.update(again)
         await self._ledger.finish([each for each in run.requests if each not in again], FAILED, error)
 
@@ -257,6 +256,7 @@ class Scheduler:
         worker = await self.workers.take(model)
         run.worker = worker
         try:
+            await self._begin(run)  # not before the model is loaded, which may be what ends the process
             worker.show_previews(self._ledger.is_watched(run.requests))
             begin = time.monotonic()
             run.batch = worker.submit([image.job.settings for _, image in run.picked])

@@ -18,7 +18,7 @@ from ssd1b.jobs.queue import (
     CANCELLED,
     FAILED,
     FINISHED,
-    MAX_STARTS,
+    MAX_RESTARTS,
     QUEUED,
     Image,
     Picture,
@@ -101,7 +101,7 @@ class Service:
         if request.model not in self.models:
             error = NotFoundError(f"the model {shown(request.model)} is not offered any more")
             await self._ledger.finish([request], FAILED, error)
-        elif request.starts >= MAX_STARTS:
+        elif request.starts >= MAX_RESTARTS:
             error = FailedError(f"the server ended {request.starts} times while it generated this")
             await self._ledger.finish([request], FAILED, error)
         else:

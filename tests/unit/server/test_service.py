@@ -230,6 +230,18 @@ def test_what_always_ends_the_process_fails_and_takes_nobody_with_it(tmp_path: P
     run(test())
 
 
+def test_a_model_that_ends_its_process_while_it_loads_is_given_up(tmp_path: Path) -> None:
+    async def test() -> None:
+        plan = Plan()
+        plan.fatal.add(MODEL)
+        async with Running(tmp_path, plan) as it:
+            request = await it.submit()
+            assert await it.done(request) == [FAILED]
+            assert request.code == "UnavailableError" and len(plan.loads) <= 4
+
+    run(test())
+
+
 def test_a_model_that_cannot_be_loaded_fails_its_request_with_the_reason(tmp_path: Path) -> None:
     async def test() -> None:
         plan = Plan()
@@ -264,10 +276,10 @@ def test_the_next_process_goes_on_with_what_waited(tmp_path: Path) -> None:
     run(test())
 
 
-def test_a_request_that_ended_two_processes_is_given_up(tmp_path: Path) -> None:
+def test_a_request_that_ended_five_servers_is_given_up(tmp_path: Path) -> None:
     async def test() -> None:
         id = None
-        for _ in range(2):
+        for _ in range(5):
             plan = Plan()
             plan.gate.clear()
             it = Running(tmp_path, plan, drain_seconds=0.0)
@@ -279,7 +291,7 @@ def test_a_request_that_ended_two_processes_is_given_up(tmp_path: Path) -> None:
         async with Running(tmp_path, Plan()) as after:
             assert id is not None
             found = await after.service.request(id)
-            assert found.state == FAILED and "ended 2 times" in (found.error or "")
+            assert found.state == FAILED and "ended 5 times" in (found.error or "")
 
     run(test())
 

@@ -77,7 +77,7 @@ async def pictures(
     favourite: bool = False,
     deleted: bool = False,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    before: Annotated[str | None, Query(pattern=r"^[0-9.]+~[0-9a-f]+$")] = None,
+    before: Annotated[str | None, Query(pattern=r"^[0-9]{1,15}([.][0-9]{1,15})?~[0-9a-f]{1,64}$")] = None,
 ) -> Pictures:
     """Return finished images, the newest first."""
     search = Search(words=q, model=model, favourite=favourite, deleted=deleted)

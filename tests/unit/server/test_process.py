@@ -1,0 +1,131 @@
+"""The server as a process with a model: signals, and what the next process finds."""
+
+import hashlib
+import io
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+
+import psutil
+import pytest
+from PIL import Image
+
+from server_process import ServerProcess
+
+pytestmark = pytest.mark.enable_socket
+
+JOB: dict[str, Any] = {"prompt": "a large red metal sphere on a blue background", "steps": 4}
+SLOW = {**JOB, "steps": 150}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ServerProcess]:
+    found = ServerProcess(tmp_path / "store")
+    found.wait()
+    yield found
+    found.process.kill()
+    found.process.wait()
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def state(server: ServerProcess, job: str) -> str:
+    return server.ask("GET", f"/v1/jobs/{job}")["state"]
+
+
+def submit(server: ServerProcess, **body: Any) -> str:
+    return server.ask("POST", "/v1/jobs", {**JOB, **body})["id"]
+
+
+def children(server: ServerProcess) -> list[psutil.Process]:
+    return psutil.Process(server.process.pid).children(recursive=True)
+
+
+def test_a_shutdown_finishes_what_runs_and_keeps_what_waits(server: ServerProcess) -> None:
+    first, *others = [
+        submit(server, steps=40, seed=10),
+        *(submit(server, seed=seed, steps=3) for seed in range(3)),
+    ]
+    wait_for(lambda: state(server, first) == "running")
+    server.process.send_signal(signal.SIGTERM)
+    with suppress(URLError, ConnectionError):  # it may have ended already
+        with pytest.raises(HTTPError) as refused:
+            submit(server)
+        with refused.value as answer:
+            assert answer.code == 503
+    assert server.process.wait(60) == 0
+    server.begin()
+    server.wait()
+    assert state(server, first) == "done"
+    wait_for(lambda: all(state(server, job) == "done" for job in others))
+
+
+def test_a_second_signal_ends_it_at_once_and_loses_nothing(server: ServerProcess) -> None:
+    job = submit(server, steps=150, count=8)
+    wait_for(lambda: state(server, job) == "running")
+    workers = children(server)
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    begin = time.monotonic()
+    server.process.send_signal(signal.SIGTERM)
+    server.process.wait(30)
+    assert time.monotonic() - begin < 10
+    assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in workers)
+    server.begin()
+    server.wait()
+    assert state(server, job) in ("queued", "running")
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_batch_repeated(server: ServerProcess) -> None:
+    job = submit(server, steps=60)
+    wait_for(lambda: server.ask("GET", f"/v1/jobs/{job}")["step"] > 0 or state(server, job) == "done")
+    for each in children(server):
+        with suppress(psutil.NoSuchProcess):
+            if "spawn_main" in " ".join(each.cmdline()):
+                each.send_signal(signal.SIGKILL)
+    wait_for(lambda: state(server, job) == "done")
+
+
+def counters(server: ServerProcess) -> dict[str, float]:
+    import urllib.request
+
+    with urllib.request.urlopen(f"{server.url}/metrics") as answer:
+        text = answer.read().decode()
+    return {name: float(value) for name, value in re.findall(r"^(ssd1b_\S+?) (\S+)$", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("kills", [3])
+def test_a_server_that_is_killed_again_and_again_loses_nothing_and_generates_nothing_twice(
+    server: ServerProcess, kills: int
+) -> None:
+    chance = random.Random(0)
+    jobs: list[str] = []
+    for _ in range(kills):
+        jobs += [submit(server, seed=1000 * len(jobs) + 10 * number, count=2) for number in range(4)]
+        time.sleep(chance.uniform(0.1, 1.5))
+        server.stop(signal.SIGKILL)
+        server.begin()
+        server.wait()
+    wait_for(lambda: all(state(server, job) in ("done", "failed") for job in jobs))
+    answers = [server.ask("GET", f"/v1/jobs/{job}") for job in jobs]
+    assert {each["state"] for each in answers} == {"done"}, [each["error"] for each in answers]
+    pictures = [image["url"] for each in answers for image in each["images"]]
+    assert len(pictures) == len(set(pictures)) == 2 * len(jobs)
+    files = list((server.folder / "pictures").rglob("*.png"))
+    assert len(files) == 2 * len(jobs), "one file for each image, and nothing half-written"
+    for file in files:
+        with Image.open(io.BytesIO(file.read_bytes())) as image:
+            assert hashlib.sha256(image.tobytes()).hexdigest()
+    assert not [name for name in os.listdir(server.folder) if name.startswith(".tmp")]
