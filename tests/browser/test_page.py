@@ -1,13 +1,9 @@
 """The server's page in a real browser, with a real server that generates with the miniature."""
 
 import json
-import os
 import re
 import signal
-import socket
 import sqlite3
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -21,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Browser, Page, Route, expect
 
 from picture_files import as_bytes, smooth
+from server_process import ServerProcess
 from ssd1b.jobs.queue import Queue
 from ssd1b.jobs.store import Store
 
@@ -35,49 +32,11 @@ SPHERE = "a large red metal sphere on a blue background"
 OLD = "an old picture"
 
 
-class Server:
+class Server(ServerProcess):
     """``ssd1b serve`` on a port of its own."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        self.folder = folder
-        self._options = options
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self._port}"
-        self.begin()
-
-    def begin(self) -> None:
-        """Start the process; again on the same port if it was stopped."""
-        self._log = (self.folder.parent / f"{self.folder.name}.log").open("w")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "ssd1b", "serve", "--store", str(self.folder), "--port", str(self._port),
-             "--threads", "1", "--offline", *self._options],
-            stderr=self._log, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-
-    def wait(self) -> None:
-        """Wait until the server listens."""
-        deadline = time.monotonic() + 120
-        while self.url not in Path(self._log.name).read_text():
-            assert time.monotonic() < deadline and self._process.poll() is None, Path(
-                self._log.name
-            ).read_text()
-            time.sleep(0.05)
-
-    def stop(self, signal_: int = signal.SIGTERM) -> None:
-        """End the process."""
-        self._process.send_signal(signal_)
-        self._process.wait()
-        self._log.close()
-
-    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Use the API as another client would."""
-        data = None if body is None else json.dumps(body).encode()
-        headers = {"content-type": "application/json", "x-api-key": KEY}
-        request = urllib.request.Request(self.url + path, data, headers, method=method)
-        with urllib.request.urlopen(request) as answer:
-            return json.load(answer)
+        super().__init__(folder, *options, key=KEY)
 
     def clear(self) -> None:
         """Cancel what is not finished."""

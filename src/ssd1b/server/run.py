@@ -7,8 +7,8 @@ import signal
 import socket
 import sys
 import webbrowser
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import uvicorn
@@ -31,12 +31,13 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._service = service
 
-    def capture_signals(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
         """Capture none: uvicorn stops listening before the service has finished its batches."""
-        return nullcontext()
+        yield
 
     @contextmanager
-    def signals(self) -> Iterator[None]:
+    def signals(self) -> Generator[None, None, None]:
         """Handle SIGTERM and Ctrl-C while the context lasts."""
         loop = asyncio.get_running_loop()
 
