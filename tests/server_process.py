@@ -104,9 +104,9 @@ class ServerProcess:
                 stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
 
-    def wait(self) -> None:
+    def wait(self, seconds: float = 120) -> None:
         """Wait until the server listens."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + seconds
         while self.url not in self.log.read_text():
             assert time.monotonic() < deadline and self.process.poll() is None, self.log.read_text()
             time.sleep(0.05)

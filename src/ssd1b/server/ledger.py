@@ -178,6 +178,7 @@ class Ledger:
         for request in self.open.values():
             images = [image for image in request.left if image.job.key in outcomes]
             for image in images:
+                now += 1e-6  # images of a batch keep their order
                 image.made = now
                 if (outcome := outcomes[image.job.key]).state == JOB_FAILED:
                     image.error = request.error = outcome.error

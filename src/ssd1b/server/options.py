@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from ssd1b.errors import InputError, prefix_errors
+from ssd1b.errors import InputError, prefix_errors, shown
 from ssd1b.execution import BACKENDS, DEFAULT, MEMORIES, QUANTIZATIONS, Execution
 from ssd1b.files import expand_path
 from ssd1b.settings import DEFAULT_MODEL, MAX_PIXELS, GenerationSettings
@@ -36,7 +36,8 @@ class ServerOptions:
 
     # fmt: off
     model: Annotated[tuple[Name, ...], Option(
-        metavar="MODEL", help="A model to offer; may be given several times. The first is the default.",
+        metavar="MODEL", help="A model to offer: a name, folder, file or hub id. May be given several times; "
+        "the first is the default.",
     )] = (DEFAULT_MODEL,)
     host: Annotated[Name, Option(
         metavar="ADDRESS", help="Address to listen on; 0.0.0.0 for all.",
@@ -113,6 +114,22 @@ class ServerOptions:
     def folder(self) -> Path:
         """The store's folder."""
         return Path(expand_path(self.store))
+
+    @property
+    def models(self) -> dict[str, str]:
+        """What ``--model`` said for each model, by the name that clients see: of a path, the last part.
+
+        Raises:
+            InputError: two models have the same name.
+        """
+        found: dict[str, str] = {}
+        for given in self.model:
+            path = Path(expand_path(given))
+            name = (path.stem if path.is_file() else path.resolve().name) if path.exists() else given
+            if name in found:
+                raise InputError(f"two models are called {shown(name)}: {shown(found[name])}, {shown(given)}")
+            found[name] = given
+        return found
 
     @property
     def execution(self) -> Execution:

@@ -90,7 +90,7 @@ async def _serve(options: ServerOptions, listener: socket.socket, open_page: boo
         try:
             host, port = options.host, listener.getsockname()[1]
             name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-            log.info("ssd1b serves %s on http://%s:%d", ", ".join(options.model), name, port)
+            log.info("ssd1b serves %s on http://%s:%d", ", ".join(service.models), name, port)
             log.info("images are kept in %s; stop with Ctrl-C", named(options.folder))
             if open_page:
                 asyncio.get_running_loop().call_later(0.1, webbrowser.open, f"http://{name}:{port}")

@@ -60,8 +60,11 @@ class Service:
         self.options = options
         self.keys = {} if options.api_key_file is None else read_keys(options.api_key_file)
         self.models: dict[str, Model] = {}
-        self.checkpoint = options.model[0]
-        """The model for AUTOMATIC1111's clients that name none."""
+        self._given = options.models
+        self.default = next(iter(self._given))
+        """The model for clients that name none."""
+        self.checkpoint = self.default
+        """The same for AUTOMATIC1111's clients, which can change it."""
         self.draining = False
         self._preset = None if options.preset is None else load_preset(options.preset)
         self.metrics = Metrics()
@@ -81,17 +84,17 @@ class Service:
             InputError: a model does not exist or is damaged, or the folder is not a store.
         """
         await self._ledger.start()
-        for name in self.options.model:
-            await self._ledger.keep(partial(self._describe, name))
+        for name, given in self._given.items():
+            await self._ledger.keep(partial(self._describe, name, given))
         self._number = await self._ledger.keep(self._ledger.queue.last_number)
         for request in await self._ledger.keep(partial(self._ledger.queue.unfinished, self._job)):
             await self._restore(request)
         self._scheduler.start()
         self._clock = asyncio.create_task(self._watch_clock())
-        self._scheduler.workers.preload(self.options.model[0])
+        self._scheduler.workers.preload(self.default)
 
-    def _describe(self, name: str) -> None:
-        model = Model.find(name, offline=self.options.offline, prediction=self.options.prediction)
+    def _describe(self, name: str, given: str) -> None:
+        model = Model.find(given, offline=self.options.offline, prediction=self.options.prediction)
         _ = model.info, model.tokenizers  # read now, so that a damaged model ends the start
         self._digests[name] = model.digest(self._ledger.store.file_digest)
         self.models[name] = model

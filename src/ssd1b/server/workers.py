@@ -70,6 +70,9 @@ class Workers:
     ) -> None:
         self._metrics = metrics
         self._make = start
+        self._given = options.models
+        self._names: dict[Worker, str] = {}
+        """The name of each worker's model for clients."""
         self._report = report
         self._idle: dict[Worker, float] = {}
         """Loaded workers without work, the one idle longest first, with the time since when."""
@@ -88,7 +91,7 @@ class Workers:
     @property
     def loaded(self) -> list[str]:
         """Names of the models that are loaded or being loaded."""
-        return [worker.model for worker in self._loads]
+        return [self._names[worker] for worker in self._loads]
 
     def preload(self, model: str) -> None:
         """Begin to load a model."""
@@ -101,7 +104,7 @@ class Workers:
             InputError: the model cannot be loaded.
         """
         async with self._lock:
-            worker = next((each for each in self._idle if each.model == model), None)
+            worker = next((each for each in self._idle if self._names[each] == model), None)
             if worker is None:
                 await self._make_room()
                 worker = self._start(model)
@@ -118,8 +121,8 @@ class Workers:
         """Return a worker. One whose process has ended is replaced at the next ``take``."""
         if worker.is_alive:
             self._idle[worker] = time.monotonic()
-        else:
-            self._metrics.crashes.labels(worker.model).inc()
+        elif worker in self._loads:
+            self._metrics.crashes.labels(self._names[worker]).inc()
             self._end(worker)
         self._changed.set()
 
@@ -148,7 +151,10 @@ class Workers:
                 await self._changed.wait()
 
     def _start(self, model: str) -> Worker:
-        worker: Worker = self._make(model, self._loading, lambda progress: self._report(worker, progress))
+        worker: Worker = self._make(
+            self._given[model], self._loading, lambda progress: self._report(worker, progress)
+        )
+        self._names[worker] = model
         self._loads[worker] = worker.load()
         self._metrics.loads.labels(model).inc()
         return worker
@@ -156,6 +162,7 @@ class Workers:
     def _end(self, worker: Worker) -> None:
         self._idle.pop(worker, None)
         self._loads.pop(worker, None)
+        self._names.pop(worker, None)
         worker.close()
         self._changed.set()
 

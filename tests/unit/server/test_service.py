@@ -39,10 +39,9 @@ class Running:
     ) -> Request:
         given = {name: rest.pop(name) for name in ("steps", "width", "height") if name in rest}
         settings = self.service.settings(
-            rest.get("model", MODEL), prompt, None, {"seed": seed, "steps": 4, **given}
+            model := rest.pop("model", MODEL), prompt, None, {"seed": seed, "steps": 4, **given}
         )
-        rest.pop("model", None)
-        return await self.service.submit(MODEL, settings, count=count, **rest)
+        return await self.service.submit(model, settings, count=count, **rest)
 
     async def done(self, *requests: Request) -> list[str]:
         await asyncio.wait_for(asyncio.gather(*map(self.service.wait, requests)), 30)
@@ -228,6 +227,22 @@ def test_what_always_ends_the_process_fails_and_takes_nobody_with_it(tmp_path: P
             assert poison.code == "UnavailableError"
 
     run(test())
+
+
+def test_a_path_is_offered_by_its_last_part_alone(tmp_path: Path, tiny_model: Path) -> None:
+    async def test() -> None:
+        plan = Plan()
+        given = [str(tiny_model), MODEL]
+        async with Running(tmp_path / "store", plan, model=given) as it:
+            assert list(it.service.models) == [tiny_model.name, MODEL]
+            request = await it.submit(model=tiny_model.name)
+            assert await it.done(request) == [DONE] and request.model == tiny_model.name
+        assert set(plan.loads) == {str(tiny_model)}
+
+    run(test())
+    twice = ServerOptions(model=(str(tiny_model), f"{tiny_model}/"), store=str(tmp_path / "other"))
+    with pytest.raises(InputError, match="two models are called"):
+        _ = twice.models
 
 
 def test_a_model_that_ends_its_process_while_it_loads_is_given_up(tmp_path: Path) -> None:

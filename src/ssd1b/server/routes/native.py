@@ -63,7 +63,7 @@ async def submitted(
     service: Service, body: JobBody, client: str, *, dialect: str, idempotency: str | None
 ) -> Request:
     """Check a body and queue it."""
-    model = body.model or service.options.model[0]
+    model = body.model or service.default
     settings = service.settings(model, body.prompt, body.preset, body.given())
     return await service.submit(
         model, settings, count=body.count, client=client, priority=body.priority, dialect=dialect,

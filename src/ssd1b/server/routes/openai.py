@@ -103,7 +103,7 @@ async def not_yet() -> None:
 
 
 async def _submitted(service: Service, body: Generation, client: str, idempotency: str | None) -> Request:
-    default = service.options.model[0]
+    default = service.default
     model = body.model or default
     if model not in service.models and model.startswith(HOSTED):
         model = default

@@ -168,7 +168,7 @@ def _curves(model: str) -> list[Curve]:
 @router.post("/check", summary="Check a job without running it")
 async def check(body: JobBody, service: TheService) -> Checked:
     """Complete the settings of a job and say what to expect."""
-    name = body.model or service.options.model[0]
+    name = body.model or service.default
     model = service.model(name)
     found = service.settings(name, body.prompt, body.preset, body.given())
     return Checked(
