@@ -19,7 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 LAYOUTS = ("mini", "ssd-1b", "sdxl", "vega")
 LOADERS = ("ssd1b", "diffusers")
@@ -117,7 +122,7 @@ def measure(loader: str, path: Path, dtype_name: str) -> dict[str, float]:
 def prepare_ssd1b():
     from ssd1b.model import NETWORKS, Model
 
-    def load(path, dtype):
+    def load(path: Path, dtype: "torch.dtype") -> list[Any]:
         model = Model(name=str(path), path=path, half=dtype.itemsize == 2)
         networks = [model.network(part, dtype=dtype) for part in NETWORKS]
         _ = model.tokenizers  # read on first use
@@ -127,11 +132,11 @@ def prepare_ssd1b():
 
 
 def prepare_diffusers():
-    import transformers.models.clip.modeling_clip
-    import transformers.models.clip.tokenization_clip  # noqa: F401
+    for name in ("modeling_clip", "tokenization_clip"):  # what diffusers imports only when it loads a model
+        import_module(f"transformers.models.clip.{name}")
     from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
-    def load(path, dtype):
+    def load(path: Path, dtype: "torch.dtype") -> list[Any]:
         pipeline = StableDiffusionXLPipeline.from_pretrained(path, torch_dtype=dtype, local_files_only=True)
         return [pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2]
 

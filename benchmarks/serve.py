@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -114,7 +114,7 @@ class Server:
 
 
 @contextmanager
-def serving(*options: str) -> Iterator[Server]:
+def serving(*options: str) -> Generator[Server, None, None]:
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Path(folder) / "store", *options)
         warm = requests.post(f"{server.url}/v1/images/generations", json=job(0), timeout=120)

@@ -7,6 +7,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ def main() -> None:
     sizes = [sum(each.numel() for each in unet.state_dict().values()) for unet in (teacher, student)]
     layout = pipelines[0].layout
     cells = layout.size // layout.vae.factor
-    figures = {
+    figures: dict[str, Any] = {
         "parameters": sizes, "share": sizes[1] / sizes[0], "dtype": str(pipelines[0].dtype),
         "threads": torch.get_num_threads(), "batches": {},
     }  # fmt: skip

@@ -15,7 +15,7 @@ import re
 import secrets
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -271,7 +271,7 @@ def decode_recipe(data: bytes) -> Recipe | Parameters:
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
+def _opened(data: bytes) -> Generator[Image.Image, None, None]:
     """Open an untrusted image; any defect raises ``InputError``."""
     if len(data) > MAX_FILE_BYTES:
         raise InputError(f"the file is too large: at most {MAX_FILE_BYTES} bytes are allowed")

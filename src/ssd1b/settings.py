@@ -284,7 +284,7 @@ def resolve_settings(
         settings |= _canonical(layer)
     settings = with_drawn_seed(settings)
     size = (settings["height"], settings["width"])
-    uncropped = {"original_size": size, "crop_top_left": (0, 0), "target_size": size}
+    uncropped: dict[str, Any] = {"original_size": size, "crop_top_left": (0, 0), "target_size": size}
     return GenerationSettings(prompt=prompt, **(uncropped | settings))
 
 

@@ -22,7 +22,7 @@ def test_every_dialect_generates_at_512_in_low_memory(tmp_path: Path) -> None:
     writer.start()
     writer.join()
     assert writer.exitcode == 0
-    server = ServerProcess(tmp_path / "store", "--model", str(model), "--memory", "low")
+    server = ServerProcess(tmp_path / "store", "--model", str(model), "--memory", "low", "--threads", "2")
     try:
         server.wait(600)
         body = {"prompt": "a lighthouse at dusk", "steps": 2, "seed": 1}

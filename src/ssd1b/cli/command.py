@@ -10,7 +10,7 @@ from ssd1b.extras import require
 from ssd1b.numerals import number, whole_number
 
 
-class _Parsed(click.ParamType):
+class _Parsed(click.ParamType):  # pyright: ignore[reportMissingTypeArgument] (generic from click 8.2)
     """An option type with a parser that raises InputError."""
 
     def __init__(self, name: str, read: Callable[[str], Any]) -> None:
@@ -41,7 +41,7 @@ LONGEST = 4096
 TEXT = _Parsed("text", str)
 """For free text, such as prompts, which may be empty. Other strings are names or paths and may not."""
 
-_STRICT: dict[click.ParamType, click.ParamType] = {
+_STRICT: dict[Any, Any] = {
     click.INT: _Parsed("integer", whole_number),
     click.FLOAT: _Parsed("float", number),
     click.STRING: _Parsed("text", _name),

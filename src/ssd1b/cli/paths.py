@@ -13,7 +13,7 @@ from ssd1b.files import expand_path
 from ssd1b.saving import check_folder, check_renewable
 
 
-class PathType(click.ParamType):
+class PathType(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]
     """A valid path as a string, with ``~`` expand_path."""
 
     name = "path"

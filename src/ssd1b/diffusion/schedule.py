@@ -121,7 +121,8 @@ class NoiseSchedule:
         # Files older than timestep_spacing and steps_offset get what diffusers did at the time.
         old = {"timestep_spacing": "leading" if sampler in _ONCE_LEADING else "linspace", "steps_offset": 0}
         curve = next((curve for curve in CURVES if given.get(_CURVE_SETTING[curve])), None)
-        return cls(**(old | fields), curve=curve, sampler=sampler)
+        values: dict[str, Any] = old | fields
+        return cls(**values, curve=curve, sampler=sampler)
 
     def to_config(self) -> dict[str, Any]:
         """Make a ``scheduler_config.json`` for diffusers; ``from_config`` reads it back equal."""

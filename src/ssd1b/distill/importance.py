@@ -1,6 +1,6 @@
 """The importance of transformer blocks, and layouts that keep the most important ones."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Generator, Iterable, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -129,7 +129,7 @@ def _middles(layout: UNetLayout) -> list[dict[str, int]]:
 
 
 @contextmanager
-def _skipped(block: nn.Module) -> Iterator[None]:
+def _skipped(block: nn.Module) -> Generator[None, None, None]:
     def instead(module: nn.Module, given: Any, output: Tensor) -> Tensor:
         return given[0]
 

@@ -1,6 +1,6 @@
 """The cost of an image in UNet multiplications or passes, which do not depend on the machine."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
 
@@ -59,7 +59,7 @@ def _macs(layout: UNetLayout, height: int, width: int, tokens: int) -> tuple[int
 
 
 @contextmanager
-def count_rows(module: nn.Module) -> Iterator[list[int]]:
+def count_rows(module: nn.Module) -> Generator[list[int], None, None]:
     """Record the batch size of each call of a module for the duration of the context."""
     batches: list[int] = []
     hook = module.register_forward_pre_hook(lambda module, inputs: batches.append(len(inputs[0])))

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -117,7 +117,7 @@ class Inline:
 
 
 @contextmanager
-def renderer(pipeline: Pipeline, measure: Measure) -> Iterator[Render]:
+def renderer(pipeline: Pipeline, measure: Measure) -> Generator[Render, None, None]:
     """Provide a function that generates batches with a pipeline. Work shared by batches is done once.
 
     If a batch fails, its images are generated one by one, so that only the failing ones are lost.

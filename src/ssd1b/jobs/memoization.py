@@ -5,7 +5,7 @@ steps before guidance intervals diverge. Memoization finds it without knowing th
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -50,7 +50,7 @@ class OutputCache:
 
 
 @contextmanager
-def memoize(modules: Iterable[nn.Module], *, limit: int = LIMIT) -> Iterator[OutputCache]:
+def memoize(modules: Iterable[nn.Module], *, limit: int = LIMIT) -> Generator[OutputCache, None, None]:
     """Memoize the ``forward`` of networks for the duration of the context. Their weights must not change.
 
     Args:

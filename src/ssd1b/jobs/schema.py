@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import closing, contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -98,7 +98,7 @@ def in_memory() -> sqlite3.Connection:
 
 
 @contextmanager
-def explain_errors(path: Path) -> Iterator[None]:
+def explain_errors(path: Path) -> Generator[None, None, None]:
     """Convert SQLite's errors to messages that say what happened and what to do.
 
     Raises:
@@ -119,7 +119,7 @@ def explain_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def transaction(database: sqlite3.Connection, path: Path) -> Iterator[None]:
+def transaction(database: sqlite3.Connection, path: Path) -> Generator[None, None, None]:
     """Write all or nothing, while other processes wait.
 
     Raises:

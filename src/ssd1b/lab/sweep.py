@@ -243,11 +243,12 @@ def parse_definition(content: Any) -> Sweep:
 
 
 def _parse_value(content: Mapping[str, Any]) -> Value:
-    return Value(**{**content, "words": content["words"] and tuple(content["words"])})
+    fields: dict[str, Any] = {**content, "words": content["words"] and tuple(content["words"])}
+    return Value(**fields)
 
 
 def _check_axis(sweep: Sweep, axis: Axis) -> None:
-    texts = [sweep.model, axis.name]
+    texts: list[object] = [sweep.model, axis.name]
     for value in axis.values:
         texts += [value.label, value.model or "", value.prompt or "", *(value.words or ())]
         if value.settings:

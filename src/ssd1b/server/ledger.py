@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -213,7 +213,7 @@ class Ledger:
     @asynccontextmanager
     async def listen(
         self, request: Request | None = None, *, previews: bool = False
-    ) -> AsyncIterator[Listener]:
+    ) -> AsyncGenerator[Listener, None]:
         """Hear of changes in requests while the context lasts.
 
         Args:

@@ -189,7 +189,7 @@ class Service:
         self._check_room(client, count)
         self._number += 1
         job = self._job(model, settings)
-        decisive = {"fingerprint": self._digests[model], "environment": self._environment}
+        decisive: dict[str, Any] = {"fingerprint": self._digests[model], "environment": self._environment}
         seeds = [(settings.seed + number) % SEEDS for number in range(count)]
         images = [Image(id=uuid4().hex, job=with_seed(job, seed, **decisive)) for seed in seeds]
         request = Request(

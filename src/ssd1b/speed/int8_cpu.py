@@ -163,7 +163,8 @@ def _quantized(layer: nn.Module) -> nn.Module | None:
             return Int8Linear(layer)
         case nn.Conv2d() if layer.groups == 1 and layer.weight.numel() >= SMALLEST:
             return Int8Conv2d(layer)
-    return None
+        case _:
+            return None
 
 
 @cache

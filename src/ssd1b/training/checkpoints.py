@@ -26,7 +26,11 @@ FOLDER = "checkpoints"
 
 
 def save(
-    folder: Path, step: int, settings: LoopSettings, learners: Mapping[str, Learner], processes: Processes
+    folder: Path,
+    step: int,
+    settings: LoopSettings,
+    learners: Mapping[str, Learner[Any]],
+    processes: Processes,
 ) -> None:
     """Write a checkpoint; every process must call this, and waits until the first one has written.
 
@@ -49,7 +53,7 @@ def save(
     processes.wait()
 
 
-def restore(path: Path, learners: Mapping[str, Learner]) -> int:
+def restore(path: Path, learners: Mapping[str, Learner[Any]]) -> int:
     """Fill the learners from a checkpoint that ``newest`` found; return the number of finished steps.
 
     Raises:
@@ -71,7 +75,7 @@ def restore(path: Path, learners: Mapping[str, Learner]) -> int:
         return int(metadata["step"])
 
 
-def named_tensors(learners: Mapping[str, Learner]) -> dict[str, Tensor]:
+def named_tensors(learners: Mapping[str, Learner[Any]]) -> dict[str, Tensor]:
     """Return everything that a step changes, by names that begin with the learner's."""
     return {
         f"{name}.{key}": tensor

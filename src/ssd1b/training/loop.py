@@ -6,10 +6,11 @@ anywhere therefore ends with the same weights as one that was not.
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +123,7 @@ def run(
                 raise KeyboardInterrupt
 
 
-def _start(out: Path, learners: Mapping[str, Learner], processes: Processes, *, resume: bool) -> int:
+def _start(out: Path, learners: Mapping[str, Learner[Any]], processes: Processes, *, resume: bool) -> int:
     """Fill the learners from the newest checkpoint, if there is one; return the number of finished steps."""
     if checkpoints.has_checkpoints(out) and not resume:
         raise ConflictError(
@@ -176,7 +177,7 @@ def _begin_to_read(weights: Iterable[Tensor], worker: int) -> None:
 
 
 @contextmanager
-def _polite_stop() -> Iterator[Callable[[], bool]]:
+def _polite_stop() -> Generator[Callable[[], bool], None, None]:
     """Yield a function that returns whether SIGINT or SIGTERM came, so that a run stops between steps."""
     received: list[int] = []
     previous = [signal.signal(number, lambda number, _: received.append(number)) for number in _STOPS]

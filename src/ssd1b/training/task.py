@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class Task(Protocol[SomeBatch]):
     """
 
     @property
-    def learners(self) -> Mapping[str, "Learner"]:
+    def learners(self) -> Mapping[str, "Learner[Any]"]:
         """Everything that a step changes, by name."""
         ...
 
@@ -85,7 +85,7 @@ class Learner(Generic[Batch]):
         self.guard = Guard(settings)
 
     @property
-    def learners(self) -> Mapping[str, "Learner"]:
+    def learners(self) -> Mapping[str, "Learner[Any]"]:
         """The task's only learner."""
         return {"model": self}
 

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -235,7 +235,7 @@ def _write_ref(reference: Path, commit: str) -> None:
 
 
 @contextmanager
-def _quiet(quiet: bool) -> Iterator[None]:
+def _quiet(quiet: bool) -> Generator[None, None, None]:
     """Disable progress bars in this context, unless the user configured them."""
     from huggingface_hub import constants
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars

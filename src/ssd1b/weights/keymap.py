@@ -194,6 +194,8 @@ def _pairs(part: str, names: Set[str], *, original: bool) -> Iterator[Pair]:
                 yield Pair("text_model", "text_model")
                 yield Pair("text_projection.weight", "text_projection.weight")
                 yield Pair("text_projection.weight", "text_projection.weight.weight")
+        case _:
+            raise ValueError(part)
 
 
 class _UNetLevel(NamedTuple):

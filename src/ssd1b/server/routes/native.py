@@ -120,7 +120,7 @@ async def events(id: str, service: TheService, previews: bool = False) -> AsyncI
         yield ServerSentEvent(event="job", data=answer(service, request))
         if request.state in FINISHED:
             return
-        shown_preview = None
+        shown_preview: bytes | None = None
         async for request in listener.changes():
             yield ServerSentEvent(event="job", data=answer(service, request))
             if previews and request.preview is not None and request.preview is not shown_preview:

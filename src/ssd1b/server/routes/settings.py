@@ -151,7 +151,9 @@ def _setting(name: str) -> SettingAnswer:
     setting = SETTINGS[name]
     kind, metadata = plain_type(get_type_hints(GenerationSettings, include_extras=True)[name])
     found = next((each for each in metadata if isinstance(each, Range)), None)
-    bounds = {} if found is None else {"low": found.low, "high": found.high, "multiple_of": found.multiple_of}
+    bounds: dict[str, Any] = (
+        {} if found is None else {"low": found.low, "high": found.high, "multiple_of": found.multiple_of}
+    )
     default = setting.default if isinstance(setting.default, int | float | str | tuple) else None
     return SettingAnswer(name=name, kind=kind.__name__, default=default, help=setting.help, **bounds)
 

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ SHARD = 1024
 """Number of items per file; an interruption loses at most one file."""
 
 
-def _read(path: Path) -> NDArray | None:
+def _read(path: Path) -> NDArray[Any] | None:
     """Map a shard into memory; None if it is missing or incomplete."""
     if not path.is_file():
         return None
@@ -30,7 +31,9 @@ class Shards:
     Existing shards are not checked, so the folder's name must identify everything that decides their content.
     """
 
-    def __init__(self, folder: Path, count: int, make: Callable[[range], NDArray], *, label: str) -> None:
+    def __init__(
+        self, folder: Path, count: int, make: Callable[[range], NDArray[Any]], *, label: str
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._parts = []
         for start in tqdm(range(0, count, SHARD), desc=label, unit="shard", disable=None):
@@ -48,6 +51,6 @@ class Shards:
     def __len__(self) -> int:
         return len(self._parts) * SHARD
 
-    def __getitem__(self, indices: NDArray[np.integer]) -> NDArray:
+    def __getitem__(self, indices: NDArray[np.integer]) -> NDArray[Any]:
         """Gather items, ``[len(indices), ...]``."""
         return np.stack([self._parts[index // SHARD][index % SHARD] for index in indices])
