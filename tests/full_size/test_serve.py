@@ -30,11 +30,8 @@ def test_every_dialect_generates_at_512_in_low_memory(tmp_path: Path) -> None:
             f"{server.url}/v1/images/generations", json=body | {"size": "512x512"}, timeout=1800
         )
         assert openai.status_code == 200 and openai.json()["size"] == "512x512", openai.text[:500]
-        a1111 = requests.post(
-            f"{server.url}/sdapi/v1/txt2img",
-            json=body | {"seed": 2, "width": 512, "height": 512},
-            timeout=1800,
-        )
+        sized = body | {"width": 512, "height": 512}
+        a1111 = requests.post(f"{server.url}/sdapi/v1/txt2img", json=sized | {"seed": 2}, timeout=1800)
         assert a1111.status_code == 200 and len(a1111.json()["images"]) == 1, a1111.text[:500]
         job = server.ask("POST", "/v1/jobs", sized | {"seed": 3})
         with requests.get(f"{server.url}/v1/jobs/{job['id']}/events", stream=True, timeout=1800) as events:

@@ -54,4 +54,4 @@ async def _explain_http(http: Request, error: Exception) -> JSONResponse:
     """Answer what the framework refuses: unknown paths and methods, bodies that are too large or no JSON."""
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-    return respond(http, error.status_code, code, str(error.detail), error.headers)
+    return respond(http.scope["path"], error.status_code, code, str(error.detail), error.headers)

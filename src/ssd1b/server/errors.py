@@ -82,14 +82,13 @@ def answer(http: HTTPRequest, error: InputError) -> JSONResponse:
         headers["Retry-After"] = "10"
     elif status not in (409, 429):
         headers["x-should-retry"] = "false"  # the same request would fail again
-    return respond(http, status, code, str(error), headers)
+    return respond(http.scope["path"], status, code, str(error), headers)
 
 
 def respond(
-    http: HTTPRequest, status: int, code: str, message: str, headers: Mapping[str, str] | None
+    path: str, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
     """Answer a request with a problem, in the dialect of its path."""
-    path = http.scope["path"]
     if path.startswith("/v1/images/"):
         problem = _openai_problem(status, code, message, None)
         return JSONResponse({"error": problem}, status if status != 422 else 400, headers)

@@ -27,7 +27,16 @@ def _schema(name: str) -> dict[str, Any]:
 
 class _Body(BaseModel):
     # Settings are checked by ``resolve_settings``, which names the nearest valid name.
-    model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False})
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "additionalProperties": False,
+            "examples": [
+                {"prompt": "a large red metal sphere on a blue background", "seed": 3, "count": 2},
+                {"prompt": "a lighthouse", "steps": 25, "guidance_scale": 9.0},
+            ],
+        },
+    )
 
 
 _FIELDS: Any = {name: (Annotated[Any, WithJsonSchema(_schema(name))], None) for name in SETTINGS}
@@ -125,3 +134,29 @@ class Problem(BaseModel):
 
     error: str = Field(description="One line: what is wrong, what was given, what is allowed.")
     code: str
+
+
+class OpenAIError(BaseModel):
+    """What went wrong, as OpenAI's clients read it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class OpenAIProblem(BaseModel):
+    """An error of OpenAI's API."""
+
+    error: OpenAIError
+
+
+class A1111Problem(BaseModel):
+    """An error of AUTOMATIC1111's API."""
+
+    detail: str
+
+
+def problems(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """Document that all errors of some routes look like a model."""
+    return {"4XX": {"model": model}, "5XX": {"model": model}}

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ssd1b.server.errors import respond
 from ssd1b.server.options import Key
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
@@ -70,22 +71,25 @@ class Guard:
         await answer(scope, receive, with_headers)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
+        path: str = scope["path"]
         headers: dict[bytes, list[bytes]] = {}
         for name, value in scope["headers"]:
             headers.setdefault(name.lower(), []).append(value)
         hosts = headers.get(b"host", [])
         if len(hosts) != 1 or not self._is_known(hosts[0].decode("latin-1")):
-            return _problem(421, "unknown_host", "this server is not known by that name: see --allow-host")
+            return respond(
+                path, 421, "unknown_host", "this server is not known by that name: see --allow-host"
+            )
         for origin in headers.get(b"origin", []):
             if urlsplit(origin.decode("latin-1")).netloc != hosts[0].decode("latin-1"):
-                return _problem(403, "foreign_origin", "requests from pages of other sites are refused")
+                return respond(path, 403, "foreign_origin", "requests from pages of other sites are refused")
         if headers.get(b"sec-fetch-site", [b"none"])[0] not in (b"none", b"same-origin"):
-            return _problem(403, "foreign_origin", "requests from pages of other sites are refused")
-        if self._keys and scope["path"] not in OPEN_PATHS and not PAGE.fullmatch(scope["path"]):
+            return respond(path, 403, "foreign_origin", "requests from pages of other sites are refused")
+        if self._keys and path not in OPEN_PATHS and not PAGE.fullmatch(path):
             client = self._client(headers.get(b"authorization", []), headers.get(b"x-api-key", []))
             if client is None:
-                refusal = _problem(
-                    401, "unauthorized", "a valid API key is needed: Authorization: Bearer KEY"
+                refusal = respond(
+                    path, 401, "unauthorized", "a valid API key is needed: Authorization: Bearer KEY"
                 )
                 refusal.headers["www-authenticate"] = "Bearer"
                 return refusal
@@ -128,7 +132,3 @@ def _basic(value: bytes) -> bytes:
         return base64.b64decode(value, validate=True).partition(b":")[2]
     except (binascii.Error, ValueError):
         return b""
-
-
-def _problem(status: int, code: str, message: str) -> JSONResponse:
-    return JSONResponse({"error": message, "code": code}, status)

@@ -266,7 +266,7 @@ def test_an_image_as_input_is_refused_in_each_dialect(server: Server) -> None:
         "detail"
     }
     edit = requests.post(f"{server.url}/v1/images/edits", files={"image": b"x"}, data={"prompt": "x"})
-    assert edit.status_code == 503 and "as input" in edit.json()["error"]["message"]
+    assert edit.status_code == 400 and "as input" in edit.json()["error"]["message"]
 
 
 # What is common to the synchronous APIs.

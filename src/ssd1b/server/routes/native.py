@@ -22,12 +22,11 @@ from ssd1b.server.schemas import (
     Priority,
     Problem,
     State,
+    problems,
 )
 from ssd1b.server.service import Service
 
-router = APIRouter(
-    prefix="/v1", tags=["jobs"], responses={"4XX": {"model": Problem}, "5XX": {"model": Problem}}
-)
+router = APIRouter(prefix="/v1", tags=["jobs"], responses=problems(Problem))
 
 
 def service_of(request: HTTPRequest) -> Service:

@@ -16,15 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 
-from ssd1b.errors import InputError, UnavailableError
+from ssd1b.errors import InputError
 from ssd1b.jobs.queue import DONE, FINISHED, Request
 from ssd1b.server.errors import openai_problem, raised_again
 from ssd1b.server.routes.native import Client, TheService
 from ssd1b.server.routes.waiting import Made, base64_of, finished, made
+from ssd1b.server.schemas import OpenAIProblem, problems
 from ssd1b.server.service import Service
 from ssd1b.settings import SETTINGS, read_size
 
-router = APIRouter(prefix="/v1/images", tags=["OpenAI"])
+router = APIRouter(prefix="/v1/images", tags=["OpenAI"], responses=problems(OpenAIProblem))
 
 HOSTED = ("dall-e", "gpt-image", "chatgpt-image")
 """How the names of OpenAI's own models begin. Some clients send them to any server: the default is used."""
@@ -99,7 +100,7 @@ async def generations(
 @router.post("/variations", summary="Vary images")
 async def not_yet() -> None:
     """Refuse, because images are not accepted as input yet."""
-    raise UnavailableError("this server does not take images as input yet: use /v1/images/generations")
+    raise InputError("this server does not take images as input yet: use /v1/images/generations")
 
 
 async def _submitted(service: Service, body: Generation, client: str, idempotency: str | None) -> Request:

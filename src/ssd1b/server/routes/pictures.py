@@ -17,16 +17,14 @@ from ssd1b.images import MAX_FILE_BYTES, decode_recipe, picture_stem
 from ssd1b.jobs.queue import Picture, Search
 from ssd1b.recipe import Recipe
 from ssd1b.server.routes.native import TheService
-from ssd1b.server.schemas import Problem
+from ssd1b.server.schemas import Problem, problems
 
 THUMBNAIL = 256
 """Pixels of a thumbnail's longer side."""
 
 FOREVER = {"cache-control": "private, max-age=31536000, immutable"}
 
-router = APIRouter(
-    prefix="/v1", tags=["pictures"], responses={"4XX": {"model": Problem}, "5XX": {"model": Problem}}
-)
+router = APIRouter(prefix="/v1", tags=["pictures"], responses=problems(Problem))
 
 
 class PictureAnswer(BaseModel):

@@ -16,7 +16,7 @@ from PIL import Image as Images
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request as HTTPRequest
 
-from ssd1b.errors import InputError, NotFoundError, UnavailableError, shown, unknown
+from ssd1b.errors import InputError, NotFoundError, shown, unknown
 from ssd1b.images import MAX_FILE_BYTES, decode_recipe
 from ssd1b.jobs.queue import RUNNING, Request
 from ssd1b.model import Model
@@ -24,10 +24,11 @@ from ssd1b.recipe import Recipe, read_parameters, write_parameters
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
 from ssd1b.server.routes.native import Client, TheService
 from ssd1b.server.routes.waiting import Made, base64_of, finished, made
+from ssd1b.server.schemas import A1111Problem, problems
 from ssd1b.server.service import Service
 from ssd1b.settings import RANDOM_SEED
 
-router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
+router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"], responses=problems(A1111Problem))
 
 
 class TextToImage(BaseModel):
@@ -81,13 +82,13 @@ async def text_to_image(
 @router.post("/img2img", summary="Change an image")
 async def image_to_image() -> None:
     """Refuse, because images are not accepted as input yet."""
-    raise UnavailableError("this server does not take images as input yet: use txt2img")
+    raise InputError("this server does not take images as input yet: use txt2img")
 
 
 def _refuse_what_is_missing(body: TextToImage) -> None:
     """Refuse what would change the image and cannot be done."""
     if body.enable_hr:
-        raise UnavailableError("enable_hr: the hires fix is not available yet")
+        raise InputError("enable_hr: the hires fix is not available yet")
     if body.script_name:
         raise InputError(f"Script not found: {shown(body.script_name)}: this server has none")
     if body.styles:

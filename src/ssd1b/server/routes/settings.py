@@ -15,14 +15,12 @@ from ssd1b.models.text import chunk_count
 from ssd1b.presets import PRESETS
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
 from ssd1b.server.routes.native import TheService
-from ssd1b.server.schemas import JobBody, Problem
+from ssd1b.server.schemas import JobBody, Problem, problems
 from ssd1b.server.service import Service
 from ssd1b.settings import GUIDANCE_DEFAULTS, SETTINGS, GenerationSettings
 from ssd1b.validation import Range, plain_type
 
-router = APIRouter(
-    prefix="/v1", tags=["settings"], responses={"4XX": {"model": Problem}, "5XX": {"model": Problem}}
-)
+router = APIRouter(prefix="/v1", tags=["settings"], responses=problems(Problem))
 
 
 class SettingAnswer(BaseModel):
