@@ -16,6 +16,7 @@ from ssd1b.execution import DEFAULT, Execution
 from ssd1b.numerals import number, whole_number
 from ssd1b.sampler_names import SAMPLERS, SCHEDULES
 from ssd1b.settings import SETTINGS, UNSET, GenerationSettings, equal_seed
+from ssd1b.table_files import parser_reason
 from ssd1b.validation import OneOf, Range, Text, parse, validated
 
 FORMAT = 1
@@ -121,7 +122,7 @@ def read_json(text: str) -> Recipe:
     try:
         table = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"recipe is not valid JSON: {error}") from None
+        raise InputError(f"recipe is not valid JSON: {parser_reason(error)}") from None
     if not isinstance(table, dict) or "format" not in table:
         raise InputError(f"recipe has no format: {shown(table)}")
     if (found := table.pop("format")) != FORMAT:

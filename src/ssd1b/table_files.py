@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, shown
 from ssd1b.files import decode_text, named, read_file
 
 MAX_FILE_BYTES = 256 * 1024
@@ -26,5 +26,12 @@ def read_table(path: Path) -> Any:
         return READERS[path.suffix.lower()](text)
     # Parsers raise subclasses of ValueError; thousands of nested lists exhaust the stack.
     except (ValueError, RecursionError) as error:
-        reason = "a number has thousands of digits" if "int_max_str_digits" in str(error) else error
-        raise InputError(f"{named(path)} is not valid {path.suffix[1:].upper()}: {reason}") from None
+        kind = path.suffix[1:].upper()
+        raise InputError(f"{named(path)} is not valid {kind}: {parser_reason(error)}") from None
+
+
+def parser_reason(error: Exception) -> str:
+    """Say why a parser of JSON or TOML failed, without advice for the program's authors."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return "a number has thousands of digits" if "int_max_str_digits" in str(error) else shown(error)

@@ -23,7 +23,8 @@ from ssd1b.pipeline import Pipeline, Watch, ignore
 from ssd1b.recipe import ModelIdentity, Parameters, Recipe
 from ssd1b.runtime import choose_device
 from ssd1b.sampler_names import AUTOMATIC
-from ssd1b.settings import DEFAULT_MODEL, GenerationSettings
+from ssd1b.settings import DEFAULT_MODEL, GenerationSettings, Prompt, check_overrides
+from ssd1b.validation import check
 from ssd1b.weights import hub
 
 CIRCUMSTANCES = ("device", "dtype", "threads", "computing", "batch_size", "torch_version", "ssd1b_version")
@@ -211,6 +212,8 @@ def _from_recipe(recipe: Recipe) -> str | None:
 
 def _from_parameters(parameters: Parameters) -> str | None:
     try:
-        return command_line(parameters.prompt, parameters.settings())
+        settings = parameters.settings()
+        check_overrides(settings)
+        return command_line(check("prompt", parameters.prompt, Prompt), settings)
     except InputError:  # a value out of range
         return None

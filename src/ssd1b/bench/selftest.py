@@ -175,8 +175,8 @@ def _run_check(name: str, check: Callable[[], contract.Finding], path: Path) -> 
 def without_paths(text: str, model: Path) -> str:
     """Turn a text into one line without paths and hub tokens."""
     for folder, name in ((model.resolve(), "MODEL"), (model, "MODEL"), (model.resolve().parent, "..")):
-        if len(str(folder)) > 2:
-            text = text.replace(str(folder), name)
+        if len(str(folder)) > 2:  # not as a part of a word or of another path
+            text = re.sub(rf"(?<![\w./]){re.escape(str(folder))}(?!\w)", name, text)
     text = text.replace(str(Path.home()), "~").replace(str(Path(sys.prefix)), "PYTHON")
     text = re.sub(r"(?<![\w.])(?:/[\w.@+-]+){2,}/?", "PATH", text)
     return line(re.sub(r"hf_\w+", "hf_...", text))

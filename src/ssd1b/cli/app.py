@@ -146,6 +146,8 @@ def _explain(error: Exception) -> str | None:
         case ModuleNotFoundError(name=str(name)) if any(name.partition(".")[0] in e for e in EXTRAS.values()):
             library = name.partition(".")[0]
             return f"this needs {library}, which is not installed: {install([library])}"
+        case ImportError():  # not one of our own modules: those are there
+            return f"packages of this environment do not fit together: {reason(error)}; see ssd1b env"
         case MemoryError():
             return _SMALLER
         case OSError(errno=int()):  # a folder that may not be entered, a disk that fails

@@ -176,7 +176,8 @@ def _summary(tuned: "Tuned", axes: "Sequence[Axis]", goal: "Goal", baseline: str
         [
             f"{goal}: {fresh.mean:.3g} ({fresh.low:.3g} to {fresh.high:.3g}) on {fresh.size} fresh pairs, "
             f"{gain.mean:+.3g} ({gain.low:+.3g} to {gain.high:+.3g}) against {baseline}",
-            f"{tuned.searched} combinations were tried, {tuned.dropped} of them stopped early",
+            f"combinations tried: {tuned.searched}, stopped early: {tuned.dropped}",
+            *([f"{baseline} is better than the winner: keep it"] if gain.high < 0 else []),
             "",
             columns(rows),
             "",

@@ -1,12 +1,14 @@
 """The tables of a store: schema, migrations, checksums of rows, and explanations of SQLite's errors."""
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Generator, Iterable
 from contextlib import closing, contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ssd1b.errors import InputError, OutOfSpaceError, UnavailableError
 from ssd1b.files import kind_of, named, reason
@@ -52,6 +54,7 @@ _CAUSES = {
     sqlite3.SQLITE_READONLY: "it is not writable",
     sqlite3.SQLITE_PERM: "it is not writable",
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened",
+    sqlite3.SQLITE_IOERR: "the disk failed",
 }
 """Explanations of errors that are not due to the file's content."""
 
@@ -66,6 +69,28 @@ def open_database(path: Path) -> sqlite3.Connection:
         raise InputError(f"{named(path)} is {kind}: ssd1b keeps its tables in a file of that name")
     with explain_errors(path):
         return sqlite3.connect(path, timeout=60, isolation_level=None)
+
+
+def open_read_only(path: Path) -> sqlite3.Connection:
+    """Open a store's file in a folder that cannot be written.
+
+    Raises:
+        InputError: as ``connect``; tables of an older version are not migrated, but refused.
+    """
+    with explain_errors(path):
+        # Without "immutable", SQLite would write a file of locks next to it.
+        database = sqlite3.connect(
+            f"file:{quote(str(path.resolve()))}?immutable=1", uri=True, isolation_level=None
+        )
+        try:
+            version = _version(database)
+            _check(path, version, _columns(database))
+            if version < SCHEMA:
+                raise InputError(f"{named(path)} is of an older version and not writable: copy its folder")
+        except BaseException:
+            database.close()
+            raise
+        return database
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -108,6 +133,8 @@ def explain_errors(path: Path) -> Generator[None, None, None]:
         yield
     except (sqlite3.Error, UnicodeDecodeError) as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_IOERR and _is_full(path.parent):
+            code = sqlite3.SQLITE_FULL
         if code in _CAUSES:
             kind = OutOfSpaceError if code == sqlite3.SQLITE_FULL else UnavailableError
             raise kind(f"cannot use {named(path)}: {_CAUSES[code]}") from error
@@ -116,6 +143,14 @@ def explain_errors(path: Path) -> Generator[None, None, None]:
             f"{named(path)} is damaged, or not a store of cells ({reason(error)}): the images in {pictures} "
             "are separate files with their recipes; move the damaged file away: the same command starts anew"
         ) from error
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether the disk has no room for the files that SQLite needs even to read."""
+    try:
+        return shutil.disk_usage(folder).free < 2**20
+    except OSError:
+        return False
 
 
 @contextmanager

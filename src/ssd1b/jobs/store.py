@@ -33,6 +33,7 @@ from ssd1b.jobs.schema import (
     connect,
     explain_errors,
     in_memory,
+    open_read_only,
     read_json,
     row_checksum,
     sweep_checksum,
@@ -100,15 +101,19 @@ class Store:
         folder: created when the first job is claimed.
 
     Raises:
-        InputError: the folder cannot be written, or its ``cells.sqlite`` is not a store.
+        InputError: the folder cannot be written and holds no store, or its ``cells.sqlite`` is not a store.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._worker = uuid4().hex
         self._lock: FileLock | None = None
+        exists = os.path.lexists(self._file)
+        if exists and not os.access(folder, os.W_OK):
+            self._database = open_read_only(self._file)
+            return
         check_folder(folder)
-        if os.path.lexists(self._file):
+        if exists:
             self._open()
         else:
             self._database = in_memory()

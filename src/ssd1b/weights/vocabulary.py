@@ -88,10 +88,18 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
     if not isinstance(merges, list) or len(merges) > LARGEST_VOCABULARY:
         raise InputError(f"{named(folder)}: merges must be a list of at most {LARGEST_VOCABULARY} pairs")
     try:
-        pairs = [(left, right) for left, right in (e.split() if isinstance(e, str) else e for e in merges)]
-        return CLIPTokenizer(vocabulary, pairs, padding)
+        return CLIPTokenizer(vocabulary, [_pair(merge, folder) for merge in merges], padding)
+    except InputError:
+        raise
     except Exception as error:  # the library raises bare ones
         raise InputError(f"{named(folder)}: invalid tokenizer: {shown(error)}") from None
+
+
+def _pair(merge: object, folder: Path) -> tuple[str, str]:
+    tokens = merge.split() if isinstance(merge, str) else merge
+    if not isinstance(tokens, list) or len(tokens) != 2 or not all(isinstance(each, str) for each in tokens):
+        raise InputError(f"{named(folder)}: {shown(merge)} is no merge: it must be two tokens")
+    return tokens[0], tokens[1]
 
 
 def _check_vocabulary(vocabulary: object, padding: str, file: Path) -> None:
