@@ -15,7 +15,7 @@ import click
 from ssd1b.cli.command import TEXT
 from ssd1b.cli.messages import format_warnings, notify
 from ssd1b.cli.paths import PATH
-from ssd1b.errors import InputError, shown, unknown
+from ssd1b.errors import InputError, prefix_errors, shown, unknown
 from ssd1b.execution import DEFAULT, Execution
 from ssd1b.files import decode_text, named, read_file
 from ssd1b.numerals import whole_number
@@ -135,7 +135,9 @@ def _read_threads(text: str) -> int | None:
     if text == AUTO:
         return None
     try:
-        return check("threads", whole_number(text), Annotated[int, Range(1, os.cpu_count() or 1)])
+        with prefix_errors("threads"):
+            number = whole_number(text)
+        return check("threads", number, Annotated[int, Range(1, os.cpu_count() or 1)])
     except InputError as error:
         raise InputError(f"{error}; or {AUTO}") from None
 

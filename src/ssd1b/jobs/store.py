@@ -133,7 +133,7 @@ class Store:
             self._database = connect(self._file)
         except OSError as error:
             self._release()
-            raise disk_error(f"cannot write {named(self.folder)}", error) from None
+            raise disk_error(f"cannot write {named(error.filename or self.folder)}", error) from None
         except InputError:
             self._release()
             raise

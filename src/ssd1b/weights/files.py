@@ -33,7 +33,7 @@ FLOATS: dict[str, torch.dtype] = {
 # First bytes of files that are mistaken for safetensors. A pickle is refused because opening it can run code.
 _IMPOSTORS: tuple[tuple[bytes, str], ...] = (
     (b"PK\x03\x04", "a zip archive, as PyTorch writes pickles; a pickle can run code when opened"),
-    (b"\x80", "a pickle, which can run code when opened"),
+    *((bytes((0x80, version)), "a pickle, which can run code when opened") for version in (2, 3, 4, 5)),
     (b"GGUF", "a GGUF file"),
     (b"version https://git-lfs", "a Git LFS pointer: the download is incomplete, run 'git lfs pull'"),
     (b"<", "a web page: the download went wrong"),
