@@ -62,13 +62,13 @@ def prefix_errors(where: str) -> Generator[None, None, None]:
         raise type(error)(f"{where}: {error}") from None
 
 
-def shown(value: object) -> str:
-    """Format any value for a message, as one short printable line."""
+def shown(value: object, most: int = SHOWN) -> str:
+    """Format any value for a message, as one printable line of at most so many characters."""
     try:
-        text = repr(value[: SHOWN + 1]) if isinstance(value, str) else printable(" ".join(str(value).split()))
+        text = repr(value[: most + 1]) if isinstance(value, str) else printable(" ".join(str(value).split()))
     except (ValueError, RecursionError):  # an integer of thousands of digits, a list of thousands of lists
         return f"a value that is too large ({type(value).__name__})"
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def printable(text: str) -> str:

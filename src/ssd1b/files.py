@@ -49,11 +49,14 @@ def named(path: str | Path) -> str:
     return text if len(text) <= _LONGEST else f"{text[: half - 3]}...{text[-half:]}"
 
 
+_LONGEST_REASON = 200
+
+
 def reason(error: Exception) -> str:
     """Return the operating system's description of an error without the path, or a library's, shortened."""
     if _error_class(error) is OutOfSpaceError:
         return "no space left on the disk"
-    return getattr(error, "strerror", None) or shown(error)
+    return getattr(error, "strerror", None) or shown(error, _LONGEST_REASON)
 
 
 def disk_error(message: str, error: Exception, advice: str = "") -> InputError:
