@@ -146,7 +146,7 @@ def _explain(error: Exception) -> str | None:
         case ModuleNotFoundError(name=str(name)) if any(name.partition(".")[0] in e for e in EXTRAS.values()):
             library = name.partition(".")[0]
             return f"this needs {library}, which is not installed: {install([library])}"
-        case ImportError():  # not one of our own modules: those are there
+        case ImportError() if not (error.name or "").startswith("ssd1b"):  # of our own, it is a bug
             return f"packages of this environment do not fit together: {reason(error)}; see ssd1b env"
         case MemoryError():
             return _SMALLER

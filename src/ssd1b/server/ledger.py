@@ -113,7 +113,7 @@ class Ledger:
         """Do something with the store or the queue, in their thread.
 
         Raises:
-            InputError: the disk refused. Clients are not told where the store is; the log says it.
+            InputError: the disk refused. The error names no path, which the log has instead.
         """
         try:
             return await asyncio.get_running_loop().run_in_executor(self._keeper, work)

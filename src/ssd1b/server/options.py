@@ -117,7 +117,7 @@ class ServerOptions:
 
     @property
     def models(self) -> dict[str, str]:
-        """What ``--model`` said for each model, by the name that clients see: of a path, the last part.
+        """Map each model's public name to its ``--model`` argument. A path's public name is its last part.
 
         Raises:
             InputError: two models have the same name.

@@ -137,7 +137,7 @@ class Problem(BaseModel):
 
 
 class OpenAIError(BaseModel):
-    """What went wrong, as OpenAI's clients read it."""
+    """The error object of OpenAI's API."""
 
     message: str
     type: str

@@ -1,4 +1,4 @@
-"""What tests of the server share."""
+"""Fixtures for tests of the server."""
 
 import pytest
 

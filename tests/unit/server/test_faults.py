@@ -1,4 +1,4 @@
-"""What goes wrong around a server: clients that leave, stall or lie, full disks, devices that fail."""
+"""Faults: disconnecting, stalling and hostile clients, full disks, failing devices."""
 
 import base64
 import gzip
