@@ -110,10 +110,10 @@ def _call(
     os.chdir(folder)
     for stream, file in zip((1, 2), files, strict=True):
         os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY), stream)
-    sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
-    from ssd1b.cli import main
+    sys.argv = ["ssd1b", *arguments]
+    from ssd1b.__main__ import run
 
-    sys.exit(main(arguments))
+    sys.exit(run())
 
 
 def _resolve_all(pipe: Connection, environment: Mapping[str, str]) -> None:

@@ -35,7 +35,7 @@ class Server:
 
     def __init__(self, folder: Path, plan: Plan, **options: Any) -> None:
         self.plan = plan
-        self.options = ServerOptions(store=str(folder), **options)
+        self.options = ServerOptions(store=str(folder), **{"workers": 1} | options)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._started = threading.Event()

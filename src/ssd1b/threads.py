@@ -60,6 +60,19 @@ def suitable_threads(macs: float, available: int) -> int:
     return max(1, min(available, int(macs / MACS_PER_THREAD)))
 
 
+def batch_threads(layout: UNetLayout, height: int, width: int, batch: int, available: int) -> int:
+    """Choose the number of threads for guided steps of a batch.
+
+    Args:
+        layout: the UNet's layout.
+        height: height of the latents.
+        width: width of the latents.
+        batch: number of images.
+        available: the largest number.
+    """
+    return suitable_threads(2 * batch * estimate_unet_macs(layout, height, width), available)
+
+
 def use_threads(threads: Threads, layout: UNetLayout, height: int, width: int, batch: int = 1) -> None:
     """Set torch's number of threads, for the whole process, to suit guided steps of a batch.
 
@@ -76,7 +89,7 @@ def use_threads(threads: Threads, layout: UNetLayout, height: int, width: int, b
     if threads == "auto":
         if any(os.environ.get(name) for name in _VARIABLES):
             return
-        threads = suitable_threads(2 * batch * estimate_unet_macs(layout, height, width), _initial_threads())
+        threads = batch_threads(layout, height, width, batch, _initial_threads())
     if threads is not None and threads != torch.get_num_threads():
         torch.set_num_threads(threads)
 

@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 
-_LIBRARIES = ("ssd1b", "torch", "safetensors", "tokenizers", "huggingface_hub", "diffusers", "transformers")
+_LIBRARIES = (
+    "ssd1b", "torch", "torchvision", "safetensors", "tokenizers", "huggingface_hub", "diffusers",
+    "transformers",
+)  # fmt: skip
 
 _LINUX = Path("/proc/cpuinfo")
 

@@ -117,8 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except click.exceptions.Exit as done:  # --help and --version
         return done.exit_code
-    except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
+    except KeyboardInterrupt as interrupt:
+        click.echo(": ".join(["interrupted", *interrupt.args]), err=True)
         # CPython records an interrupt that passed through exec(), which dataclasses use, and would then exit
         # by SIGINT instead of our code. Another exec() clears the record.
         exec("")

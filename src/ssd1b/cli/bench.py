@@ -115,6 +115,7 @@ def command(
 
     from ssd1b.actions.bench import FILES, benchmark, write_tables
     from ssd1b.cli import display
+    from ssd1b.progress import above_bar
 
     check_outputs(out, FILES, overwrite=overwrite)
     tables: list[BenchTable] = []
@@ -127,7 +128,7 @@ def command(
             tables.append(table)
             if out is not None:  # after each table, so that an interruption loses none
                 written = write_tables(Path(out), tables, overwrite=overwrite)
-            with display.above_bar():
+            with above_bar():
                 click.echo(json.dumps(table.facts()) if as_json else _text(table))
     for path in written:
         echo_path(path)

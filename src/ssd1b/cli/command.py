@@ -49,6 +49,12 @@ _STRICT: dict[Any, Any] = {
 """Replacements of click's own types."""
 
 
+AGAIN = "what is finished is kept, and the same command continues"
+"""How to continue what keeps its parts in a store."""
+
+RESUME = "the same command with --resume continues"
+"""How to continue an interrupted training."""
+
 Needs: TypeAlias = Sequence[str] | Callable[[Mapping[str, Any]], Sequence[str]]
 
 
@@ -59,12 +65,14 @@ class Command(click.Command):
         *args: of ``click.Command``.
         needs: required libraries of ``ssd1b.extras``, or a function that returns them for the arguments of a
             call; checked before the command runs.
+        continues: how to continue after Ctrl-C; None if nothing is kept.
         **kwargs: of ``click.Command``.
     """
 
-    def __init__(self, *args: Any, needs: Needs = (), **kwargs: Any) -> None:
+    def __init__(self, *args: Any, needs: Needs = (), continues: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.needs = needs
+        self.continues = continues
         for parameter in self.params:
             parameter.type = _STRICT.get(parameter.type, parameter.type)
 
@@ -73,6 +81,10 @@ class Command(click.Command):
 
         Raises:
             InputError: a library is missing; or as the command.
+            KeyboardInterrupt: its argument, if any, says how to continue.
         """
         require(ctx.command_path, *(self.needs(ctx.params) if callable(self.needs) else self.needs))
-        return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(*[self.continues] * (self.continues is not None)) from None

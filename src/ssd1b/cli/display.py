@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 from PIL import Image, PngImagePlugin
-from tqdm import tqdm
 
 from ssd1b.diffusion.samplers import Step
 from ssd1b.errors import InputError
@@ -18,6 +17,7 @@ from ssd1b.files import named, open_regular
 from ssd1b.images import Picture, save_picture
 from ssd1b.jobs.previews import previews
 from ssd1b.pipeline import Pipeline, Watch
+from ssd1b.progress import progress_bar
 from ssd1b.saving import replacing
 
 PREVIEW = "ssd1b-preview"
@@ -29,22 +29,19 @@ _PREVIEW_MARK = "ssd1b-preview"
 _CELLS = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 _UNITS = {"search": "trial", "prove": "setting", "render": "image"}
 
-above_bar = tqdm.external_write_mode
-"""Context in which lines are printed above the progress bar."""
-
 
 @contextmanager
 def watched(
     pipeline: Pipeline, steps: int, preview_folder: Path | None = None
 ) -> Generator[Watch, None, None]:
-    """Show the steps done and the time left, on a terminal only; yields the function for ``Pipeline.draw``.
+    """Show the steps done and the time left; yields the function for ``Pipeline.draw``.
 
     Args:
         pipeline: the model.
         steps: of all images.
         preview_folder: for a file that shows the image being generated; None for no preview.
     """
-    bar = tqdm(total=steps, unit="step", disable=None, leave=False)
+    bar = progress_bar(total=steps, unit="step")
     with bar, nullcontext() if preview_folder is None else preview(pipeline, preview_folder) as show:
 
         def watch(step: Step) -> None:
@@ -57,16 +54,16 @@ def watched(
 
 @contextmanager
 def progress(label: str, total: int) -> Generator[Callable[[int], object], None, None]:
-    """Show how much of a task is done and the time left, on a terminal only."""
-    style: Any = {"bar_format": _CELLS} if label == "cells" else {"desc": label, "unit": _UNITS[label]}
-    with tqdm(total=total, disable=None, leave=False, **style) as bar:
+    """Show how much of a task is done and the time left."""
+    style: Any = {"style": _CELLS} if label == "cells" else {"label": label, "unit": _UNITS[label]}
+    with progress_bar(total=total, **style) as bar:
         yield bar.update
 
 
 @contextmanager
 def call_progress() -> Generator[Callable[[str, int], None], None, None]:
-    """Show the current call and the number of calls done, on a terminal only."""
-    with tqdm(unit="call", disable=None, leave=False) as bar:
+    """Show the current call and the number of calls done."""
+    with progress_bar(unit="call") as bar:
 
         def advance(call: str, total: int) -> None:
             bar.total = total

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ssd1b.actions import TABLETOP_DATA
-from ssd1b.cli.command import Command
+from ssd1b.cli.command import RESUME, Command
 from ssd1b.cli.messages import notify
 from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, echo_path, overwrite_option
 from ssd1b.cli.table import columns
@@ -27,7 +27,7 @@ def _needs(given: Mapping[str, Any]) -> tuple[str, ...]:
     return ("matplotlib",) if given["out"] else ()
 
 
-@click.command("distill", cls=Command, needs=_needs)
+@click.command("distill", cls=Command, needs=_needs, continues=RESUME)
 @click.option("--teacher", metavar="MODEL", required=True, help="A name, folder, safetensors file or hub id.")
 @click.option(
     "--student",
@@ -192,4 +192,5 @@ def _spans(blocks: Sequence[int]) -> str:
 def _duration(seconds: float) -> str:
     units = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
     name, size = next((each for each in units if seconds >= 2 * each[1]), units[-1])
-    return f"{seconds / size:.3g} {name}"
+    count = seconds / size
+    return f"{count:,.0f} {name}" if count >= 100 else f"{count:.3g} {name}"

@@ -73,6 +73,7 @@ def command(
 
     from ssd1b.cli import display
     from ssd1b.images import check_destination
+    from ssd1b.progress import above_bar
 
     folder = check_destination(out, image_format)
     pipeline = choice.loading().load(choice.name)
@@ -90,7 +91,7 @@ def command(
             (picture,) = pipeline.draw([settings], watch)
             path = str(display.save(picture, out, image_format))
             seconds = time.perf_counter() - start
-            with display.above_bar():
+            with above_bar():
                 if as_json:
                     click.echo(_json_line(path, settings, seconds))
                 else:

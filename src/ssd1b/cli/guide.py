@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import click
 
-from ssd1b.cli.command import Command
+from ssd1b.cli.command import AGAIN, Command
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
@@ -20,7 +20,12 @@ from ssd1b.validation import Range, check
 PAIRS = Annotated[int, Range(8, 100_000)]
 
 
-@click.command("guide", cls=Command, needs=("scipy", "matplotlib", "jinja2"))
+@click.command(
+    "guide",
+    cls=Command,
+    needs=("scipy", "matplotlib", "jinja2"),
+    continues=AGAIN,
+)
 @prompt_options
 @click.option(
     "--pairs",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
-from ssd1b.cli.command import TEXT, Command
+from ssd1b.cli.command import AGAIN, TEXT, Command
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SEEDS = Annotated[int, Range(1, 1000)]
 
 
-@click.command("sweep", cls=Command)
+@click.command("sweep", cls=Command, continues=AGAIN)
 @prompt_options
 @click.option(
     "--axis",

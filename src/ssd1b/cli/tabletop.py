@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 import click
 
 from ssd1b.cli.app import Group
+from ssd1b.cli.command import RESUME
 from ssd1b.cli.options import ModelChoice
 from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, echo_path, overwrite_option
 from ssd1b.cli.table import columns, percent
@@ -165,7 +166,7 @@ def examine_command(
         echo_path(out)
 
 
-@command.command("train", needs=("accelerate",))
+@command.command("train", needs=("accelerate",), continues=RESUME)
 @click.argument("part", type=click.Choice(["vae", "clip", "unet", "image-encoder", "judge"]))
 @click.option(
     "--out",

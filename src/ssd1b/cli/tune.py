@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
-from ssd1b.cli.command import TEXT, Command
+from ssd1b.cli.command import AGAIN, TEXT, Command
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
@@ -40,7 +40,12 @@ DEFAULT_AXES = (
 """The default search space: the article's ranges, and later additions."""
 
 
-@click.command("tune", cls=Command, needs=("scipy", "optuna"))
+@click.command(
+    "tune",
+    cls=Command,
+    needs=("scipy", "optuna"),
+    continues=AGAIN,
+)
 @prompt_options
 @click.option(
     "--axis",

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ssd1b.distill.layer_map import parameters, shapes, transformers
 from ssd1b.errors import InputError
@@ -15,6 +14,7 @@ from ssd1b.layouts import Level, UNetLayout
 from ssd1b.models.attention import TransformerBlock
 from ssd1b.models.unet import UNet
 from ssd1b.models.unet_inputs import UNetInputs
+from ssd1b.progress import progress_bar
 
 BLOCKS = "transformer_blocks"
 _MIDDLE = "mid_block.attentions.0"
@@ -42,7 +42,7 @@ def block_importance(unet: UNet, examples: Iterable[UNetInputs]) -> dict[str, fl
     for inputs in examples:
         count += 1
         expected = unet(*inputs).float()
-        for name in tqdm(names, desc="importance", unit="block", disable=None, leave=False):
+        for name in progress_bar(names, label="importance", unit="block"):
             with _skipped(unet.get_submodule(name)):
                 change = unet(*inputs).float() - expected
             sums[name] += float(change.square().mean() / expected.square().mean())

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 from PIL import Image
-from tqdm import tqdm
 
 from ssd1b.batching import batches
 from ssd1b.pipeline import Pipeline
+from ssd1b.progress import progress_bar
 
 Task: TypeAlias = tuple[str, int]
 """A caption and a seed."""
@@ -29,7 +29,7 @@ def draw_captions(
     chosen = [pipeline.settings(caption, seed=seed, **settings) for caption, seed in tasks]
     found: dict[int, tuple[Image.Image, float]] = {}
     next_place = 0
-    with tqdm(total=len(tasks), desc=label, unit="image", disable=None, leave=False) as bar:
+    with progress_bar(total=len(tasks), label=label, unit="image") as bar:
         for places in batches(
             range(len(chosen)),
             key=lambda place: pipeline.batch_key(chosen[place]),

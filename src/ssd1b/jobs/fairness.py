@@ -27,6 +27,7 @@ class Turns:
         *,
         group: Callable[[Picked], Hashable] = lambda picked: picked[1].job.batch,
         limit: Callable[[Picked], int] = lambda picked: 1,
+        fits: Callable[[list[Picked]], bool] = lambda batch: True,
     ) -> list[Picked]:
         """Choose the images of the next batch, and count them as given.
 
@@ -37,15 +38,18 @@ class Turns:
             busy: keys of jobs that are being generated. Their images wait for the result.
             group: images of different groups are never in one batch.
             limit: the largest batch that an image may be in.
+            fits: whether a batch can begin now. If not, nothing is counted, and no other batch overtakes it.
 
         Returns:
-            Images with their requests; none if all wait for jobs that are being generated.
+            Images with their requests; none if all wait for jobs that are being generated, or if the batch
+            does not fit.
         """
         queues = self._queues(waiting, busy)
+        given = self._given.copy()
         found: list[Picked] = []
         keys: set[str] = set()
         while queues:
-            client = min(queues, key=lambda name: self._rank(name, queues[name][0][0]))
+            client = min(queues, key=lambda name: _rank(queues[name][0][0], given[name]))
             picked = queues[client].pop(0)
             if not queues[client]:
                 del queues[client]
@@ -54,13 +58,13 @@ class Turns:
                 continue
             found.append(picked)
             keys.add(key)
-            self._given[client] += 1
+            given[client] += 1
             if len(found) >= limit(found[0]):
                 break
+        if not found or not fits(found):
+            return []
+        self._given = given
         return found
-
-    def _rank(self, client: str, first: Request) -> tuple[int, ...]:
-        return (-first.priority, self._given[client], first.number)
 
     def _queues(self, waiting: Iterable[Request], busy: Container[str]) -> dict[str, list[Picked]]:
         """Each client's images in the client's own order."""
@@ -72,3 +76,7 @@ class Turns:
         level = min((self._given[name] for name in queues if name in self._given), default=0)
         self._given = Counter({name: max(self._given[name], level) for name in queues})
         return queues
+
+
+def _rank(first: Request, given: int) -> tuple[int, ...]:
+    return (-first.priority, given, first.number)

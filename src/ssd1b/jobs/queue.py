@@ -27,7 +27,7 @@ FILE = "queue.sqlite"
 MAX_STARTS = 2
 """A request that was running when a worker's process ended this often is given up: it may be the reason."""
 
-MAX_RESTARTS = 5
+MAX_RESTARTS = 10
 """As ``MAX_STARTS``, for the server's own process, which usually ends for other reasons."""
 
 _SCHEMA = 1

@@ -49,8 +49,8 @@ _MIGRATIONS = (
 _CAUSES = {
     sqlite3.SQLITE_FULL: "no space left on the disk; finished cells are kept, and the same command resumes "
     "when there is space",
-    sqlite3.SQLITE_BUSY: "another process has locked it for over a minute",
-    sqlite3.SQLITE_LOCKED: "another process has locked it for over a minute",
+    sqlite3.SQLITE_BUSY: "another process has locked it for 20 seconds",
+    sqlite3.SQLITE_LOCKED: "another process has locked it for 20 seconds",
     sqlite3.SQLITE_READONLY: "it is not writable",
     sqlite3.SQLITE_PERM: "it is not writable",
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened",
@@ -68,7 +68,7 @@ def open_database(path: Path) -> sqlite3.Connection:
     if path.exists() and (kind := kind_of(path)):
         raise InputError(f"{named(path)} is {kind}: ssd1b keeps its tables in a file of that name")
     with explain_errors(path):
-        return sqlite3.connect(path, timeout=60, isolation_level=None)
+        return sqlite3.connect(path, timeout=20, isolation_level=None)
 
 
 def open_read_only(path: Path) -> sqlite3.Connection:

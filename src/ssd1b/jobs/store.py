@@ -155,7 +155,9 @@ class Store:
     def close(self) -> None:
         """Release this process's claims and close the tables."""
         if self._lock is not None:
-            # If the disk is full, the claims become void with this process's lock.
+            # If the disk is full or the table locked, the claims become void with this process's lock.
+            with suppress(InputError), explain_errors(self._file):
+                self._database.execute("pragma busy_timeout = 1000")
             with suppress(InputError), self._transaction():
                 self._database.execute("delete from claims where worker = ?", (self._worker,))
         with suppress(InputError), explain_errors(self._file):

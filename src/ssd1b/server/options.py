@@ -55,7 +55,9 @@ class ServerOptions:
     allow_any_host: Annotated[Flag, Option(
         metavar="", help="Answer whatever host name is asked for. Only behind a proxy that checks it.",
     )] = False
-    workers: Annotated[int, Range(1, 64), Option(help="Batches that are generated at the same time.")] = 1
+    workers: Annotated[int | None, Range(1, 64), Option(
+        help="Batches that are generated at the same time. Default: as many as keep the processor busy.",
+    )] = None
     threads: Annotated[int | None, Range(1, 1024), Option(
         help="CPU threads of each worker. Default: by its load.",
     )] = None

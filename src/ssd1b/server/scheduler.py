@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+
+import torch
 
 from ssd1b import batching
 from ssd1b.errors import FailedError, InputError, UnavailableError
@@ -16,10 +18,13 @@ from ssd1b.jobs.job import PIXELS_PER_BATCH
 from ssd1b.jobs.queue import FAILED, FINISHED, MAX_STARTS, QUEUED, RUNNING, Request
 from ssd1b.jobs.store import FAILED as JOB_FAILED
 from ssd1b.jobs.worker import Batch, CancelledError, Progress, Worker
+from ssd1b.model import Model
+from ssd1b.runtime import choose_device
 from ssd1b.server.ledger import Ledger
 from ssd1b.server.metrics import Metrics
 from ssd1b.server.options import ServerOptions
 from ssd1b.server.workers import Pace, StartWorker, Workers
+from ssd1b.threads import batch_threads
 
 log = logging.getLogger("ssd1b.server")
 
@@ -38,9 +43,12 @@ class Run:
         picked: its images with their requests.
         worker: generates it; None before and after.
         batch: of the worker.
+        threads: of the processor that it keeps busy.
+        generating: whether it needs a worker, or has one.
     """
 
     picked: list[Picked]
+    threads: int
     worker: Worker | None = None
     batch: Batch | None = None
     generating: bool = True
@@ -61,17 +69,24 @@ class Scheduler:
 
     Args:
         ledger: of the server.
+        models: the models that are served, by name.
         options: of the server.
         metrics: of the server.
         start: see ``Workers``.
     """
 
     def __init__(
-        self, ledger: Ledger, options: ServerOptions, metrics: Metrics, start: StartWorker = Worker
+        self,
+        ledger: Ledger,
+        models: Mapping[str, Model],
+        options: ServerOptions,
+        metrics: Metrics,
+        start: StartWorker = Worker,
     ) -> None:
         self.workers = Workers(options, metrics, self._report, start)
         self.pace = Pace()
         self._ledger = ledger
+        self._models = models
         self._options = options
         self._metrics = metrics
         self._turns = Turns()
@@ -165,12 +180,14 @@ class Scheduler:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self.generating < self._options.workers:
-                busy = {key for run in self._runs.values() for key in run.keys}
-                picked = self._turns.choose(self._ledger.open.values(), busy, group=_group, limit=self._limit)
-                if not picked:
-                    break
-                run = Run(picked)
+            while picked := self._turns.choose(
+                self._ledger.open.values(),
+                {key for run in self._runs.values() for key in run.keys},
+                group=_group,
+                limit=self._limit,
+                fits=self._fits,
+            ):
+                run = Run(picked, self._threads(picked))
                 task = asyncio.create_task(self._generate(run))
                 self._runs[task] = run
                 task.add_done_callback(self._over)
@@ -186,6 +203,24 @@ class Scheduler:
         settings = image.job.settings
         limit = min(self._options.max_batch, PIXELS_PER_BATCH // (settings.width * settings.height))
         return batching.batch_limit(settings, limit)
+
+    def _fits(self, picked: list[Picked]) -> bool:
+        """Whether a batch can be generated next to the others: the processor has threads for all of them."""
+        running = [run for run in self._runs.values() if run.generating]
+        if self._options.workers is not None:
+            return len(running) < self._options.workers
+        threads = sum(run.threads for run in running) + self._threads(picked)
+        return not running or threads <= torch.get_num_threads()
+
+    def _threads(self, picked: list[Picked]) -> int:
+        available = torch.get_num_threads()
+        if choose_device(self._options.device).type != "cpu":
+            return available  # one batch at a time
+        job = picked[0][1].job
+        layout, settings = self._models[job.model].layout, job.settings
+        return self._options.threads or batch_threads(
+            layout.unet, settings.height // 8, settings.width // 8, len(picked), available
+        )
 
     async def _generate(self, run: Run) -> None:
         try:
@@ -270,7 +305,7 @@ class Scheduler:
             self.workers.put_back(worker)
             self._wake.set()
         seconds = time.monotonic() - begin
-        self.pace.note(sum(image.job.cost for _, image in run.picked), seconds)
+        self.pace.note(sum(image.job.cost for _, image in run.picked), seconds / (1 + self.generating))
         self._metrics.generating.labels(model).observe(seconds)
         self._metrics.batch_size.observe(len(run.picked))
         return results

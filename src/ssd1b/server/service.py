@@ -72,7 +72,7 @@ class Service:
         self._environment = environment(device, choose_dtype(options.dtype, device), options.execution)
         self._digests: dict[str, str] = {}
         self._ledger = Ledger(options.folder, self.metrics, self._watched)
-        self._scheduler = Scheduler(self._ledger, options, self.metrics, start)
+        self._scheduler = Scheduler(self._ledger, self.models, options, self.metrics, start)
         self._number = 0
         self._requested: dict[str, deque[tuple[float, int]]] = {}
         """When each client with a quota requested how many images, in the last hour."""

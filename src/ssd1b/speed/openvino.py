@@ -5,6 +5,7 @@ Importing OpenVINO takes a second, so it is imported on first use.
 
 import hashlib
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -204,9 +205,12 @@ def _convert(
 ) -> None:
     openvino = import_library("openvino")
     import_library("openvino.tools.ovc")
-    model = openvino.convert_model(
-        network, example_input=inputs, input=[openvino.PartialShape(s) for s in shapes]
-    )
+    with warnings.catch_warnings():
+        # The tracer warns of each comparison of sizes in Python, which hold for all sizes of an image.
+        warnings.simplefilter("ignore")
+        model = openvino.convert_model(
+            network, example_input=inputs, input=[openvino.PartialShape(s) for s in shapes]
+        )
     save_network(model, file, half=half)
 
 

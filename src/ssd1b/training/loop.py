@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ssd1b.errors import ConflictError
+from ssd1b.progress import progress_bar
 from ssd1b.saving import claim_folder
 from ssd1b.training import checkpoints
 from ssd1b.training.batches import Batch, Batches, Share
@@ -96,8 +96,9 @@ def run(
     start = _start(out, learners, processes, resume=resume)
     share = Share(batches=batches, parts=processes.parts, count=settings.micro_batches)
 
-    hidden = None if processes.first else True
-    bar = tqdm(total=settings.steps, initial=start, desc=label, unit="step", disable=hidden)
+    bar = progress_bar(
+        total=settings.steps, start=start, label=label, unit="step", keep=True, hidden=not processes.first
+    )
     log = closing(Log(out, start, silent=not processes.first))
     changed = checkpoints.named_tensors(learners).values()
     reader = closing(_read_ahead(share, start, settings.steps, changed))

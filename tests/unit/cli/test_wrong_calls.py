@@ -329,6 +329,17 @@ def test_interrupt_removes_what_is_not_finished(run, monkeypatch, tmp_path, tiny
     assert result.out.splitlines() == ["out/7-a-cube.png"]
 
 
+def test_an_interrupted_sweep_says_how_to_continue(run, tiny_model, monkeypatch):
+    def interrupted(self, batch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pipeline, "steps", interrupted)
+    result = run("sweep", "a cube", "--seeds", 2, "--model", tiny_model, "--out", "out")
+    assert result.code == 130
+    end = "interrupted: what is finished is kept, and the same command continues"
+    assert result.err.splitlines()[-1] == end
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_control_c_in_a_process_of_its_own(tmp_path, tiny_model):
     out = tmp_path / "out"

@@ -75,6 +75,14 @@ def test_jobs_that_are_being_generated_wait_and_equal_jobs_are_generated_once() 
     assert turns.choose([first, second], busy={first.images[0].job.key}) == []
 
 
+def test_a_batch_that_does_not_fit_costs_no_turn_and_is_not_overtaken() -> None:
+    large, small = request("ann", 1, steps=50), request("ben", 2)
+    turns = Turns()
+    for _ in range(3):
+        assert turns.choose([small, large], fits=lambda batch: batch[0][0] is small) == []
+    assert [found is large for found, _ in turns.choose([small, large])] == [True]
+
+
 def test_an_image_whose_own_limit_is_smaller_does_not_join_a_batch() -> None:
     careful, others = request("ann", 2), request("bulk", 1, images=3)
     turns = Turns()

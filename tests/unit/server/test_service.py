@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from server_workers import Plan
 from ssd1b.errors import ConflictError, InputError, NotFoundError
@@ -24,6 +25,7 @@ class Running:
 
     def __init__(self, folder: Path, plan: Plan, **options: Any) -> None:
         self.plan = plan
+        options = {name: each for name, each in {"workers": 1, **options}.items() if each is not None}
         self.service = Service(ServerOptions(store=str(folder), **options), plan.start)  # type: ignore[arg-type]
 
     async def __aenter__(self) -> "Running":
@@ -92,6 +94,44 @@ def test_small_images_of_equal_settings_share_batches(tmp_path: Path) -> None:
             plan.gate.set()
             assert set(await it.done(first, *rest)) == {DONE}
         assert sorted(map(len, plan.batches)) == [1, 1, 4]
+
+    run(test())
+
+
+def test_small_batches_run_side_by_side_while_the_processor_has_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of eight at 128x128 keeps one thread busy, one at 512x512 both. Nothing overtakes it."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+    async def test() -> None:
+        plan = Plan()
+        plan.gate.clear()
+        async with Running(tmp_path, plan, workers=None, device="cpu") as it:
+            small = [await it.submit(f"small {n}", steps=steps, count=8) for n, steps in enumerate((4, 5))]
+            await asyncio.sleep(0.1)
+            assert len(plan.batches) == 2 and plan.loads == [MODEL] * 2
+            large = await it.submit("large", width=512, height=512, client="ann")
+            late = await it.submit("late", client="ben")
+            await asyncio.sleep(0.1)
+            assert len(plan.batches) == 2
+            plan.gate.set()
+            assert set(await it.done(*small, large, late)) == {DONE}
+        assert plan.batches[2:] == [["large"], ["late"]]
+
+    run(test())
+
+
+def test_as_many_batches_run_side_by_side_as_were_asked_for(tmp_path: Path) -> None:
+    async def test() -> None:
+        plan = Plan()
+        plan.gate.clear()
+        async with Running(tmp_path, plan, workers=3) as it:
+            requests = [await it.submit(f"number {n}", steps=4 + n) for n in range(5)]
+            await asyncio.sleep(0.1)
+            assert len(plan.batches) == 3
+            plan.gate.set()
+            assert set(await it.done(*requests)) == {DONE}
 
     run(test())
 
@@ -291,10 +331,10 @@ def test_the_next_process_goes_on_with_what_waited(tmp_path: Path) -> None:
     run(test())
 
 
-def test_a_request_that_ended_five_servers_is_given_up(tmp_path: Path) -> None:
+def test_a_request_that_ended_ten_servers_is_given_up(tmp_path: Path) -> None:
     async def test() -> None:
         id = None
-        for _ in range(5):
+        for _ in range(10):
             plan = Plan()
             plan.gate.clear()
             it = Running(tmp_path, plan, drain_seconds=0.0)
@@ -306,7 +346,7 @@ def test_a_request_that_ended_five_servers_is_given_up(tmp_path: Path) -> None:
         async with Running(tmp_path, Plan()) as after:
             assert id is not None
             found = await after.service.request(id)
-            assert found.state == FAILED and "ended 5 times" in (found.error or "")
+            assert found.state == FAILED and "ended 10 times" in (found.error or "")
 
     run(test())
 

@@ -406,7 +406,7 @@ def test_ctrl_c_ends_at_once_and_leaves_nothing_half(ssd1b, hub, files, tmp_path
     time.sleep(1)  # until it waits: Python notices a signal only there, or before
     call.interrupt()
     done = call.wait(90)
-    assert (done.code, done.err.splitlines()[-1]) == (130, "interrupted")
+    assert (done.code, done.err.splitlines()[-1]) == (130, "interrupted"), done.err
     assert_kept_as_whole(tmp_path, files)
 
 

@@ -11,11 +11,11 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ssd1b.evaluate.reconstruction import reconstruct
 from ssd1b.evaluate.statistics import Estimate, estimate
 from ssd1b.models.vae import VAE
+from ssd1b.progress import progress_bar
 from ssd1b.tabletop.judge.judge import (
     CLEAN,
     PICTURE_ANSWERS,
@@ -136,7 +136,7 @@ def examine(
     """
     splits: tuple[Split, ...] = ("train", "held_out")
     found = Examination([], [], [])
-    with tqdm(total=count, desc=label, unit="picture", disable=None, leave=False) as bar:
+    with progress_bar(total=count, label=label, unit="picture") as bar:
         for start in range(0, count, BATCH_SIZE):
             scenes = [
                 scene(SEED, index, split=splits[index % 2], world=world)

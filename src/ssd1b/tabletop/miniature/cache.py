@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from ssd1b.progress import progress_bar
 from ssd1b.saving import replacing
 
 SHARD = 1024
@@ -36,7 +36,7 @@ class Shards:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._parts = []
-        for start in tqdm(range(0, count, SHARD), desc=label, unit="shard", disable=None):
+        for start in progress_bar(range(0, count, SHARD), label=label, unit="shard", keep=True):
             path = folder / f"{start:08d}.npy"
             part = _read(path)
             if part is None:

@@ -9,11 +9,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ssd1b.errors import FailedError, InputError
 from ssd1b.models.text import Conditioning, TextEncoders
 from ssd1b.models.vae import VAE
+from ssd1b.progress import progress_bar
 from ssd1b.prompts import Segment, format_prompt
 from ssd1b.training.data.buckets import Placement
 from ssd1b.training.data.cache import Cache
@@ -100,7 +100,7 @@ def encode_captions(captions: Iterable[str], text: TextEncoders, cache: Cache, d
     An entry holds ``embeds [77 k, D]`` for a caption of k chunks, and ``pooled [P]``.
     """
     missing = _missing(cache, {caption_key(each): each for each in ("", *captions)}, label="check captions")
-    with tqdm(total=len(missing), desc="encode captions", unit="caption", disable=None) as bar:
+    with progress_bar(total=len(missing), label="encode captions", unit="caption", keep=True) as bar:
         for start in range(0, len(missing), CAPTIONS_AT_ONCE):
             group = missing[start : start + CAPTIONS_AT_ONCE]
             bar.update(len(group))

@@ -6,9 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from ssd1b.errors import InputError
+from ssd1b.progress import progress_bar
 from ssd1b.training.data.examples import Example, Unusable
 from ssd1b.training.data.pictures import Size, digest_of, size_of
 from ssd1b.validation import Text, check
@@ -126,7 +125,7 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item], *, lab
     waiting: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor()
     try:
-        with tqdm(total=len(items), desc=label, unit="item", disable=None) as bar:
+        with progress_bar(total=len(items), label=label, unit="item", keep=True) as bar:
             for item in items:
                 waiting.append(pool.submit(function, item))
                 if len(waiting) > _AHEAD:
