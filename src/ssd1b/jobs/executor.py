@@ -20,6 +20,9 @@ from ssd1b.settings import GenerationSettings
 THUMBNAIL = 16
 """Side of a thumbnail in pixels."""
 
+TEXT_LIMIT = 64 * 2**20
+"""Bytes of encoded prompts that are kept: about 100 of SDXL."""
+
 Measure = Callable[[Image.Image, str], Mapping[str, float]]
 """``measure(image, prompt)`` returns metrics by name."""
 
@@ -117,14 +120,18 @@ class Inline:
 
 
 @contextmanager
-def renderer(pipeline: Pipeline, measure: Measure) -> Generator[Render, None, None]:
-    """Provide a function that generates batches with a pipeline. Work shared by batches is done once.
+def renderer(
+    pipeline: Pipeline, measure: Measure, *, share_steps: bool = True
+) -> Generator[Render, None, None]:
+    """Provide a function that generates batches with a pipeline. Prompts are encoded once.
 
     If a batch fails, its images are generated one by one, so that only the failing ones are lost.
 
     Args:
         pipeline: the model.
         measure: called for each image. Values that are not finite are dropped.
+        share_steps: compute denoising steps with equal inputs once, as those from the same noise in a sweep.
+            Keeps up to ``memoization.LIMIT`` bytes of outputs.
     """
 
     def render(batch: Sequence[GenerationSettings], watch: Watch = ignore) -> list[JobResult]:
@@ -142,7 +149,8 @@ def renderer(pipeline: Pipeline, measure: Measure) -> Generator[Render, None, No
 
     unet, text = pipeline.unet, pipeline.text
     with (
-        memoize([unet, text.encoder, text.encoder_2]),
+        memoize([text.encoder, text.encoder_2], limit=TEXT_LIMIT),
+        memoize([unet] if share_steps else []),
         count_rows(unet) as all_rows,
         count_rows(unet.up_blocks[0].resnets[0]) as deep_rows,  # type: ignore[index]
     ):

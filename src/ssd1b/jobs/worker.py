@@ -191,7 +191,8 @@ def _end_with_parent() -> None:
 def _load(model: str, options: Mapping[str, Any]) -> int:
     global _pipeline, _render
     _pipeline = Pipeline.load(model, **options)
-    _render = _open.enter_context(renderer(_pipeline, lambda image, prompt: {}))
+    # Requests have noise of their own, so kept steps would only take memory.
+    _render = _open.enter_context(renderer(_pipeline, lambda image, prompt: {}, share_steps=False))
     return os.getpid()
 
 

@@ -46,6 +46,17 @@ def test_a_model_draws_and_is_measured(store: Store) -> None:
     assert store.picture("k").read_bytes() == file
 
 
+@pytest.mark.parametrize(("share_steps", "calls"), [(True, 2), (False, 4)])
+def test_steps_are_shared_only_if_asked_for(share_steps, calls, monkeypatch) -> None:
+    """Requests to a server do not share noise, and memory must not grow with their number."""
+    mini = Pipeline.load("mini-sdxl", device="cpu", dtype="fp32")
+    settings, forward, found = mini.settings("a red cube", seed=7, steps=2), mini.unet.forward, []
+    monkeypatch.setattr(mini.unet, "forward", lambda *inputs: (found.append(1), forward(*inputs))[1])
+    with renderer(mini, lambda picture, prompt: {}, share_steps=share_steps) as render:
+        assert render([settings])[0].outcome.digest == render([settings])[0].outcome.digest
+    assert len(found) == calls
+
+
 @pytest.mark.parametrize(
     ("given", "passes"),
     [
