@@ -6,13 +6,16 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 PROMPT ?= a large red metal sphere on a blue background
 
-.PHONY: demo test browser check docs full-size clean
+.PHONY: demo test coverage browser check docs full-size clean
 
 demo: $(VENV)/installed  ## Set up and draw the first picture.
 	$(BIN)/ssd1b generate "$(PROMPT)" --seed 0 --out pictures
 
 test: $(VENV)/installed-dev  ## Set up and run every test that needs neither a GPU nor a full-size model.
 	$(BIN)/python -m pytest --numprocesses 2 --quiet
+
+coverage: $(VENV)/installed-dev  ## As test, and print the share of lines that the tests ran, by module.
+	$(BIN)/python -m pytest --numprocesses 2 --quiet --cov
 
 browser: $(VENV)/installed-dev  ## Find a Chromium for the browser tests; root on Debian installs it.
 	$(BIN)/python tests/browsers.py

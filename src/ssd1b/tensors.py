@@ -8,7 +8,7 @@ The shapes are checked at run time in the tests only (``--jaxtyping-packages``).
 
 from typing import TypeAlias
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 Latents: TypeAlias = Float[Tensor, "batch 4 cells_high cells_wide"]
@@ -31,3 +31,8 @@ TimeIds: TypeAlias = Float[Tensor, "batch 6"]
 
 Timesteps: TypeAlias = Float[Tensor, "batch"]
 """Diffusion times in [0, 999], not necessarily whole."""
+
+
+def from_levels(levels: UInt8[Tensor, "batch 3 height width"]) -> Pixels:
+    """Scale 8-bit levels from [0, 255] to [-1, 1], in float32."""
+    return levels.float() / 127.5 - 1

@@ -16,7 +16,7 @@ import pytest
 from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Browser, Page, Route, expect
 
-from picture_files import as_bytes, smooth
+from picture_files import COMFY, as_bytes, smooth
 from server_process import ServerProcess
 from ssd1b.jobs.queue import Queue
 from ssd1b.jobs.store import Store
@@ -673,6 +673,18 @@ def test_samplers_of_other_programs_are_found_by_their_names(page: Page, wrong: 
     expect(page.locator("#sampler")).to_have_value("dpmpp_2m")
     assert all("422" in each for each in wrong)
     wrong.clear()
+
+
+def test_a_picture_of_comfyui_restores_its_settings(page: Page, wrong: list[str]) -> None:
+    info = PngInfo()
+    info.add_text("prompt", json.dumps(COMFY))
+    page.evaluate(DROP, [list(as_bytes(smooth(16, 16), pnginfo=info)), "drop"])
+    expect(page.locator("#prompt")).to_have_value("a cat")
+    expect(page.locator("#negative")).to_have_value("bad")
+    for name, value in {"steps": "20", "guidance_scale": "7", "seed": "5", "sampler": "dpmpp_2m"}.items():
+        expect(page.locator(f"#{name}")).to_have_value(value)
+    expect(page.locator(".reading")).to_contain_text("ComfyUI")
+    assert wrong == []
 
 
 def test_a_file_that_is_no_picture_is_refused_in_words(page: Page, wrong: list[str]) -> None:

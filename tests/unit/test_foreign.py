@@ -13,6 +13,7 @@ from PIL import Image
 from PIL.ExifTags import IFD, Base
 from PIL.PngImagePlugin import PngInfo
 
+from picture_files import COMFY
 from ssd1b.errors import InputError
 from ssd1b.images import decode_recipe
 from ssd1b.recipe import Parameters
@@ -49,17 +50,6 @@ NOVELAI = {
 DRAW_THINGS = {
     "c": "a cat", "model": "sdxl", "sampler": "DPM++ 2M Karras", "scale": 7, "seed": 5, "size": "512x640",
     "steps": 20, "uc": "bad", "v2": {"seed": 5},
-}  # fmt: skip
-COMFY: dict[str, dict[str, Any]] = {
-    "3": {"class_type": "KSampler", "inputs": {
-        "seed": 5, "steps": 20, "cfg": 7.0, "sampler_name": "dpmpp_2m", "scheduler": "karras", "denoise": 1.0,
-        "model": ["4", 0], "positive": ["6", 0], "negative": ["7", 0], "latent_image": ["5", 0]}},
-    "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sdxl"}},
-    "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 512, "height": 640, "batch_size": 1}},
-    "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a cat", "clip": ["4", 1]}},
-    "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "bad", "clip": ["4", 1]}},
-    "8": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["4", 2]}},
-    "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0], "filename_prefix": "ComfyUI"}},
 }  # fmt: skip
 CUSTOM: dict[str, dict[str, Any]] = {
     "1": {"class_type": "SamplerCustomAdvanced", "inputs": {

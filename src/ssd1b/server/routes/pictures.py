@@ -3,7 +3,7 @@
 import asyncio
 import io
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,6 +105,7 @@ async def thumbnail(id: str, service: TheService) -> Response:
     return Response(data, media_type="image/webp", headers=FOREVER)
 
 
+@lru_cache(maxsize=1000)  # about 10 KB each; a file never changes
 def _thumbnail(path: Path) -> bytes:
     with Images.open(path, formats=["PNG"]) as image:
         image.thumbnail((THUMBNAIL, THUMBNAIL))

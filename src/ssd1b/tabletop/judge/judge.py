@@ -22,7 +22,7 @@ from ssd1b.tabletop.world.renderer import in_picture
 from ssd1b.tabletop.world.scenes import COLORS, MATERIALS, SIZES, Solid, relation
 from ssd1b.tabletop.world.shapes import SHAPES
 from ssd1b.tabletop.world.views import SIZE
-from ssd1b.tensors import Pixels
+from ssd1b.tensors import Pixels, from_levels
 from ssd1b.weights.files import open_file
 
 GRID = 16
@@ -170,7 +170,7 @@ class Judge(nn.Module):
         read = []
         for start in range(0, len(pictures), batch_size):
             batch = torch.tensor(pictures[start : start + batch_size]).permute(0, 3, 1, 2)
-            read += readings(self(batch.float() / 127.5 - 1.0))
+            read += readings(self(from_levels(batch)))
         return read
 
 

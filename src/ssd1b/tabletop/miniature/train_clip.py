@@ -20,6 +20,7 @@ from ssd1b.tabletop.miniature.cache import Shards
 from ssd1b.tabletop.world.captions import caption, full_caption
 from ssd1b.tabletop.world.scenes import WORLDS, Scene, World, scene
 from ssd1b.tabletop.world.views import photograph, view
+from ssd1b.tensors import from_levels
 from ssd1b.training.loop import train
 from ssd1b.training.precision import computing_in, convert_frozen, training_dtype
 from ssd1b.training.settings import LoopSettings
@@ -171,7 +172,7 @@ def train_clip(
     )
 
     def loss(module: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
-        pixels = batch.pixels.to(device).float() / 127.5 - 1.0
+        pixels = from_levels(batch.pixels.to(device))
         image, *texts = computing_in(dtype, module)(
             pixels.to(dtype), batch.ids.to(device), batch.ids_2.to(device)
         )

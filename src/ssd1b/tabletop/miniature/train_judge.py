@@ -17,6 +17,7 @@ from ssd1b.tabletop.judge.judge import CLEAN, GRID, PICTURE_ANSWERS, SOLID_ANSWE
 from ssd1b.tabletop.world.degradations import COLORLESS
 from ssd1b.tabletop.world.renderer import render_batch
 from ssd1b.tabletop.world.scenes import PLAIN, WORLDS, Scene, World, scene
+from ssd1b.tensors import from_levels
 from ssd1b.training.loop import train
 from ssd1b.training.precision import computing_in, training_dtype
 from ssd1b.training.settings import LoopSettings
@@ -145,7 +146,7 @@ def train_judge(
     dtype = training_dtype(device)
 
     def loss(module: nn.Module, batch: JudgedBatch) -> dict[str, Tensor]:
-        pixels = batch.pixels.to(device).contiguous(memory_format=torch.channels_last).float() / 127.5 - 1.0
+        pixels = from_levels(batch.pixels.to(device).contiguous(memory_format=torch.channels_last))
         right = {name: tensor.to(device) for name, tensor in batch.truth.items()}
         answers: Answers = computing_in(dtype, module)(pixels.to(dtype))
         readable = right["readable"]

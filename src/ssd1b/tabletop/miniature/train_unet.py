@@ -33,6 +33,7 @@ from ssd1b.tabletop.miniature.train_judge import ABSENT, answers_by_cell
 from ssd1b.tabletop.world.captions import caption
 from ssd1b.tabletop.world.scenes import WORLDS, Scene, World, scene
 from ssd1b.tabletop.world.views import View, photograph, view
+from ssd1b.tensors import from_levels
 from ssd1b.training.batches import LatentBatch
 from ssd1b.training.digests import digest_of_encoder
 from ssd1b.training.kernels import use_fast_cpu_kernels, use_fast_cpu_text_kernels
@@ -291,5 +292,5 @@ def _encode(vae: VAE, seed: int, world: World, indices: range, batch_size: int =
             [photograph(each, view(seed, index)) for index, each in zip(few, scenes, strict=True)]
         )
         pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(vae.device)
-        parts.append(vae.encode(pixels.float() / 127.5 - 1.0).mean.half().cpu().numpy())
+        parts.append(vae.encode(from_levels(pixels)).mean.half().cpu().numpy())
     return np.concatenate(parts)

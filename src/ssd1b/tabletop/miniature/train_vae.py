@@ -15,7 +15,7 @@ from ssd1b.models.layers import ResnetBlock
 from ssd1b.models.vae import VAE
 from ssd1b.tabletop.world.renderer import render, render_batch
 from ssd1b.tabletop.world.scenes import PLAIN, WORLDS, World, scene
-from ssd1b.tensors import Pixels
+from ssd1b.tensors import Pixels, from_levels
 from ssd1b.training.loop import train
 from ssd1b.training.precision import computing_in, training_dtype
 from ssd1b.training.settings import LoopSettings
@@ -119,7 +119,7 @@ def train_vae(
 
     def loss(module: nn.Module, batch: Tensor) -> dict[str, Tensor]:
         # Channels last is the faster layout for convolutions in 16 bits.
-        pixels = batch.to(device, memory_format=torch.channels_last).float() / 127.5 - 1.0
+        pixels = from_levels(batch.to(device, memory_format=torch.channels_last))
         decoded, mean, log_variance = (t.float() for t in computing_in(dtype, module)(pixels.to(dtype)))
         terms = _differences(decoded, pixels)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(dim=(1, 2, 3)).mean()
@@ -146,7 +146,7 @@ def train_decoder(
     encoder = copy.deepcopy(vae).to(device, dtype).requires_grad_(False)
 
     def loss(module: nn.Module, batch: Tensor) -> dict[str, Tensor]:
-        pixels = batch.to(device, memory_format=torch.channels_last).float() / 127.5 - 1.0
+        pixels = from_levels(batch.to(device, memory_format=torch.channels_last))
         latents = encoder.encode(pixels.to(dtype)).mean
         spread = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, device=device)
         decoded = computing_in(dtype, module)((latents + spread * torch.randn_like(latents)).to(dtype))
@@ -212,4 +212,4 @@ def _validation(pictures: int, batch_size: int = 32, world: World = PLAIN) -> It
     """Yield renders of the stream with seed 1."""
     for start in range(0, pictures, batch_size):
         renders = render_batch(scene(1, index, world=world) for index in range(start, start + batch_size))
-        yield torch.from_numpy(renders).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        yield from_levels(torch.from_numpy(renders).permute(0, 3, 1, 2))

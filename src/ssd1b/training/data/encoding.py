@@ -15,6 +15,7 @@ from ssd1b.models.text import Conditioning, TextEncoders
 from ssd1b.models.vae import VAE
 from ssd1b.progress import progress_bar
 from ssd1b.prompts import Segment, format_prompt
+from ssd1b.tensors import from_levels
 from ssd1b.training.data.buckets import Placement
 from ssd1b.training.data.cache import Cache
 from ssd1b.training.data.examples import Unusable
@@ -71,7 +72,7 @@ def encode_pictures(pictures: Sequence[Placed], vae: VAE, cache: Cache, dtype: t
         elif pixels is not None:
             batch = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(vae.device)
             with torch.inference_mode():
-                latents = vae.encode((batch.float() / 127.5 - 1).to(vae.dtype)).mean[0].to(dtype)
+                latents = vae.encode(from_levels(batch).to(vae.dtype)).mean[0].to(dtype)
             if not latents.isfinite().all():
                 raise FailedError(
                     f"the VAE gives NaN or infinity in {vae.dtype} for {picture.scanned.example.key}: "
