@@ -8,7 +8,7 @@ import click
 
 from ssd1b.bench import PARTS
 from ssd1b.cli.command import Command
-from ssd1b.cli.paths import OUT_FOLDER, check_outputs, echo_path, overwrite_option
+from ssd1b.cli.paths import check_outputs, echo_path, out_option, overwrite_option
 from ssd1b.cli.table import columns
 from ssd1b.errors import unknown
 from ssd1b.layouts import NAMED
@@ -70,9 +70,7 @@ NUMBERS = {
 @click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, xpu.")
 @click.option("--dtype", metavar="NAME", help="Number format: fp32, bf16, fp16.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each table.")
-@click.option(
-    "--out", type=OUT_FOLDER, metavar="FOLDER", help="Where to write bench.jsonl and the plot bench.svg."
-)
+@out_option("Where to write bench.jsonl and the plot bench.svg.")
 @overwrite_option
 def command(
     layouts: tuple[str, ...],

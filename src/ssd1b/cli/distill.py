@@ -9,7 +9,7 @@ import click
 from ssd1b.actions import TABLETOP_DATA
 from ssd1b.cli.command import RESUME, Command
 from ssd1b.cli.messages import notify
-from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, echo_path, overwrite_option
+from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, echo_path, out_option, overwrite_option
 from ssd1b.cli.table import columns
 from ssd1b.errors import InputError, unknown
 from ssd1b.numerals import byte_size
@@ -43,12 +43,7 @@ def _needs(given: Mapping[str, Any]) -> tuple[str, ...]:
     "metadata.jsonl, WebDataset shards, a Hugging Face dataset on disk.",
 )
 @click.option("--stages", metavar="NAME|FILE", help="ssd-1b, or a .toml file. Default: a single stage.")
-@click.option(
-    "--out",
-    type=OUT_FOLDER,
-    metavar="FOLDER",
-    help="Folder of the run: stages, checkpoints, the final model.",
-)
+@out_option("Folder of the run: stages, checkpoints, the final model.")
 @click.option(
     "--cache",
     type=OUT_FOLDER,

@@ -18,7 +18,7 @@ from ssd1b.cli.options import (
     setting_options,
     speed_option,
 )
-from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, overwrite_option
+from ssd1b.cli.paths import PATH, check_outputs, out_option, overwrite_option
 from ssd1b.cli.table import columns, percent
 from ssd1b.errors import InputError
 from ssd1b.settings import Preset
@@ -55,7 +55,7 @@ FEW = 30
 @execution_options
 @speed_option
 @click.option("--judge", type=PATH, metavar="FILE", help="Weights of a judge other than the built-in one.")
-@click.option("--out", type=OUT_FOLDER, metavar="FOLDER", help="Where to write figures and a contact sheet.")
+@out_option("Where to write figures and a contact sheet.")
 @overwrite_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(

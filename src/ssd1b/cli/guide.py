@@ -13,7 +13,7 @@ from ssd1b.cli.options import (
     prompt_options,
     setting_options,
 )
-from ssd1b.cli.paths import OUT_FOLDER, check_outputs, echo_path, overwrite_option
+from ssd1b.cli.paths import check_outputs, echo_path, out_option, overwrite_option
 from ssd1b.errors import InputError, unknown
 from ssd1b.validation import Range, check
 
@@ -42,13 +42,7 @@ PAIRS = Annotated[int, Range(8, 100_000)]
 )
 @setting_options
 @model_options
-@click.option(
-    "--out",
-    type=OUT_FOLDER,
-    metavar="FOLDER",
-    required=True,
-    help="Folder for the pages; images go to its cells/.",
-)
+@out_option("Folder for the pages; images go to its cells/.", required=True)
 @overwrite_option
 def command(
     prompts: list[str],

@@ -43,6 +43,11 @@ class OutFolder(PathType):
 PATH, OUT_FOLDER = PathType(), OutFolder()
 
 
+def out_option(help: str, *, required: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Pass a command ``out``, the folder that it writes to."""
+    return click.option("--out", type=OUT_FOLDER, metavar="FOLDER", required=required, help=help)
+
+
 def overwrite_option(command: Callable[..., None]) -> Callable[..., None]:
     """Pass a command ``overwrite``."""
     return click.option(

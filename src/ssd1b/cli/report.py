@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ssd1b.cli.command import Command
-from ssd1b.cli.paths import OUT_FOLDER, PATH, echo_path, overwrite_option
+from ssd1b.cli.paths import PATH, echo_path, out_option, overwrite_option
 from ssd1b.cli.table import columns
 from ssd1b.errors import shown
 
@@ -16,9 +16,7 @@ from ssd1b.errors import shown
 @click.option(
     "--metric", metavar="NAME", help="Ranks settings. Default: share of right images, else CLIP score."
 )
-@click.option(
-    "--out", type=OUT_FOLDER, metavar="FOLDER", help="Where to write the report. Default: FOLDER/report."
-)
+@out_option("Where to write the report. Default: FOLDER/report.")
 @overwrite_option
 @click.option("--verify", is_flag=True, help="Check that every image is still the one that was measured.")
 @click.option("--list", "listing", is_flag=True, help="List the folder's sweeps and write nothing.")

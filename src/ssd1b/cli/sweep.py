@@ -16,7 +16,7 @@ from ssd1b.cli.options import (
     prompt_options,
     setting_options,
 )
-from ssd1b.cli.paths import OUT_FOLDER, PATH
+from ssd1b.cli.paths import PATH, out_option
 from ssd1b.errors import InputError, shown
 from ssd1b.files import named
 from ssd1b.settings import Preset
@@ -51,13 +51,7 @@ SEEDS = Annotated[int, Range(1, 1000)]
 @setting_options
 @preset_option
 @model_options
-@click.option(
-    "--out",
-    type=OUT_FOLDER,
-    metavar="FOLDER",
-    required=True,
-    help="Folder for the cells; several sweeps can share it.",
-)
+@out_option("Folder for the cells; several sweeps can share it.", required=True)
 @click.option("--retry", is_flag=True, help="Generate failed cells again.")
 @click.option("--dry-run", is_flag=True, help="Print the number of cells, and how many would be generated.")
 def command(

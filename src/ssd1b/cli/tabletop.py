@@ -9,7 +9,7 @@ import click
 from ssd1b.cli.app import Group
 from ssd1b.cli.command import RESUME
 from ssd1b.cli.options import ModelChoice
-from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, echo_path, overwrite_option
+from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, echo_path, out_option, overwrite_option
 from ssd1b.cli.table import columns, percent
 from ssd1b.errors import InputError, shown
 from ssd1b.files import expand_path
@@ -58,13 +58,7 @@ def world_options(command: Callable[..., None]) -> Callable[..., None]:
 @command.command("render")
 @click.option("--count", type=int, default=16, show_default=True, help="Number of images.")
 @world_options
-@click.option(
-    "--out",
-    type=OUT_FOLDER,
-    metavar="FOLDER",
-    required=True,
-    help="Where to write images, each with its caption in a .txt file.",
-)
+@out_option("Where to write images, each with its caption in a .txt file.", required=True)
 @overwrite_option
 def render_command(count: int, seed: int, split: Split, world: str, out: str, overwrite: bool) -> None:
     """Render images with exact captions, as training data.
@@ -133,7 +127,7 @@ def show_command(
 @click.option("--count", type=int, default=1000, show_default=True, help="Number of images.")
 @click.option("--through", metavar="MODEL", help="Also read renders that went through a model's autoencoder.")
 @click.option("--judge", type=PATH, metavar="FILE", help="Weights of a judge other than the built-in one.")
-@click.option("--out", type=OUT_FOLDER, metavar="FOLDER", help="Where to write figures and plots.")
+@out_option("Where to write figures and plots.")
 @overwrite_option
 def examine_command(
     count: int, through: str | None, judge: str | None, out: str | None, overwrite: bool

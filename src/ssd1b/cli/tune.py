@@ -15,7 +15,7 @@ from ssd1b.cli.options import (
     prompt_options,
     setting_options,
 )
-from ssd1b.cli.paths import OUT_FOLDER, check_outputs, echo_path, overwrite_option
+from ssd1b.cli.paths import check_outputs, echo_path, out_option, overwrite_option
 from ssd1b.cli.table import columns
 from ssd1b.errors import InputError
 from ssd1b.settings import Preset
@@ -85,13 +85,7 @@ DEFAULT_AXES = (
 @setting_options
 @preset_option
 @model_options
-@click.option(
-    "--out",
-    type=OUT_FOLDER,
-    metavar="FOLDER",
-    required=True,
-    help="Folder for cells, search and preset.",
-)
+@out_option("Folder for cells, search and preset.", required=True)
 @overwrite_option
 def command(
     prompts: list[str],
