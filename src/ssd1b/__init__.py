@@ -9,6 +9,7 @@ TYPE_CHECKING = False  # like typing's, whose import would take longer than the 
 
 if TYPE_CHECKING:
     from ssd1b.actions.bench import benchmark
+    from ssd1b.actions.bulk import Bulk, generate_bulk
     from ssd1b.actions.distill import distill_model, make_stages, plan_distillation
     from ssd1b.actions.evaluate import evaluate_folder, evaluate_tabletop
     from ssd1b.actions.inspect import describe_image, describe_model
@@ -38,16 +39,18 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "ConflictError", "Execution", "FailedError", "GenerationSettings", "InputError", "Loading",
+    "Bulk", "ConflictError", "Execution", "FailedError", "GenerationSettings", "InputError", "Loading",
     "NotFoundError", "OutOfSpaceError", "Parameters", "Picture", "Pipeline", "Preset", "Recipe", "Sweep",
     "UnavailableError", "__version__", "advise", "benchmark", "describe_image", "describe_model",
-    "distill_model", "evaluate_folder", "evaluate_tabletop", "guide", "load_preset", "make_stages",
+    "distill_model", "evaluate_folder", "evaluate_tabletop", "generate_bulk", "guide", "load_preset",
+    "make_stages",
     "parse_axis", "plan_distillation", "read_goal", "read_recipe", "reproduce", "save_picture", "sweep",
     "tune", "write_report",
 ]  # fmt: skip
 
 _NAMES = {
     "actions.bench": "benchmark",
+    "actions.bulk": "Bulk generate_bulk",
     "actions.distill": "distill_model make_stages plan_distillation",
     "actions.evaluate": "evaluate_folder evaluate_tabletop",
     "actions.inspect": "describe_image describe_model",

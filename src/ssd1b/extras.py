@@ -7,6 +7,7 @@ from ssd1b.errors import UnavailableError
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "eval": ("matplotlib", "scipy", "torch_fidelity"),
+    "bulk": ("fsspec", "pyarrow"),
     "lab": ("jinja2", "matplotlib", "optuna", "pyarrow", "scipy"),
     "train": ("accelerate", "datasets", "tensorboard"),
     "server": ("fastapi", "prometheus_client", "psutil", "uvicorn"),

@@ -39,6 +39,8 @@ ALLOWED = {
     "training/logs.py": "a run's own log",
     "training/data/cache.py": "a cache's own entries",
     "tabletop/miniature/cache.py": "a cache's own shards",
+    "bulk/rows.py": "URLs of fsspec, and local files after open_regular",
+    "bulk/shards.py": "the store's own images, by their keys, and tars and manifests that were written here",
     "cli/app.py": "the null device",
     "cli/process.py": "the null device",
     "bench/contract.py": "safetensors, on files that the checkpoint's reader opened before",

@@ -22,6 +22,7 @@ LINKS = [
     page.parent / link
     for page in PAGES
     for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+    if "://" not in link
 ]
 TARGETS = re.findall(r"^    make ([a-z-]+)", README, re.MULTILINE)
 

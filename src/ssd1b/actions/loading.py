@@ -13,12 +13,13 @@ from ssd1b.threads import Threads
 Notify: TypeAlias = Callable[[str], None]
 """Called with a message before a step that takes long."""
 
-Progress: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
-"""``progress(label, total)`` shows a task while its context lasts, and yields a function that advances it."""
+Progress: TypeAlias = Callable[[str, int | None], AbstractContextManager[Callable[[int], object]]]
+"""``progress(label, total)`` shows a task while its context lasts, and yields a function that advances it.
+The total is None if it is not known."""
 
 
 @contextmanager
-def silent(label: str, total: int) -> Generator[Callable[[int], object], None, None]:
+def silent(label: str, total: int | None) -> Generator[Callable[[int], object], None, None]:
     """Show no progress."""
     yield lambda amount: None
 

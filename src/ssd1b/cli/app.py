@@ -20,6 +20,7 @@ from ssd1b.files import named, reason
 COMMANDS = {
     "generate": "Generate images from prompts.",
     "rerun": "Reproduce an image from the recipe inside it.",
+    "bulk": "Generate an image for each row of a table, into shards.",
     "sweep": "Compare settings: generate and measure every combination.",
     "report": "Write a sweep's results as an HTML page, CSV and Parquet.",
     "tune": "Search for the best settings, and test them on fresh pairs.",

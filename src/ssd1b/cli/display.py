@@ -27,7 +27,7 @@ _PREVIEW_MARK = "ssd1b-preview"
 """Key of a text chunk that tells a preview from a user's image."""
 
 _CELLS = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-_UNITS = {"search": "trial", "prove": "setting", "render": "image"}
+_UNITS = {"search": "trial", "prove": "setting", "render": "image", "rows": "row"}
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def watched(
 
 
 @contextmanager
-def progress(label: str, total: int) -> Generator[Callable[[int], object], None, None]:
+def progress(label: str, total: int | None) -> Generator[Callable[[int], object], None, None]:
     """Show how much of a task is done and the time left."""
     style: Any = {"style": _CELLS} if label == "cells" else {"label": label, "unit": _UNITS[label]}
     with progress_bar(total=total, **style) as bar:

@@ -287,6 +287,22 @@ class Store:
             self._database.executemany(_INSERT, rows)
             self._database.executemany("delete from claims where key = ?", [row[:1] for row in rows])
 
+    def discard(self, keys: Iterable[str]) -> None:
+        """Forget finished jobs, and remove the images that were generated for them.
+
+        Images that were changed since are kept. Jobs of recorded sweeps would be generated again.
+
+        Raises:
+            InputError: the disk refused.
+        """
+        rows = list(self._rows(keys))
+        with self._transaction():
+            self._database.executemany("delete from cells where key = ?", [(key,) for key, _ in rows])
+        for key, row in rows:
+            path = self.picture(key)
+            if _size_and_time(path) == row[6:8]:
+                path.unlink()
+
     def _write(self, key: str, outcome: Outcome, picture: bytes) -> tuple[int, int] | None:
         path = self.picture(key)
         if os.path.lexists(path) and pixels_digest(path) != outcome.digest:

@@ -1,0 +1,176 @@
+"""Generate an image for each row of a table, into shards with a manifest."""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ssd1b.actions.lab import Workplace, workplace
+from ssd1b.actions.loading import AUTO, Loading, Progress, silent
+from ssd1b.bulk.rows import Row, count_rows, read_rows
+from ssd1b.bulk.shards import Destination, Shard, divide
+from ssd1b.errors import ConflictError, InputError
+from ssd1b.files import named
+from ssd1b.jobs.driver import draw_jobs
+from ssd1b.jobs.job import Job, environment, make_job
+from ssd1b.lab.sweep import ModelDescription
+from ssd1b.saving import check_folder
+from ssd1b.settings import RANDOM_SEED, SEEDS, Preset, resolve_settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bulk:
+    """What to generate, and where to.
+
+    Attributes:
+        rows: see ``bulk.rows.read_rows``.
+        out: a folder or a URL of fsspec.
+        model: the model's name.
+        preset: settings that ``settings`` and the rows override.
+        settings: fields of ``GenerationSettings`` for all rows, which a row overrides. Row n without a seed
+            has the seed ``settings["seed"] + n``, from 0 if there is none.
+        keep: columns that are copied to the manifest.
+        shard_size: rows of a shard.
+        form: png or webp.
+        arrangement: of ``bulk.shards.ARRANGEMENTS``.
+    """
+
+    rows: str
+    out: str
+    model: str
+    preset: Preset | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    keep: Collection[str] = ()
+    shard_size: int = 500
+    form: str = "png"
+    arrangement: str = "webdataset"
+
+
+@dataclass(slots=True, kw_only=True)
+class Generated:
+    """The result of a run.
+
+    Attributes:
+        rows: number of rows of the input.
+        failed: number of rows in this run's shards that failed, by reason.
+        shards: number of shards that this run wrote, or would write.
+        known: number of shards that were published before.
+        others: number of published shards that are not of these rows and settings.
+    """
+
+    rows: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    shards: int = 0
+    known: int = 0
+    others: int = 0
+
+
+def generate_bulk(
+    what: Bulk,
+    work: Path,
+    loading: Loading = AUTO,
+    *,
+    retry: bool = False,
+    dry_run: bool = False,
+    progress: Progress = silent,
+) -> Generated:
+    """Generate the missing shards. An interrupted run continues where it was, with the same files.
+
+    Args:
+        what: rows, settings and destination.
+        work: local folder for images of shards that are not complete.
+        loading: how the model is found and loaded.
+        retry: generate shards with failed rows again.
+        dry_run: read and check all rows, and write nothing.
+        progress: shows the share that is done.
+
+    Raises:
+        InputError: the rows cannot be read, the model cannot be loaded, the destination refused, or another
+            process is writing there.
+    """
+    if what.settings.get("seed") == RANDOM_SEED:
+        raise InputError("seed is -1: a second run could not find random images")
+    destination, found = Destination(what.out, what.arrangement, work), Generated()
+    with ExitStack() as stack:
+        place = stack.enter_context(workplace(work, loading))
+        shards = _shards(what, place.describe(what.model), place)
+        first = next(shards)  # before anything is written: it finds wrong columns
+        if not dry_run:
+            stack.enter_context(_alone(work, what.out))
+        advance = stack.enter_context(progress("rows", count_rows(what.rows)))
+        published, names = destination.published(), set[str]()
+        for shard in chain([first], shards):
+            name = shard.name(what.form)
+            names.add(name)
+            found.rows += len(shard.rows)
+            if name in published and not (retry and destination.failures(name)):
+                found.known += 1
+                advance(len(shard.rows))
+                continue
+            found.shards += 1
+            if dry_run:
+                failures = [row.error for row in shard.rows if row.error]
+                advance(len(shard.rows))
+            else:
+                _generate(shard, place, retry=retry, advance=advance)
+                failures = destination.publish(name, shard, place.store, what.form)
+                place.store.discard(job.key for job in shard.jobs.values())
+            found.failed.update(failures)
+        found.others = len(published - names)
+    return found
+
+
+def _shards(what: Bulk, model: ModelDescription, place: Workplace) -> Iterator[Shard]:
+    runtime = environment(place.device, place.dtype)
+    for index, rows in divide(read_rows(what.rows, keep=what.keep), what.shard_size):
+        jobs: dict[int, Job] = {}
+        for position, row in enumerate(rows):
+            if row.error is None:
+                try:
+                    jobs[row.number] = _job(what, row, model, runtime)
+                except InputError as error:  # of settings that only together are not allowed
+                    rows[position] = row._replace(error=str(error))
+        yield Shard(index, rows, jobs)
+
+
+def _job(what: Bulk, row: Row, model: ModelDescription, runtime: Mapping[str, Any]) -> Job:
+    seed = (what.settings.get("seed", 0) + row.number) % SEEDS
+    settings = resolve_settings(
+        row.prompt, family=model.family, model_defaults=model.defaults, preset=what.preset,
+        **{**what.settings, "seed": seed, **row.settings},
+    )  # fmt: skip
+    return make_job(
+        what.model, settings, fingerprint=model.fingerprint, tokenizers=model.tokenizers, environment=runtime
+    )
+
+
+def _generate(shard: Shard, place: Workplace, *, retry: bool, advance: Callable[[int], object]) -> None:
+    """Generate the images of a shard into the store; equal rows share one."""
+    jobs = {job.key: job for job in shard.jobs.values()}
+    rows = Counter(job.key for job in shard.jobs.values())
+    draw_jobs(
+        jobs.values(), place.store, place.executor, retry=retry, advance=lambda job: advance(rows[job.key])
+    )
+    advance(len(shard.rows) - rows.total())
+
+
+@contextmanager
+def _alone(work: Path, out: str) -> Generator[None, None, None]:
+    """Let one process at a time write to a destination.
+
+    Raises:
+        ConflictError: another one does.
+    """
+    check_folder(work)
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(work / "bulk.lock", blocking=False):
+            yield
+    except Timeout:
+        message = f"another process is writing to {named(out)}: wait for it, or choose another --out"
+        raise ConflictError(message) from None

@@ -1,0 +1,1 @@
+"""Bulk generation: rows of a table become images in shards, with a manifest."""

@@ -1,0 +1,123 @@
+"""``ssd1b bulk``: an image for each row of a table."""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+from platformdirs import user_cache_path
+
+from ssd1b.cli.command import AGAIN, Command
+from ssd1b.cli.options import ModelChoice, check_settings, model_options, preset_option, setting_options
+from ssd1b.cli.paths import OUT_FOLDER
+from ssd1b.errors import InputError
+from ssd1b.files import expand_path, named
+from ssd1b.settings import RANDOM_SEED, Preset
+from ssd1b.validation import Range, check
+
+SHARD = Annotated[int, Range(1, 100_000)]
+SHOWN_REASONS = 10
+RANDOM = "seed is -1: a second run could not find random images; without a seed, row N has seed N"
+
+
+@click.command("bulk", cls=Command, needs=("fsspec", "pyarrow"), continues=AGAIN)
+@click.argument("rows", metavar="FILE")
+@click.option("--out", metavar="FOLDER|URL", required=True, help="Where to write shards and the manifest.")
+@click.option(
+    "--as",
+    "arrangement",
+    type=click.Choice(["webdataset", "folder"]),
+    default="webdataset",
+    show_default=True,
+    help="A .tar file for each shard, or a folder.",
+)
+@click.option("--shard", type=int, metavar="N", default=500, show_default=True, help="Rows of a shard.")
+@click.option(
+    "--format",
+    "image_format",
+    type=click.Choice(["png", "webp"]),
+    default="png",
+    show_default=True,
+    help="webp loses a little and takes a fraction of the space.",
+)
+@click.option(
+    "--keep", multiple=True, metavar="COLUMN", help="Copy a column to the manifest; may be repeated."
+)
+@click.option(
+    "--work",
+    type=OUT_FOLDER,
+    metavar="FOLDER",
+    help="Local folder for unfinished shards. Default: FOLDER/work; for a URL, a cache folder.",
+)
+@setting_options
+@preset_option
+@model_options
+@click.option("--retry", is_flag=True, help="Generate shards with failed rows again.")
+@click.option("--dry-run", is_flag=True, help="Check all rows, and print what would be generated.")
+def command(
+    rows: str,
+    out: str,
+    arrangement: str,
+    shard: int,
+    image_format: str,
+    keep: tuple[str, ...],
+    work: str | None,
+    overrides: dict[str, Any],
+    preset: Preset | None,
+    choice: ModelChoice,
+    retry: bool,
+    dry_run: bool,
+) -> None:
+    """Generate an image for each row of a .jsonl, .csv, .tsv, .parquet or .txt file; - reads JSON lines.
+
+    Columns are prompt, id and any setting (guidance, steps, size, seed, negative_prompt, sampler ...). What a
+    row does not set comes from the options; without a seed, row N has seed N. A shard is written completely
+    or not at all, and the same command skips finished ones. OUT/manifest says for each row where its image
+    is, with SHA-256, recipe and metrics, or why it failed. `ssd1b distill --data OUT/shards` reads the
+    shards.
+
+    \b
+    Examples:
+      ssd1b bulk prompts.jsonl --out images --steps 20
+      ssd1b bulk prompts.csv --model ssd-1b --out s3://bucket/images --format webp
+      ssd1b bulk prompts.txt --out images --dry-run
+    """  # noqa: D301 (\b keeps click from wrapping)
+    if click.get_current_context().params["seed"] == RANDOM_SEED:
+        raise InputError(RANDOM)
+    check_settings(["a row"], overrides, preset)
+    size = check("shard", shard, SHARD)
+
+    from ssd1b.actions.bulk import Bulk, generate_bulk
+    from ssd1b.bulk.rows import is_url
+    from ssd1b.cli.display import progress
+
+    place = out if is_url(out) else expand_path(out)
+    what = Bulk(
+        rows=rows if is_url(rows) else expand_path(rows), out=place, model=choice.name, preset=preset,
+        settings=overrides, keep=keep, shard_size=size, form=image_format, arrangement=arrangement,
+    )  # fmt: skip
+    folder = Path(work) if work is not None else _work(place, is_url(out))
+    done = generate_bulk(what, folder, choice.loading(), retry=retry, dry_run=dry_run, progress=progress)
+    verb = "would be generated" if dry_run else "generated"
+    click.echo(
+        f"{_count(done.rows, 'row')}: {_count(done.shards, 'shard')} {verb}, {done.known} known"
+        + ("" if dry_run else f", in {named(out)}")
+    )
+    for reason, count in done.failed.most_common(SHOWN_REASONS):
+        click.echo(f"{count} failed: {reason}", err=True)
+    if len(done.failed) > SHOWN_REASONS:
+        click.echo(f"and for {len(done.failed) - SHOWN_REASONS} other reasons: see the manifest", err=True)
+    if done.others:
+        left = f"{_count(done.others, 'shard')} of other rows or settings, which were left there"
+        click.echo(f"{named(out)} also has {left}", err=True)
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number} {unit}{'s' * (number != 1)}"
+
+
+def _work(out: str, remote: bool) -> Path:
+    """A folder that is the same in the next run."""
+    if not remote:
+        return Path(out) / "work"
+    return user_cache_path("ssd1b") / "bulk" / hashlib.sha256(out.encode()).hexdigest()[:12]
