@@ -107,8 +107,9 @@ _UNSUPPORTED = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _EDITING = re.compile(r":\s*[0-9]*\.?[0-9]+\s*\]\Z")
+NETWORK = "a LoRA or another network"
 _FEATURES = {
-    "network": "a LoRA or another network",
+    "network": NETWORK,
     "embedding": "an embedding",
     "wildcard": "a wildcard",
     "composition": "composition of prompts",

@@ -381,6 +381,14 @@ class Queue:
         )
         return str(rows[0]["id"]) if rows else None
 
+    def recent(self, client: str, since: float) -> list[tuple[float, int]]:
+        """Return when a client's requests since a time were made, oldest first, and of how many images."""
+        rows = self._rows(
+            "select created, (select count(*) from images where request = requests.id) as images "
+            "from requests where client = ? and created >= ? order by created", (client, since)
+        )  # fmt: skip
+        return [(float(row["created"]), int(row["images"])) for row in rows]
+
     def last_number(self) -> int:
         """Return the largest number of a request."""
         return int(self._rows("select coalesce(max(number), 0) as number from requests", ())[0]["number"])

@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
 
 from ssd1b.errors import InputError
 from ssd1b.server.errors import answer, respond
@@ -32,6 +32,7 @@ def make_app(service: Service) -> Any:
     app.add_exception_handler(InputError, _explain)
     app.add_exception_handler(RequestValidationError, _explain_body)
     app.add_exception_handler(HTTPException, _explain_http)
+    app.add_exception_handler(ClientDisconnect, _gone)
     for routes in (native, pictures, settings, openai, sdapi, operations, page):
         app.include_router(routes.router)
     hosts = {"*"} if options.allow_any_host else LOOPBACK | {options.host, *options.allow_host}
@@ -55,3 +56,8 @@ async def _explain_http(http: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     return respond(http.scope["path"], error.status_code, code, str(error.detail), error.headers)
+
+
+async def _gone(http: Request, error: Exception) -> Response:
+    """Answer nobody; 499 is what nginx logs when a client leaves before the answer."""
+    return Response(status_code=499)

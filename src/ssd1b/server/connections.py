@@ -10,6 +10,9 @@ PATIENCE = 30.0
 """Seconds after which a connection is closed whose client acknowledges nothing or does not read. One without
 a complete request is closed after one to two times as long."""
 
+LEAST_BODY = 2**15
+"""Bytes of a body that must come in ``PATIENCE`` seconds."""
+
 _ANSWERING: Final = object()
 
 
@@ -26,7 +29,13 @@ class Connection(H11Protocol):
         if peer.family in (socket.AF_INET, socket.AF_INET6):
             _let_system_close(peer)
         self._seen: Any = self.cycle
+        self._received = 0
         self._clock = self.loop.call_later(PATIENCE, self._look)
+
+    def data_received(self, data: bytes) -> None:
+        """Count the bytes."""
+        self._received += len(data)
+        super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop watching."""
@@ -34,11 +43,14 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def _look(self) -> None:
-        waits = self.cycle is None or self.cycle.response_complete
-        if waits and self.cycle is self._seen:  # no request was completed since the last look
+        cycle, received, self._received = self.cycle, self._received, 0
+        waits = cycle is None or cycle.response_complete
+        reads = not waits and cycle.more_body
+        stalls = waits or (reads and received < LEAST_BODY)
+        if stalls and cycle is self._seen:  # no progress since the last look
             self.transport.close()
             return
-        self._seen = self.cycle if waits else _ANSWERING
+        self._seen = cycle if waits or reads else _ANSWERING
         self._clock = self.loop.call_later(PATIENCE, self._look)
 
 
@@ -48,4 +60,4 @@ def _let_system_close(peer: Any) -> None:
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(PATIENCE * 1000))
     if hasattr(socket, "TCP_KEEPIDLE"):
-        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, round(PATIENCE))
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, round(PATIENCE)))

@@ -23,6 +23,10 @@ class QueueFullError(errors.UnavailableError):
         self.retry_after = retry_after
 
 
+class QuotaError(QueueFullError):
+    """An API key's images of this hour are used up."""
+
+
 class DrainingError(errors.UnavailableError):
     """The server is shutting down and accepts no requests."""
 
@@ -32,6 +36,7 @@ class DeadlineError(errors.UnavailableError):
 
 
 STATUSES: dict[type[InputError], tuple[int, str]] = {
+    QuotaError: (429, "quota_exceeded"),
     QueueFullError: (429, "queue_full"),
     DrainingError: (503, "draining"),
     DeadlineError: (504, "deadline"),
@@ -47,12 +52,17 @@ STATUSES: dict[type[InputError], tuple[int, str]] = {
 CLASSES = {kind.__name__: kind for kind in STATUSES}
 
 MAX_RETRY_AFTER = 120
-"""Seconds. OpenAI's clients do not try again if they are to wait longer."""
+"""Seconds, for a full queue. OpenAI's clients do not try again if they are to wait longer."""
 
 
 def status_of(error: InputError) -> tuple[int, str]:
     """Return the HTTP status and the code of an error."""
     return next(found for kind, found in STATUSES.items() if isinstance(error, kind))
+
+
+def code_of(request: Request) -> str | None:
+    """Return the code of a request's error, as over HTTP; None without one."""
+    return None if request.code is None else status_of(raised_again(request))[1]
 
 
 def raised_again(request: Request) -> InputError:
@@ -77,7 +87,8 @@ def answer(http: HTTPRequest, error: InputError) -> JSONResponse:
     status, code = status_of(error)
     headers = {}
     if isinstance(error, QueueFullError):
-        headers["Retry-After"] = str(min(max(1, round(error.retry_after)), MAX_RETRY_AFTER))
+        longest = 3600 if isinstance(error, QuotaError) else MAX_RETRY_AFTER
+        headers["Retry-After"] = str(min(max(1, round(error.retry_after)), longest))
     elif isinstance(error, DrainingError):
         headers["Retry-After"] = "10"
     elif status not in (409, 429):

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ssd1b.errors import FailedError, InputError, OutOfSpaceError
+from ssd1b.errors import FailedError, InputError, OutOfSpaceError, UnavailableError
 from ssd1b.jobs.job import Job
 from ssd1b.jobs.queue import DONE, FAILED, FINISHED, Image, Queue, Request
 from ssd1b.jobs.store import FAILED as JOB_FAILED
@@ -121,6 +121,16 @@ class Ledger:
             log.error("%s", error)
             raise OutOfSpaceError("the server's disk is full") from error
 
+    async def write(self, work: Callable[[], T]) -> T:
+        """As ``keep``, for changes: whatever refuses them, a missing folder too, is the server's trouble."""
+        try:
+            return await self.keep(work)
+        except OutOfSpaceError:
+            raise
+        except InputError as error:
+            log.error("%s", error)
+            raise UnavailableError("the server cannot write to its store") from error
+
     async def add(self, request: Request) -> None:
         """Accept a new request.
 
@@ -130,7 +140,7 @@ class Ledger:
         self.open[request.id] = request
         self._done[request.id] = asyncio.Event()
         try:
-            await self.keep(partial(self.queue.add, request))
+            await self.write(partial(self.queue.add, request))
         except BaseException:
             self._forget(request)
             raise
@@ -147,7 +157,7 @@ class Ledger:
         If the disk refuses, those that ended have failed. They are stored with the next change.
         """
         try:
-            await self.keep(partial(self.queue.update, [*self._unsaved.values(), *requests]))
+            await self.write(partial(self.queue.update, [*self._unsaved.values(), *requests]))
             self._unsaved.clear()
         except InputError as error:
             for request in requests:
@@ -199,8 +209,13 @@ class Ledger:
         if (done := self._done.pop(request.id, None)) is not None:
             done.set()
 
+    def give_up(self, request: Request) -> None:
+        """Let nobody wait any longer for a request that this process will not finish."""
+        if (done := self._done.get(request.id)) is not None:
+            done.set()
+
     async def wait(self, request: Request) -> None:
-        """Wait until a request is finished, and that is on disk."""
+        """Wait until a request is finished, and that is on disk; or given up."""
         if (done := self._done.get(request.id)) is not None:
             await done.wait()
 

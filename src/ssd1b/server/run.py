@@ -23,6 +23,11 @@ from ssd1b.server.service import Service
 
 log = logging.getLogger("ssd1b.server")
 
+LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
+
+FAREWELL = 5
+"""Seconds for the last answers to be sent, after all batches are finished."""
+
 
 class _Server(uvicorn.Server):
     """Stops at the first signal when its work is done, and at the second one at once."""
@@ -33,7 +38,7 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Capture none: uvicorn stops listening before the service has finished its batches."""
+        """Capture none: at a signal uvicorn would stop listening, before the batches are finished."""
         yield
 
     @contextmanager
@@ -52,11 +57,17 @@ class _Server(uvicorn.Server):
                 signal.signal(each, handler)
 
     def _stop(self) -> None:
-        if self.should_exit:
+        if self._service.draining:
             self.force_exit = True
             self._service.hurry()
+        else:
+            self._service.drain()
+            self._ending = asyncio.create_task(self._end())
+
+    async def _end(self) -> None:
+        """Answer requests until the batches in progress are finished."""
+        await self._service.drained()
         self.should_exit = True
-        self._service.drain()
 
 
 def run(options: ServerOptions, *, open_page: bool = False) -> None:
@@ -82,7 +93,7 @@ async def _serve(options: ServerOptions, listener: socket.socket, open_page: boo
     service = Service(options)
     config = uvicorn.Config(
         make_app(service), http=Connection, log_config=None, access_log=False, server_header=False,
-        lifespan="off", timeout_keep_alive=30, timeout_graceful_shutdown=max(1, round(options.drain_seconds)),
+        lifespan="off", timeout_keep_alive=30, timeout_graceful_shutdown=FAREWELL,
     )  # fmt: skip
     server = _Server(config, service)
     await service.start()
@@ -91,6 +102,8 @@ async def _serve(options: ServerOptions, listener: socket.socket, open_page: boo
             host, port = options.host, listener.getsockname()[1]
             name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
             log.info("ssd1b serves %s on http://%s:%d", ", ".join(service.models), name, port)
+            if host not in LOCAL and not service.keys:
+                log.warning("everybody who can reach this port may use the server: see --api-key-file")
             log.info("images are kept in %s; stop with Ctrl-C", named(options.folder))
             if open_page:
                 asyncio.get_running_loop().call_later(0.1, webbrowser.open, f"http://{name}:{port}")

@@ -136,13 +136,17 @@ class Scheduler:
 
     async def close(self, seconds: float) -> None:
         """Wait for the batches that are being generated, then end all processes."""
+        await self.drain(seconds)
+        self.workers.close()
+
+    async def drain(self, seconds: float) -> None:
+        """Begin no more batches, and wait for those that are being generated, at most so long."""
         self.stop()
         if self._runs:
             await asyncio.wait(self._runs, timeout=seconds)
         self.hurry()
         if self._runs:
             await asyncio.wait(self._runs)
-        self.workers.close()
 
     def hurry(self) -> None:
         """Give up the batches that are being generated. The next start of the server repeats them."""
@@ -272,7 +276,7 @@ class Scheduler:
             await self._ledger.take(known)
         unknown = [key for key in run.keys if key not in known]
         claim = partial(store.claim, unknown, retry=True)
-        claimed = set(await self._ledger.keep(claim)) if unknown else set()
+        claimed = set(await self._ledger.write(claim)) if unknown else set()
         if unknown and not claimed:
             await asyncio.sleep(_OTHERS)
         run.picked = [(request, image) for request, image in run.picked if image.job.key in claimed]
@@ -312,7 +316,7 @@ class Scheduler:
 
     async def _store(self, run: Run, results: Sequence[JobResult]) -> None:
         rows = [(key, drawn.outcome, drawn.file) for key, drawn in zip(run.keys, results, strict=True)]
-        await self._ledger.keep(partial(self._ledger.store.finish, rows))
+        await self._ledger.write(partial(self._ledger.store.finish, rows))
         for (_, image), drawn in zip(run.picked, results, strict=True):
             result = "failed" if drawn.outcome.state == JOB_FAILED else "done"
             self._metrics.images.labels(image.job.model, result).inc()

@@ -7,12 +7,13 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from ssd1b.errors import ConflictError, FailedError, NotFoundError, line, shown, unknown
+from ssd1b.errors import ConflictError, FailedError, InputError, NotFoundError, line, shown, unknown
 from ssd1b.jobs.job import Job, environment, make_job, with_seed
 from ssd1b.jobs.queue import (
     CANCELLED,
@@ -28,8 +29,9 @@ from ssd1b.jobs.queue import (
 from ssd1b.jobs.worker import Worker
 from ssd1b.model import Model
 from ssd1b.presets import PRESETS, load_preset
+from ssd1b.prompts import NETWORK, unsupported
 from ssd1b.runtime import choose_device, choose_dtype
-from ssd1b.server.errors import DeadlineError, DrainingError, QueueFullError
+from ssd1b.server.errors import DeadlineError, DrainingError, QueueFullError, QuotaError
 from ssd1b.server.ledger import Ledger, Listener, left
 from ssd1b.server.metrics import Metrics
 from ssd1b.server.options import ServerOptions, read_keys
@@ -114,17 +116,27 @@ class Service:
         """Accept no more requests, begin no more batches, and end the streams."""
         self.draining = True
         self._scheduler.stop()
+        for request in self._ledger.open.values():
+            if request.state == QUEUED:
+                self._ledger.give_up(request)
         self._ledger.end_listeners()
 
     def hurry(self) -> None:
         """Do not wait for the batches that are being generated."""
         self._scheduler.hurry()
 
+    async def drained(self) -> None:
+        """Wait for the batches that are being generated, at most as long as the options allow."""
+        await self._scheduler.drain(self.options.drain_seconds)
+        for request in self._ledger.open.values():
+            self._ledger.give_up(request)
+
     async def close(self) -> None:
         """Finish the batches that are being generated, and end. What waits is kept for the next start."""
         self.drain()
         self._clock.cancel()
-        await self._scheduler.close(self.options.drain_seconds)
+        await self.drained()
+        await self._scheduler.close(0)
         await self._ledger.close()
 
     # Requests
@@ -152,6 +164,9 @@ class Service:
             preset=None if preset is None else PRESETS[preset], **given,
         )  # fmt: skip
         self.options.check(found)
+        for text in (found.prompt, found.negative_prompt or ""):
+            if network := unsupported(text).get(NETWORK):
+                raise InputError(f"LoRAs are not available yet: leave {shown(network)} out of the prompt")
         return found
 
     async def submit(
@@ -184,7 +199,12 @@ class Service:
         if self.draining:
             raise DrainingError("the server is shutting down")
         if idempotency is not None and (earlier := await self._repeated(client, idempotency)):
+            if _differs(earlier, model, settings, count):
+                raise ConflictError("the idempotency key was used for another request")
             return earlier
+        if client in self.keys and client not in self._requested:  # since the start of this process
+            recent = await self._ledger.keep(partial(self._ledger.queue.recent, client, time.time() - HOUR))
+            self._requested.setdefault(client, deque(recent))
         # Nothing is awaited between the check and the entry, so that a burst cannot pass the limit together.
         self._check_room(client, count)
         self._number += 1
@@ -236,16 +256,19 @@ class Service:
             raise QueueFullError(message, self._seconds())
         if (key := self.keys.get(client)) is None:
             return
+        most = min(key.max_pending, key.images_per_hour)
+        if count > most:  # at no time would it be accepted
+            raise InputError(f"n is {count}: your key allows at most {most} images at once")
         mine = len(self.waiting(client))
         if mine + count > key.max_pending:
             message = f"{mine} of your images are waiting, and at most {key.max_pending} may: try again later"
             raise QueueFullError(message, self._seconds())
-        now, requested = time.time(), self._requested.setdefault(client, deque())
+        now, requested = time.time(), self._requested[client]
         while requested and requested[0][0] < now - HOUR:
             requested.popleft()
         if sum(images for _, images in requested) + count > key.images_per_hour:
-            wait = requested[0][0] + HOUR - now if requested else HOUR
-            raise QueueFullError(f"you may request {key.images_per_hour} images in an hour", wait)
+            wait = requested[0][0] + HOUR - now
+            raise QuotaError(f"you may request {key.images_per_hour} images in an hour", wait)
         requested.append((now, count))
 
     def _job(self, model: str, settings: GenerationSettings) -> Job:
@@ -275,7 +298,7 @@ class Service:
         return [self._ledger.open.get(each.id, each) for each in await self._ledger.keep(load)]
 
     async def wait(self, request: Request) -> None:
-        """Wait until a request is finished."""
+        """Wait until a request is finished, or will not be before the next start."""
         await self._ledger.wait(request)
 
     async def cancel(self, request: Request) -> None:
@@ -447,3 +470,11 @@ class Service:
 
 def _order(request: Request) -> tuple[int, int]:
     return (-request.priority, request.number)
+
+
+def _differs(earlier: Request, model: str, settings: GenerationSettings, count: int) -> bool:
+    """Whether a request asks for something else. Seeds may differ: one that is not given is random."""
+    before = earlier.images[0].job.settings
+    return (earlier.model, len(earlier.images), replace(before, seed=0)) != (
+        model, count, replace(settings, seed=0)
+    )  # fmt: skip

@@ -64,6 +64,15 @@ def test_openai_models_are_listed_and_names_of_hosted_ones_mean_the_default(clie
         assert answer.data
 
 
+@pytest.mark.parametrize(
+    ("field", "hint"), [("guidence_scale", "did you mean 'guidance_scale'"), ("foo", "allowed: ")]
+)
+def test_openai_names_an_unknown_field(client: openai.OpenAI, field: str, hint: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=hint) as refused:
+        client.images.generate(prompt="x", extra_body={field: 3})
+    assert f"unknown parameter '{field}'" in str(refused.value)
+
+
 def test_openai_takes_nulls_and_fields_of_both_local_dialects(server: Server, client: openai.OpenAI) -> None:
     nulls = dict.fromkeys(
         (
@@ -270,6 +279,30 @@ def test_an_image_as_input_is_refused_in_each_dialect(server: Server) -> None:
 
 
 # What is common to the synchronous APIs.
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"enable_hr": True}, "enable_hr is not available yet"),
+        ({"tiling": True}, "tiling is not available yet"),
+        ({"restore_faces": True}, "restore_faces"),
+        ({"subseed": 3, "subseed_strength": 0.2}, "subseed_strength"),
+        ({"seed_resize_from_w": 512}, "seed_resize_from_w"),
+        ({"refiner_checkpoint": "refiner"}, "refiner_checkpoint"),
+        ({"init_images": ["aGk="]}, "init_images"),
+        ({"alwayson_scripts": {"ADetailer": {"args": [True]}}}, "Script not found: 'ADetailer'"),
+        ({"prompt": "a cat <lora:crisp:0.8>"}, "LoRAs are not available yet"),
+    ],
+)
+def test_what_would_change_the_image_and_is_not_there_is_refused(
+    server: Server, given: dict[str, Any], message: str
+) -> None:
+    body = {"prompt": "a cat", "steps": 2, **given}
+    answer = requests.post(f"{server.url}/sdapi/v1/txt2img", json=body, timeout=60)
+    assert answer.status_code == 422 and message in answer.json()["detail"]
+    off = {name: None for name in given if name != "prompt"}
+    assert requests.post(f"{server.url}/sdapi/v1/txt2img", json={"prompt": "a cat", "steps": 2, **off}).ok
 
 
 @pytest.mark.parametrize("path", ["/sdapi/v1/txt2img", "/v1/images/generations"])

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -311,6 +312,52 @@ def is_closed(client: socket.socket, seconds: float) -> bool:
         return True
     except TimeoutError:
         return False
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/sdapi/v1/txt2img", "/v1/read"])
+def test_a_body_that_does_not_come_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 50\r\n"
+    head += "content-type: application/json\r\n\r\n{"
+    with impatient(monkeypatch, tmp_path) as server, closing(connect(server)) as client:
+        client.sendall(head.encode())
+        assert is_closed(client, 20)
+        time.sleep(0.2)
+        assert 'status="500"' not in requests.get(f"{server.url}/metrics", timeout=9).text
+    assert "unexpected error" not in caplog.text and "Exception in ASGI" not in caplog.text
+
+
+def test_a_client_that_leaves_is_no_error_of_the_server(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(tmp_path, Plan(seconds=0.1)) as server:
+        for path in ("/v1/images/generations", "/sdapi/v1/txt2img"):
+            with pytest.raises(requests.Timeout):
+                requests.post(server.url + path, json=JOB | {"steps": 100}, timeout=0.5)
+        deadline = time.monotonic() + 30
+        while 'status="499"' not in (text := requests.get(f"{server.url}/metrics", timeout=9).text):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert 'status="500"' not in text
+    assert "unexpected error" not in caplog.text and "Exception in ASGI" not in caplog.text
+
+
+def test_a_store_that_vanishes_is_the_servers_trouble(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = Plan()
+    with serving(tmp_path / "store", plan) as server:
+        plan.gate.clear()
+        job = post(server).json()["id"]
+        while not plan.batches:
+            time.sleep(0.01)
+        shutil.rmtree(tmp_path / "store")
+        plan.gate.set()
+        found = finished(server, job)
+        assert (found["state"], found["code"]) == ("failed", "unavailable")
+        assert found["error"] == "the server cannot write to its store"
+        assert str(tmp_path) in caplog.text, "the log names the file"
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"POST /v1/jobs HTTP/1.1\r\nhost: localhost\r\nx: "])

@@ -8,6 +8,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from urllib.error import HTTPError, URLError
 
 import psutil
 import pytest
+import requests
 from PIL import Image
 
 from server_process import ServerProcess
@@ -70,6 +72,50 @@ def test_a_shutdown_finishes_what_runs_and_keeps_what_waits(server: ServerProces
     server.wait()
     assert state(server, first) == "done"
     wait_for(lambda: all(state(server, job) == "done" for job in others))
+
+
+def test_during_a_shutdown_every_request_is_answered_until_the_batch_is_done(server: ServerProcess) -> None:
+    running = submit(server, steps=60)
+    wait_for(lambda: state(server, running) == "running")
+    with ThreadPoolExecutor() as pool:
+        body = {"prompt": "a client that waits", "steps": 3, "seed": 5}
+        waiting = pool.submit(requests.post, f"{server.url}/v1/images/generations", json=body, timeout=60)
+        wait_for(lambda: len(server.ask("GET", "/v1/queue")) == 2)
+        server.process.send_signal(signal.SIGTERM)
+        answer = waiting.result(10)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
+        assert answer.headers["retry-after"] == "10"
+    answers: list[int] = []
+    with suppress(requests.ConnectionError):
+        while server.process.poll() is None:
+            answers.append(requests.post(f"{server.url}/v1/jobs", json=JOB, timeout=9).status_code)
+            assert requests.get(f"{server.url}/healthz", timeout=9).status_code == 200
+            time.sleep(0.1)
+    assert server.process.wait(30) == 0
+    assert len(answers) > 5 and set(answers) == {503}, answers
+    assert "Traceback" not in server.log.read_text()
+    server.begin()
+    server.wait()
+    assert state(server, running) == "done", "its batch was finished before the end"
+    (other,) = [each for each in server.ask("GET", "/v1/jobs")["jobs"] if each["id"] != running]
+    assert other["state"] == "cancelled", "its client was told to ask again"
+
+
+def test_a_shutdown_that_takes_too_long_keeps_what_was_not_finished(tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path / "store", "--drain-seconds", "1")
+    server.wait()
+    try:
+        job = submit(server, steps=150)
+        wait_for(lambda: state(server, job) == "running")
+        begin = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - begin < 8
+        server.begin()
+        server.wait()
+        assert state(server, job) in ("queued", "running")
+    finally:
+        server.process.kill()
+        server.process.wait()
 
 
 def test_a_second_signal_ends_it_at_once_and_loses_nothing(server: ServerProcess) -> None:

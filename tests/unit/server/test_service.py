@@ -13,7 +13,7 @@ import torch
 from server_workers import Plan
 from ssd1b.errors import ConflictError, InputError, NotFoundError
 from ssd1b.jobs.queue import CANCELLED, DONE, FAILED, QUEUED, RUNNING, Request, Search
-from ssd1b.server.errors import DrainingError, QueueFullError
+from ssd1b.server.errors import DrainingError, QueueFullError, QuotaError
 from ssd1b.server.options import ServerOptions
 from ssd1b.server.service import Service
 
@@ -208,6 +208,9 @@ def test_an_idempotency_key_gives_the_same_request_however_often(tmp_path: Path)
             await it.done(requests[0])
             assert (await it.submit(client="ann", idempotency="k", seed=9)).id == requests[0].id
             assert (await it.submit(client="ben", idempotency="k", seed=9)).id != requests[0].id
+            for other in ({"prompt": "something else"}, {"count": 2}, {"steps": 5}):
+                with pytest.raises(ConflictError, match="used for another request"):
+                    await it.submit(client="ann", idempotency="k", **other)
 
     run(test())
 
@@ -398,7 +401,13 @@ def test_quotas_are_of_each_key(tmp_path: Path) -> None:
             await it.done(*it.service.unfinished("ann"))
             with pytest.raises(QueueFullError, match="3 images in an hour") as refused:
                 await it.submit("d", client="ann", count=2)
-            assert 3500 < refused.value.retry_after <= 3600
+            assert isinstance(refused.value, QuotaError) and 3500 < refused.value.retry_after <= 3600
+            with pytest.raises(InputError, match="your key allows at most 2 images at once"):
+                await it.submit("never", client="ann", count=3)
+        async with Running(tmp_path / "store", Plan(), api_key_file=str(keys)) as after:
+            with pytest.raises(QuotaError):
+                await after.submit("a restart does not help", client="ann", count=2)
+            assert (await after.submit("e", client="ann")).state == QUEUED
 
     run(test())
 
@@ -410,6 +419,10 @@ def test_quotas_are_of_each_key(tmp_path: Path) -> None:
         ({"width": 2048, "height": 1024}, "allows at most 1048576 pixels"),
         ({"steps": 0}, "steps is 0"),
         ({"stepz": 3}, "did you mean 'steps'"),
+        (
+            {"negative_prompt": "<lora:crisp:0.8>"},
+            "LoRAs are not available yet: leave '<lora:crisp:0.8>' out",
+        ),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
     ],
 )

@@ -12,6 +12,7 @@ from starlette.requests import Request as HTTPRequest
 from ssd1b.advice import advise
 from ssd1b.errors import ConflictError
 from ssd1b.jobs.queue import CANCELLED, FAILED, FINISHED, Image, Request
+from ssd1b.server.errors import code_of
 from ssd1b.server.schemas import (
     ImageAnswer,
     JobAnswer,
@@ -208,7 +209,7 @@ def answer(service: Service, request: Request) -> JobAnswer:
         step=request.step, steps=first.steps, eta=service.eta(request),
         images=[_image(image) for image in request.images],
         advice=advise(first, model.layout.size, model.info.family) if model else [],
-        error=request.error, code=request.code,
+        error=request.error, code=code_of(request),
     )  # fmt: skip
 
 

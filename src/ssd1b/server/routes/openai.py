@@ -1,7 +1,8 @@
 """OpenAI's images API: ``/v1/images/generations``.
 
 The wire format is that of the official Python client (openai 3, ``types/image_*``). Our own settings may be
-added as fields. Fields without a meaning here, such as ``quality``, and null values are ignored.
+added as fields. Fields without a meaning here, such as ``quality``, and null values are ignored; unknown ones
+are refused, because they may be typing mistakes.
 """
 
 import io
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, unknown
 from ssd1b.jobs.queue import DONE, FINISHED, Request
 from ssd1b.server.errors import openai_problem, raised_again
 from ssd1b.server.routes.native import Client, TheService
@@ -29,6 +30,11 @@ router = APIRouter(prefix="/v1/images", tags=["OpenAI"], responses=problems(Open
 
 HOSTED = ("dall-e", "gpt-image", "chatgpt-image")
 """How the names of OpenAI's own models begin. Some clients send them to any server: the default is used."""
+
+WITHOUT_MEANING = frozenset({
+    "quality", "style", "user", "moderation", "input_fidelity", "metadata", "safety_identifier",
+})  # fmt: skip
+"""Fields of OpenAI's API that are accepted and ignored."""
 
 ALIASES = {
     "num_inference_steps": "steps", "cfg_scale": "guidance_scale", "sampler_name": "sampler",
@@ -59,12 +65,18 @@ class Generation(BaseModel):
     preset: str | None = None
 
     def given(self) -> dict[str, Any]:
-        """The settings that were given, by our names."""
-        found = {}
-        for name, value in (self.model_extra or {}).items():
-            name = ALIASES.get(name, name)
-            if name in SETTINGS and value is not None:
-                found[name] = value
+        """The settings that were given, by our names.
+
+        Raises:
+            InputError: a field is unknown, as OpenAI's server says, too.
+        """
+        found: dict[str, Any] = {}
+        for field, value in (self.model_extra or {}).items():
+            name = ALIASES.get(field, field)
+            if name in SETTINGS:
+                found |= {} if value is None else {name: value}
+            elif field not in WITHOUT_MEANING:
+                raise unknown("parameter", field, [*SETTINGS, *ALIASES, *type(self).model_fields])
         if self.size not in (None, "auto"):
             found |= read_size(self.size)
         return found

@@ -15,6 +15,7 @@ from starlette.requests import Request as HTTPRequest
 
 from ssd1b.images import MAX_FILE_BYTES, decode_recipe, picture_stem
 from ssd1b.jobs.queue import Picture, Search
+from ssd1b.prompts import unsupported
 from ssd1b.recipe import Recipe
 from ssd1b.server.routes.native import TheService
 from ssd1b.server.schemas import Problem, problems
@@ -145,7 +146,9 @@ async def read(request: HTTPRequest) -> Read:
     settings = {name: value for name, value in found.settings().items() if value is not None}
     return Read(
         program=found.program, prompt=found.prompt, settings=settings, model=found.values.get("Model"),
-        unreproduced=found.unreproduced(),
+        unreproduced=[
+            *(f"{what}: {piece}" for what, piece in unsupported(found.prompt).items()), *found.unreproduced()
+        ],
     )  # fmt: skip
 
 

@@ -85,12 +85,30 @@ async def image_to_image() -> None:
     raise InputError("this server does not take images as input yet: use txt2img")
 
 
+_MISSING = (
+    "enable_hr", "tiling", "restore_faces", "refiner_checkpoint", "init_images", "firstpass_image", "s_churn",
+)  # fmt: skip
+"""Fields that would change the image, unless they are false, null, zero or empty."""
+
+_MISSING_NUMBERS = ("subseed_strength", "seed_resize_from_w", "seed_resize_from_h")
+"""The same for numbers, which clients send as 0 or -1 by default."""
+
+
 def _refuse_what_is_missing(body: TextToImage) -> None:
     """Refuse what would change the image and cannot be done."""
-    if body.enable_hr:
-        raise InputError("enable_hr: the hires fix is not available yet")
-    if body.script_name:
-        raise InputError(f"Script not found: {shown(body.script_name)}: this server has none")
+    fields = {**dict(body), **(body.model_extra or {})}
+    wanted = [name for name in _MISSING if fields.get(name)]
+    for name in _MISSING_NUMBERS:
+        value = fields.get(name)
+        if isinstance(value, int | float) and value > 0:
+            wanted.append(name)
+    if wanted:
+        raise InputError(f"{wanted[0]} is not available yet: leave it out")
+    scripts = fields.get("alwayson_scripts")
+    used = [name for name, each in scripts.items() if each] if isinstance(scripts, dict) else []
+    if body.script_name or used:
+        name = body.script_name or used[0]
+        raise InputError(f"Script not found: {shown(name)}: this server has none")
     if body.styles:
         raise NotFoundError(f"style {shown(body.styles[0])}: this server has no styles")
 

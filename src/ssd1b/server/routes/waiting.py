@@ -13,7 +13,7 @@ from starlette.requests import Request as HTTPRequest
 from ssd1b.images import Picture, encode_picture
 from ssd1b.jobs.queue import DONE, FINISHED, Request
 from ssd1b.recipe import Recipe, read_json
-from ssd1b.server.errors import raised_again
+from ssd1b.server.errors import DrainingError, raised_again
 from ssd1b.server.service import Service
 
 
@@ -36,19 +36,20 @@ async def finished(http: HTTPRequest, service: Service, request: Request) -> Req
     """Wait for a request. If the client disconnects before, cancel it.
 
     Raises:
-        InputError: the request failed.
+        InputError: the request failed; or the server shuts down, and the client is to ask again.
         ClientDisconnect: the client left.
     """
     waiting = asyncio.ensure_future(service.wait(request))
     leaving = asyncio.ensure_future(_disconnect(http))
     try:
         await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        has_left = leaving.done()
     finally:
         leaving.cancel()
         waiting.cancel()
     if request.state not in FINISHED:
         await service.cancel(request)
-        raise ClientDisconnect
+        raise ClientDisconnect if has_left else DrainingError("the server is shutting down: try again later")
     if request.state != DONE:
         raise raised_again(request)
     return request
