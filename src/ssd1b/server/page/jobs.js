@@ -27,6 +27,7 @@ const shown = new Set();
 export function followJobs() {
   follow("/v1/events?previews=true", hear, (online) => {
     if (online !== now().online) set({ online });
+    if (online && now().problem?.offline) set({ problem: null });
   });
 }
 
@@ -122,7 +123,7 @@ export async function generate(form = now().form) {
     document.querySelector(".stage")?.scrollIntoView({ block: "nearest" });
     say(job.position ? `Queued behind ${job.position} jobs` : "Queued");
   } catch (error) {
-    set({ problem: { text: error.message, setting: settingOf(error.message) } });
+    set({ problem: { text: error.message, setting: settingOf(error.message), offline: error.status === 0 } });
   }
 }
 
@@ -161,8 +162,11 @@ export function dismiss(job) {
   });
 }
 
-/** Cancel everything that waits. */
-export const cancelAll = () => Promise.all(queueOf(now().jobs).map(cancel));
+/** Cancel everything that waits; the list offers to retry it. */
+export async function cancelAll() {
+  await Promise.all(queueOf(now().jobs).map(cancel));
+  say("All jobs are cancelled");
+}
 
 /**
  * The priorities by which queued jobs get a new order. Jobs of the same priority go in the order of arrival, so
