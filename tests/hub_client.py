@@ -110,6 +110,8 @@ def _call(
     os.chdir(folder)
     for stream, file in zip((1, 2), files, strict=True):
         os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY), stream)
+    # Started in the background, as some build servers do, a process inherits that Ctrl-C is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["ssd1b", *arguments]
     from ssd1b.__main__ import run
 

@@ -282,7 +282,7 @@ def _required(kind: Any) -> Iterator[str]:
     return (each.name for each in fields(kind) if each.default is each.default_factory is MISSING)
 
 
-_NO_TEXT = "it has a null or an invalid Unicode character (on the command line, the locale must be UTF-8)"
+_NO_TEXT = "it has an invalid character: a null, or no Unicode (a command line must be UTF-8)"
 
 _WORDS = {
     "bool_type": "it must be true or false",

@@ -272,7 +272,9 @@ def test_advice_appears_beside_the_control_that_is_moved(page: Page) -> None:
 
 
 def test_measured_curves_mark_the_current_value(page: Page) -> None:
-    expect(page.locator(".plot")).to_have_count(0)
+    own = page.locator(".plot svg[aria-label*=guidance_scale]")
+    put(page, "guidance_scale", "3")
+    expect(own).to_have_attribute("aria-label", "everything right by guidance_scale: about 66% at 3")
     page.locator("#model").select_option("mini-sdxl")
     plot = page.locator(".plot svg[aria-label*=guidance_scale]")
     put(page, "guidance_scale", "3")

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,8 +88,8 @@ def test_packed_companions_do_the_same() -> None:
 
 
 # In a separate process: torch's compiler cannot trace the tests' runtime type checks.
-ONE_GRAPH = """
-import sys; sys.path.insert(0, "tests")
+ONE_GRAPH = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 import torch
 from ssd1b.models.unet import UNet
 from ssd1b.speed.fusing import fuse

@@ -9,9 +9,9 @@ from platformdirs import user_cache_path
 
 from ssd1b.cli.command import AGAIN, Command
 from ssd1b.cli.options import ModelChoice, check_settings, model_options, preset_option, setting_options
-from ssd1b.cli.paths import OUT_FOLDER
+from ssd1b.cli.paths import OUT_FOLDER, PATH_OR_URL
 from ssd1b.errors import InputError
-from ssd1b.files import expand_path, named
+from ssd1b.files import named
 from ssd1b.settings import RANDOM_SEED, Preset
 from ssd1b.validation import Range, check
 
@@ -21,8 +21,14 @@ RANDOM = "seed is -1: a second run could not find random images; without a seed,
 
 
 @click.command("bulk", cls=Command, needs=("fsspec", "pyarrow"), continues=AGAIN)
-@click.argument("rows", metavar="FILE")
-@click.option("--out", metavar="FOLDER|URL", required=True, help="Where to write shards and the manifest.")
+@click.argument("rows", type=PATH_OR_URL, metavar="FILE|URL")
+@click.option(
+    "--out",
+    type=PATH_OR_URL,
+    metavar="FOLDER|URL",
+    required=True,
+    help="Where to write shards and the manifest.",
+)
 @click.option(
     "--as",
     "arrangement",
@@ -91,12 +97,11 @@ def command(
     from ssd1b.bulk.rows import is_url
     from ssd1b.cli.display import progress
 
-    place = out if is_url(out) else expand_path(out)
     what = Bulk(
-        rows=rows if is_url(rows) else expand_path(rows), out=place, model=choice.name, preset=preset,
+        rows=rows, out=out, model=choice.name, preset=preset,
         settings=overrides, keep=keep, shard_size=size, form=image_format, arrangement=arrangement,
     )  # fmt: skip
-    folder = Path(work) if work is not None else _work(place, is_url(out))
+    folder = Path(work) if work is not None else _work(out, is_url(out))
     done = generate_bulk(what, folder, choice.loading(), retry=retry, dry_run=dry_run, progress=progress)
     verb = "would be generated" if dry_run else "generated"
     click.echo(

@@ -40,7 +40,15 @@ class OutFolder(PathType):
         return path
 
 
-PATH, OUT_FOLDER = PathType(), OutFolder()
+class PathOrURL(PathType):
+    """A path, or a URL of fsspec such as s3://bucket/folder."""
+
+    def checked(self, text: str) -> str:
+        """Return either; raises as ``expand_path``."""
+        return text if "://" in text else super().checked(text)
+
+
+PATH, OUT_FOLDER, PATH_OR_URL = PathType(), OutFolder(), PathOrURL()
 
 
 def out_option(help: str, *, required: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:

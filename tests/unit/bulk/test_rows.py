@@ -82,7 +82,7 @@ BAD = {
     '{"prompt": ""}': "prompt is empty",
     '{"steps": 3}': "prompt is empty",
     '{"prompt": 5}': "prompt is 5: it must be text",
-    '{"prompt": "\\ud800"}': "invalid Unicode",
+    '{"prompt": "\\ud800"}': "invalid character",
     '{"prompt": "x", "seed": -1}': "seed is -1",
     '{"prompt": "x", "steps": 0}': "steps is 0",
     '{"prompt": "x", "steps": "three"}': "three",

@@ -144,8 +144,9 @@ export const cancel = (job) => attempt(async () => take(await post(`/v1/jobs/${j
 
 export const retry = (job) =>
   attempt(async () => {
-    take(await post(`/v1/jobs/${job.id}/retry`));
+    const again = await post(`/v1/jobs/${job.id}/retry`);
     dismiss(job);
+    take(again);
   });
 
 /** Jobs that went wrong and are not to be listed again, also after the page was loaded anew. */
