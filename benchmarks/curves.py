@@ -1,4 +1,4 @@
-"""What a setting does on a model of Tabletop: the curves that the server's page shows beside its controls.
+"""Measure accuracy over guidance scale and steps, for the curves on the server's page.
 
     python benchmarks/curves.py mini-ssd-1b src/ssd1b/data/evidence/mini-ssd-1b.json   # 15 minutes
 

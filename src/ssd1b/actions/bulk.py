@@ -22,10 +22,13 @@ from ssd1b.lab.sweep import ModelDescription
 from ssd1b.saving import check_folder
 from ssd1b.settings import RANDOM_SEED, SEEDS, Preset, resolve_settings
 
+LOCK = "bulk.lock"
+"""Marks a folder for unfinished images."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bulk:
-    """What to generate, and where to.
+    """The rows to generate images for, their settings, and the destination.
 
     Attributes:
         rows: see ``bulk.rows.read_rows``.
@@ -36,7 +39,7 @@ class Bulk:
             has the seed ``settings["seed"] + n``, from 0 if there is none.
         keep: columns that are copied to the manifest.
         shard_size: rows of a shard.
-        form: png or webp.
+        form: of ``bulk.shards.FORMATS``.
         arrangement: of ``bulk.shards.ARRANGEMENTS``.
     """
 
@@ -95,7 +98,8 @@ def generate_bulk(
     """
     if what.settings.get("seed") == RANDOM_SEED:
         raise InputError("seed is -1: a second run could not find random images")
-    destination, found = Destination(what.out, what.arrangement, work), Generated()
+    destination = Destination(what.out, what.arrangement, what.form, what.keep, work)
+    found = Generated()
     with ExitStack() as stack:
         place = stack.enter_context(workplace(work, loading))
         shards = _shards(what, place.describe(what.model), place)
@@ -105,7 +109,7 @@ def generate_bulk(
         advance = stack.enter_context(progress("rows", count_rows(what.rows)))
         published, names = destination.published(), set[str]()
         for shard in chain([first], shards):
-            name = shard.name(what.form)
+            name = destination.name(shard)
             names.add(name)
             found.rows += len(shard.rows)
             if name in published and not (retry and destination.failures(name)):
@@ -118,7 +122,7 @@ def generate_bulk(
                 advance(len(shard.rows))
             else:
                 _generate(shard, place, retry=retry, advance=advance)
-                failures = destination.publish(name, shard, place.store, what.form)
+                failures = destination.publish(shard, place.store)
                 place.store.discard(job.key for job in shard.jobs.values())
             found.failed.update(failures)
         found.others = len(published - names)
@@ -164,12 +168,19 @@ def _alone(work: Path, out: str) -> Generator[None, None, None]:
     """Let one process at a time write to a destination.
 
     Raises:
-        ConflictError: another one does.
+        InputError: another one does, or the folder for unfinished images contains other files: a sweep's
+            images would be removed with those that were published.
     """
     check_folder(work)
+    lock = work / LOCK
+    if not lock.exists() and work.is_dir() and any(work.iterdir()):
+        raise ConflictError(
+            f"{named(work)} contains files that ssd1b bulk did not write: choose another folder"
+        )
     work.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(work / "bulk.lock", blocking=False):
+        with FileLock(lock, blocking=False):
+            lock.touch()  # on some systems it is removed when it is released
             yield
     except Timeout:
         message = f"another process is writing to {named(out)}: wait for it, or choose another --out"

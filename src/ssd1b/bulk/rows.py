@@ -219,6 +219,8 @@ def _records(path: str) -> Iterator[Record]:
 @contextmanager
 def _opened(path: str) -> Generator[File, None, None]:
     if path == STDIN:
+        if sys.stdin is None:
+            raise InputError("cannot read the standard input: it is closed")
         yield sys.stdin.buffer
         return
     if not is_url(path):

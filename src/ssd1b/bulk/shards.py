@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, TypeAlias, cast
 
 from PIL import Image
 
 from ssd1b.bulk.rows import Row
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, unknown
 from ssd1b.files import disk_error, named, reason
 from ssd1b.images import Picture, decode_recipe, encode_picture
 from ssd1b.jobs.job import Job
@@ -29,21 +29,24 @@ from ssd1b.jobs.store import DONE, FAILED, Outcome, Store
 from ssd1b.recipe import Recipe, write_json
 from ssd1b.saving import replacing
 
-Arrangement: TypeAlias = Literal["webdataset", "folder"]
-
-FORMATS = ("png", "webp")
-"""Image formats that have room for every recipe."""
-
-ARRANGEMENTS: tuple[str, ...] = get_args(Arrangement)
-
 Write: TypeAlias = Callable[[str, Mapping[str, bytes]], tuple[str, int]]
 
 VERSION = 1
 """Of the files' content, and part of each shard's hash."""
 
-_FOLDERS = {"webdataset": "shards", "folder": "pictures"}
+FORMATS = ("png", "webp")
+"""Image formats that have room for every recipe."""
+
+ARRANGEMENTS = {"webdataset": "shards", "folder": "pictures"}
+"""How a shard is stored, a tar or a folder, with the folder that shards of that kind are in."""
+
 _MANIFEST = "manifest"
+_KEPT = "kept_"
+"""Begins the names of copied columns in the manifest, so that they hide none of its own."""
+
+_KEPT_IMAGES = "; the images generated so far are kept, and the same command continues"
 _BLOCK = 512
+"""Bytes of a tar's header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +63,13 @@ class Shard:
     rows: Sequence[Row]
     jobs: dict[int, Job]
 
-    def name(self, form: str) -> str:
-        """The name: its index, and a hash of everything that decides its files."""
-        content = [VERSION, form, *([row, self.jobs[row.number].key if row.number in self.jobs else None]
+    def name(self, *decisive: str) -> str:
+        """The name: its index, and a hash of everything that decides its files.
+
+        Args:
+            *decisive: what else decides them: format and arrangement.
+        """
+        content = [VERSION, *decisive, *([row, self.jobs[row.number].key if row.number in self.jobs else None]
                                     for row in self.rows)]  # fmt: skip
         digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         return f"{self.index:06d}-{digest[:16]}"
@@ -82,14 +89,20 @@ class Destination:
 
     Args:
         url: a path or a URL such as ``s3://bucket/folder``.
-        arrangement: a tar for each shard, or a folder.
+        arrangement: of ``ARRANGEMENTS``.
+        form: of ``FORMATS``.
+        keep: columns of the rows that are copied to the manifest.
         work: folder on a local disk for files that are uploaded.
 
     Raises:
-        InputError: there is no such file system, or its library is missing.
+        InputError: there is no such arrangement, format or file system, or a library is missing.
     """
 
-    def __init__(self, url: str, arrangement: str, work: Path) -> None:
+    def __init__(self, url: str, arrangement: str, form: str, keep: Iterable[str], work: Path) -> None:
+        if arrangement not in ARRANGEMENTS:
+            raise unknown("arrangement", arrangement, ARRANGEMENTS)
+        if form not in FORMATS:
+            raise unknown("image format", form, FORMATS)
         import fsspec
         from fsspec.implementations.local import LocalFileSystem
 
@@ -98,7 +111,7 @@ class Destination:
         except (ImportError, ValueError) as error:
             raise InputError(f"cannot write to {named(url)}: {reason(error)}") from None
         self._is_local = isinstance(self._files, LocalFileSystem)
-        self._arrangement = arrangement
+        self._arrangement, self._form, self._keep = arrangement, form, keep
         self._work = work
 
     def published(self) -> set[str]:
@@ -119,14 +132,16 @@ class Destination:
         with self._errors(_MANIFEST), self._files.open(self._manifest(name), "rb") as file:
             return read_table(file, columns=["state"])["state"].to_pylist().count(FAILED)
 
-    def publish(self, name: str, shard: Shard, store: Store, form: str) -> list[str]:
+    def name(self, shard: Shard) -> str:
+        """The shard's name here."""
+        return shard.name(self._form, self._arrangement)
+
+    def publish(self, shard: Shard, store: Store) -> list[str]:
         """Write a shard's images, then its part of the manifest.
 
         Args:
-            name: of the shard.
             shard: its jobs are finished.
             store: has their images and outcomes.
-            form: png, jpeg or webp.
 
         Returns:
             The reasons of all failures.
@@ -134,15 +149,16 @@ class Destination:
         Raises:
             InputError: the disk or the object store refused.
         """
+        name = self.name(shard)
         outcomes = store.outcomes(job.key for job in shard.jobs.values())
         entries: list[dict[str, Any]] = []
         with self._examples(name) as write:
             for row in shard.rows:
                 entry = _entry(row, shard.jobs.get(row.number), outcomes)
                 if entry["state"] == DONE:
-                    files = _files(row, store.picture(entry["key"]), entry, form)
+                    files = _files(row, store.picture(entry["key"]), entry, self._form)
                     entry["file"], entry["offset"] = write(f"{row.number:09d}", files)
-                    picture = files[form]
+                    picture = files[self._form]
                     entry |= {"size": len(picture), "sha256": hashlib.sha256(picture).hexdigest()}
                 entries.append(entry)
         self._write_manifest(name, entries)
@@ -151,7 +167,7 @@ class Destination:
     @contextmanager
     def _examples(self, name: str) -> Generator[Write, None, None]:
         """Yield a function that writes the files of one row, and returns where the first of them begins."""
-        place = f"{_FOLDERS[self._arrangement]}/{name}"
+        place = f"{ARRANGEMENTS[self._arrangement]}/{name}"
         if self._arrangement == "folder":
 
             def write_files(stem: str, files: Mapping[str, bytes]) -> tuple[str, int]:
@@ -169,7 +185,9 @@ class Destination:
             def write_members(stem: str, files: Mapping[str, bytes]) -> tuple[str, int]:
                 begin = tar.offset + _BLOCK  # after the header
                 for suffix, data in files.items():
-                    member = tarfile.TarInfo(f"{stem}.{suffix}")  # of 1970 and nobody, so that bytes repeat
+                    member = tarfile.TarInfo(
+                        f"{stem}.{suffix}"
+                    )  # without time and owner, so that bytes are reproducible
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
                 return place, begin
@@ -186,7 +204,7 @@ class Destination:
             "seed": whole, "file": text, "offset": whole, "size": whole, "sha256": text, "passes": real,
             "metrics": pyarrow.map_(text, real), "recipe": text,
         }  # fmt: skip
-        columns |= {kept: text for kept in entries[0] if kept not in columns}
+        columns |= {f"{_KEPT}{column}": text for column in self._keep}
         table = pyarrow.Table.from_pylist(list(entries), schema=pyarrow.schema(list(columns.items())))
         with self._publishing(f"{_MANIFEST}/{name}.parquet") as path:
             write_table(table, path, compression="zstd")
@@ -199,9 +217,12 @@ class Destination:
         """Yield a local path to write; afterwards it gets its name at the destination, complete."""
         target = f"{self.root}/{name}"
         if self._is_local:
-            Path(target).parent.mkdir(parents=True, exist_ok=True)
-            with replacing(Path(target)) as aside:
-                yield aside
+            try:
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+                with replacing(Path(target)) as aside:
+                    yield aside
+            except OSError as error:
+                raise disk_error(f"cannot write {named(target)}", error, _KEPT_IMAGES) from None
             return
         handle, local = tempfile.mkstemp(dir=self._work)
         os.close(handle)
@@ -226,7 +247,7 @@ class Destination:
 def _entry(row: Row, job: Job | None, outcomes: dict[str, Outcome]) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "row": row.number, "id": row.id, "state": FAILED, "error": row.error, "prompt": row.prompt,
-        **{f"kept_{name}": value for name, value in row.kept.items()},
+        **{f"{_KEPT}{column}": value for column, value in row.kept.items()},
     }  # fmt: skip
     if job is not None:
         outcome = outcomes[job.key]
@@ -247,7 +268,7 @@ def _files(row: Row, path: Path, entry: dict[str, Any], form: str) -> dict[str, 
             data = encode_picture(Picture(image=image.convert("RGB"), recipe=recipe), form)
     entry["recipe"] = write_json(recipe)
     facts: dict[str, Any] = {
-        "id": row.id, "prompt": row.prompt, "key": entry["key"], "settings": asdict(recipe.settings),
-        "metrics": dict(entry["metrics"]), **row.kept,
+        **row.kept, "id": row.id, "prompt": row.prompt, "key": entry["key"],
+        "settings": asdict(recipe.settings), "metrics": dict(entry["metrics"]),
     }  # fmt: skip
     return {form: data, "txt": row.prompt.encode(), "json": json.dumps(facts).encode()}

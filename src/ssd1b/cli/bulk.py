@@ -53,7 +53,7 @@ RANDOM = "seed is -1: a second run could not find random images; without a seed,
     "--work",
     type=OUT_FOLDER,
     metavar="FOLDER",
-    help="Local folder for unfinished shards. Default: FOLDER/work; for a URL, a cache folder.",
+    help="Local folder for unfinished shards. Default: FOLDER/unfinished; for a URL, a cache folder.",
 )
 @setting_options
 @preset_option
@@ -124,5 +124,5 @@ def _count(number: int, unit: str) -> str:
 def _work(out: str, remote: bool) -> Path:
     """A folder that is the same in the next run."""
     if not remote:
-        return Path(out) / "work"
+        return Path(out) / "unfinished"
     return user_cache_path("ssd1b") / "bulk" / hashlib.sha256(out.encode()).hexdigest()[:12]

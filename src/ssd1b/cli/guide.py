@@ -20,12 +20,7 @@ from ssd1b.validation import Range, check
 PAIRS = Annotated[int, Range(8, 100_000)]
 
 
-@click.command(
-    "guide",
-    cls=Command,
-    needs=("scipy", "matplotlib", "jinja2"),
-    continues=AGAIN,
-)
+@click.command("guide", cls=Command, needs=("scipy", "matplotlib", "jinja2"), continues=AGAIN)
 @prompt_options
 @click.option(
     "--pairs",

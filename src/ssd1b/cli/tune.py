@@ -40,12 +40,7 @@ DEFAULT_AXES = (
 """The default search space: the article's ranges, and later additions."""
 
 
-@click.command(
-    "tune",
-    cls=Command,
-    needs=("scipy", "optuna"),
-    continues=AGAIN,
-)
+@click.command("tune", cls=Command, needs=("scipy", "optuna"), continues=AGAIN)
 @prompt_options
 @click.option(
     "--axis",

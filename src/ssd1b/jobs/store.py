@@ -301,7 +301,10 @@ class Store:
         for key, row in rows:
             path = self.picture(key)
             if _size_and_time(path) == row[6:8]:
-                path.unlink()
+                try:
+                    path.unlink()
+                except OSError as error:
+                    raise disk_error(f"cannot remove {named(path)}", error) from None
 
     def _write(self, key: str, outcome: Outcome, picture: bytes) -> tuple[int, int] | None:
         path = self.picture(key)

@@ -59,5 +59,5 @@ async def _explain_http(http: Request, error: Exception) -> JSONResponse:
 
 
 async def _gone(http: Request, error: Exception) -> Response:
-    """Answer nobody; 499 is what nginx logs when a client leaves before the answer."""
+    """Record a client that disconnected, with the status that nginx logs for it."""
     return Response(status_code=499)

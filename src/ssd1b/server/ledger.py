@@ -210,7 +210,7 @@ class Ledger:
             done.set()
 
     def give_up(self, request: Request) -> None:
-        """Let nobody wait any longer for a request that this process will not finish."""
+        """End all waiting for a request that this process will not finish."""
         if (done := self._done.get(request.id)) is not None:
             done.set()
 

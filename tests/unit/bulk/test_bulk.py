@@ -41,7 +41,7 @@ def rows(tmp_path: Path) -> Path:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """What was published."""
+    """Return the published files by their paths."""
     published = [*folder.glob("shards/**/*"), *folder.glob("pictures/**/*"), *folder.glob("manifest/*")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in published if path.is_file()}
 
@@ -100,7 +100,7 @@ def test_a_second_run_skips_what_is_there(run, rows, tiny_model, tmp_path, monke
         without.setattr(Pipeline, "draw", None)
         assert run(*call).out == "8 rows: 0 shards generated, 2 known, in out\n"
         assert run(*call, "--dry-run").out == "8 rows: 0 shards would be generated, 2 known\n"
-    assert not list((tmp_path / "out/work/pictures").rglob("*.png")), "they are in the shards"
+    assert not list((tmp_path / "out/unfinished/pictures").rglob("*.png")), "they are in the shards"
     next((tmp_path / "out/manifest").iterdir()).unlink()
     assert run(*call).out == "8 rows: 1 shard generated, 1 known, in out\n"
     assert files(tmp_path / "out") == before
@@ -163,7 +163,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_files(run, tiny
             break
     assert kills >= 2
     assert files(tmp_path / "out") == files(tmp_path / "whole")
-    assert not [path for path in (tmp_path / "out").rglob("*.partial") if "work" not in path.parts]
+    assert not [path for path in (tmp_path / "out").rglob("*.partial") if "unfinished" not in path.parts]
 
 
 def test_an_object_store_gets_the_same_files(rows, tiny_model, tmp_path) -> None:
@@ -184,8 +184,8 @@ def _stored(folder: str) -> dict[str, bytes]:
 
 
 def test_one_process_at_a_time_writes_to_a_destination(run, rows, tiny_model, tmp_path) -> None:
-    (tmp_path / "out/work").mkdir(parents=True)
-    with FileLock(tmp_path / "out/work/bulk.lock"):
+    (tmp_path / "out/unfinished").mkdir(parents=True)
+    with FileLock(tmp_path / "out/unfinished/bulk.lock"):
         done = run("bulk", rows, "--out", "out", "--model", tiny_model, *SIZES)
     assert done.code == 2
     assert done.err == "error: another process is writing to out: wait for it, or choose another --out\n"

@@ -98,7 +98,7 @@ def test_during_a_shutdown_every_request_is_answered_until_the_batch_is_done(ser
     server.wait()
     assert state(server, running) == "done", "its batch was finished before the end"
     (other,) = [each for each in server.ask("GET", "/v1/jobs")["jobs"] if each["id"] != running]
-    assert other["state"] == "cancelled", "its client was told to ask again"
+    assert other["state"] == "cancelled", "its client got a 503 and tries again"
 
 
 def test_a_shutdown_that_takes_too_long_keeps_what_was_not_finished(tmp_path: Path) -> None:
