@@ -185,9 +185,8 @@ class Destination:
             def write_members(stem: str, files: Mapping[str, bytes]) -> tuple[str, int]:
                 begin = tar.offset + _BLOCK  # after the header
                 for suffix, data in files.items():
-                    member = tarfile.TarInfo(
-                        f"{stem}.{suffix}"
-                    )  # without time and owner, so that bytes are reproducible
+                    # Without a time and an owner, so that the same images give the same bytes.
+                    member = tarfile.TarInfo(f"{stem}.{suffix}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
                 return place, begin

@@ -208,6 +208,40 @@ def test_wrong_calls_are_one_line_and_leave_nothing(run, rows, tmp_path, argumen
     assert sorted(os.listdir(tmp_path)) == ["rows.jsonl"]
 
 
+def test_a_sweep_is_no_folder_for_unfinished_images(run, rows, tiny_model, tmp_path) -> None:
+    run("sweep", "number 0", "--seed", 0, "--out", "cells", "--model", tiny_model, *SIZES)
+    before = {path: path.read_bytes() for path in (tmp_path / "cells/pictures").rglob("*.png")}
+    done = run("bulk", rows, "--out", "out", "--work", "cells", "--model", tiny_model, *SIZES)
+    assert done.code == 2 and "cells contains files that ssd1b bulk did not write" in done.err
+    assert before and {path: path.read_bytes() for path in before} == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_tars_and_folders_are_different_shards(run, rows, tiny_model, tmp_path) -> None:
+    for arrangement in ("webdataset", "folder"):
+        done = run("bulk", rows, "--out", "out", "--as", arrangement, "--model", tiny_model, *SIZES)
+        assert "1 shard generated, 0 known" in done.out
+    assert list((tmp_path / "out/shards").iterdir()) and list((tmp_path / "out/pictures").iterdir())
+
+
+def test_columns_are_kept_whichever_row_has_them(run, tiny_model, tmp_path) -> None:
+    rows = ['{"prompt": "a"}', '{"prompt": "b", "licence": "cc0"}', '{"prompt": ""}']
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    run("bulk", "rows.jsonl", "--out", "out", "--keep", "licence", "--model", tiny_model, *SIZES)
+    assert [entry["kept_licence"] for entry in manifest(tmp_path / "out")] == [None, "cc0", None]
+
+
+def test_a_destination_with_a_file_in_the_way_keeps_the_images(run, rows, tiny_model, tmp_path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/shards").write_text("mine")
+    call = ("bulk", rows, "--out", "out", "--model", tiny_model, *SIZES)
+    done = run(*call)
+    assert done.code == 2 and len(done.err.splitlines()) == 1 and "the same command continues" in done.err
+    assert (tmp_path / "out/shards").read_text() == "mine"
+    (tmp_path / "out/shards").unlink()
+    assert "1 shard generated" in run(*call).out
+
+
 def test_a_wrong_column_is_found_before_anything_is_written(run, tmp_path) -> None:
     (tmp_path / "rows.csv").write_text("prompt,guidence\nx,3\n")
     done = run("bulk", "rows.csv", "--out", "out", *SIZES)
