@@ -8,7 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ class Server(ServerProcess):
     def clear(self) -> None:
         """Cancel what is not finished."""
         for job in self.ask("GET", "/v1/queue"):
-            self.ask("POST", f"/v1/jobs/{job['id']}/cancel")
+            with suppress(urllib.error.HTTPError):  # it may have finished since
+                self.ask("POST", f"/v1/jobs/{job['id']}/cancel")
 
 
 def fill(folder: Path, count: int) -> None:
