@@ -2,6 +2,7 @@
 
     python benchmarks/serve.py docs/log/serving             # all parts, ten minutes
     python benchmarks/serve.py /tmp/serving --only load --seconds 20
+    python benchmarks/serve.py docs/log/cluster --only ray  # two replicas, of which one is killed
 
 Writes ``serving.json`` and a plot. The clients are threads of this process and share the machine with the
 server. "best" is the throughput of a pipeline alone in its best batch, measured in the same run before and
@@ -206,11 +207,13 @@ def follow(server: Server, session: requests.Session, id: str) -> None:
             pass
 
 
-def load(seconds: float) -> dict[str, Any]:
+def load(
+    seconds: float, *options: str, halfway: Callable[[Server], object] = lambda server: None
+) -> dict[str, Any]:
     """Throughput under load, beside that of ``generate`` alone, and how every job ended."""
     before = best(seconds / 15)
     timeline: list[tuple[float, float, float]] = []
-    with serving() as server:
+    with serving(*options) as server:
         clients, start = Clients(server, seconds), time.monotonic()
 
         def watch() -> None:
@@ -220,6 +223,7 @@ def load(seconds: float) -> dict[str, Any]:
                 time.sleep(1)
 
         threading.Thread(target=watch, daemon=True).start()
+        threading.Timer(seconds / 2, halfway, [server]).start()
         with ThreadPoolExecutor(CLIENTS) as pool:
             list(pool.map(clients.run, range(CLIENTS)))
         while server.metric("ssd1b_images_waiting"):
@@ -241,6 +245,20 @@ def load(seconds: float) -> dict[str, Any]:
         "ratio_to_best": rate / max((before[size] + after[size]) / 2 for size in before),
         "mean_batch": batches[1] / batches[0], "timeline": timeline,
     }  # fmt: skip
+
+
+def ray(seconds: float) -> dict[str, Any]:
+    """``load`` on two actors of a Ray cluster on this machine, of which one is killed halfway."""
+    killed: list[int] = []
+
+    def kill(server: Server) -> None:
+        processes = psutil.Process(server.process.pid).children(recursive=True)
+        replicas = [each for each in processes if "ray::Replica" in " ".join(each.cmdline())]
+        killed.append(len(replicas))
+        replicas[0].kill()
+
+    found = load(seconds, "--ray", "local", "--ray-cpus", "1", "--ray-actors", "2", halfway=kill)
+    return {**found, "replicas_when_one_was_killed": killed[0]}
 
 
 def overhead(requests_: int = 60) -> dict[str, Any]:
@@ -374,7 +392,9 @@ def plot(results: dict[str, Any], folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--only", nargs="*", choices=["load", "overhead", "cancellation", "memory", "kills"])
+    parser.add_argument(
+        "--only", nargs="*", choices=["load", "overhead", "cancellation", "memory", "kills", "ray"]
+    )
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=20)
@@ -382,11 +402,12 @@ def main() -> None:
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "load": lambda: load(given.seconds), "overhead": overhead, "cancellation": cancellation,
         "memory": lambda: memory(given.pictures), "kills": lambda: kills(given.kills),
+        "ray": lambda: ray(given.seconds),
     }  # fmt: skip
     given.out.mkdir(parents=True, exist_ok=True)
     file = given.out / "serving.json"
     results = json.loads(file.read_text()) if file.exists() else {}
-    for name in given.only or parts:
+    for name in given.only or [name for name in parts if name != "ray"]:
         begin = time.monotonic()
         results[name] = parts[name]()
         file.write_text(json.dumps(results, indent=1))

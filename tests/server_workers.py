@@ -12,8 +12,9 @@ from PIL import Image
 from ssd1b.errors import InputError, UnavailableError
 from ssd1b.images import Picture, encode_picture
 from ssd1b.jobs.executor import JobResult, thumbnail
+from ssd1b.jobs.session import CancelledError, Progress
 from ssd1b.jobs.store import DONE, FAILED, Outcome
-from ssd1b.jobs.worker import Batch, CancelledError, Progress, Worker
+from ssd1b.jobs.worker import Batch, Worker
 from ssd1b.recipe import ModelIdentity, Recipe
 from ssd1b.settings import GenerationSettings
 

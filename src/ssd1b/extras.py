@@ -11,6 +11,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "lab": ("jinja2", "matplotlib", "optuna", "pyarrow", "scipy"),
     "train": ("accelerate", "datasets", "tensorboard"),
     "server": ("fastapi", "prometheus_client", "psutil", "uvicorn"),
+    "cluster": ("ray",),
     "openvino": ("nncf", "openvino"),
     "quantize": ("torchao",),
     "bench": ("accelerate", "diffusers", "matplotlib", "openvino", "psutil"),

@@ -4,6 +4,7 @@ Only regular files are opened, since reading a named pipe, a device or a socket 
 """
 
 import errno
+import hashlib
 import os
 import stat
 from io import BufferedReader
@@ -158,6 +159,16 @@ def open_regular(path: str | Path) -> BufferedReader:
         return open(path, "rb")
     except OSError as error:
         raise disk_error(f"cannot read {named(path)}", error) from None
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content.
+
+    Raises:
+        InputError: it is not a regular file.
+    """
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_file(path: str | Path, *, most: int) -> bytes:

@@ -5,8 +5,8 @@ A ``Workplace`` combines the store of a folder, the models, their metrics and an
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
@@ -16,7 +16,12 @@ import torch
 
 from ssd1b.actions.loading import AUTO, Loading, Progress, silent
 from ssd1b.actions.worlds import WORLDS
-from ssd1b.errors import InputError, shown
+from ssd1b.cluster.actor import Platform
+from ssd1b.cluster.connection import connected
+from ssd1b.cluster.executor import ClusterExecutor
+from ssd1b.cluster.options import ClusterOptions
+from ssd1b.errors import ConflictError, shown
+from ssd1b.files import hash_file
 from ssd1b.jobs.driver import Plan, draw_jobs, plan
 from ssd1b.jobs.executor import Executor, Inline, Render, renderer
 from ssd1b.jobs.store import FAILED, Outcome, Store
@@ -30,7 +35,7 @@ from ssd1b.lab.results import load_results
 from ssd1b.lab.sweep import ModelDescription, Sweep, describe, expand, record
 from ssd1b.lab.tune import RIVALS, Tuned, prove, search
 from ssd1b.lab.tune_files import open_study, write_tuned
-from ssd1b.runtime import choose_device, choose_dtype
+from ssd1b.runtime import DTYPES, choose_device, choose_dtype, dtype_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,20 +73,56 @@ def workplace(folder: Path, loading: Loading) -> Generator[Workplace, None, None
     Raises:
         InputError: no such device or number format, or the folder is no store.
     """
+    with ExitStack() as stack:
+        store = stack.enter_context(closing(Store(folder)))
+        described = cache(partial(_describe, loading, store.file_digest))
+        if loading.cluster is None:
+            device = choose_device(loading.device)
+            dtype = choose_dtype(loading.dtype, device)
+            executor: Executor = stack.enter_context(closing(
+                Inline(lambda name: _open(name, described(name).fingerprint, loading, store.file_digest))
+            ))  # fmt: skip
+        else:
+            executor, device, dtype = stack.enter_context(_cluster(loading.cluster, loading, described))
+        yield Workplace(store=store, executor=executor, describe=described, device=device, dtype=dtype)
+
+
+@contextmanager
+def _cluster(
+    options: ClusterOptions, loading: Loading, described: Callable[[str], ModelDescription]
+) -> Generator[tuple[Executor, torch.device, torch.dtype], None, None]:
+    there = replace(loading, cluster=None, notify=_quiet)
+    with connected(options.address):
+        executor = ClusterExecutor(
+            options, partial(_platform, there),
+            lambda name: partial(_open, name, described(name).fingerprint, there, hash_file), loading.notify,
+        )  # fmt: skip
+        with closing(executor):
+            platform = executor.platform()
+            yield executor, torch.device(platform.device), DTYPES[platform.dtype]
+
+
+def _platform(loading: Loading) -> Platform:
     device = choose_device(loading.device)
-    dtype = choose_dtype(loading.dtype, device)
-    with closing(Store(folder)) as store:
-        look_up = partial(describe, store=store, offline=loading.offline, prediction=loading.prediction)
-        described = cache(look_up)
+    return Platform(device.type, dtype_name(choose_dtype(loading.dtype, device)))
 
-        def load(name: str) -> AbstractContextManager[Render]:
-            pipeline, model = loading.load(name), described(name)
-            if look_up(name).fingerprint != model.fingerprint:
-                raise InputError(f"the files of {shown(name)} changed while they were read: run it again")
-            return renderer(pipeline, make_measure(pipeline, model.path, ground_truth(model)))
 
-        with closing(Inline(load)) as executor:
-            yield Workplace(store=store, executor=executor, describe=described, device=device, dtype=dtype)
+def _describe(loading: Loading, file_digest: Callable[[Path], str], name: str) -> ModelDescription:
+    return describe(name, file_digest, offline=loading.offline, prediction=loading.prediction)
+
+
+def _open(
+    name: str, fingerprint: str, loading: Loading, file_digest: Callable[[Path], str]
+) -> AbstractContextManager[Render]:
+    """Load a model and its metrics, on this machine or on one of a cluster."""
+    pipeline, model = loading.load(name), _describe(loading, file_digest, name)
+    if model.fingerprint != fingerprint:
+        raise ConflictError(f"the files of {shown(name)} are not those that this run began with")
+    return renderer(pipeline, make_measure(pipeline, model.path, ground_truth(model)))
+
+
+def _quiet(message: str) -> None:
+    """Say nothing: nobody reads what a node of a cluster prints."""
 
 
 def draw_with_progress(plan: Plan, place: Workplace, progress: Progress, *, retry: bool = False) -> None:

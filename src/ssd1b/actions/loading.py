@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from ssd1b.cluster.options import ClusterOptions
 from ssd1b.execution import DEFAULT, Execution
 from ssd1b.pipeline import Pipeline
 from ssd1b.settings import DEFAULT_MODEL
@@ -38,6 +39,8 @@ class Loading:
         execution: backend, compilation, quantization, memory.
         threads: number of CPU threads, or "auto".
         notify: called with a message before steps that take minutes.
+        cluster: the cluster that generates; None for this machine. Only sweeps, tuning, the guide and bulk
+            generation use one.
     """
 
     device: str | None = None
@@ -49,6 +52,7 @@ class Loading:
     execution: Execution = DEFAULT
     threads: Threads = "auto"
     notify: Notify = lambda message: None
+    cluster: ClusterOptions | None = None
 
     def load(self, model: str = DEFAULT_MODEL) -> Pipeline:
         """Load a model.

@@ -3,12 +3,12 @@
 Each check is a function that returns a sentence and figures, or raises an error that says what is wrong.
 """
 
-import hashlib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from ssd1b.errors import InputError
+from ssd1b.files import hash_file
 from ssd1b.layouts import TextLayout
 from ssd1b.model import empty_network
 from ssd1b.models.tokenizer import BEGIN, END, CLIPTokenizer
@@ -79,8 +79,7 @@ def digests(checkpoint: Checkpoint) -> Finding:
     found: dict[str, str] = {}
     for path in sorted(paths):
         name = path.relative_to(checkpoint.path).as_posix() if checkpoint.path.is_dir() else path.name
-        with path.open("rb") as file:
-            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        found[name] = hash_file(path)
     return ", ".join(f"{name} {digest[:16]}" for name, digest in found.items()), {"sha256": found}
 
 

@@ -8,7 +8,14 @@ import click
 from platformdirs import user_cache_path
 
 from ssd1b.cli.command import AGAIN, Command
-from ssd1b.cli.options import ModelChoice, check_settings, model_options, preset_option, setting_options
+from ssd1b.cli.options import (
+    ModelChoice,
+    check_settings,
+    cluster_options,
+    model_options,
+    preset_option,
+    setting_options,
+)
 from ssd1b.cli.paths import OUT_FOLDER, PATH_OR_URL
 from ssd1b.errors import InputError
 from ssd1b.files import named
@@ -58,6 +65,7 @@ RANDOM = "seed is -1: a second run could not find random images; without a seed,
 @setting_options
 @preset_option
 @model_options
+@cluster_options
 @click.option("--retry", is_flag=True, help="Generate shards with failed rows again.")
 @click.option("--dry-run", is_flag=True, help="Check all rows, and print what would be generated.")
 def command(

@@ -9,6 +9,7 @@ from ssd1b.cli.command import AGAIN, Command
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
+    cluster_options,
     model_options,
     prompt_options,
     setting_options,
@@ -37,6 +38,7 @@ PAIRS = Annotated[int, Range(8, 100_000)]
 )
 @setting_options
 @model_options
+@cluster_options
 @out_option("Folder for the pages; images go to its cells/.", required=True)
 @overwrite_option
 def command(

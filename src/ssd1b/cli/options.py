@@ -15,6 +15,7 @@ import click
 from ssd1b.cli.command import TEXT
 from ssd1b.cli.messages import format_warnings, notify
 from ssd1b.cli.paths import PATH
+from ssd1b.cluster.options import ClusterOptions
 from ssd1b.errors import InputError, prefix_errors, shown, unknown
 from ssd1b.execution import DEFAULT, Execution
 from ssd1b.files import decode_text, named, read_file
@@ -60,6 +61,7 @@ class ModelChoice:
     prediction: str | None = None
     threads: int | None = None
     execution: Execution = DEFAULT
+    cluster: ClusterOptions | None = None
 
     @property
     def name(self) -> str:
@@ -75,7 +77,7 @@ class ModelChoice:
         format_warnings()
         return Loading(
             device=self.device, dtype=self.dtype, offline=self.offline, prediction=self.prediction,
-            execution=self.execution, threads=self.threads or AUTO, notify=notify,
+            execution=self.execution, threads=self.threads or AUTO, notify=notify, cluster=self.cluster,
         )  # fmt: skip
 
 
@@ -164,6 +166,39 @@ def execution_options(command: Callable[..., None]) -> Callable[..., None]:
     def bundled(*args: Any, choice: ModelChoice, **options: Any) -> None:
         execution = Execution(**{each.name: options.pop(each.name) for each in fields(Execution)})
         command(*args, choice=replace(choice, execution=execution), **options)
+
+    return bundled
+
+
+def cluster_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the cluster to the ``choice`` of a command with ``model_options``."""
+
+    @click.option(
+        "--ray", metavar="ADDRESS",
+        help="Generate on a Ray cluster: HOST:PORT of its head node, auto for the one that this machine "
+        "belongs to, or local for a new one on this machine.",
+    )  # fmt: skip
+    @click.option(
+        "--ray-actors", type=int, metavar="N", help="Number of actors. Default: as many as there is room for."
+    )
+    @click.option(
+        "--ray-gpus", type=float, metavar="N",
+        help="GPUs of each actor; 0.5 lets two share one. Default: one, if the cluster has any.",
+    )  # fmt: skip
+    @click.option(
+        "--ray-cpus", type=float, metavar="N",
+        help="CPUs of each actor. Default: one beside a GPU, otherwise all of a node.",
+    )  # fmt: skip
+    @wraps(command)
+    def bundled(*args: Any, choice: ModelChoice, ray: str | None, **options: Any) -> None:
+        shares = {name: options.pop(f"ray_{name}") for name in ("actors", "gpus", "cpus")}
+        given = {name: value for name, value in shares.items() if value is not None}
+        if ray is not None:
+            with prefix_errors("--ray"):
+                choice = replace(choice, cluster=ClusterOptions(address=ray, **given))
+        elif given:
+            raise InputError(f"--ray-{next(iter(given))} needs --ray")
+        command(*args, choice=choice, **options)
 
     return bundled
 

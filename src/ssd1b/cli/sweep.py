@@ -11,6 +11,7 @@ from ssd1b.cli.command import AGAIN, TEXT, Command
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
+    cluster_options,
     model_options,
     preset_option,
     prompt_options,
@@ -51,6 +52,7 @@ SEEDS = Annotated[int, Range(1, 1000)]
 @setting_options
 @preset_option
 @model_options
+@cluster_options
 @out_option("Folder for the cells; several sweeps can share it.", required=True)
 @click.option("--retry", is_flag=True, help="Generate failed cells again.")
 @click.option("--dry-run", is_flag=True, help="Print the number of cells, and how many would be generated.")

@@ -10,6 +10,7 @@ from ssd1b.cli.command import AGAIN, TEXT, Command
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
+    cluster_options,
     model_options,
     preset_option,
     prompt_options,
@@ -80,6 +81,7 @@ DEFAULT_AXES = (
 @setting_options
 @preset_option
 @model_options
+@cluster_options
 @out_option("Folder for cells, search and preset.", required=True)
 @overwrite_option
 def command(

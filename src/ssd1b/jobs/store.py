@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from ssd1b.errors import InputError, shown
-from ssd1b.files import disk_error, named, open_regular
+from ssd1b.files import disk_error, hash_file, named
 from ssd1b.jobs.schema import (
     FILE,
     PICTURES,
@@ -411,8 +411,7 @@ class Store:
         if row is not None:
             return str(row[0])
         before = time.time_ns()
-        with open_regular(path) as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = hash_file(path)
         status = path.stat()
         if max(status.st_mtime_ns, status.st_ctime_ns) + _MIN_AGE < before:
             with self._transaction():

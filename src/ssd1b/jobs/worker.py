@@ -4,50 +4,22 @@ The process isolates the caller from the model: its memory is returned when the 
 error of one batch, and the caller's Python code does not compete with the model's for the interpreter.
 """
 
-import io
 import os
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
-from typing import Any, NamedTuple
+from typing import Any, Protocol, runtime_checkable
 
-from PIL import Image
-
-from ssd1b.diffusion.samplers import Step
 from ssd1b.errors import UnavailableError, shown
-from ssd1b.jobs.executor import JobResult, Render, renderer
-from ssd1b.jobs.previews import previews
-from ssd1b.pipeline import Pipeline
+from ssd1b.jobs.executor import JobResult
+from ssd1b.jobs.session import Progress, Session
 from ssd1b.settings import GenerationSettings
-
-PREVIEW_QUALITY = 80
-"""JPEG quality of previews."""
-
-
-class CancelledError(Exception):
-    """The batch was cancelled."""
-
-
-class Progress(NamedTuple):
-    """What a worker reports while it generates.
-
-    Attributes:
-        batch: number of the batch.
-        step: denoising steps done so far.
-        preview: a JPEG of the batch's first image; None if no preview was made at this step.
-    """
-
-    batch: int
-    step: int
-    preview: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +34,27 @@ class Batch:
 
     number: int
     result: Future[list[JobResult]]
+
+
+@runtime_checkable
+class ModelWorker(Protocol):
+    """A process with one loaded model, on this machine or another one; see ``Worker`` for the methods.
+
+    The future of ``load`` gives 0 for a process on another machine.
+    """
+
+    @property
+    def is_alive(self) -> bool: ...  # noqa: D102
+
+    def load(self) -> "Future[int]": ...  # noqa: D102
+
+    def submit(self, batch: Sequence[GenerationSettings]) -> Batch: ...  # noqa: D102
+
+    def cancel(self, batch: Batch) -> None: ...  # noqa: D102
+
+    def show_previews(self, wanted: bool) -> None: ...  # noqa: D102
+
+    def close(self) -> None: ...  # noqa: D102
 
 
 class Worker:
@@ -166,9 +159,7 @@ class Worker:
 _channel: Connection
 _cancelled: "Synchronized[int]"
 _previewed: Event
-_pipeline: Pipeline
-_render: Render
-_open = ExitStack()
+_session: Session
 
 
 def _start(channel: Connection, cancelled: "Synchronized[int]", previewed: Event) -> None:
@@ -189,34 +180,12 @@ def _end_with_parent() -> None:
 
 
 def _load(model: str, options: Mapping[str, Any]) -> int:
-    global _pipeline, _render
-    _pipeline = Pipeline.load(model, **options)
-    # Requests have noise of their own, so kept steps would only take memory.
-    _render = _open.enter_context(renderer(_pipeline, lambda image, prompt: {}, share_steps=False))
+    global _session
+    _session = Session(
+        model, options, report=_channel.send, cancelled=lambda: _cancelled.value, previewed=_previewed.is_set
+    )
     return os.getpid()
 
 
 def _generate(number: int, batch: Sequence[GenerationSettings]) -> list[JobResult]:
-    made: list[bytes] = []
-
-    def show(image: Image.Image) -> None:
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=PREVIEW_QUALITY)
-        made.append(file.getvalue())
-
-    preview = previews(_pipeline, show)
-    last = time.monotonic()
-
-    def watch(step: Step) -> None:
-        nonlocal last
-        if number <= _cancelled.value:
-            raise CancelledError("cancelled")
-        if _previewed.is_set():
-            preview(step)
-        now = time.monotonic()
-        if made or now - last > 0.05:
-            last = now
-            _channel.send(Progress(number, step.index + 1, made.pop() if made else None))
-            made.clear()
-
-    return _render(batch, watch)
+    return _session.generate(number, batch)

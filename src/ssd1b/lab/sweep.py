@@ -137,8 +137,16 @@ class ModelDescription(NamedTuple):
     embeds_guidance: bool = False
 
 
-def describe(name: str, store: Store, *, offline: bool, prediction: str | None = None) -> ModelDescription:
-    """Find and describe a model. The store caches the digests of its files.
+def describe(
+    name: str, file_digest: Callable[[Path], str], *, offline: bool, prediction: str | None = None
+) -> ModelDescription:
+    """Find and describe a model.
+
+    Args:
+        name: the model's name.
+        file_digest: see ``Model.digest``.
+        offline: never use the network.
+        prediction: what the UNet predicts, if the model's files do not say.
 
     Raises:
         InputError: there is no such model.
@@ -148,7 +156,7 @@ def describe(name: str, store: Store, *, offline: bool, prediction: str | None =
         path=found.path,
         family=found.info.family,
         defaults=found.info.defaults,
-        fingerprint=found.digest(store.file_digest),
+        fingerprint=found.digest(file_digest),
         tokenizers=found.tokenizers,
         world=found.info.world,
         embeds_guidance=found.layout.unet.guidance_embed_dim is not None,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
+from ssd1b.cluster.options import ClusterOptions
 from ssd1b.errors import InputError, prefix_errors, shown
 from ssd1b.execution import BACKENDS, DEFAULT, MEMORIES, QUANTIZATIONS, Execution
 from ssd1b.files import expand_path
@@ -100,6 +101,19 @@ class ServerOptions:
     backend: Annotated[str, OneOf("backend", BACKENDS), Option(
         metavar="NAME", help="torch or, on a CPU, openvino.",
     )] = DEFAULT.backend
+    ray: Annotated[Name | None, Option(
+        metavar="ADDRESS", help="Generate on a Ray cluster: HOST:PORT of its head node, auto for the one "
+        "that this machine belongs to, or local for a new one on this machine.",
+    )] = None
+    ray_actors: Annotated[int | None, Range(1, 64), Option(
+        help="Number of actors. Default: as many as there is room for.",
+    )] = None
+    ray_gpus: Annotated[float | None, Range(0, 64), Option(
+        help="GPUs of each actor; 0.5 lets two share one. Default: one, if the cluster has any.",
+    )] = None
+    ray_cpus: Annotated[float | None, Range(0.01, 4096), Option(
+        help="CPUs of each actor. Default: one beside a GPU, otherwise all of a node.",
+    )] = None
     preset: Annotated[Name | None, Option(
         metavar="NAME|FILE", help="Settings that clients do not give come from this preset, then the model.",
     )] = None
@@ -139,6 +153,20 @@ class ServerOptions:
         return Execution(
             backend=self.backend, compiled=self.compile, quantized=self.quantize, memory=self.memory
         )
+
+    @property
+    def cluster(self) -> ClusterOptions | None:
+        """The cluster that generates; None for this machine.
+
+        Raises:
+            InputError: an option of a cluster is given without its address.
+        """
+        given: dict[str, Any] = {"actors": self.ray_actors, "gpus": self.ray_gpus, "cpus": self.ray_cpus}
+        if self.ray is not None:
+            return ClusterOptions(address=self.ray, **given)
+        if used := [name for name, value in given.items() if value is not None]:
+            raise InputError(f"ray_{used[0]} needs ray, the address of a cluster")
+        return None
 
     def check_count(self, count: int) -> None:
         """Check the number of images of a job.

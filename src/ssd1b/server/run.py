@@ -85,12 +85,23 @@ def run(options: ServerOptions, *, open_page: bool = False) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     _allow_connections()
-    with _listen(options.host, options.port) as listener:
-        asyncio.run(_serve(options, listener, open_page))
+    with _service(options) as service, _listen(options.host, options.port) as listener:
+        asyncio.run(_serve(service, listener, open_page))
 
 
-async def _serve(options: ServerOptions, listener: socket.socket, open_page: bool) -> None:
-    service = Service(options)
+@contextmanager
+def _service(options: ServerOptions) -> Generator[Service, None, None]:
+    if options.cluster is None:
+        yield Service(options)
+        return
+    from ssd1b.server.replicas import replicas
+
+    with replicas(options, options.cluster) as found:
+        yield Service(options, found.start, found.most, found.platform)
+
+
+async def _serve(service: Service, listener: socket.socket, open_page: bool) -> None:
+    options = service.options
     config = uvicorn.Config(
         make_app(service), http=Connection, log_config=None, access_log=False, server_header=False,
         lifespan="off", timeout_keep_alive=30, timeout_graceful_shutdown=FAREWELL,

@@ -16,8 +16,9 @@ from ssd1b.jobs.executor import JobResult
 from ssd1b.jobs.fairness import Picked, Turns
 from ssd1b.jobs.job import PIXELS_PER_BATCH
 from ssd1b.jobs.queue import FAILED, FINISHED, MAX_STARTS, QUEUED, RUNNING, Request
+from ssd1b.jobs.session import CancelledError, Progress
 from ssd1b.jobs.store import FAILED as JOB_FAILED
-from ssd1b.jobs.worker import Batch, CancelledError, Progress, Worker
+from ssd1b.jobs.worker import Batch, ModelWorker, Worker
 from ssd1b.model import Model
 from ssd1b.runtime import choose_device
 from ssd1b.server.ledger import Ledger
@@ -49,7 +50,7 @@ class Run:
 
     picked: list[Picked]
     threads: int
-    worker: Worker | None = None
+    worker: ModelWorker | None = None
     batch: Batch | None = None
     generating: bool = True
 
@@ -73,6 +74,7 @@ class Scheduler:
         options: of the server.
         metrics: of the server.
         start: see ``Workers``.
+        most: see ``Workers``.
     """
 
     def __init__(
@@ -82,12 +84,14 @@ class Scheduler:
         options: ServerOptions,
         metrics: Metrics,
         start: StartWorker = Worker,
+        most: int | None = None,
     ) -> None:
-        self.workers = Workers(options, metrics, self._report, start)
+        self.workers = Workers(options, metrics, self._report, start, most)
         self.pace = Pace()
         self._ledger = ledger
         self._models = models
         self._options = options
+        self._most = options.workers or most
         self._metrics = metrics
         self._turns = Turns()
         self._runs: dict[asyncio.Task[None], Run] = {}
@@ -166,12 +170,12 @@ class Scheduler:
             if run.worker is not None:
                 run.worker.show_previews(self._ledger.is_watched(run.requests))
 
-    def _report(self, worker: Worker, progress: Progress) -> None:
+    def _report(self, worker: ModelWorker, progress: Progress) -> None:
         """Take progress from a worker; called from another thread."""
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._note, worker, progress)
 
-    def _note(self, worker: Worker, progress: Progress) -> None:
+    def _note(self, worker: ModelWorker, progress: Progress) -> None:
         for run in self._runs.values():
             if run.worker is worker and run.batch is not None and run.batch.number == progress.batch:
                 for request in run.requests:
@@ -211,8 +215,8 @@ class Scheduler:
     def _fits(self, picked: list[Picked]) -> bool:
         """Whether a batch can be generated next to the others: the processor has threads for all of them."""
         running = [run for run in self._runs.values() if run.generating]
-        if self._options.workers is not None:
-            return len(running) < self._options.workers
+        if self._most is not None:
+            return len(running) < self._most
         threads = sum(run.threads for run in running) + self._threads(picked)
         return not running or threads <= torch.get_num_threads()
 

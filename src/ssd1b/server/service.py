@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import torch
+
 from ssd1b.errors import ConflictError, FailedError, InputError, NotFoundError, line, shown, unknown
 from ssd1b.jobs.job import Job, environment, make_job, with_seed
 from ssd1b.jobs.queue import (
@@ -53,12 +55,20 @@ class Service:
     Args:
         options: of the server.
         start: see ``Workers``.
+        most: see ``Workers``.
+        platform: device and number format of the workers; None for those of this machine.
 
     Raises:
         InputError: the device cannot be used, or the file of keys is wrong.
     """
 
-    def __init__(self, options: ServerOptions, start: StartWorker = Worker) -> None:
+    def __init__(
+        self,
+        options: ServerOptions,
+        start: StartWorker = Worker,
+        most: int | None = None,
+        platform: tuple[torch.device, torch.dtype] | None = None,
+    ) -> None:
         self.options = options
         self.keys = {} if options.api_key_file is None else read_keys(options.api_key_file)
         self.models: dict[str, Model] = {}
@@ -70,11 +80,13 @@ class Service:
         self.draining = False
         self._preset = None if options.preset is None else load_preset(options.preset)
         self.metrics = Metrics()
-        device = choose_device(options.device)
-        self._environment = environment(device, choose_dtype(options.dtype, device), options.execution)
+        if platform is None:
+            device = choose_device(options.device)
+            platform = device, choose_dtype(options.dtype, device)
+        self._environment = environment(*platform, options.execution)
         self._digests: dict[str, str] = {}
         self._ledger = Ledger(options.folder, self.metrics, self._watched)
-        self._scheduler = Scheduler(self._ledger, self.models, options, self.metrics, start)
+        self._scheduler = Scheduler(self._ledger, self.models, options, self.metrics, start, most)
         self._number = 0
         self._requested: dict[str, deque[tuple[float, int]]] = {}
         """When each client with a quota requested how many images, in the last hour."""

@@ -1,6 +1,7 @@
 """The loaded models: started when needed, within a budget of memory, and ended when they are idle."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -8,11 +9,12 @@ from typing import Any, TypeAlias
 
 import psutil
 
-from ssd1b.jobs.worker import Progress, Worker
+from ssd1b.jobs.session import Progress
+from ssd1b.jobs.worker import ModelWorker, Worker
 from ssd1b.server.metrics import Metrics
 from ssd1b.server.options import ServerOptions
 
-StartWorker: TypeAlias = Callable[[str, Mapping[str, Any], Callable[[Progress], object]], Worker]
+StartWorker: TypeAlias = Callable[[str, Mapping[str, Any], Callable[[Progress], object]], ModelWorker]
 """Makes a worker from a model's name, keyword arguments of ``Pipeline.load``, and a listener to progress."""
 
 
@@ -58,25 +60,28 @@ class Workers:
         options: of the server.
         metrics: of the server.
         report: called from other threads with a worker and its progress.
-        start: makes a worker; tests have others.
+        start: makes a worker.
+        most: workers that there is room for; None if only memory limits them.
     """
 
     def __init__(
         self,
         options: ServerOptions,
         metrics: Metrics,
-        report: Callable[[Worker, Progress], object],
+        report: Callable[[ModelWorker, Progress], object],
         start: StartWorker = Worker,
+        most: int | None = None,
     ) -> None:
         self._metrics = metrics
         self._make = start
+        self._most = math.inf if most is None else most
         self._given = options.models
-        self._names: dict[Worker, str] = {}
+        self._names: dict[ModelWorker, str] = {}
         """The name of each worker's model for clients."""
         self._report = report
-        self._idle: dict[Worker, float] = {}
+        self._idle: dict[ModelWorker, float] = {}
         """Loaded workers without work, the one idle longest first, with the time since when."""
-        self._loads: dict[Worker, Future[int]] = {}
+        self._loads: dict[ModelWorker, Future[int]] = {}
         """All workers, with the future of their process's id."""
         self._changed = asyncio.Event()
         self._lock = asyncio.Lock()
@@ -97,7 +102,7 @@ class Workers:
         """Begin to load a model."""
         self._idle[self._start(model)] = time.monotonic()
 
-    async def take(self, model: str) -> Worker:
+    async def take(self, model: str) -> ModelWorker:
         """Return a worker that has loaded the model, for exclusive use until ``put_back``.
 
         Raises:
@@ -117,7 +122,7 @@ class Workers:
             raise
         return worker
 
-    def put_back(self, worker: Worker) -> None:
+    def put_back(self, worker: ModelWorker) -> None:
         """Return a worker. One whose process has ended is replaced at the next ``take``."""
         if worker.is_alive:
             self._idle[worker] = time.monotonic()
@@ -143,15 +148,15 @@ class Workers:
 
     async def _make_room(self) -> None:
         """Unload idle models until another one fits, or none is left."""
-        while self._loads and self.memory() > self._budget:
+        while self._loads and (len(self._loads) >= self._most or self.memory() > self._budget):
             if self._idle:
                 self._end(next(iter(self._idle)))
             else:
                 self._changed.clear()
                 await self._changed.wait()
 
-    def _start(self, model: str) -> Worker:
-        worker: Worker = self._make(
+    def _start(self, model: str) -> ModelWorker:
+        worker: ModelWorker = self._make(
             self._given[model], self._loading, lambda progress: self._report(worker, progress)
         )
         self._names[worker] = model
@@ -159,7 +164,7 @@ class Workers:
         self._metrics.loads.labels(model).inc()
         return worker
 
-    def _end(self, worker: Worker) -> None:
+    def _end(self, worker: ModelWorker) -> None:
         self._idle.pop(worker, None)
         self._loads.pop(worker, None)
         self._names.pop(worker, None)
@@ -168,7 +173,7 @@ class Workers:
 
 
 def _resident(load: "Future[int]") -> int:
-    if not load.done() or load.exception() is not None:
+    if not load.done() or load.exception() is not None or load.result() == 0:
         return 0
     try:
         return int(psutil.Process(load.result()).memory_info().rss)

@@ -62,7 +62,7 @@ def test_a_model_that_changes_while_it_is_loaded_draws_nothing(run, tiny_model, 
 
     monkeypatch.setattr(Pipeline, "load", changing)
     done = run("sweep", "a cube", "--model", "model", "--steps", 1, "--out", "cells")
-    assert done.code == 2 and "the files of 'model' changed while they were read" in done.err
+    assert done.code == 2 and "the files of 'model' are not those that this run began with" in done.err
     assert not (tmp_path / "cells").exists()
 
 

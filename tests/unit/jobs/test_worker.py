@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from ssd1b.errors import InputError, UnavailableError
+from ssd1b.jobs.session import CancelledError, Progress
 from ssd1b.jobs.store import DONE
-from ssd1b.jobs.worker import CancelledError, Progress, Worker
+from ssd1b.jobs.worker import Worker
 from ssd1b.pipeline import Pipeline
 from ssd1b.settings import GenerationSettings, resolve_settings
 

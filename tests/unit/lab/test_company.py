@@ -54,7 +54,7 @@ def test_a_sweeps_cells_are_what_generate_draws(mini: Pipeline, tmp_path: Path) 
         prompts=PROMPTS, axes=tuple(map(parse_axis, axes)), model="mini-ssd-1b", settings={"steps": 2}
     )
     with closing(Store(tmp_path)) as store:
-        found = describe("mini-ssd-1b", store, offline=True)
+        found = describe("mini-ssd-1b", store.file_digest, offline=True)
         wanted = list(expand(sweep, lambda name: found, device=torch.device("cpu"), dtype=torch.float32))
         draw_jobs(wanted, store, Inline(lambda name: renderer(mini, lambda picture, prompt: {})))
         for cell in wanted[1::2]:

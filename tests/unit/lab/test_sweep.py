@@ -114,7 +114,10 @@ def test_all_else_that_decides_the_picture_decides_the_key_and_nothing_more(monk
 def test_keys_are_those_of_stores_from_before(monkeypatch, store: Store) -> None:
     monkeypatch.setattr("ssd1b.jobs.job.version", lambda name: "0.1.0")
     assert key(sweep("seed=1")) == "46e41d6480aa9098b90950e4bbd02652ec7e9ff870467574bd0fd11f1d892552"
-    found = {name: describe(name, store, offline=True).fingerprint for name in ("mini-sdxl", "mini-ssd-1b")}
+    found = {
+        name: describe(name, store.file_digest, offline=True).fingerprint
+        for name in ("mini-sdxl", "mini-ssd-1b")
+    }
     assert found == {
         "mini-sdxl": "4930a8d61cdb86442d06f8eec46670c2516d63c2e3d1dc2cbbaf36711b6e399a",
         "mini-ssd-1b": "f5c99943d96f3c51d467c6ba70c71f0bb129afb81564da038bc604e2cbaa669d",
@@ -124,19 +127,19 @@ def test_keys_are_those_of_stores_from_before(monkeypatch, store: Store) -> None
 def test_a_models_world_decides_no_key(tiny_model, tmp_path, store: Store) -> None:
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model)
-    before = describe(str(model), store, offline=True)
+    before = describe(str(model), store.file_digest, offline=True)
     file = model / "ssd1b.json"
     write_json(file, {**json.loads(file.read_text()), "world": "tabletop"})
-    after = describe(str(model), store, offline=True)
+    after = describe(str(model), store.file_digest, offline=True)
     assert (before.world, after.world) == (None, "tabletop")
     assert before.fingerprint == after.fingerprint
-    assert describe("mini-ssd-1b", store, offline=True).world == "tabletop"
+    assert describe("mini-ssd-1b", store.file_digest, offline=True).world == "tabletop"
     written = ModelInfo(layout=DRAWABLE, world="tabletop")
     save_folder(tmp_path / "written", written, random_weights(DRAWABLE))
-    assert describe(str(tmp_path / "written"), store, offline=True).world == "tabletop"
+    assert describe(str(tmp_path / "written"), store.file_digest, offline=True).world == "tabletop"
     write_json(file, {"world": 3})
     with pytest.raises(InputError, match=r"ssd1b\.json: world must be text, got 3"):
-        describe(str(model), store, offline=True)
+        describe(str(model), store.file_digest, offline=True)
 
 
 def test_every_file_of_a_model_decides_its_fingerprint(tiny_model, tmp_path, store: Store) -> None:
@@ -144,7 +147,7 @@ def test_every_file_of_a_model_decides_its_fingerprint(tiny_model, tmp_path, sto
     shutil.copytree(tiny_model, model)
 
     def fingerprint(prediction: str | None = None) -> str:
-        return describe(str(model), store, offline=True, prediction=prediction).fingerprint
+        return describe(str(model), store.file_digest, offline=True, prediction=prediction).fingerprint
 
     seen = [fingerprint(), fingerprint("v")]
     assert fingerprint() == seen[0]

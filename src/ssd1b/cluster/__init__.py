@@ -1,0 +1,1 @@
+"""Work on a Ray cluster; nothing else in the package imports Ray."""

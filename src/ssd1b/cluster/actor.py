@@ -1,0 +1,96 @@
+"""The actors: processes of the cluster that each keep a model loaded."""
+
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from importlib.metadata import version
+from typing import Any, NamedTuple, TypeAlias
+
+from ssd1b.cluster.connection import Share
+from ssd1b.errors import ConflictError, FailedError, InputError, line, prefix_errors
+from ssd1b.jobs.executor import JobResult, Render
+from ssd1b.jobs.session import CancelledError
+from ssd1b.pipeline import ignore
+from ssd1b.settings import GenerationSettings
+
+Open: TypeAlias = Callable[[], AbstractContextManager[Render]]
+"""Loads a model for the duration of the context. It is pickled, and called on the actor's node."""
+
+
+class Platform(NamedTuple):
+    """What images are generated on, which is part of what decides them.
+
+    Attributes:
+        device: device type.
+        dtype: number format.
+    """
+
+    device: str
+    dtype: str
+
+
+class Actor:
+    """A process of the cluster with a loaded model.
+
+    Attributes:
+        node: the node's name in messages.
+    """
+
+    def __init__(self) -> None:
+        self.node = f"node {socket.gethostname()}"
+        self._stack = ExitStack()
+
+    def platform(self, driver: str, choose: Callable[[], Platform]) -> Platform:
+        """Return what this node generates on.
+
+        Args:
+            driver: version of this package on the driver's machine.
+            choose: chooses the device and the number format.
+
+        Raises:
+            InputError: this node has another version, or lacks the device.
+        """
+        with prefix_errors(self.node):
+            if (own := version("ssd1b")) != driver:
+                raise ConflictError(f"ssd1b {own} is installed, and {driver} on this machine")
+            return choose()
+
+    def load(self, open_model: Open) -> None:
+        """Load a model. The one before it is unloaded first.
+
+        Raises:
+            InputError: there is no such model here, it is damaged, or its files differ from the driver's.
+        """
+        self._stack.close()
+        with prefix_errors(self.node):
+            self._render = self._stack.enter_context(open_model())
+
+    def generate(self, batch: Sequence[GenerationSettings]) -> list[JobResult]:
+        """Generate a batch with the loaded model."""
+        return self._render(batch, ignore)
+
+
+def start(kind: type[Actor], share: Share, **options: Any) -> Any:
+    """Start an actor, as soon as the cluster has room for it, and return its handle.
+
+    Ray sets ``OMP_NUM_THREADS`` by the CPUs, and with it the number of torch's threads.
+
+    Args:
+        kind: its class.
+        share: what it reserves.
+        **options: further ones of ``ray.remote``.
+    """
+    import ray
+
+    remote: Any = ray.remote
+    return remote(num_cpus=share.cpus, num_gpus=share.gpus, **options)(kind).remote()
+
+
+def error_of(error: BaseException) -> Exception | None:
+    """Return the error that our own code raised in an actor; None if the actor ended."""
+    from ray.exceptions import RayTaskError
+
+    if not isinstance(error, RayTaskError):
+        return None
+    cause = error.cause
+    return cause if isinstance(cause, InputError | CancelledError) else FailedError(line(str(cause)))

@@ -1,0 +1,290 @@
+"""An executor of jobs on a Ray cluster.
+
+The store and its claims stay with the driver, so what is generated once is decided in one place. Actors are
+stateless but for the loaded model: when one ends, with its process or its node, its batch goes to another.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+from ssd1b.cluster.actor import Actor, Open, Platform, error_of, start
+from ssd1b.cluster.connection import Share, divide
+from ssd1b.cluster.options import ClusterOptions
+from ssd1b.errors import ConflictError, FailedError, InputError, UnavailableError, line
+from ssd1b.jobs.executor import JobResult
+from ssd1b.jobs.store import FAILED, Outcome
+from ssd1b.pipeline import Watch, ignore
+from ssd1b.settings import GenerationSettings
+
+MAX_DEATHS = 5
+"""Actors that may end while they generate a batch, before the batch counts as failed; and that may end while
+they start, one after another, before the run does."""
+
+GROW_SECONDS = 10.0
+"""Interval for looking for nodes that have joined the cluster."""
+
+PATIENCE = 20.0
+"""Seconds to wait for the first actor before saying so."""
+
+
+@dataclass(eq=False, slots=True)
+class _Batch:
+    settings: list[GenerationSettings]
+    result: "Future[list[JobResult]]" = field(default_factory=Future)
+    deaths: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class _Worker:
+    """An actor. It is idle if it is ready and has no batch."""
+
+    handle: Any
+    is_ready: bool = False
+    batch: _Batch | None = None
+
+
+class ClusterExecutor:
+    """Generates batches in the actors of a cluster; see ``Executor``.
+
+    All actors have the same model loaded. When an actor ends, another is started, and generates its batch.
+
+    Args:
+        options: of the cluster, to which this process is connected.
+        platform: chooses what the models run on; called on each actor's node.
+        open_model: returns what loads a model by its name. Both are pickled.
+        notify: called with a message if no actor starts for a while, and if one ends.
+    """
+
+    def __init__(
+        self,
+        options: ClusterOptions,
+        platform: Callable[[], Platform],
+        open_model: Callable[[str], Open],
+        notify: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self._options = options
+        self._choose = platform
+        self._open_model = open_model
+        self._notify = notify
+        self._share: Share = divide(options)
+        self._platform: Future[Platform] = Future()
+        self._model: str | None = None
+        self._thread = ThreadPoolExecutor(1, "cluster")
+        # The rest belongs to that thread.
+        self._loaded: Future[None] = Future()
+        self._open: Open | None = None
+        self._workers: list[_Worker] = []
+        self._waiting: deque[_Batch] = deque()
+        self._failed_starts = 0
+        self._error: Exception | None = None
+        self._looked = time.monotonic()
+        self._call(self._grow)
+
+    @property
+    def capacity(self) -> int:
+        """See ``Executor.capacity``: as many batches again as are generated, so that no actor has to wait."""
+        return 2 * self._share.actors
+
+    def platform(self) -> Platform:
+        """Wait for the first actor, and return what it generates on; all others must do the same.
+
+        Raises:
+            InputError: the nodes differ, or lack the device or the package.
+        """
+        return self._wait(self._platform)
+
+    def load(self, model: str) -> None:
+        """See ``Executor.load``. Returns when the first actor has loaded the model."""
+        if model != self._model:
+            self._model, loaded = model, Future[None]()
+            self._call(self._load, self._open_model(model), loaded)
+            self._wait(loaded)
+
+    def submit(
+        self, model: str, batch: Sequence[GenerationSettings], watch: Watch = ignore
+    ) -> "Future[list[JobResult]]":
+        """See ``Executor.submit``; ``watch`` is not called. The model must be the one loaded last."""
+        assert model == self._model
+        task = _Batch(list(batch))
+        self._call(self._enqueue, task)
+        return task.result
+
+    def close(self) -> None:
+        """End all actors, whatever they are doing."""
+        self._thread.submit(self._end).result()
+        self._thread.shutdown()
+
+    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+        with suppress(RuntimeError):  # closed, while an actor's result was on its way
+            self._thread.submit(self._guarded, function, *arguments)
+
+    def _wait(self, future: "Future[Any]") -> Any:
+        try:
+            return future.result(PATIENCE)
+        except TimeoutError:
+            if future.done():
+                raise
+        share = self._share
+        self._notify(f"waiting for actors with {share.cpus:g} CPUs and {share.gpus:g} GPUs each")
+        return future.result()
+
+    # What follows runs in the executor's thread.
+
+    def _guarded(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call a function; its error ends the run, which would wait for ever otherwise."""
+        try:
+            function(*arguments)
+        except InputError as error:
+            self._stop(error)
+        except Exception as error:
+            self._stop(FailedError(line(f"{type(error).__name__}: {error}")))
+
+    def _grow(self) -> None:
+        """Start actors until there are as many as the cluster has room for."""
+        self._looked = time.monotonic()
+        self._share = divide(self._options) if self._workers else self._share
+        while len(self._workers) < self._share.actors and self._error is None:
+            self._start()
+
+    def _start(self) -> None:
+        worker = _Worker(start(Actor, self._share))
+        self._workers.append(worker)
+        reference = worker.handle.platform.remote(version("ssd1b"), self._choose)
+        self._when_done(reference, self._started, worker)
+
+    def _started(self, worker: _Worker, platform: "Future[Platform]") -> None:
+        if (error := self._error_of(worker, platform)) is not None:
+            self._fail_start(worker, error)
+            return
+        found = platform.result()
+        if not self._platform.done():
+            self._platform.set_result(found)
+        elif self._platform.exception() is None and found != (first := self._platform.result()):
+            self._stop(ConflictError(
+                f"some nodes generate on {first.device} in {first.dtype}, others on {found.device} in "
+                f"{found.dtype}: choose with --device and --dtype"
+            ))  # fmt: skip
+        self._load_into(worker)
+
+    def _load(self, open_model: Open, loaded: "Future[None]") -> None:
+        self._open, self._loaded = open_model, loaded
+        for worker in self._workers:
+            if worker.is_ready:
+                worker.is_ready = False
+                self._load_into(worker)
+        if self._error is not None:
+            loaded.set_exception(self._error)
+
+    def _load_into(self, worker: _Worker) -> None:
+        if self._open is None:
+            worker.is_ready = True  # for the first ``load``
+            return
+        self._when_done(worker.handle.load.remote(self._open), self._ready, worker, self._open)
+
+    def _ready(self, worker: _Worker, opened: Open, loaded: "Future[None]") -> None:
+        if (error := self._error_of(worker, loaded)) is not None:
+            self._fail_start(worker, error)
+        elif opened is not self._open:
+            self._load_into(worker)
+        else:
+            self._failed_starts = 0
+            worker.is_ready = True
+            if not self._loaded.done():
+                self._loaded.set_result(None)
+            self._dispatch()
+
+    def _enqueue(self, task: _Batch) -> None:
+        if self._error is not None:
+            task.result.set_exception(self._error)
+            return
+        self._waiting.append(task)
+        self._dispatch()
+        if time.monotonic() - self._looked > GROW_SECONDS:
+            self._grow()
+
+    def _dispatch(self) -> None:
+        for worker in self._workers:
+            while worker.is_ready and worker.batch is None and self._waiting:
+                task = self._waiting.popleft()
+                if task.result.cancelled():
+                    continue
+                worker.batch = task
+                reference = worker.handle.generate.remote(task.settings)
+                self._when_done(reference, self._generated, worker, task)
+
+    def _generated(self, worker: _Worker, task: _Batch, results: "Future[list[JobResult]]") -> None:
+        worker.batch = None
+        error = self._error_of(worker, results)
+        if error is None:
+            _resolve(task.result, results.result())
+        elif worker in self._workers:  # it lives
+            if not task.result.cancelled():
+                task.result.set_exception(error)
+        else:
+            task.deaths += 1
+            if task.deaths < MAX_DEATHS:
+                self._waiting.appendleft(task)
+            else:
+                reason = f"{task.deaths} actors ended while they generated it: {error}"
+                failed = JobResult(Outcome(state=FAILED, error=reason), None)
+                _resolve(task.result, [failed] * len(task.settings))
+        self._dispatch()
+
+    def _error_of(self, worker: _Worker, future: "Future[Any]") -> Exception | None:
+        """Return the error of a call. An actor that ended is replaced."""
+        import ray
+
+        error = future.exception()
+        if error is None:
+            return None
+        if (own := error_of(error)) is not None:
+            return own
+        reason = _last_line(str(error))
+        if worker in self._workers:
+            self._notify(f"an actor ended and is replaced: {reason}")
+            self._workers.remove(worker)
+            ray.kill(worker.handle)
+            self._start()
+        return UnavailableError(reason)
+
+    def _fail_start(self, worker: _Worker, error: Exception) -> None:
+        self._failed_starts += 1
+        if worker in self._workers or self._failed_starts >= MAX_DEATHS:
+            self._stop(error)
+
+    def _stop(self, error: Exception) -> None:
+        """End the run with an error."""
+        self._error = self._error or error
+        for future in (self._platform, self._loaded, *(task.result for task in self._waiting)):
+            if not future.done():
+                future.set_exception(self._error)
+        self._waiting.clear()
+
+    def _end(self) -> None:
+        import ray
+
+        self._stop(UnavailableError("the executor was closed"))
+        for worker in self._workers:
+            ray.kill(worker.handle)
+
+    def _when_done(self, reference: Any, function: Callable[..., None], *arguments: Any) -> None:
+        """Call a function in the executor's thread with its arguments and the future of a reference."""
+        reference.future().add_done_callback(partial(self._call, function, *arguments))
+
+
+def _resolve(future: "Future[Any]", value: Any) -> None:
+    if not future.cancelled():
+        future.set_result(value)
+
+
+def _last_line(text: str) -> str:
+    """The sentence of Ray's messages that says what happened; before it come ids and addresses."""
+    lines = [each.strip() for each in text.splitlines() if each.strip()]
+    return line(lines[-1]) if lines else "the actor ended"

@@ -1,0 +1,58 @@
+"""A cluster of three nodes on this machine, each with one CPU."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssd1b.cluster.connection import connected
+
+# Before Ray is imported: it listens on the loopback only, as ``ssd1b.cluster.connection`` wants it.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+NODES = 3
+
+
+class Nodes:
+    """The cluster, of which nodes can be killed and replaced."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        tests = str(Path(__file__).parents[2])  # for ``cluster_fakes``
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [tests, os.environ.get("PYTHONPATH")]))
+        self._cluster: Any = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+        )
+        self.address: str = self._cluster.address
+        self._nodes: list[Any] = []
+        self.fill()
+
+    def fill(self) -> None:
+        """Start nodes until all are there."""
+        while len(self._nodes) < NODES:
+            self._nodes.append(self._cluster.add_node(num_cpus=1, wait=False))
+
+    def kill(self, number: int) -> None:
+        """Kill all processes of a node."""
+        self._cluster.remove_node(self._nodes.pop(number), allow_graceful=False)
+
+    def close(self) -> None:
+        self._cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def all_nodes() -> Iterator[Nodes]:
+    nodes = Nodes()
+    with connected(nodes.address):  # once, because it takes seconds
+        yield nodes
+    nodes.close()
+
+
+@pytest.fixture
+def nodes(all_nodes: Nodes) -> Nodes:
+    all_nodes.fill()
+    return all_nodes

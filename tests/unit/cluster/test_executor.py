@@ -1,0 +1,177 @@
+"""Whatever ends in a cluster, each job is generated, stored once, and the same as on one machine."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from cluster_fakes import CPU, kill_one, on_anything, on_cpu, on_gpu, opener
+from lab_cells import Fake, inline, sweep, wanted
+from ssd1b.cluster.connection import connected, divide
+from ssd1b.cluster.executor import ClusterExecutor
+from ssd1b.cluster.options import ClusterOptions
+from ssd1b.errors import InputError
+from ssd1b.jobs.driver import draw_jobs
+from ssd1b.jobs.executor import Executor
+from ssd1b.jobs.job import Job
+from ssd1b.jobs.store import DONE, FAILED, Outcome, Store
+
+pytestmark = [pytest.mark.enable_socket, pytest.mark.xdist_group("cluster")]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "actors.log"
+
+
+@contextmanager
+def executor(nodes, log: Path, seconds: float = 0.0, platform=on_cpu, **options) -> Iterator[ClusterExecutor]:
+    chosen = ClusterOptions(address=nodes.address, **options)
+    with connected(nodes.address), closing(ClusterExecutor(chosen, platform, opener(log, seconds))) as made:
+        assert isinstance(made, Executor)
+        yield made
+
+
+def stored(jobs: list[Job], folder: Path, runner: Executor) -> dict[str, Outcome]:
+    with closing(Store(folder)) as store:
+        draw_jobs(jobs, store, runner)
+        return store.outcomes(job.key for job in jobs)
+
+
+def test_a_cluster_generates_what_one_machine_does(nodes, log: Path, tmp_path: Path) -> None:
+    jobs = wanted(sweep("seed=1-20", "guidance=2,5", "steps=4-7", prompts=("a cube", "a broken one")))
+    with executor(nodes, log, 0.2) as cluster:
+        assert cluster.platform() == CPU
+        found = stored(jobs, tmp_path / "cluster", cluster)
+    assert found == stored(jobs, tmp_path / "inline", inline(Fake()))
+    assert len(set(log.read_text().split())) == 3, "an actor on each node"
+
+
+def test_a_killed_actor_or_node_costs_what_it_was_generating(nodes, log: Path, tmp_path: Path) -> None:
+    jobs = wanted(sweep("seed=1-8", "steps=4-23"))
+    with executor(nodes, log, 0.1) as cluster, ThreadPoolExecutor(1) as thread:
+        cluster.load("fake")
+        found = thread.submit(stored, jobs, tmp_path / "cluster", cluster)
+        for kill in (lambda: kill_one(log), lambda: nodes.kill(0), lambda: kill_one(log)):
+            time.sleep(2)
+            kill()
+            nodes.fill()
+        assert not found.done()
+        outcomes = found.result()
+    assert outcomes == stored(jobs, tmp_path / "inline", inline(Fake()))
+
+
+def test_a_batch_that_ends_every_actor_fails_and_the_others_do_not(nodes, log: Path, tmp_path: Path) -> None:
+    jobs = wanted(sweep("steps=4", prompts=("a deadly one",))) + wanted(sweep("steps=5-9"))
+    with executor(nodes, log) as cluster:
+        found = stored(jobs, tmp_path / "cluster", cluster)
+    deadly, *others = (found[job.key] for job in jobs)
+    assert {each.state for each in others} == {DONE}
+    assert deadly.state == FAILED
+    assert (deadly.error or "").startswith("5 actors ended while they generated it: "), deadly.error
+
+
+def test_models_take_turns(nodes, log: Path, tmp_path: Path) -> None:
+    jobs = wanted(sweep("seed=1-5"))
+    jobs += [job._replace(key=f"b{job.key}", model="other") for job in jobs]
+    with executor(nodes, log) as cluster:
+        found = stored(jobs, tmp_path / "cluster", cluster)
+    assert len(found) == 10
+    assert len(log.read_text().split()) <= 6, "no actor loaded a model twice"
+
+
+def test_actors_start_on_nodes_that_join_later(
+    nodes, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ssd1b.cluster.executor.GROW_SECONDS", 0.0)
+    nodes.kill(0)
+    nodes.kill(0)
+    jobs = wanted(sweep("seed=1-8", "steps=4-23"))
+    with executor(nodes, log, 0.1) as cluster:
+        cluster.platform()
+        nodes.fill()
+        stored(jobs, tmp_path / "cluster", cluster)
+    assert len(set(log.read_text().split())) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"platform": on_gpu}, r"^node \S+: device 'cuda' is not in this machine$"),
+        ({"platform": on_anything}, "^some nodes generate on cpu in .*: choose with --device and --dtype$"),
+        ({"cpus": 7}, "^an actor needs 7 CPUs and 0 GPUs, but no node of the cluster has more than 1 and 0$"),
+    ],
+)
+def test_nodes_that_do_not_fit_are_one_line(nodes, log: Path, options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message), executor(nodes, log, **options) as cluster:
+        cluster.platform()
+        cluster.load("model")
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            cluster.submit("model", []).result()
+            time.sleep(0.1)
+
+
+def test_a_node_without_the_model_is_one_line(nodes, log: Path) -> None:
+    message = r"^node \S+: unknown model 'gone'$"
+    with executor(nodes, log) as cluster, pytest.raises(InputError, match=message):
+        cluster.load("gone")
+
+
+def test_a_node_with_another_version_is_one_line(nodes, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssd1b.cluster.executor.version", lambda name: "0.0.1")
+    with (
+        pytest.raises(InputError, match=r"^node \S+: ssd1b \S+ is installed, and 0\.0\.1 on this machine$"),
+        executor(nodes, log) as cluster,
+    ):
+        cluster.platform()
+
+
+def test_a_waiting_driver_says_what_for(nodes, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssd1b.cluster.executor.PATIENCE", 0.1)
+    said: list[str] = []
+    options = ClusterOptions(address=nodes.address)
+    with (
+        connected(nodes.address),
+        closing(ClusterExecutor(options, on_cpu, opener(log), said.append)) as cluster,
+    ):
+        cluster.platform()
+    assert said == ["waiting for actors with 1 CPUs and 0 GPUs each"]
+
+
+def test_the_share_of_an_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def share(*nodes: dict[str, float], **options: float) -> tuple[float, float, int]:
+        monkeypatch.setattr("ssd1b.cluster.connection._nodes", lambda: iter(nodes))
+        found = divide(ClusterOptions(address="auto", **options))
+        return found.cpus, found.gpus, found.actors
+
+    head, small, large = {"memory": 1.0}, {"CPU": 4.0}, {"CPU": 8.0}
+    gpus = {"CPU": 16.0, "GPU": 8.0}
+    assert share(head, small, large) == (4, 0, 3)
+    assert share(head, small, large, cpus=1) == (1, 0, 12)
+    assert share(head, large, gpus) == (1, 1, 8)
+    assert share(head, large, gpus, gpus=0.5) == (1, 0.5, 16)
+    assert share(head, large, gpus, gpus=0) == (8, 0, 3)
+    assert share(head, large, gpus, actors=2) == (1, 1, 2)
+    assert share(head, large, gpus=1, actors=2) == (1, 1, 2), "an autoscaler may add the nodes"
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "localhost:nothing", "no such host:6379", "127.0.0.1:99999999"]
+)
+def test_a_cluster_that_is_not_there_is_one_line(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(InputError, match=f"^cannot reach the Ray cluster '{address}': "), connected(address):
+        pass
+
+
+@pytest.mark.parametrize("make", [
+    lambda: ClusterOptions(address="ray://head:10001"), lambda: ClusterOptions(address="head"),
+    lambda: ClusterOptions(address="auto", gpus=1.5), lambda: ClusterOptions(address="auto", actors=0),
+])  # fmt: skip
+def test_options_are_checked_before_anything_is_started(make: Callable[[], object]) -> None:
+    with pytest.raises(InputError):
+        make()
