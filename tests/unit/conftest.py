@@ -1,7 +1,10 @@
 """A model small enough to draw with in a blink, and the command line called in this process."""
 
 import io
+import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,3 +88,23 @@ def read_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         loop, "_read_ahead", lambda share, start, stop, _: (share[step] for step in range(start, stop))
     )
+
+
+@pytest.fixture
+def disk_of(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mount disks of given sizes, such as "8m"; skips without the right to."""
+    mounted: list[Path] = []
+
+    def mount(size: str) -> Path:
+        place = tmp_path / f"disk{len(mounted)}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+        with suppress(FileNotFoundError):
+            if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+                mounted.append(place)
+                return place
+        pytest.skip("needs the right to mount a small disk")
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)

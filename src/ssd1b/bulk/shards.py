@@ -218,7 +218,7 @@ class Destination:
         if self._is_local:
             try:
                 Path(target).parent.mkdir(parents=True, exist_ok=True)
-                with replacing(Path(target)) as aside:
+                with replacing(Path(target), self._unfinished(Path(target))) as aside:
                     yield aside
             except OSError as error:
                 raise disk_error(f"cannot write {named(target)}", error, _KEPT_IMAGES) from None
@@ -232,6 +232,14 @@ class Destination:
                 self._files.put_file(local, target)
         finally:
             os.unlink(local)
+
+    def _unfinished(self, target: Path) -> Path:
+        """Where a file is written first: by name, so that the run after a killed one overwrites what it left.
+
+        The work folder is part of the name, because two runs from different ones may write the same shard.
+        """
+        writer = hashlib.sha256(str(self._work.resolve()).encode()).hexdigest()[:8]
+        return target.with_name(f".{target.name}.{writer}.partial")
 
     @contextmanager
     def _errors(self, name: str) -> Generator[None, None, None]:

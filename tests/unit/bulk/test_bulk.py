@@ -242,6 +242,38 @@ def test_a_destination_with_a_file_in_the_way_keeps_the_images(run, rows, tiny_m
     assert "1 shard generated" in run(*call).out
 
 
+def test_a_disk_that_fills_while_a_shard_is_written(run, rows, tiny_model, tmp_path, disk_of) -> None:
+    disk = disk_of("512k")
+    (disk / "ballast").write_bytes(bytes(500_000))
+    call = ("bulk", rows, "--out", disk / "out", "--work", "work", "--model", tiny_model, *SIZES)
+    done = run(*call)
+    assert done.code == 2 and "no space left" in done.err.lower(), done.err
+    assert len(done.err.splitlines()) == 1 and files(disk / "out") == {}
+    (disk / "ballast").unlink()
+    assert "1 shard generated" in run(*call).out
+    assert run("bulk", rows, "--out", "whole", "--model", tiny_model, *SIZES).code == 0
+    assert files(disk / "out") == files(tmp_path / "whole")
+
+
+_DIE = """
+import os, sys
+from ssd1b import saving
+move = saving._move
+saving._move = lambda old, new, *rest: os._exit(9) if new.suffix == ".tar" else move(old, new, *rest)
+from ssd1b.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_what_a_killed_run_was_writing_is_overwritten(run, rows, tiny_model, tmp_path) -> None:
+    call = ("bulk", rows, "--out", "out", "--model", tiny_model, *SIZES)
+    command = [sys.executable, "-c", _DIE, *map(str, call)]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 9
+    assert [path.suffix for path in (tmp_path / "out/shards").iterdir()] == [".partial"]
+    assert "1 shard generated" in run(*call).out
+    assert [path.suffix for path in (tmp_path / "out/shards").iterdir()] == [".tar"]
+
+
 def test_a_wrong_column_is_found_before_anything_is_written(run, tmp_path) -> None:
     (tmp_path / "rows.csv").write_text("prompt,guidence\nx,3\n")
     done = run("bulk", "rows.csv", "--out", "out", *SIZES)

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import sqlite3
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -400,16 +399,8 @@ def test_wherever_the_disk_refuses_it_is_one_line_and_the_next_run_goes_on(folde
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "small"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(place)]
-    with suppress(FileNotFoundError):
-        if subprocess.run(mount, capture_output=True, check=False).returncode == 0:
-            yield place
-            subprocess.run(["umount", str(place)], check=True)
-            return
-    pytest.skip("needs the right to mount a small disk")
+def small_disk(disk_of: Callable[[str], Path]) -> Path:
+    return disk_of("512k")
 
 
 def test_a_disk_that_fills_and_is_emptied(small_disk: Path) -> None:

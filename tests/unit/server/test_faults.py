@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -402,16 +402,8 @@ def test_a_reader_that_stalls_holds_up_nobody(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "small"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
-    with suppress(FileNotFoundError):
-        if subprocess.run(mount, capture_output=True, check=False).returncode == 0:
-            yield place
-            subprocess.run(["umount", "--lazy", str(place)], check=True)
-            return
-    pytest.skip("needs the right to mount a small disk")
+def small_disk(disk_of: Callable[[str], Path]) -> Path:
+    return disk_of("8m")
 
 
 def test_a_full_disk_is_an_answer_and_the_server_goes_on_when_there_is_space(small_disk: Path) -> None:
