@@ -59,7 +59,7 @@ def measure_sweep(folder: Path, count: int, steps: int) -> dict[str, float]:
     what = Sweep(prompts=prompts, model=MODEL, settings={"steps": steps})
     with closing(Store(folder)) as store, renderer(pipeline, timed("measuring", measure)) as render:
         start = time.perf_counter()
-        known = cache(partial(describe, store=store, offline=True))
+        known = cache(partial(describe, file_digest=store.file_digest, offline=True))
         wanted = list(expand(what, known, device=pipeline.device, dtype=pipeline.dtype))
         record(what, wanted, store)
         draw_jobs(wanted, store, Inline(lambda name: nullcontext(timed("drawing", render))))
@@ -78,7 +78,7 @@ def measure_report(folder: Path, count: int) -> dict[str, float]:
     axes = (parse_axis("guidance=1-10"), parse_axis("steps=1-10"), parse_axis("seed=1-10"))
     what = Sweep(prompts=prompts, axes=axes, model=MODEL, settings={})
     with closing(Store(folder)) as store:
-        known = cache(partial(describe, store=store, offline=True))
+        known = cache(partial(describe, file_digest=store.file_digest, offline=True))
         wanted = expand(what, known, device=torch.device("cpu"), dtype=torch.float32)
         wanted = list(tqdm(wanted, total=what.count, desc="cells", disable=None))
         outcome = Outcome(

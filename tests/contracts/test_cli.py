@@ -9,6 +9,7 @@ import pytest
 
 from ssd1b.cli.app import COMMANDS, cli
 from ssd1b.cli.command import TEXT, Command
+from ssd1b.server.options import OPTIONS as SERVER_OPTIONS
 
 HEAVY = {"torch", "numpy", "PIL", "transformers", "safetensors", "huggingface_hub"}
 
@@ -18,6 +19,7 @@ SETTINGS = {
     "--seed", "--size", "--preset",
 }  # fmt: skip
 MODEL = {"--model", "--device", "--dtype", "--threads", "--offline", "--prediction"}
+CLUSTER = {"--ray", "--ray-actors", "--ray-gpus", "--ray-cpus"}
 COMPUTING = {"--compile", "--quantize", "--memory", "--backend"}
 
 OPTIONS = {
@@ -28,14 +30,20 @@ OPTIONS = {
     "evaluate": {"--captions", "--seeds", "--data", "--versus", "--judge", "--out", "--overwrite", "--json",
                  "--speed", *SETTINGS, *MODEL, *COMPUTING},
     "sweep": {
-        "--file", "--axis", "--axes", "--seeds", "--out", "--retry", "--dry-run", *SETTINGS, *MODEL
+        "--file", "--axis", "--axes", "--seeds", "--out", "--retry", "--dry-run", *SETTINGS, *MODEL, *CLUSTER
+    },
+    "bulk": {
+        "--out", "--as", "--shard", "--format", "--keep", "--work", "--retry", "--dry-run",
+        *SETTINGS, *MODEL, *CLUSTER,
     },
     "report": {"--sweep", "--metric", "--out", "--overwrite", "--verify", "--list"},
     "tune": {
         "--file", "--axis", "--metric", "--guard", "--budget", "--trials", "--minutes", "--pairs", "--fresh",
-        "--out", "--overwrite", *SETTINGS, *MODEL,
+        "--out", "--overwrite", *SETTINGS, *MODEL, *CLUSTER,
     },
-    "guide": {"--file", "--pairs", "--only", "--out", "--overwrite", *SETTINGS - {"--preset"}, *MODEL},
+    "guide": {
+        "--file", "--pairs", "--only", "--out", "--overwrite", *SETTINGS - {"--preset"}, *MODEL, *CLUSTER
+    },
     "presets": {"--keep", "--name", "--json"},
     "distill": {
         "--teacher", "--student", "--data", "--stages", "--out", "--cache", "--steps", "--batch-size",
@@ -47,6 +55,7 @@ OPTIONS = {
         "--json", "--out", "--overwrite",
     },
     "selftest": {"--steps", "--size", "--device", "--dtype", "--minutes", "--offline", "--json"},
+    "serve": {f"--{name.replace('_', '-')}" for name in SERVER_OPTIONS} | {"--config", "--open"},
     "rerun": {"--out", "--trust-recipe", *MODEL, *COMPUTING},
     "inspect": {"--json"},
     "models": {"--json"},

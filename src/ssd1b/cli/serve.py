@@ -1,5 +1,6 @@
 """``ssd1b serve``: an HTTP server with a page."""
 
+from dataclasses import fields
 from typing import Any, get_type_hints
 
 import click
@@ -14,9 +15,10 @@ _PATHS = {"FOLDER": OUT_FOLDER, "FILE": PATH}
 
 def _options(command: Any) -> Any:
     """Add an option for each field of ``ServerOptions``."""
-    defaults = ServerOptions()
+    # Not from an instance, whose checks would import pydantic for ``--help``.
+    defaults = {field.name: field.default for field in fields(ServerOptions)}
     for name, option in reversed(list(OPTIONS.items())):
-        flag, default = f"--{name.replace('_', '-')}", getattr(defaults, name)
+        flag, default = f"--{name.replace('_', '-')}", defaults[name]
         about: dict[str, Any] = {"help": option.help, "default": None}
         if not option.metavar:
             about |= {"is_flag": True}
