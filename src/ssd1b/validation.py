@@ -233,7 +233,8 @@ def validate(kind: type, values: Mapping[str, object], *, partial: bool = False)
     for name in () if partial else _required(kind):
         if name not in values:
             raise InputError(f"{name} is missing")
-    return {name: check(name, value, hints[name]) for name, value in values.items()}
+    adapters = _adapters(kind)
+    return {name: _checked(name, value, adapters[name]) for name, value in values.items()}
 
 
 def check(name: str, value: object, hint: Any) -> Any:
@@ -247,11 +248,16 @@ def check(name: str, value: object, hint: Any) -> Any:
     Raises:
         InputError: the value is not allowed.
     """
-    from pydantic import ValidationError
+    return _checked(name, value, _adapter(hint))
 
+
+def _checked(name: str, value: object, adapter: "TypeAdapter[Any]") -> Any:
     try:
-        return _adapter(hint).validate_python(value)
-    except ValidationError as error:
+        return adapter.validate_python(value)
+    except ValueError as error:
+        from pydantic import ValidationError  # here, because an import takes as long as the check
+
+        assert isinstance(error, ValidationError)
         raise InputError(_sentence(name, value, error.errors(include_url=False))) from None
 
 
@@ -275,6 +281,11 @@ def _adapter(hint: Any) -> "TypeAdapter[Any]":
     from pydantic import TypeAdapter
 
     return TypeAdapter(hint)
+
+
+@lru_cache(maxsize=256)
+def _adapters(kind: type) -> "dict[str, TypeAdapter[Any]]":
+    return {name: _adapter(hint) for name, hint in _hints(kind).items()}
 
 
 def _required(kind: Any) -> Iterator[str]:

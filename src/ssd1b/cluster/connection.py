@@ -20,7 +20,7 @@ _CONNECT_SECONDS = 10.0
 def connected(address: str) -> Generator[None, None, None]:
     """Connect to a cluster for the duration of the context, unless this process is connected already.
 
-    A local cluster listens on the loopback only. Whatever address is given, no usage statistics are sent.
+    A local cluster listens on the loopback only, and asks for a token. No usage statistics are sent.
 
     Args:
         address: see ``ClusterOptions.address``.
@@ -35,6 +35,7 @@ def connected(address: str) -> Generator[None, None, None]:
     if address == LOCAL:
         # Read when Ray is imported; without it, Ray's processes listen on all interfaces.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
     from ray.exceptions import RayError
 

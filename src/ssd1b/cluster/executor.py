@@ -92,6 +92,11 @@ class ClusterExecutor:
         """See ``Executor.capacity``: as many batches again as are generated, so that no actor has to wait."""
         return 2 * self._share.actors
 
+    @property
+    def started(self) -> int:
+        """The number of actors that have loaded the model."""
+        return sum(worker.is_ready for worker in list(self._workers))
+
     def platform(self) -> Platform:
         """Wait for the first actor, and return what it generates on; all others must do the same.
 
@@ -246,7 +251,7 @@ class ClusterExecutor:
             return None
         if (own := error_of(error)) is not None:
             return own
-        reason = _last_line(str(error))
+        reason = _reason(str(error))
         if worker in self._workers:
             self._notify(f"an actor ended and is replaced: {reason}")
             self._workers.remove(worker)
@@ -284,7 +289,7 @@ def _resolve(future: "Future[Any]", value: Any) -> None:
         future.set_result(value)
 
 
-def _last_line(text: str) -> str:
-    """The sentence of Ray's messages that says what happened; before it come ids and addresses."""
+def _reason(text: str) -> str:
+    """The sentence of Ray's message that says what happened, between ids and general advice."""
     lines = [each.strip() for each in text.splitlines() if each.strip()]
-    return line(lines[-1]) if lines else "the actor ended"
+    return line(lines[-1].partition(". ")[0]).rstrip(".") if lines else "the actor ended"

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ _ORDER = ("model", "size", PROMPT, *AXES)
 """Outer loops first: the axes that are expensive to change."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Sweep:
     """A grid of images to generate.
 
@@ -74,7 +75,7 @@ class Sweep:
         """The number of combinations."""
         return len(self.prompts) * math.prod(len(axis.values) for axis in self.axes)
 
-    @property
+    @cached_property
     def all_axes(self) -> tuple[Axis, ...]:
         """The axis of the prompts and the other axes; those that are expensive to change come first."""
         prompts = Axis(name=PROMPT, values=tuple(Value(label=each, prompt=each) for each in self.prompts))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, cast
 
 import torch
@@ -188,7 +189,13 @@ def chunk_count(tokenizers: Iterable[CLIPTokenizer], prompts: Iterable[str]) -> 
     and there always a separate token.
     """
     texts = list(prompts)
-    return max((len(_chunks(tokenizer, text)) for tokenizer in tokenizers for text in texts), default=1)
+    return max((_count(tokenizer, text) for tokenizer in tokenizers for text in texts), default=1)
+
+
+@lru_cache(maxsize=4096)
+def _count(tokenizer: CLIPTokenizer, prompt: str) -> int:
+    """Count a prompt's chunks; cached, because a sweep asks for a few prompts a million times."""
+    return len(_chunks(tokenizer, prompt))
 
 
 def _chunks(tokenizer: CLIPTokenizer, prompt: str) -> list[list[tuple[int, float]]]:

@@ -1,6 +1,7 @@
 """A cluster of three nodes on this machine, each with one CPU."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import pytest
 
 from ssd1b.cluster.connection import connected
 
-# Before Ray is imported: it listens on the loopback only, as ``ssd1b.cluster.connection`` wants it.
+# Before Ray is imported, as ``ssd1b.cluster.connection`` does it.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
 
 NODES = 3
 
