@@ -115,7 +115,10 @@ def faults(drivers: int = 2, nodes: int = 3, actors: int = 10) -> dict[str, Any]
                     have = len(cells(disturbed))
                     while driver.poll() is None and len(cells(disturbed)) <= have:  # until it generates
                         time.sleep(0.2)
-                time.sleep(random.uniform(1, 3))
+                have, more = len(cells(disturbed)), random.randint(1, 12)
+                while driver.poll() is None and len(cells(disturbed)) < have + more:
+                    time.sleep(0.1)
+                time.sleep(random.uniform(0, 1))
                 if not kills or driver.poll() is not None:
                     continue
                 what = kills.pop()

@@ -24,8 +24,10 @@ from ssd1b.pipeline import Watch, ignore
 from ssd1b.settings import GenerationSettings
 
 MAX_DEATHS = 5
-"""Actors that may end while they generate a batch, before the batch counts as failed; and that may end while
-they start, one after another, before the run does."""
+"""Actors that may end while they generate a batch, before the batch counts as failed."""
+
+MAX_FAILED_STARTS = 20
+"""Actors that may end while they start before the run does, unless one loads or generates meanwhile."""
 
 GROW_SECONDS = 10.0
 """Interval for looking for nodes that have joined the cluster."""
@@ -228,6 +230,7 @@ class ClusterExecutor:
         worker.batch = None
         error = self._error_of(worker, results)
         if error is None:
+            self._failed_starts = 0
             _resolve(task.result, results.result())
         elif worker in self._workers:  # it lives
             if not task.result.cancelled():
@@ -261,7 +264,7 @@ class ClusterExecutor:
 
     def _fail_start(self, worker: _Worker, error: Exception) -> None:
         self._failed_starts += 1
-        if worker in self._workers or self._failed_starts >= MAX_DEATHS:
+        if worker in self._workers or self._failed_starts >= MAX_FAILED_STARTS:
             self._stop(error)
 
     def _stop(self, error: Exception) -> None:
