@@ -279,7 +279,8 @@ class ClusterExecutor:
         import ray
 
         self._stop(UnavailableError("the executor was closed"))
-        for worker in self._workers:
+        workers, self._workers = self._workers, []  # so that none is replaced
+        for worker in workers:
             ray.kill(worker.handle)
 
     def _when_done(self, reference: Any, function: Callable[..., None], *arguments: Any) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -128,6 +128,19 @@ def test_a_node_with_another_version_is_one_line(nodes, log: Path, monkeypatch: 
         executor(nodes, log) as cluster,
     ):
         cluster.platform()
+
+
+def test_a_run_that_is_stopped_says_nothing_of_its_actors(nodes, log: Path) -> None:
+    said: list[str] = []
+    options = ClusterOptions(address=nodes.address)
+    with (
+        connected(nodes.address),
+        closing(ClusterExecutor(options, on_cpu, opener(log, 5.0), said.append)) as cluster,
+    ):
+        cluster.load("fake")
+        running = cluster.submit("fake", [job.settings for job in wanted(sweep("seed=1"))])
+        wait([running], 1)
+    assert not running.done() and said == []
 
 
 def test_a_waiting_driver_says_what_for(nodes, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
