@@ -113,7 +113,7 @@ def test_it_decides_the_key_of_a_sweeps_cell(tmp_path, tiny_folder):
 
     with closing(Store(tmp_path / "sweep")) as store:
         found = [
-            describe(str(tiny_folder), store, offline=True, prediction=said).fingerprint
+            describe(str(tiny_folder), store.file_digest, offline=True, prediction=said).fingerprint
             for said in (None, "v", "epsilon")
         ]
     assert len(set(found)) == 3
