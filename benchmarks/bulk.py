@@ -1,6 +1,6 @@
 """``ssd1b bulk`` into an object store, killed again and again: nothing is missing and nothing is there twice.
 
-    python benchmarks/bulk.py docs/log/bulk                        # 5,000 images, half an hour on two cores
+    python benchmarks/bulk.py docs/log/bulk                        # 5,000 images, killed five times
     python benchmarks/bulk.py /tmp/bulk --images 200 --kills 2
 
 Needs moto, s3fs and webdataset beside the development tools: ``pip install 'moto[server]' s3fs webdataset``.

@@ -1,6 +1,6 @@
 """Work on a Ray cluster: what ends is replaced, what it costs per cell, and how it scales.
 
-    python benchmarks/cluster.py docs/log/cluster                       # all parts, fifteen minutes
+    python benchmarks/cluster.py docs/log/cluster                       # all parts
     python benchmarks/cluster.py /tmp/cluster --only overhead scaling
 
 Writes ``cluster.json``. The cluster is on this machine: ``ray.cluster_utils`` starts a raylet for each node.

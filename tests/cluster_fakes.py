@@ -1,4 +1,4 @@
-"""What actors of a cluster run in a model's place; importable on each node."""
+"""Fake models for the actors of a cluster. Every node can import them."""
 
 import os
 import random

@@ -122,7 +122,7 @@ def _open(
 
 
 def _quiet(message: str) -> None:
-    """Say nothing: nobody reads what a node of a cluster prints."""
+    """Discard a message. Output of cluster nodes is not shown."""
 
 
 def draw_with_progress(plan: Plan, place: Workplace, progress: Progress, *, retry: bool = False) -> None:

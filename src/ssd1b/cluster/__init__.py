@@ -1,1 +1,1 @@
-"""Work on a Ray cluster; nothing else in the package imports Ray."""
+"""Work on a Ray cluster. Only this package imports Ray."""

@@ -18,7 +18,7 @@ Open: TypeAlias = Callable[[], AbstractContextManager[Render]]
 
 
 class Platform(NamedTuple):
-    """What images are generated on, which is part of what decides them.
+    """Where images are generated. It is part of a job's key.
 
     Attributes:
         device: device type.
@@ -39,6 +39,7 @@ class Actor:
     def __init__(self) -> None:
         self.node = f"node {socket.gethostname()}"
         self._stack = ExitStack()
+        self._render: Render | None = None
 
     def platform(self, driver: str, choose: Callable[[], Platform]) -> Platform:
         """Return what this node generates on.
@@ -61,12 +62,14 @@ class Actor:
         Raises:
             InputError: there is no such model here, it is damaged, or its files differ from the driver's.
         """
+        self._render = None  # it holds the model, and there may be no room for two
         self._stack.close()
         with prefix_errors(self.node):
             self._render = self._stack.enter_context(open_model())
 
     def generate(self, batch: Sequence[GenerationSettings]) -> list[JobResult]:
         """Generate a batch with the loaded model."""
+        assert self._render is not None, "load comes first"
         return self._render(batch, ignore)
 
 

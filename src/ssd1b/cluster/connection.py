@@ -83,12 +83,12 @@ def _check_reachable(address: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What each actor reserves, and how many actors the cluster has room for.
+    """The resources that each actor reserves, and the number of actors.
 
     Attributes:
         cpus: number of CPUs.
         gpus: number of GPUs; several actors may share one.
-        actors: number of actors.
+        actors: as many as were asked for, or as the cluster has room for.
     """
 
     cpus: float

@@ -84,6 +84,7 @@ class ClusterExecutor:
         self._open: Open | None = None
         self._workers: list[_Worker] = []
         self._waiting: deque[_Batch] = deque()
+        self._unfinished: set[_Batch] = set()
         self._failed_starts = 0
         self._error: Exception | None = None
         self._looked = time.monotonic()
@@ -212,6 +213,7 @@ class ClusterExecutor:
             task.result.set_exception(self._error)
             return
         self._waiting.append(task)
+        self._unfinished.add(task)
         self._dispatch()
         if time.monotonic() - self._looked > GROW_SECONDS:
             self._grow()
@@ -231,9 +233,10 @@ class ClusterExecutor:
         error = self._error_of(worker, results)
         if error is None:
             self._failed_starts = 0
-            _resolve(task.result, results.result())
+            self._finish(task, results.result())
         elif worker in self._workers:  # it lives
-            if not task.result.cancelled():
+            self._unfinished.discard(task)
+            if not task.result.done():
                 task.result.set_exception(error)
         else:
             task.deaths += 1
@@ -242,8 +245,13 @@ class ClusterExecutor:
             else:
                 reason = f"{task.deaths} actors ended while they generated it: {error}"
                 failed = JobResult(Outcome(state=FAILED, error=reason), None)
-                _resolve(task.result, [failed] * len(task.settings))
+                self._finish(task, [failed] * len(task.settings))
         self._dispatch()
+
+    def _finish(self, task: _Batch, results: list[JobResult]) -> None:
+        self._unfinished.discard(task)
+        if not task.result.done():
+            task.result.set_result(results)
 
     def _error_of(self, worker: _Worker, future: "Future[Any]") -> Exception | None:
         """Return the error of a call. An actor that ended is replaced."""
@@ -270,10 +278,11 @@ class ClusterExecutor:
     def _stop(self, error: Exception) -> None:
         """End the run with an error."""
         self._error = self._error or error
-        for future in (self._platform, self._loaded, *(task.result for task in self._waiting)):
+        for future in (self._platform, self._loaded, *(task.result for task in self._unfinished)):
             if not future.done():
                 future.set_exception(self._error)
         self._waiting.clear()
+        self._unfinished.clear()
 
     def _end(self) -> None:
         import ray
@@ -286,11 +295,6 @@ class ClusterExecutor:
     def _when_done(self, reference: Any, function: Callable[..., None], *arguments: Any) -> None:
         """Call a function in the executor's thread with its arguments and the future of a reference."""
         reference.future().add_done_callback(partial(self._call, function, *arguments))
-
-
-def _resolve(future: "Future[Any]", value: Any) -> None:
-    if not future.cancelled():
-        future.set_result(value)
 
 
 def _reason(text: str) -> str:

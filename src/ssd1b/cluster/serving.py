@@ -74,6 +74,24 @@ class Replica(Actor):
         return found
 
 
+def probe(share: Share, choose: Callable[[], Platform]) -> Platform:
+    """Start an actor, and return what it generates on.
+
+    Raises:
+        InputError: as ``Actor.platform``, or the actor ended.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    actor = start(Actor, share)
+    try:
+        return ray.get(actor.platform.remote(version("ssd1b"), choose))
+    except RayError as error:
+        raise error_of(error) or UnavailableError("an actor ended while it started") from None
+    finally:
+        ray.kill(actor)
+
+
 class ClusterWorker:
     """A replica, as a ``jobs.worker.ModelWorker`` of the server.
 

@@ -26,7 +26,7 @@ class CancelledError(Exception):
 
 
 class Progress(NamedTuple):
-    """What is reported while a batch is generated.
+    """The progress of a batch.
 
     Attributes:
         batch: number of the batch.

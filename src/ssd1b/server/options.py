@@ -105,7 +105,7 @@ class ServerOptions:
         metavar="ADDRESS", help="Generate on a Ray cluster: HOST:PORT of its head node, auto for the one "
         "that this machine belongs to, or local for a new one on this machine.",
     )] = None
-    ray_actors: Annotated[int | None, Range(1, 64), Option(
+    ray_actors: Annotated[int | None, Range(1, 100_000), Option(
         help="Number of actors. Default: as many as there is room for.",
     )] = None
     ray_gpus: Annotated[float | None, Range(0, 64), Option(

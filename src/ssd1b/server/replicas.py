@@ -4,16 +4,15 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from ssd1b.cluster.actor import Actor, Platform, error_of, start
+from ssd1b.cluster.actor import Platform
 from ssd1b.cluster.connection import connected, divide
 from ssd1b.cluster.options import ClusterOptions
-from ssd1b.cluster.serving import ClusterWorker
-from ssd1b.errors import ConflictError, UnavailableError, shown
+from ssd1b.cluster.serving import ClusterWorker, probe
+from ssd1b.errors import ConflictError, shown
 from ssd1b.files import hash_file
 from ssd1b.jobs.session import Progress
 from ssd1b.model import Model
@@ -24,7 +23,7 @@ from ssd1b.server.workers import StartWorker
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replicas:
-    """What a service needs to know about its workers; see ``Service``.
+    """The workers of a service on a cluster; arguments of ``Service``.
 
     Attributes:
         start: makes a worker.
@@ -44,18 +43,10 @@ def replicas(options: ServerOptions, cluster: ClusterOptions) -> Generator[Repli
     Raises:
         InputError: the cluster cannot be reached, has no room, or its nodes lack the package or the device.
     """
-    import ray
-
     with connected(cluster.address):
         share = divide(cluster)
         choose = partial(_platform, options.device, options.dtype)
-        probe = start(Actor, share)
-        try:
-            found: Platform = ray.get(probe.platform.remote(version("ssd1b"), choose))
-        except Exception as error:
-            raise error_of(error) or UnavailableError("an actor ended while it started") from None
-        finally:
-            ray.kill(probe)
+        found = probe(share, choose)
         expected = cache(partial(_digest, offline=options.offline, prediction=options.prediction))
 
         def begin(

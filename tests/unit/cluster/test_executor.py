@@ -52,7 +52,7 @@ def test_a_cluster_generates_what_one_machine_does(nodes, log: Path, tmp_path: P
 
 def test_a_killed_actor_or_node_costs_what_it_was_generating(nodes, log: Path, tmp_path: Path) -> None:
     jobs = wanted(sweep("seed=1-8", "steps=4-23"))
-    with executor(nodes, log, 0.1) as cluster, ThreadPoolExecutor(1) as thread:
+    with executor(nodes, log, 0.2) as cluster, ThreadPoolExecutor(1) as thread:
         cluster.load("fake")
         found = thread.submit(stored, jobs, tmp_path / "cluster", cluster)
         for kill in (lambda: kill_one(log), lambda: nodes.kill(0), lambda: kill_one(log)):
@@ -90,7 +90,7 @@ def test_actors_start_on_nodes_that_join_later(
     nodes.kill(0)
     nodes.kill(0)
     jobs = wanted(sweep("seed=1-8", "steps=4-23"))
-    with executor(nodes, log, 0.1) as cluster:
+    with executor(nodes, log, 0.2) as cluster:
         cluster.platform()
         nodes.fill()
         stored(jobs, tmp_path / "cluster", cluster)
@@ -130,6 +130,21 @@ def test_a_node_with_another_version_is_one_line(nodes, log: Path, monkeypatch: 
         cluster.platform()
 
 
+def test_an_error_of_ray_ends_the_run_and_never_hangs(
+    nodes, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with executor(nodes, log) as cluster:
+        cluster.load("fake")
+
+        def refuse(*arguments: object) -> None:
+            raise RuntimeError("the head is gone")
+
+        monkeypatch.setattr("ssd1b.cluster.executor.start", refuse)  # in place of the actor that ended
+        running = cluster.submit("fake", [job.settings for job in wanted(sweep(prompts=("a deadly one",)))])
+        with pytest.raises(InputError, match=r"^RuntimeError: the head is gone$"):
+            running.result(60)
+
+
 def test_a_run_that_is_stopped_says_nothing_of_its_actors(nodes, log: Path) -> None:
     said: list[str] = []
     options = ClusterOptions(address=nodes.address)
@@ -139,8 +154,9 @@ def test_a_run_that_is_stopped_says_nothing_of_its_actors(nodes, log: Path) -> N
     ):
         cluster.load("fake")
         running = cluster.submit("fake", [job.settings for job in wanted(sweep("seed=1"))])
-        wait([running], 1)
-    assert not running.done() and said == []
+        assert not wait([running], 1).done
+    assert isinstance(running.exception(), InputError), "nobody waits for it for ever"
+    assert said == []
 
 
 def test_a_waiting_driver_says_what_for(nodes, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """A replica is to a server what its own processes are: results, progress, cancellation, and how it ends."""
 
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from ssd1b.pipeline import Pipeline
 from ssd1b.server.options import ServerOptions
 from ssd1b.server.replicas import Replicas, replicas
 from ssd1b.settings import GenerationSettings, resolve_settings
+from waiting import wait_for
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.xdist_group("cluster")]
 
@@ -37,13 +37,6 @@ def settings(steps: int = 4, seed: int = 0) -> GenerationSettings:
         "a large red metal sphere", family="ssd-1b",
         model_defaults={"seed": seed, "width": 128, "height": 128}, preset=None, steps=steps,
     )  # fmt: skip
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @contextmanager

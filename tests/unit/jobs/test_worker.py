@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -19,6 +19,7 @@ from ssd1b.jobs.store import DONE
 from ssd1b.jobs.worker import Worker
 from ssd1b.pipeline import Pipeline
 from ssd1b.settings import GenerationSettings, resolve_settings
+from waiting import wait_for
 
 MODEL = "mini-ssd-1b"
 LOADING = {"device": "cpu", "dtype": "fp32", "offline": True, "threads": 1}
@@ -29,13 +30,6 @@ def settings(prompt: str = "a large red metal sphere", steps: int = 4, seed: int
         prompt, family="ssd-1b", model_defaults={"seed": seed, "width": 128, "height": 128},
         preset=None, steps=steps,
     )  # fmt: skip
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture
