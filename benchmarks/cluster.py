@@ -4,7 +4,8 @@
     python benchmarks/cluster.py /tmp/cluster --only overhead scaling
 
 Writes ``cluster.json``. The cluster is on this machine: ``ray.cluster_utils`` starts a raylet for each node.
-"faults" generates with the miniature; "overhead" and "scaling" with an actor that sleeps.
+"faults" generates with the miniature; "overhead" and "scaling" with an actor that sleeps. "million" plans,
+resumes and reports a sweep of 10^6 cells.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from ssd1b.cluster.actor import Open, Platform
 from ssd1b.cluster.connection import connected
 from ssd1b.cluster.executor import ClusterExecutor
 from ssd1b.cluster.options import ClusterOptions
-from ssd1b.jobs.driver import draw_jobs
+from ssd1b.jobs.driver import draw_jobs, plan
 from ssd1b.jobs.executor import Executor, Inline, JobResult, Render
 from ssd1b.jobs.job import Job
 from ssd1b.jobs.store import DONE, Outcome, Store
@@ -187,7 +189,7 @@ def rate(count: int, executor: Executor) -> float:
     with tempfile.TemporaryDirectory() as folder, closing(Store(Path(folder) / "cells")) as store:
         executor.load(MODEL)
         begin = time.perf_counter()
-        draw_jobs(wanted, store, executor)
+        draw_jobs(plan(wanted, store), store, executor)
         return (time.perf_counter() - begin) / count
 
 
@@ -230,9 +232,66 @@ def scaling(count: int = 320, most: int = 16, seconds: float = 0.5) -> dict[str,
     return {"seconds": seconds, "one": one, "actors": most, "many": many, "share": many / (most * one)}
 
 
+class LinkingStore(Store):
+    """Writes links to a few files in place of a million images."""
+
+    _written, _source = 0, Path()
+
+    def _write(self, key: str, outcome: Outcome, picture: bytes) -> tuple[int, int] | None:
+        if self._written % 50_000 == 0:  # a file system allows some 65,000 links to a file
+            self._source = self.picture(key)
+            super()._write(key, outcome, picture)
+        else:
+            self.picture(key).parent.mkdir(exist_ok=True)
+            os.link(self._source, self.picture(key))
+        self._written += 1
+        status = self._source.stat()
+        return status.st_size, status.st_mtime_ns
+
+
+def million(prompts: int = 1000, guidances: int = 10, seeds: int = 100) -> dict[str, Any]:
+    """Seconds and memory to plan a sweep, to resume it when all its cells are done, and to report on it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "prompts.txt").write_text("".join(f"a cube, number {n}\n" for n in range(prompts)))
+        sweep = [
+            "sweep", "--file", "prompts.txt", "--axis", f"guidance=1-{guidances}", "--seeds", str(seeds),
+            "--device", "cpu", "--offline", "--out",
+        ]  # fmt: skip
+        found = {
+            "cells": prompts * guidances * seeds,
+            "plan": measured(folder, *sweep, "new", "--dry-run"),
+        }
+        what = Sweep(
+            prompts=tuple((folder / "prompts.txt").read_text().splitlines()), model=MODEL,
+            axes=(parse_axis(f"guidance=1-{guidances}"), parse_axis(f"seed=0-{seeds - 1}")),
+        )  # fmt: skip
+        with closing(LinkingStore(folder / "done")) as store:
+            described = cache(partial(describe, file_digest=store.file_digest, offline=True))
+            jobs = expand(what, described, device=torch.device("cpu"), dtype=torch.float32)
+            outcome = Outcome(
+                state=DONE, digest="0" * 64, passes=8.0, metrics={"flawless": 1.0}, thumbnail=bytes(768)
+            )
+            while batch := list(islice(jobs, 10_000)):
+                store.finish((job.key, outcome, b"an image") for job in batch)
+        found["resume"] = measured(folder, *sweep, "done")
+        found["report"] = measured(folder, "report", "done")
+        return found
+
+
+def measured(folder: Path, *arguments: str) -> dict[str, float]:
+    """Run a command; return its seconds and the most memory that it used, in MB."""
+    begin = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "ssd1b", *arguments], cwd=folder)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{arguments[0]} failed")
+    return {"seconds": time.perf_counter() - begin, "megabytes": usage.ru_maxrss / 1024}
+
+
 def main() -> None:
     parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "overhead": overhead, "scaling": scaling, "faults": faults,
+        "overhead": overhead, "scaling": scaling, "faults": faults, "million": million,
     }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=Path)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ssd1b import Pipeline
 from ssd1b.actions.worlds import WORLDS
-from ssd1b.jobs.driver import draw_jobs
+from ssd1b.jobs.driver import draw_jobs, plan
 from ssd1b.jobs.executor import THUMBNAIL, Inline, renderer
 from ssd1b.jobs.store import DONE, Outcome, Store
 from ssd1b.lab.axes import parse_axis
@@ -62,7 +62,7 @@ def measure_sweep(folder: Path, count: int, steps: int) -> dict[str, float]:
         known = cache(partial(describe, file_digest=store.file_digest, offline=True))
         wanted = list(expand(what, known, device=pipeline.device, dtype=pipeline.dtype))
         record(what, wanted, store)
-        draw_jobs(wanted, store, Inline(lambda name: nullcontext(timed("drawing", render))))
+        draw_jobs(plan(wanted, store), store, Inline(lambda name: nullcontext(timed("drawing", render))))
         total = time.perf_counter() - start
     overhead, count = total - spent["drawing"], len(wanted)
     drawing = spent["drawing"] - spent["measuring"]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ssd1b.jobs.driver import draw_jobs
+from ssd1b.jobs.driver import draw_jobs, plan
 from ssd1b.jobs.executor import Inline, JobResult, thumbnail
 from ssd1b.jobs.job import Job
 from ssd1b.jobs.store import DONE, FAILED, Outcome, Store
@@ -67,10 +67,10 @@ def inline(fake: Any) -> Inline:
     return Inline(lambda name: nullcontext(fake))
 
 
-def run(store: Store, what: Sweep, fake: Any, **how: Any) -> list[Job]:
+def run(store: Store, what: Sweep, fake: Any, *, retry: bool = False, **how: Any) -> list[Job]:
     jobs = wanted(what)
     record(what, jobs, store)
-    draw_jobs(jobs, store, inline(fake), **how)
+    draw_jobs(plan(jobs, store, retry=retry), store, inline(fake), **how)
     return jobs
 
 

@@ -8,6 +8,7 @@ Case, spaces, hyphens and underscores are ignored.
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ssd1b.errors import InputError, unknown
 
@@ -148,6 +149,7 @@ _NO_SAMPLER = {_key(name): nearest for name, nearest in NEAREST_SAMPLER.items()}
 _NO_SCHEDULE = {_key(name): nearest for name, nearest in NEAREST_SCHEDULE.items()}
 
 
+@lru_cache(maxsize=1024)
 def resolve(name: str) -> tuple[str, str | None]:
     """Find the sampler, and the schedule if the name includes one: "DPM++ 2M Karras" -> (dpmpp_2m, karras).
 
@@ -187,6 +189,7 @@ def nearest_of_class(name: object) -> str | None:
     return _NO_SAMPLER.get(_key(name)) if isinstance(name, str) else None
 
 
+@lru_cache(maxsize=1024)
 def resolve_schedule(name: str) -> str | None:
     """Find the canonical schedule ("SGM Uniform" -> sgm_uniform); None for "automatic".
 

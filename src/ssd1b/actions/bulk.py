@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from filelock import FileLock, Timeout
 from ssd1b.actions.lab import Workplace, workplace
 from ssd1b.actions.loading import AUTO, Loading, Progress, silent
 from ssd1b.bulk.rows import Row, count_rows, read_rows
-from ssd1b.bulk.shards import Destination, Shard, divide
+from ssd1b.bulk.shards import Destination, Shard, divide, index_of
 from ssd1b.errors import ConflictError, InputError
 from ssd1b.files import named
-from ssd1b.jobs.driver import draw_jobs
+from ssd1b.jobs.driver import draw_jobs, plan
 from ssd1b.jobs.job import Job, environment, make_job
 from ssd1b.lab.sweep import ModelDescription
 from ssd1b.saving import check_folder
@@ -39,6 +39,7 @@ class Bulk:
             has the seed ``settings["seed"] + n``, from 0 if there is none.
         keep: columns that are copied to the manifest.
         shard_size: rows of a shard.
+        part: (k, n) takes every n-th shard from the k-th, so that n processes share a table; k is 1 to n.
         form: of ``bulk.shards.FORMATS``.
         arrangement: of ``bulk.shards.ARRANGEMENTS``.
     """
@@ -50,6 +51,7 @@ class Bulk:
     settings: Mapping[str, Any] = field(default_factory=dict)
     keep: Collection[str] = ()
     shard_size: int = 500
+    part: tuple[int, int] = (1, 1)
     form: str = "png"
     arrangement: str = "webdataset"
 
@@ -59,11 +61,12 @@ class Generated:
     """The result of a run.
 
     Attributes:
-        rows: number of rows of the input.
+        rows: number of rows of the input, in its part.
         failed: number of rows in this run's shards that failed, by reason.
         shards: number of shards that this run wrote, or would write.
         known: number of shards that were published before.
-        others: number of published shards that are not of these rows and settings.
+        others: number of published shards at the positions of this part that are not of these rows and
+            settings.
     """
 
     rows: int = 0
@@ -103,12 +106,14 @@ def generate_bulk(
     with ExitStack() as stack:
         place = stack.enter_context(workplace(work, loading))
         shards = _shards(what, place.describe(what.model), place)
-        first = next(shards)  # before anything is written: it finds wrong columns
+        first = next(shards, None)  # before anything is written: it finds wrong columns
         if not dry_run:
             stack.enter_context(_alone(work, what.out))
-        advance = stack.enter_context(progress("rows", count_rows(what.rows)))
-        published, names = destination.published(), set[str]()
-        for shard in chain([first], shards):
+        advance = stack.enter_context(progress("rows", _rows_of_part(what)))
+        k, n = what.part
+        published = {name for name in destination.published() if index_of(name) % n == k - 1}
+        names = set[str]()
+        for shard in chain([first] if first else [], shards):
             name = destination.name(shard)
             names.add(name)
             found.rows += len(shard.rows)
@@ -131,7 +136,8 @@ def generate_bulk(
 
 def _shards(what: Bulk, model: ModelDescription, place: Workplace) -> Iterator[Shard]:
     runtime = environment(place.device, place.dtype)
-    for index, rows in divide(read_rows(what.rows, keep=what.keep), what.shard_size):
+    k, n = what.part
+    for index, rows in islice(divide(read_rows(what.rows, keep=what.keep), what.shard_size), k - 1, None, n):
         jobs: dict[int, Job] = {}
         for position, row in enumerate(rows):
             if row.error is None:
@@ -140,6 +146,15 @@ def _shards(what: Bulk, model: ModelDescription, place: Workplace) -> Iterator[S
                 except InputError as error:  # of settings that only together are not allowed
                     rows[position] = row._replace(error=str(error))
         yield Shard(index, rows, jobs)
+
+
+def _rows_of_part(what: Bulk) -> int | None:
+    count, (k, n), size = count_rows(what.rows), what.part, what.shard_size
+    return (
+        None
+        if count is None
+        else sum(min(size, count - begin) for begin in range((k - 1) * size, count, n * size))
+    )
 
 
 def _job(what: Bulk, row: Row, model: ModelDescription, runtime: Mapping[str, Any]) -> Job:
@@ -157,9 +172,8 @@ def _generate(shard: Shard, place: Workplace, *, retry: bool, advance: Callable[
     """Generate the images of a shard into the store; equal rows share one."""
     jobs = {job.key: job for job in shard.jobs.values()}
     rows = Counter(job.key for job in shard.jobs.values())
-    draw_jobs(
-        jobs.values(), place.store, place.executor, retry=retry, advance=lambda job: advance(rows[job.key])
-    )
+    planned = plan(jobs.values(), place.store, retry=retry)
+    draw_jobs(planned, place.store, place.executor, advance=lambda job: advance(rows[job.key]))
     advance(len(shard.rows) - rows.total())
 
 

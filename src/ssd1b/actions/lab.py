@@ -4,6 +4,7 @@ A ``Workplace`` combines the store of a folder, the models, their metrics and an
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from ssd1b.errors import ConflictError, shown
 from ssd1b.files import hash_file
 from ssd1b.jobs.driver import Plan, draw_jobs, plan
 from ssd1b.jobs.executor import Executor, Inline, Render, renderer
-from ssd1b.jobs.store import FAILED, Outcome, Store
+from ssd1b.jobs.store import DONE, FAILED, Store
 from ssd1b.lab.axes import Axis
 from ssd1b.lab.claims import Claim, Finding
 from ssd1b.lab.evaluator import CellEvaluator, check_budget, make_pairs
@@ -125,26 +126,19 @@ def _quiet(message: str) -> None:
     """Discard a message. Output of cluster nodes is not shown."""
 
 
-def draw_with_progress(plan: Plan, place: Workplace, progress: Progress, *, retry: bool = False) -> None:
+def draw_with_progress(plan: Plan, place: Workplace, progress: Progress) -> None:
     """Generate the jobs of a plan, as ``draw_jobs``; progress is by estimated cost."""
     costs = plan.costs
     with progress("cells", sum(costs.values())) as advance:
-        draw_jobs(
-            plan.jobs, place.store, place.executor, retry=retry,
-            advance=lambda job: advance(costs.pop(job.key, 0)),
-        )  # fmt: skip
+        draw_jobs(plan, place.store, place.executor, advance=lambda job: advance(costs.pop(job.key, 0)))
 
 
 class Swept(NamedTuple):
-    """The jobs of a sweep, and by key the outcomes of those that are finished."""
+    """The jobs of a sweep, the number of images that exist, and the number of failures by reason."""
 
     plan: Plan
-    outcomes: dict[str, Outcome]
-
-    @property
-    def failures(self) -> list[str]:
-        """The reasons of all failures."""
-        return [each.error or "" for each in self.outcomes.values() if each.state == FAILED]
+    images: int
+    failures: Counter[str]
 
 
 def sweep(
@@ -178,8 +172,13 @@ def sweep(
         begin(planned)
         if not dry_run:
             record(what, planned.jobs, store)
-            draw_with_progress(planned, place, progress, retry=retry)
-        return Swept(planned, store.outcomes(job.key for job in planned.jobs))
+            draw_with_progress(planned, place, progress)
+        images, failures = 0, Counter[str]()
+        for _, outcome in store.read(job.key for job in planned.jobs):
+            if outcome is not None:
+                images += outcome.state == DONE
+                failures.update([outcome.error or ""] if outcome.state == FAILED else [])
+        return Swept(planned, images, failures)
 
 
 class TuneResult(NamedTuple):

@@ -75,6 +75,12 @@ class Shard:
         return f"{self.index:06d}-{digest[:16]}"
 
 
+def index_of(name: str) -> int:
+    """The index in a shard's name; -1 if the name is not of a shard."""
+    index = name.partition("-")[0]
+    return int(index) if index.isdecimal() else -1
+
+
 def divide(rows: Iterable[Row], size: int) -> Iterator[tuple[int, list[Row]]]:
     """Divide rows into shards of ``size``, with their indices; the last one may be smaller."""
     stream = iter(rows)

@@ -1,6 +1,7 @@
 """``ssd1b bulk``: an image for each row of a table."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from ssd1b.cli.options import (
     setting_options,
 )
 from ssd1b.cli.paths import OUT_FOLDER, PATH_OR_URL
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, shown
 from ssd1b.files import named
 from ssd1b.settings import RANDOM_SEED, Preset
 from ssd1b.validation import Range, check
@@ -46,6 +47,12 @@ RANDOM = "seed is -1: a second run could not find random images; without a seed,
 )
 @click.option("--shard", type=int, metavar="N", default=500, show_default=True, help="Rows of a shard.")
 @click.option(
+    "--part",
+    metavar="K/N",
+    default="1/1",
+    help="Generate every N-th shard from the K-th, so that N processes share a table.",
+)
+@click.option(
     "--format",
     "image_format",
     type=click.Choice(["png", "webp"]),
@@ -73,6 +80,7 @@ def command(
     out: str,
     arrangement: str,
     shard: int,
+    part: str,
     image_format: str,
     keep: tuple[str, ...],
     work: str | None,
@@ -95,21 +103,22 @@ def command(
       ssd1b bulk prompts.jsonl --out images --steps 20
       ssd1b bulk prompts.csv --model ssd-1b --out s3://bucket/images --format webp
       ssd1b bulk prompts.txt --out images --dry-run
+      ssd1b bulk prompts.txt --out images --part 3/8
     """  # noqa: D301 (\b keeps click from wrapping)
     if click.get_current_context().params["seed"] == RANDOM_SEED:
         raise InputError(RANDOM)
     check_settings(["a row"], overrides, preset)
-    size = check("shard", shard, SHARD)
+    size, share = check("shard", shard, SHARD), _part(part)
 
     from ssd1b.actions.bulk import Bulk, generate_bulk
     from ssd1b.bulk.rows import is_url
     from ssd1b.cli.display import progress
 
     what = Bulk(
-        rows=rows, out=out, model=choice.name, preset=preset,
-        settings=overrides, keep=keep, shard_size=size, form=image_format, arrangement=arrangement,
+        rows=rows, out=out, model=choice.name, preset=preset, settings=overrides, keep=keep, shard_size=size,
+        part=share, form=image_format, arrangement=arrangement,
     )  # fmt: skip
-    folder = Path(work) if work is not None else _work(out, is_url(out))
+    folder = Path(work) if work is not None else _work(out, is_url(out), share)
     done = generate_bulk(what, folder, choice.loading(), retry=retry, dry_run=dry_run, progress=progress)
     verb = "would be generated" if dry_run else "generated"
     click.echo(
@@ -129,8 +138,16 @@ def _count(number: int, unit: str) -> str:
     return f"{number} {unit}{'s' * (number != 1)}"
 
 
-def _work(out: str, remote: bool) -> Path:
+def _part(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text, re.ASCII)
+    if match is None or not 1 <= (k := int(match[1])) <= (n := int(match[2])):
+        raise InputError(f"--part is {shown(text)}: it must be K/N with K from 1 to N, such as 3/8")
+    return k, n
+
+
+def _work(out: str, remote: bool, part: tuple[int, int]) -> Path:
     """A folder that is the same in the next run."""
+    suffix = "" if part == (1, 1) else f"-{part[0]}-of-{part[1]}"
     if not remote:
-        return Path(out) / "unfinished"
-    return user_cache_path("ssd1b") / "bulk" / hashlib.sha256(out.encode()).hexdigest()[:12]
+        return Path(out) / f"unfinished{suffix}"
+    return user_cache_path("ssd1b") / "bulk" / f"{hashlib.sha256(out.encode()).hexdigest()[:12]}{suffix}"

@@ -1,6 +1,5 @@
 """``ssd1b sweep``: every combination of the values of some settings."""
 
-from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -103,9 +102,8 @@ def command(
     )
     if dry_run:
         return
-    failures = Counter(done.failures)
-    click.echo(f"{len(done.outcomes) - failures.total()} images in {named(out)}")
-    for reason, count in failures.items():
+    click.echo(f"{done.images} images in {named(out)}")
+    for reason, count in done.failures.items():
         click.echo(f"{count} failed: {reason}", err=True)
 
 

@@ -45,11 +45,11 @@ class _Batch:
 
 @dataclass(eq=False, slots=True)
 class _Worker:
-    """An actor. It is idle if it is ready and has no batch."""
+    """An actor, and its batches: the one that it generates, and the next."""
 
     handle: Any
     is_ready: bool = False
-    batch: _Batch | None = None
+    batches: list[_Batch] = field(default_factory=list)
 
 
 class ClusterExecutor:
@@ -92,8 +92,8 @@ class ClusterExecutor:
 
     @property
     def capacity(self) -> int:
-        """See ``Executor.capacity``: as many batches again as are generated, so that no actor has to wait."""
-        return 2 * self._share.actors
+        """See ``Executor.capacity``: for each actor the batch it generates, the next, and one that waits."""
+        return 3 * self._share.actors
 
     @property
     def started(self) -> int:
@@ -220,16 +220,24 @@ class ClusterExecutor:
 
     def _dispatch(self) -> None:
         for worker in self._workers:
-            while worker.is_ready and worker.batch is None and self._waiting:
-                task = self._waiting.popleft()
-                if task.result.cancelled():
-                    continue
-                worker.batch = task
+            self._give(worker, 1)
+        # The next batch of each, so that none waits for the driver between two. Not at the end: the last
+        # batches are for whichever actor is free first.
+        for worker in self._workers:
+            if len(self._waiting) > len(self._workers):
+                self._give(worker, 2)
+
+    def _give(self, worker: _Worker, most: int) -> None:
+        while worker.is_ready and len(worker.batches) < most and self._waiting:
+            task = self._waiting.popleft()
+            if not task.result.cancelled():
+                worker.batches.append(task)
                 reference = worker.handle.generate.remote(task.settings)
                 self._when_done(reference, self._generated, worker, task)
 
     def _generated(self, worker: _Worker, task: _Batch, results: "Future[list[JobResult]]") -> None:
-        worker.batch = None
+        worker.batches.remove(task)
+        is_new = worker in self._workers
         error = self._error_of(worker, results)
         if error is None:
             self._failed_starts = 0
@@ -239,7 +247,7 @@ class ClusterExecutor:
             if not task.result.done():
                 task.result.set_exception(error)
         else:
-            task.deaths += 1
+            task.deaths += is_new  # otherwise the batch before it was being generated
             if task.deaths < MAX_DEATHS:
                 self._waiting.appendleft(task)
             else:

@@ -17,17 +17,19 @@ _POLL_SECONDS = 0.5
 
 
 class Plan(NamedTuple):
-    """What ``draw_jobs`` would do.
+    """What ``draw_jobs`` is to do.
 
     Attributes:
-        jobs: all requested jobs.
+        jobs: all requested jobs. Those of one model must be consecutive.
         left: keys of the jobs to run.
         lost: number of jobs that were done, but whose images are missing or changed.
+        retry: run failed jobs again.
     """
 
     jobs: list[Job]
     left: frozenset[str]
     lost: int
+    retry: bool
 
     @property
     def costs(self) -> dict[str, int]:
@@ -38,59 +40,55 @@ class Plan(NamedTuple):
 def plan(jobs: Iterable[Job], store: Store, *, retry: bool = False) -> Plan:
     """Compare jobs with the store. With ``retry``, failed jobs are to run again."""
     requested = list(jobs)
-    keys = [job.key for job in requested]
-    outcomes = store.outcomes(keys)
-    done = {key for key, outcome in outcomes.items() if not (retry and outcome.state == FAILED)}
-    return Plan(requested, frozenset(keys) - done, len(store.lost(keys)))
+    left, lost = {job.key for job in requested}, 0
+    for key, outcome in store.read(left.copy()):
+        if outcome is None:
+            lost += 1
+        elif not (retry and outcome.state == FAILED):
+            left.remove(key)
+    return Plan(requested, frozenset(left), lost, retry)
 
 
-def draw_jobs(
-    jobs: Iterable[Job],
-    store: Store,
-    executor: Executor,
-    *,
-    retry: bool = False,
-    advance: Advance = lambda job: None,
-) -> None:
-    """Run all jobs that are not in the store, and wait for those that other processes are running.
+def draw_jobs(plan: Plan, store: Store, executor: Executor, *, advance: Advance = lambda job: None) -> None:
+    """Run the jobs that are left, and wait for those that other processes are running.
 
     Batches depend on the jobs alone, not on the state of the store, so that an interrupted run ends with the
     same images. A failed job is stored with the reason, and the others continue.
 
     Args:
-        jobs: those of one model must be consecutive.
+        plan: the jobs.
         store: keeps the images.
         executor: runs the jobs. A model is loaded only if one of its jobs is to run.
-        retry: run failed jobs again.
-        advance: called for each job that is done.
+        advance: called for each job that is done, also for those that were done before.
 
     Raises:
         InputError: a model cannot be loaded, or the disk refused.
     """
-    for model, group in groupby(jobs, key=lambda job: job.model):
-        left = list(group)
-        while left := _draw_free(model, left, store, executor, retry=retry, advance=advance):
+    for model, group in groupby(plan.jobs, key=lambda job: job.model):
+        wanted = batches(group)
+        while wanted := _draw_free(model, wanted, plan, store, executor, advance):
             time.sleep(_POLL_SECONDS)
 
 
 def _draw_free(
-    model: str, jobs: Sequence[Job], store: Store, executor: Executor, *, retry: bool, advance: Advance
-) -> list[Job]:
-    """Run the unclaimed jobs of a model; return those that other processes are running."""
-    others: list[Job] = []
+    model: str, wanted: Iterable[list[Job]], plan: Plan, store: Store, executor: Executor, advance: Advance
+) -> list[list[Job]]:
+    """Run the unclaimed jobs of a model; return the batches of those that other processes are running."""
+    others: list[list[Job]] = []
     running: dict[Future[list[JobResult]], list[Job]] = {}
     try:
-        for batch in batches(jobs):
-            claimed = _claim(model, batch, store, executor, retry=retry)
+        for batch in wanted:
+            left = [job for job in batch if job.key in plan.left]
+            claimed = _claim(model, left, store, executor, retry=plan.retry)
             if claimed:
                 running[executor.submit(model, [job.settings for job in claimed])] = claimed
-            rest = {job.key for job in batch}.difference(job.key for job in claimed)
-            known = store.outcomes(rest)
+            rest = {job.key for job in left}.difference(job.key for job in claimed)
+            known = store.outcomes(rest)  # finished by others since the plan
+            if elsewhere := [job for job in left if job.key in rest and job.key not in known]:
+                others.append(elsewhere)
             for job in batch:
-                if job.key in known:
+                if job.key in known or job.key not in plan.left:
                     advance(job)
-                elif job.key in rest:
-                    others.append(job)
             _finish(running, store, advance, most=executor.capacity - 1)
         _finish(running, store, advance, most=0)
     finally:

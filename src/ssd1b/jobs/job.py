@@ -29,6 +29,10 @@ PIXELS_PER_BATCH = 8 * 128 * 128
 """Small images are batched, because one alone leaves the processor partly idle."""
 
 
+_encode = json.JSONEncoder(sort_keys=True).encode
+"""As ``json.dumps``, which creates an encoder for each call."""
+
+
 class Job(NamedTuple):
     """One image to generate.
 
@@ -103,7 +107,7 @@ def _key(settings: GenerationSettings, fingerprint: str, environment: Mapping[st
     # As ``dataclasses.asdict``, which copies every value and takes longer than the hash.
     values = {name: getattr(settings, name) for name in SETTINGS_FIELDS}
     decisive = {"settings": values, "model": fingerprint, **environment}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(_encode(decisive).encode()).hexdigest()
 
 
 def batches(jobs: Iterable[Job]) -> list[list[Job]]:

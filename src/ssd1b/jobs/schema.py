@@ -173,12 +173,25 @@ def transaction(database: sqlite3.Connection, path: Path) -> Generator[None, Non
 
 def row_checksum(*parts: Any) -> bytes:
     """A checksum of a row, which SQLite does not provide."""
-    return blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return blake2b(_encoded(repr(parts)), digest_size=8).digest()
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def sweep_checksum(definition: Any, members: Iterable[tuple[Any, Any]]) -> bytes:
-    """The checksum of a sweep: its definition, and its members' keys and places in order."""
-    return row_checksum(definition, *(tuple(member) for member in members))
+    """The ``row_checksum`` of a sweep's definition, and its members' keys and places in order.
+
+    The text of a million members is never held as a whole.
+    """
+    hashed = blake2b(_encoded(f"({definition!r},"), digest_size=8)
+    separator = " "
+    for member in members:
+        hashed.update(_encoded(f"{separator}{tuple(member)!r}"))
+        separator = ", "
+    hashed.update(b")")
+    return hashed.digest()
 
 
 def _seal_rows(database: sqlite3.Connection) -> None:

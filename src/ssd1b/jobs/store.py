@@ -182,21 +182,24 @@ class Store:
 
     def outcomes(self, keys: Iterable[str]) -> dict[str, Outcome]:
         """The outcomes of jobs by key, without jobs that are not done or whose images are lost."""
-        found = {key: self._outcome(key, row) for key, row in self._rows(keys)}
-        return {key: outcome for key, outcome in found.items() if outcome is not None}
+        return {key: outcome for key, outcome in self.read(keys) if outcome is not None}
 
-    def lost(self, keys: Iterable[str]) -> list[str]:
-        """Keys of jobs that were done, but whose image is missing or changed, or whose row is damaged."""
-        return [key for key, row in self._rows(keys) if self._outcome(key, row) is None]
+    def read(self, keys: Iterable[str]) -> Iterator[tuple[str, Outcome | None]]:
+        """Yield the outcomes of jobs, without holding all of them. Jobs that never were done are left out.
 
-    def _rows(self, keys: Iterable[str]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        The outcome is None if the job's image is missing or was changed, or its row is damaged.
+        """
+        return ((key, self._outcome(key, row)) for key, row in self._rows(keys) if row is not None)
+
+    def _rows(self, keys: Iterable[str]) -> Iterator[tuple[str, tuple[Any, ...] | None]]:
+        """Yield the row of each key, or None, in the order in which the keys first occur."""
         names = list(dict.fromkeys(keys))
         for start in range(0, len(names), _ROWS_PER_QUERY):
             chunk = names[start : start + _ROWS_PER_QUERY]
             select = f"select key, {_COLUMNS} from cells where key in ({', '.join('?' * len(chunk))})"
             with explain_errors(self._file):
                 found = {row[0]: row[1:] for row in self._database.execute(select, chunk)}
-            yield from ((key, found[key]) for key in chunk if key in found)
+            yield from ((key, found.get(key)) for key in chunk)
 
     def _outcome(self, key: str, row: tuple[Any, ...], *, verify: bool = False) -> Outcome | None:
         """A row's outcome; None if the row is damaged or its image is lost."""
@@ -295,7 +298,7 @@ class Store:
         Raises:
             InputError: the disk refused.
         """
-        rows = list(self._rows(keys))
+        rows = [(key, row) for key, row in self._rows(keys) if row is not None]
         with self._transaction():
             self._database.executemany("delete from cells where key = ?", [(key,) for key, _ in rows])
         for key, row in rows:
@@ -360,10 +363,11 @@ class Store:
             InputError: the sweep's rows are damaged.
         """
         places = dict(self._places(sweep))
-        rows = dict(self._rows(places))
-        for key, place in places.items():
-            outcome = self._outcome(key, rows[key], verify=verify) if key in rows else None
-            yield Member(key=key, places=place, outcome=outcome, lost=key in rows and outcome is None)
+        for key, row in self._rows(places):
+            outcome = None if row is None else self._outcome(key, row, verify=verify)
+            yield Member(
+                key=key, places=places[key], outcome=outcome, lost=row is not None and outcome is None
+            )
 
     def _places(self, sweep: str) -> Iterator[tuple[str, tuple[int, ...]]]:
         with explain_errors(self._file):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ssd1b.errors import FailedError, InputError
-from ssd1b.jobs.driver import draw_jobs
+from ssd1b.jobs.driver import draw_jobs, plan
 from ssd1b.jobs.executor import Executor
 from ssd1b.jobs.job import Job
 from ssd1b.jobs.store import FAILED, Store
@@ -96,7 +96,7 @@ class CellEvaluator:
 
     def _evaluate(self, combination: Combination | None, pairs: Sequence[Pair]) -> list[Measurement]:
         jobs = [self.job(combination, pair) for pair in pairs]
-        draw_jobs(jobs, self.store, self.executor)
+        draw_jobs(plan(jobs, self.store), self.store, self.executor)
         outcomes = self.store.outcomes(job.key for job in jobs)
         measurements = []
         for job in jobs:

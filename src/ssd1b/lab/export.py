@@ -24,6 +24,9 @@ SHEETS = 8
 
 _SIDE, _SMALL = 192, 112
 
+_ROW_GROUP = 50_000
+"""Rows that are written to a Parquet file at once."""
+
 
 def preset_text(request: Request) -> str:
     """Format a request's settings, without the seed, as a file for ``--preset``."""
@@ -37,11 +40,11 @@ def write_csv(results: Results, store: Store, path: Path, *, overwrite: bool = F
     Raises:
         InputError: as ``renewing``, which writes the file.
     """
-    rows = list(_rows(results, store))
     with renewing(path, overwrite=overwrite) as aside, aside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, _columns(results))
         writer.writeheader()
-        writer.writerows({name: _escape_formula(value) for name, value in row.items()} for row in rows)
+        for row in _rows(results, store):
+            writer.writerow({name: _escape_formula(value) for name, value in row.items()})
 
 
 def write_parquet(results: Results, store: Store, path: Path, *, overwrite: bool = False) -> None:
@@ -53,8 +56,16 @@ def write_parquet(results: Results, store: Store, path: Path, *, overwrite: bool
     import pyarrow
     from pyarrow import parquet
 
-    with renewing(path, overwrite=overwrite) as aside:
-        parquet.write_table(pyarrow.Table.from_pylist(list(_rows(results, store))), aside)
+    text, real = pyarrow.string(), pyarrow.float64()
+    schema = pyarrow.schema([(name, real if name in results.metrics else text) for name in _columns(results)])
+    rows = _rows(results, store)
+    with renewing(path, overwrite=overwrite) as aside, parquet.ParquetWriter(aside, schema) as writer:
+        while group := list(islice(rows, _ROW_GROUP)):
+            writer.write_table(pyarrow.Table.from_pylist(group, schema))
+
+
+def _columns(results: Results) -> list[str]:
+    return list(dict.fromkeys([*(axis.name for axis in results.axes), *results.metrics, "key", "picture"]))
 
 
 def _rows(results: Results, store: Store) -> Iterator[dict[str, Any]]:

@@ -3,9 +3,10 @@
 import math
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,9 @@ EMPTY = "(empty)"
 
 ENOUGH_PROMPTS = 8
 """With at least this many prompts, intervals hold for prompts in general; with fewer, for these only."""
+
+_BLOCK = 10_000
+"""Number of thumbnails that are compared at once: 30 MB."""
 
 Values = NDArray[np.float64]
 
@@ -160,14 +164,14 @@ def load_results(store: Store, sweep: str | None = None, *, verify: bool = False
     shape = tuple(len(axis.values) for axis in definition.all_axes)
     keys = np.empty(shape, object)
     measured: dict[str, Values] = defaultdict(lambda: np.full(shape, np.nan))
-    thumbnails = np.full((*shape, THUMBNAIL * THUMBNAIL * 3), np.nan, np.float32)
+    thumbnails = np.zeros((*shape, THUMBNAIL * THUMBNAIL * 3), np.uint8)
+    has_thumbnail = np.zeros(shape, bool)
     drawn = np.zeros(shape, bool)
     failures: Counter[str] = Counter()
     missing = lost = 0
-    members = list(store.members(name, verify=verify))
-    if [member.places for member in members] != [*np.ndindex(shape)]:
-        raise store.damaged(name)
-    for member in members:
+    for member, places in zip_longest(store.members(name, verify=verify), np.ndindex(shape)):
+        if member is None or member.places != places:
+            raise store.damaged(name)
         keys[member.places] = member.key
         outcome = member.outcome
         if outcome is None:
@@ -182,14 +186,15 @@ def load_results(store: Store, sweep: str | None = None, *, verify: bool = False
             thumbnail = np.frombuffer(outcome.thumbnail or b"", np.uint8)
             if thumbnail.size == thumbnails.shape[-1]:
                 thumbnails[member.places] = thumbnail
+                has_thumbnail[member.places] = True
     if not drawn.any():
         note = f" (of {lost} the image was deleted or modified)" if lost else ""
         raise InputError(
             f"no cell of this sweep is done: {missing} cells are missing{note}, {failures.total()} failed"
         )
     return Results(
-        sweep=definition, keys=keys, metrics={**measured, **_distances(definition, thumbnails)}, drawn=drawn,
-        failures=failures, missing=missing, lost=lost,
+        sweep=definition, keys=keys, drawn=drawn, failures=failures, missing=missing, lost=lost,
+        metrics={**measured, **_distances(definition, thumbnails, has_thumbnail)},
     )  # fmt: skip
 
 
@@ -206,19 +211,37 @@ def _find_sweep(store: Store, sweep: str | None) -> tuple[str, Sweep]:
         raise store.damaged(chosen[0]) from error
 
 
-def _distances(sweep: Sweep, thumbnails: NDArray[np.float32]) -> dict[str, Values]:
+def _distances(sweep: Sweep, thumbnails: NDArray[np.uint8], known: NDArray[np.bool_]) -> dict[str, Values]:
     """Compute the metrics that compare images with each other."""
     found = {}
     for place, axis in enumerate(sweep.all_axes):
         if len(axis.values) == 1:
             continue
-        moved = np.moveaxis(thumbnails, place, -2)
         if axis.name == SEED:
-            found[DIVERSITY] = np.moveaxis(_mean_distances(moved), -1, place)
+            found[DIVERSITY] = _along(place, thumbnails, known, _mean_distances)
         elif axis.name == STEPS:
             most = int(np.argmax([value.settings[STEPS] for value in axis.values]))
-            found[UNCONVERGED] = np.moveaxis(_distances_from(moved, most), -1, place)
+            found[UNCONVERGED] = _along(place, thumbnails, known, partial(_distances_from, reference=most))
     return found
+
+
+def _along(
+    axis: int,
+    thumbnails: NDArray[np.uint8],
+    known: NDArray[np.bool_],
+    distances: Callable[[NDArray[np.float32]], Values],
+) -> Values:
+    """Apply a function to the thumbnails along an axis, in blocks: all of them are large as float32."""
+    indices = np.moveaxis(np.arange(known.size).reshape(known.shape), axis, -1)
+    lines = indices.reshape(-1, known.shape[axis])
+    pixels, found = thumbnails.reshape(known.size, -1), np.empty(known.size)
+    step = max(1, _BLOCK // lines.shape[1])
+    for start in range(0, len(lines), step):
+        block = lines[start : start + step]
+        images = pixels[block].astype(np.float32)
+        images[~known.ravel()[block]] = np.nan
+        found[block] = distances(images)
+    return found.reshape(known.shape)
 
 
 def _mean_distances(images: NDArray[np.float32]) -> Values:

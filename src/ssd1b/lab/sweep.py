@@ -27,7 +27,8 @@ from ssd1b.settings import (
     with_drawn_seed,
 )
 
-MAX_CELLS = 100_000
+MAX_CELLS = 1_000_000
+"""A plan takes 1 KB for each."""
 
 PROMPT = "prompt"
 """The axis of a sweep's prompts."""

@@ -41,11 +41,11 @@ def test_a_sweep_is_drawn_once_and_its_results_are_loaded(tiny_model: Path, tmp_
     )
     plans, shown = [], Shown()
     dry = sweep(what, tmp_path / "cells", CPU, dry_run=True, begin=plans.append)
-    assert dry.outcomes == {} and not [*tmp_path.iterdir()]
+    assert dry.images == 0 and not [*tmp_path.iterdir()]
     done = sweep(what, tmp_path / "cells", CPU, begin=plans.append, progress=shown)
     again = sweep(what, tmp_path / "cells", CPU, begin=plans.append)
     assert [len(plan.left) for plan in plans] == [2, 2, 0] and shown.tasks == [("cells", True)]
-    assert len(done.outcomes) == 2 and again.outcomes == done.outcomes and done.failures == []
+    assert done.images == again.images == 2 and not done.failures and not again.plan.left
     with closing(Store(tmp_path / "cells")) as store:
         assert load_results(store).drawn.all()
 

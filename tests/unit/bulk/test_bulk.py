@@ -200,12 +200,34 @@ def test_one_process_at_a_time_writes_to_a_destination(run, rows, tiny_model, tm
         (["--out", "nonsense://x"], "cannot write to nonsense://x"),
         (["--model", "nowhere"], "nowhere"),
         (["--as", "zip"], "webdataset"),
+        (["--part", "0/3"], "--part is '0/3': it must be K/N"),
+        (["--part", "4/3"], "--part is '4/3'"),
+        (["--part", "half"], "--part is 'half'"),
     ],
 )
 def test_wrong_calls_are_one_line_and_leave_nothing(run, rows, tmp_path, arguments, message) -> None:
     done = run("bulk", rows, "--out", "out", *SIZES, *arguments)
     assert done.code == 2 and len(done.err.splitlines()) == 1 and message in done.err
     assert sorted(os.listdir(tmp_path)) == ["rows.jsonl"]
+
+
+def test_parts_together_are_the_whole(run, rows, tiny_model, tmp_path) -> None:
+    common = ("--model", tiny_model, *SIZES, "--shard", 3)
+    assert run("bulk", rows, "--out", "whole", *common).code == 0
+    lines = []
+    for part in ("2/2", "1/2", "3/4", "4/4"):
+        done = run("bulk", rows, "--out", "parts", *common, "--part", part)
+        assert done.code == 0 and "other rows" not in done.err
+        lines.append(done.out)
+    assert lines[:2] == [
+        "3 rows: 1 shard generated, 0 known, in parts\n",
+        "5 rows: 2 shards generated, 0 known, in parts\n",
+    ]
+    assert lines[2] == "2 rows: 0 shards generated, 1 known, in parts\n", "published by part 1/2"
+    assert lines[3] == "0 rows: 0 shards generated, 0 known, in parts\n", "there are only three shards"
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    done = run("bulk", rows, "--out", "parts", *common)
+    assert done.out == "8 rows: 0 shards generated, 3 known, in parts\n"
 
 
 def test_a_sweep_is_no_folder_for_unfinished_images(run, rows, tiny_model, tmp_path) -> None:

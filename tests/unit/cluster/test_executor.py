@@ -14,7 +14,7 @@ from ssd1b.cluster.connection import connected, divide
 from ssd1b.cluster.executor import ClusterExecutor
 from ssd1b.cluster.options import ClusterOptions
 from ssd1b.errors import InputError
-from ssd1b.jobs.driver import draw_jobs
+from ssd1b.jobs.driver import draw_jobs, plan
 from ssd1b.jobs.executor import Executor
 from ssd1b.jobs.job import Job
 from ssd1b.jobs.store import DONE, FAILED, Outcome, Store
@@ -37,7 +37,7 @@ def executor(nodes, log: Path, seconds: float = 0.0, platform=on_cpu, **options)
 
 def stored(jobs: list[Job], folder: Path, runner: Executor) -> dict[str, Outcome]:
     with closing(Store(folder)) as store:
-        draw_jobs(jobs, store, runner)
+        draw_jobs(plan(jobs, store), store, runner)
         return store.outcomes(job.key for job in jobs)
 
 

@@ -16,7 +16,7 @@ from typing import NoReturn
 import pytest
 
 from lab_cells import FIVE_HUNDRED, Fake, run, sweep, wanted
-from ssd1b.jobs.driver import draw_jobs
+from ssd1b.jobs.driver import draw_jobs, plan
 from ssd1b.jobs.executor import Inline
 from ssd1b.jobs.job import batches
 from ssd1b.jobs.store import DONE, FAILED, Store
@@ -67,7 +67,7 @@ def test_a_model_of_which_everything_is_there_is_not_loaded(store: Store) -> Non
     def prepare(name: str) -> NoReturn:
         raise AssertionError("loaded")
 
-    draw_jobs(found, store, Inline(prepare))
+    draw_jobs(plan(found, store), store, Inline(prepare))
 
 
 def hashes(folder: Path) -> dict[str, str | None]:

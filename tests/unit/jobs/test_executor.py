@@ -11,7 +11,7 @@ import pytest
 from lab_cells import Fake, run, sweep, wanted
 from ssd1b.diffusion.samplers import Step
 from ssd1b.errors import InputError
-from ssd1b.jobs.driver import draw_jobs
+from ssd1b.jobs.driver import draw_jobs, plan
 from ssd1b.jobs.executor import Inline, JobResult, Render, renderer
 from ssd1b.jobs.store import Store
 from ssd1b.pipeline import Pipeline, Watch, ignore
@@ -99,7 +99,7 @@ def test_as_many_batches_are_under_way_as_the_executor_takes(tmp_path: Path) -> 
     fake, again, advanced = Fake(), Fake(), []
     with closing(Store(tmp_path)) as store:
         executor = Threads(fake)
-        draw_jobs(wanted(what), store, executor, advance=lambda job: advanced.append(job.key))
+        draw_jobs(plan(wanted(what), store), store, executor, advance=lambda job: advanced.append(job.key))
         assert fake.drawn == 12 and sorted(advanced) == sorted(job.key for job in wanted(what))
         run(store, what, again)
         assert again.drawn == 0

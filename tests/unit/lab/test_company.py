@@ -14,7 +14,7 @@ from ssd1b.batching import batches
 from ssd1b.errors import InputError
 from ssd1b.evaluate.drawing import draw_captions
 from ssd1b.execution import Execution
-from ssd1b.jobs.driver import draw_jobs
+from ssd1b.jobs.driver import draw_jobs, plan
 from ssd1b.jobs.executor import Inline, renderer
 from ssd1b.jobs.store import Store
 from ssd1b.lab.axes import parse_axis
@@ -56,7 +56,7 @@ def test_a_sweeps_cells_are_what_generate_draws(mini: Pipeline, tmp_path: Path) 
     with closing(Store(tmp_path)) as store:
         found = describe("mini-ssd-1b", store.file_digest, offline=True)
         wanted = list(expand(sweep, lambda name: found, device=torch.device("cpu"), dtype=torch.float32))
-        draw_jobs(wanted, store, Inline(lambda name: renderer(mini, lambda picture, prompt: {})))
+        draw_jobs(plan(wanted, store), store, Inline(lambda name: renderer(mini, lambda picture, prompt: {})))
         for cell in wanted[1::2]:
             (alone,) = mini.draw([cell.settings])
             assert levels(Image.open(store.picture(cell.key)), alone.image) <= LEVELS, cell.settings

@@ -180,8 +180,8 @@ def test_a_second_sweep_draws_only_what_is_new(store: Store) -> None:
 
 def test_more_combinations_than_anybody_wants_are_refused_before_they_are_made() -> None:
     axes = tuple(parse_axis(f"{name}=1-1000") for name in ("seed", "steps"))
-    with pytest.raises(InputError, match=f"1000000 combinations: allowed are {MAX_CELLS}.*11.6 days"):
-        Sweep(prompts=("a cube",), axes=axes, model="fake")
+    with pytest.raises(InputError, match=f"2000000 combinations: allowed are {MAX_CELLS}.*23.1 days"):
+        Sweep(prompts=("a cube", "a sphere"), axes=axes, model="fake")
     with pytest.raises(InputError, match="axis seed is given twice"):
         sweep("seed=1", "seed=2")
     with pytest.raises(InputError, match="no prompt"):
