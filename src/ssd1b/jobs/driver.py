@@ -6,7 +6,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import groupby
 from typing import NamedTuple
 
-from ssd1b.jobs.executor import Executor, JobResult
+from ssd1b.jobs.executor import Executor, JobResult, LostError
 from ssd1b.jobs.job import Job, batches
 from ssd1b.jobs.store import FAILED, Store
 
@@ -47,7 +47,7 @@ def plan(jobs: Iterable[Job], store: Store, *, retry: bool = False) -> Plan:
 def draw_jobs(
     jobs: Iterable[Job],
     store: Store,
-    executor: Executor,
+    executor: Executor[JobResult],
     *,
     retry: bool = False,
     advance: Advance = lambda job: None,
@@ -74,7 +74,13 @@ def draw_jobs(
 
 
 def _draw_free(
-    model: str, jobs: Sequence[Job], store: Store, executor: Executor, *, retry: bool, advance: Advance
+    model: str,
+    jobs: Sequence[Job],
+    store: Store,
+    executor: Executor[JobResult],
+    *,
+    retry: bool,
+    advance: Advance,
 ) -> list[Job]:
     """Run the unclaimed jobs of a model; return those that other processes are running."""
     others: list[Job] = []
@@ -99,7 +105,9 @@ def _draw_free(
     return others
 
 
-def _claim(model: str, batch: Sequence[Job], store: Store, executor: Executor, *, retry: bool) -> list[Job]:
+def _claim(
+    model: str, batch: Sequence[Job], store: Store, executor: Executor[JobResult], *, retry: bool
+) -> list[Job]:
     by_key = {job.key: job for job in batch}
     if not store.free(by_key, retry=retry):
         return []
@@ -114,7 +122,15 @@ def _finish(
     while len(running) > most:
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             claimed = running.pop(future)
-            pairs = zip(claimed, future.result(), strict=True)
+            pairs = zip(claimed, _results(future, len(claimed)), strict=True)
             store.finish((job.key, result.outcome, result.file) for job, result in pairs)
             for job in claimed:
                 advance(job)
+
+
+def _results(future: Future[list[JobResult]], count: int) -> list[JobResult]:
+    """Return the results of a batch; one that was lost counts as failed, and the others continue."""
+    try:
+        return future.result()
+    except LostError as error:
+        return [JobResult.failed(str(error))] * count
