@@ -18,21 +18,19 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ssd1b import Pipeline
+from ssd1b import Loading, evaluate_tabletop
 from ssd1b.distill.losses import Weights
 from ssd1b.distill.plan import plan
 from ssd1b.distill.run import measure_importance, run, write_model
 from ssd1b.distill.stages import Stage, read_stages, with_total_steps
 from ssd1b.distill.teacher import find_teacher
 from ssd1b.distill.train import student_of
-from ssd1b.evaluate.clip_score import ClipScore
 from ssd1b.evaluate.statistics import Estimate, difference, estimate
 from ssd1b.model import Model
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.vae import VAE
 from ssd1b.saving import replacing
-from ssd1b.tabletop.judge.evaluation import Evaluation, evaluate
-from ssd1b.tabletop.judge.judge import load_judge
+from ssd1b.tabletop.judge.evaluation import Evaluation
 from ssd1b.tabletop.miniature.train_unet import CaptionedLatents, captioned_latents
 from ssd1b.training.settings import LoopSettings
 from ssd1b.weights.files import write_json
@@ -82,9 +80,7 @@ def make_student(out: Path, teacher: Model, stages: list[Stage], cache: Path, *,
 
 
 def evaluate_model(model: str, captions: int) -> Evaluation:
-    pipeline = Pipeline.load(model)
-    folder = Model.find(model, offline=True).path
-    return evaluate(pipeline, load_judge(), ClipScore.load(folder, pipeline.text), captions=captions, seeds=1)
+    return evaluate_tabletop([model], Loading(offline=True), captions=captions).evaluations[0]
 
 
 def cached(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

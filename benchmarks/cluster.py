@@ -152,7 +152,7 @@ def _actors() -> Iterator[psutil.Process]:
 
 
 @contextmanager
-def sleeping(seconds: float) -> Generator[Render, None, None]:
+def sleeping(seconds: float) -> Generator[Render[JobResult], None, None]:
     """Load a model that only takes the time of an image, and returns a file of 1.5 MB, as of 1024 x 1024."""
     file = random.Random(0).randbytes(1_500_000)
     outcome = Outcome(state=DONE, digest="0" * 64, passes=1.0, metrics={}, thumbnail=bytes(768))
@@ -164,7 +164,7 @@ def sleeping(seconds: float) -> Generator[Render, None, None]:
     yield render
 
 
-def _open(seconds: float, model: str) -> Open:
+def _open(seconds: float, model: str) -> Open[JobResult]:
     return partial(sleeping, seconds)
 
 
@@ -183,7 +183,7 @@ def jobs(count: int) -> list[Job]:
         return list(expand(what, described, device=torch.device("cpu"), dtype=torch.float32))
 
 
-def rate(count: int, executor: Executor) -> float:
+def rate(count: int, executor: Executor[JobResult]) -> float:
     """Seconds for each of so many cells."""
     wanted = jobs(count)
     with tempfile.TemporaryDirectory() as folder, closing(Store(Path(folder) / "cells")) as store:
@@ -194,7 +194,7 @@ def rate(count: int, executor: Executor) -> float:
 
 
 @contextmanager
-def actors(count: int, seconds: float, address: str) -> Generator[ClusterExecutor, None, None]:
+def actors(count: int, seconds: float, address: str) -> Generator[ClusterExecutor[JobResult], None, None]:
     options = ClusterOptions(address=address, actors=count, cpus=1)
     with (
         connected(address),

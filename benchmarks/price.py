@@ -11,7 +11,7 @@ import argparse
 import json
 import time
 from dataclasses import fields
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,15 @@ import torch
 
 from ssd1b import Pipeline
 from ssd1b.evaluate.clip_score import ClipScore
-from ssd1b.evaluate.drawing import draw_captions
+from ssd1b.evaluate.drawing import timed
 from ssd1b.evaluate.reconstruction import psnr
 from ssd1b.evaluate.statistics import difference, estimate
 from ssd1b.execution import Execution
+from ssd1b.jobs.captions import draw_captions
+from ssd1b.jobs.executor import Inline
+from ssd1b.model import Model
 from ssd1b.tabletop.judge.evaluation import SEED, cases, score
 from ssd1b.tabletop.judge.judge import load_judge
-from ssd1b.weights import hub
 
 STREAM = SEED + 13
 
@@ -49,7 +51,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="batch size")
     options = parser.parse_args()
     judge = load_judge()
-    clip = ClipScore.load(hub.resolve(options.model).path, pipeline(options.model, Execution()).text)
+    model = Model.find(options.model)
+    clip = ClipScore.load(model.path, pipeline(options.model, Execution()).text)
     chosen = cases(options.captions, stream=STREAM)
     tasks = [(case.caption, case.seed) for case in chosen]
     captions = [case.caption for case in chosen]
@@ -58,10 +61,11 @@ def main() -> None:
         given = parse(variant)
         execution = {each.name: given.pop(each.name) for each in fields(Execution) if each.name in given}
         variant_pipeline = pipeline(options.model, Execution(**execution))
+        draw = partial(draw_captions, model, Inline(lambda name, loaded=variant_pipeline: timed(loaded)))
         settings = {"batch_size": options.batch, "steps": options.steps, **given}
-        next(draw_captions(variant_pipeline, tasks[: options.batch], **settings))
+        next(draw(tasks[: options.batch], **settings))
         start = time.perf_counter()
-        images = [image for image, _ in draw_captions(variant_pipeline, tasks, **settings)]
+        images = [each.image for each in draw(tasks, **settings)]
         seconds = (time.perf_counter() - start) / len(tasks)
         pictures = np.stack([np.asarray(image) for image in images])
         found = [score(case.scene, seen) for case, seen in zip(chosen, judge.read(pictures), strict=True)]

@@ -62,7 +62,7 @@ def sweep(*axes: str, prompts: tuple[str, ...] = ("a cube",)) -> Sweep:
     return Sweep(prompts=prompts, axes=tuple(map(parse_axis, axes)), model="fake")
 
 
-def inline(fake: Any) -> Inline:
+def inline(fake: Any) -> Inline[JobResult]:
     """An executor that draws with what draws nothing."""
     return Inline(lambda name: nullcontext(fake))
 

@@ -46,6 +46,11 @@ def ignore(step: Step) -> None:
     """Do nothing with a step."""
 
 
+def reads_half(execution: Execution, dtype: torch.dtype) -> bool:
+    """Whether a model is read from its fp16 files, if it has some; see ``Model.half``."""
+    return execution.memory == "low" or dtype.itemsize == 2
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
     """A text-to-image model, ready to generate.
@@ -112,7 +117,7 @@ class Pipeline:
         target = choose_device(device)
         number_format = choose_dtype(dtype, target)
         check_execution(execution, target, number_format)
-        half = execution.memory == "low" or number_format.itemsize == 2
+        half = reads_half(execution, number_format)
         found = Model.find(model, offline=offline, half=half, prediction=prediction, token=token, paths=paths)
         unet, side = found.layout.unet, found.layout.size // found.layout.vae.factor
         execution = resolve_auto(execution, unet, target, number_format)

@@ -28,7 +28,7 @@ OPTIONS = {
         "--speed", *SETTINGS, *MODEL, *COMPUTING
     },
     "evaluate": {"--captions", "--seeds", "--data", "--versus", "--judge", "--out", "--overwrite", "--json",
-                 "--speed", *SETTINGS, *MODEL, *COMPUTING},
+                 "--speed", *SETTINGS, *MODEL, *CLUSTER, *COMPUTING},
     "sweep": {
         "--file", "--axis", "--axes", "--seeds", "--out", "--retry", "--dry-run", *SETTINGS, *MODEL, *CLUSTER
     },

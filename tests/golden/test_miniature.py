@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from ssd1b.evaluate.clip_score import ClipScore
-from ssd1b.evaluate.drawing import draw_captions
+from ssd1b.evaluate.drawing import timed
+from ssd1b.jobs.captions import draw_captions
+from ssd1b.jobs.executor import Inline
+from ssd1b.model import Model
 from ssd1b.pipeline import Pipeline
 from ssd1b.tabletop.judge.judge import load_judge
 
@@ -42,7 +45,9 @@ def test_the_background_has_the_colour_that_was_asked_for(miniature: Pipeline) -
 def test_the_judge_reads_what_was_asked_for(miniature: Pipeline) -> None:
     """Of four captions and four seeds; chance would be 17 % of shapes and 8 % of colours."""
     tasks = [(prompt, seed) for prompt in PROMPTS for seed in range(4)]
-    pictures = np.stack([np.asarray(image) for image, _ in draw_captions(miniature, tasks, batch_size=8)])
+    model = Model.find(miniature.identity.name, offline=True)
+    drawn = draw_captions(model, Inline(lambda name: timed(miniature)), tasks, batch_size=8)
+    pictures = np.stack([np.asarray(each.image) for each in drawn])
     right = []
     for (prompt, _), seen in zip(tasks, load_judge().read(pictures), strict=True):
         _, size, color, _, shape, _, _, background, _ = prompt.split()

@@ -1,23 +1,39 @@
-"""Evaluate models: on Tabletop with the judge, or on read_captions images with the published metrics."""
+"""Evaluate models: on Tabletop with the judge, or on captioned images with the published metrics."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
+import torch
+
+from ssd1b.actions.cluster import cluster_executor
 from ssd1b.actions.loading import AUTO, Loading
-from ssd1b.errors import InputError
+from ssd1b.cluster.actor import Open, Platform, choose_platform
+from ssd1b.cluster.executor import ClusterExecutor
+from ssd1b.cluster.options import ClusterOptions
+from ssd1b.errors import ConflictError, InputError, UnavailableError, shown
 from ssd1b.evaluate.clip_score import ClipScore
+from ssd1b.evaluate.drawing import Drawn, timed
 from ssd1b.evaluate.folder import FolderEvaluation, compare_folders, read_captions
 from ssd1b.evaluate.folder import evaluate_folder as evaluate_pairs
 from ssd1b.evaluate.sheets import contact_sheet
 from ssd1b.evaluate.statistics import Estimate
+from ssd1b.execution import DEFAULT
+from ssd1b.files import hash_file
+from ssd1b.jobs.captions import draw_captions
+from ssd1b.jobs.executor import Executor, Inline, Render
+from ssd1b.model import Model
+from ssd1b.pipeline import Pipeline
+from ssd1b.runtime import DTYPES, choose_device
 from ssd1b.saving import renewing
 from ssd1b.settings import DEFAULT_MODEL, Preset
-from ssd1b.tabletop.judge.evaluation import Evaluation, compare, evaluate
+from ssd1b.speed.backends import resolve_auto
+from ssd1b.tabletop.judge.evaluation import BATCH_SIZE, Evaluation, cases, compare, evaluate
 from ssd1b.tabletop.judge.judge import load_judge
-from ssd1b.weights import hub
 from ssd1b.weights.files import json_value, write_json
 
 _ON_SHEET = 64
@@ -77,21 +93,26 @@ def evaluate_tabletop(
         InputError: a model cannot be loaded or does not generate Tabletop images, or a setting is invalid.
     """
     reader = load_judge(judge)
+    chosen = cases(captions, seeds)
+    tasks = [(case.caption, case.seed) for case in chosen]
+    load = lru_cache(maxsize=1)(Loading.load)  # the same pipeline generates and measures, on one machine
     found = []
-    for model in models:
-        pipeline = loading.load(model)
-        path = hub.resolve(model, offline=True).path
-        if pipeline.info.world != "tabletop":
-            raise InputError(
-                f'{model} does not generate Tabletop images, which the judge reads (no "world": "tabletop" '
-                "in its ssd1b.json): give a folder of read_captions images with --data"
+    with _studio(loading, load) as studio:
+        for name in models:
+            model = studio.find(name)
+            if model.info.world != "tabletop":
+                raise InputError(
+                    f'{name} does not generate Tabletop images, which the judge reads (no "world": '
+                    '"tabletop" in its ssd1b.json): give a folder of captioned images with --data'
+                )
+            pipeline = load(studio.here, name)
+            clip = ClipScore.load(model.path, pipeline.text)
+            drawn = draw_captions(
+                model, studio.executor, tasks, batch_size=BATCH_SIZE, preset=preset, **settings
             )
-        clip = ClipScore.load(path, pipeline.text)
-        found.append(
-            evaluate(pipeline, reader, clip, captions=captions, seeds=seeds, preset=preset, **settings)
-        )
+            found.append(evaluate(chosen, list(drawn), pipeline, reader, clip, seeds=seeds))
     return Evaluations(
-        models=models, evaluations=found, captions=[case.caption for case in found[0].cases], seeds=seeds,
+        models=models, evaluations=found, captions=[case.caption for case in chosen], seeds=seeds,
         difference=compare(*found) if len(found) == 2 else {},
     )  # fmt: skip
 
@@ -118,19 +139,85 @@ def evaluate_folder(
         **settings: fields of ``GenerationSettings`` except prompt and seed.
 
     Raises:
-        InputError: no read_captions images, a model cannot be loaded, or a setting is invalid.
+        InputError: no captioned images, a model cannot be loaded, or a setting is invalid.
     """
     pairs = read_captions(folder)[:captions]
-    found = [
-        evaluate_pairs(
-            loading.load(model), pairs, seeds=seeds, offline=loading.offline, preset=preset, **settings
-        )
-        for model in models
-    ]
+    tasks = [(pair.caption, seed) for pair in pairs for seed in range(seeds)]
+    found = []
+    with _studio(loading) as studio:
+        device = choose_device(studio.here.device)
+        for name in models:
+            model = studio.find(name)
+            drawn = draw_captions(model, studio.executor, tasks, batch_size=1, preset=preset, **settings)
+            found.append(
+                evaluate_pairs(pairs, list(drawn), model.layout, device=device, offline=loading.offline)
+            )
     return Evaluations(
-        models=models, evaluations=found, captions=[pair.caption for pair in pairs for _ in range(seeds)],
-        seeds=seeds, difference=compare_folders(*found) if len(found) == 2 else {},
+        models=models, evaluations=found, captions=[caption for caption, _ in tasks], seeds=seeds,
+        difference=compare_folders(*found) if len(found) == 2 else {},
     )  # fmt: skip
+
+
+class _Studio(NamedTuple):
+    """Where images are generated.
+
+    Attributes:
+        executor: generates them.
+        find: finds a model by its name, without its weights.
+        here: how networks that measure are loaded on this machine.
+    """
+
+    executor: Executor[Drawn]
+    find: Callable[[str], Model]
+    here: Loading
+
+
+@contextmanager
+def _studio(
+    loading: Loading, load: Callable[[Loading, str], Pipeline] = Loading.load
+) -> Generator[_Studio, None, None]:
+    """Generate on this machine, with pipelines from ``load``, or on the cluster of ``loading``."""
+    if loading.cluster is not None:
+        with _on_cluster(loading.cluster, loading) as studio:
+            yield studio
+        return
+    dtype = DTYPES[choose_platform(loading.device, loading.dtype).dtype]
+    with closing(Inline(lambda name: timed(load(loading, name)))) as inline:
+        yield _Studio(inline, partial(loading.find, dtype=dtype), loading)
+
+
+@contextmanager
+def _on_cluster(options: ClusterOptions, loading: Loading) -> Generator[_Studio, None, None]:
+    @cache
+    def find(name: str) -> Model:
+        return loading.find(name, DTYPES[executor.platform().dtype])
+
+    def open_there(name: str, there: Loading) -> Open[Drawn]:
+        model, (device, dtype) = find(name), executor.platform()
+        # Here, because nodes with other processors would resolve it differently.
+        execution = resolve_auto(there.execution, model.layout.unet, torch.device(device), DTYPES[dtype])
+        return partial(_open, name, model.digest(hash_file), replace(there, execution=execution))
+
+    executor: ClusterExecutor[Drawn]
+    with cluster_executor(options, loading, open_there) as executor:
+        yield _Studio(executor, find, _here(loading, executor.platform()))
+
+
+def _open(name: str, digest: str, loading: Loading) -> AbstractContextManager[Render[Drawn]]:
+    """Load a model on a node of a cluster."""
+    pipeline = loading.load(name)
+    if loading.find(name, pipeline.dtype).digest(hash_file) != digest:
+        raise ConflictError(f"the files of {shown(name)} are not those of the driver's machine")
+    return timed(pipeline)
+
+
+def _here(loading: Loading, platform: Platform) -> Loading:
+    """Return the options of the nodes if this machine can generate as they do, otherwise the defaults."""
+    here = replace(loading, cluster=None)
+    with suppress(UnavailableError):  # a driver may lack the device
+        if choose_platform(loading.device, loading.dtype) == platform:
+            return here
+    return replace(here, device=None, dtype=None, execution=DEFAULT)
 
 
 def write_evaluations(folder: Path, result: Evaluations[Any], *, overwrite: bool = False) -> None:

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
@@ -15,16 +15,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ssd1b.actions.cluster import cluster_executor
 from ssd1b.actions.loading import AUTO, Loading, Progress, silent
 from ssd1b.actions.worlds import WORLDS
-from ssd1b.cluster.actor import Platform
-from ssd1b.cluster.connection import connected
-from ssd1b.cluster.executor import ClusterExecutor
-from ssd1b.cluster.options import ClusterOptions
+from ssd1b.cluster.actor import Open
 from ssd1b.errors import ConflictError, shown
 from ssd1b.files import hash_file
 from ssd1b.jobs.driver import Plan, draw_jobs, plan
-from ssd1b.jobs.executor import Executor, Inline, Render, renderer
+from ssd1b.jobs.executor import Executor, Inline, JobResult, Render, renderer
 from ssd1b.jobs.store import DONE, FAILED, Store
 from ssd1b.lab.axes import Axis
 from ssd1b.lab.claims import Claim, Finding
@@ -36,7 +34,7 @@ from ssd1b.lab.results import load_results
 from ssd1b.lab.sweep import ModelDescription, Sweep, describe, expand, record
 from ssd1b.lab.tune import RIVALS, Tuned, prove, search
 from ssd1b.lab.tune_files import open_study, write_tuned
-from ssd1b.runtime import DTYPES, choose_device, choose_dtype, dtype_name
+from ssd1b.runtime import DTYPES, choose_device, choose_dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +50,7 @@ class Workplace:
     """
 
     store: Store
-    executor: Executor
+    executor: Executor[JobResult]
     describe: Callable[[str], ModelDescription]
     device: torch.device
     dtype: torch.dtype
@@ -80,32 +78,16 @@ def workplace(folder: Path, loading: Loading) -> Generator[Workplace, None, None
         if loading.cluster is None:
             device = choose_device(loading.device)
             dtype = choose_dtype(loading.dtype, device)
-            executor: Executor = stack.enter_context(closing(
+            executor: Executor[JobResult] = stack.enter_context(closing(
                 Inline(lambda name: _open(name, described(name).fingerprint, loading, store.file_digest))
             ))  # fmt: skip
         else:
-            executor, device, dtype = stack.enter_context(_cluster(loading.cluster, loading, described))
-        yield Workplace(store=store, executor=executor, describe=described, device=device, dtype=dtype)
-
-
-@contextmanager
-def _cluster(
-    options: ClusterOptions, loading: Loading, described: Callable[[str], ModelDescription]
-) -> Generator[tuple[Executor, torch.device, torch.dtype], None, None]:
-    there = replace(loading, cluster=None, notify=_quiet)
-    with connected(options.address):
-        executor = ClusterExecutor(
-            options, partial(_platform, there),
-            lambda name: partial(_open, name, described(name).fingerprint, there, hash_file), loading.notify,
-        )  # fmt: skip
-        with closing(executor):
+            executor = stack.enter_context(
+                cluster_executor(loading.cluster, loading, partial(_open_there, described))
+            )
             platform = executor.platform()
-            yield executor, torch.device(platform.device), DTYPES[platform.dtype]
-
-
-def _platform(loading: Loading) -> Platform:
-    device = choose_device(loading.device)
-    return Platform(device.type, dtype_name(choose_dtype(loading.dtype, device)))
+            device, dtype = torch.device(platform.device), DTYPES[platform.dtype]
+        yield Workplace(store=store, executor=executor, describe=described, device=device, dtype=dtype)
 
 
 def _describe(loading: Loading, file_digest: Callable[[Path], str], name: str) -> ModelDescription:
@@ -114,7 +96,7 @@ def _describe(loading: Loading, file_digest: Callable[[Path], str], name: str) -
 
 def _open(
     name: str, fingerprint: str, loading: Loading, file_digest: Callable[[Path], str]
-) -> AbstractContextManager[Render]:
+) -> AbstractContextManager[Render[JobResult]]:
     """Load a model and its metrics, on this machine or on one of a cluster."""
     pipeline, model = loading.load(name), _describe(loading, file_digest, name)
     if model.fingerprint != fingerprint:
@@ -122,8 +104,8 @@ def _open(
     return renderer(pipeline, make_measure(pipeline, model.path, ground_truth(model)))
 
 
-def _quiet(message: str) -> None:
-    """Discard a message. Output of cluster nodes is not shown."""
+def _open_there(described: Callable[[str], ModelDescription], name: str, there: Loading) -> Open[JobResult]:
+    return partial(_open, name, described(name).fingerprint, there, hash_file)
 
 
 def draw_with_progress(plan: Plan, place: Workplace, progress: Progress) -> None:

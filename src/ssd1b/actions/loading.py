@@ -5,9 +5,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
+
 from ssd1b.cluster.options import ClusterOptions
 from ssd1b.execution import DEFAULT, Execution
-from ssd1b.pipeline import Pipeline
+from ssd1b.model import Model
+from ssd1b.pipeline import Pipeline, reads_half
 from ssd1b.settings import DEFAULT_MODEL
 from ssd1b.threads import Threads
 
@@ -39,8 +42,8 @@ class Loading:
         execution: backend, compilation, quantization, memory.
         threads: number of CPU threads, or "auto".
         notify: called with a message before steps that take minutes.
-        cluster: the cluster that generates; None for this machine. Only sweeps, tuning, the guide and bulk
-            generation use one.
+        cluster: the cluster that generates; None for this machine. Only sweeps, tuning, the guide, bulk
+            generation and evaluations use one.
     """
 
     device: str | None = None
@@ -64,6 +67,21 @@ class Loading:
             model, device=self.device, dtype=self.dtype, offline=self.offline, prediction=self.prediction,
             token=self.token, paths=self.paths, execution=self.execution, threads=self.threads,
             notify=self.notify,
+        )  # fmt: skip
+
+    def find(self, model: str, dtype: torch.dtype) -> Model:
+        """Find a model, without reading its weights: the files that ``load`` would read.
+
+        Args:
+            model: its name.
+            dtype: the number format that it would be loaded in.
+
+        Raises:
+            InputError: there is no such model.
+        """
+        return Model.find(
+            model, offline=self.offline, half=reads_half(self.execution, dtype), prediction=self.prediction,
+            token=self.token, paths=self.paths,
         )  # fmt: skip
 
 

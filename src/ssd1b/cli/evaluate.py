@@ -12,6 +12,7 @@ from ssd1b.cli.messages import warn
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
+    cluster_options,
     execution_options,
     model_options,
     preset_option,
@@ -52,6 +53,7 @@ FEW = 30
 @setting_options
 @preset_option
 @model_options
+@cluster_options
 @execution_options
 @speed_option
 @click.option("--judge", type=PATH, metavar="FILE", help="Weights of a judge other than the built-in one.")

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ssd1b.cluster.connection import Share
 from ssd1b.errors import ConflictError, FailedError, InputError, line, prefix_errors
-from ssd1b.jobs.executor import JobResult, Render
+from ssd1b.jobs.executor import Render, Result
 from ssd1b.jobs.session import CancelledError
 from ssd1b.pipeline import ignore
+from ssd1b.runtime import choose_device, choose_dtype, dtype_name
 from ssd1b.settings import GenerationSettings
 
-Open: TypeAlias = Callable[[], AbstractContextManager[Render]]
+Open: TypeAlias = Callable[[], AbstractContextManager[Render[Result]]]
 """Loads a model for the duration of the context. It is pickled, and called on the actor's node."""
 
 
@@ -29,6 +30,16 @@ class Platform(NamedTuple):
     dtype: str
 
 
+def choose_platform(device: str | None, dtype: str | None) -> Platform:
+    """Choose what this machine generates on; see ``choose_device`` and ``choose_dtype``.
+
+    Raises:
+        InputError: no such device or number format.
+    """
+    chosen = choose_device(device)
+    return Platform(chosen.type, dtype_name(choose_dtype(dtype, chosen)))
+
+
 class Actor:
     """A process of the cluster with a loaded model.
 
@@ -39,7 +50,7 @@ class Actor:
     def __init__(self) -> None:
         self.node = f"node {socket.gethostname()}"
         self._stack = ExitStack()
-        self._render: Render | None = None
+        self._render: Render[Any] | None = None
 
     def platform(self, driver: str, choose: Callable[[], Platform]) -> Platform:
         """Return what this node generates on.
@@ -56,7 +67,7 @@ class Actor:
                 raise ConflictError(f"ssd1b {own} is installed, and {driver} on this machine")
             return choose()
 
-    def load(self, open_model: Open) -> None:
+    def load(self, open_model: Open[Any]) -> None:
         """Load a model. The one before it is unloaded first.
 
         Raises:
@@ -67,7 +78,7 @@ class Actor:
         with prefix_errors(self.node):
             self._render = self._stack.enter_context(open_model())
 
-    def generate(self, batch: Sequence[GenerationSettings]) -> list[JobResult]:
+    def generate(self, batch: Sequence[GenerationSettings]) -> list[Any]:
         """Generate a batch with the loaded model."""
         assert self._render is not None, "load comes first"
         return self._render(batch, ignore)

@@ -1,4 +1,4 @@
-"""An executor of jobs on a Ray cluster.
+"""An executor on a Ray cluster.
 
 The store and its claims stay with the driver, so what is generated once is decided in one place. Actors are
 stateless but for the loaded model: when one ends, with its process or its node, its batch goes to another.
@@ -12,19 +12,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Generic
 
 from ssd1b.cluster.actor import Actor, Open, Platform, error_of, start
 from ssd1b.cluster.connection import Share, divide
 from ssd1b.cluster.options import ClusterOptions
 from ssd1b.errors import ConflictError, FailedError, InputError, UnavailableError, line
-from ssd1b.jobs.executor import JobResult
-from ssd1b.jobs.store import FAILED, Outcome
+from ssd1b.jobs.executor import LostError, Result
 from ssd1b.pipeline import Watch, ignore
 from ssd1b.settings import GenerationSettings
 
 MAX_DEATHS = 5
-"""Actors that may end while they generate a batch, before the batch counts as failed."""
+"""Actors that may end while they generate a batch, before the batch is lost."""
 
 MAX_FAILED_STARTS = 20
 """Actors that may end while they start before the run does, unless one loads or generates meanwhile."""
@@ -39,7 +38,7 @@ PATIENCE = 20.0
 @dataclass(eq=False, slots=True)
 class _Batch:
     settings: list[GenerationSettings]
-    result: "Future[list[JobResult]]" = field(default_factory=Future)
+    result: "Future[list[Any]]" = field(default_factory=Future)
     deaths: int = 0
 
 
@@ -52,7 +51,7 @@ class _Worker:
     batches: list[_Batch] = field(default_factory=list)
 
 
-class ClusterExecutor:
+class ClusterExecutor(Generic[Result]):
     """Generates batches in the actors of a cluster; see ``Executor``.
 
     All actors have the same model loaded. When an actor ends, another is started, and generates its batch.
@@ -68,7 +67,7 @@ class ClusterExecutor:
         self,
         options: ClusterOptions,
         platform: Callable[[], Platform],
-        open_model: Callable[[str], Open],
+        open_model: Callable[[str], Open[Result]],
         notify: Callable[[str], None] = lambda message: None,
     ) -> None:
         self._options = options
@@ -81,7 +80,7 @@ class ClusterExecutor:
         self._thread = ThreadPoolExecutor(1, "cluster")
         # The rest belongs to that thread.
         self._loaded: Future[None] = Future()
-        self._open: Open | None = None
+        self._open: Open[Result] | None = None
         self._workers: list[_Worker] = []
         self._waiting: deque[_Batch] = deque()
         self._unfinished: set[_Batch] = set()
@@ -117,7 +116,7 @@ class ClusterExecutor:
 
     def submit(
         self, model: str, batch: Sequence[GenerationSettings], watch: Watch = ignore
-    ) -> "Future[list[JobResult]]":
+    ) -> "Future[list[Result]]":
         """See ``Executor.submit``; ``watch`` is not called. The model must be the one loaded last."""
         assert model == self._model
         task = _Batch(list(batch))
@@ -181,7 +180,7 @@ class ClusterExecutor:
             ))  # fmt: skip
         self._load_into(worker)
 
-    def _load(self, open_model: Open, loaded: "Future[None]") -> None:
+    def _load(self, open_model: Open[Result], loaded: "Future[None]") -> None:
         self._open, self._loaded = open_model, loaded
         for worker in self._workers:
             if worker.is_ready:
@@ -196,7 +195,7 @@ class ClusterExecutor:
             return
         self._when_done(worker.handle.load.remote(self._open), self._ready, worker, self._open)
 
-    def _ready(self, worker: _Worker, opened: Open, loaded: "Future[None]") -> None:
+    def _ready(self, worker: _Worker, opened: Open[Result], loaded: "Future[None]") -> None:
         if (error := self._error_of(worker, loaded)) is not None:
             self._fail_start(worker, error)
         elif opened is not self._open:
@@ -235,31 +234,30 @@ class ClusterExecutor:
                 reference = worker.handle.generate.remote(task.settings)
                 self._when_done(reference, self._generated, worker, task)
 
-    def _generated(self, worker: _Worker, task: _Batch, results: "Future[list[JobResult]]") -> None:
+    def _generated(self, worker: _Worker, task: _Batch, results: "Future[list[Result]]") -> None:
         worker.batches.remove(task)
         is_new = worker in self._workers
         error = self._error_of(worker, results)
         if error is None:
             self._failed_starts = 0
-            self._finish(task, results.result())
-        elif worker in self._workers:  # it lives
             self._unfinished.discard(task)
             if not task.result.done():
-                task.result.set_exception(error)
+                task.result.set_result(results.result())
+        elif worker in self._workers:  # it lives
+            self._fail(task, error)
         else:
             task.deaths += is_new  # otherwise the batch before it was being generated
             if task.deaths < MAX_DEATHS:
                 self._waiting.appendleft(task)
             else:
-                reason = f"{task.deaths} actors ended while they generated it: {error}"
-                failed = JobResult(Outcome(state=FAILED, error=reason), None)
-                self._finish(task, [failed] * len(task.settings))
+                reason = f"{task.deaths} actors ended while they generated this batch: {error}"
+                self._fail(task, LostError(reason))
         self._dispatch()
 
-    def _finish(self, task: _Batch, results: list[JobResult]) -> None:
+    def _fail(self, task: _Batch, error: Exception) -> None:
         self._unfinished.discard(task)
         if not task.result.done():
-            task.result.set_result(results)
+            task.result.set_exception(error)
 
     def _error_of(self, worker: _Worker, future: "Future[Any]") -> Exception | None:
         """Return the error of a call. An actor that ended is replaced."""

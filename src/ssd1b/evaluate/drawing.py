@@ -1,45 +1,51 @@
-"""Generation of many images from captions, each with its seed, timed."""
+"""Generation of images, timed."""
 
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 from PIL import Image
 
-from ssd1b.batching import batches
-from ssd1b.pipeline import Pipeline
-from ssd1b.progress import progress_bar
-
-Task: TypeAlias = tuple[str, int]
-"""A caption and a seed."""
+from ssd1b.evaluate.cost import count_rows
+from ssd1b.pipeline import Pipeline, Watch, ignore
+from ssd1b.settings import GenerationSettings
 
 
-def draw_captions(
-    pipeline: Pipeline, tasks: Sequence[Task], *, batch_size: int, label: str = "draw", **settings: Any
-) -> Iterator[tuple[Image.Image, float]]:
-    """Generate in batches; yield each image with its share of its batch's seconds, in the order of the tasks.
+class Drawn(NamedTuple):
+    """An image and its cost. It can be pickled; the pixels travel as they are.
 
-    Args:
-        pipeline: the model.
-        tasks: captions and seeds. An image does not depend on the others of its batch.
-        batch_size: images per batch, fewer where batching would change them.
-        label: the label of the progress bar.
-        **settings: any field of ``GenerationSettings`` except prompt and seed.
+    Attributes:
+        image: the image.
+        seconds: its share of the seconds that its batch took.
+        passes: number of its forward passes of the UNet.
     """
-    chosen = [pipeline.settings(caption, seed=seed, **settings) for caption, seed in tasks]
-    found: dict[int, tuple[Image.Image, float]] = {}
-    next_place = 0
-    with progress_bar(total=len(tasks), label=label, unit="image") as bar:
-        for places in batches(
-            range(len(chosen)),
-            key=lambda place: pipeline.batch_key(chosen[place]),
-            limit=lambda place: pipeline.batch_limit(chosen[place], batch_size),
-        ):
-            clock = time.perf_counter()
-            pictures = pipeline.draw([chosen[place] for place in places])
-            seconds = (time.perf_counter() - clock) / len(places)
-            found |= {place: (each.image, seconds) for place, each in zip(places, pictures, strict=True)}
-            while next_place in found:
-                yield found.pop(next_place)
-                next_place += 1
-            bar.update(len(places))
+
+    image: Image.Image
+    seconds: float
+    passes: int
+
+
+@contextmanager
+def timed(
+    pipeline: Pipeline,
+) -> Generator[Callable[[Sequence[GenerationSettings], Watch], list[Drawn]], None, None]:
+    """Provide a function that generates batches, as ``jobs.executor.Render``; errors propagate.
+
+    It divides batches that the pipeline would not generate together; see ``Pipeline.batch_limit``.
+    """
+
+    def draw(batch: Sequence[GenerationSettings], watch: Watch = ignore) -> list[Drawn]:
+        size = pipeline.batch_limit(batch[0], len(batch))
+        parts = (batch[start : start + size] for start in range(0, len(batch), size))
+        return [drawn for part in parts for drawn in draw_part(part, watch)]
+
+    def draw_part(batch: Sequence[GenerationSettings], watch: Watch) -> list[Drawn]:
+        rows.clear()
+        clock = time.perf_counter()
+        pictures = pipeline.draw(batch, watch)
+        seconds = (time.perf_counter() - clock) / len(batch)
+        return [Drawn(each.image, seconds, sum(rows) // len(batch)) for each in pictures]
+
+    with count_rows(pipeline.unet) as rows:
+        yield draw

@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from ssd1b.errors import InputError, NotFoundError
-from ssd1b.evaluate.cost import count_rows, unet_macs
+from ssd1b.evaluate.cost import unet_macs
 from ssd1b.evaluate.distances import frechet_distance, kernel_distance
-from ssd1b.evaluate.drawing import draw_captions
+from ssd1b.evaluate.drawing import Drawn
 from ssd1b.evaluate.published import Inception, find_scorers, inception_weights
 from ssd1b.evaluate.statistics import Estimate, by_prompt, difference, estimate
 from ssd1b.files import named, read_file
 from ssd1b.images import open_picture
+from ssd1b.layouts import ModelLayout
 from ssd1b.picture_names import PICTURES, UNREAD, captions_by_picture
-from ssd1b.pipeline import Pipeline
 from ssd1b.validation import Text, check
 from ssd1b.weights.files import first_few
 
@@ -109,33 +110,37 @@ class FolderEvaluation:
 
 
 def evaluate_folder(
-    pipeline: Pipeline, pairs: Sequence[Captioned], *, seeds: int, offline: bool, **settings: Any
+    pairs: Sequence[Captioned],
+    drawn: Sequence[Drawn],
+    layout: ModelLayout,
+    *,
+    device: torch.device,
+    offline: bool,
 ) -> FolderEvaluation:
-    """Generate images for a folder's captions and compare them with its images.
+    """Compare images that were generated for a folder's captions with its images.
 
     Args:
-        pipeline: the model.
         pairs: the result of ``read_captions``.
-        seeds: images per caption.
+        drawn: images of each caption with the same seeds, seeds varying fastest.
+        layout: of the model that generated them.
+        device: where the metrics' networks run.
         offline: use only metric weights in the hub's cache.
-        **settings: any field of ``GenerationSettings`` except prompt and seed.
     """
-    tasks = [(pair.caption, seed) for pair in pairs for seed in range(seeds)]
-    with count_rows(pipeline.unet) as batches:
-        drawn = list(draw_captions(pipeline, tasks, batch_size=1, **settings))
-    images = [image for image, _ in drawn]
-    scorers, missing = find_scorers(pipeline.device, offline=offline)
-    values = {name: scorer(images, [caption for caption, _ in tasks]) for name, scorer in scorers.items()}
+    seeds = len(drawn) // len(pairs)
+    images = [each.image for each in drawn]
+    scorers, missing = find_scorers(device, offline=offline)
+    captions = [pair.caption for pair in pairs for _ in range(seeds)]
+    values = {name: scorer(images, captions) for name, scorer in scorers.items()}
     width, height = images[0].size
-    factor = pipeline.layout.vae.factor
+    factor, passes = layout.vae.factor, sum(each.passes for each in drawn)
     return FolderEvaluation(
         pictures=[np.asarray(image) for image in images],
         seeds=seeds,
         values=values,
-        distances=_distances(pipeline, pairs, images, missing),
+        distances=_distances(pairs, images, device, missing),
         missing=missing,
-        seconds=float(np.median([seconds for _, seconds in drawn])),
-        macs=unet_macs(pipeline.layout.unet, height // factor, width // factor) * sum(batches) / len(images),
+        seconds=float(np.median([each.seconds for each in drawn])),
+        macs=unet_macs(layout.unet, height // factor, width // factor) * passes / len(images),
     )
 
 
@@ -151,13 +156,16 @@ def compare_folders(first: FolderEvaluation, second: FolderEvaluation) -> Mappin
 
 
 def _distances(
-    pipeline: Pipeline, pairs: Sequence[Captioned], images: Sequence[Image.Image], missing: dict[str, str]
+    pairs: Sequence[Captioned],
+    images: Sequence[Image.Image],
+    device: torch.device,
+    missing: dict[str, str],
 ) -> dict[str, float]:
     """Compute FID and KID; if they are not available, add the reason to ``missing``."""
     try:
         if len(pairs) < 2:
             raise InputError("a distance needs at least 2 images")
-        inception = Inception(inception_weights(), pipeline.device)
+        inception = Inception(inception_weights(), device)
     except InputError as error:
         missing["FID, KID"] = str(error)
         return {}

@@ -6,7 +6,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import groupby
 from typing import NamedTuple
 
-from ssd1b.jobs.executor import Executor, JobResult
+from ssd1b.jobs.executor import Executor, JobResult, LostError
 from ssd1b.jobs.job import Job, batches
 from ssd1b.jobs.store import FAILED, Store
 
@@ -49,7 +49,9 @@ def plan(jobs: Iterable[Job], store: Store, *, retry: bool = False) -> Plan:
     return Plan(requested, frozenset(left), lost, retry)
 
 
-def draw_jobs(plan: Plan, store: Store, executor: Executor, *, advance: Advance = lambda job: None) -> None:
+def draw_jobs(
+    plan: Plan, store: Store, executor: Executor[JobResult], *, advance: Advance = lambda job: None
+) -> None:
     """Run the jobs that are left, and wait for those that other processes are running.
 
     Batches depend on the jobs alone, not on the state of the store, so that an interrupted run ends with the
@@ -71,7 +73,12 @@ def draw_jobs(plan: Plan, store: Store, executor: Executor, *, advance: Advance 
 
 
 def _draw_free(
-    model: str, wanted: Iterable[list[Job]], plan: Plan, store: Store, executor: Executor, advance: Advance
+    model: str,
+    wanted: Iterable[list[Job]],
+    plan: Plan,
+    store: Store,
+    executor: Executor[JobResult],
+    advance: Advance,
 ) -> list[list[Job]]:
     """Run the unclaimed jobs of a model; return the batches of those that other processes are running."""
     others: list[list[Job]] = []
@@ -97,7 +104,9 @@ def _draw_free(
     return others
 
 
-def _claim(model: str, batch: Sequence[Job], store: Store, executor: Executor, *, retry: bool) -> list[Job]:
+def _claim(
+    model: str, batch: Sequence[Job], store: Store, executor: Executor[JobResult], *, retry: bool
+) -> list[Job]:
     by_key = {job.key: job for job in batch}
     if not store.free(by_key, retry=retry):
         return []
@@ -112,7 +121,15 @@ def _finish(
     while len(running) > most:
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             claimed = running.pop(future)
-            pairs = zip(claimed, future.result(), strict=True)
+            pairs = zip(claimed, _results(future, len(claimed)), strict=True)
             store.finish((job.key, result.outcome, result.file) for job, result in pairs)
             for job in claimed:
                 advance(job)
+
+
+def _results(future: Future[list[JobResult]], count: int) -> list[JobResult]:
+    """Return the results of a batch; one that was lost counts as failed, and the others continue."""
+    try:
+        return future.result()
+    except LostError as error:
+        return [JobResult.failed(str(error))] * count

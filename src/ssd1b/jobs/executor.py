@@ -5,11 +5,11 @@ import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
 
-from ssd1b.errors import InputError
+from ssd1b.errors import FailedError, InputError
 from ssd1b.evaluate.cost import count_rows, deep_share
 from ssd1b.images import Picture, encode_picture
 from ssd1b.jobs.memoization import memoize
@@ -33,16 +33,28 @@ class JobResult(NamedTuple):
     outcome: Outcome
     file: bytes | None
 
+    @classmethod
+    def failed(cls, reason: str) -> "JobResult":
+        """Return the result of a job that failed."""
+        return cls(Outcome(state=FAILED, error=reason), None)
 
-Render = Callable[[Sequence[GenerationSettings], Watch], list[JobResult]]
+
+Result = TypeVar("Result")
+"""What is returned of an image: its ``JobResult``, or in an evaluation the timed image."""
+
+Render = Callable[[Sequence[GenerationSettings], Watch], list[Result]]
 """``render(batch, watch)`` returns a result for each image."""
 
 
+class LostError(FailedError):
+    """A batch was not generated, because every process that tried ended."""
+
+
 @runtime_checkable
-class Executor(Protocol):
+class Executor(Protocol[Result]):
     """Generates batches of images.
 
-    The store and its claims stay with the caller. An executor takes settings and returns outcomes, all of
+    The store and its claims stay with the caller. An executor takes settings and returns results, all of
     which can be pickled, so it may run in this thread, in one thread per loaded pipeline, or on other
     machines.
     """
@@ -62,7 +74,7 @@ class Executor(Protocol):
 
     def submit(
         self, model: str, batch: Sequence[GenerationSettings], watch: Watch = ignore
-    ) -> Future[list[JobResult]]:
+    ) -> Future[list[Result]]:
         """Generate a batch with a model.
 
         Args:
@@ -72,12 +84,12 @@ class Executor(Protocol):
                 future's exception.
 
         Returns:
-            A result for each image, in order.
+            A result for each image, in order; or the exception of ``watch`` or of the model, or LostError.
         """
         ...
 
 
-class Inline:
+class Inline(Generic[Result]):
     """An executor that runs in the caller's thread. The last model used stays loaded.
 
     Args:
@@ -86,9 +98,9 @@ class Inline:
 
     capacity = 1
 
-    def __init__(self, load: Callable[[str], AbstractContextManager[Render]]) -> None:
+    def __init__(self, load: Callable[[str], AbstractContextManager[Render[Result]]]) -> None:
         self._load = load
-        self._loaded: tuple[str, Render] | None = None
+        self._loaded: tuple[str, Render[Result]] | None = None
         self._model = ExitStack()
 
     def load(self, model: str) -> None:
@@ -97,17 +109,17 @@ class Inline:
 
     def submit(
         self, model: str, batch: Sequence[GenerationSettings], watch: Watch = ignore
-    ) -> Future[list[JobResult]]:
+    ) -> Future[list[Result]]:
         """See ``Executor.submit``; the returned future is done. KeyboardInterrupt propagates."""
         render = self._renderer(model)
-        future: Future[list[JobResult]] = Future()
+        future: Future[list[Result]] = Future()
         try:
             future.set_result(render(batch, watch))
         except Exception as error:
             future.set_exception(error)
         return future
 
-    def _renderer(self, model: str) -> Render:
+    def _renderer(self, model: str) -> Render[Result]:
         if self._loaded is None or self._loaded[0] != model:
             self.close()
             self._loaded = model, self._model.enter_context(self._load(model))
@@ -122,7 +134,7 @@ class Inline:
 @contextmanager
 def renderer(
     pipeline: Pipeline, measure: Measure, *, share_steps: bool = True
-) -> Generator[Render, None, None]:
+) -> Generator[Render[JobResult], None, None]:
     """Provide a function that generates batches with a pipeline. Prompts are encoded once.
 
     If a batch fails, its images are generated one by one, so that only the failing ones are lost.
@@ -145,7 +157,7 @@ def renderer(
             if len(batch) > 1:
                 return [result for settings in batch for result in render([settings], watch)]
             message = " ".join(str(error).split()) or type(error).__name__
-            return [JobResult(Outcome(state=FAILED, error=message), None)]
+            return [JobResult.failed(message)]
 
     unet, text = pipeline.unet, pipeline.text
     with (

@@ -10,7 +10,7 @@ import torch
 
 from ssd1b.errors import FailedError, InputError
 from ssd1b.jobs.driver import draw_jobs, plan
-from ssd1b.jobs.executor import Executor
+from ssd1b.jobs.executor import Executor, JobResult
 from ssd1b.jobs.job import Job
 from ssd1b.jobs.store import FAILED, Store
 from ssd1b.lab.axes import Axis
@@ -77,7 +77,7 @@ class CellEvaluator:
     """
 
     store: Store
-    executor: Executor
+    executor: Executor[JobResult]
     axes: Sequence[Axis]
     goal: Goal
     model: str

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ssd1b.cluster.actor import Platform
+from ssd1b.cluster.actor import Platform, choose_platform
 from ssd1b.cluster.connection import connected, divide
 from ssd1b.cluster.options import ClusterOptions
 from ssd1b.cluster.serving import ClusterWorker, probe
@@ -16,7 +16,7 @@ from ssd1b.errors import ConflictError, shown
 from ssd1b.files import hash_file
 from ssd1b.jobs.session import Progress
 from ssd1b.model import Model
-from ssd1b.runtime import DTYPES, choose_device, choose_dtype, dtype_name
+from ssd1b.runtime import DTYPES
 from ssd1b.server.options import ServerOptions
 from ssd1b.server.workers import StartWorker
 
@@ -45,7 +45,7 @@ def replicas(options: ServerOptions, cluster: ClusterOptions) -> Generator[Repli
     """
     with connected(cluster.address):
         share = divide(cluster)
-        choose = partial(_platform, options.device, options.dtype)
+        choose = partial(choose_platform, options.device, options.dtype)
         found = probe(share, choose)
         expected = cache(partial(_digest, offline=options.offline, prediction=options.prediction))
 
@@ -60,11 +60,6 @@ def replicas(options: ServerOptions, cluster: ClusterOptions) -> Generator[Repli
         yield Replicas(
             start=begin, most=share.actors, platform=(torch.device(found.device), DTYPES[found.dtype])
         )
-
-
-def _platform(device: str | None, dtype: str | None) -> Platform:
-    chosen = choose_device(device)
-    return Platform(chosen.type, dtype_name(choose_dtype(dtype, chosen)))
 
 
 def _digest(model: str, *, offline: bool, prediction: str | None) -> str:

@@ -15,7 +15,7 @@ from ssd1b.cluster.executor import ClusterExecutor
 from ssd1b.cluster.options import ClusterOptions
 from ssd1b.errors import InputError
 from ssd1b.jobs.driver import draw_jobs, plan
-from ssd1b.jobs.executor import Executor
+from ssd1b.jobs.executor import Executor, JobResult
 from ssd1b.jobs.job import Job
 from ssd1b.jobs.store import DONE, FAILED, Outcome, Store
 
@@ -28,14 +28,16 @@ def log(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def executor(nodes, log: Path, seconds: float = 0.0, platform=on_cpu, **options) -> Iterator[ClusterExecutor]:
+def executor(
+    nodes, log: Path, seconds: float = 0.0, platform=on_cpu, **options
+) -> Iterator[ClusterExecutor[JobResult]]:
     chosen = ClusterOptions(address=nodes.address, **options)
     with connected(nodes.address), closing(ClusterExecutor(chosen, platform, opener(log, seconds))) as made:
         assert isinstance(made, Executor)
         yield made
 
 
-def stored(jobs: list[Job], folder: Path, runner: Executor) -> dict[str, Outcome]:
+def stored(jobs: list[Job], folder: Path, runner: Executor[JobResult]) -> dict[str, Outcome]:
     with closing(Store(folder)) as store:
         draw_jobs(plan(jobs, store), store, runner)
         return store.outcomes(job.key for job in jobs)
@@ -71,7 +73,7 @@ def test_a_batch_that_ends_every_actor_fails_and_the_others_do_not(nodes, log: P
     deadly, *others = (found[job.key] for job in jobs)
     assert {each.state for each in others} == {DONE}
     assert deadly.state == FAILED
-    assert (deadly.error or "").startswith("5 actors ended while they generated it: "), deadly.error
+    assert (deadly.error or "").startswith("5 actors ended while they generated this batch: "), deadly.error
 
 
 def test_models_take_turns(nodes, log: Path, tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ from ssd1b import Pipeline
 from ssd1b.errors import InputError
 from ssd1b.evaluate import folder as module
 from ssd1b.evaluate import published
-from ssd1b.evaluate.folder import compare_folders, evaluate_folder, read_captions
+from ssd1b.evaluate.drawing import timed
+from ssd1b.evaluate.folder import FolderEvaluation, compare_folders, evaluate_folder, read_captions
 from ssd1b.evaluate.published import Scorer
 from ssd1b.layouts import CLIP_MINI
+from ssd1b.pipeline import ignore
 from ssd1b.tabletop.miniature.tokenizer import train_tokenizer
 from ssd1b.tabletop.world.renderer import render
 from ssd1b.tabletop.world.scenes import scene
@@ -75,6 +77,17 @@ class FakeInception(nn.Module):
         return (pixels.float().mean(dim=(2, 3)),)
 
 
+def evaluated(data: Path, seeds: int) -> FolderEvaluation:
+    pipeline, pairs = Pipeline.load("mini-sdxl"), read_captions(data)
+    with timed(pipeline) as draw:
+        drawn = [
+            draw([pipeline.settings(pair.caption, seed=seed, steps=1)], ignore)[0]
+            for pair in pairs
+            for seed in range(seeds)
+        ]
+    return evaluate_folder(pairs, drawn, pipeline.layout, device=torch.device("cpu"), offline=True)
+
+
 def test_captions_are_read_in_order(data: Path) -> None:
     pairs = read_captions(data)
     assert [(pair.path.name, pair.caption) for pair in pairs] == [
@@ -123,14 +136,13 @@ def test_what_is_there_is_measured_and_what_is_not_is_named(
 ) -> None:
     monkeypatch.setattr(published, "SCORERS", {"CLIP score": str(scorer), "PickScore": "nobody/nothing"})
     monkeypatch.setattr(module, "inception_weights", lambda: tmp_path / "inception.pth")
-    pipeline = Pipeline.load("mini-sdxl")
-    found = evaluate_folder(pipeline, read_captions(data), seeds=2, offline=True, steps=1)
+    found = evaluated(data, seeds=2)
     assert len(found.pictures) == 4 == len(found.values["CLIP score"])
     assert "not in the cache" in found.missing["PickScore"]
     assert "inception.pth is missing" in found.missing["FID, KID"]
     assert found.distances == {}
     assert found.macs > 0 and found.seconds > 0
-    again = evaluate_folder(pipeline, read_captions(data), seeds=2, offline=True, steps=1)
+    again = evaluated(data, seeds=2)
     assert compare_folders(found, again)["CLIP score"].mean == 0
 
 
@@ -145,7 +157,7 @@ def test_distances_are_measured_where_the_network_is(
     library.FeatureExtractorInceptionV3 = FakeInception  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch_fidelity", ModuleType("torch_fidelity"))
     monkeypatch.setitem(sys.modules, library.__name__, library)
-    found = evaluate_folder(Pipeline.load("mini-sdxl"), read_captions(data), seeds=1, offline=True, steps=1)
+    found = evaluated(data, seeds=1)
     theirs = np.stack([np.asarray(Image.open(pair.path)).mean(axis=(0, 1)) for pair in read_captions(data)])
     ours = np.stack([picture.mean(axis=(0, 1)) for picture in found.pictures])
     assert found.distances["FID"] == pytest.approx(module.frechet_distance(ours, theirs), rel=1e-3)

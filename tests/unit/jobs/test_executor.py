@@ -22,7 +22,7 @@ def test_one_model_is_loaded_at_a_time_and_the_last_one_is_kept() -> None:
     seen = []
 
     @contextmanager
-    def load(name: str) -> Iterator[Render]:
+    def load(name: str) -> Iterator[Render[JobResult]]:
         seen.append(f"load {name}")
         yield Fake()
         seen.append(f"unload {name}")
@@ -37,12 +37,12 @@ def test_one_model_is_loaded_at_a_time_and_the_last_one_is_kept() -> None:
 
 
 def test_what_the_drawing_raises_is_the_futures_but_ctrl_c_is_not() -> None:
-    def failing(error: BaseException) -> Inline:
+    def failing(error: BaseException) -> Inline[JobResult]:
         def render(batch: Sequence[GenerationSettings], watch: Watch) -> list[JobResult]:
             raise error
 
         @contextmanager
-        def load(name: str) -> Iterator[Render]:
+        def load(name: str) -> Iterator[Render[JobResult]]:
             yield render
 
         return Inline(load)

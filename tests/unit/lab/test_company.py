@@ -4,6 +4,7 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +13,15 @@ from PIL import Image
 
 from ssd1b.batching import batches
 from ssd1b.errors import InputError
-from ssd1b.evaluate.drawing import draw_captions
+from ssd1b.evaluate.drawing import Drawn, timed
 from ssd1b.execution import Execution
+from ssd1b.jobs.captions import Task, draw_captions
 from ssd1b.jobs.driver import draw_jobs, plan
 from ssd1b.jobs.executor import Inline, renderer
 from ssd1b.jobs.store import Store
 from ssd1b.lab.axes import parse_axis
 from ssd1b.lab.sweep import Sweep, describe, expand
+from ssd1b.model import Model
 from ssd1b.models.text import chunk_count
 from ssd1b.pipeline import Pipeline
 from ssd1b.weights.vocabulary import clip_tokenizer
@@ -62,23 +65,26 @@ def test_a_sweeps_cells_are_what_generate_draws(mini: Pipeline, tmp_path: Path) 
             assert levels(Image.open(store.picture(cell.key)), alone.image) <= LEVELS, cell.settings
 
 
+def drawn(pipeline: Pipeline, tasks: list[Task], **settings: Any) -> list[Drawn]:
+    model = Model.find("mini-ssd-1b", offline=True)
+    return list(draw_captions(model, Inline(lambda name: timed(pipeline)), tasks, batch_size=8, **settings))
+
+
 def test_evaluate_draws_what_generate_draws_and_in_the_order_of_its_tasks(mini: Pipeline) -> None:
     tasks = [(prompt, seed) for seed, prompt in product((1, 2), PROMPTS)]
-    together = [
-        image for image, _ in draw_captions(mini, tasks, batch_size=8, steps=2, negative_prompt="bad")
-    ]
-    for (prompt, seed), image in zip(tasks, together, strict=True):
+    together = drawn(mini, tasks, steps=2, negative_prompt="bad")
+    for (prompt, seed), each in zip(tasks, together, strict=True):
         (alone,) = mini.generate(prompt, seed=seed, steps=2, negative_prompt="bad")
-        assert levels(image, alone.image) <= LEVELS
+        assert levels(each.image, alone.image) <= LEVELS
+        assert each.passes == 4 and each.seconds > 0
 
 
 def test_features_are_kept_by_what_a_picture_does_alone(mini: Pipeline) -> None:
     tasks = [(SPHERE, 1), ("a small green rubber cube", 2), ("blurry, noise", 3)]
     given = {"steps": 10, "feature_reuse": 0.2}
-    together = [image for image, _ in draw_captions(mini, tasks, batch_size=8, **given)]
-    for (prompt, seed), image in zip(tasks, together, strict=True):
+    for (prompt, seed), each in zip(tasks, drawn(mini, tasks, **given), strict=True):
         (alone,) = mini.generate(prompt, seed=seed, **given)
-        assert levels(image, alone.image) <= LEVELS
+        assert levels(each.image, alone.image) <= LEVELS
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssd1b.evaluate.clip_score import ClipScore
-from ssd1b.evaluate.cost import count_rows, unet_macs
+from ssd1b.evaluate.cost import unet_macs
 from ssd1b.evaluate.distances import diversity, frechet_distance, kernel_distance
-from ssd1b.evaluate.drawing import draw_captions
+from ssd1b.evaluate.drawing import Drawn
 from ssd1b.evaluate.reconstruction import psnr, reconstruct
 from ssd1b.evaluate.statistics import Estimate, by_prompt, difference, estimate
 from ssd1b.pipeline import Pipeline
-from ssd1b.settings import Preset
 from ssd1b.tabletop.judge.judge import SOLID_ANSWERS, Judge, Pairs, Reading, Seen, relation_is_right
 from ssd1b.tabletop.world.captions import full_caption
 from ssd1b.tabletop.world.renderer import render_batch
@@ -197,21 +196,25 @@ class Evaluation:
 
 
 def evaluate(
+    chosen: list[Case],
+    drawn: Sequence[Drawn],
     pipeline: Pipeline,
     judge: Judge,
     clip: ClipScore,
     *,
-    captions: int,
     seeds: int,
-    preset: Preset | None = None,
-    **overrides: Any,
 ) -> Evaluation:
-    """Generate the fixed set of cases and evaluate the images."""
-    chosen = cases(captions, seeds)
-    with count_rows(pipeline.unet) as batches:
-        tasks = [(case.caption, case.seed) for case in chosen]
-        drawn = list(draw_captions(pipeline, tasks, batch_size=BATCH_SIZE, preset=preset, **overrides))
-    images = [image for image, _ in drawn]
+    """Evaluate the images of cases.
+
+    Args:
+        chosen: the result of ``cases``.
+        drawn: an image for each of them.
+        pipeline: the model that generated them. Of its networks only the autoencoder is used.
+        judge: reads the images.
+        clip: the model's CLIP score.
+        seeds: images per caption.
+    """
+    images = [each.image for each in drawn]
     pictures = np.stack([np.asarray(image) for image in images])
     seen = judge.read(pictures)
     features = _stacked(seen)
@@ -231,14 +234,14 @@ def evaluate(
         seeds=seeds,
         pictures=pictures,
         values=values,
-        seconds=float(np.median([seconds for _, seconds in drawn])),
-        macs=unet_macs(unet, side, side) * sum(batches) / len(chosen),
+        seconds=float(np.median([each.seconds for each in drawn])),
+        macs=unet_macs(unet, side, side) * sum(each.passes for each in drawn) / len(chosen),
         frechet=frechet_distance(features, features_of_renders[0]),
         frechet_renders=frechet_distance(*features_of_renders),
         kernel=kernel_distance(features, features_of_renders[0]),
         kernel_renders=kernel_distance(*features_of_renders),
         psnr=estimate(psnr(renders[0], reconstruct(pipeline.vae, renders[0]))),
-        diversity=estimate(diversity(features.reshape(captions, seeds, -1))),
+        diversity=estimate(diversity(features.reshape(len(chosen) // seeds, seeds, -1))),
     )
 
 
