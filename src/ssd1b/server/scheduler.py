@@ -21,6 +21,7 @@ from ssd1b.jobs.store import FAILED as JOB_FAILED
 from ssd1b.jobs.worker import Batch, ModelWorker, Worker
 from ssd1b.model import Model
 from ssd1b.runtime import choose_device
+from ssd1b.server.errors import UNEXPECTED
 from ssd1b.server.ledger import Ledger
 from ssd1b.server.metrics import Metrics
 from ssd1b.server.options import ServerOptions
@@ -244,7 +245,7 @@ class Scheduler:
         except Exception:
             log.exception("unexpected error")
             await self._release(run)
-            await self._fail(run, FailedError("unexpected error; see the server's log"))
+            await self._fail(run, FailedError(UNEXPECTED))
 
     async def _release(self, run: Run) -> None:
         self._unreleased.update(run.keys)
