@@ -366,7 +366,7 @@ def test_settings_outlive_a_reload(page: Page) -> None:
 
 def test_a_refusal_is_explained_where_it_belongs(page: Page, wrong: list[str]) -> None:
     put(page, "steps", "1000")
-    expect(page.locator("#steps-note .wrong")).to_contain_text("at most 150")
+    expect(page.locator("#steps-note .wrong")).to_contain_text("from 1 to 150")
     put(page, "steps", "4")
     page.get_by_label("Width", exact=True).fill("100")
     page.get_by_label("Width", exact=True).press("Tab")

@@ -15,6 +15,7 @@ from ssd1b.errors import InputError, shown
 from ssd1b.server.errors import Explained, answer, respond, too_large
 from ssd1b.server.observing import Observed
 from ssd1b.server.routes import native, openai, operations, page, pictures, sdapi, settings
+from ssd1b.server.schemas import state_limits
 from ssd1b.server.security import LOOPBACK, Guard
 from ssd1b.server.service import Service
 from ssd1b.validation import words
@@ -23,10 +24,22 @@ MAX_BODY = 2**20
 """Bytes of a request's body; none of the APIs takes images yet."""
 
 
+class _App(FastAPI):
+    """Its OpenAPI document states the limits of the server."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the document, which is made once."""
+        is_new = self.openapi_schema is None
+        document = super().openapi()
+        if is_new:
+            state_limits(document["components"]["schemas"], self.state.service.options)
+        return document
+
+
 def make_app(service: Service) -> Any:
     """Build the application around a service that was started."""
     options = service.options
-    app = FastAPI(
+    app = _App(
         title="ssd1b", version=version("ssd1b"), max_body_size=MAX_BODY, docs_url=None, redoc_url=None,
         description="Text-to-image with SSD-1B, SDXL and their family.",
     )  # fmt: skip

@@ -1,7 +1,8 @@
 """Options of the server: the table from which flags, the settings file and their checks come; no torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -9,9 +10,9 @@ from ssd1b.cluster.options import ClusterOptions
 from ssd1b.errors import InputError, prefix_errors, shown
 from ssd1b.execution import BACKENDS, DEFAULT, MEMORIES, QUANTIZATIONS, Execution
 from ssd1b.files import expand_path
-from ssd1b.settings import DEFAULT_MODEL, MAX_PIXELS, GenerationSettings
+from ssd1b.settings import DEFAULT_MODEL, MAX_PIXELS, RANGES
 from ssd1b.table_files import read_table
-from ssd1b.validation import Flag, Name, OneOf, Range, parse, validated
+from ssd1b.validation import Flag, Name, OneOf, Range, check, parse, validated
 from ssd1b.weights.prediction import PREDICTIONS
 
 
@@ -168,26 +169,53 @@ class ServerOptions:
             raise InputError(f"ray_{used[0]} needs ray, the address of a cluster")
         return None
 
-    def check_count(self, count: int) -> None:
+    @property
+    def ranges(self) -> Mapping[str, Range]:
+        """Ranges of the settings that this server's limits narrow."""
+        return _ranges(self.max_steps, self.max_pixels)
+
+    def check_count(self, count: int, name: str = "count") -> None:
         """Check the number of images of a job.
+
+        Args:
+            count: the number.
+            name: what the client calls it.
 
         Raises:
             InputError: there are too many.
         """
-        if count > self.max_count:
-            raise InputError(f"count is {count}: this server allows at most {self.max_count} images in a job")
+        if not 1 <= count <= self.max_count:
+            raise InputError(
+                f"{name} is {shown(count)}: this server allows 1 to {self.max_count} images in a job"
+            )
 
-    def check(self, settings: GenerationSettings) -> None:
+    def check(self, settings: Mapping[str, Any]) -> None:
         """Check an image's settings against the limits.
+
+        Args:
+            settings: by name; steps, width and height are among them.
 
         Raises:
             InputError: the image is too large or takes too many steps.
         """
-        width, height = settings.width, settings.height
+        for name, allowed in self.ranges.items():
+            check(name, settings[name], Annotated[int, allowed])
+        width, height = settings["width"], settings["height"]
         if width * height > self.max_pixels:
             raise InputError(f"size is {width}x{height}: this server allows at most {self.max_pixels} pixels")
-        if settings.steps > self.max_steps:
-            raise InputError(f"steps is {settings.steps}: this server allows at most {self.max_steps}")
+
+
+@cache
+def _ranges(max_steps: int, max_pixels: int) -> Mapping[str, Range]:
+    least, multiple = int(RANGES["width"].low), RANGES["width"].multiple_of
+    longest = max_pixels // least // multiple * multiple
+    limits = {"steps": max_steps, "width": longest, "height": longest}
+    return {
+        name: replace(RANGES[name], high=limit, why="this server's limit")
+        if limit < RANGES[name].high
+        else RANGES[name]
+        for name, limit in limits.items()
+    }
 
 
 OPTIONS: Mapping[str, Option] = {

@@ -1,6 +1,7 @@
 """What the server answers: errors in the dialect of the path, its limits, and nothing ignored or changed."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import requests
@@ -17,7 +18,8 @@ GENERATE = ("/v1/jobs", "/v1/images/generations", "/sdapi/v1/txt2img")
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("server"), Plan(), max_steps=50, max_count=8) as running:
+    limits = {"max_steps": 50, "max_count": 8, "max_pixels": 256 * 256}
+    with serving(tmp_path_factory.mktemp("server"), Plan(), **limits) as running:
         yield running
 
 
@@ -110,3 +112,48 @@ def test_a_malformed_body_is_explained(server: Server, body: bytes, message: str
     answer = requests.post(f"{server.url}/v1/jobs", data=body, headers=headers, timeout=9)
     assert answer.status_code == 422
     assert said("/v1/jobs", answer).startswith(message)
+
+
+# The limits of this server.
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/v1/jobs", {"steps": 2000}, "steps is 2000: it must be a whole number from 1 to 50 (this server's"),
+        ("/v1/jobs", {"steps": 0}, "steps is 0: it must be a whole number from 1 to 50 (this server's"),
+        ("/v1/check", {"steps": 51}, "steps is 51: it must be a whole number from 1 to 50"),
+        ("/v1/images/generations", {"steps": 51}, "steps is 51: it must be a whole number from 1 to 50"),
+        ("/sdapi/v1/txt2img", {"steps": 51}, "steps is 51: it must be a whole number from 1 to 50"),
+        ("/v1/jobs", {"width": 4096}, "width is 4096: it must be a multiple of 8 from 64 to 1024"),
+        ("/v1/images/generations", {"size": "4096x64"}, "width is 4096: it must be a multiple of 8 from 64"),
+        ("/v1/jobs", {"width": 264, "height": 256}, "size is 264x256: this server allows at most 65536"),
+        ("/v1/jobs", {"count": 2000}, "count is 2000: this server allows 1 to 8 images"),
+        ("/v1/check", {"count": 9}, "count is 9: this server allows 1 to 8 images"),
+        ("/v1/images/generations", {"n": 2000}, "n is 2000: this server allows 1 to 8 images"),
+        ("/sdapi/v1/txt2img", {"batch_size": 3, "n_iter": 3}, "batch_size * n_iter is 9: this server allows"),
+    ],
+)  # fmt: skip
+def test_a_refusal_states_the_limits_of_this_server(
+    server: Server, path: str, body: dict[str, Any], message: str
+) -> None:
+    answer = requests.post(server.url + path, json=JOB | body, timeout=9)
+    assert answer.status_code in (400, 422)
+    assert said(path, answer).startswith(message)
+
+
+def test_settings_and_documentation_state_the_limits_of_this_server(server: Server) -> None:
+    found = requests.get(f"{server.url}/v1/settings", timeout=9).json()["settings"]
+    highest = {each["name"]: each["high"] for each in found}
+    assert (highest["steps"], highest["width"], highest["height"]) == (50, 1024, 1024)
+    schemas = requests.get(f"{server.url}/openapi.json", timeout=9).json()["components"]["schemas"]
+    properties = {model: schemas[model]["properties"] for model in ("JobBody", "Generation", "TextToImage")}
+    stated = {
+        model: {name: each["maximum"] for name, each in fields.items() if "maximum" in each}
+        for model, fields in properties.items()
+    }
+    images = {"steps": 50, "width": 1024, "height": 1024}
+    assert images.items() <= stated["JobBody"].items() and stated["JobBody"]["count"] == 8
+    assert stated["Generation"] == {"n": 8}
+    assert stated["TextToImage"] == {**images, "batch_size": 8, "n_iter": 8}
+    assert "65536 pixels" in properties["JobBody"]["width"]["description"]

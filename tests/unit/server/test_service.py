@@ -415,7 +415,7 @@ def test_quotas_are_of_each_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"steps": 151}, "steps is 151: this server allows at most 150"),
+        ({"steps": 151}, r"steps is 151: it must be a whole number from 1 to 150 \(this server's limit\)"),
         ({"width": 2048, "height": 1024}, "allows at most 1048576 pixels"),
         ({"steps": 0}, "steps is 0"),
         ({"stepz": 3}, "did you mean 'steps'"),
@@ -431,7 +431,7 @@ def test_limits_come_before_anything_is_queued(tmp_path: Path, given: dict[str, 
         async with Running(tmp_path, Plan(), max_pixels=1024 * 1024) as it:
             with pytest.raises(InputError, match=message):
                 it.service.settings(MODEL, "x", None, given)
-            with pytest.raises(InputError, match="at most 64 images"):
+            with pytest.raises(InputError, match="count is 65: this server allows 1 to 64 images"):
                 await it.submit(count=65)
             with pytest.raises(NotFoundError):
                 it.service.settings("other", "x", None, {})
