@@ -430,16 +430,17 @@ class Service:
         return sum(_order(each) < _order(request) for each in self._ledger.open.values())
 
     def eta(self, request: Request) -> float | None:
-        """Estimate the seconds until a request is done; None if it is, or if nothing was timed yet."""
-        if request.state in FINISHED or not self._scheduler.pace.known:
+        """Estimate the seconds until a request is done; None if it is, or while nothing was timed."""
+        if request.state in FINISHED:
             return None
-        ahead = [each for each in self._ledger.open.values() if _order(each) <= _order(request)]
-        cost = sum(image.job.cost for image in left(ahead)) - self._scheduler.cost_done(ahead)
-        return round(self._scheduler.pace.seconds(max(cost, 0), 0.0), 2)
+        ahead = [each for each in self._ledger.open.values() if _order(each) < _order(request)]
+        seconds = self._scheduler.seconds_left(request, ahead)
+        return None if seconds is None else round(seconds, 2)
 
     def _seconds(self) -> float:
         """Estimate the seconds until the queue is empty."""
-        return self._scheduler.pace.seconds(sum(image.job.cost for image in self.waiting()), 1.0)
+        pace = self._scheduler.seconds_per_cost
+        return 1.0 if pace is None else pace * sum(image.job.cost for image in self.waiting())
 
     def listen(
         self, request: Request | None = None, *, previews: bool = False

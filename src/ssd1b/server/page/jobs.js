@@ -64,7 +64,6 @@ export function progress(job) {
 export function take(job) {
   const before = heard.get(job.id);
   if (before && !isOpen(before) && isOpen(job)) return; // an answer that was overtaken by an event
-  if (job.state === "running") job.began = before?.began ?? { since: Date.now(), share: progress(job) };
   heard.set(job.id, job);
   set(({ jobs, previews }) => {
     jobs = new Map(jobs);
