@@ -351,6 +351,21 @@ def test_a_number_that_is_typed_is_a_draft_until_its_field_is_left(page: Page) -
     expect(steps).to_have_value("89")
 
 
+def test_a_seed_is_kept_to_its_last_digit_and_text_is_none(page: Page, wrong: list[str]) -> None:
+    seed = page.locator("#seed")
+    put(page, "seed", "4294967295")
+    put(page, "seed", "12 monkeys")
+    expect(seed).to_have_value("4294967295")
+    sent = "import('/page/form.js').then(({ body }) => body().seed)"
+    assert page.evaluate(sent) == 2**32 - 1
+    put(page, "seed", "9007199254740993")  # more digits than JavaScript's numbers have
+    expect(page.locator(".field:has(> .seed) .wrong")).to_contain_text("from 0 to 4294967295")
+    put(page, "seed", "")
+    assert page.evaluate(sent) == -1
+    assert all("422" in each for each in wrong)
+    wrong.clear()
+
+
 def test_settings_outlive_a_reload(page: Page) -> None:
     put(page, "steps", "7")
     put(page, "seed", "123")

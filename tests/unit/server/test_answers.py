@@ -1,10 +1,14 @@
 """What the server answers: errors in the dialect of the path, its limits, and nothing ignored or changed."""
 
+import io
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import requests
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from server_process import Server, exchange, serving
 from server_workers import Plan
@@ -157,3 +161,46 @@ def test_settings_and_documentation_state_the_limits_of_this_server(server: Serv
     assert stated["Generation"] == {"n": 8}
     assert stated["TextToImage"] == {**images, "batch_size": 8, "n_iter": 8}
     assert "65536 pixels" in properties["JobBody"]["width"]["description"]
+
+
+# Seeds.
+
+
+@pytest.mark.parametrize("seed", [0, 2**31, 2**32 - 1])
+def test_a_seed_is_the_same_in_every_answer(server: Server, seed: int) -> None:
+    body = {**JOB, "seed": seed}
+    answers = {path: requests.post(server.url + path, json=body, timeout=30).json() for path in GENERATE}
+    native, openai, sdapi = answers.values()
+    info = json.loads(sdapi["info"])
+    image = native["images"][0]
+    recipe = requests.get(f"{server.url}/v1/pictures/{image['id']}/recipe", timeout=9).json()
+    found = [
+        native["settings"]["seed"], image["seed"], openai["data"][0]["seed"], info["seed"],
+        *info["all_seeds"], sdapi["parameters"]["seed"], recipe["settings"]["seed"],
+    ]  # fmt: skip
+    assert found == [seed] * 7
+    assert f"Seed: {seed}," in info["infotexts"][0]
+
+
+def test_seeds_of_a_job_begin_anew_after_the_largest(server: Server) -> None:
+    body = {**JOB, "seed": 2**32 - 1, "count": 3}
+    images = requests.post(f"{server.url}/v1/jobs", json=body, timeout=9).json()["images"]
+    assert [each["seed"] for each in images] == [2**32 - 1, 0, 1]
+
+
+@pytest.mark.parametrize("path", [*GENERATE, "/v1/check"])
+@pytest.mark.parametrize("seed", [2**32, 2**53 + 1, 2**64, -2, 1.5])
+def test_a_seed_beyond_32_bits_is_refused_and_not_reduced(server: Server, path: str, seed: float) -> None:
+    answer = requests.post(server.url + path, json={**JOB, "seed": seed}, timeout=9)
+    assert answer.status_code in (400, 422)
+    assert said(path, answer).startswith(f"seed is {seed}: it must be a whole number")
+
+
+def test_a_larger_seed_of_another_programs_image_is_reported(server: Server) -> None:
+    file = io.BytesIO()
+    text = PngInfo()
+    text.add_text("parameters", f"a red cube\nSteps: 4, Sampler: Euler, Seed: {2**53 + 1}, Size: 64x64")
+    Image.new("RGB", (64, 64)).save(file, "PNG", pnginfo=text)
+    found = requests.post(f"{server.url}/v1/read", data=file.getvalue(), timeout=9).json()
+    assert found["settings"]["seed"] == 1, "the lowest 32 bits"
+    assert any(f"the seed {2**53 + 1}" in each for each in found["unreproduced"])

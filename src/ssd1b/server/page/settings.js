@@ -166,14 +166,14 @@ function Seed() {
         <div class="field">
           <label for="seed">Seed</label>
           <${DraftInput} id="seed" inputmode="numeric" autocomplete="off" placeholder="random" value=${seed === RANDOM ? "" : seed}
-            take=${(text) => change({ seed: number(text) ?? RANDOM })} />
+            take=${(text) => change({ seed: text.trim() === "" ? RANDOM : number(text) ?? seed })} />
         </div>
         <${IconButton} icon="dice" label="Random seed" pressed=${seed === RANDOM} onClick=${() => change({ seed: RANDOM })} />
         <${IconButton} icon="last" label="Use the last seed" disabled=${last === undefined} onClick=${() => change({ seed: last })} />
         <div class="field count">
           <label for="count">Count</label>
           <${DraftInput} id="count" type="number" min="1" max=${now().options.max_count} value=${count}
-            take=${(text) => change({ count: number(text) ?? 1 })} />
+            take=${(text) => change({ count: number(text) ?? count })} />
         </div>
       </div>
       ${wrong && html`<p class="wrong">${wrong}</p>`}
