@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, WithJsonSchema, create_model
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, WithJsonSchema, create_model, model_validator
 
+from ssd1b.errors import unknown
 from ssd1b.server.options import ServerOptions
 from ssd1b.settings import RANDOM_SEED, SEEDS, SETTINGS, GenerationSettings
 
@@ -58,7 +59,13 @@ class JobBody(SettingsFields):
     priority: int = Field(0, ge=-10, le=10, description="Higher goes first; use negative ones for bulk work.")
 
     def given(self) -> dict[str, Any]:
-        """The settings that were given."""
+        """The settings that were given.
+
+        Raises:
+            InputError: a field is unknown.
+        """
+        for name in self.model_extra or ():
+            raise unknown("setting", name, type(self).model_fields)
         own = JobBody.__annotations__
         return {
             name: value for name, value in self.model_dump(exclude_unset=True).items()
@@ -105,7 +112,21 @@ class Jobs(BaseModel):
     next: str | None = Field(description="Pass it as `before` for older jobs; null if there are none.")
 
 
-class Priority(BaseModel):
+class Exact(BaseModel):
+    """A body whose unknown fields are refused, because they may be typing mistakes."""
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": False})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _know(cls, given: Any) -> Any:
+        for name in given if isinstance(given, dict) else ():
+            if name not in cls.model_fields:
+                raise unknown("field", name, cls.model_fields)
+        return given
+
+
+class Priority(Exact):
     """A job's place in the queue."""
 
     priority: int = Field(ge=-10, le=10)

@@ -10,7 +10,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request as HTTPRequest
 
 from ssd1b.advice import advise
-from ssd1b.errors import ConflictError
+from ssd1b.errors import ConflictError, unknown
 from ssd1b.jobs.queue import CANCELLED, FAILED, FINISHED, Image, Request
 from ssd1b.server.errors import code_of
 from ssd1b.server.schemas import (
@@ -27,7 +27,26 @@ from ssd1b.server.schemas import (
 )
 from ssd1b.server.service import Service
 
-router = APIRouter(prefix="/v1", tags=["jobs"], responses=problems(Problem))
+OPENAI_TOO = frozenset({"/v1/models"})
+"""Paths that OpenAI's clients also ask for, with parameters of their own."""
+
+
+def check_query(http: HTTPRequest) -> None:
+    """Refuse query parameters that a route does not have, because they may be typing mistakes.
+
+    Raises:
+        InputError: there is one.
+    """
+    route = http.scope["route"]
+    known = [each.alias for each in route.dependant.query_params]
+    for name in http.query_params:
+        if name not in known and route.path not in OPENAI_TOO:
+            raise unknown("query parameter", name, known)
+
+
+EXACT = [Depends(check_query)]
+
+router = APIRouter(prefix="/v1", tags=["jobs"], responses=problems(Problem), dependencies=EXACT)
 
 
 def service_of(request: HTTPRequest) -> Service:
@@ -74,7 +93,7 @@ async def submitted(
 @router.get("/jobs", summary="List jobs")
 async def jobs(
     service: TheService,
-    state: Annotated[list[str], Query()] = [],  # noqa: B006
+    state: Annotated[list[State], Query()] = [],  # noqa: B006
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     before: int | None = None,
 ) -> Jobs:

@@ -15,13 +15,13 @@ from ssd1b.model import Model
 from ssd1b.models.text import chunk_count
 from ssd1b.presets import PRESETS
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
-from ssd1b.server.routes.native import TheService
+from ssd1b.server.routes.native import EXACT, TheService
 from ssd1b.server.schemas import JobBody, Problem, problems
 from ssd1b.server.service import Service
 from ssd1b.settings import GUIDANCE_DEFAULTS, RANGES, SETTINGS
 from ssd1b.validation import Range
 
-router = APIRouter(prefix="/v1", tags=["settings"], responses=problems(Problem))
+router = APIRouter(prefix="/v1", tags=["settings"], responses=problems(Problem), dependencies=EXACT)
 
 
 class SettingAnswer(BaseModel):
