@@ -299,7 +299,7 @@ class Service:
         """Return a request, also one that is finished.
 
         Raises:
-            NotFoundError: there is none of that id.
+            NotFoundError: there is none of that id, or it is deleted.
         """
         found = await self._ledger.load(id, self._job)
         if found is None:

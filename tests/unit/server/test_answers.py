@@ -172,21 +172,22 @@ def test_settings_and_documentation_state_the_limits_of_this_server(server: Serv
         ("GET", "/v1/jobs?stat=done", None, "query parameter 'stat': did you mean 'state'?"),
         ("GET", "/v1/jobs?state=don", None, "state.0 is 'don': it must be 'queued', 'running', 'done', '"),
         ("POST", "/v1/jobs?steps=4", JOB, "query parameter 'steps': allowed: none"),
-        ("GET", "/v1/jobs/x/events?preview=1", None, "query parameter 'preview': did you mean 'previews'"),
+        ("GET", "/v1/jobs/{job}/events?preview=1", None, "query parameter 'preview': did you mean 'previews'"),
         ("GET", "/v1/events?preview=true", None, "query parameter 'preview': did you mean 'previews'"),
         ("GET", "/v1/pictures?favorite=true", None, "query parameter 'favorite': did you mean 'favourite'"),
         ("GET", "/v1/settings?model=x", None, "query parameter 'model': allowed: none"),
         ("POST", "/v1/jobs", {"stepz": 4}, "setting 'stepz': did you mean 'steps'?"),
         ("POST", "/v1/jobs", {"prioritiy": 4}, "setting 'prioritiy': did you mean 'priority'?"),
-        ("PATCH", "/v1/jobs/x", {"priorty": 1}, "field 'priorty': did you mean 'priority'?"),
+        ("PATCH", "/v1/jobs/{job}", {"priorty": 1}, "field 'priorty': did you mean 'priority'?"),
         ("PATCH", "/v1/pictures/x", {"favorite": True}, "field 'favorite': did you mean 'favourite'?"),
     ],
 )  # fmt: skip
 def test_unknown_names_are_refused_with_the_nearest(
     server: Server, method: str, path: str, body: Any, message: str
 ) -> None:
-    json = body if body is None or method == "PATCH" else JOB | body
-    answer = requests.request(method, server.url + path, json=json, timeout=9)
+    job = requests.post(f"{server.url}/v1/jobs", json=JOB, timeout=9).json()["id"]
+    sent = JOB | body if method == "POST" else body
+    answer = requests.request(method, server.url + path.replace("{job}", job), json=sent, timeout=9)
     assert answer.status_code == 422
     assert said(path, answer).removeprefix("unknown ").startswith(message)
 

@@ -438,9 +438,12 @@ def test_a_job_is_deleted_with_its_images_which_can_be_restored(server: Server) 
     listed = [each["id"] for each in requests.get(f"{server.url}/v1/jobs", timeout=9).json()["jobs"]]
     found = requests.get(f"{server.url}/v1/pictures", params={"q": "deleted"}, timeout=9).json()["pictures"]
     assert job not in listed and found == []
+    for method, path in (("GET", ""), ("GET", "/events"), ("POST", "/retry"), ("DELETE", "")):
+        assert requests.request(method, f"{server.url}/v1/jobs/{job}{path}", timeout=9).status_code == 404
     requests.patch(f"{server.url}/v1/pictures/{image['id']}", json={"deleted": False}, timeout=9)
     listed = [each["id"] for each in requests.get(f"{server.url}/v1/jobs", timeout=9).json()["jobs"]]
     assert job in listed
+    assert requests.get(f"{server.url}/v1/jobs/{job}", timeout=9).json()["images"][0]["url"]
     assert requests.delete(f"{server.url}/v1/jobs/nosuchjob", timeout=9).status_code == 404
 
 
@@ -451,7 +454,25 @@ def test_an_unfinished_job_that_is_deleted_is_cancelled(tmp_path: Path) -> None:
         job = post(server).json()["id"]
         assert requests.delete(f"{server.url}/v1/jobs/{job}", timeout=9).status_code == 204
         assert requests.get(f"{server.url}/v1/queue", timeout=9).json() == []
+        assert requests.get(f"{server.url}/v1/jobs/{job}", timeout=9).status_code == 404
         plan.gate.set()
+
+
+def test_the_idempotency_key_of_a_deleted_job_can_be_used_again(server: Server) -> None:
+    def submit(seed: int) -> str:
+        answer = requests.post(
+            f"{server.url}/v1/jobs", json={**JOB, "seed": seed}, headers={"idempotency-key": "k"}, timeout=9
+        )
+        return answer.json()["id"]
+
+    first = submit(1)
+    (image,) = finished(server, first)["images"]
+    assert submit(1) == first
+    requests.delete(f"{server.url}/v1/jobs/{first}", timeout=9)
+    second = submit(2)
+    assert finished(server, second)["state"] == "done" and second != first
+    requests.patch(f"{server.url}/v1/pictures/{image['id']}", json={"deleted": False}, timeout=9)
+    assert finished(server, first)["state"] == "done" and submit(2) == second
 
 
 def test_jobs_are_listed_after_their_images_were_removed_for_good(tmp_path: Path) -> None:

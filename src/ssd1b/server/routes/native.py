@@ -64,6 +64,14 @@ TheService = Annotated[Service, Depends(service_of)]
 Client = Annotated[str, Depends(client_of)]
 
 
+async def job_of(id: str, service: TheService) -> Request:
+    """The job of a path, found before a stream begins."""
+    return await service.request(id)
+
+
+TheJob = Annotated[Request, Depends(job_of)]
+
+
 @router.post("/jobs", status_code=202, summary="Generate images")
 async def submit(
     body: JobBody,
@@ -106,35 +114,35 @@ async def jobs(
 
 
 @router.get("/jobs/{id}", summary="Get a job")
-async def job(id: str, service: TheService) -> JobAnswer:
+async def job(request: TheJob, service: TheService) -> JobAnswer:
     """Return a job's state and images."""
-    return answer(service, await service.request(id))
+    return answer(service, request)
 
 
 @router.post("/jobs/{id}/cancel", summary="Cancel a job")
-async def cancel(id: str, service: TheService) -> JobAnswer:
+async def cancel(request: TheJob, service: TheService) -> JobAnswer:
     """Cancel a job that is queued or running. It stops after the step that is being computed."""
-    request = await service.request(id)
     await service.cancel(request)
     return answer(service, request)
 
 
 @router.delete("/jobs/{id}", status_code=204, summary="Delete a job")
-async def delete(id: str, service: TheService) -> None:
+async def delete(request: TheJob, service: TheService) -> None:
     """Remove a job from the list and its images from the gallery. A job that is not finished is cancelled.
 
     The images can be restored for a day.
     """
-    await service.delete(await service.request(id))
+    await service.delete(request)
 
 
 @router.get("/jobs/{id}/events", response_class=EventSourceResponse, summary="Follow a job")
-async def events(id: str, service: TheService, previews: bool = False) -> AsyncIterable[ServerSentEvent]:
+async def events(
+    request: TheJob, service: TheService, previews: bool = False
+) -> AsyncIterable[ServerSentEvent]:
     """Stream a job's changes as server-sent events until it is finished.
 
     Events are named `job`, with the same data as `/v1/jobs/{id}`, and `preview`, with a JPEG in base64.
     """
-    request = await service.request(id)
     async with service.listen(request, previews=previews) as listener:
         yield ServerSentEvent(event="job", data=answer(service, request))
         if request.state in FINISHED:
@@ -150,9 +158,8 @@ async def events(id: str, service: TheService, previews: bool = False) -> AsyncI
 
 
 @router.post("/jobs/{id}/retry", status_code=202, summary="Retry a job")
-async def retry(id: str, service: TheService, client: Client) -> JobAnswer:
+async def retry(old: TheJob, service: TheService, client: Client) -> JobAnswer:
     """Queue a new job with the settings of one that failed or was cancelled."""
-    old = await service.request(id)
     if old.state not in (FAILED, CANCELLED):
         raise ConflictError(f"the job is {old.state}: only failed and cancelled ones can be retried")
     service.model(old.model)
@@ -164,9 +171,8 @@ async def retry(id: str, service: TheService, client: Client) -> JobAnswer:
 
 
 @router.patch("/jobs/{id}", summary="Change a job's priority")
-async def prioritize(id: str, change: Priority, service: TheService) -> JobAnswer:
+async def prioritize(request: TheJob, change: Priority, service: TheService) -> JobAnswer:
     """Move a job in the queue by its priority."""
-    request = await service.request(id)
     await service.move(request, change.priority)
     return answer(service, request)
 
