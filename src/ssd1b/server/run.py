@@ -18,12 +18,11 @@ from ssd1b.files import named
 from ssd1b.server.app import make_app
 from ssd1b.server.connections import Connection
 from ssd1b.server.observing import JSONFormatter
-from ssd1b.server.options import ServerOptions
+from ssd1b.server.options import ServerOptions, bare_host
+from ssd1b.server.security import LOOPBACK
 from ssd1b.server.service import Service
 
 log = logging.getLogger("ssd1b.server")
-
-LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
 
 FAREWELL = 5
 """Seconds for the last answers to be sent, after all batches are finished."""
@@ -110,10 +109,10 @@ async def _serve(service: Service, listener: socket.socket, open_page: bool) -> 
     await service.start()
     with server.signals():
         try:
-            host, port = options.host, listener.getsockname()[1]
+            host, port = bare_host(options.host), listener.getsockname()[1]
             name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
             log.info("ssd1b serves %s on http://%s:%d", ", ".join(service.models), name, port)
-            if host not in LOCAL and not service.keys:
+            if host not in LOOPBACK and not service.keys:
                 log.warning("everybody who can reach this port may use the server: see --api-key-file")
             log.info("images are kept in %s; stop with Ctrl-C", named(options.folder))
             if open_page:
@@ -135,7 +134,7 @@ def _allow_connections() -> None:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            bare_host(host), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
         if os.name == "posix":  # elsewhere it would let two servers share a port

@@ -241,7 +241,8 @@ def test_a_path_opens_nothing_else(server: Server, path: str, id: str) -> None:
     ["host: evil.example", "host: localhost.evil.example", "host: localhost@evil.example", "host: ",
      "host: localhost:99999", "host: [::1", "host: localhost\r\nhost: localhost",
      "host: localhost\r\norigin: null", "host: localhost\r\norigin: http://evil.example",
-     "host: localhost\r\norigin: http://localhost.evil.example",
+     "host: localhost\r\norigin: http://localhost.evil.example", "host: localhost\r\norigin: http://[::1",
+     "host: x[::1]",
      "host: localhost\r\nsec-fetch-site: cross-site", "x: y"],
 )  # fmt: skip
 @pytest.mark.parametrize(
