@@ -1,11 +1,13 @@
 """Options of the server: what cannot be meant is refused in one line, in flags and in the settings file."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from server_process import ServerProcess
 from ssd1b.errors import InputError
 from ssd1b.server.options import Key, ServerOptions, read_keys, read_options
 from ssd1b.server.security import Guard
@@ -72,3 +74,20 @@ def test_a_key_may_have_spaces_inside(tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     file.write_text('[ann]\nkey = "a long random text"\n')
     assert read_keys(str(file)) == {"ann": Key(key="a long random text")}
+
+
+@pytest.mark.enable_socket
+@pytest.mark.skipif(os.name != "posix", reason="the mode tells nothing elsewhere")
+@pytest.mark.parametrize(("mode", "warned"), [(0o644, True), (0o640, False), (0o600, False)])
+def test_keys_that_every_user_can_read_are_a_warning(tmp_path: Path, mode: int, warned: bool) -> None:
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f'[ann]\nkey = "{KEY}"\n')
+    keys.chmod(mode)
+    server = ServerProcess(tmp_path / "store", "--api-key-file", str(keys), key=KEY)
+    try:
+        server.wait()
+        assert server.ask("GET", "/v1/queue") == [], "it is no error"
+        assert ("every user of this machine can read" in server.log.read_text()) is warned
+        assert KEY not in server.log.read_text()
+    finally:
+        server.stop()
