@@ -11,9 +11,10 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import uvicorn
 
@@ -75,6 +76,22 @@ def serving(folder: Path, plan: Plan | None = None, **options: Any) -> Iterator[
         yield server
     finally:
         server.stop()
+
+
+def exchange(server: Server, text: bytes, *, seconds: float = 30) -> bytes:
+    """Send bytes, and return what comes until the server closes or says no more."""
+    with closing(connect(server)) as client:
+        client.settimeout(seconds)
+        client.sendall(text)
+        answer = b""
+        with suppress(TimeoutError):
+            while block := client.recv(65536):
+                answer += block
+    return answer
+
+
+def connect(server: Server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", urlsplit(server.url).port or 0))
 
 
 class ServerProcess:

@@ -50,7 +50,7 @@ def unknown(
     names = sorted(allowed)
     near = get_close_matches(given[:_COMPARED].lower(), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return error(f"unknown {kind} {shown(given)}: {hint}allowed: {', '.join(names)}")
+    return error(f"unknown {kind} {shown(given)}: {hint}allowed: {', '.join(names) or 'none'}")
 
 
 @contextmanager

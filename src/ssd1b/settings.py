@@ -209,8 +209,18 @@ def _table() -> dict[str, Setting]:
     return table
 
 
+def _ranges() -> dict[str, Range]:
+    hints = get_type_hints(GenerationSettings, include_extras=True)
+    return {
+        name: each for name, hint in hints.items() for each in plain_type(hint)[1] if isinstance(each, Range)
+    }
+
+
 SETTINGS: Mapping[str, Setting] = MappingProxyType(_table())
 """All settings that defaults, presets and overrides can set, which is everything but the prompt."""
+
+RANGES: Mapping[str, Range] = MappingProxyType(_ranges())
+"""The range of each setting that is a number or two."""
 
 
 def _options() -> dict[str, tuple[Setting, ...]]:

@@ -316,8 +316,16 @@ def _required(kind: Any) -> tuple[str, ...]:
 _NO_TEXT = "it has an invalid character: a null, or no Unicode (a command line must be UTF-8)"
 
 _WORDS = {
+    "bool_parsing": "it must be true or false",
     "bool_type": "it must be true or false",
     "dict_type": "it must be a table",
+    "float_parsing": "it must be a number",
+    "float_type": "it must be a number",
+    "greater_than_equal": "it must be at least {ge}",
+    "int_from_float": "it must be a whole number",
+    "int_parsing": "it must be a whole number",
+    "int_type": "it must be a whole number",
+    "less_than_equal": "it must be at most {le}",
     "literal_error": "it must be {expected}",
     "mapping_type": "it must be a table",
     "string_pattern_mismatch": _NO_TEXT,
@@ -348,14 +356,15 @@ def _sentence(name: str, value: Any, errors: "list[ErrorDetails]") -> str:
             return str(each.get("ctx", {})["error"])
         if each["type"] == "nested":
             return f"{name}: {each['msg']}"
-    pieces = list(dict.fromkeys(map(_words, deepest)))
+    pieces = list(dict.fromkeys(map(words, deepest)))
     others = [piece.removeprefix("it must be ") for piece in pieces[1:]]
     return f"{name} is {shown(value)}: {' or '.join([pieces[0], *others])}"
 
 
-def _words(error: "ErrorDetails") -> str:
-    words = _WORDS.get(error["type"])
-    return words.format_map(error.get("ctx", {})) if words else error["msg"]
+def words(error: "ErrorDetails | Mapping[str, Any]") -> str:
+    """Say what is allowed, for an error of pydantic."""
+    known = _WORDS.get(error["type"])
+    return known.format_map(error.get("ctx", {})) if known else error["msg"]
 
 
 def _path(steps: tuple[int | str, ...], value: Any) -> list[int | str]:

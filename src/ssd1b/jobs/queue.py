@@ -164,6 +164,9 @@ _ESCAPES = str.maketrans({letter: f"!{letter}" for letter in "%_!"})
 
 
 _SHOWN = "exists (select 1 from images where request = requests.id and deleted is null)"
+"""A request all of whose images are deleted is deleted, too, until one of them is restored."""
+
+_REPEATED = "client = ? and idempotency = ?"
 
 
 class Queue:
@@ -211,6 +214,10 @@ class Queue:
             for position, image in enumerate(request.images)
         ]  # fmt: skip
         with transaction(self._database, self.file):
+            self._database.execute(  # the key of a deleted request is free
+                f"update requests set idempotency = null where {_REPEATED} and not {_SHOWN}",
+                (request.client, request.idempotency),
+            )
             self._database.execute(
                 "insert into requests (id, number, state, client, priority, model, dialect, idempotency, "
                 "created) values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -253,13 +260,13 @@ class Queue:
         return [self._request(row, job) for row in rows]
 
     def load(self, request: str, job: Callable[[str, GenerationSettings], Job]) -> Request | None:
-        """Load a request by its id; None if there is none.
+        """Load a request by its id; None if there is none, or it is deleted.
 
         Args:
             request: the id.
             job: see ``unfinished``.
         """
-        rows = self._rows("select * from requests where id = ?", (request,))
+        rows = self._rows(f"select * from requests where id = ? and {_SHOWN}", (request,))
         return self._request(rows[0], job) if rows else None
 
     def newest(
@@ -270,7 +277,7 @@ class Queue:
         limit: int,
         before: int | None = None,
     ) -> list[Request]:
-        """Load requests, the newest first, without those whose images are all deleted.
+        """Load requests that are not deleted, the newest first.
 
         Args:
             job: see ``unfinished``.
@@ -333,7 +340,7 @@ class Queue:
                 self._database.execute("update images set deleted = ? where id = ?", (when, image))
 
     def delete(self, request: str) -> None:
-        """Delete all images of a request. It is not listed any more, until one of them is restored.
+        """Delete all images of a request. It is not found any more, until one of them is restored.
 
         Args:
             request: the id.
@@ -377,7 +384,8 @@ class Queue:
     def repeated(self, client: str, idempotency: str) -> str | None:
         """Return the id of the client's request with that idempotency key; None if there is none."""
         rows = self._rows(
-            "select id from requests where client = ? and idempotency = ?", (client, idempotency)
+            f"select id from requests where client = ? and idempotency = ? and {_SHOWN}",
+            (client, idempotency),
         )
         return str(rows[0]["id"]) if rows else None
 

@@ -1,5 +1,6 @@
 """The ASGI application: routes, errors and limits put together."""
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
@@ -10,21 +11,35 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from ssd1b.errors import InputError
-from ssd1b.server.errors import answer, respond
+from ssd1b.errors import InputError, shown
+from ssd1b.server.errors import Explained, answer, respond, too_large
 from ssd1b.server.observing import Observed
 from ssd1b.server.routes import native, openai, operations, page, pictures, sdapi, settings
+from ssd1b.server.schemas import state_limits
 from ssd1b.server.security import LOOPBACK, Guard
 from ssd1b.server.service import Service
+from ssd1b.validation import words
 
 MAX_BODY = 2**20
 """Bytes of a request's body; none of the APIs takes images yet."""
 
 
+class _App(FastAPI):
+    """Its OpenAPI document states the limits of the server."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the document, which is made once."""
+        is_new = self.openapi_schema is None
+        document = super().openapi()
+        if is_new:
+            state_limits(document["components"]["schemas"], self.state.service.options)
+        return document
+
+
 def make_app(service: Service) -> Any:
     """Build the application around a service that was started."""
     options = service.options
-    app = FastAPI(
+    app = _App(
         title="ssd1b", version=version("ssd1b"), max_body_size=MAX_BODY, docs_url=None, redoc_url=None,
         description="Text-to-image with SSD-1B, SDXL and their family.",
     )  # fmt: skip
@@ -36,24 +51,39 @@ def make_app(service: Service) -> Any:
     for routes in (native, pictures, settings, openai, sdapi, operations, page):
         app.include_router(routes.router)
     hosts = {"*"} if options.allow_any_host else LOOPBACK | {options.host, *options.allow_host}
-    return Observed(Guard(app, hosts=frozenset(hosts), keys=service.keys), service.metrics)
+    return Observed(Guard(Explained(app), hosts=frozenset(hosts), keys=service.keys), service.metrics)
 
 
 async def _explain(http: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, InputError)
-    return answer(http, error)
+    return answer(http.scope["path"], error)
 
 
 async def _explain_body(http: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = [str(step) for step in first["loc"] if step not in ("body", "query", "path", "header")]
-    return answer(http, InputError(f"{'.'.join(where) or 'the body'}: {first['msg']}"))
+    return answer(http.scope["path"], InputError(_sentence(error.errors()[0])))
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    """Write a message that says which part of a request is wrong, what was given and what is allowed."""
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "value_error":  # raised by a rule, with a complete message
+        return str(context["error"])
+    if kind == "json_invalid":
+        return f"the body is no JSON: {context['error']} at character {error['loc'][-1]}"
+    name = ".".join(str(step) for step in error["loc"] if step not in ("body", "query", "path", "header"))
+    if kind == "missing":
+        return f"{name or 'the body'} is missing"
+    if not name:
+        return "the body must be a JSON object, of content-type application/json"
+    return f"{name} is {shown(error['input'])}: {words(error)}"
 
 
 async def _explain_http(http: Request, error: Exception) -> JSONResponse:
     """Answer what the framework refuses: unknown paths and methods, bodies that are too large or no JSON."""
     assert isinstance(error, HTTPException)
+    if error.status_code == 413:
+        return answer(http.scope["path"], too_large(http.scope))
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     return respond(http.scope["path"], error.status_code, code, str(error.detail), error.headers)
 

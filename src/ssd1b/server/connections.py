@@ -1,9 +1,11 @@
 """TCP connections: those that send no request, or do not read their answer, are closed."""
 
 import asyncio
+import json
 import socket
 from typing import Any, Final
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 PATIENCE = 30.0
@@ -36,6 +38,18 @@ class Connection(H11Protocol):
         """Count the bytes."""
         self._received += len(data)
         super().data_received(data)
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what cannot be read, as JSON. Its path is unknown, and so is its dialect."""
+        problem = {"error": "no valid HTTP request, or its headers are too large", "code": "bad_request"}
+        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        events = (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=json.dumps(problem).encode()),
+            h11.EndOfMessage(),
+        )
+        self.transport.write(b"".join(self.conn.send(each) or b"" for each in events))
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop watching."""

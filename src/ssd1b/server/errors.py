@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from starlette.requests import Request as HTTPRequest
+from starlette.datastructures import Headers
+from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ssd1b import errors
 from ssd1b.errors import InputError, line
@@ -35,11 +37,16 @@ class DeadlineError(errors.UnavailableError):
     """A job took longer than the server allows."""
 
 
+class TooLargeError(InputError):
+    """A request's body is larger than its path allows."""
+
+
 STATUSES: dict[type[InputError], tuple[int, str]] = {
     QuotaError: (429, "quota_exceeded"),
     QueueFullError: (429, "queue_full"),
     DrainingError: (503, "draining"),
     DeadlineError: (504, "deadline"),
+    TooLargeError: (413, "too_large"),
     errors.NotFoundError: (404, "not_found"),
     errors.ConflictError: (409, "conflict"),
     errors.UnavailableError: (503, "unavailable"),
@@ -48,6 +55,8 @@ STATUSES: dict[type[InputError], tuple[int, str]] = {
     InputError: (422, "invalid"),
 }
 """Status and code of each class of errors; a subclass stands before its base."""
+
+UNEXPECTED = "unexpected error; see the server's log"
 
 CLASSES = {kind.__name__: kind for kind in STATUSES}
 
@@ -82,7 +91,7 @@ def _openai_problem(status: int, code: str, message: str, param: str | None) -> 
     return {"message": line(message), "type": kind, "param": param, "code": code}
 
 
-def answer(http: HTTPRequest, error: InputError) -> JSONResponse:
+def answer(path: str, error: InputError) -> JSONResponse:
     """Answer a request with an error, in the dialect of its path."""
     status, code = status_of(error)
     headers = {}
@@ -93,7 +102,7 @@ def answer(http: HTTPRequest, error: InputError) -> JSONResponse:
         headers["Retry-After"] = "10"
     elif status not in (409, 429):
         headers["x-should-retry"] = "false"  # the same request would fail again
-    return respond(http.scope["path"], status, code, str(error), headers)
+    return respond(path, status, code, str(error), headers)
 
 
 def respond(
@@ -106,3 +115,38 @@ def respond(
     if path.startswith("/sdapi/"):
         return JSONResponse({"detail": line(message)}, status, headers)
     return JSONResponse({"error": line(message), "code": code}, status, headers)
+
+
+def too_large(scope: Scope) -> TooLargeError:
+    """Return the error of a request whose body is larger than its path allows."""
+    return TooLargeError(f"the body is too large: at most {scope[MAX_BODY_SIZE_SCOPE_KEY]} bytes are allowed")
+
+
+class Explained:
+    """ASGI middleware that sends the framework's own errors in the dialect of the path.
+
+    Starlette refuses a body by its announced length, and reports an unexpected exception, in plain text that
+    no exception handler can change.
+
+    Args:
+        app: answers the requests.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        is_replaced = False
+
+        async def explained(message: Message) -> None:
+            nonlocal is_replaced
+            if message["type"] == "http.response.start":
+                kind = Headers(raw=message["headers"]).get("content-type", "")
+                if is_replaced := message["status"] >= 400 and kind.startswith("text/plain"):
+                    error = too_large(scope) if message["status"] == 413 else errors.FailedError(UNEXPECTED)
+                    await answer(scope["path"], error)(scope, receive, send)
+            if not is_replaced:
+                await send(message)
+
+        await self._app(scope, receive, explained)

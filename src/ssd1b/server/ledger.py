@@ -220,7 +220,7 @@ class Ledger:
             await done.wait()
 
     async def load(self, request: str, job: MakeJob) -> Request | None:
-        """Return a request by its id, also one that is finished; None if there is none."""
+        """Return a request by its id, also one that is finished; None if there is none, or it is deleted."""
         if known := self.open.get(request) or self._unsaved.get(request):
             return known
         return await self.keep(partial(self.queue.load, request, job))

@@ -1,7 +1,10 @@
 """Options of the server: the table from which flags, the settings file and their checks come; no torch."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -9,10 +12,31 @@ from ssd1b.cluster.options import ClusterOptions
 from ssd1b.errors import InputError, prefix_errors, shown
 from ssd1b.execution import BACKENDS, DEFAULT, MEMORIES, QUANTIZATIONS, Execution
 from ssd1b.files import expand_path
-from ssd1b.settings import DEFAULT_MODEL, MAX_PIXELS, GenerationSettings
+from ssd1b.settings import DEFAULT_MODEL, MAX_PIXELS, RANGES
 from ssd1b.table_files import read_table
-from ssd1b.validation import Flag, Name, OneOf, Range, parse, validated
+from ssd1b.validation import Check, Flag, Name, OneOf, Range, check, parse, validated
 from ssd1b.weights.prediction import PREDICTIONS
+
+_HOST_NAME = re.compile(r"([a-z0-9_-]{1,63}[.])*[a-z0-9_-]*[a-z_-][a-z0-9_-]*")
+"""A host name in lower case. The last part of one is no number, or it would be a wrong address."""
+
+
+def bare_host(given: str) -> str:
+    """Return a host name or address as it is compared: in lower case, without brackets and final dot."""
+    host = given.lower().removesuffix(".")
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
+def _check_host(option: str, given: str) -> None:
+    host = bare_host(given)
+    try:
+        ip_address(host)
+    except ValueError:
+        if len(host) > 253 or not _HOST_NAME.fullmatch(host):
+            raise InputError(
+                f"{option} is {shown(given)}: it must be a host name or an IP address alone, "
+                "without scheme, port and path"
+            ) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +64,7 @@ class ServerOptions:
         metavar="MODEL", help="A model to offer: a name, folder, file or hub id. May be given several times; "
         "the first is the default.",
     )] = (DEFAULT_MODEL,)
-    host: Annotated[Name, Option(
+    host: Annotated[Name, Check(partial(_check_host, "host")), Option(
         metavar="ADDRESS", help="Address to listen on; 0.0.0.0 for all.",
     )] = "127.0.0.1"
     port: Annotated[int, Range(0, 65535), Option(help="Port to listen on; 0 for any free one.")] = 7860
@@ -50,7 +74,7 @@ class ServerOptions:
     api_key_file: Annotated[Name | None, Option(
         metavar="FILE", help="API keys that clients need, as a .toml or .json file. Default: no keys.",
     )] = None
-    allow_host: Annotated[tuple[Name, ...], Option(
+    allow_host: Annotated[tuple[Annotated[Name, Check(partial(_check_host, "allow_host"))], ...], Option(
         metavar="NAME", help="A further host name of this server, for a proxy; may be given several times.",
     )] = ()
     allow_any_host: Annotated[Flag, Option(
@@ -168,26 +192,53 @@ class ServerOptions:
             raise InputError(f"ray_{used[0]} needs ray, the address of a cluster")
         return None
 
-    def check_count(self, count: int) -> None:
+    @property
+    def ranges(self) -> Mapping[str, Range]:
+        """Ranges of the settings that this server's limits narrow."""
+        return _ranges(self.max_steps, self.max_pixels)
+
+    def check_count(self, count: int, name: str = "count") -> None:
         """Check the number of images of a job.
+
+        Args:
+            count: the number.
+            name: what the client calls it.
 
         Raises:
             InputError: there are too many.
         """
-        if count > self.max_count:
-            raise InputError(f"count is {count}: this server allows at most {self.max_count} images in a job")
+        if not 1 <= count <= self.max_count:
+            raise InputError(
+                f"{name} is {shown(count)}: this server allows 1 to {self.max_count} images in a job"
+            )
 
-    def check(self, settings: GenerationSettings) -> None:
+    def check(self, settings: Mapping[str, Any]) -> None:
         """Check an image's settings against the limits.
+
+        Args:
+            settings: by name; steps, width and height are among them.
 
         Raises:
             InputError: the image is too large or takes too many steps.
         """
-        width, height = settings.width, settings.height
+        for name, allowed in self.ranges.items():
+            check(name, settings[name], Annotated[int, allowed])
+        width, height = settings["width"], settings["height"]
         if width * height > self.max_pixels:
             raise InputError(f"size is {width}x{height}: this server allows at most {self.max_pixels} pixels")
-        if settings.steps > self.max_steps:
-            raise InputError(f"steps is {settings.steps}: this server allows at most {self.max_steps}")
+
+
+@cache
+def _ranges(max_steps: int, max_pixels: int) -> Mapping[str, Range]:
+    least, multiple = int(RANGES["width"].low), RANGES["width"].multiple_of
+    longest = max_pixels // least // multiple * multiple
+    limits = {"steps": max_steps, "width": longest, "height": longest}
+    return {
+        name: replace(RANGES[name], high=limit, why="this server's limit")
+        if limit < RANGES[name].high
+        else RANGES[name]
+        for name, limit in limits.items()
+    }
 
 
 OPTIONS: Mapping[str, Option] = {
@@ -240,7 +291,7 @@ def read_keys(file: str) -> dict[str, Key]:
         images_per_hour = 100
 
     Raises:
-        InputError: the file cannot be read, or a key is too short or there twice.
+        InputError: the file cannot be read, or a key is too short, there twice, or nothing a client can send.
     """
     table = read_table(Path(expand_path(file)))
     with prefix_errors(file):
@@ -248,6 +299,8 @@ def read_keys(file: str) -> dict[str, Key]:
             raise InputError("it must hold a table for each client")
         keys = {name: parse(Key, entry, name) for name, entry in table.items()}
         for name, each in keys.items():
+            if not (each.key.isascii() and each.key.isprintable() and each.key == each.key.strip()):
+                raise InputError(f"{name}: the key must be printable ASCII, without spaces at its ends")
             if len(each.key) < MIN_KEY:
                 raise InputError(
                     f"{name}: the key has {len(each.key)} characters, at least {MIN_KEY} are needed"

@@ -5,25 +5,26 @@ import logging
 import os
 import signal
 import socket
+import stat
 import sys
 import webbrowser
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
 from ssd1b.errors import UnavailableError, shown
-from ssd1b.files import named
+from ssd1b.files import expand_path, named
 from ssd1b.server.app import make_app
 from ssd1b.server.connections import Connection
 from ssd1b.server.observing import JSONFormatter
-from ssd1b.server.options import ServerOptions
+from ssd1b.server.options import ServerOptions, bare_host
+from ssd1b.server.security import LOOPBACK
 from ssd1b.server.service import Service
 
 log = logging.getLogger("ssd1b.server")
-
-LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
 
 FAREWELL = 5
 """Seconds for the last answers to be sent, after all batches are finished."""
@@ -110,17 +111,24 @@ async def _serve(service: Service, listener: socket.socket, open_page: bool) -> 
     await service.start()
     with server.signals():
         try:
-            host, port = options.host, listener.getsockname()[1]
+            host, port = bare_host(options.host), listener.getsockname()[1]
             name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
             log.info("ssd1b serves %s on http://%s:%d", ", ".join(service.models), name, port)
-            if host not in LOCAL and not service.keys:
+            if host not in LOOPBACK and not service.keys:
                 log.warning("everybody who can reach this port may use the server: see --api-key-file")
+            if (keys := options.api_key_file) is not None and _is_public(Path(expand_path(keys))):
+                log.warning("every user of this machine can read %s: chmod 600 it", named(keys))
             log.info("images are kept in %s; stop with Ctrl-C", named(options.folder))
             if open_page:
                 asyncio.get_running_loop().call_later(0.1, webbrowser.open, f"http://{name}:{port}")
             await server.serve(sockets=[listener])
         finally:
             await service.close()
+
+
+def _is_public(file: Path) -> bool:
+    """Whether every user of the machine can read a file. On Windows the mode does not tell."""
+    return os.name == "posix" and bool(file.stat().st_mode & stat.S_IROTH)
 
 
 def _allow_connections() -> None:
@@ -135,7 +143,7 @@ def _allow_connections() -> None:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            bare_host(host), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
         if os.name == "posix":  # elsewhere it would let two servers share a port

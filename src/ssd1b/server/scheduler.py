@@ -3,10 +3,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 
 import torch
 
@@ -21,7 +22,8 @@ from ssd1b.jobs.store import FAILED as JOB_FAILED
 from ssd1b.jobs.worker import Batch, ModelWorker, Worker
 from ssd1b.model import Model
 from ssd1b.runtime import choose_device
-from ssd1b.server.ledger import Ledger
+from ssd1b.server.errors import UNEXPECTED
+from ssd1b.server.ledger import Ledger, left
 from ssd1b.server.metrics import Metrics
 from ssd1b.server.options import ServerOptions
 from ssd1b.server.workers import Pace, StartWorker, Workers
@@ -46,6 +48,9 @@ class Run:
         batch: of the worker.
         threads: of the processor that it keeps busy.
         generating: whether it needs a worker, or has one.
+        begun: when a worker began to generate it, by the monotonic clock; None before.
+        step: denoising steps that are done.
+        stepped: when the last of them was.
     """
 
     picked: list[Picked]
@@ -53,6 +58,9 @@ class Run:
     worker: ModelWorker | None = None
     batch: Batch | None = None
     generating: bool = True
+    begun: float | None = None
+    step: int = 0
+    stepped: float = 0.0
 
     @property
     def requests(self) -> list[Request]:
@@ -63,6 +71,30 @@ class Run:
     def keys(self) -> list[str]:
         """The keys of its jobs."""
         return [image.job.key for _, image in self.picked]
+
+    @property
+    def cost(self) -> int:
+        """The cost of its jobs, see ``Job.cost``."""
+        return sum(image.job.cost for _, image in self.picked)
+
+    @property
+    def steps(self) -> int:
+        """Its denoising steps, and the decoding, which takes about as long as one."""
+        return self.picked[0][1].job.settings.steps + 1
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds of a step, on average; None before the first one is done."""
+        return None if self.begun is None or not self.step else (self.stepped - self.begun) / self.step
+
+    def seconds_left(self, now: float) -> float | None:
+        """Estimate the seconds until it is done from its steps; None before the first one is done.
+
+        Between two steps the time that passes counts, but a step that takes longer than others is not over.
+        """
+        if self.pace is None:
+            return None
+        return max(self.steps - self.step, 1) * self.pace - min(now - self.stepped, self.pace)
 
 
 class Scheduler:
@@ -115,20 +147,45 @@ class Scheduler:
         """How many batches are being generated."""
         return sum(run.generating for run in self._runs.values())
 
-    def cost_done(self, requests: Container[Request]) -> int:
-        """Estimate how much of the cost of images in progress is behind them.
+    @property
+    def seconds_per_cost(self) -> float | None:
+        """Seconds for a job of cost 1, by finished batches or the steps of the first; None before."""
+        if self.pace.seconds_per_cost is not None:
+            return self.pace.seconds_per_cost
+        running = [run for run in self._runs.values() if run.generating]
+        timed = [run.steps * pace / run.cost for run in running if (pace := run.pace)]
+        return fmean(timed) / len(running) if timed else None
+
+    def seconds_left(self, request: Request, ahead: Iterable[Request]) -> float | None:
+        """Estimate the seconds until a request is done; None while nothing was timed.
+
+        It is done with the last of its batches. If some of its images wait, they begin when those batches end
+        that are being generated now, and what waits ahead of them is done.
 
         Args:
-            requests: count only images of these.
+            request: it is not finished.
+            ahead: the requests before it in the queue.
         """
-        return round(
-            sum(
-                image.job.cost * request.step / image.job.settings.steps
-                for run in self._runs.values()
-                for request, image in run.picked
-                if run.worker is not None and request in requests
-            )
-        )
+        if (pace := self.seconds_per_cost) is None:
+            return None
+        now = time.monotonic()
+        runs = {run: self._left(run, pace, now) for run in self._runs.values()}
+        begun = {key for run in runs for key in run.keys}
+        mine = {image.job.key for image in request.left}
+        if mine <= begun:
+            own = [seconds for run, seconds in runs.items() if not mine.isdisjoint(run.keys)]
+            return max(own, default=0.0)
+        waiting = {image.job.key: image.job.cost for image in left([*ahead, request])}
+        return fmean(runs.values() or [0.0]) + pace * sum(waiting[key] for key in waiting.keys() - begun)
+
+    def _left(self, run: Run, pace: float, now: float) -> float:
+        """Estimate the seconds until a batch is done, before its first step from the batches before it."""
+        if not run.generating:
+            return 0.0  # it is being stored
+        if (seconds := run.seconds_left(now)) is not None:
+            return seconds
+        passed = 0.0 if run.begun is None else now - run.begun
+        return max(run.cost * pace * self.generating - passed, 0.0)
 
     def wake(self) -> None:
         """Look for images that can be generated."""
@@ -178,6 +235,7 @@ class Scheduler:
     def _note(self, worker: ModelWorker, progress: Progress) -> None:
         for run in self._runs.values():
             if run.worker is worker and run.batch is not None and run.batch.number == progress.batch:
+                run.step, run.stepped = progress.step, time.monotonic()
                 for request in run.requests:
                     request.step = progress.step
                 if progress.preview is not None:
@@ -244,7 +302,7 @@ class Scheduler:
         except Exception:
             log.exception("unexpected error")
             await self._release(run)
-            await self._fail(run, FailedError("unexpected error; see the server's log"))
+            await self._fail(run, FailedError(UNEXPECTED))
 
     async def _release(self, run: Run) -> None:
         self._unreleased.update(run.keys)
@@ -301,7 +359,7 @@ class Scheduler:
         try:
             await self._begin(run)  # not before the model is loaded, which may be what ends the process
             worker.show_previews(self._ledger.is_watched(run.requests))
-            begin = time.monotonic()
+            run.begun = time.monotonic()
             run.batch = worker.submit([image.job.settings for _, image in run.picked])
             self.stop_finished()  # it may have been cancelled while the model was loaded
             results = await asyncio.wrap_future(run.batch.result)
@@ -312,8 +370,8 @@ class Scheduler:
             run.worker, run.generating = None, False
             self.workers.put_back(worker)
             self._wake.set()
-        seconds = time.monotonic() - begin
-        self.pace.note(sum(image.job.cost for _, image in run.picked), seconds / (1 + self.generating))
+        seconds = time.monotonic() - run.begun
+        self.pace.note(run.cost, seconds / (1 + self.generating))
         self._metrics.generating.labels(model).observe(seconds)
         self._metrics.batch_size.observe(len(run.picked))
         return results

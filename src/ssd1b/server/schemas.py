@@ -1,9 +1,12 @@
 """Bodies and answers of the native API. The settings in them come from the one table of settings."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, WithJsonSchema, create_model
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, WithJsonSchema, create_model, model_validator
 
+from ssd1b.errors import unknown
+from ssd1b.server.options import ServerOptions
 from ssd1b.settings import RANDOM_SEED, SEEDS, SETTINGS, GenerationSettings
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -49,14 +52,20 @@ class JobBody(SettingsFields):
 
     prompt: str = Field(description="What to generate, in AUTOMATIC1111's syntax for weights.")
     model: str | None = Field(default=None, description="A model of /v1/models. Default: the first.")
-    count: int = Field(1, ge=1, le=1000, description="Images with consecutive seeds.")
+    count: int = Field(1, ge=1, description="Images with consecutive seeds.")
     preset: str | None = Field(
         default=None, description="Name of a preset; the settings given here override it."
     )
     priority: int = Field(0, ge=-10, le=10, description="Higher goes first; use negative ones for bulk work.")
 
     def given(self) -> dict[str, Any]:
-        """The settings that were given."""
+        """The settings that were given.
+
+        Raises:
+            InputError: a field is unknown.
+        """
+        for name in self.model_extra or ():
+            raise unknown("setting", name, type(self).model_fields)
         own = JobBody.__annotations__
         return {
             name: value for name, value in self.model_dump(exclude_unset=True).items()
@@ -103,7 +112,21 @@ class Jobs(BaseModel):
     next: str | None = Field(description="Pass it as `before` for older jobs; null if there are none.")
 
 
-class Priority(BaseModel):
+class Exact(BaseModel):
+    """A body whose unknown fields are refused, because they may be typing mistakes."""
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": False})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _know(cls, given: Any) -> Any:
+        for name in given if isinstance(given, dict) else ():
+            if name not in cls.model_fields:
+                raise unknown("field", name, cls.model_fields)
+        return given
+
+
+class Priority(Exact):
     """A job's place in the queue."""
 
     priority: int = Field(ge=-10, le=10)
@@ -155,6 +178,27 @@ class A1111Problem(BaseModel):
     """An error of AUTOMATIC1111's API."""
 
     detail: str
+
+
+COUNTS = frozenset({"count", "n", "batch_size", "n_iter"})
+"""Fields with a number of images."""
+
+
+def state_limits(schemas: Mapping[str, Any], options: ServerOptions) -> None:
+    """Put a server's limits into the JSON schemas of requests, whose models are the same for all servers.
+
+    Args:
+        schemas: by the model's name; changed in place.
+        options: of the server.
+    """
+    for model in ("JobBody", "Generation", "TextToImage"):
+        for name, schema in schemas[model]["properties"].items():
+            if allowed := options.ranges.get(name):
+                schema |= {"minimum": allowed.low, "maximum": allowed.high, "multipleOf": allowed.multiple_of}
+            elif name in COUNTS:
+                schema |= {"minimum": 1, "maximum": options.max_count}
+            if name in ("width", "height"):
+                schema["description"] = f"In pixels. An image may have {options.max_pixels} pixels at most."
 
 
 def problems(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:

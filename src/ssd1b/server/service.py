@@ -39,11 +39,14 @@ from ssd1b.server.metrics import Metrics
 from ssd1b.server.options import ServerOptions, read_keys
 from ssd1b.server.scheduler import Scheduler
 from ssd1b.server.workers import StartWorker
-from ssd1b.settings import SEEDS, GenerationSettings, random_seed, resolve_settings
+from ssd1b.settings import DEFAULTS, SEEDS, GenerationSettings, random_seed, resolve_settings
 
 log = logging.getLogger("ssd1b.server")
 
 HOUR = 3600.0
+
+COUNTS = {"native": "count", "openai": "n", "sdapi": "batch_size * n_iter"}
+"""What each dialect calls the number of images of a job."""
 
 DELETED_AFTER = 24 * HOUR
 """Seconds after which a deleted image is removed."""
@@ -170,12 +173,13 @@ class Service:
         """
         if preset is not None and preset not in PRESETS:
             raise unknown("preset", preset, PRESETS, NotFoundError)
-        info = self.model(model).info
+        layers = {"seed": random_seed(), **self.defaults(model)}
+        chosen = None if preset is None else PRESETS[preset]
+        # First, so that an error states the limits of this server and not those of all.
+        self.options.check({**DEFAULTS, **layers, **(chosen.settings if chosen else {}), **given})
         found = resolve_settings(
-            prompt, family=info.family, model_defaults={"seed": random_seed(), **self.defaults(model)},
-            preset=None if preset is None else PRESETS[preset], **given,
-        )  # fmt: skip
-        self.options.check(found)
+            prompt, family=self.model(model).info.family, model_defaults=layers, preset=chosen, **given
+        )
         for text in (found.prompt, found.negative_prompt or ""):
             if network := unsupported(text).get(NETWORK):
                 raise InputError(f"LoRAs are not available yet: leave {shown(network)} out of the prompt")
@@ -218,7 +222,7 @@ class Service:
             recent = await self._ledger.keep(partial(self._ledger.queue.recent, client, time.time() - HOUR))
             self._requested.setdefault(client, deque(recent))
         # Nothing is awaited between the check and the entry, so that a burst cannot pass the limit together.
-        self._check_room(client, count)
+        self._check_room(client, count, COUNTS.get(dialect, "count"))
         self._number += 1
         job = self._job(model, settings)
         decisive: dict[str, Any] = {"fingerprint": self._digests[model], "environment": self._environment}
@@ -252,16 +256,16 @@ class Service:
             (each for each in self._ledger.open.values() if (each.client, each.idempotency) == same), None
         )
 
-    def _check_room(self, client: str, count: int) -> None:
+    def _check_room(self, client: str, count: int, name: str) -> None:
         """Refuse images beyond the limits of the server and of the client's key."""
         try:
-            self.options.check_count(count)
-            self._check_queue(client, count)
+            self.options.check_count(count, name)
+            self._check_queue(client, count, name)
         except QueueFullError:
             self.metrics.refused.labels("queue_full").inc()
             raise
 
-    def _check_queue(self, client: str, count: int) -> None:
+    def _check_queue(self, client: str, count: int, name: str) -> None:
         waiting, most = len(self.waiting()), self.options.max_pending
         if waiting and waiting + count > most:
             message = f"{waiting} images are waiting, and at most {most} may: try again later"
@@ -270,7 +274,7 @@ class Service:
             return
         most = min(key.max_pending, key.images_per_hour)
         if count > most:  # at no time would it be accepted
-            raise InputError(f"n is {count}: your key allows at most {most} images at once")
+            raise InputError(f"{name} is {count}: your key allows at most {most} images at once")
         mine = len(self.waiting(client))
         if mine + count > key.max_pending:
             message = f"{mine} of your images are waiting, and at most {key.max_pending} may: try again later"
@@ -295,7 +299,7 @@ class Service:
         """Return a request, also one that is finished.
 
         Raises:
-            NotFoundError: there is none of that id.
+            NotFoundError: there is none of that id, or it is deleted.
         """
         found = await self._ledger.load(id, self._job)
         if found is None:
@@ -426,16 +430,17 @@ class Service:
         return sum(_order(each) < _order(request) for each in self._ledger.open.values())
 
     def eta(self, request: Request) -> float | None:
-        """Estimate the seconds until a request is done; None if it is, or if nothing was timed yet."""
-        if request.state in FINISHED or not self._scheduler.pace.known:
+        """Estimate the seconds until a request is done; None if it is, or while nothing was timed."""
+        if request.state in FINISHED:
             return None
-        ahead = [each for each in self._ledger.open.values() if _order(each) <= _order(request)]
-        cost = sum(image.job.cost for image in left(ahead)) - self._scheduler.cost_done(ahead)
-        return round(self._scheduler.pace.seconds(max(cost, 0), 0.0), 2)
+        ahead = [each for each in self._ledger.open.values() if _order(each) < _order(request)]
+        seconds = self._scheduler.seconds_left(request, ahead)
+        return None if seconds is None else round(seconds, 2)
 
     def _seconds(self) -> float:
         """Estimate the seconds until the queue is empty."""
-        return self._scheduler.pace.seconds(sum(image.job.cost for image in self.waiting()), 1.0)
+        pace = self._scheduler.seconds_per_cost
+        return 1.0 if pace is None else pace * sum(image.job.cost for image in self.waiting())
 
     def listen(
         self, request: Request | None = None, *, previews: bool = False

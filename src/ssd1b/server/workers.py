@@ -22,32 +22,18 @@ class Pace:
     """How fast images are generated, as a moving average, to estimate how long others will take."""
 
     def __init__(self) -> None:
-        self._seconds_per_cost: float | None = None
-
-    @property
-    def known(self) -> bool:
-        """Whether a batch was timed."""
-        return self._seconds_per_cost is not None
+        self.seconds_per_cost: float | None = None
+        """Seconds for a job of cost 1, see ``Job.cost``; None while no batch was timed."""
 
     def note(self, cost: int, seconds: float) -> None:
         """Take a batch into account.
 
         Args:
-            cost: of its jobs, see ``Job.cost``.
+            cost: of its jobs.
             seconds: that it took.
         """
-        now = seconds / max(cost, 1)
-        before = self._seconds_per_cost
-        self._seconds_per_cost = now if before is None else 0.7 * before + 0.3 * now
-
-    def seconds(self, cost: int, otherwise: float) -> float:
-        """Estimate the seconds for jobs of a cost.
-
-        Args:
-            cost: of the jobs.
-            otherwise: returned while no batch was timed.
-        """
-        return otherwise if self._seconds_per_cost is None else cost * self._seconds_per_cost
+        now, before = seconds / max(cost, 1), self.seconds_per_cost
+        self.seconds_per_cost = now if before is None else 0.7 * before + 0.3 * now
 
 
 class Workers:

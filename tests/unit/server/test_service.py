@@ -15,6 +15,7 @@ from ssd1b.errors import ConflictError, InputError, NotFoundError
 from ssd1b.jobs.queue import CANCELLED, DONE, FAILED, QUEUED, RUNNING, Request, Search
 from ssd1b.server.errors import DrainingError, QueueFullError, QuotaError
 from ssd1b.server.options import ServerOptions
+from ssd1b.server.scheduler import Run
 from ssd1b.server.service import Service
 
 MODEL = "mini-ssd-1b"
@@ -415,7 +416,7 @@ def test_quotas_are_of_each_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"steps": 151}, "steps is 151: this server allows at most 150"),
+        ({"steps": 151}, r"steps is 151: it must be a whole number from 1 to 150 \(this server's limit\)"),
         ({"width": 2048, "height": 1024}, "allows at most 1048576 pixels"),
         ({"steps": 0}, "steps is 0"),
         ({"stepz": 3}, "did you mean 'steps'"),
@@ -431,7 +432,7 @@ def test_limits_come_before_anything_is_queued(tmp_path: Path, given: dict[str, 
         async with Running(tmp_path, Plan(), max_pixels=1024 * 1024) as it:
             with pytest.raises(InputError, match=message):
                 it.service.settings(MODEL, "x", None, given)
-            with pytest.raises(InputError, match="at most 64 images"):
+            with pytest.raises(InputError, match="count is 65: this server allows 1 to 64 images"):
                 await it.submit(count=65)
             with pytest.raises(NotFoundError):
                 it.service.settings("other", "x", None, {})
@@ -501,6 +502,50 @@ def test_the_time_left_shrinks_with_every_step(tmp_path: Path) -> None:
                         break
                     found.append(it.service.eta(changed))
             assert found[-1] < found[0] / 4
+
+    run(test())
+
+
+def test_the_time_left_shrinks_between_two_steps_until_one_is_late(tmp_path: Path) -> None:
+    async def test() -> None:
+        plan = Plan()
+        async with Running(tmp_path, plan) as it:
+            request = await it.submit(steps=9)
+            await it.done(request)
+            batch = Run(picked=[(request, request.images[0])], threads=1)
+            assert batch.seconds_left(100.0) is None
+            batch.begun, batch.step, batch.stepped = 100.0, 4, 108.0  # two seconds for each of nine steps
+            left = [batch.seconds_left(now) for now in (108.0, 109.0, 110.0, 115.0)]
+            assert left == [12.0, 11.0, 10.0, 10.0], "with the decoding six are left, and five at least"
+            batch.step, batch.stepped = 9, 118.0
+            assert [batch.seconds_left(now) for now in (118.0, 119.0, 130.0)] == [2.0, 1.0, 0.0]
+
+    run(test())
+
+
+def test_the_time_left_is_that_of_the_whole_batch_and_known_from_its_first_step(tmp_path: Path) -> None:
+    """The first batch of a server has one image, the second eight of eight clients, and one image waits."""
+
+    async def test() -> None:
+        plan = Plan(seconds=0.05)
+        plan.gate.clear()
+        async with Running(tmp_path, plan, max_batch=8) as it:
+            first = await it.submit("first", steps=20)
+            batch = [await it.submit(f"number {n}", client=f"c{n}", steps=20) for n in range(8)]
+            last = await it.submit("last", steps=20)
+            assert [it.service.eta(each) for each in (first, last)] == [None, None]
+            plan.gate.set()
+            while not first.step:
+                await asyncio.sleep(0.01)
+            alone, behind = it.service.eta(first), it.service.eta(last)
+            assert alone is not None and behind is not None and 0.5 < alone < behind
+            await it.done(first)
+            while not batch[0].step:
+                await asyncio.sleep(0.01)
+            left = [it.service.eta(each) or 0 for each in batch]
+            assert min(left) > 0.5 and max(left) - min(left) < 0.1, "it is not an eighth for each"
+            assert (it.service.eta(last) or 0) > max(left)
+            await it.done(*batch, last)
 
     run(test())
 

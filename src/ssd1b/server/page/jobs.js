@@ -42,11 +42,18 @@ async function reload() {
   const before = [...now().jobs.values()].filter(isOpen);
   const [queue, recent] = await Promise.all([get("/v1/queue"), get("/v1/jobs?state=failed&state=cancelled&limit=5")]);
   const there = new Set(queue.map((job) => job.id));
-  const ended = await Promise.all(before.filter((job) => !there.has(job.id)).map((job) => get(`/v1/jobs/${job.id}`)));
+  const ended = await Promise.all(before.filter((job) => !there.has(job.id)).map(outcome));
   const young = recent.jobs.filter((job) => Date.now() / 1000 - job.finished < FORGOTTEN && !dismissed.has(job.id));
   for (const job of [...young, ...queue, ...ended]) take(job);
   await refreshPictures();
 }
+
+/** What became of a job; another client may have deleted it, which cancels it. */
+const outcome = (job) =>
+  get(`/v1/jobs/${job.id}`).catch((error) => {
+    if (error.status !== 404) throw error;
+    return { ...job, state: "cancelled", finished: Date.now() / 1000 };
+  });
 
 /** The last state of each job that was heard of, and who wants to know of changes. */
 export const heard = new Map();
@@ -64,7 +71,6 @@ export function progress(job) {
 export function take(job) {
   const before = heard.get(job.id);
   if (before && !isOpen(before) && isOpen(job)) return; // an answer that was overtaken by an event
-  if (job.state === "running") job.began = before?.began ?? { since: Date.now(), share: progress(job) };
   heard.set(job.id, job);
   set(({ jobs, previews }) => {
     jobs = new Map(jobs);

@@ -5,20 +5,8 @@ import { duration, Icon, IconButton, Picture, shownValue, useClock } from "./par
 import { now, set, useStore } from "./store.js";
 import { html, useEffect } from "./vendor/preact.js";
 
-/**
- * Seconds until a job is done; null if unknown. Counts on from what the server estimated last. The server knows no
- * pace before its first job; then the pace since the job was first seen running is taken.
- */
-export function timeLeft(job, time) {
-  let left = job.eta;
-  if (left === null) {
-    const { since, share } = job.began ?? {};
-    const made = progress(job) - share;
-    if (!(made > 0)) return null;
-    left = ((1 - progress(job)) * (job.heard - since)) / 1000 / made;
-  }
-  return Math.max(0, left - (time - job.heard) / 1000);
-}
+/** Seconds until a job is done; null if unknown. Counts on from what the server estimated last. */
+export const timeLeft = (job, time) => (job.eta === null ? null : Math.max(0, job.eta - (time - job.heard) / 1000));
 
 /** How far a job is, in words. */
 export function progressText(job, time, ahead = 0) {

@@ -36,7 +36,7 @@ function Slider({ name }) {
   const { options } = now();
   const { low, high, help, kind } = options.settings.find((each) => each.name === name);
   const [from, to, step] = SLIDERS[name];
-  const most = Math.min(to, name === "steps" ? options.max_steps : high);
+  const most = Math.min(to, high);
   const { advice, curves } = options.models[model];
   const advised = advice.find((each) => each.setting === name);
   const share = (at) => `${(100 * (Math.min(Math.max(at, from), most) - from)) / (most - from)}%`;
@@ -52,7 +52,7 @@ function Slider({ name }) {
         <input type="range" tabindex="-1" aria-hidden="true" min=${from} max=${most} step=${step} value=${value}
           onInput=${(event) => update(event.currentTarget.value)} />
       </div>
-      <${DraftInput} id=${name} type="number" min=${low} max=${name === "steps" ? options.max_steps : high}
+      <${DraftInput} id=${name} type="number" min=${low} max=${high}
         step=${kind === "int" ? 1 : "any"} value=${value} aria-invalid=${Boolean(wrong)} aria-describedby="${name}-note"
         take=${update} onKeyDown=${(event) => nudge(event, name, step, low, high)} />
       <div class="notes" id="${name}-note">
@@ -128,7 +128,9 @@ function Size() {
   const [width, height, model] = [useForm("width"), useForm("height"), useForm("model")];
   const advice = useAdvice("size");
   const wrong = useWrong("width", "height", "size");
-  const { sizes } = now().options.models[model];
+  const { models, settings } = now().options;
+  const { sizes } = models[model];
+  const { low, high, multiple_of: step } = settings.find((each) => each.name === "width");
   const current = `${width}x${height}`;
   const listed = sizes.map((each) => each.join("x"));
   const choose = (text) => {
@@ -136,7 +138,7 @@ function Size() {
     change({ width, height });
   };
   const side = (name, value) => html`
-    <${DraftInput} type="number" aria-label=${nameOf(name)} min="64" max="4096" step="8" value=${value} aria-invalid=${Boolean(wrong)}
+    <${DraftInput} type="number" aria-label=${nameOf(name)} min=${low} max=${high} step=${step} value=${value} aria-invalid=${Boolean(wrong)}
       take=${(text) => number(text) !== null && change({ [name]: number(text) })} />`;
   return html`
     <div class="field" role="group" aria-label="Size">
@@ -164,14 +166,14 @@ function Seed() {
         <div class="field">
           <label for="seed">Seed</label>
           <${DraftInput} id="seed" inputmode="numeric" autocomplete="off" placeholder="random" value=${seed === RANDOM ? "" : seed}
-            take=${(text) => change({ seed: number(text) ?? RANDOM })} />
+            take=${(text) => change({ seed: text.trim() === "" ? RANDOM : number(text) ?? seed })} />
         </div>
         <${IconButton} icon="dice" label="Random seed" pressed=${seed === RANDOM} onClick=${() => change({ seed: RANDOM })} />
         <${IconButton} icon="last" label="Use the last seed" disabled=${last === undefined} onClick=${() => change({ seed: last })} />
         <div class="field count">
           <label for="count">Count</label>
           <${DraftInput} id="count" type="number" min="1" max=${now().options.max_count} value=${count}
-            take=${(text) => change({ count: number(text) ?? 1 })} />
+            take=${(text) => change({ count: number(text) ?? count })} />
         </div>
       </div>
       ${wrong && html`<p class="wrong">${wrong}</p>`}

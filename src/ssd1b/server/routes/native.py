@@ -10,7 +10,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request as HTTPRequest
 
 from ssd1b.advice import advise
-from ssd1b.errors import ConflictError
+from ssd1b.errors import ConflictError, unknown
 from ssd1b.jobs.queue import CANCELLED, FAILED, FINISHED, Image, Request
 from ssd1b.server.errors import code_of
 from ssd1b.server.schemas import (
@@ -27,7 +27,26 @@ from ssd1b.server.schemas import (
 )
 from ssd1b.server.service import Service
 
-router = APIRouter(prefix="/v1", tags=["jobs"], responses=problems(Problem))
+OPENAI_TOO = frozenset({"/v1/models"})
+"""Paths that OpenAI's clients also ask for, with parameters of their own."""
+
+
+def check_query(http: HTTPRequest) -> None:
+    """Refuse query parameters that a route does not have, because they may be typing mistakes.
+
+    Raises:
+        InputError: there is one.
+    """
+    route = http.scope["route"]
+    known = [each.alias for each in route.dependant.query_params]
+    for name in http.query_params:
+        if name not in known and route.path not in OPENAI_TOO:
+            raise unknown("query parameter", name, known)
+
+
+EXACT = [Depends(check_query)]
+
+router = APIRouter(prefix="/v1", tags=["jobs"], responses=problems(Problem), dependencies=EXACT)
 
 
 def service_of(request: HTTPRequest) -> Service:
@@ -43,6 +62,14 @@ def client_of(request: HTTPRequest) -> str:
 
 TheService = Annotated[Service, Depends(service_of)]
 Client = Annotated[str, Depends(client_of)]
+
+
+async def job_of(id: str, service: TheService) -> Request:
+    """The job of a path, found before a stream begins."""
+    return await service.request(id)
+
+
+TheJob = Annotated[Request, Depends(job_of)]
 
 
 @router.post("/jobs", status_code=202, summary="Generate images")
@@ -74,7 +101,7 @@ async def submitted(
 @router.get("/jobs", summary="List jobs")
 async def jobs(
     service: TheService,
-    state: Annotated[list[str], Query()] = [],  # noqa: B006
+    state: Annotated[list[State], Query()] = [],  # noqa: B006
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     before: int | None = None,
 ) -> Jobs:
@@ -87,35 +114,35 @@ async def jobs(
 
 
 @router.get("/jobs/{id}", summary="Get a job")
-async def job(id: str, service: TheService) -> JobAnswer:
+async def job(request: TheJob, service: TheService) -> JobAnswer:
     """Return a job's state and images."""
-    return answer(service, await service.request(id))
+    return answer(service, request)
 
 
 @router.post("/jobs/{id}/cancel", summary="Cancel a job")
-async def cancel(id: str, service: TheService) -> JobAnswer:
+async def cancel(request: TheJob, service: TheService) -> JobAnswer:
     """Cancel a job that is queued or running. It stops after the step that is being computed."""
-    request = await service.request(id)
     await service.cancel(request)
     return answer(service, request)
 
 
 @router.delete("/jobs/{id}", status_code=204, summary="Delete a job")
-async def delete(id: str, service: TheService) -> None:
+async def delete(request: TheJob, service: TheService) -> None:
     """Remove a job from the list and its images from the gallery. A job that is not finished is cancelled.
 
     The images can be restored for a day.
     """
-    await service.delete(await service.request(id))
+    await service.delete(request)
 
 
 @router.get("/jobs/{id}/events", response_class=EventSourceResponse, summary="Follow a job")
-async def events(id: str, service: TheService, previews: bool = False) -> AsyncIterable[ServerSentEvent]:
+async def events(
+    request: TheJob, service: TheService, previews: bool = False
+) -> AsyncIterable[ServerSentEvent]:
     """Stream a job's changes as server-sent events until it is finished.
 
     Events are named `job`, with the same data as `/v1/jobs/{id}`, and `preview`, with a JPEG in base64.
     """
-    request = await service.request(id)
     async with service.listen(request, previews=previews) as listener:
         yield ServerSentEvent(event="job", data=answer(service, request))
         if request.state in FINISHED:
@@ -131,9 +158,8 @@ async def events(id: str, service: TheService, previews: bool = False) -> AsyncI
 
 
 @router.post("/jobs/{id}/retry", status_code=202, summary="Retry a job")
-async def retry(id: str, service: TheService, client: Client) -> JobAnswer:
+async def retry(old: TheJob, service: TheService, client: Client) -> JobAnswer:
     """Queue a new job with the settings of one that failed or was cancelled."""
-    old = await service.request(id)
     if old.state not in (FAILED, CANCELLED):
         raise ConflictError(f"the job is {old.state}: only failed and cancelled ones can be retried")
     service.model(old.model)
@@ -145,9 +171,8 @@ async def retry(id: str, service: TheService, client: Client) -> JobAnswer:
 
 
 @router.patch("/jobs/{id}", summary="Change a job's priority")
-async def prioritize(id: str, change: Priority, service: TheService) -> JobAnswer:
+async def prioritize(request: TheJob, change: Priority, service: TheService) -> JobAnswer:
     """Move a job in the queue by its priority."""
-    request = await service.request(id)
     await service.move(request, change.priority)
     return answer(service, request)
 

@@ -52,7 +52,7 @@ class Generation(BaseModel):
         description="What to generate.", examples=["a large red metal sphere on a blue background"]
     )
     model: str | None = None
-    n: int | None = Field(default=None, ge=1, le=1000)
+    n: int | None = Field(default=None, ge=1)
     size: str | None = Field(default=None, description="WIDTHxHEIGHT, or auto for the model's own.")
     response_format: Literal["b64_json", "url"] | None = None
     output_format: Literal["png", "jpeg", "webp"] | None = None

@@ -17,15 +17,15 @@ from ssd1b.images import MAX_FILE_BYTES, decode_recipe, picture_stem
 from ssd1b.jobs.queue import Picture, Search
 from ssd1b.prompts import unsupported
 from ssd1b.recipe import Recipe
-from ssd1b.server.routes.native import TheService
-from ssd1b.server.schemas import Problem, problems
+from ssd1b.server.routes.native import EXACT, TheService
+from ssd1b.server.schemas import Exact, Problem, problems
 
 THUMBNAIL = 256
 """Pixels of a thumbnail's longer side."""
 
 FOREVER = {"cache-control": "private, max-age=31536000, immutable"}
 
-router = APIRouter(prefix="/v1", tags=["pictures"], responses=problems(Problem))
+router = APIRouter(prefix="/v1", tags=["pictures"], responses=problems(Problem), dependencies=EXACT)
 
 
 class PictureAnswer(BaseModel):
@@ -49,7 +49,7 @@ class Pictures(BaseModel):
     next: str | None = Field(description="Pass it as `before` for older images; null if there are none.")
 
 
-class Marks(BaseModel):
+class Marks(Exact):
     """What a user says of an image."""
 
     favourite: bool | None = None

@@ -46,8 +46,8 @@ class TextToImage(BaseModel):
     cfg_scale: float | None = None
     width: int | None = None
     height: int | None = None
-    batch_size: int | None = Field(1, ge=1, le=1000)
-    n_iter: int | None = Field(1, ge=1, le=1000)
+    batch_size: int | None = Field(1, ge=1)
+    n_iter: int | None = Field(1, ge=1)
     styles: list[str] | None = None
     infotext: str | None = None
     override_settings: dict[str, Any] | None = None

@@ -1,10 +1,11 @@
 """What there is to set: the table of settings with ranges, advice, presets, and what was measured."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
-from typing import Any, get_type_hints
+from typing import Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
@@ -14,13 +15,13 @@ from ssd1b.model import Model
 from ssd1b.models.text import chunk_count
 from ssd1b.presets import PRESETS
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
-from ssd1b.server.routes.native import TheService
+from ssd1b.server.routes.native import EXACT, TheService
 from ssd1b.server.schemas import JobBody, Problem, problems
 from ssd1b.server.service import Service
-from ssd1b.settings import GUIDANCE_DEFAULTS, SETTINGS, GenerationSettings
-from ssd1b.validation import Range, plain_type
+from ssd1b.settings import GUIDANCE_DEFAULTS, RANGES, SETTINGS
+from ssd1b.validation import Range
 
-router = APIRouter(prefix="/v1", tags=["settings"], responses=problems(Problem))
+router = APIRouter(prefix="/v1", tags=["settings"], responses=problems(Problem), dependencies=EXACT)
 
 
 class SettingAnswer(BaseModel):
@@ -118,7 +119,7 @@ async def settings(service: TheService) -> SettingsAnswer:
     """Return the settings with their ranges, and for each model its defaults, advice and measurements."""
     options = service.options
     return SettingsAnswer(
-        settings=[_setting(name) for name in SETTINGS],
+        settings=[_setting(name, options.ranges) for name in SETTINGS],
         samplers=[NameAnswer(name=name, label=each.a1111) for name, each in SAMPLERS.items()],
         schedules=[
             NameAnswer(name=AUTOMATIC, label="Automatic"),
@@ -145,15 +146,15 @@ def _model(service: Service, name: str, model: Model) -> ModelSettings:
     )  # fmt: skip
 
 
-def _setting(name: str) -> SettingAnswer:
+def _setting(name: str, ranges: Mapping[str, Range]) -> SettingAnswer:
     setting = SETTINGS[name]
-    kind, metadata = plain_type(get_type_hints(GenerationSettings, include_extras=True)[name])
-    found = next((each for each in metadata if isinstance(each, Range)), None)
+    allowed = ranges.get(name) or RANGES.get(name)
     bounds: dict[str, Any] = (
-        {} if found is None else {"low": found.low, "high": found.high, "multiple_of": found.multiple_of}
-    )
+        {} if allowed is None
+        else {"low": allowed.low, "high": allowed.high, "multiple_of": allowed.multiple_of}
+    )  # fmt: skip
     default = setting.default if isinstance(setting.default, int | float | str | tuple) else None
-    return SettingAnswer(name=name, kind=kind.__name__, default=default, help=setting.help, **bounds)
+    return SettingAnswer(name=name, kind=setting.kind.__name__, default=default, help=setting.help, **bounds)
 
 
 @cache
@@ -170,6 +171,7 @@ async def check(body: JobBody, service: TheService) -> Checked:
     """Complete the settings of a job and say what to expect."""
     name = body.model or service.default
     model = service.model(name)
+    service.options.check_count(body.count)
     found = service.settings(name, body.prompt, body.preset, body.given())
     return Checked(
         settings=asdict(found), advice=advise(found, model.layout.size, model.info.family),
