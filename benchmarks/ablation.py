@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from ssd1b import Loading, evaluate_tabletop
 from ssd1b.distill.losses import Weights
 from ssd1b.distill.plan import plan
-from ssd1b.distill.run import measure_importance, run, write_model
+from ssd1b.distill.run import join_processes, measure_importance, run, write_model
 from ssd1b.distill.stages import Stage, read_stages, with_total_steps
 from ssd1b.distill.teacher import find_teacher
 from ssd1b.distill.train import student_of
@@ -76,7 +76,8 @@ def make_student(out: Path, teacher: Model, stages: list[Stage], cache: Path, *,
     planned = plan(teacher.layout.unet, stages, measure)
     if untrained:
         return write_model(out, student_of(teacher.network("unet"), planned[-1].layers), teacher).folder
-    return run(out, planned, {None: teacher}, data, resume=True).folder
+    group = join_processes("cpu", [each.stage for each in planned])
+    return run(out, planned, {None: teacher}, data, group, resume=True).folder
 
 
 def evaluate_model(model: str, captions: int) -> Evaluation:

@@ -36,6 +36,10 @@ class FailedError(InputError):
     """A training run or an image failed although the input was valid."""
 
 
+class LostProcessError(FailedError):
+    """Another process of the same training ended or does not answer."""
+
+
 SHOWN = 80
 """Maximum length of a value quoted in a message, in characters."""
 

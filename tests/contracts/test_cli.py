@@ -48,7 +48,7 @@ OPTIONS = {
     "distill": {
         "--teacher", "--student", "--data", "--stages", "--out", "--cache", "--steps", "--batch-size",
         "--seed", "--dry-run", "--resume", "--overwrite", "--device",
-        "--offline", "--prediction",
+        "--offline", "--prediction", *CLUSTER,
     },
     "bench": {
         "--layout", "--part", "--latent", "--batch", "--steps", "--peers", "--rounds", "--device", "--dtype",

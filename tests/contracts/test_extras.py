@@ -90,6 +90,11 @@ COMMANDS = {
     ("bench",): {"psutil"},
     ("bench", "--out", "bench"): {"psutil", "matplotlib"},
     ("distill", "--teacher", "mini-sdxl", "--data", "tabletop", "--out", "run"): {"accelerate"},
+    ("distill", "--teacher", "mini-sdxl", "--data", "tabletop", "--out", "run", "--ray", "local"): {
+        "accelerate",
+        "datasets",
+        "ray",
+    },
     ("distill", "--teacher", "mini-sdxl", "--dry-run", "--out", "run"): {"matplotlib"},
     ("tabletop", "examine"): {"scipy", "matplotlib"},
     ("tabletop", "train", "judge", "--out", "run"): {"accelerate"},

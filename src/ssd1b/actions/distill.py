@@ -3,10 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from ssd1b.actions import TABLETOP_DATA
 from ssd1b.actions.loading import Notify
+from ssd1b.cluster.connection import connected
+from ssd1b.cluster.options import ClusterOptions
+from ssd1b.cluster.training import train
 from ssd1b.distill.cost import Throughput, measure_speed, memory, step_macs
 from ssd1b.distill.layer_map import parameters, transformers
 from ssd1b.distill.layer_plot import plot_layers
@@ -20,6 +27,7 @@ from ssd1b.distill.run import (
     measure_importance,
     record_config,
     run,
+    saved,
 )
 from ssd1b.distill.stages import Stage, read_stages, with_total_steps
 from ssd1b.distill.teacher import find_or_describe, find_teacher
@@ -32,6 +40,7 @@ from ssd1b.saving import renewing
 from ssd1b.tabletop.miniature.train_unet import captioned_latents
 from ssd1b.training.data.batches import DataSettings, open_data
 from ssd1b.training.precision import training_dtype
+from ssd1b.training.processes import report_lost_processes
 
 LAYER_FILES = ("layers.png", "layers.tsv")
 
@@ -205,8 +214,12 @@ def distill_model(
     prediction: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    cluster: ClusterOptions | None = None,
+    notify: Notify = lambda message: None,
 ) -> StudentFiles | None:
     """Train a student in stages and write it to ``out/model`` and ``out/model.safetensors``.
+
+    Started by ``torchrun``, each process calls this with the same arguments.
 
     Args:
         teacher: a model's name.
@@ -221,29 +234,56 @@ def distill_model(
         prediction: what the teachers predict, "epsilon" or "v", if their files do not say.
         resume: continue the stage that was interrupted.
         overwrite: also replace files of another origin.
+        cluster: the Ray cluster to train on; None for this machine, or for the processes of ``torchrun``.
+            Model, data and folders must have the same paths on its machines, and ``out`` and ``cache`` must
+            be on a disk that all of them share.
+        notify: called with a message if the cluster has no room, and when processes are started again.
 
     Returns:
-        The paths of the model; None in all processes of ``torchrun`` except the main one.
+        The paths of the model; None in all processes of ``torchrun`` except the first one.
 
     Raises:
         InputError: a model cannot be loaded, the stages cannot be cut from it, the data are unusable, or
-            ``out`` holds another run.
+            ``out`` holds another run; machines do not share a folder, or have other files or versions.
+        LostProcessError: another process ended, or does not answer.
     """
-    place = str(choose_device(device))
     check_run_folder(out, resume=resume, overwrite=overwrite)
-    processes = join_processes(place)
-    find = partial(find_teacher, offline=offline, prediction=prediction)
-    found = find(teacher)
-    stages = with_target(stages, student, found.layout.unet)
-    teachers = {None: found, **{name: find(name) for name in _other_teachers(stages)}}
-    source = _open_data(data, cache or out, found)
-    measure = partial(measure_importance, found, source, place, source=data, out=out)
-    with processes.main_process_first():  # importance is measured once
-        planned = plan(found.layout.unet, stages, measure)
-    with processes.main_process_first():
-        record_config(out, config_of(teachers, data, planned))
-    made = run(out, planned, teachers, source, device=place, resume=resume, overwrite=overwrite)
-    return made if processes.is_main_process else None
+    options: dict[str, Any] = {
+        "student": student, "cache": cache, "device": device, "offline": offline, "prediction": prediction,
+        "overwrite": overwrite,
+    }  # fmt: skip
+    if cluster is None:
+        return _distill(teacher, stages, data, out, resume=resume, **options)
+    # Processes that are started again continue the run.
+    work = partial(_distill, teacher, stages, data, out, resume=True, **options)
+    minutes = max(each.train.timeout_minutes for each in stages)
+    if device == "cpu" and cluster.gpus is None:
+        cluster = replace(cluster, gpus=0)
+    with connected(cluster.address):
+        return train(cluster, work, partial(saved, out.absolute()), step_minutes=minutes, notify=notify)
+
+
+def _distill(
+    teacher: str, stages: Sequence[Stage], data: str, out: Path, *, student: str | None, cache: Path | None,
+    device: str | None, offline: bool, prediction: str | None, resume: bool, overwrite: bool,
+) -> StudentFiles | None:  # fmt: skip
+    """Do what each process does."""
+    place = str(choose_device(device))
+    group = join_processes(place, stages)
+    with report_lost_processes():
+        group.check_same("ssd1b or torch", lambda: (version("ssd1b"), torch.__version__))
+        for folder in dict.fromkeys((out, cache or out)):
+            group.check_shared(folder)
+        find = partial(find_teacher, offline=offline, prediction=prediction)
+        found = find(teacher)
+        stages = with_target(stages, student, found.layout.unet)
+        teachers = {None: found, **{name: find(name) for name in _other_teachers(stages)}}
+        source = _open_data(data, cache or out, found)
+        measure = partial(measure_importance, found, source, place, source=data, out=out)
+        planned = group.decide(partial(plan, found.layout.unet, stages, measure))
+        group.decide(partial(record_config, out, config_of(teachers, data, planned)))
+        made = run(out, planned, teachers, source, group, device=place, resume=resume, overwrite=overwrite)
+        return made if group.first else None
 
 
 def _other_teachers(stages: Sequence[Stage]) -> list[str]:

@@ -9,8 +9,10 @@ import click
 from ssd1b.actions import TABLETOP_DATA
 from ssd1b.cli.command import RESUME, Command
 from ssd1b.cli.messages import notify
+from ssd1b.cli.options import ray_options
 from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, echo_path, out_option, overwrite_option
 from ssd1b.cli.table import columns
+from ssd1b.cluster.options import ClusterOptions
 from ssd1b.errors import InputError, unknown
 from ssd1b.numerals import byte_size
 from ssd1b.training.settings import LoopSettings
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 def _needs(given: Mapping[str, Any]) -> tuple[str, ...]:
     if not given["dry_run"]:
-        return ("accelerate",)
+        return ("accelerate", "datasets", "ray") if given["ray"] else ("accelerate",)
     return ("matplotlib",) if given["out"] else ()
 
 
@@ -61,6 +63,7 @@ def _needs(given: Mapping[str, Any]) -> tuple[str, ...]:
 @click.option(
     "--prediction", metavar="NAME", help="Prediction type of the teachers, epsilon or v, if no file says."
 )
+@ray_options("Train", "process", "processes")
 def command(
     teacher: str,
     student: str | None,
@@ -77,6 +80,7 @@ def command(
     device: str | None,
     offline: bool,
     prediction: str | None,
+    cluster: ClusterOptions | None,
 ) -> None:
     """Cut layers out of a model, and train the remaining ones against the original.
 
@@ -97,6 +101,8 @@ def command(
     """  # noqa: D301 (\b keeps click from wrapping)
     numbers = {"steps": steps, "batch_size": batch_size, "seed": seed}
     _check(data, out, numbers, dry_run)
+    if dry_run and cluster is not None:
+        raise InputError("--dry-run estimates for this machine: leave out --ray")
 
     from ssd1b.actions.distill import (
         LAYER_FILES,
@@ -119,7 +125,7 @@ def command(
     else:
         made = distill_model(
             teacher, chosen, str(data), Path(str(out)), offline=offline, prediction=prediction, resume=resume,
-            overwrite=overwrite, **common,
+            overwrite=overwrite, cluster=cluster, notify=notify, **common,
         )  # fmt: skip
         written = made or ()
     for path in written:

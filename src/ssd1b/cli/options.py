@@ -170,35 +170,60 @@ def execution_options(command: Callable[..., None]) -> Callable[..., None]:
     return bundled
 
 
+def ray_options(
+    verb: str, one: str, many: str, gpus: str = ""
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Pass a command ``cluster``, the Ray cluster that it works on, or None.
+
+    Args:
+        verb: what the command does there, for the help texts.
+        one: what an actor is called.
+        many: the plural.
+        gpus: more about the GPUs of each.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @click.option(
+            "--ray", metavar="ADDRESS",
+            help=f"{verb} on a Ray cluster: HOST:PORT of its head node, auto for the one that this machine "
+            "belongs to, or local for a new one on this machine.",
+        )  # fmt: skip
+        @click.option(
+            "--ray-actors", type=int, metavar="N",
+            help=f"Number of {many}. Default: as many as there is room for.",
+        )  # fmt: skip
+        @click.option(
+            "--ray-gpus", type=float, metavar="N",
+            help=f"GPUs of each {one}{gpus}. Default: one, if the cluster has any.",
+        )  # fmt: skip
+        @click.option(
+            "--ray-cpus", type=float, metavar="N",
+            help=f"CPUs of each {one}. Default: one beside a GPU, otherwise all of a node.",
+        )  # fmt: skip
+        @wraps(command)
+        def bundled(*args: Any, ray: str | None, **options: Any) -> None:
+            shares = {name: options.pop(f"ray_{name}") for name in ("actors", "gpus", "cpus")}
+            given = {name: value for name, value in shares.items() if value is not None}
+            cluster = None
+            if ray is not None:
+                with prefix_errors("--ray"):
+                    cluster = ClusterOptions(address=ray, **given)
+            elif given:
+                raise InputError(f"--ray-{next(iter(given))} needs --ray")
+            command(*args, cluster=cluster, **options)
+
+        return bundled
+
+    return decorate
+
+
 def cluster_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the cluster to the ``choice`` of a command with ``model_options``."""
 
-    @click.option(
-        "--ray", metavar="ADDRESS",
-        help="Generate on a Ray cluster: HOST:PORT of its head node, auto for the one that this machine "
-        "belongs to, or local for a new one on this machine.",
-    )  # fmt: skip
-    @click.option(
-        "--ray-actors", type=int, metavar="N", help="Number of actors. Default: as many as there is room for."
-    )
-    @click.option(
-        "--ray-gpus", type=float, metavar="N",
-        help="GPUs of each actor; 0.5 lets two share one. Default: one, if the cluster has any.",
-    )  # fmt: skip
-    @click.option(
-        "--ray-cpus", type=float, metavar="N",
-        help="CPUs of each actor. Default: one beside a GPU, otherwise all of a node.",
-    )  # fmt: skip
+    @ray_options("Generate", "actor", "actors", gpus="; 0.5 lets two share one")
     @wraps(command)
-    def bundled(*args: Any, choice: ModelChoice, ray: str | None, **options: Any) -> None:
-        shares = {name: options.pop(f"ray_{name}") for name in ("actors", "gpus", "cpus")}
-        given = {name: value for name, value in shares.items() if value is not None}
-        if ray is not None:
-            with prefix_errors("--ray"):
-                choice = replace(choice, cluster=ClusterOptions(address=ray, **given))
-        elif given:
-            raise InputError(f"--ray-{next(iter(given))} needs --ray")
-        command(*args, choice=choice, **options)
+    def bundled(*args: Any, choice: ModelChoice, cluster: ClusterOptions | None, **options: Any) -> None:
+        command(*args, choice=replace(choice, cluster=cluster), **options)
 
     return bundled
 

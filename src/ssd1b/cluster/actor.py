@@ -108,3 +108,9 @@ def error_of(error: BaseException) -> Exception | None:
         return None
     cause = error.cause
     return cause if isinstance(cause, InputError | CancelledError) else FailedError(line(str(cause)))
+
+
+def reason_of(text: str) -> str:
+    """Return the sentence of Ray's message that says what happened, between ids and general advice."""
+    lines = [each.strip() for each in text.splitlines() if each.strip()]
+    return line(lines[-1].partition(". ")[0]).rstrip(".") if lines else "the actor ended"

@@ -14,7 +14,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, Generic
 
-from ssd1b.cluster.actor import Actor, Open, Platform, error_of, start
+from ssd1b.cluster.actor import Actor, Open, Platform, error_of, reason_of, start
 from ssd1b.cluster.connection import Share, divide
 from ssd1b.cluster.options import ClusterOptions
 from ssd1b.errors import ConflictError, FailedError, InputError, UnavailableError, line
@@ -268,7 +268,7 @@ class ClusterExecutor(Generic[Result]):
             return None
         if (own := error_of(error)) is not None:
             return own
-        reason = _reason(str(error))
+        reason = reason_of(str(error))
         if worker in self._workers:
             self._notify(f"an actor ended and is replaced: {reason}")
             self._workers.remove(worker)
@@ -301,9 +301,3 @@ class ClusterExecutor(Generic[Result]):
     def _when_done(self, reference: Any, function: Callable[..., None], *arguments: Any) -> None:
         """Call a function in the executor's thread with its arguments and the future of a reference."""
         reference.future().add_done_callback(partial(self._call, function, *arguments))
-
-
-def _reason(text: str) -> str:
-    """The sentence of Ray's message that says what happened, between ids and general advice."""
-    lines = [each.strip() for each in text.splitlines() if each.strip()]
-    return line(lines[-1].partition(". ")[0]).rstrip(".") if lines else "the actor ended"

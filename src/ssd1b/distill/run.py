@@ -7,12 +7,13 @@ from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from ssd1b.distill.importance import block_importance
 from ssd1b.distill.plan import PlannedStage
+from ssd1b.distill.stages import Stage
 from ssd1b.distill.teacher import objective_of, teacher_record
 from ssd1b.distill.train import distill, student_of
 from ssd1b.distill.validation import make_sample_validator
@@ -25,17 +26,16 @@ from ssd1b.models.vae import VAE
 from ssd1b.models.vision import IMAGE_ENCODER
 from ssd1b.saving import check_renewable, renewing, replacing
 from ssd1b.training.batches import Batches, LatentBatch
+from ssd1b.training.checkpoints import FOLDER as CHECKPOINTS
+from ssd1b.training.digests import digest_of_modules, digest_of_tensors
 from ssd1b.training.precision import training_dtype
-from ssd1b.training.processes import accelerator, check_shares
+from ssd1b.training.processes import Group, check_shares, is_visible
 from ssd1b.training.settings import LoopSettings
 from ssd1b.weights.files import read_json, read_tensors, write_json, write_tensors
 from ssd1b.weights.keymap import PARTS
 from ssd1b.weights.loading import read_part
 from ssd1b.weights.vocabulary import VOCABULARY_SIZE
 from ssd1b.weights.writing import save_folder, save_single_file
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 Data = Callable[[VAE, TextEncoders, LoopSettings], Batches[LatentBatch]]
 """Creates the batches of a stage from a teacher's VAE (float32, on the device) and text encoders."""
@@ -124,6 +124,12 @@ def _has_run(out: Path) -> bool:
     return (out / CONFIG_FILE).exists() and any(out.glob("stage-*"))
 
 
+def saved(out: Path) -> list[str]:
+    """Return the names of what a run could continue from: finished stages and checkpoints."""
+    patterns = ("stage-*/student.safetensors", f"stage-*/{CHECKPOINTS}/*.safetensors")
+    return sorted(str(path.relative_to(out)) for pattern in patterns for path in out.glob(pattern))
+
+
 def config_of(
     teachers: Mapping[str | None, Model], data: str, planned: Sequence[PlannedStage]
 ) -> dict[str, Any]:
@@ -137,19 +143,20 @@ def config_of(
 
 
 def run(
-    out: Path, planned: Sequence[PlannedStage], teachers: Mapping[str | None, Model], data: Data, *,
-    device: str = "cpu", resume: bool = False, overwrite: bool = False,
+    out: Path, planned: Sequence[PlannedStage], teachers: Mapping[str | None, Model], data: Data,
+    group: Group, *, device: str = "cpu", resume: bool = False, overwrite: bool = False,
 ) -> StudentFiles:  # fmt: skip
     """Cut and train stage after stage, then write the student with the other networks of its last teacher.
 
-    A finished stage leaves ``stage-N/student.safetensors`` and is not run again. Started by ``torchrun``,
-    every process calls this; the first one encodes the data and writes.
+    A finished stage leaves ``stage-N/student.safetensors`` and is not run again. With several
+    processes, each calls this; the first one encodes the data and writes.
 
     Args:
         out: folder of the run.
         planned: the stages.
         teachers: by the name in a stage; None is the teacher of stages that name none.
         data: makes each stage's batches.
+        group: the processes of the run.
         device: to train on.
         resume: continue the stage that was stopped.
         overwrite: as ``write_model``.
@@ -163,54 +170,57 @@ def run(
             raise InputError(
                 f"{each.name} and {teachers[None].name} have different layouts: teachers must have the same"
             )
-    together = join_processes(device)
     for each in planned:
-        check_shares(each.stage.train, together.num_processes)
+        check_shares(each.stage.train, group.count)
     for number, each in enumerate(planned, 1):
         folder = out / f"stage-{number}"
-        if not _weights(folder).exists():
+        if not group.decide(_weights(folder).exists):
             teacher = teachers[each.stage.teacher]
             unet = teacher.network("unet")
+            group.check_same(f"the UNet of {teacher.name}", partial(digest_of_modules, [unet], ""))
             before = unet if number == 1 else _load_student(each.cut.teacher, out / f"stage-{number - 1}")
             student = student_of(before, each.cut).float()
-            _train(folder, each, unet, student, teacher, data, together, device=device, resume=resume)
-        together.wait_for_everyone()
+            _train(folder, each, unet, student, teacher, data, group, device=device, resume=resume)
     last = planned[-1]
-    student = _load_student(last.layers.student, out / f"stage-{len(planned)}")
-    if together.is_main_process:
-        write_model(out, student, teachers[last.stage.teacher], overwrite=overwrite)
-    together.wait_for_everyone()
-    return _student_files(out, teachers[last.stage.teacher])
+
+    def finish() -> StudentFiles:
+        student = _load_student(last.layers.student, out / f"stage-{len(planned)}")
+        return write_model(out, student, teachers[last.stage.teacher], overwrite=overwrite)
+
+    return group.decide(finish)
 
 
-def join_processes(device: str) -> "Accelerator":
-    """Join the processes that ``torchrun`` started, before anything is moved to their devices.
+def join_processes(device: str, stages: Sequence[Stage]) -> Group:
+    """Join the other processes of the run, before anything is moved to their devices.
 
-    They wait for the first one to encode images for as long as that takes. In the training itself the loop
-    finds a process that hangs.
+    They wait for the first one to encode images for as long as that takes.
     """
-    return accelerator(torch.device(device).type, timeout_minutes=_ENCODING_MINUTES)
+    minutes = max(each.train.timeout_minutes for each in stages)
+    return Group(torch.device(device).type, step_minutes=minutes, wait_minutes=_ENCODING_MINUTES)
 
 
 def _train(
     folder: Path, planned: PlannedStage, unet: UNet, student: UNet, teacher: Model, data: Data,
-    together: "Accelerator", *, device: str, resume: bool,
+    group: Group, *, device: str, resume: bool,
 ) -> None:  # fmt: skip
     stage = planned.stage
     dtype = training_dtype(device)
     text = teacher.text_encoders(partial(teacher.network, device=device, dtype=dtype))
     vae = teacher.network("vae", device=device, dtype=torch.float32)
     objective = objective_of(teacher, text, device, dtype)
-    with together.main_process_first():
-        batches = data(vae, text, stage.train)
+    batches = group.first_before_others(partial(data, vae, text, stage.train))
+    group.check_same("the training data", lambda: digest_of_tensors({"latents": batches[0].latents}))
     trained = distill(
         folder, unet, student.to(device), planned.layers, batches, objective,
         settings=stage.train, weights=stage.weights, level=stage.features, resume=resume,
         validate=make_sample_validator(teacher, stage.captions, vae, text) if stage.captions else None,
     )  # fmt: skip
-    if together.is_main_process:
-        with replacing(_weights(folder)) as aside:
-            write_tensors(aside, trained.state_dict(), {})
+    group.decide(partial(_write_student, folder, trained))
+
+
+def _write_student(folder: Path, student: UNet) -> None:
+    with replacing(_weights(folder)) as aside:
+        write_tensors(aside, student.state_dict(), {})
 
 
 def write_model(out: Path, student: UNet, teacher: Model, *, overwrite: bool = False) -> StudentFiles:
@@ -250,6 +260,7 @@ def _weights(folder: Path) -> Path:
 
 
 def _load_student(layout: UNetLayout, folder: Path) -> UNet:
+    is_visible(_weights(folder))
     with torch.device("meta"):
         unet = UNet(layout)
     unet.load_state_dict(read_tensors(_weights(folder)), assign=True)

@@ -38,6 +38,7 @@ def save(
         InputError: the disk refused; earlier checkpoints are unchanged.
     """
     tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
     memory = set()
     for name, tensor in named_tensors(learners).items():
         full = full_tensor(tensor.detach())
@@ -49,8 +50,7 @@ def save(
     if processes.first:
         all_settings = {name: asdict(each.settings) for name, each in learners.items()}
         metadata = {"step": str(step), "settings": json.dumps(all_settings)}
-        _write(folder, step, settings.steps - settings.decay_steps, tensors, metadata)
-    processes.wait()
+    processes.decide(lambda: _write(folder, step, settings.steps - settings.decay_steps, tensors, metadata))
 
 
 def restore(path: Path, learners: Mapping[str, Learner[Any]]) -> int:

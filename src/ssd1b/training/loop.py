@@ -6,6 +6,8 @@ anywhere therefore ends with the same weights as one that was not.
 
 import multiprocessing
 import signal
+import socket
+import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
@@ -16,14 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ssd1b.errors import ConflictError
+from ssd1b.errors import ConflictError, NotFoundError
+from ssd1b.files import named
 from ssd1b.progress import progress_bar
 from ssd1b.saving import claim_folder
 from ssd1b.training import checkpoints
 from ssd1b.training.batches import Batch, Batches, Share
 from ssd1b.training.checkpoints import FOLDER
 from ssd1b.training.logs import Log
-from ssd1b.training.processes import Loss, Processes
+from ssd1b.training.processes import Loss, Processes, is_visible
 from ssd1b.training.settings import LoopSettings
 from ssd1b.training.task import Learner, Task
 
@@ -33,8 +36,11 @@ Values = Mapping[str, float | Tensor]
 Validate = Callable[[nn.Module, int], Values]
 """``validate(average, step)``, with the number of finished steps."""
 
+stop_requested = threading.Event()
+"""Ends the run of this process after the step it is in, with a checkpoint."""
+
 _STOPS = (signal.SIGINT, signal.SIGTERM)
-"""Signals after which a run ends with a checkpoint of the step it is in."""
+"""Signals that request a stop."""
 
 
 def train(
@@ -43,8 +49,8 @@ def train(
 ) -> nn.Module:  # fmt: skip
     """Train one model for one loss, and return its averaged parameters as a module in evaluation mode.
 
-    Started by ``torchrun``, every process calls this with the same arguments, and learns from its share of
-    each batch. The first one writes.
+    With several processes, each calls this with the same arguments, and learns from its share of each batch.
+    The first one writes.
 
     Args:
         model: see ``Learner``.
@@ -90,7 +96,8 @@ def run(
     Raises:
         InputError: ``out`` contains a run and ``resume`` is False; too many gradients in a row were
             skipped; the disk is full; or a batch cannot be divided into micro-batches.
-        KeyboardInterrupt: after SIGINT or SIGTERM, with a checkpoint of the last whole step written.
+        KeyboardInterrupt: after SIGINT, SIGTERM or ``stop_requested``, with a checkpoint of the last whole
+            step written.
     """
     learners = task.learners
     start = _start(out, learners, processes, resume=resume)
@@ -102,10 +109,10 @@ def run(
     log = closing(Log(out, start, silent=not processes.first))
     changed = checkpoints.named_tensors(learners).values()
     reader = closing(_read_ahead(share, start, settings.steps, changed))
-    with _polite_stop() as stopping, log as log, bar, reader as ahead:
+    with _stop_on_signals(), log as log, bar, reader as ahead:
         for step, parts in enumerate(ahead, start):
             terms = task.update(step, parts)
-            *means, stop = processes.mean([*terms.values(), float(stopping())])
+            *means, stop = processes.mean([*terms.values(), float(stop_requested.is_set())])
             means_by_name = dict(zip(terms, means, strict=True))
             log.add(means_by_name)
             bar.update()
@@ -126,16 +133,25 @@ def run(
 
 def _start(out: Path, learners: Mapping[str, Learner[Any]], processes: Processes, *, resume: bool) -> int:
     """Fill the learners from the newest checkpoint, if there is one; return the number of finished steps."""
+    name = processes.decide(partial(_begin, out, resume=resume))
+    if name is None:
+        return 0
+    path = out / FOLDER / name
+    if not is_visible(path):
+        raise NotFoundError(f"{named(path)} is not visible on {socket.gethostname()}")
+    return checkpoints.restore(path, learners)
+
+
+def _begin(out: Path, *, resume: bool) -> str | None:
+    """Create or tidy up a run's folders; return the name of the checkpoint to resume from."""
     if checkpoints.has_checkpoints(out) and not resume:
         raise ConflictError(
             f"{out} already contains a run: continue it with --resume, or name another folder"
         )
-    if processes.first:
-        claim_folder(out)
-        checkpoints.clear(out)
-    processes.wait()
-    newest = checkpoints.newest(out / FOLDER, tidy=processes.first)
-    return 0 if newest is None else checkpoints.restore(newest, learners)
+    claim_folder(out)
+    checkpoints.clear(out)
+    newest = checkpoints.newest(out / FOLDER, tidy=True)
+    return None if newest is None else newest.name
 
 
 def _read_ahead(
@@ -178,12 +194,15 @@ def _begin_to_read(weights: Iterable[Tensor], worker: int) -> None:
 
 
 @contextmanager
-def _polite_stop() -> Generator[Callable[[], bool], None, None]:
-    """Yield a function that returns whether SIGINT or SIGTERM came, so that a run stops between steps."""
-    received: list[int] = []
-    previous = [signal.signal(number, lambda number, _: received.append(number)) for number in _STOPS]
+def _stop_on_signals() -> Generator[None, None, None]:
+    """Request a stop on SIGINT and SIGTERM; only a process's main thread can handle signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = [signal.signal(number, lambda *_: stop_requested.set()) for number in _STOPS]
     try:
-        yield lambda: bool(received)
+        yield
     finally:
         for number, handler in zip(_STOPS, previous, strict=True):
             signal.signal(number, handler)
+        stop_requested.clear()

@@ -1,18 +1,28 @@
-"""The processes of a training: one, or those that ``torchrun`` started."""
+"""The processes of a training: one, or those that ``torchrun`` or Ray Train started on one or more machines.
+
+The first process decides and writes, and the others learn from it what to do. They do not look for
+themselves, because a network disk may show a new file to other machines only after a minute.
+"""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+import re
+import socket
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ssd1b.errors import InputError, UnavailableError
+from ssd1b.errors import ConflictError, InputError, LostProcessError, NotFoundError, UnavailableError, line
 from ssd1b.extras import install
+from ssd1b.files import named
 from ssd1b.models.attention import TransformerBlock
 from ssd1b.models.layers import ResnetBlock
+from ssd1b.saving import temporary_path
 from ssd1b.training.batches import Batch
 from ssd1b.training.settings import LoopSettings
 
@@ -22,9 +32,156 @@ if TYPE_CHECKING:
 Loss = Callable[[nn.Module, Batch], Mapping[str, Tensor]]
 """``loss(model, batch)``: named scalar terms, means over the batch; the one called ``loss`` is minimised."""
 
+T = TypeVar("T")
 
-class Processes:
-    """This process and the others of the run, connected by accelerate.
+VISIBLE_SECONDS = 90.0
+"""How long to look for a file that another machine wrote: NFS clients remember for a minute what a folder
+contains."""
+
+
+class Group:
+    """The processes of a run, and what they agree on between their training steps.
+
+    Args:
+        device: type of device; each process takes its own device of this type.
+        step_minutes: how long processes wait for each other within a training step.
+        wait_minutes: how long they wait here.
+
+    Attributes:
+        count: number of processes.
+        number: this process's, from 0.
+
+    Raises:
+        InputError: accelerate is missing.
+    """
+
+    def __init__(self, device: str, *, step_minutes: float, wait_minutes: float) -> None:
+        self._accelerator = accelerator(device, timeout_minutes=step_minutes)
+        self.count = self._accelerator.num_processes
+        self.number = self._accelerator.process_index
+        self._timeout = timedelta(minutes=wait_minutes)
+        self._gloo: Any = None
+        if self.count > 1:  # only gloo can name a process that does not answer
+            self._gloo = torch.distributed.new_group(backend="gloo", timeout=self._timeout)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that decides and writes."""
+        return self.number == 0
+
+    def decide(self, find: Callable[[], T]) -> T:
+        """Call a function in the first process; all return its result, or raise its InputError."""
+        if self._gloo is None:
+            return find()
+        found: list[Any] = [None, None]
+        if self.first:
+            try:
+                found[0] = find()
+            except InputError as error:
+                found[1] = error
+        torch.distributed.broadcast_object_list(found, src=0, group=self._gloo)
+        if found[1] is not None:
+            raise found[1]
+        return found[0]
+
+    def first_before_others(self, do: Callable[[], T]) -> T:
+        """Call a function that fills a cache in the first process, and then in the others."""
+        done: list[T] = []
+        self.decide(lambda: done.append(do()))
+        return done[0] if done else do()
+
+    def gather(self, mine: T) -> list[T]:
+        """Return what each process gives, in the order of their numbers."""
+        if self._gloo is None:
+            return [mine]
+        found: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(found, mine, group=self._gloo)
+        return found
+
+    def check_same(self, what: str, find: Callable[[], object]) -> None:
+        """Check that a function gives the same in all processes; one alone does not call it.
+
+        Raises:
+            InputError: some machines give something else than that of the first process.
+        """
+        if self._gloo is None:
+            return
+        found = self.gather((find(), socket.gethostname()))
+        theirs, machine = found[0]
+        if other := sorted({where for each, where in found if each != theirs}):
+            raise ConflictError(f"{', '.join(other)}: {what} differs from that on {machine}")
+
+    def check_shared(self, folder: Path) -> None:
+        """Check that all processes see the same folder.
+
+        Raises:
+            InputError: some machines do not see a file that the first process writes there.
+        """
+        if self._gloo is None:
+            return
+        name = self.decide(lambda: _touch(folder))
+        found = self.gather((is_visible(folder / name), socket.gethostname()))
+        self.decide(lambda: (folder / name).unlink(missing_ok=True))
+        if blind := sorted({where for seen, where in found if not seen}):
+            raise NotFoundError(
+                f"{', '.join(blind)}: {named(folder)} is not the folder that the first process writes to, on "
+                f"{found[0][1]}: choose one on a disk that all machines share, under the same path"
+            )
+
+    def barrier(self) -> None:
+        """Wait for the other processes.
+
+        Raises:
+            RuntimeError: some did not answer in time; the message names them.
+        """
+        if self._gloo is not None:
+            torch.distributed.monitored_barrier(self._gloo, self._timeout, wait_all_ranks=True)
+
+
+def _touch(folder: Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = temporary_path(folder)
+    path.touch()
+    return path.name
+
+
+def is_visible(path: Path) -> bool:
+    """Wait until a file is visible that another machine wrote, and return whether it is."""
+    end = time.monotonic() + VISIBLE_SECONDS
+    while not path.exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+@contextmanager
+def report_lost_processes() -> Generator[None, None, None]:
+    """Turn the errors of torch, after another process ended or hung, into one line.
+
+    Raises:
+        LostProcessError: another process is missing.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not isinstance(error, torch.distributed.DistError) and not any(sign in text for sign in _LOST):
+            raise
+        reason = re.sub(r"^\[\S+\] ", "", line(text)).partition(". ")[
+            0
+        ]  # without the place in torch's source
+        raise LostProcessError(
+            f"another process of this training ended or does not answer; continue with --resume ({reason})"
+        ) from None
+
+
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "monitoredBarrier", "gloo")
+"""In messages of torch's plain RuntimeErrors."""
+
+
+class Processes(Group):
+    """The processes of a run in its training steps, connected by accelerate.
 
     Args:
         device: of the model; each of several processes takes its own device of this kind.
@@ -32,8 +189,6 @@ class Processes:
 
     Attributes:
         device: this process's.
-        count: number of processes.
-        number: this process's, from 0.
         parts: indices of the micro-batches that this process learns from.
         sharded: whether parameters are divided among the processes.
 
@@ -42,23 +197,13 @@ class Processes:
     """
 
     def __init__(self, device: torch.device, settings: LoopSettings) -> None:
-        self._accelerator = accelerator(device.type, timeout_minutes=settings.timeout_minutes)
-        self.count = self._accelerator.num_processes
+        minutes = settings.timeout_minutes
+        super().__init__(device.type, step_minutes=minutes, wait_minutes=minutes)
         self.device = self._accelerator.device if self.count > 1 else device
-        self.number = self._accelerator.process_index
         check_shares(settings, self.count)
         each = settings.micro_batches // self.count
         self.parts = range(self.number * each, (self.number + 1) * each)
         self.sharded = settings.fsdp and self.count > 1
-        self._timeout = timedelta(minutes=settings.timeout_minutes)
-        self._gloo: Any = None
-        if self.count > 1:  # only gloo can name a process that does not answer
-            self._gloo = torch.distributed.new_group(backend="gloo", timeout=self._timeout)
-
-    @property
-    def first(self) -> bool:
-        """Whether this process is the one that writes."""
-        return self.number == 0
 
     def distribute(self, model: nn.Module, average: nn.Module, loss: Loss[Batch]) -> nn.Module:
         """Distribute a model's training over the processes: gradients are averaged, or sharded as well.
@@ -82,23 +227,10 @@ class Processes:
         """Skip gradient synchronisation, for all micro-batches but the last."""
         return self._accelerator.no_sync(loss_module)
 
-    def barrier(self) -> None:
-        """Wait for the other processes.
-
-        Raises:
-            RuntimeError: some did not answer in time; the message names them.
-        """
-        if self._gloo is not None:
-            torch.distributed.monitored_barrier(self._gloo, self._timeout, wait_all_ranks=True)
-
     def mean(self, values: Sequence[Tensor | float]) -> list[float]:
         """Return the means of numbers over the processes."""
         each = torch.stack([torch.as_tensor(value, device=self.device).detach().float() for value in values])
         return self._accelerator.reduce(each, reduction="mean").tolist()  # type: ignore[union-attr]
-
-    def wait(self) -> None:
-        """Wait until the first process has written."""
-        self._accelerator.wait_for_everyone()
 
 
 def check_shares(settings: LoopSettings, count: int) -> None:
@@ -115,7 +247,7 @@ def check_shares(settings: LoopSettings, count: int) -> None:
 
 
 def accelerator(device: str, *, timeout_minutes: float = 30.0) -> "Accelerator":
-    """Join the processes that ``torchrun`` started, if any; afterwards "cuda" is this process's own GPU.
+    """Join the other processes of the run, if there are any; afterwards "cuda" is this process's own GPU.
 
     Raises:
         InputError: accelerate is missing.

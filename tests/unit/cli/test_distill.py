@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -29,17 +31,21 @@ from ssd1b.models.vision import IMAGE_ENCODER
 from ssd1b.pipeline import Pipeline
 from ssd1b.tabletop.miniature import cache, train_unet
 from ssd1b.training import kernels, loop
+from ssd1b.training.processes import Group
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.loading import read_part
 from ssd1b.weights.opening import open_checkpoint
 from ssd1b.weights.writing import save_folder
 from tiny import tiny
+from waiting import wait_for
 
 TEACHER = replace(
     tiny(SDXL),
     vae=VAELayout(channels=(8, 8, 8, 8), layers_per_block=1, norm_groups=4, scaling_factor=0.5),
     size=128,
 )
+
+ALONE = Group("cpu", step_minutes=1.0, wait_minutes=1.0)
 
 STAGES = """
 [train]
@@ -152,23 +158,23 @@ def test_each_stage_begins_with_what_the_one_before_learned(tmp_path, teacher, m
 
     monkeypatch.setattr(running, "distill", learned)
     monkeypatch.setattr(running, "write_model", lambda out, *_, **__: running.StudentFiles(out, None))
-    running.run(tmp_path, planned, {None: found}, lambda vae, text, settings: {}, device="cpu")
+    running.run(tmp_path, planned, {None: found}, lambda vae, text, settings: {}, ALONE, device="cpu")
     (of_first, first), (of_second, second) = given
     assert of_first == of_second == TEACHER.unet, "every stage learns from the full teacher"
     for key, source in planned[1].cut.keys.items():
         assert second[key].equal(first[source] + 1)
 
 
-def test_parts_that_processes_cannot_share_are_refused_before_data_are_read(tmp_path, teacher, monkeypatch):
+def test_parts_that_processes_cannot_share_are_refused_before_data_are_read(tmp_path, teacher):
     found = find_teacher(str(teacher), offline=True)
     planned = plan(TEACHER.unet, [Stage(student="ssd-1b")])
-    monkeypatch.setattr(running, "join_processes", lambda device: SimpleNamespace(num_processes=3))
+    three = SimpleNamespace(count=3)
 
     def read(*given):
         raise AssertionError("data were read")
 
     with pytest.raises(InputError, match="3 processes cannot share 1 micro_batches evenly"):
-        running.run(tmp_path, planned, {None: found}, read, device="cpu")
+        running.run(tmp_path, planned, {None: found}, read, three, device="cpu")
 
 
 def test_a_miniature_brings_its_tokenizers_and_image_encoder_and_has_no_single_file(tmp_path):
@@ -220,10 +226,7 @@ captions = ["a cloud", "two clouds"]
 def test_two_processes_distill_what_one_does_and_one_of_them_writes(run, tmp_path, teacher, image_at):
     Path(tmp_path, "stages.toml").write_text(SHARED)
     folder = tmp_path / "pictures"
-    folder.mkdir()
-    for number in range(4):
-        smooth(128, 128, seed=number).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"cloud number {number}")
+    _clouds(folder, 4)
     call = ["distill", "--teacher", teacher, "--stages", "stages.toml", "--data", folder, "--device", "cpu"]
     alone = run(*call, "--out", "one")
     assert alone.code == 0, alone.err
@@ -243,6 +246,76 @@ def test_two_processes_distill_what_one_does_and_one_of_them_writes(run, tmp_pat
     sheets = [image_at(tmp_path / out / "stage-1/pictures/drawn-00000002.png") for out in ("one", "two")]
     assert sheets[0].size == (256, 128), "both captions, side by side"
     assert np.abs(np.subtract(*(np.asarray(sheet, np.int16) for sheet in sheets))).mean() < 2
+
+
+APART = """
+[train]
+steps = 8
+batch_size = 2
+micro_batches = 2
+learning_rate = 1e-3
+warmup_steps = 0
+checkpoint_steps = 1
+[[stages]]
+student = "vega"
+features = "block"
+"""
+
+
+@pytest.mark.enable_socket
+def test_two_machines_distill_what_two_processes_of_one_do_although_one_ends(tmp_path, teacher):
+    """Two agents of torchrun on this machine are all that two machines are, but for the disk."""
+    Path(tmp_path, "stages.toml").write_text(APART)
+    _clouds(tmp_path / "pictures", 4)
+    distill = ["-m", "ssd1b", "distill", "--teacher", teacher, "--stages", "stages.toml",
+               "--data", "pictures", "--device", "cpu", "--cache", "cache", "--out"]  # fmt: skip
+
+    def started(*options, out):
+        command = [sys.executable, "-m", "torch.distributed.run", *options, *map(str, distill), *out]
+        return subprocess.Popen(
+            command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1"},
+        )  # fmt: skip
+
+    def ended(process):
+        out, err = process.communicate(timeout=300)
+        return process.returncode, out.split(), err
+
+    code, _, err = ended(started("--standalone", "--nproc-per-node=2", out=["together"]))
+    assert code == 0, err[-3000:]
+
+    place = f"127.0.0.1:{_free_port()}"
+    dynamic = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={place}"]
+    agents = [started(*dynamic, out=["apart"]) for _ in range(2)]
+    wait_for(lambda: (tmp_path / "apart/stage-1/checkpoints/step-00000002.safetensors").exists(), seconds=200)
+    workers = [psutil.Process(agent.pid).children()[0] for agent in agents]
+    victim = next(each for each in workers if each.environ()["RANK"] == "1")
+    victim.kill()
+    survivors = [ended(agent) for agent in agents]
+    assert all(code != 0 for code, *_ in survivors)
+    lines = [line for *_, err in survivors for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "another process of this training ended or does not answer" in lines[0]
+    assert not (tmp_path / "apart/model").exists()
+
+    static = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={_free_port()}"]
+    agents = [started(*static, f"--node-rank={rank}", out=["apart", "--resume"]) for rank in range(2)]
+    (code, out, err), (other_code, other_out, _) = map(ended, agents)
+    assert (code, other_code) == (0, 0), err[-3000:]
+    assert (out, other_out) == (["apart/model", "apart/model.safetensors"], []), "told once"
+    one, other = (Path(tmp_path, out, "stage-1/student.safetensors") for out in ("together", "apart"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def _free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def _clouds(folder, count):
+    folder.mkdir()
+    for number in range(count):
+        smooth(128, 128, seed=number).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"cloud number {number}")
 
 
 def test_a_validation_without_captions_is_refused(run, tmp_path, teacher):

@@ -14,6 +14,7 @@ from ssd1b.cluster.connection import connected
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+os.environ["TORCH_COMPILE_DISABLE"] = "1"  # compiling takes a minute in each process
 
 NODES = 3
 

@@ -6,6 +6,7 @@ Weights after eight steps agree to 1e-5: the order in which a gradient's parts a
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,13 +19,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ssd1b.errors import InputError
+from ssd1b.errors import ConflictError, InputError, LostProcessError
 from ssd1b.models.attention import TransformerBlock
 from ssd1b.saving import claim_folder
-from ssd1b.training import loop
+from ssd1b.training import loop, processes
 from ssd1b.training.batches import Share
 from ssd1b.training.loop import train
-from ssd1b.training.processes import Loss
+from ssd1b.training.processes import Group, Loss, report_lost_processes
 from ssd1b.training.settings import LoopSettings
 
 Batch = dict[str, Tensor]
@@ -131,17 +132,47 @@ def work(out: Path) -> None:
     except InputError as error:
         (out / f"uneven.{rank}").write_text(str(error))
 
+    agree(out, rank)
+
     def hang(told: dict[str, Tensor]) -> dict[str, Tensor]:
         while not (out / "hanging").exists():
             time.sleep(0.1)
         return told
 
     try:
-        learn(out / "hung", replace(SETTINGS, timeout_minutes=0.1), at_step(4, 1, hang))
-    except RuntimeError as error:
+        with report_lost_processes():
+            learn(out / "hung", replace(SETTINGS, timeout_minutes=0.1), at_step(4, 1, hang))
+    except LostProcessError as error:
         if rank == 0:
             (out / "hanging").write_text(str(error))
         raise
+
+
+def agree(out: Path, rank: int) -> None:
+    """What processes do between training steps, as if each was on its own machine."""
+    processes.VISIBLE_SECONDS = 0.5
+    group = Group("cpu", step_minutes=1.0, wait_minutes=1.0)
+
+    def refuse() -> int:
+        raise ConflictError(f"refused by {rank}")
+
+    def error(do: Callable[[], object]) -> str:
+        try:
+            return f"no error: {do()}"
+        except InputError as caught:
+            return f"{type(caught).__name__}: {caught}"
+
+    found = {
+        "decided": group.decide(lambda: rank),
+        "refused": error(lambda: group.decide(refuse)),
+        "gathered": group.gather(rank),
+        "filled": group.first_before_others(lambda: (out / "cache").exists() or (out / "cache").touch()),
+        "same": error(lambda: group.check_same("the data", lambda: 7)),
+        "different": error(lambda: group.check_same("the data", lambda: rank)),
+        "shared": error(lambda: group.check_shared(out / "shared")),
+        "not shared": error(lambda: group.check_shared(out / f"disk of {rank}")),
+    }
+    (out / f"agreed.{rank}").write_text(json.dumps(found))
 
 
 def one_process(out: Path, settings: LoopSettings, asked: Loss = loss) -> dict[str, Tensor]:
@@ -241,9 +272,29 @@ def test_parts_that_cannot_be_shared_are_an_error(together: tuple[Path, int]) ->
     assert (together[0] / "uneven.1").read_text() == message
 
 
+def test_the_first_process_decides_for_all(together: tuple[Path, int]) -> None:
+    first, second = (json.loads((together[0] / f"agreed.{rank}").read_text()) for rank in range(2))
+    assert first["filled"] is None and second["filled"] is True, "the others find what the first wrote"
+    for name in ("decided", "gathered", "refused", "different"):
+        assert first[name] == second[name]
+    assert first["decided"] == 0 and first["gathered"] == [0, 1]
+    assert first["refused"] == "ConflictError: refused by 0"
+
+
+def test_machines_that_differ_are_named(together: tuple[Path, int]) -> None:
+    found = json.loads((together[0] / "agreed.1").read_text())
+    here = socket.gethostname()
+    assert found["same"] == found["shared"] == "no error: None"
+    assert found["different"] == f"ConflictError: {here}: the data differs from that on {here}"
+    assert found["not shared"].startswith(f"NotFoundError: {here}: ")
+    assert "choose one on a disk that all machines share" in found["not shared"]
+    assert not [*(together[0] / "shared").iterdir()], "nothing is left behind"
+
+
 def test_a_process_that_hangs_is_named_and_ends_the_run(together: tuple[Path, int]) -> None:
     out, code = together
-    assert "Ranks 1 failed" in (out / "hanging").read_text()
+    told = (out / "hanging").read_text()
+    assert told.startswith("another process of this training ended or does not answer") and "Ranks 1" in told
     assert code != 0
 
 
