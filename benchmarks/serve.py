@@ -15,7 +15,6 @@ import json
 import random
 import re
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -32,6 +31,9 @@ from typing import Any
 import psutil
 import requests
 from matplotlib.figure import Figure
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from server_process import ServerProcess
 
 MODEL = "mini-ssd-1b"
 STEPS = 20
@@ -58,36 +60,11 @@ print(json.dumps(found))
 """
 
 
-class Server:
+class Server(ServerProcess):
     """``ssd1b serve`` with the miniature."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        self.folder = folder
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.options = options
-        self.begin()
-
-    def begin(self) -> None:
-        log = self.folder.parent / "server.log"
-        with log.open("a") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "ssd1b", "serve", "--model", MODEL, "--store", str(self.folder),
-                 "--port", str(self.port), "--device", "cpu", "--offline", *self.options],
-                stderr=file,
-            )  # fmt: skip
-        while True:
-            with suppress(requests.ConnectionError):
-                requests.get(f"{self.url}/readyz", timeout=9)
-                break
-            if self.process.poll() is not None:
-                raise SystemExit(log.read_text()[-2000:])
-            time.sleep(0.05)
-
-    def end(self, how: int = signal.SIGTERM) -> None:
-        self.process.send_signal(how)
-        self.process.wait()
+        super().__init__(folder, "--model", MODEL, "--device", "cpu", *options, threads=None)
 
     def metrics(self) -> dict[str, float]:
         text = requests.get(f"{self.url}/metrics", timeout=30).text
@@ -118,12 +95,13 @@ class Server:
 def serving(*options: str) -> Generator[Server, None, None]:
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Path(folder) / "store", *options)
+        server.wait()
         warm = requests.post(f"{server.url}/v1/images/generations", json=job(0), timeout=120)
         warm.raise_for_status()
         try:
             yield server
         finally:
-            server.end()
+            server.stop()
 
 
 def job(seed: int, **more: Any) -> dict[str, Any]:
@@ -337,11 +315,12 @@ def kills(times: int) -> dict[str, Any]:
                     accepted.append(answer.json()["id"])
                 seed += 10
             time.sleep(chance.uniform(0.0, 4.0))
-            server.end(signal.SIGKILL)
+            server.stop(signal.SIGKILL)
             for file in (server.folder / "pictures").rglob("*.png"):
                 now = (file.stat().st_ino, file.stat().st_mtime_ns)
                 twice += written.setdefault(file.name, now) != now
             server.begin()
+            server.wait()
         begin = time.monotonic()
         while server.metric("ssd1b_images_waiting") and time.monotonic() - begin < 600:
             time.sleep(0.5)
@@ -351,7 +330,7 @@ def kills(times: int) -> dict[str, Any]:
             now = (file.stat().st_ino, file.stat().st_mtime_ns)
             twice += written.setdefault(file.name, now) != now
         store = server.folder
-        server.end()
+        server.stop()
         checks = {
             each.name: subprocess.run(
                 [sys.executable, "-c", "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute("
@@ -361,6 +340,7 @@ def kills(times: int) -> dict[str, Any]:
             for each in store.glob("*.sqlite")
         }  # fmt: skip
         server.begin()
+        server.wait()
     return {
         "kills": times, "accepted": len(accepted), "states": dict(states), "written_twice": twice,
         "pictures": len(written), "integrity": checks,

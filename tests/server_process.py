@@ -95,7 +95,13 @@ def connect(server: Server) -> socket.socket:
 
 
 class ServerProcess:
-    """``ssd1b serve`` on a port of its own; with one thread, and only files that are on this machine.
+    """``ssd1b serve`` on a port of its own, with only files that are on this machine.
+
+    Args:
+        folder: its store.
+        options: further ones.
+        key: the API key that ``ask`` sends.
+        threads: of each worker; None for the server's own choice.
 
     Attributes:
         url: where it listens.
@@ -103,9 +109,12 @@ class ServerProcess:
         process: the running one.
     """
 
-    def __init__(self, folder: Path, *options: str, key: str = "") -> None:
+    def __init__(self, folder: Path, *options: str, key: str = "", threads: int | None = 1) -> None:
         self.folder = folder
-        self._options, self._key = options, key
+        self._options, self._key, self._environment = list(options), key, dict(os.environ)
+        if threads is not None:
+            self._options = ["--threads", str(threads), *options]
+            self._environment["OMP_NUM_THREADS"] = str(threads)
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self._port}"
@@ -117,8 +126,8 @@ class ServerProcess:
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "ssd1b", "serve", "--store", str(self.folder), "--port",
-                 str(self._port), "--threads", "1", "--offline", *self._options],
-                stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                 str(self._port), "--offline", *self._options],
+                stderr=log, env=self._environment,
             )  # fmt: skip
 
     def wait(self, seconds: float = 120) -> None:

@@ -402,12 +402,8 @@ def test_wherever_the_disk_refuses_it_is_one_line_and_the_next_run_goes_on(folde
     assert not [*(folder / "workers").iterdir()]
 
 
-@pytest.fixture
-def small_disk(disk_of: Callable[[str], Path]) -> Path:
-    return disk_of("512k")
-
-
-def test_a_disk_that_fills_and_is_emptied(small_disk: Path) -> None:
+def test_a_disk_that_fills_and_is_emptied(disk_of: Callable[[str], Path]) -> None:
+    small_disk = disk_of("512k")
     more = sweep("guidance=2-40", "seed=1-20")
     (small_disk / "ballast").write_bytes(bytes(200_000))
     for _ in range(50):

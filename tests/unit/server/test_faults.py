@@ -386,12 +386,10 @@ def test_a_reader_that_stalls_holds_up_nobody(tmp_path: Path, monkeypatch: pytes
 # The disk.
 
 
-@pytest.fixture
-def small_disk(disk_of: Callable[[str], Path]) -> Path:
-    return disk_of("8m")
-
-
-def test_a_full_disk_is_an_answer_and_the_server_goes_on_when_there_is_space(small_disk: Path) -> None:
+def test_a_full_disk_is_an_answer_and_the_server_goes_on_when_there_is_space(
+    disk_of: Callable[[str], Path],
+) -> None:
+    small_disk = disk_of("8m")
     with serving(small_disk / "store", Plan()) as server:
         assert finished(server, post(server).json()["id"])["state"] == "done"
         ballast = small_disk / "ballast"
