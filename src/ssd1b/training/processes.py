@@ -168,9 +168,7 @@ def report_lost_processes() -> Generator[None, None, None]:
         text = str(error)
         if not isinstance(error, torch.distributed.DistError) and not any(sign in text for sign in _LOST):
             raise
-        reason = re.sub(r"^\[\S+\] ", "", line(text)).partition(". ")[
-            0
-        ]  # without the place in torch's source
+        reason, _, _ = re.sub(r"^\[\S+\] ", "", line(text)).partition(". ")  # not the place in torch's source
         raise LostProcessError(
             f"another process of this training ended or does not answer; continue with --resume ({reason})"
         ) from None
