@@ -235,8 +235,8 @@ class ClusterExecutor(Generic[Result]):
                 self._when_done(reference, self._generated, worker, task)
 
     def _generated(self, worker: _Worker, task: _Batch, results: "Future[list[Result]]") -> None:
+        running, was_alive = worker.batches[0], worker in self._workers
         worker.batches.remove(task)
-        is_new = worker in self._workers
         error = self._error_of(worker, results)
         if error is None:
             self._failed_starts = 0
@@ -246,7 +246,7 @@ class ClusterExecutor(Generic[Result]):
         elif worker in self._workers:  # it lives
             self._fail(task, error)
         else:
-            task.deaths += is_new  # otherwise the batch before it was being generated
+            running.deaths += was_alive  # the actor ends once, for all its batches
             if task.deaths < MAX_DEATHS:
                 self._waiting.appendleft(task)
             else:
