@@ -12,10 +12,10 @@ demo: $(VENV)/installed  ## Set up and draw the first picture.
 	$(BIN)/ssd1b generate "$(PROMPT)" --seed 0 --out pictures
 
 test: $(VENV)/installed-dev  ## Set up and run every test that needs neither a GPU nor a full-size model.
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --quiet
+	$(BIN)/python -m pytest --numprocesses 2 --quiet
 
 coverage: $(VENV)/installed-dev  ## As test, and print the share of lines that the tests ran, by module.
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --quiet --cov
+	$(BIN)/python -m pytest --numprocesses 2 --quiet --cov
 
 browser: $(VENV)/installed-dev  ## Find a Chromium for the browser tests; root on Debian installs it.
 	$(BIN)/python tests/browsers.py

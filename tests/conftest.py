@@ -1,6 +1,7 @@
 """What all tests share: no network, no clock in property tests, full-size models only when asked for."""
 
 import os
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -19,6 +20,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full-size", action="store_true", help="run the tests that build models at full size")
     seconds = "try each target of tests/fuzz for so many seconds; by default one round, the same in every run"
     parser.addoption("--fuzz-seconds", type=float, default=0.0, help=seconds)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Run the tests of a cluster in one process, one after the other; two clusters would starve each other.
+
+    ``--dist loadgroup`` does the same by a mark, but has no effect with pytest 9.2 and xdist 3.8.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "cluster" if nodeid.startswith("tests/unit/cluster/") else nodeid
+
+    return Scheduling(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

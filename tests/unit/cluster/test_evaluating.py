@@ -21,7 +21,7 @@ from ssd1b.pipeline import Pipeline
 from ssd1b.tabletop.world.renderer import render
 from ssd1b.tabletop.world.scenes import scene
 
-pytestmark = [pytest.mark.enable_socket, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.enable_socket
 
 ALIKE = ("--device", "cpu", "--dtype", "fp32", "--threads", 1, "--offline", "--steps", 1)
 

@@ -19,7 +19,7 @@ from ssd1b.jobs.executor import Executor, JobResult
 from ssd1b.jobs.job import Job
 from ssd1b.jobs.store import DONE, FAILED, Outcome, Store
 
-pytestmark = [pytest.mark.enable_socket, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.enable_socket
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from ssd1b.server.replicas import Replicas, replicas
 from ssd1b.settings import GenerationSettings, resolve_settings
 from waiting import wait_for
 
-pytestmark = [pytest.mark.enable_socket, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.enable_socket
 
 MODEL = "mini-ssd-1b"
 LOADING: dict[str, Any] = {"device": "cpu", "dtype": "fp32", "offline": True, "threads": 1}

@@ -26,7 +26,6 @@ from waiting import wait_for
 
 pytestmark = [
     pytest.mark.enable_socket,
-    pytest.mark.xdist_group("cluster"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),  # Ray Train imports Ray Data
 ]
 
