@@ -171,13 +171,12 @@ def transaction(database: sqlite3.Connection, path: Path) -> Generator[None, Non
             raise
 
 
+_ENCODING = ("utf-8", "surrogatepass")
+
+
 def row_checksum(*parts: Any) -> bytes:
     """A checksum of a row, which SQLite does not provide."""
-    return blake2b(_encoded(repr(parts)), digest_size=8).digest()
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
+    return blake2b(repr(parts).encode(*_ENCODING), digest_size=8).digest()
 
 
 def sweep_checksum(definition: Any, members: Iterable[tuple[Any, Any]]) -> bytes:
@@ -185,10 +184,10 @@ def sweep_checksum(definition: Any, members: Iterable[tuple[Any, Any]]) -> bytes
 
     The text of a million members is never held as a whole.
     """
-    hashed = blake2b(_encoded(f"({definition!r},"), digest_size=8)
+    hashed = blake2b(f"({definition!r},".encode(*_ENCODING), digest_size=8)
     separator = " "
     for member in members:
-        hashed.update(_encoded(f"{separator}{tuple(member)!r}"))
+        hashed.update(f"{separator}{tuple(member)!r}".encode(*_ENCODING))
         separator = ", "
     hashed.update(b")")
     return hashed.digest()

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -168,7 +167,8 @@ def test_each_stage_begins_with_what_the_one_before_learned(tmp_path, teacher, m
 def test_parts_that_processes_cannot_share_are_refused_before_data_are_read(tmp_path, teacher):
     found = find_teacher(str(teacher), offline=True)
     planned = plan(TEACHER.unet, [Stage(student="ssd-1b")])
-    three = SimpleNamespace(count=3)
+    three = Group("cpu", step_minutes=1.0, wait_minutes=1.0)
+    three.count = 3
 
     def read(*given):
         raise AssertionError("data were read")
