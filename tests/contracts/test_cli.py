@@ -33,7 +33,7 @@ OPTIONS = {
         "--file", "--axis", "--axes", "--seeds", "--out", "--retry", "--dry-run", *SETTINGS, *MODEL, *CLUSTER
     },
     "bulk": {
-        "--out", "--as", "--shard", "--format", "--keep", "--work", "--retry", "--dry-run",
+        "--out", "--as", "--shard", "--part", "--format", "--keep", "--work", "--retry", "--dry-run",
         *SETTINGS, *MODEL, *CLUSTER,
     },
     "report": {"--sweep", "--metric", "--out", "--overwrite", "--verify", "--list"},
