@@ -24,7 +24,7 @@ IMPORTED_AS = {
 }  # fmt: skip
 COMES_WITH = {
     "markupsafe": "jinja2", "huggingface_hub": "transformers", "openvino_telemetry": "openvino",
-    "pydantic_core": "pydantic", "starlette": "fastapi",
+    "pydantic_core": "pydantic", "starlette": "fastapi", "h11": "uvicorn",
 }  # fmt: skip
 
 

@@ -123,7 +123,7 @@ def test_openai_streams_the_image(client: openai.OpenAI, format: Any, kind: str)
     [
         ({"prompt": "x", "model": "mini-sdd"}, openai.NotFoundError, "did you mean 'mini-ssd-1b'"),
         ({"prompt": "x", "size": "9x9"}, openai.BadRequestError, "width is 9"),
-        ({"prompt": "x", "n": 65}, openai.BadRequestError, "at most 64"),
+        ({"prompt": "x", "n": 65}, openai.BadRequestError, "allows 1 to 64 images"),
         ({"prompt": ""}, openai.BadRequestError, "prompt is empty"),
         ({"prompt": "x", "background": "transparent"}, openai.BadRequestError, "transparent"),
         ({"prompt": "x", "extra_body": {"steps": "many"}}, openai.BadRequestError, "steps is 'many'"),
