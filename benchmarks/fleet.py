@@ -1,10 +1,10 @@
-"""Simulate ``ssd1b bulk`` on up to 10,000 GPUs: how many drivers it takes, and what failures cost.
+"""Simulate a driver of ``ssd1b bulk --ray``: how many GPUs it can feed.
 
     python benchmarks/fleet.py docs/log/cluster
 
-A discrete-event simulation of the executor of ``ssd1b.cluster``: each driver handles one finished image after
-the other, and keeps a batch running, one queued and one waiting for each of its actors. Writes ``fleet.json``
-and ``fleet.png``. The measured inputs are from docs/log; the assumptions are marked.
+A discrete-event simulation of the executor of ``ssd1b.cluster``, without failures: the driver handles one
+finished image after the other, and keeps an image running, one queued and one waiting for each of its actors.
+Writes ``fleet.json`` and ``fleet.png``. The times are from docs/log; the assumptions are marked.
 """
 
 import argparse
@@ -21,20 +21,11 @@ from matplotlib.figure import Figure
 SECONDS = 0.62
 """Measured: an image of SSD-1B on an H200, compiled, 1024 x 1024, 30 steps."""
 
-DRIVER_SECONDS = 0.0174
+DRIVER_SECONDS = 0.0151
 """Measured: a driver's time for a finished image of 1.5 MB."""
 
 SPREAD = 0.05
 """Assumed: relative standard deviation of the time of an image."""
-
-GPU_HOURS_BETWEEN_FAILURES = 50_000.0
-"""Assumed, after 2407.21783: 419 unexpected interruptions of 16,384 GPUs in 54 days."""
-
-RESTART_SECONDS = 120.0
-"""Assumed: until another actor has loaded and compiled the model."""
-
-DRIVER_HOURS_BETWEEN_FAILURES = 1000.0
-"""Assumed."""
 
 GPU_HOUR = 3.5
 """Assumed: US dollars for an H200."""
@@ -43,89 +34,53 @@ MEGABYTES = 1.5
 """Assumed: a PNG of 1024 x 1024."""
 
 
-class Group:
+class Driver:
     """A driver and its GPUs.
 
     Args:
         gpus: number of GPUs.
-        seed: of the random times.
 
     Attributes:
-        stored: number of images that the driver has stored.
+        stored: number of images that it has stored.
     """
 
-    def __init__(self, gpus: int, seed: int = 0) -> None:
+    def __init__(self, gpus: int) -> None:
         self._gpus = gpus
-        self._chance = random.Random(seed)
+        self._chance = random.Random(0)
         self._clock = 0.0
-        self._driver_ends = self._after(DRIVER_HOURS_BETWEEN_FAILURES)
+        self._events: list[tuple[float, int]] = []  # a GPU finishes an image, or the driver (-1) stores one
+        self._idle = deque(range(gpus))
+        self._queued = [False] * gpus  # whether a GPU has its next image
+        self._waiting = 3 * gpus  # images that have no GPU yet
+        self._finished = 0  # images that are not stored yet
         self.stored = 0
-        self._start()
-
-    def _after(self, hours: float) -> float:
-        return self._clock + self._chance.expovariate(1 / (hours * 3600))
-
-    def _start(self) -> None:
-        """Start the driver and all GPUs."""
-        self._events: list[tuple[float, int, str]] = []
-        self._idle = deque(range(self._gpus))
-        self._queued = [False] * self._gpus  # whether a GPU has its next image
-        self._waiting = 3 * self._gpus  # images that have no GPU yet
-        self._finished = 0  # images that the driver has not stored yet
-        self._stores = False
         self._dispatch()
 
-    def run(self, seconds: float) -> "Group":
+    def run(self, seconds: float) -> None:
         """Simulate so many seconds."""
-        happens = {
-            "image": self._image,
-            "failure": self._failure,
-            "ready": self._idle_again,
-            "store": self._store,
-        }
         while self._events[0][0] < seconds:
-            self._clock, gpu, what = heapq.heappop(self._events)
-            if self._clock > self._driver_ends:  # what it has not stored is generated again
-                self._clock = self._driver_ends + RESTART_SECONDS
-                self._driver_ends = self._after(DRIVER_HOURS_BETWEEN_FAILURES)
-                self._start()
-                continue
-            happens[what](gpu)
+            self._clock, gpu = heapq.heappop(self._events)
+            if gpu >= 0:
+                self._finish(gpu)
+            else:
+                self._finished -= 1
+                self.stored += 1
+                self._waiting += 1
+            if self._finished and (gpu < 0 or self._finished == 1):  # it is free
+                heapq.heappush(self._events, (self._clock + DRIVER_SECONDS, -1))
             self._dispatch()
-            if self._finished and not self._stores:
-                self._stores = True
-                self._later(DRIVER_SECONDS, -1, "store")
-        return self
-
-    def _later(self, seconds: float, gpu: int, what: str) -> None:
-        heapq.heappush(self._events, (self._clock + seconds, gpu, what))
 
     def _generate(self, gpu: int) -> None:
         needed = max(0.0, self._chance.gauss(SECONDS, SECONDS * SPREAD))
-        fails = self._after(GPU_HOURS_BETWEEN_FAILURES) - self._clock
-        self._later(min(needed, fails), gpu, "failure" if fails < needed else "image")
+        heapq.heappush(self._events, (self._clock + needed, gpu))
 
-    def _image(self, gpu: int) -> None:
+    def _finish(self, gpu: int) -> None:
         self._finished += 1
         if self._queued[gpu]:
             self._queued[gpu] = False
             self._generate(gpu)
         else:
             self._idle.append(gpu)
-
-    def _failure(self, gpu: int) -> None:
-        self._waiting += 1 + self._queued[gpu]
-        self._queued[gpu] = False
-        self._later(RESTART_SECONDS, gpu, "ready")
-
-    def _idle_again(self, gpu: int) -> None:
-        self._idle.append(gpu)
-
-    def _store(self, gpu: int) -> None:
-        self._stores = False
-        self._finished -= 1
-        self.stored += 1
-        self._waiting += 1
 
     def _dispatch(self) -> None:
         while self._waiting and self._idle:
@@ -139,7 +94,9 @@ class Group:
 
 def utilisation(gpus: int, seconds: float) -> float:
     """The share of the GPUs' time that ends in stored images."""
-    return Group(gpus).run(seconds).stored * SECONDS / (gpus * seconds)
+    driver = Driver(gpus)
+    driver.run(seconds)
+    return driver.stored * SECONDS / (gpus * seconds)
 
 
 def main() -> None:

@@ -50,3 +50,19 @@ def refuse(rank: int) -> None:
     if distributed.get_rank() == rank:
         raise NotFoundError("no such model: 'gone'")
     distributed.barrier()
+
+
+def stages_toml(student: str, steps: int) -> str:
+    """Return the stages of a short distillation in two micro-batches, with a checkpoint after each step."""
+    return f"""
+[train]
+steps = {steps}
+batch_size = 2
+micro_batches = 2
+learning_rate = 1e-3
+warmup_steps = 0
+checkpoint_steps = 1
+[[stages]]
+student = "{student}"
+features = "block"
+"""

@@ -55,6 +55,12 @@ class Bulk:
     form: str = "png"
     arrangement: str = "webdataset"
 
+    def __post_init__(self) -> None:
+        """Check the part."""
+        k, n = self.part
+        if not 1 <= k <= n:
+            raise InputError(f"part is {k}/{n}: it must be K/N with K from 1 to N, such as 3/8")
+
 
 @dataclass(slots=True, kw_only=True)
 class Generated:
@@ -149,12 +155,11 @@ def _shards(what: Bulk, model: ModelDescription, place: Workplace) -> Iterator[S
 
 
 def _rows_of_part(what: Bulk) -> int | None:
-    count, (k, n), size = count_rows(what.rows), what.part, what.shard_size
-    return (
-        None
-        if count is None
-        else sum(min(size, count - begin) for begin in range((k - 1) * size, count, n * size))
-    )
+    """Count the rows of a part; None if only reading the table can tell."""
+    if (count := count_rows(what.rows)) is None:
+        return None
+    (k, n), size = what.part, what.shard_size
+    return sum(min(size, count - begin) for begin in range((k - 1) * size, count, n * size))
 
 
 def _job(what: Bulk, row: Row, model: ModelDescription, runtime: Mapping[str, Any]) -> Job:

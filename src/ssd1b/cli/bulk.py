@@ -140,9 +140,9 @@ def _count(number: int, unit: str) -> str:
 
 def _part(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text, re.ASCII)
-    if match is None or not 1 <= (k := int(match[1])) <= (n := int(match[2])):
-        raise InputError(f"--part is {shown(text)}: it must be K/N with K from 1 to N, such as 3/8")
-    return k, n
+    if match is None:
+        raise InputError(f"part is {shown(text)}: it must be K/N with K from 1 to N, such as 3/8")
+    return int(match[1]), int(match[2])
 
 
 def _work(out: str, remote: bool, part: tuple[int, int]) -> Path:

@@ -145,7 +145,7 @@ class ClusterExecutor(Generic[Result]):
     # What follows runs in the executor's thread.
 
     def _guarded(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Call a function; its error ends the run, which would wait for ever otherwise."""
+        """Call a function; an error ends the run, which would otherwise wait forever."""
         try:
             function(*arguments)
         except InputError as error:
@@ -246,7 +246,8 @@ class ClusterExecutor(Generic[Result]):
         elif worker in self._workers:  # it lives
             self._fail(task, error)
         else:
-            running.deaths += was_alive  # the actor ends once, for all its batches
+            if was_alive:  # it ends once, for all its batches
+                running.deaths += 1
             if task.deaths < MAX_DEATHS:
                 self._waiting.appendleft(task)
             else:

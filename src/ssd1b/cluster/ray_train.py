@@ -1,4 +1,4 @@
-"""What Ray Train does in its own processes; it is imported late, because it imports Ray Train."""
+"""Callbacks and backends for Ray Train. Imported late, because it imports Ray Train."""
 
 import os
 import socket

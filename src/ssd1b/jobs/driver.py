@@ -17,7 +17,7 @@ _POLL_SECONDS = 0.5
 
 
 class Plan(NamedTuple):
-    """What ``draw_jobs`` is to do.
+    """The jobs that ``draw_jobs`` runs.
 
     Attributes:
         jobs: all requested jobs. Those of one model must be consecutive.
@@ -41,7 +41,7 @@ def plan(jobs: Iterable[Job], store: Store, *, retry: bool = False) -> Plan:
     """Compare jobs with the store. With ``retry``, failed jobs are to run again."""
     requested = list(jobs)
     left, lost = {job.key for job in requested}, 0
-    for key, outcome in store.read(left.copy()):
+    for key, outcome in store.read(job.key for job in requested):
         if outcome is None:
             lost += 1
         elif not (retry and outcome.state == FAILED):

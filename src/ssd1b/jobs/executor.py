@@ -40,7 +40,7 @@ class JobResult(NamedTuple):
 
 
 Result = TypeVar("Result")
-"""What is returned of an image: its ``JobResult``, or in an evaluation the timed image."""
+"""The result for one image: ``JobResult``, or ``evaluate.drawing.Drawn`` in evaluations."""
 
 Render = Callable[[Sequence[GenerationSettings], Watch], list[Result]]
 """``render(batch, watch)`` returns a result for each image."""

@@ -46,7 +46,7 @@ log = logging.getLogger("ssd1b.server")
 HOUR = 3600.0
 
 COUNTS = {"native": "count", "openai": "n", "sdapi": "batch_size * n_iter"}
-"""What each dialect calls the number of images of a job."""
+"""Names of the number of images in each dialect, for errors."""
 
 DELETED_AFTER = 24 * HOUR
 """Seconds after which a deleted image is removed."""

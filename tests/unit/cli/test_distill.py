@@ -36,6 +36,7 @@ from ssd1b.weights.loading import read_part
 from ssd1b.weights.opening import open_checkpoint
 from ssd1b.weights.writing import save_folder
 from tiny import tiny
+from training_fakes import stages_toml
 from waiting import wait_for
 
 TEACHER = replace(
@@ -237,7 +238,7 @@ def test_two_processes_distill_what_one_does_and_one_of_them_writes(run, tmp_pat
         env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1"},
     )  # fmt: skip
     assert two.returncode == 0, two.stderr[-3000:]
-    assert two.stdout.split() == ["two/model", "two/model.safetensors"], "told once"
+    assert two.stdout.split() == ["two/model", "two/model.safetensors"], "only the first process prints"
     one, other = (load_file(tmp_path / out / "stage-1/student.safetensors") for out in ("one", "two"))
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-4)
@@ -248,24 +249,10 @@ def test_two_processes_distill_what_one_does_and_one_of_them_writes(run, tmp_pat
     assert np.abs(np.subtract(*(np.asarray(sheet, np.int16) for sheet in sheets))).mean() < 2
 
 
-APART = """
-[train]
-steps = 8
-batch_size = 2
-micro_batches = 2
-learning_rate = 1e-3
-warmup_steps = 0
-checkpoint_steps = 1
-[[stages]]
-student = "vega"
-features = "block"
-"""
-
-
 @pytest.mark.enable_socket
 def test_two_machines_distill_what_two_processes_of_one_do_although_one_ends(tmp_path, teacher):
     """Two agents of torchrun on this machine are all that two machines are, but for the disk."""
-    Path(tmp_path, "stages.toml").write_text(APART)
+    Path(tmp_path, "stages.toml").write_text(stages_toml("vega", 8))
     _clouds(tmp_path / "pictures", 4)
     distill = ["-m", "ssd1b", "distill", "--teacher", teacher, "--stages", "stages.toml",
                "--data", "pictures", "--device", "cpu", "--cache", "cache", "--out"]  # fmt: skip
@@ -301,7 +288,9 @@ def test_two_machines_distill_what_two_processes_of_one_do_although_one_ends(tmp
     agents = [started(*static, f"--node-rank={rank}", out=["apart", "--resume"]) for rank in range(2)]
     (code, out, err), (other_code, other_out, _) = map(ended, agents)
     assert (code, other_code) == (0, 0), err[-3000:]
-    assert (out, other_out) == (["apart/model", "apart/model.safetensors"], []), "told once"
+    assert (out, other_out) == (["apart/model", "apart/model.safetensors"], []), (
+        "only the first process prints"
+    )
     one, other = (Path(tmp_path, out, "stage-1/student.safetensors") for out in ("together", "apart"))
     assert one.read_bytes() == other.read_bytes()
 

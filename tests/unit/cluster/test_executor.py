@@ -157,7 +157,7 @@ def test_a_run_that_is_stopped_says_nothing_of_its_actors(nodes, log: Path) -> N
         cluster.load("fake")
         running = cluster.submit("fake", [job.settings for job in wanted(sweep("seed=1"))])
         assert not wait([running], 1).done
-    assert isinstance(running.exception(), InputError), "nobody waits for it for ever"
+    assert isinstance(running.exception(), InputError), "its batch ends too"
     assert not any("ended" in each for each in said), said
 
 

@@ -21,7 +21,7 @@ from ssd1b.cluster import training
 from ssd1b.cluster.options import ClusterOptions
 from ssd1b.errors import ConflictError, FailedError, InputError, LostProcessError, NotFoundError
 from ssd1b.training import loop
-from training_fakes import STEPS, count, refuse, saved
+from training_fakes import STEPS, count, refuse, saved, stages_toml
 from waiting import wait_for
 
 pytestmark = [
@@ -51,9 +51,9 @@ def test_a_process_that_ends_is_started_again_and_continues(nodes, tmp_path: Pat
     soon(lambda: len(saved(tmp_path)) > 3, lambda: kill(tmp_path))
     assert train(nodes, partial(count, tmp_path, 0.5), tmp_path) == (2, 2 * STEPS)
     assert len((tmp_path / "ids.0").read_text().split()) == 2, "both were started again"
-    told = capsys.readouterr().err.splitlines()
-    assert told[0] == told[-1] == "training in 2 processes"
-    assert told[1].startswith("continuing from the last checkpoint, after a process ended: ")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == lines[-1] == "training in 2 processes"
+    assert lines[1].startswith("continuing from the last checkpoint, after a process ended: ")
 
 
 def test_ctrl_c_stops_after_a_step(nodes, tmp_path: Path) -> None:
@@ -83,12 +83,12 @@ def test_half_a_gpu_is_refused(nodes, tmp_path: Path) -> None:
 def test_a_training_that_fails_again_and_again_without_progress_ends() -> None:
     ray_train = import_module("ssd1b.cluster.ray_train")
     progress: list[int] = []
-    told: list[str] = []
-    failures = ray_train.Failures(lambda: list(progress), told.append)
+    messages: list[str] = []
+    failures = ray_train.Failures(lambda: list(progress), messages.append)
     lost, cause = LostProcessError("another process ended"), RuntimeError("out of memory")
     for _ in range(2 * ray_train.MAX_FAILURES):
         failures.after_exception(None, {0: lost, 1: cause})
-        assert told.pop().endswith("after a process ended: RuntimeError: out of memory\n")
+        assert messages.pop().endswith("after a process ended: RuntimeError: out of memory\n")
         progress.append(1)
     for _ in range(ray_train.MAX_FAILURES - 1):
         failures.after_exception(None, {0: cause})
@@ -111,25 +111,11 @@ def test_torch_listens_on_the_loopback_only(monkeypatch) -> None:
     assert store.get("key") == b"value"
 
 
-STAGES = """
-[train]
-steps = 6
-batch_size = 2
-micro_batches = 2
-learning_rate = 1e-3
-warmup_steps = 0
-checkpoint_steps = 1
-[[stages]]
-student = "mini-ssd-1b"
-features = "block"
-"""
-
-
 def test_a_distillation_is_the_same_as_by_torchrun_although_a_process_is_killed(
     nodes, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("stages.toml").write_text(STAGES)
+    Path("stages.toml").write_text(stages_toml("mini-ssd-1b", 6))
     for number in range(2):
         Path("pictures").mkdir(exist_ok=True)
         smooth(128, 128, seed=number).save(f"pictures/{number}.png")

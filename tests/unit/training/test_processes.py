@@ -85,9 +85,9 @@ def at_step(step: int, rank: int, happens: Callable[[dict[str, Tensor]], dict[st
     """A loss with which something happens in one process at one step."""
 
     def eventful(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        told = loss(model, batch)
+        terms = loss(model, batch)
         mine = Numbers()[step]["x"][4 * rank : 4 * rank + 4]
-        return happens(told) if batch["x"].equal(mine) else told
+        return happens(terms) if batch["x"].equal(mine) else terms
 
     return eventful
 
@@ -113,9 +113,9 @@ def work(out: Path) -> None:
         kept(f"{name}, gone on", learn(out / f"{name}, half", settings, resume=True))
     kept("whole batch", learn(out / "whole batch", PLAIN, noiseless))
 
-    def stop(told: dict[str, Tensor]) -> dict[str, Tensor]:
+    def stop(terms: dict[str, Tensor]) -> dict[str, Tensor]:
         os.kill(os.getpid(), signal.SIGTERM)
-        return told
+        return terms
 
     try:
         learn(out / "stopped", SETTINGS, at_step(4, 1, stop))
@@ -124,7 +124,7 @@ def work(out: Path) -> None:
 
     kept(
         "poisoned",
-        learn(out / "poisoned", SETTINGS, at_step(4, 1, lambda told: {"loss": told["loss"] * torch.nan})),
+        learn(out / "poisoned", SETTINGS, at_step(4, 1, lambda terms: {"loss": terms["loss"] * torch.nan})),
     )
 
     try:
@@ -134,10 +134,10 @@ def work(out: Path) -> None:
 
     agree(out, rank)
 
-    def hang(told: dict[str, Tensor]) -> dict[str, Tensor]:
+    def hang(terms: dict[str, Tensor]) -> dict[str, Tensor]:
         while not (out / "hanging").exists():
             time.sleep(0.1)
-        return told
+        return terms
 
     try:
         with report_lost_processes():
@@ -293,8 +293,11 @@ def test_machines_that_differ_are_named(together: tuple[Path, int]) -> None:
 
 def test_a_process_that_hangs_is_named_and_ends_the_run(together: tuple[Path, int]) -> None:
     out, code = together
-    told = (out / "hanging").read_text()
-    assert told.startswith("another process of this training ended or does not answer") and "Ranks 1" in told
+    message = (out / "hanging").read_text()
+    assert (
+        message.startswith("another process of this training ended or does not answer")
+        and "Ranks 1" in message
+    )
     assert code != 0
 
 
