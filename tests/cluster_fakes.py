@@ -8,12 +8,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
 from lab_cells import Fake
 from ssd1b.cluster.actor import Open, Platform
 from ssd1b.errors import NotFoundError
-from ssd1b.evaluate.drawing import Drawn
 from ssd1b.jobs.executor import JobResult, Render
 
 CPU = Platform("cpu", "float32")
@@ -65,27 +62,3 @@ def kill_one(log: Path) -> None:
         os.kill(int(random.choice(log.read_text().split())), signal.SIGKILL)
     except (IndexError, OSError):
         pass
-
-
-def timed_opener(log: Path, seconds: float):
-    """As ``opener``, for an evaluation: images of one colour, the seed's."""
-
-    def open_model(name: str) -> Open[Drawn]:
-        return partial(timed_fake, log, seconds, name)
-
-    return open_model
-
-
-@contextmanager
-def timed_fake(log: Path, seconds: float, name: str) -> Iterator[Render[Drawn]]:
-    with fake(log, seconds, name) as render:
-
-        def draw(batch, watch):
-            render(batch, watch)
-            return [colored(settings.seed) for settings in batch]
-
-        yield draw
-
-
-def colored(seed: int) -> Drawn:
-    return Drawn(Image.new("RGB", (8, 8), (seed, 0, 0)), 0.5, 4)

@@ -14,7 +14,6 @@ from ssd1b.cluster.connection import connected
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
-os.environ["TORCH_COMPILE_DISABLE"] = "1"  # compiling takes a minute in each process
 
 NODES = 3
 
@@ -25,8 +24,6 @@ class Nodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        tests = str(Path(__file__).parents[2])  # for ``cluster_fakes``
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [tests, os.environ.get("PYTHONPATH")]))
         self._cluster: Any = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
         )
@@ -49,10 +46,14 @@ class Nodes:
 
 @pytest.fixture(scope="session")
 def all_nodes() -> Iterator[Nodes]:
-    nodes = Nodes()
-    with connected(nodes.address):  # once, because it takes seconds
-        yield nodes
-    nodes.close()
+    tests = str(Path(__file__).parents[2])  # for ``cluster_fakes``
+    with pytest.MonkeyPatch.context() as environment:  # of the nodes, and of no other test
+        environment.setenv("PYTHONPATH", tests, prepend=os.pathsep)
+        environment.setenv("TORCH_COMPILE_DISABLE", "1")  # compiling takes a minute in each process
+        nodes = Nodes()
+        with connected(nodes.address):  # once, because it takes seconds
+            yield nodes
+        nodes.close()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import random
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +20,7 @@ import requests
 from PIL import Image
 
 from server_process import ServerProcess
+from waiting import wait_for
 
 pytestmark = pytest.mark.enable_socket
 
@@ -34,13 +35,6 @@ def server(tmp_path: Path) -> Iterator[ServerProcess]:
     yield found
     found.process.kill()
     found.process.wait()
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def state(server: ServerProcess, job: str) -> str:

@@ -19,6 +19,7 @@ from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.opening import open_checkpoint
 from ssd1b.weights.writing import save_folder, save_single_file
 from tiny import tiny
+from waiting import wait_for
 
 from .cases import random_weights
 
@@ -408,13 +409,6 @@ def test_ctrl_c_ends_at_once_and_leaves_nothing_half(ssd1b, hub, files, tmp_path
     done = call.wait(90)
     assert (done.code, done.err.splitlines()[-1]) == (130, "interrupted"), done.err
     assert_kept_as_whole(tmp_path, files)
-
-
-def wait_for(happened: Callable[[], object], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_two_processes_download_the_same(resolvers, hub, files, tmp_path):
