@@ -256,7 +256,7 @@ def million(prompts: int = 1000, guidances: int = 10, seeds: int = 100) -> dict[
         (folder / "prompts.txt").write_text("".join(f"a cube, number {n}\n" for n in range(prompts)))
         sweep = [
             "sweep", "--file", "prompts.txt", "--axis", f"guidance=1-{guidances}", "--seeds", str(seeds),
-            "--device", "cpu", "--offline", "--out",
+            "--device", "cpu", "--dtype", "fp32", "--offline", "--out",
         ]  # fmt: skip
         found = {
             "cells": prompts * guidances * seeds,

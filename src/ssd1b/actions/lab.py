@@ -23,7 +23,8 @@ from ssd1b.errors import ConflictError, shown
 from ssd1b.files import hash_file
 from ssd1b.jobs.driver import Plan, draw_jobs, plan
 from ssd1b.jobs.executor import Executor, Inline, JobResult, Render, renderer
-from ssd1b.jobs.store import DONE, FAILED, Store
+from ssd1b.jobs.job import Job
+from ssd1b.jobs.store import Store
 from ssd1b.lab.axes import Axis
 from ssd1b.lab.claims import Claim, Finding
 from ssd1b.lab.evaluator import CellEvaluator, check_budget, make_pairs
@@ -111,8 +112,13 @@ def _open_there(described: Callable[[str], ModelDescription], name: str, there: 
 def draw_with_progress(plan: Plan, place: Workplace, progress: Progress) -> None:
     """Generate the jobs of a plan, as ``draw_jobs``; progress is by estimated cost."""
     costs = plan.costs
-    with progress("cells", sum(costs.values())) as advance:
-        draw_jobs(plan, place.store, place.executor, advance=lambda job: advance(costs.pop(job.key, 0)))
+    with progress("cells", sum(costs.values())) as show:
+
+        def advance(job: Job) -> None:
+            if cost := costs.pop(job.key, 0):
+                show(cost)
+
+        draw_jobs(plan, place.store, place.executor, advance=advance)
 
 
 class Swept(NamedTuple):
@@ -155,12 +161,10 @@ def sweep(
         if not dry_run:
             record(what, planned.jobs, store)
             draw_with_progress(planned, place, progress)
-        images, failures = 0, Counter[str]()
-        for _, outcome in store.read(job.key for job in planned.jobs):
-            if outcome is not None:
-                images += outcome.state == DONE
-                failures.update([outcome.error or ""] if outcome.state == FAILED else [])
-        return Swept(planned, images, failures)
+        done = Counter(outcome.error for _, outcome in store.read(planned.left) if outcome is not None)
+        counts = planned.known + done
+        failures = Counter({reason: count for reason, count in counts.items() if reason is not None})
+        return Swept(planned, counts[None], failures)
 
 
 class TuneResult(NamedTuple):

@@ -1,6 +1,7 @@
 """The driver: claims jobs in the store, submits them to an executor in batches, and stores their outcomes."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import groupby
@@ -24,12 +25,14 @@ class Plan(NamedTuple):
         left: keys of the jobs to run.
         lost: number of jobs that were done, but whose images are missing or changed.
         retry: run failed jobs again.
+        known: the number of other jobs, by the reason for which they failed; None counts those with images.
     """
 
     jobs: list[Job]
     left: frozenset[str]
     lost: int
     retry: bool
+    known: Counter[str | None]
 
     @property
     def costs(self) -> dict[str, int]:
@@ -41,12 +44,14 @@ def plan(jobs: Iterable[Job], store: Store, *, retry: bool = False) -> Plan:
     """Compare jobs with the store. With ``retry``, failed jobs are to run again."""
     requested = list(jobs)
     left, lost = {job.key for job in requested}, 0
+    known = Counter[str | None]()
     for key, outcome in store.read(job.key for job in requested):
         if outcome is None:
             lost += 1
         elif not (retry and outcome.state == FAILED):
             left.remove(key)
-    return Plan(requested, frozenset(left), lost, retry)
+            known[outcome.error] += 1
+    return Plan(requested, frozenset(left), lost, retry, known)
 
 
 def draw_jobs(
@@ -67,7 +72,12 @@ def draw_jobs(
         InputError: a model cannot be loaded, or the disk refused.
     """
     for model, group in groupby(plan.jobs, key=lambda job: job.model):
-        wanted = batches(group)
+        jobs = list(group)
+        if plan.left.isdisjoint(job.key for job in jobs):
+            for job in jobs:
+                advance(job)
+            continue
+        wanted = batches(jobs)
         while wanted := _draw_free(model, wanted, plan, store, executor, advance):
             time.sleep(_POLL_SECONDS)
 

@@ -176,9 +176,13 @@ class Store:
         Raises:
             InputError: the key is damaged and could point outside the folder.
         """
+        return Path(self._path(key))
+
+    def _path(self, key: str) -> str:
+        # As text, because a Path takes longer to make than to look up.
         if not key.isalnum():
             raise InputError(f"{named(self._file)} contains the key {shown(key)}, which is not valid")
-        return self.folder / PICTURES / key[:2] / f"{key}.png"
+        return f"{self.folder}/{PICTURES}/{key[:2]}/{key}.png"
 
     def outcomes(self, keys: Iterable[str]) -> dict[str, Outcome]:
         """The outcomes of jobs by key, without jobs that are not done or whose images are lost."""
@@ -209,14 +213,13 @@ class Store:
         return outcome if self._is_intact(key, outcome.digest, row[6:8], verify=verify) else None
 
     def _is_intact(self, key: str, digest: str, recorded: tuple[Any, ...], *, verify: bool) -> bool:
-        path = self.picture(key)
-        now = _size_and_time(path)
+        now = _size_and_time(self._path(key))
         if now is None:
             return False
         unchanged = recorded[0] is None or now == recorded  # None: from a version that recorded no sizes
         if unchanged and not verify:
             return True
-        same = pixels_digest(path) == digest
+        same = pixels_digest(self.picture(key)) == digest
         if now != recorded or not same:
             # Avoids comparing the pixels again; no file has a size of -1.
             with self._transaction():
@@ -464,10 +467,10 @@ def pixels_digest(path: Path) -> str | None:
         return None
 
 
-def _size_and_time(path: Path) -> tuple[int, int] | None:
+def _size_and_time(path: str | Path) -> tuple[int, int] | None:
     """A file's size and modification time; None if there is no file."""
     try:
-        status = path.stat()
+        status = os.stat(path)
     except (OSError, ValueError):
         return None
     return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
