@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from ssd1b.inputs import InputFile
 from ssd1b.settings import OPTIONS
 
 
@@ -32,4 +33,8 @@ def _words(value: object) -> list[str]:
 
 
 def _word(value: object) -> str:
+    if isinstance(value, Mapping):  # an input as a table
+        value = InputFile(**value)
+    if isinstance(value, InputFile):
+        return value.path
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)

@@ -7,10 +7,11 @@ changed since is refused. The path only says where to look, and is never part of
 import hashlib
 import os
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from io import BufferedReader
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from ssd1b.errors import ConflictError, InputError, shown
 from ssd1b.files import disk_error, expand_path, named, open_regular
@@ -106,3 +107,19 @@ def _digest(file: BufferedReader, path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise disk_error(f"cannot read {named(path)}", error) from None
+
+
+def digest_of(value: object) -> str:
+    """Replace an input by its digest, for ``json.dumps(default=...)`` of keys and names.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(value, InputFile):
+        return value.sha256
+    raise TypeError(f"not JSON: {type(value).__name__}")
+
+
+def with_tables(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace inputs by tables with digest and path, for JSON; ``InputFile(**table)`` is the inverse."""
+    return {name: asdict(each) if isinstance(each, InputFile) else each for name, each in settings.items()}
