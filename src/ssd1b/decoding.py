@@ -75,7 +75,7 @@ def opened(data: bytes) -> Generator[Any, None, None]:
 
 
 def identify_picture(path: str) -> InputFile:
-    """Identify a file that must be a PNG, JPEG or WebP; only its header is decoded.
+    """Identify a PNG, JPEG or WebP; it is decoded, so that a damaged one is refused before a model is loaded.
 
     Raises:
         InputError: see ``InputFile.of`` and ``opened``.
@@ -87,12 +87,13 @@ def identify_picture(path: str) -> InputFile:
 
 @lru_cache(maxsize=1024)
 def picture_size(file: InputFile) -> tuple[int, int]:
-    """Return a picture's width and height in pixels, after rotation; its pixels are not decoded.
+    """Return a picture's width and height in pixels, after rotation; its pixels are decoded, too.
 
     Raises:
         InputError: see ``InputFile.read`` and ``opened``.
     """
     with _decoding(file) as image:
+        image.load()
         orientation = image.getexif().get(0x0112, 1)
         width, height = image.size
         return (height, width) if orientation in (5, 6, 7, 8) else (width, height)

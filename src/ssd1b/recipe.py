@@ -159,8 +159,8 @@ class Parameters:
         interpreted as in AUTOMATIC1111, see ``automatic1111.schedule_of``.
 
         Args:
-            init_image: the picture that the image was generated from, which the text does not contain. Without
-                it the strength has no meaning and is left out.
+            init_image: the picture that the image was generated from, which the text does not contain.
+                Without it the strength has no meaning and is left out.
 
         Raises:
             InputError: a value that must be a number is not.

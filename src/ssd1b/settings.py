@@ -61,7 +61,7 @@ class Start(NamedTuple):
 
 
 def _diffusers_start(steps: int, strength: float) -> Start:
-    """As ``get_timesteps`` of its pipelines; at 1 the one for inpainting starts from noise, and here both do."""
+    """As ``get_timesteps``; at 1 diffusers' pipeline for inpainting starts from noise, and here every run."""
     return Start(steps, min(int(steps * strength), steps), from_noise=strength == 1)
 
 

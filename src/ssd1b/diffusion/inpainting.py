@@ -49,10 +49,10 @@ def inpainting(
 ) -> Denoise:
     """Wrap a denoiser so that masked cells are generated and all others keep the picture.
 
-    Outside the mask the network sees ``original + sigma * noise``, and ``original`` takes the place of its
-    prediction. A sampler moves each cell by itself, so for cells with a mask of 0 or 1 this is the same as
-    blending the latents after each step, as diffusers does; it also holds within the steps of samplers that
-    evaluate twice.
+    Outside the mask the network sees ``original + sigma * noise`` from the second step on, and ``original``
+    takes the place of its prediction. A sampler moves each cell by itself, so for cells with a mask of 0 or 1
+    this is the same as blending the latents after each step, as diffusers does; it also holds within the
+    steps of samplers that evaluate twice.
 
     Args:
         denoise: the model.
@@ -67,7 +67,9 @@ def inpainting(
     def denoise_masked(x: Latents, sigma: float) -> Latents:
         step = min(max(bisect_right(rising, -sigma) - 1, 0), steps - 1)
         free = free_cells(mask, step, steps)
-        denoised = denoise(free * x + (1 - free) * (original + sigma * noise), sigma)
+        if sigma < sigmas[0]:  # before, the latents are as they were started, possibly from noise alone
+            x = free * x + (1 - free) * (original + sigma * noise)
+        denoised = denoise(x, sigma)
         return free * denoised + (1 - free) * original
 
     return denoise_masked
