@@ -39,6 +39,10 @@ class InputFile:
     sha256: Annotated[str, Check(_hexadecimal)]
     path: Name = field(compare=False)
 
+    def __str__(self) -> str:
+        """Return the path for a message, see ``files.named``."""
+        return named(self.path)
+
     @classmethod
     def of(cls, path: str | Path, *, most: int) -> "InputFile":
         """Identify a file by its content.

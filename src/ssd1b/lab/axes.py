@@ -194,10 +194,16 @@ def _texts(setting: Setting) -> Callable[[list[str]], list[Value]]:
 
 
 def _files(setting: Setting) -> Callable[[list[str]], list[Value]]:
-    return lambda items: [
-        Value(label=item, settings=identified({setting.name: None if item == NONE else item}))
-        for item in items
-    ]
+    def read(items: list[str]) -> list[Value]:
+        found: dict[object, Value] = {}
+        for item in items:
+            settings = identified({setting.name: None if item == NONE else item})
+            value = found.setdefault(settings[setting.name], Value(label=item, settings=settings))
+            if value.label != item:
+                raise InputError(f"{item} and {value.label} have the same content: name only one of them")
+        return [*found.values()]
+
+    return read
 
 
 def _negative_presets(items: list[str]) -> list[Value]:
