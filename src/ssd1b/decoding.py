@@ -171,14 +171,9 @@ def _upright_grey(image: "Image") -> "Image":
 
 def _in_8_bits(image: "Image") -> "Image":
     """Scale 16-bit grey, which Pillow would clip at 255; other 16-bit images it scales itself."""
-    from PIL import Image
-
     if not image.mode.startswith("I"):
         return image
-    import numpy as np
-
-    levels = np.asarray(image).astype(np.float32) * (255 / 65535)
-    scaled = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
+    scaled = image.convert("I").point(lambda level: level * (255 / 65535) + 0.5).convert("L")
     scaled.info = {"exif": image.info["exif"]} if "exif" in image.info else {}
     return scaled
 

@@ -155,8 +155,9 @@ class OpenVINOBackend:
             (_convert_unet if part == "unet" else _convert_decoder)(network, file, half=half)
         if part == "vae":
             network.decoder = CompiledNetwork(file, self.dtype)
-            for part in (network.encoder, network.quant_conv, network.post_quant_conv):
-                part.to(self.dtype)
+            network.encoder.to(self.dtype)
+            network.quant_conv.to(self.dtype)
+            network.post_quant_conv.to(self.dtype)
             return network
         if self.quantized and not self.needs_calibration(model):
             file = self._file(model, part, "int8")
