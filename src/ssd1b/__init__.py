@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "Bulk", "ConflictError", "Execution", "FailedError", "GenerationSettings", "InputError", "InputFile", "Loading",
-    "NotFoundError", "OutOfSpaceError", "Parameters", "Picture", "Pipeline", "Preset", "Recipe", "Sweep",
+    "Bulk", "ConflictError", "Execution", "FailedError", "GenerationSettings", "InputError", "InputFile",
+    "Loading", "NotFoundError", "OutOfSpaceError", "Parameters", "Picture", "Pipeline", "Preset", "Recipe", "Sweep",
     "UnavailableError", "__version__", "advise", "benchmark", "describe_image", "describe_model",
     "distill_model", "evaluate_folder", "evaluate_tabletop", "generate_bulk", "guide", "load_preset",
     "make_stages",
