@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bulk", "ConflictError", "Execution", "FailedError", "GenerationSettings", "InputError", "InputFile",
-    "Loading", "NotFoundError", "OutOfSpaceError", "Parameters", "Picture", "Pipeline", "Preset", "Recipe", "Sweep",
-    "UnavailableError", "__version__", "advise", "benchmark", "describe_image", "describe_model",
+    "Loading", "NotFoundError", "OutOfSpaceError", "Parameters", "Picture", "Pipeline", "Preset", "Recipe",
+    "Sweep", "UnavailableError", "__version__", "advise", "benchmark", "describe_image", "describe_model",
     "distill_model", "evaluate_folder", "evaluate_tabletop", "generate_bulk", "guide", "load_preset",
     "make_stages",
     "parse_axis", "plan_distillation", "read_goal", "read_recipe", "reproduce", "save_picture", "sweep",
