@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from ssd1b.execution import Execution
     from ssd1b.images import Picture, read_recipe, save_picture
+    from ssd1b.inputs import InputFile
     from ssd1b.lab.axes import parse_axis
     from ssd1b.lab.goal import read_goal
     from ssd1b.lab.sweep import Sweep
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "Bulk", "ConflictError", "Execution", "FailedError", "GenerationSettings", "InputError", "Loading",
-    "NotFoundError", "OutOfSpaceError", "Parameters", "Picture", "Pipeline", "Preset", "Recipe", "Sweep",
-    "UnavailableError", "__version__", "advise", "benchmark", "describe_image", "describe_model",
+    "Bulk", "ConflictError", "Execution", "FailedError", "GenerationSettings", "InputError", "InputFile",
+    "Loading", "NotFoundError", "OutOfSpaceError", "Parameters", "Picture", "Pipeline", "Preset", "Recipe",
+    "Sweep", "UnavailableError", "__version__", "advise", "benchmark", "describe_image", "describe_model",
     "distill_model", "evaluate_folder", "evaluate_tabletop", "generate_bulk", "guide", "load_preset",
     "make_stages",
     "parse_axis", "plan_distillation", "read_goal", "read_recipe", "reproduce", "save_picture", "sweep",
@@ -68,6 +69,7 @@ _NAMES = {
     "pipeline": "Pipeline",
     "presets": "load_preset",
     "recipe": "Parameters Recipe",
+    "inputs": "InputFile",
     "settings": "GenerationSettings Preset",
 }
 _MODULE = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -4,7 +4,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from ssd1b.settings import OPTIONS
+from ssd1b.inputs import InputFile
+from ssd1b.settings import OPTIONS, PICTURE_SETTINGS
 
 
 def command_line(prompt: str, settings: Mapping[str, Any], **options: str | None) -> str:
@@ -12,10 +13,13 @@ def command_line(prompt: str, settings: Mapping[str, Any], **options: str | None
 
     Args:
         prompt: text of the image.
-        settings: by name; None, and settings without an option, are omitted.
+        settings: by name; None, settings without an option, and without a picture those of pictures, are
+            omitted.
         options: values of other options, such as ``model``; None is omitted.
     """
     words = ["ssd1b", "generate"]
+    if settings.get("init_image") is None:
+        settings = {name: each for name, each in settings.items() if name not in PICTURE_SETTINGS}
     # The size comes first: it is the only option of two settings.
     for group in sorted(OPTIONS.values(), key=len, reverse=True):
         values = [settings.get(each.name) for each in group]
@@ -32,4 +36,8 @@ def _words(value: object) -> list[str]:
 
 
 def _word(value: object) -> str:
+    if isinstance(value, Mapping):  # an input as a table
+        value = InputFile(**value)
+    if isinstance(value, InputFile):
+        return value.path
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)

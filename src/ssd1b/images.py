@@ -14,9 +14,6 @@ import os
 import re
 import secrets
 import unicodedata
-import warnings
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,9 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image, ImageOps, PngImagePlugin
 from PIL.ExifTags import IFD, Base
+from torch import Tensor
 
+from ssd1b.decoding import MAX_FILE_BYTES, opened
 from ssd1b.errors import InputError, prefix_errors, unknown
 from ssd1b.files import check_path, disk_error, named, read_file, reason
 from ssd1b.foreign import KEYS, PARAMETERS, read_foreign
@@ -42,10 +42,8 @@ FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 QUALITY = 95
 """Quality of JPEG and WebP: no visible loss. PNG is lossless."""
 
-MAX_FILE_BYTES = 64 * 2**20
-MAX_READ_PIXELS = 32 * 2**20
 MAX_TEXT_LENGTH = 2**20
-"""Limits for reading: bytes of the file, pixels of the image, characters of each recipe in it."""
+"""Maximum length of each recipe in a file, in characters."""
 
 _SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 _OTHER_SUFFIXES = {
@@ -81,6 +79,29 @@ def to_pixels(image: Image.Image) -> Pixels:
     """Convert an image to a batch of one, float32; ``to_images`` inverts it exactly for RGB."""
     levels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
     return (levels / 255 * 2 - 1)[None]
+
+
+def to_levels(mask: Image.Image | None, size: tuple[int, int]) -> Float[Tensor, "1 1 height width"]:
+    """Convert a grey mask to numbers from 0 (black) to 1 (white), float32; None is white everywhere.
+
+    Args:
+        mask: a mask of this size.
+        size: width and height in pixels.
+    """
+    if mask is None:
+        return torch.ones(1, 1, size[1], size[0])
+    return torch.from_numpy(np.array(mask)).float()[None, None] / 255
+
+
+def composite(image: Image.Image, original: Image.Image, mask: Image.Image | None) -> Image.Image:
+    """Put the original back where a mask is black, bit by bit; grey mixes both.
+
+    Args:
+        image: the new image, RGB.
+        original: an image of the same size.
+        mask: grey, of the same size; None or white keeps the new image.
+    """
+    return image if mask is None else Image.composite(image, original, mask)
 
 
 def encode_picture(picture: Picture, format: str, quality: int = QUALITY) -> bytes:
@@ -241,7 +262,7 @@ def open_picture(path: str | Path) -> Image.Image:
         InputError: the file cannot be read, is not a PNG, JPEG or WebP, or is too large.
     """
     data = read_file(path, most=MAX_FILE_BYTES)
-    with prefix_errors(named(path)), _opened(data) as image:
+    with prefix_errors(named(path)), opened(data) as image:
         return ImageOps.exif_transpose(image).convert("RGB")
 
 
@@ -250,7 +271,7 @@ _KEYS = KEYS | {"ssd1b"}
 
 def decode_recipe(data: bytes) -> Recipe | Parameters:
     """Read the recipe in the bytes of an image file; see ``read_recipe``."""
-    with _opened(data) as image:
+    with opened(data) as image:
         found = read_texts(image)
         if not _KEYS & found.keys():
             image.load()  # some programs put text after the pixels, or into them
@@ -268,25 +289,3 @@ def decode_recipe(data: bytes) -> Recipe | Parameters:
     if PARAMETERS in found:
         return read_parameters(found[PARAMETERS])
     raise InputError("the image contains no recipe")
-
-
-@contextmanager
-def _opened(data: bytes) -> Generator[Image.Image, None, None]:
-    """Open an untrusted image; any defect raises ``InputError``."""
-    if len(data) > MAX_FILE_BYTES:
-        raise InputError(f"the file is too large: at most {MAX_FILE_BYTES} bytes are allowed")
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns about damaged EXIF, and skips it.
-            warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-            with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP"]) as image:
-                if image.width * image.height > MAX_READ_PIXELS:
-                    raise Image.DecompressionBombError
-                yield image
-    except InputError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InputError(f"the image is too large: at most {MAX_READ_PIXELS} pixels are allowed") from None
-    # Pillow raises many types of exceptions for damaged files.
-    except Exception as error:
-        raise InputError("not a readable PNG, JPEG or WebP: another format, or damaged") from error

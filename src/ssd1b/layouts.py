@@ -40,6 +40,9 @@ class UNetLayout:
         time_ids_dim: width of the sinusoidal embedding of each of the six micro-conditioning numbers.
         norm_groups: groups of every GroupNorm.
         guidance_embed_dim: width of the embedded guidance scale in LCM-distilled UNets, None in others.
+        in_channels: 4 for noisy latents; 9 in UNets for inpainting, with 1 for the mask and 4 for the latents
+            of the masked picture after them.
+        out_channels: 4, the prediction.
     """
 
     levels: tuple[Level, ...]
@@ -52,6 +55,11 @@ class UNetLayout:
     guidance_embed_dim: int | None = None
     in_channels: int = 4
     out_channels: int = 4
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether it takes a mask and a masked picture beside the latents."""
+        return self.in_channels == 9
 
     @property
     def transformer_blocks(self) -> int:

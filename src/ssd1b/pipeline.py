@@ -3,20 +3,22 @@
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ssd1b.batching import SHARED, batch_key, batch_limit
-from ssd1b.diffusion.denoiser import Guidance, Predict, PredictPair, denoiser, guided
+from ssd1b.decoding import Source, read_source
+from ssd1b.diffusion.denoiser import Denoise, Guidance, Predict, PredictPair, denoiser, guided
+from ssd1b.diffusion.inpainting import Mask, cell_mask, inpainting
 from ssd1b.diffusion.noise import noise_source
 from ssd1b.diffusion.samplers import SAMPLERS, Step
 from ssd1b.diffusion.schedule import drawn_schedule, steps_for
 from ssd1b.errors import FailedError, InputError
 from ssd1b.execution import DEFAULT, Execution
-from ssd1b.images import Picture, to_images
+from ssd1b.images import Picture, composite, to_images, to_levels, to_pixels
 from ssd1b.layouts import ModelLayout
 from ssd1b.model import Model
 from ssd1b.models.layers import guidance_embedding
@@ -28,7 +30,7 @@ from ssd1b.runtime import choose_device, choose_dtype, dtype_name
 from ssd1b.settings import DEFAULT_MODEL, SEEDS, GenerationSettings, Preset, random_seed, resolve_settings
 from ssd1b.speed.backends import check_execution, choose_backend, resolve_auto
 from ssd1b.speed.reuse import FeatureReuse
-from ssd1b.tensors import Latents
+from ssd1b.tensors import Latents, Pixels
 from ssd1b.threads import Threads, use_threads
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.files import first_few
@@ -49,6 +51,39 @@ def ignore(step: Step) -> None:
 def reads_half(execution: Execution, dtype: torch.dtype) -> bool:
     """Whether a model is read from its fp16 files, if it has some; see ``Model.half``."""
     return execution.memory == "low" or dtype.itemsize == 2
+
+
+class _Original(NamedTuple):
+    """What a batch starts from.
+
+    Attributes:
+        latents: of the pictures; None if there are none.
+        mask: where a UNet of 4 channels may change them; None is everywhere.
+        beside: ``[B, 5, H/8, W/8]``, what a UNet for inpainting takes beside the noisy latents; None for
+            others.
+    """
+
+    latents: Latents | None
+    mask: Mask | None
+    beside: Tensor | None
+
+    def keeping(self, denoise: Denoise, noise: Latents, sigmas: Sequence[float]) -> Denoise:
+        """Wrap a denoiser so that it keeps what the mask does."""
+        if self.mask is None or self.latents is None:
+            return denoise
+        return inpainting(denoise, self.latents, noise, self.mask, sigmas)
+
+
+def _source(settings: GenerationSettings) -> Source:
+    assert settings.init_image is not None
+    return read_source(
+        settings.init_image, settings.mask, settings.width, settings.height, settings.resize_mode
+    )
+
+
+def _kept(image: Image.Image, settings: GenerationSettings) -> Image.Image:
+    """Restore what the settings' mask keeps."""
+    return image if settings.mask is None else composite(image, *_source(settings))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,8 +244,9 @@ class Pipeline:
         The caller may stop iterating at any step. ``draw`` iterates to the end and decodes.
 
         Raises:
-            InputError: the batch keys differ: images of a batch may differ only in seed, micro-conditioning
-                and the words of their prompts.
+            InputError: the batch keys differ: images of a batch may differ only in seed, picture, mask,
+                micro-conditioning and the words of their prompts. Or a picture or mask is gone, has changed,
+                or cannot be read; see ``decoding.read_source``.
         """
         common = batch[0]
         keys = [self.batch_key(settings) for settings in batch]
@@ -219,12 +255,16 @@ class Pipeline:
                 raise InputError(f"images of one batch must have the same {name}: generate them one by one")
         sampler = SAMPLERS[common.sampler]
         noise_schedule = self.info.noise_schedule
-        levels = steps_for(noise_schedule, common.steps, grid=sampler.grid, schedule=common.schedule)
-        start, end = common.guidance_interval
+        start = common.start
+        levels = steps_for(
+            noise_schedule, start.schedule_steps, grid=sampler.grid, schedule=common.schedule
+        ).last(start.steps)
+        begin, end = common.guidance_interval
         # A UNet that embeds the guidance scale (guidance distillation) needs no second pass.
         scale = 1.0 if self.layout.unet.guidance_embed_dim else common.guidance_scale
-        guidance = Guidance(scale=scale, rescale=common.guidance_rescale, start=start, end=end)
-        predict = guided(*self._predictors(batch), guidance, noise_schedule.num_train_timesteps)
+        guidance = Guidance(scale=scale, rescale=common.guidance_rescale, start=begin, end=end)
+        original = self._original(batch)
+        predict = guided(*self._predictors(batch, original), guidance, noise_schedule.num_train_timesteps)
         denoise = denoiser(predict, noise_schedule, levels)
 
         factor = self.layout.vae.factor
@@ -233,7 +273,14 @@ class Pipeline:
         )
         seeds = [settings.seed for settings in batch]
         noise = noise_source(seeds, common.height // factor, common.width // factor, self.device)
-        yield from sampler.run(denoise, noise() * levels.initial_scale, levels.sigmas, noise)
+        first = noise()
+        latents = first * levels.initial_scale
+        if original is not None and original.latents is not None:
+            if not start.from_noise:
+                latents = original.latents + levels.sigmas[0] * first
+            if not self.layout.unet.inpaints:
+                denoise = original.keeping(denoise, first, levels.sigmas)
+        yield from sampler.run(denoise, latents, levels.sigmas, noise)
 
     def batch_key(self, settings: GenerationSettings) -> tuple[Hashable, ...]:
         """Return what images of one batch must have in common; see ``batching.batch_key``."""
@@ -249,10 +296,13 @@ class Pipeline:
         return 1 if int8 and self.device.type == "cpu" else batch_limit(settings, limit)
 
     def pictures(self, latents: Latents, batch: Sequence[GenerationSettings]) -> list[Picture]:
-        """Decode final latents, and attach to each image the recipe that reproduces it."""
+        """Decode final latents, and attach to each image the recipe that reproduces it.
+
+        What a mask keeps is copied from the picture, whose pixels decoding would change.
+        """
         images = self.preview(latents)
         return [
-            Picture(image=image, recipe=self.recipe(settings, len(batch)))
+            Picture(image=_kept(image, settings), recipe=self.recipe(settings, len(batch)))
             for image, settings in zip(images, batch, strict=True)
         ]
 
@@ -263,11 +313,51 @@ class Pipeline:
             InputError: the latents contain NaN or infinity because weights of the model do.
             FloatingPointError: the latents contain NaN or infinity for another reason.
         """
-        # Above 1024 x 1024 the decoder's feature maps take more memory than the UNet, so it decodes in tiles.
-        side = 64 if self.execution.memory == "low" else 128
-        tile = side if max(latents.shape[-2:]) > side else None
         try:
-            return to_images(self.vae.decode(latents, tile=tile))
+            return to_images(self.vae.decode(latents, tile=self._tile))
+        except FloatingPointError:
+            self._check_weights()
+            raise
+
+    @property
+    def _tile(self) -> int:
+        """Side in latent cells of the VAE's tiles; beyond it, feature maps take more memory than the UNet."""
+        return 64 if self.execution.memory == "low" else 128
+
+    def _original(self, batch: Sequence[GenerationSettings]) -> "_Original | None":
+        """Encode the pictures that a batch starts from, and what else a UNet for inpainting takes.
+
+        Returns:
+            None without pictures, if the UNet needs none.
+        """
+        inpaints = self.layout.unet.inpaints
+        if batch[0].init_image is None:
+            return _Original(None, None, self._nothing_kept(batch)) if inpaints else None
+        sources = [_source(settings) for settings in batch]
+        pixels = [to_pixels(source.picture) for source in sources]
+        latents = torch.cat([self._encode(each) for each in pixels])
+        if not inpaints and all(source.mask is None for source in sources):
+            return _Original(latents, None, None)
+        levels = torch.cat([to_levels(source.mask, source.picture.size) for source in sources]).to(
+            self.device
+        )
+        factor = self.layout.vae.factor
+        if not inpaints:
+            return _Original(latents, cell_mask(levels, factor), None)
+        hidden = (levels >= 0.5).float()
+        masked = [each.to(self.device) * (1 - mask) for each, mask in zip(pixels, hidden, strict=True)]
+        masked_latents = torch.cat([self._encode(each) for each in masked])
+        return _Original(latents, None, torch.cat([cell_mask(hidden, factor), masked_latents], dim=1))
+
+    def _nothing_kept(self, batch: Sequence[GenerationSettings]) -> Tensor:
+        """Make the mask and picture with which a UNet for inpainting generates from text: all hidden."""
+        height, width = batch[0].height, batch[0].width
+        masked = self._encode(torch.zeros(1, 3, height, width))
+        return torch.cat([torch.ones_like(masked[:, :1]), masked], dim=1).expand(len(batch), -1, -1, -1)
+
+    def _encode(self, pixels: Pixels) -> Latents:
+        try:
+            return self.vae.encode_mean(pixels.to(self.device), tile=self._tile)
         except FloatingPointError:
             self._check_weights()
             raise
@@ -280,7 +370,9 @@ class Pipeline:
                 what = f"{len(broken)} tensors hold NaN or infinity: {first_few(broken)}"
                 raise FailedError(f"{self.identity.source}: {part}: {what}")
 
-    def _predictors(self, batch: Sequence[GenerationSettings]) -> tuple[Predict, PredictPair]:
+    def _predictors(
+        self, batch: Sequence[GenerationSettings], original: "_Original | None"
+    ) -> tuple[Predict, PredictPair]:
         """Make the forward pass for the prompts, and the one for negative prompts and prompts together."""
         negative, positive = self._conditioning(batch)
         pair = Conditioning(*(torch.cat(parts) for parts in zip(negative, positive, strict=True)))
@@ -296,10 +388,14 @@ class Pipeline:
         time_ids = torch.tensor(sizes, dtype=torch.float32, device=self.device)
         guidance_embeds = self._guidance_embeds(batch)
         deep_features = self._feature_reuse(batch[0].feature_reuse)
+        beside = None if original is None else original.beside
 
         def forward(x: Tensor, timestep: float, prompts: PromptKV, pooled: Tensor) -> Tensor:
             timesteps = torch.full((len(x),), timestep, device=x.device)
-            ids = time_ids.repeat(len(x) // len(batch), 1)
+            copies = len(x) // len(batch)
+            ids = time_ids.repeat(copies, 1)
+            if beside is not None:
+                x = torch.cat([x, beside.repeat(copies, 1, 1, 1)], dim=1)
             return self.unet(
                 x.to(self.dtype), timesteps, prompts, pooled, ids, guidance_embeds, deep_features
             )

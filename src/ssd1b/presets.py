@@ -9,6 +9,7 @@ import click
 
 from ssd1b.errors import InputError, NotFoundError, prefix_errors, shown, unknown
 from ssd1b.files import expand_path
+from ssd1b.inputs import with_tables
 from ssd1b.settings import ARTICLE, CARD, Preset, check_overrides
 from ssd1b.table_files import READERS, read_table
 from ssd1b.validation import validate
@@ -151,7 +152,7 @@ def as_toml(preset: Preset) -> str:
     import tomli_w
 
     about = {"name": preset.name, "source": preset.source} if preset.name else {}
-    settings = {name: value for name, value in preset.settings.items() if value is not None}
+    settings = {name: value for name, value in with_tables(preset.settings).items() if value is not None}
     return tomli_w.dumps({**about, "settings": settings})
 
 

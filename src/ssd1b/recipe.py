@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from ssd1b import automatic1111
 from ssd1b.errors import InputError, shown
 from ssd1b.execution import DEFAULT, Execution
+from ssd1b.inputs import InputFile
 from ssd1b.numerals import number, whole_number
 from ssd1b.sampler_names import SAMPLERS, SCHEDULES
 from ssd1b.settings import SETTINGS, UNSET, GenerationSettings, equal_seed
@@ -150,19 +151,27 @@ class Parameters:
     values: Mapping[str, str]
     program: str = "AUTOMATIC1111"
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, init_image: InputFile | None = None) -> dict[str, Any]:
         """Convert to overrides for ``resolve_settings``, without the prompt.
 
         A missing negative prompt is None, since AUTOMATIC1111 also uses zeros for an empty one with SDXL.
         Seeds beyond 32 bits, such as ComfyUI's, are reduced to the seed with the same noise. The schedule is
         interpreted as in AUTOMATIC1111, see ``automatic1111.schedule_of``.
 
+        Args:
+            init_image: the picture that the image was generated from, which the text does not contain.
+                Without it the strength has no meaning and is left out.
+
         Raises:
             InputError: a value that must be a number is not.
         """
         overrides: dict[str, Any] = {"negative_prompt": self.negative_prompt}
+        if init_image is not None:
+            overrides |= {"init_image": init_image, "strength_steps": "a1111"}
         for name, setting in SETTINGS.items():
             key = setting.a1111 or ""
+            if name == "strength" and init_image is None:
+                continue
             if key in self.values and key not in ("Schedule type", "Size"):
                 overrides[name] = _read_value(key, self.values[key], _READERS[setting.kind])
         if (schedule := automatic1111.schedule_of(self.values)) is not None:
@@ -199,12 +208,17 @@ def write_parameters(recipe: Recipe) -> str:
         "Seed": settings.seed,
         "Size": f"{settings.width}x{settings.height}",
         "Model": model.name,
+        **_strength(settings),
         "RNG": "CPU",
         "Version": f"ssd1b {recipe.ssd1b_version}",
     }
     negative = [] if settings.negative_prompt is None else [f"{_NEGATIVE} {settings.negative_prompt}"]
     last = ", ".join(f"{key}: {_quote(str(value))}" for key, value in values.items())
     return "\n".join([settings.prompt, *negative, last])
+
+
+def _strength(settings: GenerationSettings) -> dict[str, str]:
+    return {} if settings.strength is None else {"Denoising strength": f"{settings.strength:g}"}
 
 
 def _schedule(recipe: Recipe) -> dict[str, str]:

@@ -7,13 +7,16 @@ and the key of a batch are derived from it.
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral
+from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
+from ssd1b.decoding import RESIZE_MODES, fitting_size, identify_picture
 from ssd1b.errors import InputError, shown, unknown
+from ssd1b.inputs import InputFile
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES, resolve, resolve_schedule
 from ssd1b.validation import Check, OneOf, Range, Text, plain_type, validate, validated
 
@@ -34,6 +37,51 @@ RANDOM_SEED = -1
 
 MAX_PIXELS = 2048 * 2048
 """Maximum area of an image: four times the area SDXL was trained on."""
+
+SMALLEST_SIDE, LARGEST_SIDE, SIDE_MULTIPLE = 64, 4096, 8
+"""Limits of an image's width and height in pixels; latents have an eighth of both."""
+
+DEFAULT_STRENGTH = 0.6
+"""Between a repainted surface and a new picture with the same composition; AUTOMATIC1111's default is 0.75,
+diffusers' 0.3."""
+
+
+class Start(NamedTuple):
+    """Where in a schedule the generation from a picture starts.
+
+    Attributes:
+        schedule_steps: number of steps of the whole schedule.
+        steps: number of them that are run, the last ones.
+        from_noise: start from noise alone, as from text; otherwise from the picture with noise added to it.
+    """
+
+    schedule_steps: int
+    steps: int
+    from_noise: bool
+
+
+def _diffusers_start(steps: int, strength: float) -> Start:
+    """As ``get_timesteps``; at 1 diffusers' pipeline for inpainting starts from noise, and here every run."""
+    return Start(steps, min(int(steps * strength), steps), from_noise=strength == 1)
+
+
+def _a1111_start(steps: int, strength: float) -> Start:
+    """As ``setup_img2img_steps`` of ``modules/sd_samplers_common.py`` without "do exactly the steps"."""
+    return Start(steps, int(min(strength, 0.999) * steps) + 1, from_noise=False)
+
+
+def _comfyui_start(steps: int, strength: float) -> Start:
+    """As ``KSampler.set_steps`` of ``comfy/samplers.py``."""
+    whole = strength > 0.9999
+    runs = steps if strength > 0 else 0
+    return Start(int(steps / strength) if runs and not whole else steps, runs, from_noise=False)
+
+
+STRENGTH_STEPS: Mapping[str, Callable[[int, float], Start]] = MappingProxyType(
+    {"diffusers": _diffusers_start, "a1111": _a1111_start, "comfyui": _comfyui_start}
+)
+"""Whose rule says how many steps a strength leaves to run. "20 steps at 0.5" are the last 10 of a schedule of
+20 in diffusers, the last 11 of 20 in AUTOMATIC1111, and the last 20 of 40 in ComfyUI."""
 
 UNSET = object()
 """Stands for a missing default."""
@@ -57,7 +105,7 @@ class Setting:
         sdapi: field in AUTOMATIC1111's HTTP API, ``/sdapi/v1/txt2img``.
         openai: field in OpenAI's HTTP API, ``/v1/images/generations``.
         name: field of ``GenerationSettings``; derived from there, like the following two.
-        kind: ``int``, ``float``, ``str`` or ``tuple``.
+        kind: ``int``, ``float``, ``str``, ``tuple`` or ``InputFile``.
         is_name: the text is one of a fixed set of names.
     """
 
@@ -90,7 +138,7 @@ def _rising(interval: tuple[float, float]) -> None:
 
 Prompt = Annotated[Text, Check(_not_blank)]
 Seed = Annotated[int, Range(0, SEEDS - 1, why="torch takes 32 bits, larger ones repeat")]
-Pixels = Annotated[int, Range(64, 4096, multiple_of=8)]
+Pixels = Annotated[int, Range(SMALLEST_SIDE, LARGEST_SIDE, multiple_of=SIDE_MULTIPLE)]
 Corner = Annotated[tuple[int, int], Range(0, 65_536), Setting(per_picture=True)]
 Extent = Annotated[tuple[int, int], Range(1, 65_536), Setting(per_picture=True)]
 
@@ -176,6 +224,40 @@ class GenerationSettings:
     )]
     """Height of the image in pixels."""
 
+    init_image: Annotated[InputFile | None, Setting(
+        default=None, before=None, flags=("--from", "--init-image"), metavar="PICTURE", per_picture=True,
+        example="sketch.png,photo.jpg",
+        help="Start from this PNG, JPEG or WebP. Without --size, the image gets its size.",
+    )]
+    """The picture to start from; None starts from noise. In Python also a path."""
+
+    mask: Annotated[InputFile | None, Setting(
+        default=None, before=None, flags=("--mask",), metavar="PICTURE", per_picture=True,
+        example="none,sky.png", help="Change --from only where this picture is white; grey changes it less.",
+    )]
+    """Where ``init_image`` is repainted: white, and in grey parts during the last steps only; black is kept.
+    None repaints everything. In Python also a path."""
+
+    strength: Annotated[Annotated[float, Range(0, 1)] | None, Setting(
+        default=None, before=None, flags=("--strength", "--denoising-strength"), metavar="SHARE",
+        example="0.3,0.6,0.9", a1111="Denoising strength", sdapi="denoising_strength",
+        help=f"0 to 1: how much of --from is changed; 1 keeps nothing. Default: {DEFAULT_STRENGTH}.",
+    )]
+    """Share of the schedule that is run on ``init_image`` with noise; None without one."""
+
+    strength_steps: Annotated[str, OneOf("strength_steps", STRENGTH_STEPS), Setting(
+        default="diffusers", before="diffusers", flags=("--strength-steps",), metavar="NAME",
+        example="diffusers,a1111,comfyui",
+        help="Whose rule says how many steps --strength runs: diffusers, a1111 or comfyui.",
+    )]
+    """A name of ``STRENGTH_STEPS``."""
+
+    resize_mode: Annotated[str, OneOf("resize mode", RESIZE_MODES), Setting(
+        default="crop", before="crop", flags=("--resize-mode",), metavar="NAME", example="crop,stretch",
+        help="crop or stretch: how --from is fitted to a --size of another shape.",
+    )]
+    """A name of ``decoding.RESIZE_MODES``."""
+
     original_size: Extent
     """Micro-conditioning (2307.01952, section 2.2): (height, width) of the original image, in pixels."""
 
@@ -187,8 +269,27 @@ class GenerationSettings:
     # fmt: on
 
     def __post_init__(self) -> None:
-        """Check width and height together."""
+        """Check width and height together, and what belongs to ``init_image``."""
         _check_area(self.width, self.height)
+        if self.init_image is None:
+            for name in ("mask", "strength"):
+                if getattr(self, name) is not None:
+                    raise InputError(f"{name} needs init_image (--from), the picture to start from")
+            return
+        if self.strength is None:
+            object.__setattr__(self, "strength", DEFAULT_STRENGTH)
+        if self.start.steps == 0:
+            raise InputError(
+                f"strength is {self.strength:g}: of {self.steps} steps none is left to run; "
+                f"it must be at least {1 / self.steps:.3g}, or steps higher"
+            )
+
+    @property
+    def start(self) -> Start:
+        """The part of the schedule that is run."""
+        if self.init_image is None or self.strength is None:
+            return Start(self.steps, self.steps, from_noise=True)
+        return STRENGTH_STEPS[self.strength_steps](self.steps, self.strength)
 
 
 def _check_area(width: int, height: int) -> None:
@@ -235,6 +336,12 @@ def _options() -> dict[str, tuple[Setting, ...]]:
 OPTIONS: Mapping[str, tuple[Setting, ...]] = MappingProxyType(_options())
 """Settings by the name of their command-line option and sweep axis; ``size`` has two."""
 
+INPUTS = tuple(name for name, each in SETTINGS.items() if each.kind is InputFile)
+"""Settings that are files. A server must not take them from a client, who could name any file."""
+
+PICTURE_SETTINGS = (*INPUTS, "strength", "strength_steps", "resize_mode")
+"""Settings that have a meaning only with ``init_image``."""
+
 DEFAULTS: Mapping[str, object] = MappingProxyType(
     {name: each.default for name, each in SETTINGS.items() if each.default is not UNSET}
 )
@@ -273,8 +380,10 @@ def resolve_settings(
 ) -> GenerationSettings:
     """Merge all layers of settings. Precedence, highest first: overrides, preset, model, family.
 
-    Sampler and schedule accept any name that ``sampler_names`` knows ("DPM++ 2M Karras"). Unset
-    micro-conditioning defaults to an uncropped image at its own size.
+    Sampler and schedule accept any name that ``sampler_names`` knows ("DPM++ 2M Karras"). If neither preset
+    nor overrides set a size, it is that of ``init_image``, in multiples of 8; a picture beyond the limits of
+    an image is scaled down to the area of the model's size. Unset micro-conditioning defaults to an uncropped
+    image at its own size.
 
     Args:
         prompt: description of the image.
@@ -290,9 +399,11 @@ def resolve_settings(
     if family not in GUIDANCE_DEFAULTS:
         raise unknown("model family", family, GUIDANCE_DEFAULTS)
     settings: dict[str, Any] = {**DEFAULTS, "guidance_scale": GUIDANCE_DEFAULTS[family]}
-    for layer in (model_defaults, preset.settings if preset else {}, overrides):
-        settings |= _canonical(layer)
-    settings = with_drawn_seed(settings)
+    chosen = _canonical(preset.settings if preset else {}) | _canonical(overrides)
+    settings |= _canonical(model_defaults)
+    if isinstance(picture := chosen.get("init_image"), InputFile) and not {"width", "height"} & chosen.keys():
+        settings |= _size_of(picture, settings["width"] * settings["height"])
+    settings = with_drawn_seed(settings | chosen)
     size = (settings["height"], settings["width"])
     uncropped: dict[str, Any] = {"original_size": size, "crop_top_left": (0, 0), "target_size": size}
     return GenerationSettings(prompt=prompt, **(uncropped | settings))
@@ -310,6 +421,13 @@ def check_overrides(overrides: Mapping[str, object]) -> dict[str, Any]:
     settings = validate(GenerationSettings, with_drawn_seed(_canonical(overrides)), partial=True)
     _check_area(settings.get("width", 0), settings.get("height", 0))
     return settings
+
+
+def _size_of(picture: InputFile, area: int) -> dict[str, int]:
+    width, height = fitting_size(
+        picture, area, multiple=SIDE_MULTIPLE, low=SMALLEST_SIDE, high=LARGEST_SIDE, most=MAX_PIXELS
+    )
+    return {"width": width, "height": height}
 
 
 def read_size(text: str) -> dict[str, int]:
@@ -344,12 +462,27 @@ def equal_seed(seed: Any) -> Any:
     return int(seed) % SEEDS if isinstance(seed, Integral) and SEEDS <= int(seed) < 2**64 else seed
 
 
+def identified(settings: Mapping[str, object]) -> dict[str, object]:
+    """Replace the paths of pictures, and the tables of ``with_tables``, by ``InputFile``s.
+
+    Raises:
+        InputError: a file does not exist, is no picture, or is too large.
+    """
+    return {name: _identified(each) if name in INPUTS else each for name, each in settings.items()}
+
+
+def _identified(value: object) -> object:
+    if isinstance(value, str | Path):
+        return identify_picture(str(value))
+    return InputFile(**value) if isinstance(value, Mapping) else value
+
+
 def _canonical(layer: Mapping[str, object]) -> dict[str, object]:
-    """Check the names in one layer, and replace its sampler and schedule by their canonical names."""
+    """Check the names in one layer; give sampler and schedule their canonical names, and identify files."""
     for name in layer:
         if name not in SETTINGS:
             raise unknown("setting", name, SETTINGS)
-    settings = dict(layer)
+    settings = identified(layer)
     if isinstance(sampler := settings.get("sampler"), str):
         settings["sampler"], schedule = resolve(sampler)
         if schedule:

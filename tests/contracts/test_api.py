@@ -12,9 +12,9 @@ import pytest
 import ssd1b
 
 NAMES = [
-    "Bulk", "ConflictError", "Execution", "FailedError", "GenerationSettings", "InputError", "Loading",
-    "NotFoundError", "OutOfSpaceError", "Parameters", "Picture", "Pipeline", "Preset", "Recipe", "Sweep",
-    "UnavailableError", "__version__", "advise", "benchmark", "describe_image", "describe_model",
+    "Bulk", "ConflictError", "Execution", "FailedError", "GenerationSettings", "InputError", "InputFile",
+    "Loading", "NotFoundError", "OutOfSpaceError", "Parameters", "Picture", "Pipeline", "Preset", "Recipe",
+    "Sweep", "UnavailableError", "__version__", "advise", "benchmark", "describe_image", "describe_model",
     "distill_model", "evaluate_folder", "evaluate_tabletop", "generate_bulk", "guide", "load_preset",
     "make_stages",
     "parse_axis", "plan_distillation", "read_goal", "read_recipe", "reproduce", "save_picture", "sweep",

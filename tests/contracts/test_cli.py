@@ -16,7 +16,8 @@ HEAVY = {"torch", "numpy", "PIL", "transformers", "safetensors", "huggingface_hu
 SETTINGS = {
     "--negative", "--negative-prompt", "--negative-preset", "--guidance", "--guidance-scale",
     "--guidance-rescale", "--guidance-interval", "--feature-reuse", "--steps", "--sampler", "--schedule",
-    "--seed", "--size", "--preset",
+    "--seed", "--size", "--preset", "--from", "--init-image", "--mask", "--strength", "--denoising-strength",
+    "--strength-steps", "--resize-mode",
 }  # fmt: skip
 MODEL = {"--model", "--device", "--dtype", "--threads", "--offline", "--prediction"}
 CLUSTER = {"--ray", "--ray-actors", "--ray-gpus", "--ray-cpus"}
@@ -56,7 +57,7 @@ OPTIONS = {
     },
     "selftest": {"--steps", "--size", "--device", "--dtype", "--minutes", "--offline", "--json"},
     "serve": {f"--{name.replace('_', '-')}" for name in SERVER_OPTIONS} | {"--config", "--open"},
-    "rerun": {"--out", "--trust-recipe", *MODEL, *COMPUTING},
+    "rerun": {"--out", "--trust-recipe", "--inputs", *MODEL, *COMPUTING},
     "inspect": {"--json"},
     "models": {"--json"},
     "env": {"--json"},

@@ -15,6 +15,7 @@ ALLOWED = {
     "files.py": "the one place",
     "saving.py": "marks and empty files, which are checked or new",
     "weights/files.py": "safetensors opens by name, after check_regular",
+    "decoding.py": "what was read already",
     "images.py": "what was read already, and a new file",
     "training/data/pictures.py": "what was read already",
     "training/data/shards.py": "tarfile, on what files opened",

@@ -7,11 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import ssd1b
 from ssd1b.batching import SHARED
 from ssd1b.cli.generate import command
 from ssd1b.command_line import command_line
+from ssd1b.inputs import InputFile
 from ssd1b.lab.axes import AXES, make_axis
 from ssd1b.recipe import Parameters
 from ssd1b.settings import OPTIONS, SETTINGS, GenerationSettings, check_overrides, resolve_settings
@@ -25,12 +27,22 @@ def test_every_setting_but_the_prompt_is_a_line_of_the_table() -> None:
     assert all(not each.flags or each.help or name == "height" for name, each in SETTINGS.items())
 
 
+@pytest.fixture(autouse=True)
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files that the examples of axes name."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("sketch.png", "photo.jpg", "sky.png"):
+        Image.new("RGB", (64, 64), "white").save(name)
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_is_one_of_the_command_line_and_of_command_lines_that_are_written(name: str) -> None:
     flags = [flag for parameter in command.params for flag in parameter.opts]
     for setting in OPTIONS[name]:
         assert setting.flags[0] == f"--{name}" and {*setting.flags} <= {*flags}
-        written = command_line("x", {"negative_prompt": "y", "schedule": "karras", **_chosen(SETTLED)})
+        picture = asdict(InputFile.of("sketch.png", most=10**6))
+        others = {"negative_prompt": "y", "schedule": "karras", "init_image": picture, "mask": picture}
+        written = command_line("x", {**others, "strength": 0.5, **_chosen(SETTLED)})
         assert f" --{name} " in written
 
 
@@ -57,11 +69,14 @@ def test_every_setting_can_be_overridden_and_says_whether_a_batch_shares_it(name
 
 
 def test_automatic1111s_names_are_read() -> None:
-    values = {"CFG scale": "7", "Steps": "3", "Sampler": "Euler", "Schedule type": "Karras", "Seed": "5",
-              "Size": "64x128"}  # fmt: skip
+    values = {"CFG scale": "7", "Denoising strength": "0.5", "Steps": "3", "Sampler": "Euler", "Seed": "5",
+              "Schedule type": "Karras", "Size": "64x128"}  # fmt: skip
     assert {*values} == {each.a1111 for each in SETTINGS.values()} - {None}
-    read = Parameters(prompt="x", negative_prompt=None, values=values).settings()
-    assert {*read} == {name for name, each in SETTINGS.items() if each.a1111} | {"negative_prompt"}
+    parameters = Parameters(prompt="x", negative_prompt=None, values=values)
+    read = parameters.settings(InputFile.of("sketch.png", most=10**6))
+    named = {name for name, each in SETTINGS.items() if each.a1111}
+    assert {*read} == named | {"negative_prompt", "init_image", "strength_steps"}
+    assert {*parameters.settings()} == named - {"strength"} | {"negative_prompt"}
 
 
 LINE = """

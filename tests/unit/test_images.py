@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from PIL.ExifTags import IFD, Base
 
+from ssd1b.decoding import MAX_READ_PIXELS
 from ssd1b.errors import InputError
 from ssd1b.images import (
     FORMATS,
     MAX_FILE_BYTES,
-    MAX_READ_PIXELS,
     MAX_TEXT_LENGTH,
     Picture,
     check_destination,

@@ -41,6 +41,11 @@ def test_defaults_of_ssd_1b_are_those_of_its_model_card():
         "height": 1024,
         "original_size": (1024, 1024),
         "crop_top_left": (0, 0),
+        "init_image": None,
+        "mask": None,
+        "strength": None,
+        "strength_steps": "diffusers",
+        "resize_mode": "crop",
         "target_size": (1024, 1024),
     }
 

@@ -21,6 +21,7 @@ from ssd1b.actions.worlds import WORLDS
 from ssd1b.cluster.actor import Open
 from ssd1b.errors import ConflictError, shown
 from ssd1b.files import hash_file
+from ssd1b.inputs import with_tables
 from ssd1b.jobs.driver import Plan, draw_jobs, plan
 from ssd1b.jobs.executor import Executor, Inline, JobResult, Render, renderer
 from ssd1b.jobs.job import Job
@@ -223,7 +224,7 @@ def tune(
         )  # fmt: skip
         if budget is not None:
             check_budget(evaluator, budget)
-        what = {"model": described.fingerprint, "pairs": first, "settings": base}
+        what = {"model": described.fingerprint, "pairs": first, "settings": with_tables(base)}
         until = None if minutes is None else time.monotonic() + 60 * minutes
         with progress("search", trials) as advance:
             found = search(

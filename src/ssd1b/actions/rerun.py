@@ -1,29 +1,34 @@
 """Generate an image again from the recipe in its file, and compare the pixels.
 
 A recipe may come from a stranger. Its model is used without asking only if it is built in, published under a
-short name, or in the hub's cache.
+short name, or in the hub's cache. The pictures that it names are identified by their content: a file at the
+recorded path is used only if whoever wrote the recipe had the same file.
 """
 
 import os
+import re
 import shlex
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageChops, UnidentifiedImageError
 
 from ssd1b.actions.loading import AUTO, Loading
 from ssd1b.command_line import command_line
-from ssd1b.errors import InputError, printable
+from ssd1b.decoding import MAX_FILE_BYTES
+from ssd1b.errors import InputError, NotFoundError, printable
 from ssd1b.execution import DEFAULT
 from ssd1b.files import named, open_regular, reason
 from ssd1b.images import Picture, read_recipe
+from ssd1b.inputs import InputFile
 from ssd1b.pipeline import Pipeline, Watch, ignore
 from ssd1b.recipe import ModelIdentity, Parameters, Recipe
 from ssd1b.runtime import choose_device
 from ssd1b.sampler_names import AUTOMATIC
-from ssd1b.settings import DEFAULT_MODEL, GenerationSettings, Prompt, check_overrides
+from ssd1b.settings import DEFAULT_MODEL, INPUTS, GenerationSettings, Prompt, check_overrides
 from ssd1b.validation import check
 from ssd1b.weights import hub
 
@@ -73,6 +78,7 @@ def reproduce(
     loading: Loading = AUTO,
     *,
     trust_recipe: bool = False,
+    inputs: str | None = None,
     inspect: Callable[[Recipe | Parameters], object] = lambda source: None,
     start: Callable[
         [Pipeline, GenerationSettings], AbstractContextManager[Watch]
@@ -87,10 +93,12 @@ def reproduce(
             machine does not have is replaced.
         trust_recipe: use the recipe's model, whatever it is: a path is opened, a repository downloaded
             without the user's token.
+        inputs: folder with the pictures that the image was generated from; see ``find_inputs``.
         inspect: called with what the file says before a model is loaded. It may raise to stop.
         start: called before generation; its context yields a function that is called after each step.
 
     Raises:
+        NotFoundError: a picture that the image was generated from is missing.
         InputError: the file holds no settings or is damaged, its model may not be used without
             ``trust_recipe``, or the model cannot be loaded.
     """
@@ -98,6 +106,7 @@ def reproduce(
     if isinstance(source, Recipe):
         model, loading = _resolve_model(source.model, model, loading, trusted=trust_recipe)
         loading = _resolve_loading(source, loading)
+        source = replace(source, settings=find_inputs(source.settings, path, inputs))
     original = _read_exact_pixels(path)
     inspect(source)
     pipeline = loading.load(model or DEFAULT_MODEL)
@@ -108,6 +117,47 @@ def reproduce(
     with start(pipeline, settings) as watch:
         (picture,) = pipeline.draw([settings], watch)
     return Reproduction(picture=picture, source=source, original=original)
+
+
+def find_inputs(settings: GenerationSettings, image: str, folder: str | None = None) -> GenerationSettings:
+    """Find the pictures that an image was generated from.
+
+    Each is looked for under its name in ``folder`` and beside the image, then at the recorded path. Only a
+    file with the recorded content is taken.
+
+    Args:
+        settings: the image's settings.
+        image: path of the image.
+        folder: an additional folder.
+
+    Returns:
+        The settings with the paths where the pictures were found.
+
+    Raises:
+        NotFoundError: a picture is in none of these places; the message names it.
+    """
+    folders = [*([] if folder is None else [Path(folder)]), Path(image).parent]
+    recorded = {name: getattr(settings, name) for name in INPUTS}
+    found: dict[str, Any] = {
+        name: _find_input(name, each, folders) for name, each in recorded.items() if each is not None
+    }
+    return replace(settings, **found)
+
+
+def _find_input(name: str, wanted: InputFile, folders: list[Path]) -> InputFile:
+    file = re.split(r"[\\/]", wanted.path)[-1]  # the recipe may come from another system
+    places = [*(str(folder / file) for folder in folders if file), wanted.path]
+    for place in places:
+        try:
+            candidate = InputFile.of(place, most=MAX_FILE_BYTES)
+        except InputError:
+            continue
+        if candidate == wanted:
+            return candidate
+    raise NotFoundError(
+        f"{name} {named(file)} (SHA-256 {wanted.sha256[:12]}...) is missing or has changed, beside the image "
+        "and at its recorded path: name its folder with --inputs"
+    )
 
 
 def _resolve_model(

@@ -24,6 +24,7 @@ from ssd1b.bulk.rows import Row
 from ssd1b.errors import InputError, unknown
 from ssd1b.files import disk_error, named, reason
 from ssd1b.images import Picture, decode_recipe, encode_picture
+from ssd1b.inputs import digest_of
 from ssd1b.jobs.job import Job
 from ssd1b.jobs.store import DONE, FAILED, Outcome, Store
 from ssd1b.recipe import Recipe, write_json
@@ -71,7 +72,7 @@ class Shard:
         """
         content = [VERSION, *decisive, *([row, self.jobs[row.number].key if row.number in self.jobs else None]
                                     for row in self.rows)]  # fmt: skip
-        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(content, default=digest_of).encode()).hexdigest()
         return f"{self.index:06d}-{digest[:16]}"
 
 

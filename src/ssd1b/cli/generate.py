@@ -84,7 +84,7 @@ def command(
         check_destination(out, image_format, pipeline.recipe(replace(first, prompt=prompt)))
     total = len(prompts) * count
     loaded = time.perf_counter()
-    with display.watched(pipeline, first.steps * total, folder if preview else None) as watch:
+    with display.watched(pipeline, first.start.steps * total, folder if preview else None) as watch:
         for index in range(total):
             settings = replace(first, prompt=prompts[index // count], seed=(first.seed + index) % SEEDS)
             start = time.perf_counter()

@@ -39,7 +39,11 @@ def _image_text(facts: dict[str, Any]) -> str:
     if "recipe" in facts:
         recipe = facts["recipe"]
         model = {f"model {name}": value for name, value in recipe["model"].items()}
-        rows, note = recipe["settings"] | model | recipe, "generate it again:"
+        settings = {
+            name: value["path"] if isinstance(value, dict) else value
+            for name, value in recipe["settings"].items()
+        }
+        rows, note = settings | model | recipe, "generate it again:"
         if not facts["model_is_known"]:
             note = "generate it again with a --model of your choice, or the image's own by --trust-recipe:"
     else:

@@ -19,6 +19,7 @@ from ssd1b.cluster.options import ClusterOptions
 from ssd1b.errors import InputError, prefix_errors, shown, unknown
 from ssd1b.execution import DEFAULT, Execution
 from ssd1b.files import decode_text, named, read_file
+from ssd1b.inputs import InputFile
 from ssd1b.numerals import whole_number
 from ssd1b.presets import NEGATIVE_PROMPTS, PRESETS, SPEEDS, load_preset
 from ssd1b.prompts import parse_prompt, split_prompts, unsupported
@@ -30,6 +31,7 @@ from ssd1b.settings import (
     Prompt,
     Setting,
     check_overrides,
+    identified,
     read_size,
     with_drawn_seed,
 )
@@ -237,7 +239,7 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
         overrides = {name: value for name, value in chosen.items() if value is not None}
         overrides |= {} if size is None else read_size(size)
         overrides |= _negative(overrides, negative_preset)
-        overrides = with_drawn_seed(overrides)  # here, so that all images of a sweep share it
+        overrides = with_drawn_seed(identified(overrides))  # here, so that all images of a sweep share them
         command(*args, overrides=overrides, **options)
 
     named = click.option("--negative-preset", metavar="NAME", help=f"{', '.join(NEGATIVE_PROMPTS)}.")
@@ -252,6 +254,8 @@ def _setting_option(name: str, setting: Setting, *others: Setting) -> Callable[[
         kind: Any = str
     elif setting.kind is str:
         kind = str if setting.is_name else TEXT
+    elif setting.kind is InputFile:
+        kind = PATH
     else:
         kind = float if setting.kind is tuple else setting.kind
     return click.option(

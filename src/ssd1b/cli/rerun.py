@@ -31,7 +31,12 @@ if TYPE_CHECKING:
     help="Use the model that the image names, whatever it is: a path is opened, a repository downloaded "
     "without your token.",
 )  # fmt: skip
-def command(image: str, out: str, choice: ModelChoice, trusted: bool) -> None:
+@click.option(
+    "--inputs", type=PATH, metavar="FOLDER",
+    help="Folder with the pictures that the image was generated from, if they are neither beside it nor "
+    "where they were.",
+)  # fmt: skip
+def command(image: str, out: str, choice: ModelChoice, trusted: bool, inputs: str | None) -> None:
     """Generate an image again from the recipe inside it, and report whether every pixel is the same.
 
     Model, device and number format come from the recipe unless given here. On the same machine the result is
@@ -39,6 +44,9 @@ def command(image: str, out: str, choice: ModelChoice, trusted: bool) -> None:
 
     A recipe may come from a stranger. Models that are built in, published under a short name or in the cache
     are used without asking; for others, give --model or --trust-recipe.
+
+    Pictures that the image was generated from are looked for beside it and where they were, and used only if
+    they have not changed.
 
     \b
     Examples:
@@ -52,7 +60,7 @@ def command(image: str, out: str, choice: ModelChoice, trusted: bool) -> None:
     @contextmanager
     def start(pipeline: "Pipeline", settings: "GenerationSettings") -> "Generator[Watch, None, None]":
         check_destination(out, recipe=pipeline.recipe(settings))
-        with display.watched(pipeline, settings.steps) as watch:
+        with display.watched(pipeline, settings.start.steps) as watch:
             yield watch
 
     def inspect(source: Recipe | Parameters) -> None:
@@ -62,7 +70,13 @@ def command(image: str, out: str, choice: ModelChoice, trusted: bool) -> None:
 
     check_destination(out)
     result = reproduce(
-        image, choice.model, choice.loading(), trust_recipe=trusted, inspect=inspect, start=start
+        image,
+        choice.model,
+        choice.loading(),
+        trust_recipe=trusted,
+        inputs=inputs,
+        inspect=inspect,
+        start=start,
     )
     echo_path(display.save(result.picture, out))
     if isinstance(result.source, Recipe):

@@ -248,6 +248,13 @@ class StepSchedule:
     timesteps: tuple[float, ...]
     initial_scale: float
 
+    def last(self, steps: int) -> "StepSchedule":
+        """Keep only the last steps, at least 1; ``initial_scale`` is then that of noise on a picture."""
+        if steps >= len(self.timesteps):
+            return self
+        sigmas = self.sigmas[-steps - 1 :]
+        return StepSchedule(sigmas=sigmas, timesteps=self.timesteps[-steps:], initial_scale=sigmas[0])
+
 
 def steps_for(
     noise_schedule: NoiseSchedule, steps: int, *, grid: Grid = Grid(), schedule: str | None = None

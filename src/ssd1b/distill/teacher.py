@@ -32,11 +32,15 @@ def objective_of(teacher: Model, text: TextEncoders, device: str, dtype: torch.d
 
 
 def check_teacher(layout: UNetLayout) -> None:
-    """Check that a teacher does not embed the guidance scale.
+    """Check that a teacher's UNet takes latents and text only.
 
     Raises:
-        InputError: the UNet embeds the guidance scale.
+        InputError: the UNet embeds the guidance scale, or is for inpainting.
     """
+    if layout.inpaints:
+        raise InputError(
+            "the teacher is for inpainting: only models that generate from text can be distilled"
+        )
     if layout.guidance_embed_dim is not None:
         raise InputError(
             "the teacher embeds the guidance scale (LCM): use the model from which it was distilled"

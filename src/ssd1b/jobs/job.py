@@ -12,9 +12,10 @@ import torch
 from ssd1b import batching
 from ssd1b.diffusion.samplers import SAMPLERS
 from ssd1b.execution import DEFAULT, Execution
+from ssd1b.inputs import digest_of
 from ssd1b.models.tokenizer import CLIPTokenizer
 from ssd1b.runtime import dtype_name
-from ssd1b.settings import GenerationSettings
+from ssd1b.settings import SETTINGS, UNSET, GenerationSettings
 
 DRAWING = 2
 """Version of the image generation. Increment it when the same settings give a different image, so that older
@@ -25,11 +26,19 @@ images are not reused.
 
 SETTINGS_FIELDS = tuple(field.name for field in fields(GenerationSettings))
 
+_LATER = {
+    name: each.before
+    for name, each in SETTINGS.items()
+    if each.before is not UNSET and name != "feature_reuse"
+}
+"""Settings that are in a key only if they differ from what images had before, whose keys must not change.
+``feature_reuse`` is in all keys."""
+
 PIXELS_PER_BATCH = 8 * 128 * 128
 """Small images are batched, because one alone leaves the processor partly idle."""
 
 
-_encode = json.JSONEncoder(sort_keys=True).encode
+_encode = json.JSONEncoder(sort_keys=True, default=digest_of).encode
 """As ``json.dumps``, which creates an encoder for each call."""
 
 
@@ -59,7 +68,7 @@ class Job(NamedTuple):
     @property
     def evaluations(self) -> int:
         """The number of calls of the denoiser; each is one UNet pass, or two with guidance."""
-        return SAMPLERS[self.settings.sampler].evaluations * (self.settings.steps - 1) + 1
+        return SAMPLERS[self.settings.sampler].evaluations * (self.settings.start.steps - 1) + 1
 
 
 def environment(device: torch.device, dtype: torch.dtype, execution: Execution = DEFAULT) -> dict[str, Any]:
@@ -86,6 +95,8 @@ def make_job(
 ) -> Job:
     """Make the job of an image. Its key is a hash of the settings, the fingerprint and the environment.
 
+    Of files among the settings it depends on the content, not on the path.
+
     Args:
         model: the model's name, which is not part of the key.
         settings: the image's settings.
@@ -106,6 +117,9 @@ def with_seed(job: Job, seed: int, *, fingerprint: str, environment: Mapping[str
 def _key(settings: GenerationSettings, fingerprint: str, environment: Mapping[str, Any]) -> str:
     # As ``dataclasses.asdict``, which copies every value and takes longer than the hash.
     values = {name: getattr(settings, name) for name in SETTINGS_FIELDS}
+    for name, before in _LATER.items():
+        if values[name] == before:
+            del values[name]
     decisive = {"settings": values, "model": fingerprint, **environment}
     return hashlib.sha256(_encode(decisive).encode()).hexdigest()
 

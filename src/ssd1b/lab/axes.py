@@ -14,6 +14,7 @@ from decimal import ROUND_DOWN, Decimal
 from typing import Any
 
 from ssd1b.errors import InputError, prefix_errors, shown, unknown
+from ssd1b.inputs import InputFile
 from ssd1b.numerals import DECIMAL, DIGITS
 from ssd1b.presets import NEGATIVE_PROMPTS, load_preset
 from ssd1b.settings import (
@@ -21,6 +22,7 @@ from ssd1b.settings import (
     RANDOM_SEED,
     Setting,
     check_overrides,
+    identified,
     random_seed,
     read_size,
     with_drawn_seed,
@@ -30,7 +32,7 @@ MAX_VALUES = 1000
 """The most values on one axis."""
 
 NONE = "none"
-"""Written in place of a negative prompt for no negative prompt, which differs from an empty one."""
+"""Written in place of a negative prompt, which differs from an empty one, or of a picture, for none."""
 
 _RANGE = re.compile(
     rf"({DECIMAL})\s*-\s*({DECIMAL})\s*(?:\(\s*([+-]?\s*{DECIMAL})\s*\)|\[\s*({DIGITS})\s*\])?"
@@ -191,6 +193,19 @@ def _texts(setting: Setting) -> Callable[[list[str]], list[Value]]:
     ]
 
 
+def _files(setting: Setting) -> Callable[[list[str]], list[Value]]:
+    def read(items: list[str]) -> list[Value]:
+        found: dict[object, Value] = {}
+        for item in items:
+            settings = identified({setting.name: None if item == NONE else item})
+            value = found.setdefault(settings[setting.name], Value(label=item, settings=settings))
+            if value.label != item:
+                raise InputError(f"{item} and {value.label} have the same content: name only one of them")
+        return [*found.values()]
+
+    return read
+
+
 def _negative_presets(items: list[str]) -> list[Value]:
     for item in items:
         if item not in (NONE, *NEGATIVE_PROMPTS):
@@ -232,7 +247,7 @@ def _words(items: list[str]) -> list[Value]:
 def _reader(setting: Setting, *others: Setting) -> Callable[[list[str]], list[Value]]:
     if others:
         return _sizes
-    return {tuple: _pairs, str: _texts}.get(setting.kind, _numbers)(setting)
+    return {tuple: _pairs, str: _texts, InputFile: _files}.get(setting.kind, _numbers)(setting)
 
 
 _READERS: dict[str, Callable[[list[str]], list[Value]]] = {

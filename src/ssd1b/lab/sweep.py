@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ssd1b.errors import InputError, shown
+from ssd1b.inputs import with_tables
 from ssd1b.jobs.job import Job, environment, make_job
 from ssd1b.jobs.store import Store
 from ssd1b.lab.axes import AXES, Axis, Value
@@ -225,8 +226,9 @@ def definition(sweep: Sweep) -> dict[str, Any]:
         "prompts": sweep.prompts,
         "axes": [asdict(axis) for axis in sweep.axes],
         "model": sweep.model,
-        "preset": sweep.preset and {"name": sweep.preset.name, "settings": dict(sweep.preset.settings)},
-        "settings": dict(sweep.settings),
+        "preset": sweep.preset
+        and {"name": sweep.preset.name, "settings": with_tables(sweep.preset.settings)},
+        "settings": with_tables(sweep.settings),
     }
 
 

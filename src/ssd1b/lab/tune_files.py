@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssd1b.errors import InputError, shown
 from ssd1b.files import check_regular, disk_error, named
+from ssd1b.inputs import with_tables
 from ssd1b.lab.axes import Axis
 from ssd1b.lab.goal import Goal
 from ssd1b.lab.results import PASSES
@@ -79,7 +80,7 @@ def as_json(tuned: Tuned, axes: Sequence[Axis], goal: Goal, model: str) -> dict[
     """The result as JSON."""
 
     def describe(each: Candidate) -> dict[str, Any]:
-        return {"settings": settings_of(axes, each.combination), "passes": each.passes}
+        return {"settings": with_tables(settings_of(axes, each.combination)), "passes": each.passes}
 
     return {
         "model": model,
@@ -128,7 +129,7 @@ def write_tuned(
         f"{gain.high:+.3g}) against {describe_baseline(base)}; {ties} of {len(tuned.comparisons)} rivals are "
         "not distinguishable"
     )
-    settings = {**base, **settings_of(axes, tuned.winner.combination)}
+    settings = with_tables({**base, **settings_of(axes, tuned.winner.combination)})
     preset = {"name": "tuned", "source": source, "settings": settings}
     paths = [out / name for name in FILES]
     for path, content in zip(paths, (as_json(tuned, axes, goal, model), preset), strict=True):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ssd1b.layouts import UNetLayout
 from ssd1b.models.attention import KeysValues, SpatialTransformer, TransformerBlock
 from ssd1b.models.layers import Downsample, ResnetBlock, TimestepEmbedding, Upsample, sinusoidal_embedding
-from ssd1b.tensors import Latents, PooledEmbeds, PromptEmbeds, TimeIds, Timesteps
+from ssd1b.tensors import Latents, PooledEmbeds, PromptEmbeds, TimeIds, Timesteps, UNetLatents
 
 RESNET_EPS = 1e-5
 
@@ -104,7 +104,7 @@ class UNet(nn.Module):
 
     def forward(
         self,
-        latents: Latents,
+        latents: UNetLatents,
         timesteps: Timesteps,
         prompt_embeds: PromptEmbeds | PromptKV,
         pooled_prompt_embeds: PooledEmbeds,
@@ -115,7 +115,8 @@ class UNet(nn.Module):
         """Run the network once.
 
         Args:
-            latents: noisy latents at unit variance, ``x / sqrt(sigma^2 + 1)``.
+            latents: noisy latents at unit variance, ``x / sqrt(sigma^2 + 1)``; for inpainting mask and masked
+                picture after them.
             timesteps: one diffusion time per image, in [0, 999].
             prompt_embeds: penultimate hidden states of both text encoders, or their keys and values.
             pooled_prompt_embeds: projected end-of-text state of the second text encoder.
@@ -125,7 +126,7 @@ class UNet(nn.Module):
                 whose finest level has no cross-attention, like all published ones.
 
         Returns:
-            The prediction, shaped like ``latents``.
+            The prediction, as large as the noisy latents.
         """
         embedding = self.embed(timesteps, pooled_prompt_embeds, time_ids, guidance_embeds)
         return self.predict(latents, embedding, prompt_embeds, deep_features)
@@ -146,7 +147,7 @@ class UNet(nn.Module):
 
     def predict(
         self,
-        latents: Latents,
+        latents: UNetLatents,
         embedding: Tensor,
         prompt_embeds: PromptEmbeds | PromptKV,
         deep_features: DeepFeatures | None = None,

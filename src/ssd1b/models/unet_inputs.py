@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ssd1b.layouts import UNetLayout
-from ssd1b.tensors import Latents, PooledEmbeds, PromptEmbeds, TimeIds, Timesteps
+from ssd1b.tensors import PooledEmbeds, PromptEmbeds, TimeIds, Timesteps, UNetLatents
 
 TIMESTEP = 500.0
 """Diffusion time of example inputs, in the middle of SDXL's schedule."""
@@ -19,14 +19,14 @@ class UNetInputs(NamedTuple):
     Layouts that embed the guidance scale take ``guidance_embeds`` after these.
 
     Attributes:
-        latents: noisy latents at unit variance.
+        latents: noisy latents at unit variance; for inpainting mask and masked picture after them.
         timesteps: diffusion times in [0, 999], float32.
         prompt_embeds: penultimate hidden states of both text encoders.
         pooled_prompt_embeds: projected end-of-text state of the second text encoder.
         time_ids: original size, crop and target size in pixels, float32.
     """
 
-    latents: Latents
+    latents: UNetLatents
     timesteps: Timesteps
     prompt_embeds: PromptEmbeds
     pooled_prompt_embeds: PooledEmbeds

@@ -80,7 +80,7 @@ class Run:
     @property
     def steps(self) -> int:
         """Its denoising steps, and the decoding, which takes about as long as one."""
-        return self.picked[0][1].job.settings.steps + 1
+        return self.picked[0][1].job.settings.start.steps + 1
 
     @property
     def pace(self) -> float | None:

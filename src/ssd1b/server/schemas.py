@@ -7,7 +7,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, WithJsonSchema, 
 
 from ssd1b.errors import unknown
 from ssd1b.server.options import ServerOptions
-from ssd1b.settings import RANDOM_SEED, SEEDS, SETTINGS, GenerationSettings
+from ssd1b.settings import PICTURE_SETTINGS, RANDOM_SEED, SEEDS, SETTINGS, GenerationSettings
+
+CLIENT_SETTINGS = tuple(name for name in SETTINGS if name not in PICTURE_SETTINGS)
+"""Settings that clients may set. Pictures are not accepted yet, and never by a path."""
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 
@@ -42,7 +45,7 @@ class _Body(BaseModel):
     )
 
 
-_FIELDS: Any = {name: (Annotated[Any, WithJsonSchema(_schema(name))], None) for name in SETTINGS}
+_FIELDS: Any = {name: (Annotated[Any, WithJsonSchema(_schema(name))], None) for name in CLIENT_SETTINGS}
 SettingsFields: Any = create_model("SettingsFields", __base__=_Body, **_FIELDS)
 """Every setting as an optional field; null counts as absent."""
 

@@ -24,7 +24,7 @@ from ssd1b.models.unet import DeepFeatures, UNet
 from ssd1b.models.vae import VAE
 from ssd1b.runtime import cache_folder, cpu_multiplies_int8
 from ssd1b.saving import renewing
-from ssd1b.tensors import Latents, PromptEmbeds
+from ssd1b.tensors import Latents, PromptEmbeds, UNetLatents
 
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
@@ -100,7 +100,7 @@ class OpenVINOUNet(UNet):
 
     def predict(
         self,
-        latents: Latents,
+        latents: UNetLatents,
         embedding: Tensor,
         prompt_embeds: Any,
         deep_features: DeepFeatures | None = None,
@@ -155,6 +155,8 @@ class OpenVINOBackend:
             (_convert_unet if part == "unet" else _convert_decoder)(network, file, half=half)
         if part == "vae":
             network.decoder = CompiledNetwork(file, self.dtype)
+            network.encoder.to(self.dtype)
+            network.quant_conv.to(self.dtype)
             network.post_quant_conv.to(self.dtype)
             return network
         if self.quantized and not self.needs_calibration(model):

@@ -198,9 +198,8 @@ class Checkpoint(ModelMetadata):
         if self.unet and self.unet.guidance_embed_dim is not None:
             found.append("the UNet embeds the guidance scale (LCM distillation) and needs no second pass")
         if self.unet and self.unet.in_channels != self.unet.out_channels:
-            found.append(
-                f"the UNet takes {self.unet.in_channels} channels, such as for inpainting or editing"
-            )
+            purpose = "for inpainting" if self.unet.inpaints else "such as for editing"
+            found.append(f"the UNet takes {self.unet.in_channels} channels, {purpose}")
         found += _scheduler_notes(self.scheduler)
         for name, part in self.parts.items():
             found += _format_notes(name, part)

@@ -8,21 +8,24 @@ from ssd1b.models.tokenizer import CLIPTokenizer
 LATENT_CHANNELS = 4
 """Channels of the initial noise."""
 
+INPAINTING_CHANNELS = 9
+"""Input channels of a UNet for inpainting: latents, mask, latents of the masked picture."""
+
 _TIME_IDS = 6
-_PURPOSES = {5: " (depth)", 7: " (upscaling)", 8: " (editing)", 9: " (inpainting)"}
+_PURPOSES = {5: " (depth)", 7: " (upscaling)", 8: " (editing)"}
 
 
 def check_unet(unet: UNetLayout, where: str) -> None:
-    """Check that a UNet takes latents, text and micro-conditioning, and nothing else.
+    """Check that a UNet takes latents, text and micro-conditioning, for inpainting also mask and picture.
 
     Raises:
         InputError: it needs other inputs, or its embeddings cannot be computed.
     """
     given, channels, guidance = unet.in_channels, unet.out_channels, unet.guidance_embed_dim
     added = unet.pooled_dim + _TIME_IDS * unet.time_ids_dim
-    if given != LATENT_CHANNELS:
-        purpose = _PURPOSES.get(given, "")
-        problem = f"the UNet takes {given} channels{purpose}; only {LATENT_CHANNELS} are supported"
+    if given not in (LATENT_CHANNELS, INPAINTING_CHANNELS):
+        purpose, allowed = _PURPOSES.get(given, ""), f"{LATENT_CHANNELS} and {INPAINTING_CHANNELS}"
+        problem = f"the UNet takes {given} channels{purpose}; only {allowed} (inpainting) are supported"
     elif channels != LATENT_CHANNELS:
         problem = f"the UNet returns {channels} channels; only {LATENT_CHANNELS} are supported"
     elif unet.cross_attention_dim == 1280 and added == 1280 + 5 * unet.time_ids_dim:

@@ -22,9 +22,9 @@ from ssd1b.jobs.queue import DONE, FINISHED, Request
 from ssd1b.server.errors import openai_problem, raised_again
 from ssd1b.server.routes.native import Client, TheService
 from ssd1b.server.routes.waiting import Made, base64_of, finished, made
-from ssd1b.server.schemas import OpenAIProblem, problems
+from ssd1b.server.schemas import CLIENT_SETTINGS, OpenAIProblem, problems
 from ssd1b.server.service import Service
-from ssd1b.settings import SETTINGS, read_size
+from ssd1b.settings import read_size
 
 router = APIRouter(prefix="/v1/images", tags=["OpenAI"], responses=problems(OpenAIProblem))
 
@@ -73,10 +73,10 @@ class Generation(BaseModel):
         found: dict[str, Any] = {}
         for field, value in (self.model_extra or {}).items():
             name = ALIASES.get(field, field)
-            if name in SETTINGS:
+            if name in CLIENT_SETTINGS:
                 found |= {} if value is None else {name: value}
             elif field not in WITHOUT_MEANING:
-                raise unknown("parameter", field, [*SETTINGS, *ALIASES, *type(self).model_fields])
+                raise unknown("parameter", field, [*CLIENT_SETTINGS, *ALIASES, *type(self).model_fields])
         if self.size not in (None, "auto"):
             found |= read_size(self.size)
         return found
@@ -162,7 +162,9 @@ async def _events(
             sent, last = 0, None
             if request.state not in FINISHED:
                 async for _ in listener.changes():
-                    due = request.step * (partial + 1) >= request.images[0].job.settings.steps * (sent + 1)
+                    due = request.step * (partial + 1) >= request.images[0].job.settings.start.steps * (
+                        sent + 1
+                    )
                     if sent < partial and due and request.preview is not None and request.preview is not last:
                         last = request.preview
                         yield _event({

@@ -16,7 +16,7 @@ from ssd1b.models.text import chunk_count
 from ssd1b.presets import PRESETS
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
 from ssd1b.server.routes.native import EXACT, TheService
-from ssd1b.server.schemas import JobBody, Problem, problems
+from ssd1b.server.schemas import CLIENT_SETTINGS, JobBody, Problem, problems
 from ssd1b.server.service import Service
 from ssd1b.settings import GUIDANCE_DEFAULTS, RANGES, SETTINGS
 from ssd1b.validation import Range
@@ -119,7 +119,7 @@ async def settings(service: TheService) -> SettingsAnswer:
     """Return the settings with their ranges, and for each model its defaults, advice and measurements."""
     options = service.options
     return SettingsAnswer(
-        settings=[_setting(name, options.ranges) for name in SETTINGS],
+        settings=[_setting(name, options.ranges) for name in CLIENT_SETTINGS],
         samplers=[NameAnswer(name=name, label=each.a1111) for name, each in SAMPLERS.items()],
         schedules=[
             NameAnswer(name=AUTOMATIC, label="Automatic"),

@@ -1,0 +1,226 @@
+"""Pictures and masks that an image is generated from: untrusted files to 8-bit pixels of the image's size.
+
+Pillow is imported on first use, because settings are checked without it.
+
+- A picture is rotated by its EXIF orientation; transparency is laid over white, as in AUTOMATIC1111;
+  palettes, grey, CMYK and 16 bits become 8-bit RGB; an animation gives its first frame.
+- A mask is grey: white is repainted, black is kept. Transparent parts count as black.
+"""
+
+import io
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ssd1b.errors import InputError, prefix_errors
+from ssd1b.files import named
+from ssd1b.inputs import InputFile
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_FILE_BYTES = 64 * 2**20
+MAX_READ_PIXELS = 32 * 2**20
+"""Limits for reading: bytes of the file, pixels of the image."""
+
+RESIZE_MODES = {
+    "crop": "scale to cover the image, and cut off what extends beyond it, equally on both sides",
+    "stretch": "scale width and height separately",
+}
+"""How a picture is fitted to another size; AUTOMATIC1111's "Crop and resize" and "Just resize"."""
+
+_ASPECT_TOLERANCE = 0.02
+"""Largest relative difference between the aspect ratios of a picture and its mask: rounded sizes pass."""
+
+
+class Source(NamedTuple):
+    """A picture and its mask, at the size of the image to generate.
+
+    Attributes:
+        picture: RGB.
+        mask: grey, 255 is repainted; None repaints everything.
+    """
+
+    picture: "Image"
+    mask: "Image | None"
+
+
+@contextmanager
+def opened(data: bytes) -> Generator[Any, None, None]:
+    """Open an untrusted image, a ``PIL.Image.Image``; any defect raises ``InputError``.
+
+    Its size is checked before pixels are allocated.
+    """
+    from PIL import Image
+
+    if len(data) > MAX_FILE_BYTES:
+        raise InputError(f"the file is too large: at most {MAX_FILE_BYTES} bytes are allowed")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns about damaged EXIF, and skips it.
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+            with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP"]) as image:
+                if image.width * image.height > MAX_READ_PIXELS:
+                    raise Image.DecompressionBombError
+                yield image
+    except InputError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise InputError(f"the image is too large: at most {MAX_READ_PIXELS} pixels are allowed") from None
+    # Pillow raises many types of exceptions for damaged files.
+    except Exception as error:
+        raise InputError("not a readable PNG, JPEG or WebP: another format, or damaged") from error
+
+
+def identify_picture(path: str) -> InputFile:
+    """Identify a PNG, JPEG or WebP; it is decoded, so that a damaged one is refused before a model is loaded.
+
+    Raises:
+        InputError: see ``InputFile.of`` and ``opened``.
+    """
+    found = InputFile.of(path, most=MAX_FILE_BYTES)
+    picture_size(found)
+    return found
+
+
+@lru_cache(maxsize=1024)
+def picture_size(file: InputFile) -> tuple[int, int]:
+    """Return a picture's width and height in pixels, after rotation; its pixels are decoded, too.
+
+    Raises:
+        InputError: see ``InputFile.read`` and ``opened``.
+    """
+    with _decoding(file) as image:
+        image.load()
+        orientation = image.getexif().get(0x0112, 1)
+        width, height = image.size
+        return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+
+
+@lru_cache(maxsize=8)
+def read_source(
+    picture: InputFile, mask: InputFile | None, width: int, height: int, resize_mode: str
+) -> Source:
+    """Decode a picture and its mask, and fit both to a size. The last results are kept in memory.
+
+    Args:
+        picture: the picture.
+        mask: a mask of any size with the picture's aspect ratio.
+        width: width of the result in pixels.
+        height: height of the result in pixels.
+        resize_mode: one of ``RESIZE_MODES``.
+
+    Raises:
+        NotFoundError: a file is gone.
+        ConflictError: a file has changed.
+        InputError: a file is not a readable PNG, JPEG or WebP, or too large; the mask has another aspect
+            ratio, or is black everywhere.
+    """
+    from PIL import Image
+
+    with _decoding(picture) as image:
+        pixels = _upright_rgb(image)
+    fitted = _fitted(pixels, width, height, resize_mode, Image.Resampling.LANCZOS)
+    if mask is None:
+        return Source(fitted, None)
+    with _decoding(mask) as image:
+        grey = _upright_grey(image)
+    if grey.size != pixels.size:
+        # Both sides may have been rounded to whole pixels, so the ratios need not be equal.
+        ratio = grey.width * pixels.height / (grey.height * pixels.width)
+        if abs(ratio - 1) > _ASPECT_TOLERANCE:
+            raise InputError(
+                f"mask is {grey.width}x{grey.height} and the picture {pixels.width}x{pixels.height}: "
+                "both must have the same size, or at least the same aspect ratio"
+            )
+        grey = grey.resize(pixels.size, Image.Resampling.BILINEAR)
+    grey = _fitted(grey, width, height, resize_mode, Image.Resampling.BILINEAR)
+    if grey.getextrema() == (0, 0):
+        raise InputError(f"{named(mask.path)}: the mask is black everywhere: paint white what is to change")
+    return Source(fitted, grey)
+
+
+@contextmanager
+def _decoding(file: InputFile) -> Generator[Any, None, None]:
+    data = file.read(most=MAX_FILE_BYTES)
+    with prefix_errors(named(file.path)), opened(data) as image:
+        yield image
+
+
+def _upright_rgb(image: "Image") -> "Image":
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(_in_8_bits(image))
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
+def _upright_grey(image: "Image") -> "Image":
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(_in_8_bits(image))
+    if not image.has_transparency_data:
+        return image.convert("L")
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer).convert("L")
+
+
+def _in_8_bits(image: "Image") -> "Image":
+    """Scale 16-bit grey, which Pillow would clip at 255; other 16-bit images it scales itself."""
+    if not image.mode.startswith("I"):
+        return image
+    scaled = image.convert("I").point(lambda level: level * (255 / 65535) + 0.5).convert("L")
+    scaled.info = {"exif": image.info["exif"]} if "exif" in image.info else {}
+    return scaled
+
+
+def _fitted(image: "Image", width: int, height: int, mode: str, resample: Any) -> "Image":
+    """Fit an image to a size; one of that size already keeps its exact pixels."""
+    from PIL import ImageOps
+
+    if image.size == (width, height):
+        return image
+    if mode == "stretch":
+        return image.resize((width, height), resample)
+    return ImageOps.fit(image, (width, height), resample)
+
+
+def fitting_size(
+    file: InputFile, area: int, *, multiple: int, low: int, high: int, most: int
+) -> tuple[int, int]:
+    """Choose the size of an image that is generated from a picture.
+
+    It is the picture's, rounded to multiples. A picture beyond the limits is scaled to ``area``, keeping its
+    aspect ratio as far as the limits of the sides allow.
+
+    Args:
+        file: the picture.
+        area: number of pixels that the model was trained on.
+        multiple: both sides are multiples of it.
+        low: smallest side.
+        high: largest side.
+        most: maximum number of pixels.
+
+    Returns:
+        Width and height in pixels.
+
+    Raises:
+        InputError: as ``picture_size``.
+    """
+    width, height = picture_size(file)
+    sides = _rounded(width, height, 1.0, multiple, low, high)
+    if sides[0] * sides[1] <= most and max(width, height) <= high:
+        return sides
+    scale = min((area / (width * height)) ** 0.5, high / max(width, height))
+    return _rounded(width, height, scale, multiple, low, high)
+
+
+def _rounded(width: int, height: int, scale: float, multiple: int, low: int, high: int) -> tuple[int, int]:
+    first, second = (
+        min(max(round(side * scale / multiple) * multiple, low), high) for side in (width, height)
+    )
+    return first, second

@@ -1,0 +1,20 @@
+"""No client can make a server read a file: settings that are files are unknown to its APIs."""
+
+import pytest
+
+from ssd1b.errors import InputError
+from ssd1b.server.routes.openai import Generation
+from ssd1b.server.schemas import CLIENT_SETTINGS, JobBody
+from ssd1b.settings import INPUTS, PICTURE_SETTINGS, SETTINGS
+
+
+@pytest.mark.parametrize("body", [JobBody, Generation])
+@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("value", ["/etc/hostname", {"sha256": "0" * 64, "path": "/etc/hostname"}])
+def test_a_file_is_an_unknown_setting(body: type, name: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"unknown (setting|parameter) '{name}'"):
+        body(prompt="x", **{name: value}).given()
+
+
+def test_all_other_settings_are_known() -> None:
+    assert {*CLIENT_SETTINGS} == {*SETTINGS} - {*PICTURE_SETTINGS}
