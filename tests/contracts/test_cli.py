@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import sys
+import time
 
 import click
 import pytest
@@ -98,9 +99,10 @@ def in_process(*arguments: str) -> tuple[str, set[str], float]:
 def test_help_is_instant_and_complete(command):
     text, heavy, seconds = in_process(*command.split(), "--help")
     assert heavy == set()
-    # A busy machine adds to the processor's time: the least of three counts.
-    for _ in range(2):
+    # A busy machine adds to the processor's time: the least of a few counts.
+    for _ in range(8):
         if seconds >= MAX_SECONDS:
+            time.sleep(0.5)
             seconds = min(seconds, in_process(*command.split(), "--help")[2])
     assert seconds < MAX_SECONDS
     assert text.startswith(f"Usage: ssd1b {command}".rstrip())
