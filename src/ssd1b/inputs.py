@@ -1,0 +1,108 @@
+"""Files that an image is generated from, such as a picture or a mask: identified by content, found by path.
+
+The digest decides what is generated, so two names of the same bytes are the same input, and a file that was
+changed since is refused. The path only says where to look, and is never part of a key.
+"""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass, field
+from io import BufferedReader
+from pathlib import Path
+from typing import Annotated
+
+from ssd1b.errors import ConflictError, InputError, shown
+from ssd1b.files import disk_error, expand_path, named, open_regular
+from ssd1b.validation import Check, Name, validated
+
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+def _hexadecimal(text: str) -> None:
+    if _SHA256.fullmatch(text) is None:
+        raise InputError(f"sha256 is {shown(text)}: it must be 64 hexadecimal digits in lower case")
+
+
+@validated
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputFile:
+    """A file that an image is generated from.
+
+    Attributes:
+        sha256: SHA-256 of its content, 64 hexadecimal digits; two inputs with the same one are equal.
+        path: where it was found, absolute. Like a model's path it is part of recipes, and so of every image
+            that is shared.
+    """
+
+    sha256: Annotated[str, Check(_hexadecimal)]
+    path: Name = field(compare=False)
+
+    @classmethod
+    def of(cls, path: str | Path, *, most: int) -> "InputFile":
+        """Identify a file by its content.
+
+        Args:
+            path: the file; ``~`` is expanded.
+            most: maximum size in bytes, checked before anything is read.
+
+        Raises:
+            NotFoundError: it does not exist.
+            InputError: it is not a regular file, cannot be read, or is too large.
+        """
+        found = os.path.abspath(expand_path(str(path)))
+        with _open(found, most) as file:
+            return cls(sha256=_digest(file, found), path=found)
+
+    def read(self, *, most: int) -> bytes:
+        """Read the content, and check that it is the same as when the file was identified.
+
+        Args:
+            most: maximum size in bytes.
+
+        Raises:
+            NotFoundError: the file no longer exists at ``path``.
+            ConflictError: its content has changed.
+            InputError: as ``of``.
+        """
+        with _open(self.path, most) as file:
+            try:
+                data = file.read(most + 1)
+            except OSError as error:
+                raise disk_error(f"cannot read {named(self.path)}", error) from None
+        self._check(hashlib.sha256(data).hexdigest())
+        return data
+
+    def verified(self, *, most: int) -> Path:
+        """Return the path after checking the content, for libraries that open a file themselves.
+
+        Args:
+            most: maximum size in bytes.
+
+        Raises:
+            InputError: as ``read``.
+        """
+        with _open(self.path, most) as file:
+            self._check(_digest(file, self.path))
+        return Path(self.path)
+
+    def _check(self, found: str) -> None:
+        if found != self.sha256:
+            digests = f"its SHA-256 is {found[:12]}..., expected {self.sha256[:12]}..."
+            raise ConflictError(f"{named(self.path)} has changed: {digests}")
+
+
+def _open(path: str, most: int) -> BufferedReader:
+    file = open_regular(path)
+    size = os.fstat(file.fileno()).st_size
+    if size <= most:
+        return file
+    file.close()
+    raise InputError(f"{named(path)} is too large: it has {size} bytes, at most {most} are allowed")
+
+
+def _digest(file: BufferedReader, path: str) -> str:
+    try:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise disk_error(f"cannot read {named(path)}", error) from None
