@@ -15,7 +15,7 @@ from ssd1b.cluster.connection import connected
 from ssd1b.cluster.options import ClusterOptions
 from ssd1b.cluster.training import train
 from ssd1b.distill.cost import Throughput, measure_speed, memory, step_macs
-from ssd1b.distill.layer_map import parameters, transformers
+from ssd1b.layer_map import parameters, transformers
 from ssd1b.distill.layer_plot import plot_layers
 from ssd1b.distill.plan import PlannedStage, plan, with_target
 from ssd1b.distill.run import (

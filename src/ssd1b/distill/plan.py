@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ssd1b.distill.importance import BLOCKS, fit_layout
-from ssd1b.distill.layer_map import (
+from ssd1b.layer_map import (
     BLOCK_RULES,
     BlockRule,
     LayerMap,

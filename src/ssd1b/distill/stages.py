@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ssd1b.distill.features import LEVELS
-from ssd1b.distill.layer_map import BLOCK_RULES
+from ssd1b.layer_map import BLOCK_RULES
 from ssd1b.distill.losses import Weights
 from ssd1b.errors import InputError, NotFoundError, prefix_errors, shown, unknown
 from ssd1b.files import expand_path

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ssd1b.distill.cost import Throughput, activations, measure_speed, memory, step_macs
-from ssd1b.distill.layer_map import parameters
+from ssd1b.layer_map import parameters
 from ssd1b.distill.layer_plot import plot_layers
 from ssd1b.distill.plan import plan
 from ssd1b.distill.stages import Stage, read_stages

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ssd1b.distill.layer_map import LayerMap, inferred, parameters, transformers
+from ssd1b.layer_map import LayerMap, inferred, parameters, transformers
 from ssd1b.distill.losses import Weights
 from ssd1b.distill.plan import PlannedStage, plan, student_layout, with_target
 from ssd1b.distill.stages import TRAIN, Depths, Stage, read_stages, with_total_steps

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ssd1b.distill.features import LEVELS
-from ssd1b.distill.layer_map import LayerMap
+from ssd1b.layer_map import LayerMap
 from ssd1b.distill.losses import Weights
 from ssd1b.distill.teacher import find_teacher, objective_of
 from ssd1b.distill.train import distill, student_of
