@@ -67,7 +67,7 @@ def _like(change: Tensor, weight: Tensor) -> Tensor:
 
 
 def _tucker(core: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """Multiply a core ``[r, r, h, w]`` by ``up`` ``[out, r]`` and ``down`` ``[r, in]`` -> ``[out, in, h, w]``."""
+    """Multiply a core ``[r, s, h, w]`` by ``[out, r]`` and ``[s, in]``, to ``[out, in, h, w]``."""
     return torch.einsum("mn..., om, ni -> oi...", core, up, down)
 
 
