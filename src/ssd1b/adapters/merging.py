@@ -81,9 +81,7 @@ def match_file(lora: Lora, layout: ModelLayout) -> Match:
 
 
 @lru_cache(maxsize=16)
-def _match_file(
-    file: InputFile, path: str, stamp: tuple[int, int] | None, layout: ModelLayout
-) -> Match:
+def _match_file(file: InputFile, path: str, stamp: tuple[int, int] | None, layout: ModelLayout) -> Match:
     adapter = open_adapter(file.verified(most=MAX_BYTES))
     if adapter.depends:
         raise InputError(

@@ -29,7 +29,12 @@ PIXELS_PER_BATCH = 8 * 128 * 128
 """Small images are batched, because one alone leaves the processor partly idle."""
 
 
-_encode = json.JSONEncoder(sort_keys=True).encode
+def _decisive(value: Any) -> dict[str, Any]:
+    """Return the compared fields of a dataclass: of a file its content, not its path."""
+    return {each.name: getattr(value, each.name) for each in fields(value) if each.compare}
+
+
+_encode = json.JSONEncoder(sort_keys=True, default=_decisive).encode
 """As ``json.dumps``, which creates an encoder for each call."""
 
 
@@ -105,7 +110,8 @@ def with_seed(job: Job, seed: int, *, fingerprint: str, environment: Mapping[str
 
 def _key(settings: GenerationSettings, fingerprint: str, environment: Mapping[str, Any]) -> str:
     # As ``dataclasses.asdict``, which copies every value and takes longer than the hash.
-    values = {name: getattr(settings, name) for name in SETTINGS_FIELDS}
+    # Without empty lists, so that images without LoRAs keep the keys that they had before there were any.
+    values = {name: value for name in SETTINGS_FIELDS if (value := getattr(settings, name)) != ()}
     decisive = {"settings": values, "model": fingerprint, **environment}
     return hashlib.sha256(_encode(decisive).encode()).hexdigest()
 

@@ -42,7 +42,11 @@ class _Body(BaseModel):
     )
 
 
-_FIELDS: Any = {name: (Annotated[Any, WithJsonSchema(_schema(name))], None) for name in SETTINGS}
+_FIELDS: Any = {
+    name: (Annotated[Any, WithJsonSchema(_schema(name))], None)
+    for name in SETTINGS
+    if not SETTINGS[name].local
+}
 SettingsFields: Any = create_model("SettingsFields", __base__=_Body, **_FIELDS)
 """Every setting as an optional field; null counts as absent."""
 

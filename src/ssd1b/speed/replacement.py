@@ -30,6 +30,13 @@ def replace_layers(
             setattr(network, name, new.eval())
 
 
+def replace_modules(network: nn.Module, other: nn.Module) -> None:
+    """Make a network compute what another one of its class computes, which is not to be used any more."""
+    vars(network).update({name: vars(other)[name] for name in ("_modules", "_parameters", "_buffers")})
+    if other._compiled_call_impl is not None:
+        vars(network)["_compiled_call_impl"] = other._compiled_call_impl
+
+
 def kernels_work(
     geglu: Callable[[Any], nn.Module],
     linear: Callable[[Any], nn.Module],

@@ -23,10 +23,8 @@ class WeightOnlyInt8(nn.Module):
 
     def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
         super().__init__()
-        weight = layer.weight.detach().float()
-        axes = tuple(range(1, weight.ndim))
-        scale = weight.abs().amax(dim=axes, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / 127
-        self.register_buffer("weight", (weight / scale).round().to(torch.int8))
+        values, scale = _quantize(layer.weight)
+        self.register_buffer("weight", values)
         self.register_buffer("scale", scale)
         self.bias = layer.bias
         self._multiply: Callable[..., Tensor] = F.linear
@@ -37,6 +35,20 @@ class WeightOnlyInt8(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer."""
         return self._multiply(x, self.weight.to(x.dtype).mul_(self.scale.to(x.dtype)), self.bias)
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *others: Any) -> None:
+        name = f"{prefix}weight"
+        if name in state and state[name].is_floating_point():
+            state[name], state[f"{prefix}scale"] = _quantize(state[name])
+        super()._load_from_state_dict(state, prefix, *others)
+
+
+def _quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantize to -127 to 127, ``[out, ...] -> [out, ...], [out, 1, ...]``."""
+    weight = weight.detach().float()
+    axes = tuple(range(1, weight.ndim))
+    scale = weight.abs().amax(dim=axes, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / 127
+    return (weight / scale).round().to(torch.int8), scale
 
 
 def quantize_weights(network: nn.Module) -> None:

@@ -147,7 +147,9 @@ def test_differences_norms_and_replacements() -> None:
     weight, other = torch.randn(5, 6), torch.randn(5, 6)
     assert torch.equal(weight_change("difference", weight, {"diff": other}, {}), other)
     assert torch.equal(weight_change("norm", weight[0], {"w_norm": other[0]}, {}), other[0])
-    torch.testing.assert_close(weight + weight_change("replacement", weight, {"set_weight": other}, {}), other)
+    torch.testing.assert_close(
+        weight + weight_change("replacement", weight, {"set_weight": other}, {}), other
+    )
     assert torch.equal(bias_change(weight[0], {"b_norm": other[0]}, {}), other[0])
     assert torch.equal(bias_change(weight[0], {"diff_b": other[0]}, {}), other[0])
 

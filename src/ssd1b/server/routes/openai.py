@@ -73,7 +73,7 @@ class Generation(BaseModel):
         found: dict[str, Any] = {}
         for field, value in (self.model_extra or {}).items():
             name = ALIASES.get(field, field)
-            if name in SETTINGS:
+            if name in SETTINGS and not SETTINGS[name].local:
                 found |= {} if value is None else {name: value}
             elif field not in WITHOUT_MEANING:
                 raise unknown("parameter", field, [*SETTINGS, *ALIASES, *type(self).model_fields])

@@ -119,7 +119,7 @@ async def settings(service: TheService) -> SettingsAnswer:
     """Return the settings with their ranges, and for each model its defaults, advice and measurements."""
     options = service.options
     return SettingsAnswer(
-        settings=[_setting(name, options.ranges) for name in SETTINGS],
+        settings=[_setting(name, options.ranges) for name in SETTINGS if not SETTINGS[name].local],
         samplers=[NameAnswer(name=name, label=each.a1111) for name, each in SAMPLERS.items()],
         schedules=[
             NameAnswer(name=AUTOMATIC, label="Automatic"),
