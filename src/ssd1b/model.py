@@ -214,7 +214,7 @@ class Model:
         Raises:
             InputError: a file has changed, is no adapter, or does not fit the model.
         """
-        unchanged: dict[str, Changes] = dict.fromkeys(NETWORKS, {})
+        unchanged: dict[str, Changes] = {part: {} for part in NETWORKS}
         return unchanged | find_changes(self.loras, self.layout) if self.loras else unchanged
 
     def tensors(

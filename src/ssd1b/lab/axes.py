@@ -284,8 +284,8 @@ _READERS: dict[str, Callable[[list[str]], list[Value]]] = {
 """The parser of each axis's values."""
 
 _FIRST = (
-    "model", "lora", LORA_STRENGTH, "size", "words", "negative", "negative-preset", "preset", "seed", "sampler", "schedule", "steps",
-    "guidance-interval", "guidance-rescale", "feature-reuse", "guidance",
+    "model", "lora", LORA_STRENGTH, "size", "words", "negative", "negative-preset", "preset", "seed",
+    "sampler", "schedule", "steps", "guidance-interval", "guidance-rescale", "feature-reuse", "guidance",
 )  # fmt: skip
 
 AXES = (*_FIRST, *(name for name in _READERS if name not in _FIRST))

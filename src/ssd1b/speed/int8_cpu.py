@@ -95,9 +95,11 @@ class Int8Linear(nn.Module):
         """Apply the layer."""
         return self._product(_QuantizedTensor(x.contiguous()), x.dtype)
 
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *others: Any) -> None:
-        super()._load_from_state_dict(state, prefix, *others)  # the bias
-        if (weight := state.get(f"{prefix}weight")) is not None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # the bias
+        if (weight := state_dict.get(f"{prefix}weight")) is not None:
             self._product = _Int8Product(weight, self.bias)
         elif self.bias is not None:
             self._product.bias = self.bias.float()
@@ -116,10 +118,12 @@ class Int8GEGLU(nn.Module):
         quantized = _QuantizedTensor(x.contiguous())
         return self._value(quantized, x.dtype).mul_(self._gate(quantized, x.dtype, "gelu"))
 
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *others: Any) -> None:
-        if (bias := state.get(f"{prefix}proj.bias")) is not None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        if (bias := state_dict.get(f"{prefix}proj.bias")) is not None:
             self._value.bias, self._gate.bias = bias.float().chunk(2)
-        if (weight := state.get(f"{prefix}proj.weight")) is not None:
+        if (weight := state_dict.get(f"{prefix}proj.weight")) is not None:
             biases = (self._value.bias, self._gate.bias)
             self._value, self._gate = map(_Int8Product, weight.chunk(2), biases)
 
@@ -142,10 +146,12 @@ class Int8Conv2d(nn.Module):
         values, self._scales = _quantize_by_row(weight)
         self._packed = (torch.Size(), values)
 
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *others: Any) -> None:
-        if self.bias is not None and (bias := state.get(f"{prefix}bias")) is not None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        if self.bias is not None and (bias := state_dict.get(f"{prefix}bias")) is not None:
             self.bias.copy_(bias)
-        if (weight := state.get(f"{prefix}weight")) is not None:
+        if (weight := state_dict.get(f"{prefix}weight")) is not None:
             self._quantize(weight)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -60,9 +60,11 @@ class PackedLinear(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         _save(destination, prefix, self._product.weight, self.bias)
 
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *others: Any) -> None:
-        bias = state.get(f"{prefix}bias", self.bias)
-        if (weight := state.get(f"{prefix}weight")) is not None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        bias = state_dict.get(f"{prefix}bias", self.bias)
+        if (weight := state_dict.get(f"{prefix}weight")) is not None:
             self._product = _PackedProduct(weight, bias)
         self._product.bias = bias
 
@@ -85,10 +87,12 @@ class PackedGEGLU(nn.Module):
         bias = torch.cat([each.bias for each in both if each.bias is not None])
         _save(destination, f"{prefix}proj.", weight, bias)
 
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *others: Any) -> None:
-        if (bias := state.get(f"{prefix}proj.bias")) is not None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        if (bias := state_dict.get(f"{prefix}proj.bias")) is not None:
             self._value.bias, self._gate.bias = bias.chunk(2)
-        if (weight := state.get(f"{prefix}proj.weight")) is not None:
+        if (weight := state_dict.get(f"{prefix}proj.weight")) is not None:
             biases = (self._value.bias, self._gate.bias)
             self._value, self._gate = map(_PackedProduct, weight.chunk(2), biases)
 
@@ -123,9 +127,11 @@ class PackedConv2d(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         _save(destination, prefix, self._packed[1].to_dense(), self.bias)
 
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *others: Any) -> None:
-        super()._load_from_state_dict(state, prefix, *others)  # the bias
-        if (weight := state.get(f"{prefix}weight")) is not None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # the bias
+        if (weight := state_dict.get(f"{prefix}weight")) is not None:
             self._packed = (torch.Size(), weight.clone())
 
 

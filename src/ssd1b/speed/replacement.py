@@ -32,9 +32,8 @@ def replace_layers(
 
 def replace_modules(network: nn.Module, other: nn.Module) -> None:
     """Make a network compute what another one of its class computes, which is not to be used any more."""
-    vars(network).update({name: vars(other)[name] for name in ("_modules", "_parameters", "_buffers")})
-    if other._compiled_call_impl is not None:
-        vars(network)["_compiled_call_impl"] = other._compiled_call_impl
+    names = ("_modules", "_parameters", "_buffers", "_compiled_call_impl")
+    vars(network).update({name: vars(other)[name] for name in names if name in vars(other)})
 
 
 def kernels_work(

@@ -36,11 +36,13 @@ class WeightOnlyInt8(nn.Module):
         """Apply the layer."""
         return self._multiply(x, self.weight.to(x.dtype).mul_(self.scale.to(x.dtype)), self.bias)
 
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *others: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
         name = f"{prefix}weight"
-        if name in state and state[name].is_floating_point():
-            state[name], state[f"{prefix}scale"] = _quantize(state[name])
-        super()._load_from_state_dict(state, prefix, *others)
+        if name in state_dict and state_dict[name].is_floating_point():
+            state_dict[name], state_dict[f"{prefix}scale"] = _quantize(state_dict[name])
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def _quantize(weight: Tensor) -> tuple[Tensor, Tensor]:

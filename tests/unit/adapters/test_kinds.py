@@ -24,12 +24,14 @@ LAYERS = {
     "3x3": partial(nn.Conv2d, 24, 64, 3, padding=1),
 }
 
+LORA, DORA = partial(LoConModule, "x"), {"weight_decompose": True}
+
 MODULES: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "LoRA": lambda layer: LoConModule("x", layer, 1.0, 4, 2.0),
-    "LoRA rs": lambda layer: LoConModule("x", layer, 1.0, 4, 2.0, rs_lora=True),
-    "LoRA tucker": lambda layer: LoConModule("x", layer, 1.0, 4, 2.0, use_tucker=True),
-    "LoRA DoRA out": lambda layer: LoConModule("x", layer, 1.0, 4, 2.0, weight_decompose=True, wd_on_out=True),
-    "LoRA DoRA in": lambda layer: LoConModule("x", layer, 1.0, 4, 2.0, weight_decompose=True, wd_on_out=False),
+    "LoRA": lambda layer: LORA(layer, 1.0, 4, 2.0),
+    "LoRA rs": lambda layer: LORA(layer, 1.0, 4, 2.0, rs_lora=True),
+    "LoRA tucker": lambda layer: LORA(layer, 1.0, 4, 2.0, use_tucker=True),
+    "LoRA DoRA out": lambda layer: LORA(layer, 1.0, 4, 2.0, **DORA, wd_on_out=True),
+    "LoRA DoRA in": lambda layer: LORA(layer, 1.0, 4, 2.0, **DORA, wd_on_out=False),
     "LoHa": lambda layer: LohaModule("x", layer, 1.0, 4, 3.0),
     "LoHa tucker": lambda layer: LohaModule("x", layer, 1.0, 4, 3.0, use_tucker=True),
     "LoHa DoRA": lambda layer: LohaModule("x", layer, 1.0, 4, 3.0, weight_decompose=True),
