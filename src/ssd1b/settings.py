@@ -147,7 +147,7 @@ class GenerationSettings:
     loras: Annotated[tuple[Lora, ...], Items(0, MOST), Setting(
         default=(), before=(), flags=("--lora",), metavar="FILE[:UNET[:TEXT]]", example="none",
         read=read_lora, local=True,
-        help="A LoRA or another adapter, its strength in the UNet, and in the text encoders; may be repeated.",
+        help="A LoRA or another adapter, its strength in the UNet and in the text encoders; may be repeated.",
     )] = ()
     """Adapters that are merged into the model's weights. Their order does not matter."""
 

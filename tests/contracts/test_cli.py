@@ -16,7 +16,7 @@ HEAVY = {"torch", "numpy", "PIL", "transformers", "safetensors", "huggingface_hu
 SETTINGS = {
     "--negative", "--negative-prompt", "--negative-preset", "--guidance", "--guidance-scale",
     "--guidance-rescale", "--guidance-interval", "--feature-reuse", "--steps", "--sampler", "--schedule",
-    "--seed", "--size", "--preset",
+    "--seed", "--size", "--lora", "--preset",
 }  # fmt: skip
 MODEL = {"--model", "--device", "--dtype", "--threads", "--offline", "--prediction"}
 CLUSTER = {"--ray", "--ray-actors", "--ray-gpus", "--ray-cpus"}

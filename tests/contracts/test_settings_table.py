@@ -30,7 +30,9 @@ def test_every_option_is_one_of_the_command_line_and_of_command_lines_that_are_w
     flags = [flag for parameter in command.params for flag in parameter.opts]
     for setting in OPTIONS[name]:
         assert setting.flags[0] == f"--{name}" and {*setting.flags} <= {*flags}
-        written = command_line("x", {"negative_prompt": "y", "schedule": "karras", **_chosen(SETTLED)})
+        lora = {"file": {"sha256": "0" * 64, "path": "/a.safetensors"}, "unet": 0.5, "text": 1.0}
+        given = {**_chosen(SETTLED), "negative_prompt": "y", "schedule": "karras", "loras": [lora]}
+        written = command_line("x", given)
         assert f" --{name} " in written
 
 
