@@ -24,7 +24,7 @@ COMPUTING = {"--compile", "--quantize", "--memory", "--backend"}
 
 OPTIONS = {
     "generate": {
-        "--file", "--count", "--out", "--format", "--preview", "--json",
+        "--file", "--count", "--out", "--format", "--preview", "--json", "--lora-folder",
         "--speed", *SETTINGS, *MODEL, *COMPUTING
     },
     "evaluate": {"--captions", "--seeds", "--data", "--versus", "--judge", "--out", "--overwrite", "--json",
@@ -57,7 +57,7 @@ OPTIONS = {
     "selftest": {"--steps", "--size", "--device", "--dtype", "--minutes", "--offline", "--json"},
     "serve": {f"--{name.replace('_', '-')}" for name in SERVER_OPTIONS} | {"--config", "--open"},
     "rerun": {"--out", "--trust-recipe", *MODEL, *COMPUTING},
-    "inspect": {"--json"},
+    "inspect": {"--json", "--model"},
     "models": {"--json"},
     "env": {"--json"},
     "tabletop render": {"--count", "--seed", "--split", "--world", "--out", "--overwrite"},
