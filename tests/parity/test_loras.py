@@ -21,8 +21,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model"), MINI_SDXL)
 
 
-def write_lora(folder: Path, out: Path, **options: object) -> None:
-    """Write a LoRA of all networks, as diffusers' training scripts do."""
+def write_lora(folder: Path, out: Path, **options: object) -> StableDiffusionXLPipeline:
+    """Write a LoRA of all networks, as diffusers' training scripts do, and return the trained pipeline.
+
+    diffusers 0.42's own loader takes only 98 of this file's 658 modules of the UNet, with a warning.
+    """
     oracle = StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True)
     targets = {
         "unet": ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "ff.net.0.proj", "conv1"],
@@ -42,13 +45,12 @@ def write_lora(folder: Path, out: Path, **options: object) -> None:
         layers[f"{part}_lora_layers"] = convert_state_dict_to_diffusers(get_peft_model_state_dict(network))
         metadata[f"{part}_lora_adapter_metadata"] = network.peft_config["default"].to_dict()
     oracle.save_lora_weights(out, **layers, **metadata)
+    return oracle
 
 
-@pytest.mark.filterwarnings("ignore:While injecting the PEFT adapters:RuntimeWarning")
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}], ids=["plain", "rslora"])
 def test_a_lora_of_diffusers(folder: Path, tmp_path: Path, options: dict[str, object]) -> None:
-    write_lora(folder, tmp_path, **options)
-    oracle = StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True)
+    oracle = write_lora(folder, tmp_path, **options)
     oracle.set_progress_bar_config(disable=True)
     pipeline = Pipeline.load(str(folder), device="cpu", dtype="fp32")
     given = {"num_inference_steps": 3, "guidance_scale": 5.0, "height": 128, "width": 128}
@@ -63,11 +65,12 @@ def test_a_lora_of_diffusers(folder: Path, tmp_path: Path, options: dict[str, ob
         *_, last = pipeline.steps([pipeline.settings(PROMPT, seed=5, loras=loras)])
         return last.latents
 
-    plain = theirs()
-    oracle.load_lora_weights(tmp_path)
-    scale = plain.abs().max()
-    assert (ours(1.0) - theirs()).abs().max() <= 1e-4 * scale
-    oracle.set_adapters(["default_0"], [0.5])
+    adapted = theirs()
+    scale = adapted.abs().max()
+    assert (ours(1.0) - adapted).abs().max() <= 1e-4 * scale
+    oracle.set_adapters(["default"], [0.5])
     assert (ours(0.5) - theirs()).abs().max() <= 1e-4 * scale
+    oracle.disable_lora()
+    plain = theirs()
     assert (ours() - plain).abs().max() <= 1e-4 * scale
     assert (ours(1.0) - plain).abs().max() > 0.01 * scale
