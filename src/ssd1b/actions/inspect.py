@@ -11,7 +11,7 @@ from ssd1b.actions.rerun import is_known, reproduction_command
 from ssd1b.adapters.matching import carried_share, match
 from ssd1b.adapters.names import dictionary
 from ssd1b.adapters.reading import AdapterFile, open_adapter
-from ssd1b.errors import InputError, printable, shown
+from ssd1b.errors import InputError, shown
 from ssd1b.files import expand_path
 from ssd1b.images import read_recipe
 from ssd1b.layouts import NAMED, ModelLayout, model_layout
@@ -153,7 +153,7 @@ def _parts(adapter: AdapterFile) -> dict[str, int]:
 def _shown_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     """Choose what is worth showing, as short printable lines; anybody may have written it."""
     return {
-        name: shown(printable(metadata[key])).strip("'\"")
+        name: shown(metadata[key]).strip("'\"")
         for key, name in _METADATA.items()
         if metadata.get(key, "None") not in ("", "None")
     }
@@ -163,7 +163,7 @@ def _trigger_words(metadata: Mapping[str, str]) -> list[str]:
     """Return the words that the adapter was trained with: those given, or the most frequent tags."""
     given = metadata.get("modelspec.trigger_phrase") or metadata.get("ss_trigger_words")
     if given:
-        return [shown(printable(given)).strip("'\"")]
+        return [shown(given).strip("'\"")]
     try:
         tables = json.loads(metadata.get("ss_tag_frequency", "{}"))
         counts: Counter[str] = Counter()
@@ -171,7 +171,7 @@ def _trigger_words(metadata: Mapping[str, str]) -> list[str]:
             counts.update({tag.strip(): int(count) for tag, count in table.items()})
     except (AttributeError, RecursionError, TypeError, ValueError):
         return []
-    return [shown(printable(tag), 40).strip("'\"") for tag, _ in counts.most_common(_MOST_WORDS)]
+    return [shown(tag, 40).strip("'\"") for tag, _ in counts.most_common(_MOST_WORDS)]
 
 
 def _default_settings(model: Model) -> tuple[dict[str, Any] | None, list[str]]:

@@ -7,6 +7,7 @@ import click
 from ssd1b.cli.command import Command
 from ssd1b.cli.table import columns, json_line
 from ssd1b.errors import line, printable
+from ssd1b.loras import Lora
 from ssd1b.numerals import byte_size
 from ssd1b.picture_names import PICTURES
 
@@ -53,6 +54,8 @@ def _image_text(facts: dict[str, Any]) -> str:
         rows = facts["parameters"] | facts["parameters"]["values"]
         note = f"no recipe, only {rows['program']}'s; generate it again with a --model of your choice:"
     listed = {name: value for name, value in rows.items() if not isinstance(value, dict)}
+    if loras := listed.pop("loras", None):
+        listed["loras"] = printable(", ".join(str(Lora(**each)) for each in loras))
     if left_out := facts.get("not_reproduced"):
         note = line(f"not reproduced: {', '.join(left_out)}") + f"\n\n{note}"
     return f"{_listed(listed)}\n\n{note}\n{printable(facts['command'])}"
