@@ -85,8 +85,8 @@ def _match_file(file: InputFile, path: str, stamp: tuple[int, int] | None, layou
     adapter = open_adapter(file.verified(most=MAX_BYTES))
     if adapter.depends:
         raise InputError(
-            f"{named(path)}: its strength is in adapter_config.json, which an image's recipe cannot hold: "
-            "make one file of both with ssd1b lora convert"
+            f"{named(path)}: its strength is in adapter_config.json beside it, and a recipe can only hold one "
+            "file: take a file of diffusers or kohya"
         )
     return match(adapter, layout)
 
