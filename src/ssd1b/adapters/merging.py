@@ -85,7 +85,7 @@ def _match_file(file: InputFile, path: str, stamp: tuple[int, int] | None, layou
     adapter = open_adapter(file.verified(most=MAX_BYTES))
     if adapter.depends:
         raise InputError(
-            f"{named(path)}: its strength is in adapter_config.json beside it, and a recipe can only hold one "
+            f"{named(path)}: its strength is in adapter_config.json beside it, and a recipe holds one "
             "file: take a file of diffusers or kohya"
         )
     return match(adapter, layout)
