@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ssd1b.inputs import InputFile
-from ssd1b.settings import OPTIONS, PICTURE_SETTINGS
+from ssd1b.loras import Lora
+from ssd1b.settings import OPTIONS, PICTURE_SETTINGS, Setting
 
 
 def command_line(prompt: str, settings: Mapping[str, Any], **options: str | None) -> str:
@@ -24,11 +25,22 @@ def command_line(prompt: str, settings: Mapping[str, Any], **options: str | None
     for group in sorted(OPTIONS.values(), key=len, reverse=True):
         values = [settings.get(each.name) for each in group]
         if None not in values:
-            written = ["x".join(map(_word, values))] if values[1:] else _words(values[0])
-            words += [group[0].flags[0], *written]
+            words += _option(group[0], values)
     for name, value in options.items():
         words += [] if value is None else [f"--{name}", value]
     return shlex.join([*words, *(["--"] if prompt.startswith("-") else []), prompt])
+
+
+def _option(setting: Setting, values: list[Any]) -> list[str]:
+    flag = setting.flags[0]
+    if setting.read:
+        return [word for each in values[0] for word in (flag, _item(each))]
+    return [flag, *(["x".join(map(_word, values))] if values[1:] else _words(values[0]))]
+
+
+def _item(value: object) -> str:
+    """Write an item of a list, which is a table if it was read from JSON."""
+    return str(Lora(**value) if isinstance(value, Mapping) else value)
 
 
 def _words(value: object) -> list[str]:

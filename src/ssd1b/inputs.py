@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Annotated, Any
@@ -113,17 +113,27 @@ def _digest(file: BufferedReader, path: str) -> str:
         raise disk_error(f"cannot read {named(path)}", error) from None
 
 
-def digest_of(value: object) -> str:
-    """Replace an input by its digest, for ``json.dumps(default=...)`` of keys and names.
+def digest_of(value: Any) -> Any:
+    """Convert what decides an image for ``json.dumps(default=...)`` of keys and names.
+
+    An input becomes its digest, and another dataclass a table of the fields that are compared.
 
     Raises:
         TypeError: it is something else.
     """
     if isinstance(value, InputFile):
         return value.sha256
+    if is_dataclass(value):
+        return {each.name: getattr(value, each.name) for each in fields(value) if each.compare}
     raise TypeError(f"not JSON: {type(value).__name__}")
 
 
 def with_tables(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace inputs by tables with digest and path, for JSON; ``InputFile(**table)`` is the inverse."""
-    return {name: asdict(each) if isinstance(each, InputFile) else each for name, each in settings.items()}
+    """Replace dataclasses, also in lists, by tables, for JSON; ``InputFile(**table)`` is the inverse."""
+    return {name: _table(each) for name, each in settings.items()}
+
+
+def _table(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_table(each) for each in value]
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value

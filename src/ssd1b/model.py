@@ -1,17 +1,20 @@
 """A model on disk, found by name and read network by network."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ssd1b.adapters.merging import Changes, find_changes, merge
+from ssd1b.errors import InputError
 from ssd1b.files import expand_path
 from ssd1b.layouts import ModelLayout
+from ssd1b.loras import Lora
 from ssd1b.models.text import TextEncoder, TextEncoders
 from ssd1b.models.tokenizer import CLIPTokenizer
 from ssd1b.models.unet import UNet
@@ -20,8 +23,8 @@ from ssd1b.recipe import ModelIdentity
 from ssd1b.settings import DEFAULT_MODEL
 from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import SETTINGS_FILE, Checkpoint, Layout, ModelInfo
-from ssd1b.weights.files import json_text, read_json
-from ssd1b.weights.loading import load_component
+from ssd1b.weights.files import is_finite, json_text, read_json
+from ssd1b.weights.loading import cast_weight, load_component, read_part
 from ssd1b.weights.opening import open_checkpoint
 from ssd1b.weights.vocabulary import load_tokenizers
 
@@ -50,6 +53,7 @@ class Model:
         commit: the hub's commit; None for a model that is not from the hub.
         half: prefer a folder's fp16 files, for running in 16 bits.
         prediction: what the UNet predicts, "epsilon" or "v"; None takes it from the files.
+        loras: adapters that are merged into the weights.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Model:
     commit: str | None = None
     half: bool = False
     prediction: str | None = None
+    loras: tuple[Lora, ...] = ()
 
     @classmethod
     def find(
@@ -84,6 +89,14 @@ class Model:
         """
         found = hub.resolve(name, offline=offline, half=half, token=token, paths=paths)
         return cls(name=name, path=found.path, commit=found.commit, half=half, prediction=prediction)
+
+    def with_loras(self, loras: Iterable[Lora]) -> "Model":
+        """Return the same model with other adapters; files that are open stay so."""
+        found = replace(self, loras=tuple(loras))
+        for name in ("checkpoint", "info", "tokenizers"):
+            if name in self.__dict__:
+                found.__dict__[name] = self.__dict__[name]
+        return found
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -125,7 +138,7 @@ class Model:
 
     @property
     def identity(self) -> ModelIdentity:
-        """The model's entry in recipes. Adapters belong here, each with its source, hash and scale."""
+        """The model's entry in recipes, which have adapters among the settings."""
         return ModelIdentity(
             name=Path(self.source).name, source=self.source, revision=self.commit,
             layout=self.layout.name, prediction=self.prediction,
@@ -134,7 +147,7 @@ class Model:
     def digest(self, file_digest: Callable[[Path], str]) -> str:
         """Hash everything that decides what the model computes: all its files, and ``prediction``.
 
-        The world that a model declares does not affect its images. Adapters belong here, too.
+        The world that a model declares does not affect its images. Adapters are among the settings.
 
         Args:
             file_digest: returns the hash of a file's content, possibly cached.
@@ -150,12 +163,17 @@ class Model:
         return digest.hexdigest()
 
     def version(self, part: str) -> list[tuple[str, int, int]]:
-        """Identify the weights of one network without reading them: path, size and mtime of each file.
+        """Identify the weights of one network without reading them, as the cache key of what is derived.
 
-        This is the cache key of everything derived from them. Adapters belong here, too.
+        Returns:
+            Path, size and mtime of each file, and the hash of the adapters that change the network, if any.
         """
         files = sorted({stored.file for stored in self.checkpoint.part(part).tensors.values()})
-        return [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        if not self.changes[part]:
+            return stamps
+        merged = [(each.file.sha256, each.unet if part == "unet" else each.text) for each in self.loras]
+        return [*stamps, (hashlib.sha256(repr(merged).encode()).hexdigest(), 0, 0)]
 
     def network(
         self,
@@ -168,8 +186,7 @@ class Model:
         """Read one network: its weights as published, frozen, in evaluation mode.
 
         All networks are created here: for training, inference, offloading, quantization and conversion. So
-        this is where a LoRA should be merged: after ``load_component``, into the weights that it read,
-        before anything is packed, quantized or converted.
+        adapters are merged here, before anything is packed, quantized or converted.
 
         Args:
             part: one of ``keymap.PARTS``.
@@ -178,14 +195,55 @@ class Model:
             copied: see ``load_component``.
 
         Raises:
-            InputError: there is no such network, or its weights are damaged.
+            InputError: there is no such network, its weights are damaged, or an adapter does not fit.
         """
         stored = self.checkpoint.part(part)
         network = empty_network(part, stored.layout)  # no memory is allocated before the files are checked
         load_component(
             network, self.checkpoint, part, dtype=dtype or stored.dtype, device=device, copied=copied
         )
-        return network.requires_grad_(False).eval()
+        network.requires_grad_(False).eval()
+        if changed := self.changes[part]:
+            load_tensors(network, self.tensors(part, changed, device=device, dtype=dtype or stored.dtype))
+        return network
+
+    @cached_property
+    def changes(self) -> dict[str, Changes]:
+        """What the adapters change in each of ``keymap.PARTS``.
+
+        Raises:
+            InputError: a file has changed, is no adapter, or does not fit the model.
+        """
+        unchanged: dict[str, Changes] = {part: {} for part in NETWORKS}
+        return unchanged | find_changes(self.loras, self.layout) if self.loras else unchanged
+
+    def tensors(
+        self, part: str, names: Collection[str], *, device: torch.device | str, dtype: torch.dtype
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Read tensors of a network one by one, with the adapters merged in float32 and rounded once.
+
+        Args:
+            part: one of ``keymap.PARTS``.
+            names: names of the tensors.
+            device: target device.
+            dtype: number format of the result.
+
+        Yields:
+            Name and tensor, which stays in the mapped file if nothing changes it and the formats agree.
+
+        Raises:
+            InputError: an adapter holds NaN or infinity, or a sum overflows in ``dtype``.
+        """
+        changes = self.changes[part]
+        for name, stored in read_part(self.checkpoint, part, names=names).items():
+            tensor = stored.to(device)  # first, since a GPU computes faster
+            if name not in changes:
+                yield name, cast_weight(tensor, dtype)
+                continue
+            merged = merge(name, tensor, changes[name]).to(dtype)
+            if not is_finite(merged):
+                raise InputError(f"{self.name}: {name} overflows in {dtype} with adapters; use bfloat16")
+            yield name, merged
 
     def text_encoders(self, load: Callable[[str], Any]) -> TextEncoders:
         """Return both text encoders with their tokenizers.
@@ -196,6 +254,22 @@ class Model:
         first, second = self.tokenizers
         encoder, encoder_2 = load("text_encoder"), load("text_encoder_2")
         return TextEncoders(encoder=encoder, encoder_2=encoder_2, tokenizer=first, tokenizer_2=second)
+
+
+_BYTES_AT_ONCE = 2**28
+"""Bytes of tensors that are loaded into a network at once."""
+
+
+def load_tensors(network: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Copy tensors into a network, also into a fused, packed or quantized one, by their published names."""
+    pending: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for name, tensor in tensors:
+            pending[name] = tensor
+            if sum(each.nbytes for each in pending.values()) > _BYTES_AT_ONCE:
+                network.load_state_dict(pending, strict=False)
+                pending = {}
+        network.load_state_dict(pending, strict=False)
 
 
 def _without_world(file: Path) -> str | None:

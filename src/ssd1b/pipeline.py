@@ -28,6 +28,7 @@ from ssd1b.models.vae import VAE
 from ssd1b.recipe import ModelIdentity, Recipe
 from ssd1b.runtime import choose_device, choose_dtype, dtype_name
 from ssd1b.settings import DEFAULT_MODEL, SEEDS, GenerationSettings, Preset, random_seed, resolve_settings
+from ssd1b.speed.adapting import Adapting
 from ssd1b.speed.backends import check_execution, choose_backend, resolve_auto
 from ssd1b.speed.reuse import FeatureReuse
 from ssd1b.tensors import Latents, Pixels
@@ -100,6 +101,7 @@ class Pipeline:
         dtype: number format of UNet and text encoders.
         execution: execution options.
         threads: number of CPU threads; see ``load``.
+        adapting: merges adapters into the networks; None for networks that no file holds.
     """
 
     identity: ModelIdentity
@@ -111,6 +113,7 @@ class Pipeline:
     dtype: torch.dtype
     execution: Execution = DEFAULT
     threads: Threads = None
+    adapting: Adapting | None = None
 
     @classmethod
     def load(
@@ -159,14 +162,18 @@ class Pipeline:
         use_threads(threads, unet, side, side)  # before weights are packed for that number
         backend = choose_backend(execution, target, number_format, notify)
         load = partial(backend.load, found)
+        text, unet_network = found.text_encoders(load), load("unet")
+        networks = {"unet": unet_network, "text_encoder": text.encoder, "text_encoder_2": text.encoder_2}
+        adapting = Adapting(model=found, backend=backend, networks=networks)
         pipeline = cls(
-            identity=found.identity, info=found.info, text=found.text_encoders(load), unet=load("unet"),
-            vae=load("vae"), device=target, dtype=number_format, execution=execution, threads=threads,
+            identity=found.identity, info=found.info, text=text, unet=unet_network, vae=load("vae"),
+            device=target, dtype=number_format, execution=execution, threads=threads, adapting=adapting,
         )  # fmt: skip
         if not backend.needs_calibration(found):
             return pipeline
         notify(f"calibrating int8 on {CALIBRATION_STEPS} denoising steps (only once)")
-        return replace(pipeline, unet=backend.calibrate(found, pipeline.unet, pipeline._unet_inputs()))
+        networks["unet"] = backend.calibrate(found, pipeline.unet, pipeline._unet_inputs())
+        return replace(pipeline, unet=networks["unet"])
 
     def _unet_inputs(self) -> list[tuple[Any, ...]]:
         """Generate images for the calibration prompts and record the arguments of each call of the UNet."""
@@ -253,6 +260,7 @@ class Pipeline:
         for name, values in zip((*SHARED, "number of prompt chunks"), zip(*keys, strict=True), strict=True):
             if len(set(values)) > 1:
                 raise InputError(f"images of one batch must have the same {name}: generate them one by one")
+        self._use_loras(common)
         sampler = SAMPLERS[common.sampler]
         noise_schedule = self.info.noise_schedule
         start = common.start
@@ -281,6 +289,17 @@ class Pipeline:
             if not self.layout.unet.inpaints:
                 denoise = original.keeping(denoise, first, levels.sigmas)
         yield from sampler.run(denoise, latents, levels.sigmas, noise)
+
+    def _use_loras(self, settings: GenerationSettings) -> None:
+        """Merge the adapters of a batch.
+
+        Raises:
+            InputError: see ``Adapting.use``; or the networks are no model's.
+        """
+        if self.adapting is not None:
+            self.adapting.use(settings.loras)
+        elif settings.loras:
+            raise InputError("loras need a model that was loaded from files: omit them")
 
     def batch_key(self, settings: GenerationSettings) -> tuple[Hashable, ...]:
         """Return what images of one batch must have in common; see ``batching.batch_key``."""

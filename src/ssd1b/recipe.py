@@ -14,6 +14,7 @@ from ssd1b import automatic1111
 from ssd1b.errors import InputError, shown
 from ssd1b.execution import DEFAULT, Execution
 from ssd1b.inputs import InputFile
+from ssd1b.loras import write_tags
 from ssd1b.numerals import number, whole_number
 from ssd1b.sampler_names import SAMPLERS, SCHEDULES
 from ssd1b.settings import SETTINGS, UNSET, GenerationSettings, equal_seed
@@ -209,12 +210,20 @@ def write_parameters(recipe: Recipe) -> str:
         "Size": f"{settings.width}x{settings.height}",
         "Model": model.name,
         **_strength(settings),
+        **_lora_hashes(settings),
         "RNG": "CPU",
         "Version": f"ssd1b {recipe.ssd1b_version}",
     }
     negative = [] if settings.negative_prompt is None else [f"{_NEGATIVE} {settings.negative_prompt}"]
     last = ", ".join(f"{key}: {_quote(str(value))}" for key, value in values.items())
-    return "\n".join([settings.prompt, *negative, last])
+    tags = write_tags(settings.loras)
+    return "\n".join([f"{settings.prompt} {tags}" if tags else settings.prompt, *negative, last])
+
+
+def _lora_hashes(settings: GenerationSettings) -> dict[str, str]:
+    """Name the files of adapters with the hashes by which AUTOMATIC1111 finds them."""
+    hashes = [f"{each.name}: {each.short_hash}" for each in settings.loras if each.short_hash]
+    return {"Lora hashes": ", ".join(hashes)} if hashes else {}
 
 
 def _strength(settings: GenerationSettings) -> dict[str, str]:

@@ -17,8 +17,9 @@ from typing import Annotated, Any, NamedTuple, get_type_hints
 from ssd1b.decoding import RESIZE_MODES, fitting_size, identify_picture
 from ssd1b.errors import InputError, shown, unknown
 from ssd1b.inputs import InputFile
+from ssd1b.loras import MOST, Lora, read_lora
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES, resolve, resolve_schedule
-from ssd1b.validation import Check, OneOf, Range, Text, plain_type, validate, validated
+from ssd1b.validation import Check, Items, OneOf, Range, Text, plain_type, validate, validated
 
 ARTICLE = "Segmind, 'SSD-1B: Best settings for crafting compelling images'"
 CARD = "model card of segmind/SSD-1B"
@@ -101,6 +102,8 @@ class Setting:
         aliases: other names of the axis.
         example: example values of the axis.
         per_picture: may differ between the images of a batch.
+        read: reads one item of a setting that is a list, whose option can be repeated; None for others.
+        local: names files of this machine, so that a server takes none from its clients.
         a1111: key in AUTOMATIC1111's text.
         sdapi: field in AUTOMATIC1111's HTTP API, ``/sdapi/v1/txt2img``.
         openai: field in OpenAI's HTTP API, ``/v1/images/generations``.
@@ -117,6 +120,8 @@ class Setting:
     aliases: tuple[str, ...] = ()
     example: str = ""
     per_picture: bool = False
+    read: Callable[[str], Any] | None = None
+    local: bool = False
     a1111: str | None = None
     sdapi: str | None = None
     openai: str | None = None
@@ -186,6 +191,13 @@ class GenerationSettings:
     )]
     """Largest relative change of the UNet's finest features, by their norm, up to which its deep features are
     reused (after 2312.00858); 0 computes them at every step."""
+
+    loras: Annotated[tuple[Lora, ...], Items(0, MOST), Setting(
+        default=(), before=(), flags=("--lora",), metavar="FILE[:UNET[:TEXT]]", example="none",
+        read=read_lora, local=True,
+        help="A LoRA or another adapter, its strength in the UNet and in the text encoders; may be repeated.",
+    )] = ()
+    """Adapters that are merged into the model's weights. Their order does not matter."""
 
     steps: Annotated[int, Range(1, 1000), Setting(
         default=25,  # the article: more steps make no significant difference
@@ -478,11 +490,13 @@ def _identified(value: object) -> object:
 
 
 def _canonical(layer: Mapping[str, object]) -> dict[str, object]:
-    """Check the names in one layer; give sampler and schedule their canonical names, and identify files."""
+    """Check the names in one layer; give sampler and schedule canonical names, and identify files."""
     for name in layer:
         if name not in SETTINGS:
             raise unknown("setting", name, SETTINGS)
     settings = identified(layer)
+    if isinstance(loras := settings.get("loras"), list | tuple):
+        settings["loras"] = tuple(read_lora(each) if isinstance(each, str) else each for each in loras)
     if isinstance(sampler := settings.get("sampler"), str):
         settings["sampler"], schedule = resolve(sampler)
         if schedule:

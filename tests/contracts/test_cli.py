@@ -18,7 +18,7 @@ SETTINGS = {
     "--negative", "--negative-prompt", "--negative-preset", "--guidance", "--guidance-scale",
     "--guidance-rescale", "--guidance-interval", "--feature-reuse", "--steps", "--sampler", "--schedule",
     "--seed", "--size", "--preset", "--from", "--init-image", "--mask", "--strength", "--denoising-strength",
-    "--strength-steps", "--resize-mode",
+    "--strength-steps", "--resize-mode", "--lora",
 }  # fmt: skip
 MODEL = {"--model", "--device", "--dtype", "--threads", "--offline", "--prediction"}
 CLUSTER = {"--ray", "--ray-actors", "--ray-gpus", "--ray-cpus"}
@@ -26,7 +26,7 @@ COMPUTING = {"--compile", "--quantize", "--memory", "--backend"}
 
 OPTIONS = {
     "generate": {
-        "--file", "--count", "--out", "--format", "--preview", "--json",
+        "--file", "--count", "--out", "--format", "--preview", "--json", "--lora-folder",
         "--speed", *SETTINGS, *MODEL, *COMPUTING
     },
     "evaluate": {"--captions", "--seeds", "--data", "--versus", "--judge", "--out", "--overwrite", "--json",
@@ -59,7 +59,7 @@ OPTIONS = {
     "selftest": {"--steps", "--size", "--device", "--dtype", "--minutes", "--offline", "--json"},
     "serve": {f"--{name.replace('_', '-')}" for name in SERVER_OPTIONS} | {"--config", "--open"},
     "rerun": {"--out", "--trust-recipe", "--inputs", *MODEL, *COMPUTING},
-    "inspect": {"--json"},
+    "inspect": {"--json", "--model"},
     "models": {"--json"},
     "env": {"--json"},
     "tabletop render": {"--count", "--seed", "--split", "--world", "--out", "--overwrite"},

@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssd1b.distill.layer_map import LayerMap
 from ssd1b.distill.losses import Weights
 from ssd1b.distill.train import distill, student_of
+from ssd1b.layer_map import LayerMap
 from ssd1b.layouts import SDXL, SSD_1B
 from ssd1b.models.text import Conditioning
 from ssd1b.models.unet import UNet

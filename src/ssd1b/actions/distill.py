@@ -15,7 +15,6 @@ from ssd1b.cluster.connection import connected
 from ssd1b.cluster.options import ClusterOptions
 from ssd1b.cluster.training import train
 from ssd1b.distill.cost import Throughput, measure_speed, memory, step_macs
-from ssd1b.distill.layer_map import parameters, transformers
 from ssd1b.distill.layer_plot import plot_layers
 from ssd1b.distill.plan import PlannedStage, plan, with_target
 from ssd1b.distill.run import (
@@ -33,6 +32,7 @@ from ssd1b.distill.stages import Stage, read_stages, with_total_steps
 from ssd1b.distill.teacher import find_or_describe, find_teacher
 from ssd1b.errors import InputError
 from ssd1b.evaluate.cost import unet_macs
+from ssd1b.layer_map import parameters, transformers
 from ssd1b.layouts import ModelLayout
 from ssd1b.model import Model
 from ssd1b.runtime import choose_device, dtype_name

@@ -1,14 +1,26 @@
-"""Describe a model on disk or a generated image; nothing is downloaded, and no weights are loaded."""
+"""Describe a model on disk, an adapter or a generated image; nothing is downloaded."""
 
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ssd1b.actions.rerun import is_known, reproduction_command
-from ssd1b.errors import InputError
+from ssd1b.adapters.matching import carried_share, match
+from ssd1b.adapters.names import dictionary
+from ssd1b.adapters.reading import AdapterFile, open_adapter
+from ssd1b.errors import InputError, shown
+from ssd1b.files import expand_path
 from ssd1b.images import read_recipe
+from ssd1b.layouts import NAMED, ModelLayout, model_layout
+from ssd1b.loras import lora_of
 from ssd1b.model import Model
 from ssd1b.recipe import Recipe
 from ssd1b.settings import resolve_settings
+from ssd1b.weights.files import read_header
+from ssd1b.weights.other_models import is_adapter_file
 
 
 def describe_image(path: str) -> dict[str, Any]:
@@ -56,6 +68,110 @@ def describe_model(name: str) -> dict[str, Any]:
         "settings": settings,
         "notes": [*checkpoint.notes, *problems],
     }
+
+
+_METADATA = {
+    "ss_output_name": "name", "modelspec.title": "title", "modelspec.author": "author",
+    "ss_base_model_version": "base model", "ss_sd_model_name": "base file",
+    "modelspec.architecture": "architecture", "ss_network_module": "trained by", "software": "software",
+    "ss_network_dim": "network dim", "ss_network_alpha": "network alpha", "ss_resolution": "resolution",
+    "ss_num_train_images": "images", "ss_num_epochs": "epochs", "ss_steps": "steps",
+    "ss_learning_rate": "learning rate", "ss_optimizer": "optimizer", "ss_training_comment": "comment",
+    "modelspec.license": "license", "modelspec.date": "date",
+}  # fmt: skip
+"""Metadata that are shown, by their keys in kohya's files and in those of Stability AI's "modelspec"."""
+
+_MOST_WORDS = 10
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a name is a file, or PEFT's folder, of a LoRA or another adapter."""
+    path = Path(expand_path(name))
+    if path.is_dir():
+        return (path / "adapter_config.json").is_file()
+    if not path.is_file() or path.suffix.lower() != ".safetensors":
+        return False
+    try:
+        return is_adapter_file(read_header(path).tensors)
+    except InputError:  # reported as that of a model
+        return False
+
+
+def describe_adapter(name: str, model: str | None = None) -> dict[str, Any]:
+    """Return an adapter's kinds, ranks and metadata, and what it changes in models.
+
+    Args:
+        name: the file, or PEFT's folder.
+        model: the model that it is compared with; None for all published layouts and the miniatures.
+
+    Raises:
+        InputError: the file is damaged or no adapter of SDXL's family, or there is no such model on disk.
+    """
+    adapter = open_adapter(Path(expand_path(name)))
+    if model is None:
+        layouts = {each: model_layout(each) for each in NAMED}
+    else:
+        layouts = {model: Model.find(model, offline=True).layout}
+    keys = len(adapter.unread) + sum(len(each.keys) for each in adapter.modules.values())
+    alphas = (each.numbers.get("alpha") for each in adapter.modules.values())
+    return {
+        "path": str(adapter.path),
+        "short_hash": lora_of(adapter.path).short_hash,
+        "kinds": adapter.kinds,
+        "ranks": _counts(each.rank for each in adapter.modules.values() if each.rank is not None),
+        "alphas": _counts(f"{alpha:g}" for alpha in alphas if alpha is not None),
+        "parts": _parts(adapter),
+        "keys": keys,
+        "metadata": _shown_metadata(adapter.metadata),
+        "trigger_words": _trigger_words(adapter.metadata),
+        "models": {each: _fit(adapter, layout) for each, layout in layouts.items()},
+    }
+
+
+def _fit(adapter: AdapterFile, layout: ModelLayout) -> dict[str, Any]:
+    try:
+        found = match(adapter, layout)
+        return {
+            "matched": found.matched_keys, "through": found.through, "carried": carried_share(found),
+            "unmatched": _counts(found.unmatched.values()), "reasons": dict(found.unmatched),
+        }  # fmt: skip
+    except InputError as error:
+        return {"error": str(error).removeprefix(f"{adapter.path}: ")}
+
+
+def _counts(values: Iterable[object]) -> dict[str, int]:
+    return {str(value): count for value, count in Counter(values).most_common()}
+
+
+def _parts(adapter: AdapterFile) -> dict[str, int]:
+    """Count the modules for each network, by SDXL's names."""
+    table = dictionary(model_layout("sdxl"))
+    found = (table[name][0].part if name in table else "unknown" for name in adapter.modules)
+    return _counts(found)
+
+
+def _shown_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Choose what is worth showing, as short printable lines; anybody may have written it."""
+    return {
+        name: shown(metadata[key]).strip("'\"")
+        for key, name in _METADATA.items()
+        if metadata.get(key, "None") not in ("", "None")
+    }
+
+
+def _trigger_words(metadata: Mapping[str, str]) -> list[str]:
+    """Return the words that the adapter was trained with: those given, or the most frequent tags."""
+    given = metadata.get("modelspec.trigger_phrase") or metadata.get("ss_trigger_words")
+    if given:
+        return [shown(given).strip("'\"")]
+    try:
+        tables = json.loads(metadata.get("ss_tag_frequency", "{}"))
+        counts: Counter[str] = Counter()
+        for table in tables.values():
+            counts.update({tag.strip(): int(count) for tag, count in table.items()})
+    except (AttributeError, RecursionError, TypeError, ValueError):
+        return []
+    return [shown(tag, 40).strip("'\"") for tag, _ in counts.most_common(_MOST_WORDS)]
 
 
 def _default_settings(model: Model) -> tuple[dict[str, Any] | None, list[str]]:

@@ -142,6 +142,8 @@ def _setting(field: str, value: Any) -> dict[str, Any]:
         return read_size(str(value))
     if not isinstance(value, str):
         return {field: tuple(cast("list[Any]", value)) if isinstance(value, list) else value}
+    if read_item := SETTINGS[field].read:
+        return {field: tuple(map(read_item, value.split(" + ")))}
     kind = SETTINGS[field].kind
     if kind in (int, float):
         read: Callable[[str], Any] = whole_number if kind is int else number

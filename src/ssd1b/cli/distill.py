@@ -20,7 +20,7 @@ from ssd1b.validation import validate
 
 if TYPE_CHECKING:
     from ssd1b.actions.distill import DistillationPlan
-    from ssd1b.distill.layer_map import LayerMap
+    from ssd1b.layer_map import LayerMap
 
 
 def _needs(given: Mapping[str, Any]) -> tuple[str, ...]:

@@ -20,8 +20,9 @@ from ssd1b.cli.options import (
     setting_options,
     speed_option,
 )
-from ssd1b.cli.paths import echo_path
+from ssd1b.cli.paths import PATH, echo_path
 from ssd1b.errors import InputError
+from ssd1b.loras import read_tags
 from ssd1b.prompts import NO_PROMPT
 from ssd1b.settings import SEEDS, GenerationSettings, Preset
 from ssd1b.validation import Range, check
@@ -32,6 +33,12 @@ COUNT = Annotated[int, Range(1, 10_000)]
 @click.command("generate", cls=Command)
 @prompt_options
 @setting_options
+@click.option(
+    "--lora-folder",
+    type=PATH,
+    metavar="FOLDER",
+    help="Where the files of <lora:NAME:1> in prompts are; without it they are plain words.",
+)
 @preset_option
 @click.option("--count", type=int, metavar="N", default=1, show_default=True, help="Images per prompt.")
 @model_options
@@ -44,6 +51,7 @@ COUNT = Annotated[int, Range(1, 10_000)]
 def command(
     prompts: list[str],
     overrides: dict[str, Any],
+    lora_folder: str | None,
     preset: Preset | None,
     count: int,
     choice: ModelChoice,
@@ -63,12 +71,15 @@ def command(
       ssd1b generate "a small green rubber cube on a white background"
       ssd1b generate "a lighthouse" --model ssd-1b --preset article-detail --count 4
       ssd1b generate "a lighthouse" --sampler "DPM++ 2M Karras" --guidance 7 --size 1152x896
+      ssd1b generate "a lighthouse" --model ssd-1b --lora pixel-art.safetensors:0.8
       ssd1b generate --file prompts.txt --out pictures/today --format webp --json
     """  # noqa: D301 (\b keeps click from wrapping)
     begin = time.perf_counter()
     count = check("count", count, COUNT)
     if not prompts:
         raise InputError(NO_PROMPT)
+    tagged = [(prompt, ()) if lora_folder is None else read_tags(prompt, lora_folder) for prompt in prompts]
+    prompts = [prompt for prompt, _ in tagged]
     check_settings(prompts, overrides, preset)
 
     from ssd1b.cli import display
@@ -86,7 +97,10 @@ def command(
     loaded = time.perf_counter()
     with display.watched(pipeline, first.start.steps * total, folder if preview else None) as watch:
         for index in range(total):
-            settings = replace(first, prompt=prompts[index // count], seed=(first.seed + index) % SEEDS)
+            prompt, loras = tagged[index // count]
+            settings = replace(
+                first, prompt=prompt, loras=(*first.loras, *loras), seed=(first.seed + index) % SEEDS
+            )
             start = time.perf_counter()
             (picture,) = pipeline.draw([settings], watch)
             path = str(display.save(picture, out, image_format))

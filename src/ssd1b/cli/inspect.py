@@ -1,4 +1,4 @@
-"""``ssd1b inspect``: what a checkpoint or an image contains; nothing is loaded or downloaded."""
+"""``ssd1b inspect``: what a checkpoint, an adapter or an image contains; nothing is downloaded."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import click
 from ssd1b.cli.command import Command
 from ssd1b.cli.table import columns, json_line
 from ssd1b.errors import line, printable
+from ssd1b.loras import Lora
 from ssd1b.numerals import byte_size
 from ssd1b.picture_names import PICTURES
 
@@ -17,21 +18,28 @@ _DEFAULTS = ("sampler", "schedule", "steps", "guidance_scale", "guidance_rescale
 
 @click.command("inspect", cls=Command)
 @click.argument("subject", metavar="FILE|FOLDER|MODEL")
+@click.option(
+    "--model", metavar="MODEL", help="The model that an adapter is compared with. Default: all known."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(subject: str, as_json: bool) -> None:
-    """Describe a model, or the settings of an image; nothing is downloaded.
+def command(subject: str, model: str | None, as_json: bool) -> None:
+    """Describe a model, a LoRA or another adapter, or the settings of an image; nothing is downloaded.
 
     \b
     Examples:
       ssd1b inspect pictures/7-an-astronaut-riding-a-horse.png
       ssd1b inspect sd_xl_base_1.0.safetensors
+      ssd1b inspect pixel-art.safetensors --model ssd-1b
       ssd1b inspect ssd-1b
     """  # noqa: D301 (\b keeps click from wrapping)
-    from ssd1b.actions.inspect import describe_image, describe_model
+    from ssd1b.actions.inspect import describe_adapter, describe_image, describe_model, is_adapter
 
-    is_image = subject.lower().endswith(PICTURES)
-    describe, as_text = (describe_image, _image_text) if is_image else (describe_model, _model_text)
-    facts = describe(subject)
+    if subject.lower().endswith(PICTURES):
+        facts, as_text = describe_image(subject), _image_text
+    elif is_adapter(subject):
+        facts, as_text = describe_adapter(subject, model), _adapter_text
+    else:
+        facts, as_text = describe_model(subject), _model_text
     click.echo(json_line(facts) if as_json else as_text(facts))
 
 
@@ -50,9 +58,43 @@ def _image_text(facts: dict[str, Any]) -> str:
         rows = facts["parameters"] | facts["parameters"]["values"]
         note = f"no recipe, only {rows['program']}'s; generate it again with a --model of your choice:"
     listed = {name: value for name, value in rows.items() if not isinstance(value, dict)}
+    if loras := listed.pop("loras", None):
+        listed["loras"] = printable(", ".join(str(Lora(**each)) for each in loras))
     if left_out := facts.get("not_reproduced"):
         note = line(f"not reproduced: {', '.join(left_out)}") + f"\n\n{note}"
     return f"{_listed(listed)}\n\n{note}\n{printable(facts['command'])}"
+
+
+def _adapter_text(facts: dict[str, Any]) -> str:
+    """Format an adapter: what it is, what it says about itself, and what it changes in each model."""
+    rows = {
+        "adapter": facts["path"],
+        "kind": _counted(facts["kinds"]),
+        "rank": _counted(facts["ranks"]) or "none",
+        "alpha": _counted(facts["alphas"]) or "none: scale 1",
+        "modules": _counted(facts["parts"]),
+        "hash": facts["short_hash"],
+    } | facts["metadata"]
+    if facts["trigger_words"]:
+        rows["trigger words"] = ", ".join(facts["trigger_words"])
+    header = ("MODEL", "KEYS", "THROUGH", "CARRIED", "NOT MATCHED")
+    table = [(name, *_fit(each, facts["keys"])) for name, each in facts["models"].items()]
+    return f"{_listed(rows)}\n\n{columns([header, *table])}"
+
+
+def _fit(fit: dict[str, Any], keys: int) -> tuple[str, str, str, str]:
+    if "error" in fit:
+        return "none", "", "", line(fit["error"])
+    share = "" if fit["carried"] is None else f"{100 * fit['carried']:.0f} %"
+    reasons = ", ".join(f"{count}: {why}" for why, count in fit["unmatched"].items())
+    return f"{fit['matched']} of {keys}", fit["through"] or "", share, reasons
+
+
+def _counted(counts: dict[str, int]) -> str:
+    """Write a name, or several with their numbers."""
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ", ".join(f"{name} ({count})" for name, count in counts.items())
 
 
 def _model_text(facts: dict[str, Any]) -> str:

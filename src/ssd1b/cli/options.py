@@ -236,7 +236,10 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def bundled(*args: Any, negative_preset: str | None, size: str | None, **options: Any) -> None:
         chosen = {name: options.pop(name) for name in SETTINGS if name in options}
-        overrides = {name: value for name, value in chosen.items() if value is not None}
+        overrides = {name: value for name, value in chosen.items() if value is not None and value != ()}
+        overrides |= {
+            name: tuple(map(read, overrides[name])) for name in overrides if (read := SETTINGS[name].read)
+        }
         overrides |= {} if size is None else read_size(size)
         overrides |= _negative(overrides, negative_preset)
         overrides = with_drawn_seed(identified(overrides))  # here, so that all images of a sweep share them
@@ -258,6 +261,10 @@ def _setting_option(name: str, setting: Setting, *others: Setting) -> Callable[[
         kind = PATH
     else:
         kind = float if setting.kind is tuple else setting.kind
+    if setting.read:
+        return click.option(
+            *setting.flags, setting.name, multiple=True, metavar=setting.metavar, help=setting.help
+        )
     return click.option(
         *setting.flags, name if others else setting.name, type=kind, nargs=2 if setting.kind is tuple else 1,
         metavar=setting.metavar, help=setting.help,

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ssd1b.distill.layer_map import parameters
 from ssd1b.distill.plan import PlannedStage
+from ssd1b.layer_map import parameters
 from ssd1b.layouts import UNetLayout
 from ssd1b.models.attention import Attention, plain_attention
 from ssd1b.models.unet import UNet

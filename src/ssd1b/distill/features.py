@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ssd1b.distill.layer_map import LayerMap
+from ssd1b.layer_map import LayerMap
 from ssd1b.layouts import UNetLayout
 
 Pairs = Mapping[str, str]

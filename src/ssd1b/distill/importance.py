@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssd1b.distill.layer_map import parameters, shapes, transformers
 from ssd1b.errors import InputError
+from ssd1b.layer_map import parameters, shapes, transformers
 from ssd1b.layouts import Level, UNetLayout
 from ssd1b.models.attention import TransformerBlock
 from ssd1b.models.unet import UNet

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
 
-from ssd1b.distill.layer_map import transformers
 from ssd1b.distill.plan import PlannedStage
+from ssd1b.layer_map import transformers
 from ssd1b.layouts import UNetLayout
 
 if TYPE_CHECKING:

@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ssd1b.distill.importance import BLOCKS, fit_layout
-from ssd1b.distill.layer_map import (
+from ssd1b.distill.stages import IMPORTANCE, Depths, Stage, read_depths, share_of
+from ssd1b.errors import InputError, unknown
+from ssd1b.layer_map import (
     BLOCK_RULES,
     BlockRule,
     LayerMap,
@@ -15,8 +17,6 @@ from ssd1b.distill.layer_map import (
     transformers,
     within_remaining,
 )
-from ssd1b.distill.stages import IMPORTANCE, Depths, Stage, read_depths, share_of
-from ssd1b.errors import InputError, unknown
 from ssd1b.layouts import NAMED, Level, UNetLayout
 from ssd1b.weights.configs import unet_config
 

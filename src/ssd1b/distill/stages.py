@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ssd1b.distill.features import LEVELS
-from ssd1b.distill.layer_map import BLOCK_RULES
 from ssd1b.distill.losses import Weights
 from ssd1b.errors import InputError, NotFoundError, prefix_errors, shown, unknown
 from ssd1b.files import expand_path
+from ssd1b.layer_map import BLOCK_RULES
 from ssd1b.numerals import number
 from ssd1b.table_files import read_table
 from ssd1b.training.settings import LoopSettings

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ssd1b.distill.features import LEVELS, capture_outputs
-from ssd1b.distill.layer_map import LayerMap
 from ssd1b.distill.losses import Weights, distillation_terms
 from ssd1b.errors import InputError, unknown
+from ssd1b.layer_map import LayerMap
 from ssd1b.models.unet import UNet
 from ssd1b.training.batches import Batches, LatentBatch
 from ssd1b.training.kernels import use_fast_cpu_kernels

@@ -159,10 +159,14 @@ def renderer(
             message = " ".join(str(error).split()) or type(error).__name__
             return [JobResult.failed(message)]
 
-    unet, text = pipeline.unet, pipeline.text
+    unet, text, adapting = pipeline.unet, pipeline.text, pipeline.adapting
+
+    def weights() -> object:
+        return adapting and adapting.loras
+
     with (
-        memoize([text.encoder, text.encoder_2], limit=TEXT_LIMIT),
-        memoize([unet] if share_steps else []),
+        memoize([text.encoder, text.encoder_2], limit=TEXT_LIMIT, weights=weights),
+        memoize([unet] if share_steps else [], weights=weights),
         count_rows(unet) as all_rows,
         count_rows(unet.up_blocks[0].resnets[0]) as deep_rows,  # type: ignore[index]
     ):

@@ -50,19 +50,24 @@ class OutputCache:
 
 
 @contextmanager
-def memoize(modules: Iterable[nn.Module], *, limit: int = LIMIT) -> Generator[OutputCache, None, None]:
-    """Memoize the ``forward`` of networks for the duration of the context. Their weights must not change.
+def memoize(
+    modules: Iterable[nn.Module], *, limit: int = LIMIT, weights: Callable[[], object] = lambda: None
+) -> Generator[OutputCache, None, None]:
+    """Memoize the ``forward`` of networks for the duration of the context.
 
     Args:
         modules: their ``forward`` takes tensors and plain values as positional arguments. Outputs must not be
             modified in place.
         limit: bytes of cached outputs.
+        weights: returns a value that differs, also in its ``repr``, when the networks' weights do.
     """
     cache = OutputCache(limit)
     with ExitStack() as undo:
         for number, module in enumerate(modules):
             before = dict(vars(module))
-            module.forward = _memoize_calls(cache, str(number), module.forward)
+            module.forward = _memoize_calls(
+                cache, lambda name=str(number): f"{name} {weights()!r}", module.forward
+            )
             undo.callback(_restore, module, before)
         yield cache
 
@@ -73,12 +78,14 @@ def _restore(module: nn.Module, before: dict[str, Any]) -> None:
         module.forward = before["forward"]
 
 
-def _memoize_calls(cache: OutputCache, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+def _memoize_calls(
+    cache: OutputCache, name: Callable[[], str], forward: Callable[..., Any]
+) -> Callable[..., Any]:
     def call(*inputs: Any) -> Any:
         # A callable input, such as feature reuse, has state from earlier calls.
         if any(callable(each) for each in inputs if not isinstance(each, Tensor)):
             return forward(*inputs)
-        return cache.call(name, forward, inputs)
+        return cache.call(name(), forward, inputs)
 
     return call
 

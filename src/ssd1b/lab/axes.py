@@ -32,7 +32,10 @@ MAX_VALUES = 1000
 """The most values on one axis."""
 
 NONE = "none"
-"""Written in place of a negative prompt, which differs from an empty one, or of a picture, for none."""
+"""Written in place of a negative prompt, which differs from an empty one, of a picture or of LoRAs, for none."""
+
+LORA_STRENGTH = "lora-strength"
+"""The axis of the strengths of all LoRAs; with a dot and a name, as ``lora-strength.pixels``, of one."""
 
 _RANGE = re.compile(
     rf"({DECIMAL})\s*-\s*({DECIMAL})\s*(?:\(\s*([+-]?\s*{DECIMAL})\s*\)|\[\s*({DIGITS})\s*\])?"
@@ -51,6 +54,7 @@ class Value:
         model: replaces the sweep's model unless None.
         prompt: replaces the prompt unless None.
         words: text to search for in the prompt and negative prompt, and its replacement.
+        lora_strength: the name of a LoRA, or None for all, and what its strengths are multiplied by.
     """
 
     label: str
@@ -58,6 +62,7 @@ class Value:
     model: str | None = None
     prompt: str | None = None
     words: tuple[str, str] | None = None
+    lora_strength: tuple[str | None, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +75,8 @@ class Axis:
 
 def number_of(value: Value) -> float:
     """The number of a value that sets a single numeric setting; otherwise NaN."""
+    if value.lora_strength:
+        return value.lora_strength[1]
     settings = [*value.settings.values()]
     return float(settings[0]) if len(settings) == 1 and isinstance(settings[0], int | float) else math.nan
 
@@ -92,18 +99,20 @@ def make_axis(name: str, items: Sequence[str]) -> Axis:
     Raises:
         InputError: as ``parse_axis``.
     """
-    key = name.strip().lower().replace("_", "-").replace(" ", "-")
+    first, dot, lora = name.strip().partition(".")
+    key = first.lower().replace("_", "-").replace(" ", "-")
     key = _ALIASES.get(key, key)
-    if key not in _READERS:
+    if key not in _READERS or (dot and key != LORA_STRENGTH):
         raise unknown("axis", name.strip(), _READERS)
     items = [item.strip() for item in items]
     if not items or not any(items):
         raise InputError(f"axis {key} has no values: write it as {key}={_EXAMPLES.get(key) or 'one,another'}")
     with prefix_errors(f"axis {key}"):
-        values = [replace(each, settings=with_drawn_seed(each.settings)) for each in _READERS[key](items)]
+        read = _lora_strengths(lora) if lora else _READERS[key]
+        values = [replace(each, settings=with_drawn_seed(each.settings)) for each in read(items)]
         for value in values:
             check_overrides(value.settings)
-    return Axis(name=key, values=tuple({value.label: value for value in values}.values()))
+    return Axis(name=f"{key}{dot}{lora}", values=tuple({value.label: value for value in values}.values()))
 
 
 def _split(text: str) -> list[str]:
@@ -129,6 +138,32 @@ def _numbers(setting: Setting) -> Callable[[list[str]], list[Value]]:
         return [Value(label=_plain(each), settings={setting.name: _as(setting.kind, each)}) for each in found]
 
     return read
+
+
+def _lora_strengths(name: str | None) -> Callable[[list[str]], list[Value]]:
+    """Read factors of the strengths of one LoRA, or of all."""
+    read = _numbers(Setting(name=LORA_STRENGTH, kind=float))
+
+    def factors(items: list[str]) -> list[Value]:
+        return [
+            Value(label=each.label, lora_strength=(name, each.settings[LORA_STRENGTH]))
+            for each in read(items)
+        ]
+
+    return factors
+
+
+def _lists(setting: Setting) -> Callable[[list[str]], list[Value]]:
+    """Read lists, whose items are separated by a plus with spaces; "none" is an empty one."""
+    read = setting.read
+    assert read is not None
+    return lambda items: [
+        Value(
+            label=item,
+            settings={setting.name: () if item == NONE else tuple(map(read, item.split(" + ")))},
+        )
+        for item in items
+    ]
 
 
 def _range(item: str, kind: type) -> Iterator[Decimal]:
@@ -247,6 +282,8 @@ def _words(items: list[str]) -> list[Value]:
 def _reader(setting: Setting, *others: Setting) -> Callable[[list[str]], list[Value]]:
     if others:
         return _sizes
+    if setting.read:
+        return _lists(setting)
     return {tuple: _pairs, str: _texts, InputFile: _files}.get(setting.kind, _numbers)(setting)
 
 
@@ -255,13 +292,14 @@ _READERS: dict[str, Callable[[list[str]], list[Value]]] = {
     "words": _words,
     "negative-preset": _negative_presets,
     "preset": _presets,
+    LORA_STRENGTH: _lora_strengths(None),
     **{name: _reader(*settings) for name, settings in OPTIONS.items()},
 }
 """The parser of each axis's values."""
 
 _FIRST = (
-    "model", "size", "words", "negative", "negative-preset", "preset", "seed", "sampler", "schedule", "steps",
-    "guidance-interval", "guidance-rescale", "feature-reuse", "guidance",
+    "model", "lora", LORA_STRENGTH, "size", "words", "negative", "negative-preset", "preset", "seed",
+    "sampler", "schedule", "steps", "guidance-interval", "guidance-rescale", "feature-reuse", "guidance",
 )  # fmt: skip
 
 AXES = (*_FIRST, *(name for name in _READERS if name not in _FIRST))
@@ -278,4 +316,8 @@ _ALIASES = {
 }
 """Other names of axes."""
 
-_EXAMPLES = {"words": "red,blue", **{name: setting.example for name, (setting, *_) in OPTIONS.items()}}
+_EXAMPLES = {
+    "words": "red,blue",
+    LORA_STRENGTH: "0,0.5,1",
+    **{name: setting.example for name, (setting, *_) in OPTIONS.items()},
+}

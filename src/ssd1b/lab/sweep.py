@@ -16,7 +16,8 @@ from ssd1b.errors import InputError, shown
 from ssd1b.inputs import with_tables
 from ssd1b.jobs.job import Job, environment, make_job
 from ssd1b.jobs.store import Store
-from ssd1b.lab.axes import AXES, Axis, Value
+from ssd1b.lab.axes import AXES, LORA_STRENGTH, Axis, Value
+from ssd1b.loras import Lora, scaled
 from ssd1b.model import Model
 from ssd1b.models.tokenizer import CLIPTokenizer
 from ssd1b.prompts import NO_PROMPT
@@ -34,7 +35,7 @@ MAX_CELLS = 1_000_000
 PROMPT = "prompt"
 """The axis of a sweep's prompts."""
 
-_ORDER = ("model", "size", PROMPT, *AXES)
+_ORDER = ("model", "lora", LORA_STRENGTH, "size", PROMPT, *AXES)
 """Outer loops first: the axes that are expensive to change."""
 
 
@@ -81,7 +82,9 @@ class Sweep:
     def all_axes(self) -> tuple[Axis, ...]:
         """The axis of the prompts and the other axes; those that are expensive to change come first."""
         prompts = Axis(name=PROMPT, values=tuple(Value(label=each, prompt=each) for each in self.prompts))
-        return tuple(sorted((prompts, *self.axes), key=lambda axis: _ORDER.index(axis.name)))
+        return tuple(
+            sorted((prompts, *self.axes), key=lambda axis: _ORDER.index(axis.name.partition(".")[0]))
+        )
 
     @property
     def places(self) -> Iterator[tuple[int, ...]]:
@@ -105,6 +108,9 @@ class Sweep:
         settings = {**(self.preset.settings if self.preset else {}), **self.settings}
         for axis in self.axes:
             settings |= values[axis.name].settings
+        for axis in self.axes:
+            if strength := values[axis.name].lora_strength:
+                settings["loras"] = _scaled(settings.get("loras", ()), *strength)
         if words := values["words"].words if "words" in values else None:
             prompt, settings = _replace_words(prompt, settings, *words)
         return Request(model, prompt, settings)
@@ -194,6 +200,12 @@ def expand(
         )  # fmt: skip
 
 
+def _scaled(loras: Sequence[Any], name: str | None, factor: float) -> tuple[Lora, ...]:
+    if not loras:
+        raise InputError(f"axis {LORA_STRENGTH}: there is no LoRA: give one with --lora")
+    return scaled([each if isinstance(each, Lora) else Lora(**each) for each in loras], factor, name)
+
+
 def _replace_words(
     prompt: str, settings: dict[str, Any], searched: str, replacement: str
 ) -> tuple[str, dict[str, Any]]:
@@ -255,7 +267,12 @@ def parse_definition(content: Any) -> Sweep:
 
 
 def _parse_value(content: Mapping[str, Any]) -> Value:
-    fields: dict[str, Any] = {**content, "words": content["words"] and tuple(content["words"])}
+    strength = content.get("lora_strength")  # which earlier versions lack
+    fields: dict[str, Any] = {
+        **content,
+        "words": content["words"] and tuple(content["words"]),
+        "lora_strength": strength and tuple(strength),
+    }
     return Value(**fields)
 
 

@@ -9,8 +9,10 @@ from ssd1b.errors import unknown
 from ssd1b.server.options import ServerOptions
 from ssd1b.settings import PICTURE_SETTINGS, RANDOM_SEED, SEEDS, SETTINGS, GenerationSettings
 
-CLIENT_SETTINGS = tuple(name for name in SETTINGS if name not in PICTURE_SETTINGS)
-"""Settings that clients may set. Pictures are not accepted yet, and never by a path."""
+CLIENT_SETTINGS = tuple(
+    name for name, each in SETTINGS.items() if not each.local and name not in PICTURE_SETTINGS
+)
+"""Settings that clients may set. Pictures and LoRAs are not accepted yet, and never by a path."""
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 

@@ -1,6 +1,6 @@
 """Backends that run a model's networks: torch here, OpenVINO in its own file, behind one protocol."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, cast, runtime_checkable
@@ -11,16 +11,17 @@ from torch import nn
 from ssd1b.errors import InputError
 from ssd1b.execution import Execution
 from ssd1b.layouts import UNetLayout
-from ssd1b.model import NETWORKS, Model
+from ssd1b.model import NETWORKS, Model, load_tensors
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.speed.blocks import use_blocks
 from ssd1b.speed.compiling import compile_network
-from ssd1b.speed.fusing import fuse
+from ssd1b.speed.fusing import fuse, with_fused
 from ssd1b.speed.int8_cpu import int8_is_fast, quantize_products
 from ssd1b.speed.offloading import LazyNetwork, ModelSlot
 from ssd1b.speed.openvino import OpenVINOBackend, check_openvino
 from ssd1b.speed.packing import PACKED_DTYPES, pack
+from ssd1b.speed.replacement import replace_modules
 from ssd1b.speed.torchao_quant import check_quantization, quantize
 from ssd1b.speed.weight_only import quantize_weights
 
@@ -38,6 +39,20 @@ class Backend(Protocol):
 
         Raises:
             InputError: its files are damaged.
+        """
+        ...
+
+    def adapt(self, model: Model, part: str, network: Any, names: Collection[str]) -> None:
+        """Load some tensors of a network again, in place.
+
+        Args:
+            model: the model with other adapters than when the network was loaded.
+            part: one of ``keymap.PARTS``.
+            network: the network that ``load`` or ``calibrate`` returned.
+            names: published names of the tensors that have changed.
+
+        Raises:
+            InputError: an adapter holds NaN or infinity.
         """
         ...
 
@@ -74,7 +89,10 @@ def choose_backend(
     if execution.backend == "torch":
         return torch_backend
     quantized = execution.quantized is not None
-    return OpenVINOBackend(dtype=dtype, quantized=quantized, notify=notify, load_other=torch_backend.load)
+    return OpenVINOBackend(
+        dtype=dtype, quantized=quantized, notify=notify, load_other=torch_backend.load,
+        adapt_other=torch_backend.adapt,
+    )  # fmt: skip
 
 
 def check_execution(execution: Execution, device: torch.device, dtype: torch.dtype) -> None:
@@ -128,6 +146,19 @@ class TorchBackend:
         network = model.network(part, device=self.device, dtype=self.dtype)
         prepare(network, compiled=self.execution.compiled, quantized=self.execution.quantized)
         return network
+
+    def adapt(self, model: Model, part: str, network: Any, names: Collection[str]) -> None:
+        """See ``Backend``. A quantized network on a GPU, or a compiled one on a CPU, is loaded as a whole."""
+        if isinstance(network, LazyNetwork):
+            network.read_with(partial(self._load_weight_only, model, part))
+            return
+        on_cpu, options = self.device.type == "cpu", self.execution
+        by_torchao = options.quantized in ("int8", "fp8") and not on_cpu
+        if part == "unet" and (by_torchao or (options.compiled and on_cpu)):
+            replace_modules(network, self.load(model, part))
+            return
+        tensors = model.tensors(part, with_fused(names), device=self.device, dtype=self.dtype)
+        load_tensors(network, tensors)
 
     def _load_weight_only(self, model: Model, part: str) -> nn.Module:
         """Read a network in 16 bits and quantize its weights to int8, layer by layer."""

@@ -44,6 +44,7 @@ class FoldedUpsample(nn.Module):
         self.conv = layer.conv
         self.phases: nn.Module = phase_convolution(layer)
         self.register_state_dict_post_hook(_without_phases)
+        self.register_load_state_dict_pre_hook(_with_phases)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """``[B, C, H, W] -> [B, C, *size]``, as ``Upsample``."""
@@ -58,6 +59,13 @@ class FoldedUpsample(nn.Module):
                 phase = phases[:, row, column, :, row : row + height, column : column + width]
                 doubled[:, :, row::2, column::2] = phase
         return doubled
+
+
+def _with_phases(module: nn.Module, state: dict[str, Tensor], prefix: str, *others: object) -> None:
+    if (weight := state.get(f"{prefix}conv.weight")) is not None:
+        state[f"{prefix}phases.weight"] = phase_kernels(weight)
+    if (bias := state.get(f"{prefix}conv.bias")) is not None:
+        state[f"{prefix}phases.bias"] = bias.repeat(4)
 
 
 def _without_phases(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:

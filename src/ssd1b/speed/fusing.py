@@ -1,5 +1,7 @@
 """Fusion of layers: self-attention's projections, and upsampling with its convolution."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,7 @@ class FusedSelfAttention(nn.Module):
         self.to_qkv = nn.Linear(weights[0].shape[1], 3 * len(weights[0]), bias=False, device="meta")
         self.to_qkv.weight = nn.Parameter(torch.cat(weights), requires_grad=False)
         self.register_state_dict_post_hook(_split_qkv_keys)
+        self.register_load_state_dict_pre_hook(_join_qkv_keys)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, N, C] -> [B, N, C]``."""
@@ -35,6 +38,23 @@ def _split_qkv_keys(module: nn.Module, state: dict[str, Tensor], prefix: str, me
     """Restore the published names of the weights."""
     weights = state.pop(f"{prefix}to_qkv.weight").chunk(3)
     state |= {f"{prefix}{name}.weight": part for name, part in zip(_PROJECTIONS, weights, strict=True)}
+
+
+def _join_qkv_keys(module: nn.Module, state: dict[str, Tensor], prefix: str, *others: object) -> None:
+    """Join weights under their published names, all three or none; see ``with_fused``."""
+    names = [f"{prefix}{name}.weight" for name in _PROJECTIONS]
+    if names[0] in state:
+        state[f"{prefix}to_qkv.weight"] = torch.cat([state.pop(name) for name in names])
+
+
+def with_fused(names: Iterable[str]) -> set[str]:
+    """Add the names of the weights that are fused with those given, since only all of them can be loaded."""
+    found = set(names)
+    for name in list(found):
+        module, _, leaf = name.removesuffix(".weight").rpartition(".")
+        if leaf in _PROJECTIONS and module.endswith(".attn1"):
+            found |= {f"{module}.{other}.weight" for other in _PROJECTIONS}
+    return found
 
 
 def fuse(network: nn.Module) -> None:

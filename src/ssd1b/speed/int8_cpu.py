@@ -7,6 +7,7 @@ half the time of bfloat16 (docs/log), a twentieth of which is finding the range 
 
 import math
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,15 @@ class Int8Linear(nn.Module):
         """Apply the layer."""
         return self._product(_QuantizedTensor(x.contiguous()), x.dtype)
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # the bias
+        if (weight := state_dict.get(f"{prefix}weight")) is not None:
+            self._product = _Int8Product(weight, self.bias)
+        elif self.bias is not None:
+            self._product.bias = self.bias.float()
+
 
 class Int8GEGLU(nn.Module):
     """``GEGLU`` as two products of one quantized input, the gate's fused with GELU."""
@@ -108,6 +118,15 @@ class Int8GEGLU(nn.Module):
         quantized = _QuantizedTensor(x.contiguous())
         return self._value(quantized, x.dtype).mul_(self._gate(quantized, x.dtype, "gelu"))
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        if (bias := state_dict.get(f"{prefix}proj.bias")) is not None:
+            self._value.bias, self._gate.bias = bias.float().chunk(2)
+        if (weight := state_dict.get(f"{prefix}proj.weight")) is not None:
+            biases = (self._value.bias, self._gate.bias)
+            self._value, self._gate = map(_Int8Product, weight.chunk(2), biases)
+
 
 class Int8Conv2d(nn.Module):
     """``nn.Conv2d`` with one group, ``[B, in, H, W] -> [B, out, H', W']``, both channels last.
@@ -120,9 +139,20 @@ class Int8Conv2d(nn.Module):
         assert not isinstance(layer.padding, str)
         self.bias = None if layer.bias is None else layer.bias.float()
         self._geometry = (list(layer.stride), list(layer.padding), list(layer.dilation), 1)
-        values, self._scales = _quantize_by_row(layer.weight)
         self._zeros = torch.zeros(layer.out_channels, dtype=torch.int32)
+        self._quantize(layer.weight)
+
+    def _quantize(self, weight: Tensor) -> None:
+        values, self._scales = _quantize_by_row(weight)
         self._packed = (torch.Size(), values)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        if self.bias is not None and (bias := state_dict.get(f"{prefix}bias")) is not None:
+            self.bias.copy_(bias)
+        if (weight := state_dict.get(f"{prefix}weight")) is not None:
+            self._quantize(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer."""

@@ -40,6 +40,12 @@ class LazyNetwork:
         """For ``isinstance``."""
         return self._kind
 
+    def read_with(self, read: Callable[[], nn.Module]) -> None:
+        """Load the network in another way from now on."""
+        self._read = read
+        if self._slot.owner is self:
+            self._slot.owner, self._slot.network = None, None
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._slot.load(self, self._read), name)
 

@@ -6,7 +6,7 @@ Importing OpenVINO takes a second, so it is imported on first use.
 import hashlib
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -24,6 +24,7 @@ from ssd1b.models.unet import DeepFeatures, UNet
 from ssd1b.models.vae import VAE
 from ssd1b.runtime import cache_folder, cpu_multiplies_int8
 from ssd1b.saving import renewing
+from ssd1b.speed.replacement import replace_modules
 from ssd1b.tensors import Latents, PromptEmbeds, UNetLatents
 
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
@@ -135,12 +136,14 @@ class OpenVINOBackend:
         quantized: whether the UNet is quantized to int8.
         notify: called with a message before conversions, which take minutes and are cached.
         load_other: loads text encoders, which run once per image and stay with torch.
+        adapt_other: loads some of their tensors again.
     """
 
     dtype: torch.dtype
     quantized: bool
     notify: Callable[[str], None]
     load_other: Callable[[Model, str], Any]
+    adapt_other: Callable[[Model, str, Any, Collection[str]], None]
 
     def load(self, model: Model, part: str) -> Any:
         """See ``speed.backends.Backend``. UNet and VAE are converted if they are not cached."""
@@ -162,6 +165,15 @@ class OpenVINOBackend:
         if self.quantized and not self.needs_calibration(model):
             file = self._file(model, part, "int8")
         return OpenVINOUNet(network, CompiledNetwork(file, self.dtype)).eval()
+
+    def adapt(self, model: Model, part: str, network: Any, names: Collection[str]) -> None:
+        """See ``speed.backends.Backend``. The UNet is converted for each choice of adapters, and cached."""
+        if part != "unet":
+            self.adapt_other(model, part, network, names)
+        elif self.needs_calibration(model):
+            raise InputError("adapters exclude quantize int8 with backend openvino: omit one of them")
+        else:
+            replace_modules(network, self.load(model, part))
 
     def needs_calibration(self, model: Model) -> bool:
         """See ``speed.backends.Backend``."""

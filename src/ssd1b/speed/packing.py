@@ -7,6 +7,7 @@ module does only that, through the same operators, without compiling.
 """
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,14 @@ class PackedLinear(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         _save(destination, prefix, self._product.weight, self.bias)
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        bias = state_dict.get(f"{prefix}bias", self.bias)
+        if (weight := state_dict.get(f"{prefix}weight")) is not None:
+            self._product = _PackedProduct(weight, bias)
+        self._product.bias = bias
+
 
 class PackedGEGLU(nn.Module):
     """``GEGLU`` as two fused products: the gate's with GELU, the value's with multiplication by the gate."""
@@ -77,6 +86,15 @@ class PackedGEGLU(nn.Module):
         weight = torch.cat([each.weight for each in both])
         bias = torch.cat([each.bias for each in both if each.bias is not None])
         _save(destination, f"{prefix}proj.", weight, bias)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        if (bias := state_dict.get(f"{prefix}proj.bias")) is not None:
+            self._value.bias, self._gate.bias = bias.chunk(2)
+        if (weight := state_dict.get(f"{prefix}proj.weight")) is not None:
+            biases = (self._value.bias, self._gate.bias)
+            self._value, self._gate = map(_PackedProduct, weight.chunk(2), biases)
 
 
 class PackedConv2d(nn.Module):
@@ -108,6 +126,13 @@ class PackedConv2d(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         _save(destination, prefix, self._packed[1].to_dense(), self.bias)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # the bias
+        if (weight := state_dict.get(f"{prefix}weight")) is not None:
+            self._packed = (torch.Size(), weight.clone())
 
 
 def _save(destination: dict[str, Tensor], prefix: str, weight: Tensor, bias: Tensor | None) -> None:

@@ -30,6 +30,12 @@ def replace_layers(
             setattr(network, name, new.eval())
 
 
+def replace_modules(network: nn.Module, other: nn.Module) -> None:
+    """Make a network compute what another one of its class computes, which is not to be used any more."""
+    names = ("_modules", "_parameters", "_buffers", "_compiled_call_impl")
+    vars(network).update({name: vars(other)[name] for name in names if name in vars(other)})
+
+
 def kernels_work(
     geglu: Callable[[Any], nn.Module],
     linear: Callable[[Any], nn.Module],

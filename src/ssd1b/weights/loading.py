@@ -1,6 +1,6 @@
 """Loading weights into modules: memory-mapped, cast and checked tensor by tensor, without a second copy."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -60,6 +60,7 @@ def read_part(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     copied: bool = False,
+    names: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
     """Read the tensors of one network, by our names.
 
@@ -69,6 +70,7 @@ def read_part(
         dtype: number format to convert to; None keeps the file's, and then nothing is copied on the CPU.
         device: target device.
         copied: see ``load_component``.
+        names: only these; None is all of them.
 
     Raises:
         InputError: copied tensors contain NaN or infinity, or overflow in ``dtype``; or the file was removed
@@ -80,10 +82,12 @@ def read_part(
     window = max(checkpoint.parts[part].size_in_bytes // _WINDOWS, 2**20)
     handle, file, read = None, None, 0
     for name, stored in checkpoint.parts[part].tensors.items():
+        if names is not None and name not in names:
+            continue
         if handle is None or file != stored.file or read > window:
             handle, file, read = open_file(stored.file), stored.file, 0
         source = _read(handle, stored)
-        tensor = _cast(source.to(device), dtype or source.dtype)  # move first, since a GPU casts faster
+        tensor = cast_weight(source.to(device), dtype or source.dtype)  # move first, since a GPU casts faster
         if copied and tensor is source:
             tensor = source.clone()
         if tensor is not source:
@@ -125,7 +129,7 @@ def _read(handle: Any, stored: StoredTensor) -> Tensor:
     return tensor
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def cast_weight(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Convert to a number format, without a copy if it is the same.
 
     For float16 to bfloat16, as from most published files on most CPUs, torch has no vectorized code; going

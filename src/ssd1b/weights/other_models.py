@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 from ssd1b.weights.files import Shape
 
+_ADAPTER = "a LoRA, which modifies a model: give the model itself"
+
 _KINDS: tuple[tuple[str, str], ...] = (
     ("a ControlNet LoRA", r"lora_controlnet$"),
     (
@@ -16,7 +18,7 @@ _KINDS: tuple[tuple[str, str], ...] = (
         r"|input_hint_block|zero_convs|task_embedding)\.",
     ),
     (
-        "a LoRA, which modifies a model: give the model itself",
+        _ADAPTER,
         r"lora_(down|up|mid|A|B)\b|\.lora\.(down|up)\.|lora_linear_layer|\.hada_[wt]\d|\.lokr_[wt]\d"
         r"|\.dora_scale$|\.oft_blocks$|\.(diff|diff_b)$|^lora_(unet|te)",
     ),
@@ -41,6 +43,11 @@ _PATTERNS = [(kind, re.compile(pattern)) for kind, pattern in _KINDS]
 _TEXT_KEYS = re.compile(r"\.attn2\.to_k\.weight$")
 _CONDITIONED = re.compile(r"(^|\.)(label_emb|add_embedding)\.")
 _BY_TEXT_WIDTH = {768: "a Stable Diffusion 1 model", 1024: "a Stable Diffusion 2 model"}
+
+
+def is_adapter_file(tensors: Mapping[str, tuple[str, Shape]]) -> bool:
+    """Whether a file with these tensors is a LoRA or another adapter."""
+    return next((kind for kind, sign in _PATTERNS if any(map(sign.search, tensors))), None) == _ADAPTER
 
 
 def other_model_kind(tensors: Mapping[str, tuple[str, Shape]]) -> str | None:

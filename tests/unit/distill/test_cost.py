@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from ssd1b.distill.cost import Throughput, activations, measure_speed, memory, step_macs
-from ssd1b.distill.layer_map import parameters
 from ssd1b.distill.layer_plot import plot_layers
 from ssd1b.distill.plan import plan
 from ssd1b.distill.stages import Stage, read_stages
+from ssd1b.layer_map import parameters
 from ssd1b.layouts import KOALA_700M, SDXL
 from ssd1b.models.attention import Attention, plain_attention
 from ssd1b.models.unet import UNet

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ssd1b.distill.importance import block_importance, fit_layout
-from ssd1b.distill.layer_map import LayerMap, explicit, parameters
 from ssd1b.errors import InputError
+from ssd1b.layer_map import LayerMap, explicit, parameters
 from ssd1b.layouts import SDXL, SDXL_MINI, SSD_1B, Level, UNetLayout
 from ssd1b.models.unet import UNet
 from ssd1b.models.unet_inputs import UNetInputs, example_inputs

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from ssd1b.distill.features import LEVELS, capture_outputs
-from ssd1b.distill.layer_map import LayerMap
 from ssd1b.distill.losses import Weights, distillation_terms
 from ssd1b.errors import InputError
+from ssd1b.layer_map import LayerMap
 from ssd1b.layouts import KOALA_700M, SDXL, SDXL_MINI, SSD_1B, SSD_1B_MINI, VEGA
 from ssd1b.models.unet import UNet
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ssd1b.distill.layer_map import LayerMap, inferred, parameters, transformers
 from ssd1b.distill.losses import Weights
 from ssd1b.distill.plan import PlannedStage, plan, student_layout, with_target
 from ssd1b.distill.stages import TRAIN, Depths, Stage, read_stages, with_total_steps
 from ssd1b.errors import InputError
+from ssd1b.layer_map import LayerMap, inferred, parameters, transformers
 from ssd1b.layouts import KOALA_700M, NAMED, SDXL, SDXL_MINI, SSD_1B, SSD_1B_MINI, UNetLayout
 from tiny import tiny
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from ssd1b.distill.features import LEVELS
-from ssd1b.distill.layer_map import LayerMap
 from ssd1b.distill.losses import Weights
 from ssd1b.distill.teacher import find_teacher, objective_of
 from ssd1b.distill.train import distill, student_of
 from ssd1b.errors import InputError
+from ssd1b.layer_map import LayerMap
 from ssd1b.layouts import SDXL_MINI, SSD_1B_MINI
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.unet import UNet

@@ -70,6 +70,7 @@ OTHER_SETTINGS = {
     "guidance_interval": (0.0, 0.5), "feature_reuse": 0.1, "steps": 7, "sampler": "ddim",
     "schedule": "karras", "seed": 2, "width": 128, "height": 128, "original_size": (32, 32),
     "crop_top_left": (0, 8), "target_size": (32, 32),
+    "loras": ({"file": {"sha256": "0" * 64, "path": "/a.safetensors"}},),
 }  # fmt: skip
 """Of each setting a value that is not the default."""
 
@@ -211,3 +212,23 @@ def test_a_random_seed_is_drawn_once_for_all_cells() -> None:
     preset = Preset(name="p", source="", settings={"seed": -1})
     asked = replace(asked, settings={}, preset=preset)
     assert len({cell.settings.seed for cell in wanted(asked)}) == 1
+
+
+def test_axes_of_loras(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.safetensors").write_text(name)
+    a, b = (tmp_path / f"{name}.safetensors" for name in ("a", "b"))
+    both = sweep("seed=1", f"lora=none||{a}:0.5||{a} + {b}:0.2:1")
+    chosen = [both.request(places).settings["loras"] for places in both.places]
+    assert [[(each.name, each.unet, each.text) for each in loras] for loras in chosen] == [
+        [], [("a", 0.5, 0.5)], [("a", 1, 1), ("b", 0.2, 1)]
+    ]  # fmt: skip
+    plain = replace(sweep("seed=1"), settings={"loras": chosen[2]})
+    axes = (parse_axis("lora-strength=0-1 [3]"), parse_axis("lora-strength.b=2"))
+    scaled = replace(plain, axes=(*plain.axes, *axes))
+    found = [request.settings["loras"] for request in map(scaled.request, scaled.places)]
+    assert [[each.unet for each in loras] for loras in found] == [[0, 0], [0.5, 0.2], [1, 0.4]]
+    read = parse_definition(json.loads(json.dumps(definition(scaled))))
+    assert [read.request(places).settings["loras"] for places in read.places] == found
+    with pytest.raises(InputError, match="lora-strength: there is no LoRA"):
+        next(map(sweep("lora-strength=1").request, sweep("lora-strength=1").places))

@@ -123,7 +123,7 @@ def test_numbers_that_do_not_fit_the_wanted_format_are_named(folder):
 def test_every_16_bit_number_is_cast_as_torch_casts_it(source, target):
     numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(source)
     numbers = numbers.repeat(5).reshape(5, 2**16).T  # more than a piece, and not in one piece
-    cast = loading._cast(numbers, target)
+    cast = loading.cast_weight(numbers, target)
     assert cast.dtype == target and cast.shape == numbers.shape
     torch.testing.assert_close(cast, numbers.to(target), rtol=0, atol=0, equal_nan=True)
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ssd1b.distill.layer_map import BLOCK_RULES, LayerMap, explicit, first, most_important, parameters
 from ssd1b.errors import InputError
+from ssd1b.layer_map import BLOCK_RULES, LayerMap, explicit, first, most_important, parameters
 from ssd1b.layouts import KOALA_1B, KOALA_700M, SDXL, SDXL_MINI, SSD_1B, SSD_1B_MINI, UNETS, VEGA, UNetLayout
 from ssd1b.models.unet import UNet
 

@@ -1,0 +1,242 @@
+"""Matching an adapter's modules to a model's, also to one from which blocks were removed.
+
+An adapter for SDXL changes blocks that SSD-1B, Vega and other distilled models do not have, and its blocks of
+the same number are not the same blocks: SSD-1B's fourth one is SDXL's seventh. So it is matched to SDXL's
+modules, and the layer map of the distillation says where each is in the smaller model. What belongs to
+removed blocks is left out. By name alone, as in other programs, blocks would get the changes of others.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+
+from ssd1b.adapters.kinds import (
+    ADDITIVE,
+    ShapeError,
+    bias_change,
+    changes_bias,
+    changes_weight,
+    weight_change,
+)
+from ssd1b.adapters.names import Module, dictionary, shapes
+from ssd1b.adapters.reading import AdapterFile, ModuleWeights
+from ssd1b.errors import InputError
+from ssd1b.files import named
+from ssd1b.layer_map import LayerMap
+from ssd1b.layouts import UNETS, ModelLayout, UNetLayout, family_of
+from ssd1b.weights.files import first_few
+
+_BY_TEXT_WIDTH = {
+    768: "a Stable Diffusion 1 model",
+    1024: "a Stable Diffusion 2 model",
+    2048: "SDXL's family",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """An adapter's modules, and the modules of a model that they change.
+
+    Attributes:
+        adapter: the file.
+        layout: the model's layout.
+        source: the layout that the names in the file belong to: ``layout``, or one with more blocks.
+        through: readable name of the source, such as "sdxl"; None if it is the model's own.
+        targets: the tensors that change each module of the model.
+        removed: the tensors for modules of the source that the model does not have.
+        unmatched: the reason for each key of the file that changes nothing.
+    """
+
+    adapter: AdapterFile
+    layout: ModelLayout
+    source: ModelLayout
+    through: str | None
+    targets: Mapping[Module, ModuleWeights]
+    removed: Mapping[Module, ModuleWeights]
+    unmatched: Mapping[str, str]
+
+    @property
+    def matched_keys(self) -> int:
+        """Number of the file's keys that change the model."""
+        used = {each.name: each for each in self.targets.values()}
+        return sum(len(each.keys) for each in used.values())
+
+
+def match(adapter: AdapterFile, layout: ModelLayout) -> Match:
+    """Find the modules of a model that an adapter changes.
+
+    The names are the model's own if all of the UNet's fit. Otherwise they are those of the layout in
+    ``layouts.UNETS``, at the model's widths, with which most modules fit, if the model is a part of it.
+
+    Args:
+        adapter: the file.
+        layout: the model's layout.
+
+    Raises:
+        InputError: the adapter is for another family, or fits no module.
+    """
+    _check_family(adapter, layout.unet)
+    best = _resolve(adapter, layout)
+    source, name, through = layout, None, None
+    if len(best) < len(adapter.modules):
+        for family, candidate, layer_map in _larger(layout.unet):
+            larger = replace(layout, unet=candidate)
+            found = _resolve(adapter, larger)
+            if len(found) > len(best):
+                best, source, name, through = found, larger, family, layer_map
+    targets: dict[Module, ModuleWeights] = {}
+    removed: dict[Module, ModuleWeights] = {}
+    unmatched = dict(adapter.unread)
+    places = None if through is None else _places(through)
+    for weights in adapter.modules.values():
+        module = best.get(weights.name)
+        if module is None:
+            unmatched |= dict.fromkeys(weights.keys.values(), _misfit(weights, source))
+        elif places is None or module.part != "unet":
+            targets[module] = weights
+        elif kept := places.get(module.name):
+            targets |= {Module("unet", each): weights for each in kept}
+        else:
+            removed[module] = weights
+            where = family_of(layout.unet) or "this model"
+            unmatched |= dict.fromkeys(weights.keys.values(), f"its block is removed in {where}")
+    if not targets:
+        key, why = next(iter(unmatched.items()))
+        raise InputError(f"{named(adapter.path)}: it fits no module of this model: {first_few([key])}: {why}")
+    return Match(
+        adapter=adapter, layout=layout, source=source, through=name, targets=targets, removed=removed,
+        unmatched=unmatched,
+    )  # fmt: skip
+
+
+def carried_share(found: Match) -> float | None:
+    """Return the share of the UNet's change that the model gets: the sum of squares of its numbers, 0 to 1.
+
+    None if the UNet is not changed, or by kinds whose change depends on the weights.
+    """
+    kept = {each.name: each for module, each in found.targets.items() if module.part == "unet"}
+    if any(each.kind not in ADDITIVE for each in (*kept.values(), *found.removed.values())):
+        return None
+    table = dictionary(found.source)
+    carried, left = (
+        sum(_energy(found, each, table[each.name]) for each in group)
+        for group in (kept.values(), found.removed.values())
+    )
+    return carried / (carried + left) if carried + left else None
+
+
+def _energy(found: Match, weights: ModuleWeights, modules: list[Module]) -> float:
+    """Return the sum of squares of a change."""
+    tensors = found.adapter.tensors(weights)
+    if weights.kind == "LoRA" and "mid" not in tensors:  # without computing the product
+        up, down = tensors["up"].flatten(1).double(), tensors["down"].flatten(1).double()
+        return float(weights.numbers["scale"] ** 2 * ((up.T @ up) * (down @ down.T)).sum())
+    if not changes_weight(weights.roles):
+        return 0.0
+    shape = shapes("unet", found.source)[f"{modules[0].name}.weight"]
+    return float(
+        weight_change(weights.kind, torch.zeros(shape), tensors, weights.numbers).double().square().sum()
+    )
+
+
+def _resolve(adapter: AdapterFile, layout: ModelLayout) -> dict[str, Module]:
+    """Find the module of a layout for each name in the file whose tensors fit it."""
+    table = dictionary(layout)
+    found: dict[str, Module] = {}
+    taken: set[Module] = set()
+    for name, weights in adapter.modules.items():
+        for module in table.get(name, ()):
+            if module not in taken and _fits(weights, module, layout):
+                found[name] = module
+                taken.add(module)  # a file that names a module twice, in two spellings, changes it once
+                break
+    return found
+
+
+def _fits(weights: ModuleWeights, module: Module, layout: ModelLayout) -> bool:
+    """Whether the tensors' shapes fit a module, by computing the change on the meta device."""
+    known = shapes(module.part, layout)
+    meta = {role: torch.empty(shape, device="meta") for role, shape in weights.shapes.items()}
+    meta = {role: tensor for role, tensor in meta.items() if role not in weights.numbers}
+    try:
+        if changes_weight(weights.roles):
+            weight = torch.empty(known[f"{module.name}.weight"], device="meta")
+            weight_change(weights.kind, weight, meta, weights.numbers)
+        if changes_bias(weights.roles):
+            bias_change(torch.empty(known[f"{module.name}.bias"], device="meta"), meta, weights.numbers)
+    except (KeyError, IndexError, RuntimeError, ShapeError):
+        return False
+    return True
+
+
+def _misfit(weights: ModuleWeights, layout: ModelLayout) -> str:
+    """Say why a module of the file fits none of a layout."""
+    modules = dictionary(layout).get(weights.name)
+    if not modules:
+        return "unknown name"
+    known = shapes(modules[0].part, layout)
+    if changes_bias(weights.roles) and f"{modules[0].name}.bias" not in known:
+        return "its module has no bias"
+    given = ", ".join(
+        f"{role} {list(shape)}" for role, shape in weights.shapes.items() if role not in weights.numbers
+    )
+    return f"{weights.kind} of {given} does not fit {list(known[f'{modules[0].name}.weight'])}"
+
+
+def _larger(unet: UNetLayout) -> Iterator[tuple[str, UNetLayout, LayerMap]]:
+    """Yield the published layouts that a UNet can be a part of, at its widths, with their layer maps."""
+    for name, known in UNETS.items():
+        if len(known.levels) != len(unet.levels):
+            continue
+        levels = tuple(
+            replace(theirs, channels=ours.channels)
+            for theirs, ours in zip(known.levels, unet.levels, strict=True)
+        )
+        candidate = replace(unet, levels=levels, mid=known.mid)
+        try:
+            found = _map(unet, candidate)
+        except InputError:
+            continue
+        if candidate != unet:
+            yield name, candidate, found
+
+
+@lru_cache(maxsize=32)
+def _map(student: UNetLayout, teacher: UNetLayout) -> LayerMap:
+    return LayerMap.between(student, teacher)
+
+
+def _places(layer_map: LayerMap) -> dict[str, list[str]]:
+    """Return the model's modules for each module of the larger layout."""
+    found: dict[str, list[str]] = {}
+    for ours, theirs in layer_map.keys.items():
+        if ours.endswith(".weight"):
+            found.setdefault(theirs.removesuffix(".weight"), []).append(ours.removesuffix(".weight"))
+    return found
+
+
+def _check_family(adapter: AdapterFile, unet: UNetLayout) -> None:
+    """Check the width of the text that the adapter's cross-attention takes.
+
+    Raises:
+        InputError: it is another one than the model's.
+    """
+    for name, weights in adapter.modules.items():
+        if not name.endswith(
+            ("attn2_to_k", "attn2_to_v", "attn2.to_k", "attn2.to_v", "to_k_lora", "to_v_lora")
+        ):
+            continue
+        if "attn2" not in name:
+            continue
+        shape = next(
+            (weights.shapes[role] for role in ("down", "hada_w1_b", "diff") if role in weights.shapes), ()
+        )
+        if len(shape) < 2 or shape[1] == unet.cross_attention_dim:
+            continue
+        kind = _BY_TEXT_WIDTH.get(shape[1], "another family of models")
+        raise InputError(
+            f"{named(adapter.path)}: an adapter for {kind}: it takes text of {shape[1]} channels, "
+            f"and this model's has {unet.cross_attention_dim}"
+        )
