@@ -32,7 +32,7 @@ MAX_VALUES = 1000
 """The most values on one axis."""
 
 NONE = "none"
-"""Written in place of a negative prompt, which differs from an empty one, of a picture or of LoRAs, for none."""
+"""Written in place of a negative prompt, which differs from an empty one, a picture or LoRAs, for none."""
 
 LORA_STRENGTH = "lora-strength"
 """The axis of the strengths of all LoRAs; with a dot and a name, as ``lora-strength.pixels``, of one."""
