@@ -14,7 +14,7 @@ from torch import Tensor
 Latents: TypeAlias = Float[Tensor, "batch 4 cells_high cells_wide"]
 """Scaled latents (VAE latents x scaling factor, unit variance); noisy latents are ``x0 + sigma * noise``."""
 
-UNetLatents: TypeAlias = Float[Tensor, "batch channels cells_high cells_wide"]
+UNetLatents: TypeAlias = Float[Tensor, "batch in_channels cells_high cells_wide"]
 """Input of a UNet: ``Latents``, and for inpainting mask and masked picture after them (9 channels)."""
 
 Pixels: TypeAlias = Float[Tensor, "batch 3 height width"]
