@@ -237,14 +237,14 @@ class GenerationSettings:
     """Height of the image in pixels."""
 
     init_image: Annotated[InputFile | None, Setting(
-        default=None, before=None, flags=("--from", "--init-image"), metavar="PICTURE", per_picture=True,
+        default=None, before=None, flags=("--from", "--init-image"), metavar="PICTURE", per_picture=True, local=True,
         example="sketch.png,photo.jpg",
         help="Start from this PNG, JPEG or WebP. Without --size, the image gets its size.",
     )]
     """The picture to start from; None starts from noise. In Python also a path."""
 
     mask: Annotated[InputFile | None, Setting(
-        default=None, before=None, flags=("--mask",), metavar="PICTURE", per_picture=True,
+        default=None, before=None, flags=("--mask",), metavar="PICTURE", per_picture=True, local=True,
         example="none,sky.png", help="Change --from only where this picture is white; grey changes it less.",
     )]
     """Where ``init_image`` is repainted: white, and in grey parts during the last steps only; black is kept.
@@ -349,7 +349,7 @@ OPTIONS: Mapping[str, tuple[Setting, ...]] = MappingProxyType(_options())
 """Settings by the name of their command-line option and sweep axis; ``size`` has two."""
 
 INPUTS = tuple(name for name, each in SETTINGS.items() if each.kind is InputFile)
-"""Settings that are files. A server must not take them from a client, who could name any file."""
+"""Settings that are pictures."""
 
 PICTURE_SETTINGS = (*INPUTS, "strength", "strength_steps", "resize_mode")
 """Settings that have a meaning only with ``init_image``."""

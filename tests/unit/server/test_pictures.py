@@ -1,15 +1,17 @@
-"""No client can make a server read a file: settings that are files are unknown to its APIs."""
+"""No client can make a server read a file: settings that name files are unknown to its APIs."""
 
 import pytest
 
 from ssd1b.errors import InputError
 from ssd1b.server.routes.openai import Generation
 from ssd1b.server.schemas import CLIENT_SETTINGS, JobBody
-from ssd1b.settings import INPUTS, PICTURE_SETTINGS, SETTINGS
+from ssd1b.settings import PICTURE_SETTINGS, SETTINGS
+
+LOCAL = [name for name, each in SETTINGS.items() if each.local]
 
 
 @pytest.mark.parametrize("body", [JobBody, Generation])
-@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("name", LOCAL)
 @pytest.mark.parametrize("value", ["/etc/hostname", {"sha256": "0" * 64, "path": "/etc/hostname"}])
 def test_a_file_is_an_unknown_setting(body: type, name: str, value: object) -> None:
     with pytest.raises(InputError, match=f"unknown (setting|parameter) '{name}'"):
@@ -17,4 +19,5 @@ def test_a_file_is_an_unknown_setting(body: type, name: str, value: object) -> N
 
 
 def test_all_other_settings_are_known() -> None:
-    assert {*CLIENT_SETTINGS} == {*SETTINGS} - {*PICTURE_SETTINGS}
+    assert LOCAL == ["loras", "init_image", "mask"]
+    assert {*CLIENT_SETTINGS} == {*SETTINGS} - {*PICTURE_SETTINGS, *LOCAL}
