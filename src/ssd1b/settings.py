@@ -237,8 +237,8 @@ class GenerationSettings:
     """Height of the image in pixels."""
 
     init_image: Annotated[InputFile | None, Setting(
-        default=None, before=None, flags=("--from", "--init-image"), metavar="PICTURE", per_picture=True, local=True,
-        example="sketch.png,photo.jpg",
+        default=None, before=None, flags=("--from", "--init-image"), metavar="PICTURE", per_picture=True,
+        local=True, example="sketch.png,photo.jpg",
         help="Start from this PNG, JPEG or WebP. Without --size, the image gets its size.",
     )]
     """The picture to start from; None starts from noise. In Python also a path."""
