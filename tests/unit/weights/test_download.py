@@ -402,7 +402,8 @@ def test_without_xet_a_file_that_is_stored_there_comes_over_http(resolve, hub, f
 
 def test_ctrl_c_ends_at_once_and_leaves_nothing_half(ssd1b, hub, files, tmp_path):
     hub.on(f"cdn GET .*{digest(UNET, files[UNET])}", Answer(wait=40))
-    call = ssd1b("generate", "x", "--model", "ssd-1b", "--steps", "1", HF_HUB_DOWNLOAD_TIMEOUT="60")
+    asked = ("generate", "x", "--model", "ssd-1b", "--dtype", "fp32", "--steps", "1")  # not the fp16 files
+    call = ssd1b(*asked, HF_HUB_DOWNLOAD_TIMEOUT="60")
     wait_for(lambda: hub.asked(f"cdn GET .*{digest(UNET, files[UNET])}"))
     time.sleep(1)  # until it waits: Python notices a signal only there, or before
     call.interrupt()
