@@ -90,7 +90,7 @@ def test_what_is_given_beside_a_speed_wins(generate, tmp_path):
 def test_fast_is_in_eight_bits_where_that_is_faster(generate, tmp_path, monkeypatch):
     generate("a cube", "--speed", "fast", "--out", "narrow.png")
     assert read_recipe(tmp_path / "narrow.png").computing == Execution()
-    monkeypatch.setattr("ssd1b.speed.backends.WIDE", 1)
+    monkeypatch.setattr("ssd1b.speed.backends.INT8_MIN_CHANNELS", 1)
     generate("a cube", "--speed", "fast", "--out", "wide.png")
     assert read_recipe(tmp_path / "wide.png").computing == Execution(quantized="int8")
     generate("a cube", "--speed", "balanced", "--out", "balanced.png")

@@ -26,7 +26,7 @@ from ssd1b.lab.sweep import (
     sweep_id,
 )
 from ssd1b.presets import load_preset
-from ssd1b.settings import GenerationSettings, Preset
+from ssd1b.settings import PICTURE_SETTINGS, GenerationSettings, Preset
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.files import write_json
 from ssd1b.weights.writing import save_folder
@@ -71,6 +71,8 @@ OTHER_SETTINGS = {
     "schedule": "karras", "seed": 2, "width": 128, "height": 128, "original_size": (32, 32),
     "crop_top_left": (0, 8), "target_size": (32, 32),
     "loras": ({"file": {"sha256": "0" * 64, "path": "/a.safetensors"}},),
+    "init_image": {"sha256": "0" * 64, "path": "/a.png"}, "mask": {"sha256": "1" * 64, "path": "/b.png"},
+    "strength": 0.5, "strength_steps": "comfyui", "resize_mode": "stretch",
 }  # fmt: skip
 """Of each setting a value that is not the default."""
 
@@ -84,7 +86,11 @@ def key(
 def test_each_setting_decides_the_key() -> None:
     plain = sweep("seed=1")
     assert OTHER_SETTINGS.keys() == {each.name for each in fields(GenerationSettings)}
-    changed = {name: replace(plain, settings={name: value}) for name, value in OTHER_SETTINGS.items()}
+    start = {name: OTHER_SETTINGS[name] for name in ("init_image", "width", "height")}
+    changed = {
+        name: replace(plain, settings={**(start if name in PICTURE_SETTINGS else {}), name: value})
+        for name, value in OTHER_SETTINGS.items()
+    }
     changed["prompt"] = replace(plain, prompts=("a cone",))
     changed["seed"] = sweep("seed=2")
     assert len({key(plain), *map(key, changed.values())}) == len(OTHER_SETTINGS) + 1
