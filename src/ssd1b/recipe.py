@@ -17,7 +17,7 @@ from ssd1b.inputs import InputFile
 from ssd1b.loras import write_tags
 from ssd1b.numerals import number, whole_number
 from ssd1b.sampler_names import SAMPLERS, SCHEDULES
-from ssd1b.settings import SETTINGS, UNSET, GenerationSettings, equal_seed
+from ssd1b.settings import BEFORE, SETTINGS, GenerationSettings, equal_seed
 from ssd1b.table_files import parser_reason
 from ssd1b.validation import OneOf, Range, Text, parse, validated
 
@@ -111,10 +111,6 @@ def write_json(recipe: Recipe) -> str:
     return json.dumps({"format": FORMAT, **asdict(recipe)}, allow_nan=False)
 
 
-_BEFORE = {name: each.before for name, each in SETTINGS.items() if each.before is not UNSET}
-"""Values of settings that recipes of earlier versions lack."""
-
-
 def read_json(text: str) -> Recipe:
     """Parse a recipe from JSON.
 
@@ -130,7 +126,7 @@ def read_json(text: str) -> Recipe:
     if (found := table.pop("format")) != FORMAT:
         raise InputError(f"recipe has format {shown(found)}: this version of ssd1b reads format {FORMAT}")
     if isinstance(settings := table.get("settings"), dict):
-        table["settings"] = {**_BEFORE, **settings}
+        table["settings"] = {**BEFORE, **settings}
         if "seed" in settings:
             table["settings"]["seed"] = equal_seed(settings["seed"])
     return parse(Recipe, table, "recipe")

@@ -358,6 +358,11 @@ DEFAULTS: Mapping[str, object] = MappingProxyType(
     {name: each.default for name, each in SETTINGS.items() if each.default is not UNSET}
 )
 
+BEFORE: Mapping[str, object] = MappingProxyType(
+    {name: each.before for name, each in SETTINGS.items() if each.before is not UNSET}
+)
+"""Values of settings that recipes and stores of earlier versions lack."""
+
 GUIDANCE_DEFAULTS: Mapping[str, float] = MappingProxyType({
     "ssd-1b": 9.0,  # its model card: "use negative prompting, and a CFG around 9.0"
     "vega": 9.0,  # same model card advice

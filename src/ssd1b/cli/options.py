@@ -22,7 +22,7 @@ from ssd1b.files import decode_text, named, read_file
 from ssd1b.inputs import InputFile
 from ssd1b.numerals import whole_number
 from ssd1b.presets import NEGATIVE_PROMPTS, PRESETS, SPEEDS, load_preset
-from ssd1b.prompts import parse_prompt, split_prompts, unsupported
+from ssd1b.prompts import NETWORK, parse_prompt, split_prompts, unsupported
 from ssd1b.settings import (
     DEFAULT_MODEL,
     OPTIONS,
@@ -320,8 +320,12 @@ def check_settings(
         parse_prompt(text or "")
         found = unsupported(text or "") | found
     if found:
-        pieces = ", ".join(f"{shown(piece)} ({feature})" for feature, piece in found.items())
-        click.echo(f"advice: taken literally, because it is not supported yet: {pieces}", err=True)
+        notes = {NETWORK: "see --lora-folder"}
+        pieces = ", ".join(
+            f"{shown(piece)} ({feature}: {notes.get(feature, 'not supported yet')})"
+            for feature, piece in found.items()
+        )
+        click.echo(f"advice: taken literally: {pieces}", err=True)
 
 
 def read_prompts(path: str) -> list[str]:

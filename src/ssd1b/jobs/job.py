@@ -15,7 +15,7 @@ from ssd1b.execution import DEFAULT, Execution
 from ssd1b.inputs import digest_of
 from ssd1b.models.tokenizer import CLIPTokenizer
 from ssd1b.runtime import dtype_name
-from ssd1b.settings import SETTINGS, UNSET, GenerationSettings
+from ssd1b.settings import BEFORE, GenerationSettings
 
 DRAWING = 2
 """Version of the image generation. Increment it when the same settings give a different image, so that older
@@ -26,11 +26,7 @@ images are not reused.
 
 SETTINGS_FIELDS = tuple(field.name for field in fields(GenerationSettings))
 
-_LATER = {
-    name: each.before
-    for name, each in SETTINGS.items()
-    if each.before is not UNSET and name != "feature_reuse"
-}
+_LATER = {name: before for name, before in BEFORE.items() if name != "feature_reuse"}
 """Settings that are in a key only if they differ from what images had before, whose keys must not change.
 ``feature_reuse`` is in all keys."""
 

@@ -17,7 +17,7 @@ from ssd1b.errors import InputError
 from ssd1b.files import named
 from ssd1b.jobs.job import Job
 from ssd1b.jobs.schema import explain_errors, open_database, transaction
-from ssd1b.settings import GenerationSettings
+from ssd1b.settings import BEFORE, GenerationSettings
 
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
 FINISHED = frozenset({DONE, FAILED, CANCELLED})
@@ -419,4 +419,4 @@ class Queue:
 
 
 def _settings(text: str) -> GenerationSettings:
-    return GenerationSettings(**json.loads(text))
+    return GenerationSettings(**{**BEFORE, **json.loads(text)})

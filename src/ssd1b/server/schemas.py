@@ -14,6 +14,19 @@ CLIENT_SETTINGS = tuple(
 )
 """Settings that clients may set. Pictures and LoRAs are not accepted yet, and never by a path."""
 
+
+def client_settings(settings: GenerationSettings) -> dict[str, Any]:
+    """Return an image's prompt and those of its settings that a client can send again."""
+    return {name: getattr(settings, name) for name in ("prompt", *CLIENT_SETTINGS)}
+
+
+def beyond_clients(settings: GenerationSettings) -> list[str]:
+    """Name the settings of an image that a client cannot send, though they changed the image."""
+    return [
+        name for name, each in SETTINGS.items() if each.local and getattr(settings, name) not in (None, ())
+    ]
+
+
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 
 

@@ -1,6 +1,8 @@
 """Requests on disk: what was accepted is there after the process ended."""
 
+import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from ssd1b.errors import InputError
 from ssd1b.jobs.job import Job
 from ssd1b.jobs.queue import CANCELLED, DONE, FILE, QUEUED, RUNNING, Image, Queue, Request, Search
-from ssd1b.settings import GenerationSettings, resolve_settings
+from ssd1b.settings import BEFORE, GenerationSettings, resolve_settings
 
 
 def settings(prompt: str = "a red cube", seed: int = 0) -> GenerationSettings:
@@ -68,6 +70,17 @@ def test_a_finished_image_keeps_the_key_that_it_was_stored_under(queue: Queue) -
     found = queue.load("r", lambda model, settings: Job("of a changed model", model, settings, ()))
     assert found is not None
     assert [image.job.key for image in found.images] == ["key0", "key1"]
+
+
+def test_settings_that_came_later_have_the_values_of_earlier_images(queue: Queue, tmp_path: Path) -> None:
+    queue.add(request("r", 1))
+    queue.close()
+    with closing(sqlite3.connect(tmp_path / FILE)) as database, database:
+        for id, text in database.execute("select id, settings from images").fetchall():
+            earlier = {name: each for name, each in json.loads(text).items() if name not in BEFORE}
+            database.execute("update images set settings = ? where id = ?", (json.dumps(earlier), id))
+    (found,) = Queue(tmp_path).unfinished(job)
+    assert [image.job.settings for image in found.images] == [settings(seed=0), settings(seed=1)]
 
 
 def test_an_idempotency_key_is_of_one_client_and_one_request(queue: Queue) -> None:

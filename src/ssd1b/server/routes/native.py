@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import AsyncIterable
-from dataclasses import asdict
 from typing import Annotated, cast
 
 from fastapi import APIRouter, Depends, Header, Query, Response
@@ -23,6 +22,7 @@ from ssd1b.server.schemas import (
     Priority,
     Problem,
     State,
+    client_settings,
     problems,
 )
 from ssd1b.server.service import Service
@@ -229,7 +229,7 @@ def answer(service: Service, request: Request) -> JobAnswer:
     model = service.models.get(request.model)
     return JobAnswer(
         id=request.id, state=cast(State, request.state), model=request.model, prompt=first.prompt,
-        settings=asdict(first), priority=request.priority, created=request.created,
+        settings=client_settings(first), priority=request.priority, created=request.created,
         started=request.started, finished=request.finished, position=service.position(request),
         step=request.step, steps=first.start.steps, eta=service.eta(request),
         images=[_image(image) for image in request.images],

@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +17,14 @@ from ssd1b.jobs.queue import Picture, Search
 from ssd1b.prompts import unsupported
 from ssd1b.recipe import Recipe
 from ssd1b.server.routes.native import EXACT, TheService
-from ssd1b.server.schemas import Exact, Problem, problems
+from ssd1b.server.schemas import (
+    CLIENT_SETTINGS,
+    Exact,
+    Problem,
+    beyond_clients,
+    client_settings,
+    problems,
+)
 
 THUMBNAIL = 256
 """Pixels of a thumbnail's longer side."""
@@ -135,15 +141,16 @@ async def read(request: HTTPRequest) -> Read:
     """
     found = await asyncio.to_thread(partial(decode_recipe, await request.body()))
     if isinstance(found, Recipe):
-        settings = asdict(found.settings)
+        settings = client_settings(found.settings)
         return Read(
             program="ssd1b",
             prompt=settings.pop("prompt"),
             settings=settings,
             model=found.model.name,
-            unreproduced=[],
+            unreproduced=beyond_clients(found.settings),
         )
-    settings = {name: value for name, value in found.settings().items() if value is not None}
+    given = found.settings()
+    settings = {name: given[name] for name in CLIENT_SETTINGS if given.get(name) is not None}
     return Read(
         program=found.program, prompt=found.prompt, settings=settings, model=found.values.get("Model"),
         unreproduced=[
@@ -158,5 +165,5 @@ def answer(picture: Picture) -> PictureAnswer:
     return PictureAnswer(
         id=picture.id, job=picture.request, model=picture.model, made=picture.made,
         favourite=picture.favourite, deleted=picture.deleted, url=url, thumbnail=f"{url}/thumbnail",
-        settings=asdict(picture.settings),
+        settings=client_settings(picture.settings),
     )  # fmt: skip

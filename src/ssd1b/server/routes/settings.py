@@ -16,7 +16,7 @@ from ssd1b.models.text import chunk_count
 from ssd1b.presets import PRESETS
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
 from ssd1b.server.routes.native import EXACT, TheService
-from ssd1b.server.schemas import CLIENT_SETTINGS, JobBody, Problem, problems
+from ssd1b.server.schemas import CLIENT_SETTINGS, JobBody, Problem, client_settings, problems
 from ssd1b.server.service import Service
 from ssd1b.settings import GUIDANCE_DEFAULTS, RANGES, SETTINGS
 from ssd1b.validation import Range
@@ -174,7 +174,7 @@ async def check(body: JobBody, service: TheService) -> Checked:
     service.options.check_count(body.count)
     found = service.settings(name, body.prompt, body.preset, body.given())
     return Checked(
-        settings=asdict(found), advice=advise(found, model.layout.size, model.info.family),
+        settings=client_settings(found), advice=advise(found, model.layout.size, model.info.family),
         tokens=max(len(each.ids(found.prompt)) for each in model.tokenizers),
         chunks=chunk_count(model.tokenizers, [found.prompt]),
         passes=service.passes(name, found), ahead=len(service.waiting()),
