@@ -124,7 +124,7 @@ def test_control_c_while_modules_are_imported(tmp_path):
 
 def _environment(name: str, **given: str) -> str:
     code = (
-        "import os; from ssd1b.cli import process; process.main = lambda: print(os.environ.get("
+        "import os; from ssd1b.cli import process; process.main = lambda **given: print(os.environ.get("
         f"{name!r})) or 0; process.run()"
     )
     clean = {

@@ -6,7 +6,7 @@ A subcommand's module is imported when it is called, and imports torch only afte
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 import click
@@ -100,13 +100,14 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, was_interrupted: Callable[[], bool] = lambda: False) -> int:
     """Run the command line.
 
     A user's mistake is reported as one line on standard error. A traceback is a bug.
 
     Args:
         arguments: None for those of the process.
+        was_interrupted: tells whether Ctrl-C was pressed; an interrupted import may end with another error.
 
     Returns:
         The exit code.
@@ -129,6 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if was_interrupted():
+            click.echo("interrupted", err=True)
+            return INTERRUPTED
         explanation = _explain(error)
         if explanation is None:
             raise

@@ -82,7 +82,7 @@ def run() -> int:
     interrupts = _Interrupts()
     _handle_signals(interrupts)
     try:
-        return main()
+        return main(was_interrupted=lambda: interrupts.happened)
     except SystemExit as ended:  # by a signal
         print("terminated", file=sys.stderr)  # noqa: T201
         return ended.code if isinstance(ended.code, int) else 1
