@@ -358,7 +358,7 @@ DEFAULTS: Mapping[str, object] = MappingProxyType(
     {name: each.default for name, each in SETTINGS.items() if each.default is not UNSET}
 )
 
-BEFORE: Mapping[str, object] = MappingProxyType(
+BEFORE: Mapping[str, Any] = MappingProxyType(
     {name: each.before for name, each in SETTINGS.items() if each.before is not UNSET}
 )
 """Values of settings that recipes and stores of earlier versions lack."""
