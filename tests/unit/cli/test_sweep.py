@@ -85,7 +85,10 @@ def test_axes_and_prompts_from_files(run, tiny_model, tmp_path):
         (["a cube", "--axis", "steps="], ["axis steps has no values"]),
         (["a cube", "--axis", "steps=10-5 (+1)"], ["never gets from 10 to 5"]),
         (["a cube", "--axis", "seed=1-5000"], ["5000 values", "1000"]),
-        (["a cube", "--axis", "seed=1-1000", "--axis", "steps=1-1000"], ["1000000 combinations", "days"]),
+        (
+            ["a cube", "a cone", "--axis", "seed=1-1000", "--axis", "steps=1-1000"],
+            ["2000000 combinations", "days"],
+        ),
         (["a cube", "--axis", "steps=0"], ["axis steps", "steps is 0"]),
         (["a cube", "--axis", "sampler=eulr"], ["did you mean 'euler'"]),
         (["a cube", "--axis", "words=sphere,cone"], ["'sphere' is not in the prompt 'a cube'"]),
