@@ -365,12 +365,14 @@ class Store:
         Raises:
             InputError: the sweep's rows are damaged.
         """
-        places = dict(self._places(sweep))
-        for key, row in self._rows(places):
-            outcome = None if row is None else self._outcome(key, row, verify=verify)
-            yield Member(
-                key=key, places=places[key], outcome=outcome, lost=row is not None and outcome is None
-            )
+        places = list(self._places(sweep))
+        for start in range(0, len(places), _ROWS_PER_QUERY):
+            chunk = places[start : start + _ROWS_PER_QUERY]
+            rows = dict(self._rows(key for key, _ in chunk))
+            for key, place in chunk:  # different combinations can be the same image
+                row = rows[key]
+                outcome = None if row is None else self._outcome(key, row, verify=verify)
+                yield Member(key=key, places=place, outcome=outcome, lost=row is not None and outcome is None)
 
     def _places(self, sweep: str) -> Iterator[tuple[str, tuple[int, ...]]]:
         with explain_errors(self._file):

@@ -43,6 +43,14 @@ def test_cells_are_measured_and_by_the_judge_where_there_is_truth(run, tmp_path)
     assert "right" not in part, "a prompt that says less than the picture shows has no single truth"
 
 
+def test_combinations_that_are_the_same_image_are_generated_once_and_reported_each(run, tiny_model):
+    options = ("--model", tiny_model, "--axis", "sampler=Euler,euler", "--out", "cells")
+    done = run("sweep", "a cube", *options, "--steps", 2)
+    assert done.code == 0, done.err
+    done = run("report", "cells")
+    assert done.code == 0, done.err
+
+
 def test_a_dry_run_draws_nothing(run, tiny_model, tmp_path):
     done = run(
         "sweep", "a cube", "--model", tiny_model, "--axis", "steps=1-10", "--out", "cells", "--dry-run"
