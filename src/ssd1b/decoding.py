@@ -121,12 +121,12 @@ def read_source(
     from PIL import Image
 
     with _decoding(picture) as image:
-        pixels = _upright_rgb(image)
+        pixels = _upright(image, "RGB", "white")
     fitted = _fitted(pixels, width, height, resize_mode, Image.Resampling.LANCZOS)
     if mask is None:
         return Source(fitted, None)
     with _decoding(mask) as image:
-        grey = _upright_grey(image)
+        grey = _upright(image, "L", "black")
     if grey.size != pixels.size:
         # Both sides may have been rounded to whole pixels, so the ratios need not be equal.
         ratio = grey.width * pixels.height / (grey.height * pixels.width)
@@ -149,24 +149,15 @@ def _decoding(file: InputFile) -> Generator[Any, None, None]:
         yield image
 
 
-def _upright_rgb(image: "Image") -> "Image":
+def _upright(image: "Image", mode: str, background: str) -> "Image":
+    """Apply the EXIF orientation, and lay transparent parts over a background; "RGB" or "L"."""
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(_in_8_bits(image))
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image.convert(mode)
     layer = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-
-
-def _upright_grey(image: "Image") -> "Image":
-    from PIL import Image, ImageOps
-
-    image = ImageOps.exif_transpose(_in_8_bits(image))
-    if not image.has_transparency_data:
-        return image.convert("L")
-    layer = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer).convert("L")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, background), layer).convert(mode)
 
 
 def _in_8_bits(image: "Image") -> "Image":

@@ -209,7 +209,7 @@ class Model:
 
     @cached_property
     def changes(self) -> dict[str, Changes]:
-        """What the adapters change in each of ``keymap.PARTS``.
+        """The changes that the adapters make to the tensors of each network, by ``keymap.PARTS``.
 
         Raises:
             InputError: a file has changed, is no adapter, or does not fit the model.

@@ -55,7 +55,7 @@ def reads_half(execution: Execution, dtype: torch.dtype) -> bool:
 
 
 class _Original(NamedTuple):
-    """What a batch starts from.
+    """The encoded pictures and masks of a batch.
 
     Attributes:
         latents: of the pictures; None if there are none.

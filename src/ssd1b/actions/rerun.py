@@ -1,8 +1,8 @@
 """Generate an image again from the recipe in its file, and compare the pixels.
 
 A recipe may come from a stranger. Its model is used without asking only if it is built in, published under a
-short name, or in the hub's cache. The pictures that it names are identified by their content: a file at the
-recorded path is used only if whoever wrote the recipe had the same file.
+short name, or in the hub's cache. A picture at a recorded path is used only if its SHA-256 is the recorded
+one.
 """
 
 import os

@@ -52,7 +52,7 @@ MODULES: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 def saved(module: nn.Module) -> dict[str, Tensor]:
-    """What LyCORIS writes for a module, by our roles, with random numbers."""
+    """Fill a LyCORIS module with random numbers, and return the tensors that it saves, by role."""
     torch.manual_seed(3)
     for parameter in module.parameters():
         with torch.no_grad():
