@@ -25,7 +25,7 @@ from ssd1b.canvas import (
     write_sides,
 )
 from ssd1b.decoding import RESIZE_MODES, fitting_size, identify_picture
-from ssd1b.errors import InputError, shown, unknown
+from ssd1b.errors import InputError, prefix_errors, shown, unknown
 from ssd1b.inputs import InputFile
 from ssd1b.loras import MOST, Lora, read_lora
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES, resolve, resolve_schedule
@@ -68,6 +68,10 @@ DEFAULT_OUTPAINT_STRENGTH = 0.9
 """With less, the repeated pixels of the new sides remain visible."""
 
 
+MOST_SCHEDULE_STEPS = 10_000
+"""Longest schedule of which the last steps are run; SDXL has 1000 noise levels."""
+
+
 class Start(NamedTuple):
     """Where in a schedule the generation from a picture starts.
 
@@ -94,6 +98,11 @@ def _a1111_start(steps: int, strength: float) -> Start:
 
 def _comfyui_start(steps: int, strength: float) -> Start:
     """As ``KSampler.set_steps`` of ``comfy/samplers.py``."""
+    if strength > 0 and steps / strength > MOST_SCHEDULE_STEPS:
+        raise InputError(
+            f"strength is {strength:g}: {steps} steps would be the last of a schedule of more than "
+            f"{MOST_SCHEDULE_STEPS}; it must be higher"
+        )
     whole = strength > 0.9999
     runs = steps if strength > 0 else 0
     return Start(int(steps / strength) if runs and not whole else steps, runs, from_noise=False)
@@ -496,6 +505,8 @@ class GenerationSettings:
                 object.__setattr__(self, f"hires_{name}", default)
         if self.hires_strength == 0:
             raise InputError("hires_strength is 0: it must be more, since the second pass would not start")
+        with prefix_errors("second pass"):
+            _comfyui_start(self.hires_steps or self.steps, self.hires_strength)
         width, height = self.final_size
         if max(width, height) > LARGEST_SIDE or min(width, height) < SMALLEST_SIDE:
             raise InputError(

@@ -73,6 +73,7 @@ def test_the_second_pass_runs_all_its_steps_and_has_settings_of_its_own() -> Non
         ({"hires_scale": 0.5}, "hires_scale is 0.5: it must be a number from 1 to 16"),
         ({"hires_width": 100}, "multiple of 8"),
         ({"hires_scale": 2, "hires_strength": 0.0}, "the second pass would not start"),
+        ({"hires_scale": 2, "hires_strength": 1e-9}, "second pass: strength is 1e-09: 25 steps would be"),
         ({"hires_scale": 2, "hires_upscaler": "latent-bicubicc"}, "did you mean 'latent-bicubic'"),
         ({"hires_scale": 2, "hires_prompt": " "}, "prompt is empty"),
         ({"variation_strength": 1.5}, "variation_strength is 1.5: it must be a number from 0 to 1"),
