@@ -19,7 +19,8 @@ PROGRAM = "AUTOMATIC1111"
 HARMLESS = frozenset({
     "App", "Backend", "Batch count", "Batch pos", "Batch size", "CFG scale", "Created Date", "Hashes",
     "Model", "Negative Template", "Operations", "Pipeline", "Sampler", "Schedule type", "Seed", "Size",
-    "Steps", "Template", "Time taken", "User", "Version",
+    "Steps", "Template", "Time taken", "User", "Variation seed",
+    "Variation seed strength", "Version",
 })  # fmt: skip
 """Fields that are read, or that do not affect the image. All others are not reproduced."""
 

@@ -749,7 +749,10 @@ def check_overrides(overrides: Mapping[str, object]) -> dict[str, Any]:
         InputError: a setting is unknown or its value is not allowed.
     """
     settings = validate(GenerationSettings, with_drawn_seed(_canonical(overrides)), partial=True)
-    _check_area(settings.get("width", 0), settings.get("height", 0))
+    for prefix in ("", "hires_"):
+        _check_area(
+            settings.get(f"{prefix}width") or 0, settings.get(f"{prefix}height") or 0, f"{prefix}size"
+        )
     return settings
 
 
@@ -757,8 +760,16 @@ def _size_of(picture: InputFile, area: int, outpaint: object) -> dict[str, int]:
     width, height = fitting_size(
         picture, area, multiple=SIDE_MULTIPLE, low=SMALLEST_SIDE, high=LARGEST_SIDE, most=MAX_PIXELS
     )
-    left, top, right, bottom = read_sides(outpaint) if isinstance(outpaint, str) else (0, 0, 0, 0)
-    return {"width": width + left + right, "height": height + top + bottom}
+    if not isinstance(outpaint, str):
+        return {"width": width, "height": height}
+    left, top, right, bottom = read_sides(outpaint)
+    width, height = width + left + right, height + top + bottom
+    if max(width, height) > LARGEST_SIDE or width * height > MAX_PIXELS:
+        raise InputError(
+            f"outpaint makes {width}x{height} of this picture: at most {MAX_PIXELS} pixels are allowed, and "
+            f"{LARGEST_SIDE} for a side; a smaller size (--size) scales the picture"
+        )
+    return {"width": width, "height": height}
 
 
 def read_size(text: str, option: str = "size") -> dict[str, int]:

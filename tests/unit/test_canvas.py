@@ -149,7 +149,7 @@ def test_settings_follow_the_canvas(picture: Path, mask: Path) -> None:
         ({"outpaint": "left=64"}, "outpaint needs init_image"),
         ({"init_image": picture, "mask_blur": 4.0}, r"mask_blur needs mask \(--mask\) or outpaint"),
         ({"init_image": picture, "mask_area": "masked"}, "mask_area masked needs mask"),
-        ({"init_image": picture, "outpaint": "left=2048,right=2048"}, "4256x120"),
+        ({"init_image": picture, "outpaint": "left=2048,right=2048"}, "outpaint makes 4256x120"),
         ({"init_image": picture, "outpaint": "left=64", "width": 96}, "leaves 32x1024 of 96x1024"),
         ({"init_image": picture, "mask_change": "whit"}, "did you mean 'white'"),
         ({"init_image": picture, "mask": mask, "mask_content": "latent"}, "unknown mask content 'latent'"),
