@@ -171,6 +171,9 @@ class Parameters:
             key = setting.a1111 or ""
             if (name == "strength" and init_image is None) or (name in HIRES_SETTINGS and not hires):
                 continue
+            # Some programs write "Use same sampler" where AUTOMATIC1111 writes nothing.
+            if self.values.get(key, "").startswith("Use same "):
+                continue
             if key in self.values and key not in _READ_APART:
                 overrides[name] = _read_value(key, self.values[key], _READERS[setting.kind])
         if (schedule := automatic1111.schedule_of(self.values)) is not None:

@@ -206,6 +206,8 @@ def test_an_image_of_automatic1111_is_read() -> None:
     )
     assert settings(**sized.settings()).final_size == (1248, 1824)
     assert settings(**sized.settings()).hires_upscaler == "latent"
+    same = read_parameters(A1111.replace("Hires steps: 15", "Hires sampler: Use same sampler"))
+    assert settings(**same.settings()).hires_sampler is None
     with pytest.raises(InputError, match="Hires resize is '0x0'"):
         read_parameters(A1111.replace("Hires upscale: 1.5", "Hires resize: 0x0")).settings()
 
