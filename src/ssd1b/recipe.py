@@ -167,15 +167,13 @@ class Parameters:
         if init_image is not None:
             overrides |= {"init_image": init_image, "strength_steps": "a1111"}
         hires = automatic1111.hires_of(self.values)
+        left_out = {*(() if hires else HIRES_SETTINGS), *(() if init_image else ("strength",))}
         for name, setting in SETTINGS.items():
-            key = setting.a1111 or ""
-            if (name == "strength" and init_image is None) or (name in HIRES_SETTINGS and not hires):
+            text = self.values.get(setting.a1111 or "")
+            if text is None or name in left_out or text in _SAME:
                 continue
-            # Some programs write "Use same sampler" where AUTOMATIC1111 writes nothing.
-            if self.values.get(key, "").startswith("Use same "):
-                continue
-            if key in self.values and key not in _READ_APART:
-                overrides[name] = _read_value(key, self.values[key], _READERS[setting.kind])
+            if setting.a1111 and setting.a1111 not in _READ_APART:
+                overrides[name] = _read_value(setting.a1111, text, _READERS[setting.kind])
         if (schedule := automatic1111.schedule_of(self.values)) is not None:
             overrides["schedule"] = schedule
         for name in SEED_SETTINGS:
@@ -195,6 +193,8 @@ class Parameters:
 
 _READERS: Mapping[type, Callable[[str], Any]] = {int: whole_number, float: number, str: str}
 _READ_APART = ("Schedule type", "Size", "Hires resize", "Hires upscaler")
+_SAME = ("Use same sampler", "Use same scheduler")
+"""What some programs write of the second pass where AUTOMATIC1111 writes nothing."""
 _NEGATIVE = "Negative prompt:"
 # A key, and a value that is a JSON string or extends to the next comma.
 _PAIR = re.compile(r'\s*(\w[\w /-]+):\s*("(?:[^"\\]|\\.)+"(?=,|$)|[^,]*)')
