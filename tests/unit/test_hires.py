@@ -225,7 +225,10 @@ def test_two_passes_are_one_run(pipeline: Pipeline) -> None:
 
 
 def test_a_batch_of_hires_and_variations_is_what_its_images_are_alone(pipeline: Pipeline) -> None:
-    common = {"steps": 2, "width": 64, "height": 64, "seed": 3, "hires_width": 96, "hires_height": 64}
+    common = {
+        "steps": 2, "width": 64, "height": 64, "seed": 3, "hires_width": 96, "hires_height": 64,
+        "hires_upscaler": "latent-bicubic",
+    }  # fmt: skip
     batch = [
         pipeline.settings(PROMPT, variation_strength=share, variation_seed=8, **common)
         for share in (0.0, 0.4)
