@@ -98,7 +98,13 @@ def hires_of(values: Mapping[str, str]) -> dict[str, Any]:
         raise InputError(
             f"Hires resize is {shown(values['Hires resize'])}: it must be like 1024x768 or 1024x0"
         )
-    sides = {"hires_width": int(size[1]), "hires_height": int(size[2])}
+    width, height = int(size[1]), int(size[2])
+    if (first := SIZE.fullmatch(values.get("Size", ""))) and int(first[1]) and int(first[2]):
+        width, height = (
+            width or height * int(first[1]) // int(first[2]),
+            height or width * int(first[2]) // int(first[1]),
+        )
+    sides = {"hires_width": width, "hires_height": height}
     return found | {name: side // SIDE_MULTIPLE * SIDE_MULTIPLE for name, side in sides.items() if side}
 
 

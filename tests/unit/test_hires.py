@@ -205,6 +205,7 @@ def test_an_image_of_automatic1111_is_read() -> None:
         A1111.replace("Hires upscale: 1.5", "Hires resize: 1250x0").replace("4x-UltraSharp", "Latent")
     )
     assert settings(**sized.settings()).final_size == (1248, 1824)
+    assert {"hires_width", "hires_height"} <= sized.settings().keys(), "a command line has both"
     assert settings(**sized.settings()).hires_upscaler == "latent"
     same = read_parameters(A1111.replace("Hires steps: 15", "Hires sampler: Use same sampler"))
     assert settings(**same.settings()).hires_sampler is None
