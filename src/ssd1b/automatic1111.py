@@ -6,20 +6,31 @@ Sources are ``modules/sd_samplers.py`` (``get_sampler_and_scheduler``), ``sd_sam
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from ssd1b.errors import InputError, printable, shown
 from ssd1b.numerals import whole_number
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, resolve
-from ssd1b.settings import RANDOM_SEED, SEEDS
+from ssd1b.settings import HIRES_SETTINGS, RANDOM_SEED, SEEDS, SETTINGS, SIDE_MULTIPLE
+from ssd1b.upscalers import A1111_UPSCALER, DEFAULT_UPSCALER, resolve_upscaler
 
 PROGRAM = "AUTOMATIC1111"
 
 HARMLESS = frozenset({
     "App", "Backend", "Batch count", "Batch pos", "Batch size", "CFG scale", "Created Date", "Hashes",
     "Model", "Negative Template", "Operations", "Pipeline", "Sampler", "Schedule type", "Seed", "Size",
-    "Steps", "Template", "Time taken", "User", "Version",
+    "Steps", "Template", "Time taken", "User", "Variation seed",
+    "Variation seed strength", "Version",
 })  # fmt: skip
 """Fields that are read, or that do not affect the image. All others are not reproduced."""
+
+_HIRES = {"Hires upscale", "Hires resize"}
+"""Fields of which images with a second pass have one."""
+
+_OF_HIRES = {each.a1111 for name, each in SETTINGS.items() if name in HIRES_SETTINGS}
+"""Fields that are read if there is a second pass."""
+
+SIZE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})")
 
 _NEUTRAL = {"Clip skip": "1", "RNG": "CPU"}
 """Values of other fields that have no effect here."""
@@ -68,6 +79,43 @@ def schedule_of(values: Mapping[str, str]) -> str | None:
     return names.schedule if field.strip().lower() == AUTOMATIC else field
 
 
+def hires_of(values: Mapping[str, str]) -> dict[str, Any]:
+    """Read the size and the upscaler of the second pass; empty if the image has none.
+
+    "Hires resize" has a 0 for a side that follows from the other. A network such as ESRGAN is replaced by
+    the default upscaler, and ``unreproduced`` says so.
+
+    Raises:
+        InputError: the size is not one.
+    """
+    if not _HIRES & values.keys():
+        return {}
+    found: dict[str, Any] = {"hires_upscaler": _upscaler_of(values) or DEFAULT_UPSCALER}
+    if "Hires resize" not in values:
+        return found
+    size = SIZE.fullmatch(values["Hires resize"])
+    if size is None or not (int(size[1]) or int(size[2])):
+        raise InputError(
+            f"Hires resize is {shown(values['Hires resize'])}: it must be like 1024x768 or 1024x0"
+        )
+    width, height = int(size[1]), int(size[2])
+    if (first := SIZE.fullmatch(values.get("Size", ""))) and int(first[1]) and int(first[2]):
+        width, height = (
+            width or height * int(first[1]) // int(first[2]),
+            height or width * int(first[2]) // int(first[1]),
+        )
+    sides = {"hires_width": width, "hires_height": height}
+    return found | {name: side // SIDE_MULTIPLE * SIDE_MULTIPLE for name, side in sides.items() if side}
+
+
+def _upscaler_of(values: Mapping[str, str]) -> str | None:
+    """Find the upscaler of a text; None if it is not available."""
+    try:
+        return resolve_upscaler(values.get("Hires upscaler", A1111_UPSCALER))
+    except InputError:
+        return None
+
+
 def unreproduced(values: Mapping[str, str], program: str = PROGRAM) -> list[str]:
     """List what of an image cannot be reproduced, a phrase for each cause.
 
@@ -75,7 +123,8 @@ def unreproduced(values: Mapping[str, str], program: str = PROGRAM) -> list[str]
         values: fields of the text.
         program: the program that wrote it.
     """
-    fields = [name for name in values if name not in HARMLESS and values[name].strip() != _NEUTRAL.get(name)]
+    read = HARMLESS | (_OF_HIRES if _HIRES & values.keys() else set())
+    fields = [name for name in values if name not in read and values[name].strip() != _NEUTRAL.get(name)]
     named = [printable(name[:40]) for name in fields[:_MOST] if name != "RNG"]
     more = [f"{len(fields) - _MOST} more fields"] if len(fields) > _MOST else []
     absent = [
@@ -83,7 +132,12 @@ def unreproduced(values: Mapping[str, str], program: str = PROGRAM) -> list[str]
         for name in ("Steps", "Size")
         if name not in values
     ]
-    return [*named, *more, *_noise(values, program), *absent, *_seed(values.get("Seed"))]
+    upscaler = (
+        [f"the upscaler {shown(values['Hires upscaler'])} (here it is {DEFAULT_UPSCALER})"]
+        if _HIRES & values.keys() and _upscaler_of(values) is None
+        else []
+    )
+    return [*named, *more, *_noise(values, program), *absent, *upscaler, *_seed(values.get("Seed"))]
 
 
 def _noise(values: Mapping[str, str], program: str) -> list[str]:

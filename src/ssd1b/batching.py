@@ -23,7 +23,9 @@ def batch_key(settings: GenerationSettings, tokenizers: Sequence[CLIPTokenizer])
         settings: one image's settings.
         tokenizers: the tokenizers of the model's text encoders.
     """
-    chunks = chunk_count(tokenizers, (settings.prompt, settings.negative_prompt or ""))
+    chunks = tuple(
+        chunk_count(tokenizers, (each.prompt, each.negative_prompt or "")) for each, _ in settings.passes
+    )
     return (*(getattr(settings, name) for name in SHARED), chunks)
 
 

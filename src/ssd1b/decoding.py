@@ -12,8 +12,9 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from ssd1b.canvas import Layout, Source, lay_out, read_sides
 from ssd1b.errors import InputError, prefix_errors
 from ssd1b.files import named
 from ssd1b.inputs import InputFile
@@ -33,18 +34,6 @@ RESIZE_MODES = {
 
 _ASPECT_TOLERANCE = 0.02
 """Largest relative difference between the aspect ratios of a picture and its mask: rounded sizes pass."""
-
-
-class Source(NamedTuple):
-    """A picture and its mask, at the size of the image to generate.
-
-    Attributes:
-        picture: RGB.
-        mask: grey, 255 is repainted; None repaints everything.
-    """
-
-    picture: "Image"
-    mask: "Image | None"
 
 
 @contextmanager
@@ -100,17 +89,13 @@ def picture_size(file: InputFile) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=8)
-def read_source(
-    picture: InputFile, mask: InputFile | None, width: int, height: int, resize_mode: str
-) -> Source:
-    """Decode a picture and its mask, and fit both to a size. The last results are kept in memory.
+def read_source(picture: InputFile, mask: InputFile | None, layout: Layout) -> Source:
+    """Decode a picture and its mask, fit both to a size, and lay them out. The last results stay in memory.
 
     Args:
         picture: the picture.
         mask: a mask of any size with the picture's aspect ratio.
-        width: width of the result in pixels.
-        height: height of the result in pixels.
-        resize_mode: one of ``RESIZE_MODES``.
+        layout: sizes, and what the mask means; see ``canvas.lay_out``.
 
     Raises:
         NotFoundError: a file is gone.
@@ -118,28 +103,33 @@ def read_source(
         InputError: a file is not a readable PNG, JPEG or WebP, or too large; the mask has another aspect
             ratio, or is black everywhere.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     with _decoding(picture) as image:
         pixels = _upright(image, "RGB", "white")
-    fitted = _fitted(pixels, width, height, resize_mode, Image.Resampling.LANCZOS)
-    if mask is None:
-        return Source(fitted, None)
-    with _decoding(mask) as image:
-        grey = _upright(image, "L", "black")
-    if grey.size != pixels.size:
-        # Both sides may have been rounded to whole pixels, so the ratios need not be equal.
-        ratio = grey.width * pixels.height / (grey.height * pixels.width)
-        if abs(ratio - 1) > _ASPECT_TOLERANCE:
-            raise InputError(
-                f"mask is {grey.width}x{grey.height} and the picture {pixels.width}x{pixels.height}: "
-                "both must have the same size, or at least the same aspect ratio"
-            )
-        grey = grey.resize(pixels.size, Image.Resampling.BILINEAR)
-    grey = _fitted(grey, width, height, resize_mode, Image.Resampling.BILINEAR)
-    if grey.getextrema() == (0, 0):
-        raise InputError(f"{named(mask.path)}: the mask is black everywhere: paint white what is to change")
-    return Source(fitted, grey)
+    grey = None
+    if mask is not None:
+        with _decoding(mask) as image:
+            grey = _upright(image, "L", "black")
+        if layout.mask_change == "black":
+            grey = ImageOps.invert(grey)
+        if grey.size != pixels.size:
+            # Both sides may have been rounded to whole pixels, so the ratios need not be equal.
+            ratio = grey.width * pixels.height / (grey.height * pixels.width)
+            if abs(ratio - 1) > _ASPECT_TOLERANCE:
+                raise InputError(
+                    f"mask is {grey.width}x{grey.height} and the picture {pixels.width}x{pixels.height}: "
+                    "both must have the same size, or at least the same aspect ratio"
+                )
+            grey = grey.resize(pixels.size, Image.Resampling.BILINEAR)
+    if layout.mask_area == "whole":
+        left, top, right, bottom = read_sides(layout.outpaint) if layout.outpaint else (0, 0, 0, 0)
+        size = (layout.width - left - right, layout.height - top - bottom)
+        pixels = _fitted(pixels, *size, layout.resize_mode, Image.Resampling.LANCZOS)
+        if grey is not None:
+            grey = _fitted(grey, *size, layout.resize_mode, Image.Resampling.BILINEAR)
+    with prefix_errors(named(picture.path if mask is None else mask.path)):
+        return lay_out(pixels, grey, layout)
 
 
 @contextmanager

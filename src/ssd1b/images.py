@@ -93,17 +93,6 @@ def to_levels(mask: Image.Image | None, size: tuple[int, int]) -> Float[Tensor, 
     return torch.from_numpy(np.array(mask)).float()[None, None] / 255
 
 
-def composite(image: Image.Image, original: Image.Image, mask: Image.Image | None) -> Image.Image:
-    """Put the original back where a mask is black, bit by bit; grey mixes both.
-
-    Args:
-        image: the new image, RGB.
-        original: an image of the same size.
-        mask: grey, of the same size; None or white keeps the new image.
-    """
-    return image if mask is None else Image.composite(image, original, mask)
-
-
 def encode_picture(picture: Picture, format: str, quality: int = QUALITY) -> bytes:
     """Encode an image with its recipe in one of ``FORMATS``.
 

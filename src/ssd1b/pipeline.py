@@ -10,15 +10,17 @@ from PIL import Image
 from torch import Tensor
 
 from ssd1b.batching import SHARED, batch_key, batch_limit
-from ssd1b.decoding import Source, read_source
+from ssd1b.canvas import Source, put_back
+from ssd1b.decoding import read_source
 from ssd1b.diffusion.denoiser import Denoise, Guidance, Predict, PredictPair, denoiser, guided
 from ssd1b.diffusion.inpainting import Mask, cell_mask, inpainting
-from ssd1b.diffusion.noise import noise_source
+from ssd1b.diffusion.noise import noise_source, slerp
 from ssd1b.diffusion.samplers import SAMPLERS, Step
 from ssd1b.diffusion.schedule import drawn_schedule, steps_for
+from ssd1b.diffusion.upscaling import covering, cut, enlarge_latents
 from ssd1b.errors import FailedError, InputError
 from ssd1b.execution import DEFAULT, Execution
-from ssd1b.images import Picture, composite, to_images, to_levels, to_pixels
+from ssd1b.images import Picture, to_images, to_levels, to_pixels
 from ssd1b.layouts import ModelLayout
 from ssd1b.model import Model
 from ssd1b.models.layers import guidance_embedding
@@ -27,12 +29,21 @@ from ssd1b.models.unet import PromptKV, UNet
 from ssd1b.models.vae import VAE
 from ssd1b.recipe import ModelIdentity, Recipe
 from ssd1b.runtime import choose_device, choose_dtype, dtype_name
-from ssd1b.settings import DEFAULT_MODEL, SEEDS, GenerationSettings, Preset, random_seed, resolve_settings
+from ssd1b.settings import (
+    DEFAULT_MODEL,
+    GenerationSettings,
+    Preset,
+    Start,
+    numbered,
+    random_seed,
+    resolve_settings,
+)
 from ssd1b.speed.adapting import Adapting
 from ssd1b.speed.backends import check_execution, choose_backend, resolve_auto
 from ssd1b.speed.reuse import FeatureReuse
 from ssd1b.tensors import Latents, Pixels
 from ssd1b.threads import Threads, use_threads
+from ssd1b.upscalers import DEFAULT_UPSCALER, UPSCALERS
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.files import first_few
 from ssd1b.weights.loading import broken_tensors
@@ -77,14 +88,12 @@ class _Original(NamedTuple):
 
 def _source(settings: GenerationSettings) -> Source:
     assert settings.init_image is not None
-    return read_source(
-        settings.init_image, settings.mask, settings.width, settings.height, settings.resize_mode
-    )
+    return read_source(settings.init_image, settings.mask, settings.layout)
 
 
 def _kept(image: Image.Image, settings: GenerationSettings) -> Image.Image:
     """Restore what the settings' mask keeps."""
-    return image if settings.mask is None else composite(image, *_source(settings))
+    return image if settings.init_image is None else put_back(image, _source(settings))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +219,7 @@ class Pipeline:
     def generate(
         self, prompt: str, *, count: int = 1, preset: Preset | None = None, **overrides: Any
     ) -> list[Picture]:
-        """Generate images for a prompt, with consecutive seeds.
+        """Generate images for a prompt, with consecutive seeds or variation seeds.
 
         Args:
             prompt: the prompt.
@@ -223,9 +232,8 @@ class Pipeline:
         """
         first = self.settings(prompt, preset=preset, **overrides)
         pictures: list[Picture] = []
-        for offset in range(count):
-            settings = replace(first, seed=(first.seed + offset) % SEEDS)
-            pictures += self.draw([settings])
+        for number in range(count):
+            pictures += self.draw([numbered(first, number)])
         return pictures
 
     def draw(self, batch: Sequence[GenerationSettings], watch: Watch = ignore) -> list[Picture]:
@@ -261,9 +269,30 @@ class Pipeline:
             if len(set(values)) > 1:
                 raise InputError(f"images of one batch must have the same {name}: generate them one by one")
         self._use_loras(common)
+        latents, done = None, 0
+        for turn in zip(*(settings.passes for settings in batch), strict=True):
+            run, start = [each.settings for each in turn], turn[0].start
+            if latents is not None:
+                latents = self._enlarged(latents, common)
+            step = None
+            for step in self._denoise(run, start, latents):
+                yield replace(step, index=done + step.index)
+            assert step is not None
+            latents, done = step.latents, done + start.steps
+
+    def _denoise(
+        self, batch: Sequence[GenerationSettings], start: Start, before: Latents | None
+    ) -> Iterator[Step]:
+        """Run the sampler once.
+
+        Args:
+            batch: the settings of each image.
+            start: the part of the schedule that is run.
+            before: what an earlier pass made, at the size of this one.
+        """
+        common = batch[0]
         sampler = SAMPLERS[common.sampler]
         noise_schedule = self.info.noise_schedule
-        start = common.start
         levels = steps_for(
             noise_schedule, start.schedule_steps, grid=sampler.grid, schedule=common.schedule
         ).last(start.steps)
@@ -271,17 +300,14 @@ class Pipeline:
         # A UNet that embeds the guidance scale (guidance distillation) needs no second pass.
         scale = 1.0 if self.layout.unet.guidance_embed_dim else common.guidance_scale
         guidance = Guidance(scale=scale, rescale=common.guidance_rescale, start=begin, end=end)
-        original = self._original(batch)
+        factor = self.layout.vae.factor
+        size = (common.height // factor, common.width // factor)
+        use_threads(self.threads, self.layout.unet, *size, len(batch))
+        noise = noise_source([settings.seed for settings in batch], *size, self.device)
+        first = self._varied(noise(), batch)
+        original = self._original(batch, before, first)
         predict = guided(*self._predictors(batch, original), guidance, noise_schedule.num_train_timesteps)
         denoise = denoiser(predict, noise_schedule, levels)
-
-        factor = self.layout.vae.factor
-        use_threads(
-            self.threads, self.layout.unet, common.height // factor, common.width // factor, len(batch)
-        )
-        seeds = [settings.seed for settings in batch]
-        noise = noise_source(seeds, common.height // factor, common.width // factor, self.device)
-        first = noise()
         latents = first * levels.initial_scale
         if original is not None and original.latents is not None:
             if not start.from_noise:
@@ -289,6 +315,30 @@ class Pipeline:
             if not self.layout.unet.inpaints:
                 denoise = original.keeping(denoise, first, levels.sigmas)
         yield from sampler.run(denoise, latents, levels.sigmas, noise)
+
+    def _varied(self, noise: Latents, batch: Sequence[GenerationSettings]) -> Latents:
+        """Turn the noise towards that of the variation seeds."""
+        shares = torch.tensor([settings.variation_strength for settings in batch], device=self.device)
+        if not shares.any():
+            return noise
+        seeds = [settings.variation_seed for settings in batch]
+        return slerp(noise, noise_source(seeds, *noise.shape[2:], self.device)(), shares)
+
+    def _enlarged(self, latents: Latents, settings: GenerationSettings) -> Latents:
+        """Enlarge the latents of the first pass to the size of the second, for the hires fix."""
+        factor = self.layout.vae.factor
+        upscaler = UPSCALERS[settings.hires_upscaler or DEFAULT_UPSCALER]
+        width, height = settings.final_size
+        cells = (height // factor, width // factor)
+        cover = covering((latents.shape[2], latents.shape[3]), cells)
+        if upscaler.latent:
+            enlarged = enlarge_latents(latents, cover, upscaler)
+        else:
+            side = (cover[1] * factor, cover[0] * factor)
+            resample = Image.Resampling[upscaler.mode.upper()]
+            images = [image.resize(side, resample) for image in self.preview(latents)]
+            enlarged = torch.cat([self._encode(to_pixels(image)) for image in images])
+        return cut(enlarged, cells)
 
     def _use_loras(self, settings: GenerationSettings) -> None:
         """Merge the adapters of a batch.
@@ -343,15 +393,23 @@ class Pipeline:
         """Side in latent cells of the VAE's tiles; beyond it, feature maps take more memory than the UNet."""
         return 64 if self.execution.memory == "low" else 128
 
-    def _original(self, batch: Sequence[GenerationSettings]) -> "_Original | None":
+    def _original(
+        self, batch: Sequence[GenerationSettings], before: Latents | None, noise: Latents
+    ) -> "_Original | None":
         """Encode the pictures that a batch starts from, and what else a UNet for inpainting takes.
 
+        Args:
+            batch: the settings of each image.
+            before: latents to start from if there are no pictures.
+            noise: the first noise of each image, with which a mask's content may be replaced.
+
         Returns:
-            None without pictures, if the UNet needs none.
+            None without pictures and latents, if the UNet needs none.
         """
         inpaints = self.layout.unet.inpaints
         if batch[0].init_image is None:
-            return _Original(None, None, self._nothing_kept(batch)) if inpaints else None
+            beside = self._nothing_kept(batch) if inpaints else None
+            return None if before is beside is None else _Original(before, None, beside)
         sources = [_source(settings) for settings in batch]
         pixels = [to_pixels(source.picture) for source in sources]
         latents = torch.cat([self._encode(each) for each in pixels])
@@ -361,6 +419,9 @@ class Pipeline:
             self.device
         )
         factor = self.layout.vae.factor
+        if batch[0].mask_content in ("noise", "nothing"):
+            content = noise if batch[0].mask_content == "noise" else torch.zeros_like(noise)
+            latents = torch.where(cell_mask(levels, factor) >= 0.5, content, latents)
         if not inpaints:
             return _Original(latents, cell_mask(levels, factor), None)
         hidden = (levels >= 0.5).float()

@@ -17,8 +17,9 @@ from ssd1b.inputs import InputFile
 from ssd1b.loras import write_tags
 from ssd1b.numerals import number, whole_number
 from ssd1b.sampler_names import SAMPLERS, SCHEDULES
-from ssd1b.settings import BEFORE, SETTINGS, GenerationSettings, equal_seed
+from ssd1b.settings import BEFORE, HIRES_SETTINGS, SEED_SETTINGS, SETTINGS, GenerationSettings, equal_seed
 from ssd1b.table_files import parser_reason
+from ssd1b.upscalers import DEFAULT_UPSCALER, UPSCALERS
 from ssd1b.validation import OneOf, Range, Text, parse, validated
 
 FORMAT = 1
@@ -165,22 +166,25 @@ class Parameters:
         overrides: dict[str, Any] = {"negative_prompt": self.negative_prompt}
         if init_image is not None:
             overrides |= {"init_image": init_image, "strength_steps": "a1111"}
+        hires = automatic1111.hires_of(self.values)
+        left_out = {*(() if hires else HIRES_SETTINGS), *(() if init_image else ("strength",))}
         for name, setting in SETTINGS.items():
-            key = setting.a1111 or ""
-            if name == "strength" and init_image is None:
+            text = self.values.get(setting.a1111 or "")
+            if text is None or name in left_out or text in _SAME:
                 continue
-            if key in self.values and key not in ("Schedule type", "Size"):
-                overrides[name] = _read_value(key, self.values[key], _READERS[setting.kind])
+            if setting.a1111 and setting.a1111 not in _READ_APART:
+                overrides[name] = _read_value(setting.a1111, text, _READERS[setting.kind])
         if (schedule := automatic1111.schedule_of(self.values)) is not None:
             overrides["schedule"] = schedule
-        if "seed" in overrides:
-            overrides["seed"] = equal_seed(overrides["seed"])
+        for name in SEED_SETTINGS:
+            if name in overrides:
+                overrides[name] = equal_seed(overrides[name])
         if "Size" in self.values:
-            size = _SIZE.fullmatch(self.values["Size"])
+            size = automatic1111.SIZE.fullmatch(self.values["Size"])
             if size is None:
                 raise InputError(f"Size is {shown(self.values['Size'])}: it must be like 1024x768")
             overrides |= {"width": int(size[1]), "height": int(size[2])}
-        return overrides
+        return overrides | hires
 
     def unreproduced(self) -> list[str]:
         """List what of the image cannot be reproduced, a phrase for each cause."""
@@ -188,7 +192,9 @@ class Parameters:
 
 
 _READERS: Mapping[type, Callable[[str], Any]] = {int: whole_number, float: number, str: str}
-_SIZE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})")
+_READ_APART = ("Schedule type", "Size", "Hires resize", "Hires upscaler")
+_SAME = ("Use same sampler", "Use same scheduler")
+"""What some programs write of the second pass where AUTOMATIC1111 writes nothing."""
 _NEGATIVE = "Negative prompt:"
 # A key, and a value that is a JSON string or extends to the next comma.
 _PAIR = re.compile(r'\s*(\w[\w /-]+):\s*("(?:[^"\\]|\\.)+"(?=,|$)|[^,]*)')
@@ -205,7 +211,10 @@ def write_parameters(recipe: Recipe) -> str:
         "Seed": settings.seed,
         "Size": f"{settings.width}x{settings.height}",
         "Model": model.name,
+        **_variation(settings),
         **_strength(settings),
+        **_inpainting(settings),
+        **_hires(settings),
         **_lora_hashes(settings),
         "RNG": "CPU",
         "Version": f"ssd1b {recipe.ssd1b_version}",
@@ -222,8 +231,54 @@ def _lora_hashes(settings: GenerationSettings) -> dict[str, str]:
     return {"Lora hashes": ", ".join(hashes)} if hashes else {}
 
 
+def _variation(settings: GenerationSettings) -> dict[str, object]:
+    if settings.variation_strength == 0:
+        return {}
+    return {
+        "Variation seed": settings.variation_seed,
+        "Variation seed strength": f"{settings.variation_strength:g}",
+    }
+
+
 def _strength(settings: GenerationSettings) -> dict[str, str]:
-    return {} if settings.strength is None else {"Denoising strength": f"{settings.strength:g}"}
+    """Write the strength of the picture, or of the second pass: AUTOMATIC1111 has one name for both."""
+    strength = settings.hires_strength if settings.hires else settings.strength
+    return {} if strength is None else {"Denoising strength": f"{strength:g}"}
+
+
+def _inpainting(settings: GenerationSettings) -> dict[str, object]:
+    """Write how the mask was used; the text of AUTOMATIC1111 has no mask."""
+    if settings.mask is None:
+        return {}
+    content = settings.mask_content
+    found = {
+        "Mask mode": "Inpaint not masked" if settings.mask_change == "black" else None,
+        "Mask blur": None if settings.mask_blur is None else f"{settings.mask_blur:g}",
+        "Masked content": {"original": None, "fill": "fill"}.get(content, f"latent {content}"),
+        "Inpaint area": "Only masked" if settings.mask_area == "masked" else None,
+        "Masked area padding": settings.mask_padding if settings.mask_area == "masked" else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _hires(settings: GenerationSettings) -> dict[str, object]:
+    """Write the second pass, as far as it differs from the first."""
+    if not settings.hires:
+        return {}
+    upscaler = settings.hires_upscaler or DEFAULT_UPSCALER
+    sampler, schedule = settings.hires_sampler, settings.hires_schedule
+    found = {
+        "Hires upscale": None if settings.hires_scale is None else f"{settings.hires_scale:g}",
+        "Hires resize": f"{settings.hires_width}x{settings.hires_height}" if settings.hires_width else None,
+        "Hires upscaler": UPSCALERS[upscaler].a1111 or upscaler,
+        "Hires steps": settings.hires_steps,
+        "Hires sampler": None if sampler is None else SAMPLERS[sampler].a1111,
+        "Hires schedule type": None if schedule is None else SCHEDULES[schedule][0],
+        "Hires CFG Scale": settings.hires_guidance_scale,
+        "Hires prompt": settings.hires_prompt,
+        "Hires negative prompt": settings.hires_negative_prompt,
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _schedule(recipe: Recipe) -> dict[str, str]:

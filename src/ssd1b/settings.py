@@ -7,18 +7,29 @@ and the key of a batch are derived from it.
 
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
+from ssd1b.canvas import (
+    DEFAULT_SEAM,
+    MASK_AREAS,
+    MASK_CHANGES,
+    MASK_CONTENTS,
+    OUTPAINT_FILLS,
+    Layout,
+    read_sides,
+    write_sides,
+)
 from ssd1b.decoding import RESIZE_MODES, fitting_size, identify_picture
-from ssd1b.errors import InputError, shown, unknown
+from ssd1b.errors import InputError, prefix_errors, shown, unknown
 from ssd1b.inputs import InputFile
 from ssd1b.loras import MOST, Lora, read_lora
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES, resolve, resolve_schedule
+from ssd1b.upscalers import DEFAULT_UPSCALER, UPSCALERS, resolve_upscaler
 from ssd1b.validation import Check, Items, OneOf, Range, Text, plain_type, validate, validated
 
 ARTICLE = "Segmind, 'SSD-1B: Best settings for crafting compelling images'"
@@ -33,6 +44,8 @@ _SIZE = re.compile(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", re.IGNORECASE)
 SEEDS = 2**32
 """Number of different seeds: torch's CPU generator uses the lowest 32 bits."""
 
+SEED_SETTINGS = ("seed", "variation_seed")
+
 RANDOM_SEED = -1
 """Stands for a random seed, as in AUTOMATIC1111."""
 
@@ -45,6 +58,18 @@ SMALLEST_SIDE, LARGEST_SIDE, SIDE_MULTIPLE = 64, 4096, 8
 DEFAULT_STRENGTH = 0.6
 """Between a repainted surface and a new picture with the same composition; AUTOMATIC1111's default is 0.75,
 diffusers' 0.3."""
+
+
+DEFAULT_HIRES_STRENGTH = 0.5
+"""Adds detail and keeps the composition of the first pass; AUTOMATIC1111's default for its second is 0.7."""
+
+
+DEFAULT_OUTPAINT_STRENGTH = 0.9
+"""With less, the repeated pixels of the new sides remain visible."""
+
+
+MOST_SCHEDULE_STEPS = 10_000
+"""Longest schedule of which the last steps are run; SDXL has 1000 noise levels."""
 
 
 class Start(NamedTuple):
@@ -73,6 +98,11 @@ def _a1111_start(steps: int, strength: float) -> Start:
 
 def _comfyui_start(steps: int, strength: float) -> Start:
     """As ``KSampler.set_steps`` of ``comfy/samplers.py``."""
+    if strength > 0 and steps / strength > MOST_SCHEDULE_STEPS:
+        raise InputError(
+            f"strength is {strength:g}: {steps} steps would be the last of a schedule of more than "
+            f"{MOST_SCHEDULE_STEPS}; it must be higher"
+        )
     whole = strength > 0.9999
     runs = steps if strength > 0 else 0
     return Start(int(steps / strength) if runs and not whole else steps, runs, from_noise=False)
@@ -83,6 +113,19 @@ STRENGTH_STEPS: Mapping[str, Callable[[int, float], Start]] = MappingProxyType(
 )
 """Whose rule says how many steps a strength leaves to run. "20 steps at 0.5" are the last 10 of a schedule of
 20 in diffusers, the last 11 of 20 in AUTOMATIC1111, and the last 20 of 40 in ComfyUI."""
+
+
+class Pass(NamedTuple):
+    """One run of the sampler: an image has one, or two with the hires fix.
+
+    Attributes:
+        settings: size, prompts, sampler and guidance of the run.
+        start: the part of the schedule that is run.
+    """
+
+    settings: "GenerationSettings"
+    start: Start
+
 
 UNSET = object()
 """Stands for a missing default."""
@@ -144,6 +187,8 @@ def _rising(interval: tuple[float, float]) -> None:
 Prompt = Annotated[Text, Check(_not_blank)]
 Seed = Annotated[int, Range(0, SEEDS - 1, why="torch takes 32 bits, larger ones repeat")]
 Pixels = Annotated[int, Range(SMALLEST_SIDE, LARGEST_SIDE, multiple_of=SIDE_MULTIPLE)]
+Sampler = Annotated[str, OneOf("sampler", SAMPLERS)]
+Schedule = Annotated[str, OneOf("schedule", SCHEDULES)]
 Corner = Annotated[tuple[int, int], Range(0, 65_536), Setting(per_picture=True)]
 Extent = Annotated[tuple[int, int], Range(1, 65_536), Setting(per_picture=True)]
 
@@ -206,14 +251,14 @@ class GenerationSettings:
     )]
     """Number of denoising steps."""
 
-    sampler: Annotated[str, OneOf("sampler", SAMPLERS), Setting(
+    sampler: Annotated[Sampler, Setting(
         default="euler",  # the scheduler that SDXL and its distilled models are published with
         flags=("--sampler",), metavar="NAME", aliases=("scheduler",), a1111="Sampler", sdapi="sampler_name",
         help=f"{', '.join(SAMPLERS)}; or AUTOMATIC1111's, ComfyUI's and diffusers' names.",
     )]
     """A name of ``sampler_names.SAMPLERS``."""
 
-    schedule: Annotated[Annotated[str, OneOf("schedule", SCHEDULES)] | None, Setting(
+    schedule: Annotated[Schedule | None, Setting(
         default=None, flags=("--schedule",), metavar="NAME", a1111="Schedule type", sdapi="scheduler",
         help=f"{', '.join(SCHEDULES)}; {AUTOMATIC} is the sampler's default, or else the model's.",
     )]
@@ -224,6 +269,21 @@ class GenerationSettings:
         help="Seed of the first image; each further image adds 1. -1, the default, is random.",
     )]
     """Seed of the image's noise."""
+
+    variation_strength: Annotated[float, Range(0, 1), Setting(
+        default=0.0, before=0.0, flags=("--variation-strength", "--subseed-strength"), metavar="SHARE",
+        example="0,0.1,0.2", per_picture=True, a1111="Variation seed strength",
+        help="0 to 1: how far the noise is turned from that of --seed to that of --variation-seed.",
+    )]
+    """0 is the noise of ``seed``, 1 that of ``variation_seed``; see ``diffusion.noise.slerp``."""
+
+    variation_seed: Annotated[Seed, Setting(
+        default=0, before=0, flags=("--variation-seed", "--subseed"), metavar="N", example="1-4",
+        per_picture=True, a1111="Variation seed",
+        help="Seed of the variation. With --variation-strength, each further image adds 1 to it and not to "
+        "--seed. -1 is random.",
+    )]
+    """Seed of the noise that is mixed in; 0 if ``variation_strength`` is 0, since it then has no effect."""
 
     width: Annotated[Pixels, Setting(
         default=1024, flags=("--size",), metavar="WIDTHxHEIGHT", example="512,512x768", a1111="Size",
@@ -270,6 +330,122 @@ class GenerationSettings:
     )]
     """A name of ``decoding.RESIZE_MODES``."""
 
+    mask_change: Annotated[str, OneOf("mask change", MASK_CHANGES), Setting(
+        default="white", before="white", flags=("--mask-change",), metavar="NAME", example="white,black",
+        help="white or black: which part of --mask is changed.",
+    )]
+    """A name of ``canvas.MASK_CHANGES``."""
+
+    mask_blur: Annotated[Annotated[float, Range(0, 256)] | None, Setting(
+        default=None, before=None, flags=("--mask-blur",), metavar="PIXELS", example="0,4,16",
+        help=f"Soften the edge of --mask. Default: 0; with --outpaint {DEFAULT_SEAM:g}.",
+    )]
+    """Standard deviation of a Gaussian blur of the mask, in pixels of the picture under it."""
+
+    mask_content: Annotated[str, OneOf("mask content", MASK_CONTENTS), Setting(
+        default="original", before="original", flags=("--mask-content",), metavar="NAME",
+        example="original,fill,noise,nothing",
+        help=f"{', '.join(MASK_CONTENTS)}: what is under --mask before noise is added.",
+    )]
+    """A name of ``canvas.MASK_CONTENTS``."""
+
+    mask_area: Annotated[str, OneOf("mask area", MASK_AREAS), Setting(
+        default="whole", before="whole", flags=("--mask-area",), metavar="NAME", example="whole,masked",
+        help="masked: generate only what surrounds --mask, at the full --size, and put it back.",
+    )]
+    """A name of ``canvas.MASK_AREAS``. With "masked" the image has the size of ``init_image``."""
+
+    mask_padding: Annotated[int, Range(0, 4096), Setting(
+        default=32, before=32, flags=("--mask-padding",), metavar="PIXELS", example="0,32,64",
+        help="Pixels around the mask that are generated with it, for --mask-area masked.",
+    )]
+    """Pixels of the picture around the mask that ``mask_area`` "masked" shows the model."""
+
+    outpaint: Annotated[Annotated[Text, Check(read_sides)] | None, Setting(
+        default=None, before=None, flags=("--outpaint",), metavar="SIDES", example="left=64,right=64",
+        help="Extend --from by these pixels: left=128,right=128, also top and bottom.",
+    )]
+    """Sides to extend, as "left=128,top=64"; see ``canvas.read_sides``. ``width`` and ``height`` include
+    them."""
+
+    outpaint_fill: Annotated[str, OneOf("outpaint fill", OUTPAINT_FILLS), Setting(
+        default="edge", before="edge", flags=("--outpaint-fill",), metavar="NAME", example="edge,reflect",
+        help="edge or reflect: what new sides hold before noise is added; or see --mask-content.",
+    )]
+    """A name of ``canvas.OUTPAINT_FILLS``."""
+
+    hires_scale: Annotated[Annotated[float, Range(1, 16)] | None, Setting(
+        default=None, before=None, flags=("--hires-scale", "--hr-scale"), metavar="FACTOR", example="1.5,2",
+        a1111="Hires upscale",
+        help="Hires fix: enlarge the finished image this many times, and draw over it in a second pass.",
+    )]
+    """Factor by which a first image of ``width`` x ``height`` is enlarged before a second pass. None, and no
+    ``hires_width``: there is one pass."""
+
+    hires_width: Annotated[Pixels | None, Setting(
+        default=None, before=None, flags=("--hires-size",), metavar="WIDTHxHEIGHT", example="1536,1536x1024",
+        a1111="Hires resize",
+        help="Hires fix: the size of the second pass; another shape than --size is cut.",
+    )]
+    """Width of the second pass in pixels, instead of a factor. Without one of the two sides, the first
+    pass's shape is kept."""
+
+    hires_height: Annotated[Pixels | None, Setting(
+        default=None, before=None, flags=("--hires-size",), a1111="Hires resize"
+    )]
+    """Height of the second pass in pixels."""
+
+    hires_strength: Annotated[Annotated[float, Range(0, 1)] | None, Setting(
+        default=None, before=None, flags=("--hires-strength",), metavar="SHARE", example="0.3,0.5,0.7",
+        a1111="Denoising strength",
+        help=f"0 to 1: how much the second pass changes. Default: {DEFAULT_HIRES_STRENGTH}.",
+    )]
+    """Where in its schedule the second pass starts; it always runs all of its steps, as in AUTOMATIC1111 and
+    ComfyUI. None without a second pass."""
+
+    hires_upscaler: Annotated[Annotated[str, OneOf("upscaler", UPSCALERS)] | None, Setting(
+        default=None, before=None, flags=("--hires-upscaler", "--hr-upscaler"), metavar="NAME",
+        example="lanczos,latent-bicubic", a1111="Hires upscaler",
+        help=f"{', '.join(UPSCALERS)}; or AUTOMATIC1111's names. Default: {DEFAULT_UPSCALER}.",
+    )]
+    """A name of ``upscalers.UPSCALERS``; None without a second pass."""
+
+    hires_steps: Annotated[Annotated[int, Range(1, 1000)] | None, Setting(
+        default=None, before=None, flags=("--hires-steps",), metavar="N", example="5,10,20",
+        a1111="Hires steps", help="Number of steps of the second pass. Default: as the first.",
+    )]
+    """Number of denoising steps of the second pass; None is ``steps``, like all of the following."""
+
+    hires_sampler: Annotated[Sampler | None, Setting(
+        default=None, before=None, flags=("--hires-sampler",), metavar="NAME", example="euler,dpmpp_2m",
+        a1111="Hires sampler", help="Sampler of the second pass. Default: as the first.",
+    )]
+    """Sampler of the second pass."""
+
+    hires_schedule: Annotated[Schedule | None, Setting(
+        default=None, before=None, flags=("--hires-schedule",), metavar="NAME", example="karras,normal",
+        a1111="Hires schedule type", help="Schedule of the second pass. Default: as the first.",
+    )]
+    """Schedule of the second pass."""
+
+    hires_guidance_scale: Annotated[Annotated[float, Range(0, 100)] | None, Setting(
+        default=None, before=None, flags=("--hires-guidance",), metavar="SCALE", example="3,5,9",
+        a1111="Hires CFG Scale", help="Guidance scale of the second pass. Default: as the first.",
+    )]
+    """Guidance scale of the second pass."""
+
+    hires_prompt: Annotated[Annotated[Text, Check(_not_blank)] | None, Setting(
+        default=None, before=None, flags=("--hires-prompt",), metavar="TEXT", example="a lighthouse,a castle",
+        a1111="Hires prompt", help="Prompt of the second pass. Default: as the first.",
+    )]
+    """Prompt of the second pass."""
+
+    hires_negative_prompt: Annotated[Text | None, Setting(
+        default=None, before=None, flags=("--hires-negative",), metavar="TEXT", example="blurry,noisy",
+        a1111="Hires negative prompt", help="Negative prompt of the second pass. Default: as the first.",
+    )]
+    """Negative prompt of the second pass."""
+
     original_size: Extent
     """Micro-conditioning (2307.01952, section 2.2): (height, width) of the original image, in pixels."""
 
@@ -281,33 +457,165 @@ class GenerationSettings:
     # fmt: on
 
     def __post_init__(self) -> None:
-        """Check width and height together, and what belongs to ``init_image``."""
+        """Check width and height together, and what belongs to ``init_image`` and to the hires fix."""
         _check_area(self.width, self.height)
+        check_needs({name: getattr(self, name) for name in ("init_image", *HIRES_SIZES, *_NEEDS)})
+        if self.variation_strength == 0:
+            object.__setattr__(self, "variation_seed", 0)
+        if self.hires:
+            self._complete_hires()
         if self.init_image is None:
-            for name in ("mask", "strength"):
-                if getattr(self, name) is not None:
-                    raise InputError(f"{name} needs init_image (--from), the picture to start from")
             return
+        self._check_canvas()
         if self.strength is None:
-            object.__setattr__(self, "strength", DEFAULT_STRENGTH)
+            default = DEFAULT_STRENGTH if self.outpaint is None else DEFAULT_OUTPAINT_STRENGTH
+            object.__setattr__(self, "strength", default)
         if self.start.steps == 0:
             raise InputError(
                 f"strength is {self.strength:g}: of {self.steps} steps none is left to run; "
                 f"it must be at least {1 / self.steps:.3g}, or steps higher"
             )
 
+    def _check_canvas(self) -> None:
+        if self.mask_area == "masked" and (self.mask is None or self.outpaint is not None):
+            raise InputError("mask_area masked needs mask (--mask), and excludes outpaint (--outpaint)")
+        if self.outpaint is not None:
+            left, top, right, bottom = read_sides(self.outpaint)
+            object.__setattr__(self, "outpaint", write_sides((left, top, right, bottom)))
+            inner = (self.width - left - right, self.height - top - bottom)
+            if min(inner) < SMALLEST_SIDE:
+                raise InputError(
+                    f"outpaint {self.outpaint} leaves {inner[0]}x{inner[1]} of {self.width}x{self.height} "
+                    f"for the picture: a side must have at least {SMALLEST_SIDE} pixels"
+                )
+
+    @property
+    def layout(self) -> Layout:
+        """How ``init_image`` and ``mask`` are laid out."""
+        return Layout(*(getattr(self, name) for name in Layout._fields))
+
+    def _complete_hires(self) -> None:
+        if self.hires_width or self.hires_height:
+            width = self.hires_width or _floor(self.hires_height * self.width / self.height)
+            height = self.hires_height or _floor(self.hires_width * self.height / self.width)
+            object.__setattr__(self, "hires_width", width)
+            object.__setattr__(self, "hires_height", height)
+        for name, default in (("strength", DEFAULT_HIRES_STRENGTH), ("upscaler", DEFAULT_UPSCALER)):
+            if getattr(self, f"hires_{name}") is None:
+                object.__setattr__(self, f"hires_{name}", default)
+        if self.hires_strength == 0:
+            raise InputError("hires_strength is 0: it must be more, since the second pass would not start")
+        with prefix_errors("second pass"):
+            _comfyui_start(self.hires_steps or self.steps, self.hires_strength)
+        width, height = self.final_size
+        if max(width, height) > LARGEST_SIDE or min(width, height) < SMALLEST_SIDE:
+            raise InputError(
+                f"the hires fix makes {width}x{height}: a side must be from {SMALLEST_SIDE} to {LARGEST_SIDE}"
+            )
+        _check_area(width, height, "the size after the hires fix")
+
+    @property
+    def hires(self) -> bool:
+        """Whether there is a second pass."""
+        return any(each is not None for each in (self.hires_scale, self.hires_width, self.hires_height))
+
+    @property
+    def final_size(self) -> tuple[int, int]:
+        """Width and height of the last pass in pixels."""
+        if self.hires_width and self.hires_height:
+            return self.hires_width, self.hires_height
+        scale = self.hires_scale or 1.0
+        return _floor(self.width * scale), _floor(self.height * scale)
+
     @property
     def start(self) -> Start:
-        """The part of the schedule that is run."""
+        """The part of the schedule that is run, in the first pass."""
         if self.init_image is None or self.strength is None:
             return Start(self.steps, self.steps, from_noise=True)
         return STRENGTH_STEPS[self.strength_steps](self.steps, self.strength)
 
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """The runs of the sampler, in order."""
+        first = Pass(self, self.start)
+        if not self.hires:
+            return (first,)
+        assert self.hires_strength is not None
+        second = self._second_pass()
+        return first, Pass(second, _comfyui_start(second.steps, self.hires_strength))
 
-def _check_area(width: int, height: int) -> None:
+    def _second_pass(self) -> "GenerationSettings":
+        """The settings of the second pass, whose micro-conditioning follows its size unless it was chosen."""
+        width, height = self.final_size
+        given: dict[str, Any] = {
+            name: value for name in HIRES_CHANGES if (value := getattr(self, f"hires_{name}")) is not None
+        }
+        given |= {
+            name: (height, width)
+            for name in ("original_size", "target_size")
+            if getattr(self, name) == (self.height, self.width)
+        }
+        off = dict.fromkeys(HIRES_SETTINGS)
+        return replace(self, **{**off, "width": width, "height": height, **given})
+
+    @property
+    def total_steps(self) -> int:
+        """The number of steps of all passes."""
+        return sum(each.start.steps for each in self.passes) if self.hires else self.start.steps
+
+
+HIRES_CHANGES = ("steps", "sampler", "schedule", "guidance_scale", "prompt", "negative_prompt")
+"""Settings that the second pass may have of its own, in ``hires_`` and this name."""
+
+HIRES_SIZES = ("hires_scale", "hires_width", "hires_height")
+"""Settings that turn the hires fix on."""
+
+HIRES_SETTINGS = (
+    *HIRES_SIZES, "hires_strength", "hires_upscaler", *(f"hires_{each}" for each in HIRES_CHANGES)
+)  # fmt: skip
+"""All settings of the second pass."""
+
+_PICTURE = (("init_image",), "init_image (--from), the picture to start from")
+_HIRES = (HIRES_SIZES, "hires_scale (--hires-scale) or --hires-size, which make a second pass")
+_NEEDS: Mapping[str, tuple[tuple[str, ...], str]] = MappingProxyType({
+    **dict.fromkeys(("mask", "strength", "outpaint"), _PICTURE),
+    "mask_blur": (("mask", "outpaint"), "mask (--mask) or outpaint (--outpaint)"),
+    **{name: _HIRES for name in HIRES_SETTINGS if name not in HIRES_SIZES},
+})  # fmt: skip
+"""Settings that have no effect alone: what they need, of which one is enough, and how to say so."""
+
+
+def _floor(side: float) -> int:
+    """Round a side down to whole latent cells, as AUTOMATIC1111 does."""
+    return int(side) // SIDE_MULTIPLE * SIDE_MULTIPLE
+
+
+def check_needs(settings: Mapping[str, object], absent: Collection[str] = ()) -> None:
+    """Check that settings which have an effect only together are given together.
+
+    Args:
+        settings: by name; None is the same as missing.
+        absent: settings that will be added later, such as those of a sweep's axes.
+
+    Raises:
+        InputError: a setting needs another one, or excludes it.
+    """
+    given = {name for name, value in settings.items() if value is not None}
+    for name, (needed, why) in _NEEDS.items():
+        if name in given and given.isdisjoint(needed) and not {*absent} & {*needed}:
+            raise InputError(f"{name} needs {why}")
+    if "hires_scale" in given and given & {"hires_width", "hires_height"}:
+        raise InputError("give hires_scale or hires_width and hires_height (--hires-size), not both")
+    if "init_image" in given and given & {*HIRES_SIZES}:
+        raise InputError(
+            "the hires fix starts from text: omit init_image (--from), or enlarge the picture with --size"
+        )
+
+
+def _check_area(width: int, height: int, name: str = "size") -> None:
     if width * height > MAX_PIXELS:
         raise InputError(
-            f"size is {width}x{height}: at most {MAX_PIXELS} pixels are allowed, as in 2048x2048"
+            f"{name} is {width}x{height}: at most {MAX_PIXELS} pixels are allowed, as in 2048x2048"
         )
 
 
@@ -351,7 +659,10 @@ OPTIONS: Mapping[str, tuple[Setting, ...]] = MappingProxyType(_options())
 INPUTS = tuple(name for name, each in SETTINGS.items() if each.kind is InputFile)
 """Settings that are pictures."""
 
-PICTURE_SETTINGS = (*INPUTS, "strength", "strength_steps", "resize_mode")
+PICTURE_SETTINGS = (
+    *INPUTS, "strength", "strength_steps", "resize_mode", "mask_change", "mask_blur", "mask_content",
+    "mask_area", "mask_padding", "outpaint", "outpaint_fill",
+)  # fmt: skip
 """Settings that have a meaning only with ``init_image``."""
 
 DEFAULTS: Mapping[str, object] = MappingProxyType(
@@ -398,8 +709,9 @@ def resolve_settings(
     """Merge all layers of settings. Precedence, highest first: overrides, preset, model, family.
 
     Sampler and schedule accept any name that ``sampler_names`` knows ("DPM++ 2M Karras"). If neither preset
-    nor overrides set a size, it is that of ``init_image``, in multiples of 8; a picture beyond the limits of
-    an image is scaled down to the area of the model's size. Unset micro-conditioning defaults to an uncropped
+    nor overrides set a size, it is that of ``init_image``, in multiples of 8, with the sides of ``outpaint``;
+    a picture beyond the limits of an image is scaled down to the area of the model's size. If only the
+    mask's area is drawn, it is the model's size. Unset micro-conditioning defaults to an uncropped
     image at its own size.
 
     Args:
@@ -418,8 +730,9 @@ def resolve_settings(
     settings: dict[str, Any] = {**DEFAULTS, "guidance_scale": GUIDANCE_DEFAULTS[family]}
     chosen = _canonical(preset.settings if preset else {}) | _canonical(overrides)
     settings |= _canonical(model_defaults)
-    if isinstance(picture := chosen.get("init_image"), InputFile) and not {"width", "height"} & chosen.keys():
-        settings |= _size_of(picture, settings["width"] * settings["height"])
+    picture, whole = chosen.get("init_image"), chosen.get("mask_area") != "masked"
+    if isinstance(picture, InputFile) and whole and not {"width", "height"} & chosen.keys():
+        settings |= _size_of(picture, settings["width"] * settings["height"], chosen.get("outpaint"))
     settings = with_drawn_seed(settings | chosen)
     size = (settings["height"], settings["width"])
     uncropped: dict[str, Any] = {"original_size": size, "crop_top_left": (0, 0), "target_size": size}
@@ -436,27 +749,44 @@ def check_overrides(overrides: Mapping[str, object]) -> dict[str, Any]:
         InputError: a setting is unknown or its value is not allowed.
     """
     settings = validate(GenerationSettings, with_drawn_seed(_canonical(overrides)), partial=True)
-    _check_area(settings.get("width", 0), settings.get("height", 0))
+    for prefix in ("", "hires_"):
+        _check_area(
+            settings.get(f"{prefix}width") or 0, settings.get(f"{prefix}height") or 0, f"{prefix}size"
+        )
     return settings
 
 
-def _size_of(picture: InputFile, area: int) -> dict[str, int]:
+def _size_of(picture: InputFile, area: int, outpaint: object) -> dict[str, int]:
     width, height = fitting_size(
         picture, area, multiple=SIDE_MULTIPLE, low=SMALLEST_SIDE, high=LARGEST_SIDE, most=MAX_PIXELS
     )
+    if not isinstance(outpaint, str):
+        return {"width": width, "height": height}
+    left, top, right, bottom = read_sides(outpaint)
+    width, height = width + left + right, height + top + bottom
+    if max(width, height) > LARGEST_SIDE or width * height > MAX_PIXELS:
+        raise InputError(
+            f"outpaint makes {width}x{height} of this picture: at most {MAX_PIXELS} pixels are allowed, and "
+            f"{LARGEST_SIDE} for a side; a smaller size (--size) scales the picture"
+        )
     return {"width": width, "height": height}
 
 
-def read_size(text: str) -> dict[str, int]:
+def read_size(text: str, option: str = "size") -> dict[str, int]:
     """Parse "1024x768" (width first), or one number for a square.
+
+    Args:
+        text: the size.
+        option: the name in ``OPTIONS`` of the two settings to set.
 
     Raises:
         InputError: the text is neither.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise InputError(f"size is {shown(text)}: it must be like 1024x768, or one number for a square")
-    return {"width": int(match[1]), "height": int(match[2] or match[1])}
+        raise InputError(f"{option} is {shown(text)}: it must be like 1024x768, or one number for a square")
+    width, height = OPTIONS[option]
+    return {width.name: int(match[1]), height.name: int(match[2] or match[1])}
 
 
 def random_seed() -> int:
@@ -465,10 +795,22 @@ def random_seed() -> int:
 
 
 def with_drawn_seed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace ``RANDOM_SEED`` by a random seed."""
-    seed = settings.get("seed")
-    is_random = isinstance(seed, Integral) and seed == RANDOM_SEED
-    return {**settings, "seed": random_seed()} if is_random else dict(settings)
+    """Replace ``RANDOM_SEED`` by a random seed, also of a variation."""
+
+    def drawn(name: str, value: Any) -> Any:
+        is_random = name in SEED_SETTINGS and isinstance(value, Integral) and value == RANDOM_SEED
+        return random_seed() if is_random else value
+
+    return {name: drawn(name, value) for name, value in settings.items()}
+
+
+def numbered(settings: GenerationSettings, number: int) -> GenerationSettings:
+    """Make the settings of one of several images: add a number to its seed, or to that of its variation.
+
+    As in AUTOMATIC1111, images with ``variation_strength`` are variations of the same noise.
+    """
+    name = "variation_seed" if settings.variation_strength else "seed"
+    return replace(settings, **{name: (getattr(settings, name) + number) % SEEDS})
 
 
 def equal_seed(seed: Any) -> Any:
@@ -502,10 +844,13 @@ def _canonical(layer: Mapping[str, object]) -> dict[str, object]:
     settings = identified(layer)
     if isinstance(loras := settings.get("loras"), list | tuple):
         settings["loras"] = tuple(read_lora(each) if isinstance(each, str) else each for each in loras)
-    if isinstance(sampler := settings.get("sampler"), str):
-        settings["sampler"], schedule = resolve(sampler)
-        if schedule:
-            settings.setdefault("schedule", schedule)
-    if isinstance(schedule := settings.get("schedule"), str):
-        settings["schedule"] = resolve_schedule(schedule)
+    for prefix in ("", "hires_"):
+        if isinstance(sampler := settings.get(f"{prefix}sampler"), str):
+            settings[f"{prefix}sampler"], schedule = resolve(sampler)
+            if schedule:
+                settings.setdefault(f"{prefix}schedule", schedule)
+        if isinstance(schedule := settings.get(f"{prefix}schedule"), str):
+            settings[f"{prefix}schedule"] = resolve_schedule(schedule)
+    if isinstance(upscaler := settings.get("hires_upscaler"), str):
+        settings["hires_upscaler"] = resolve_upscaler(upscaler)
     return settings

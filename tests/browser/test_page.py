@@ -632,11 +632,12 @@ def test_the_light_box_shows_the_recipe_compares_and_varies(page: Page, server: 
 
 
 def foreign(prompt: str, sampler: str = "Euler a") -> bytes:
-    """A picture of AUTOMATIC1111 with a second pass, which cannot be reproduced."""
+    """A picture of AUTOMATIC1111 whose second pass is by another model, which cannot be reproduced."""
     info = PngInfo()
     parameters = (
         f"{prompt}\nNegative prompt: blurry\nSteps: 9, Sampler: {sampler}, CFG scale: 6.5, Seed: 77, "
-        "Size: 128x128, Model: dreams, Denoising strength: 0.5, Hires upscale: 2, Hires upscaler: Latent"
+        "Size: 128x128, Model: dreams, Denoising strength: 0.5, Hires upscale: 2, Hires upscaler: Latent, "
+        "Hires checkpoint: other"
     )
     info.add_text("parameters", parameters)
     return as_bytes(smooth(16, 16), pnginfo=info)

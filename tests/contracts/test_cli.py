@@ -18,7 +18,11 @@ SETTINGS = {
     "--negative", "--negative-prompt", "--negative-preset", "--guidance", "--guidance-scale",
     "--guidance-rescale", "--guidance-interval", "--feature-reuse", "--steps", "--sampler", "--schedule",
     "--seed", "--size", "--preset", "--from", "--init-image", "--mask", "--strength", "--denoising-strength",
-    "--strength-steps", "--resize-mode", "--lora",
+    "--strength-steps", "--resize-mode", "--lora", "--mask-change", "--mask-blur", "--mask-content",
+    "--mask-area", "--mask-padding", "--outpaint", "--outpaint-fill", "--variation-seed", "--subseed",
+    "--variation-strength", "--subseed-strength", "--hires-scale", "--hr-scale", "--hires-size",
+    "--hires-strength", "--hires-upscaler", "--hr-upscaler", "--hires-steps", "--hires-sampler",
+    "--hires-schedule", "--hires-guidance", "--hires-prompt", "--hires-negative",
 }  # fmt: skip
 MODEL = {"--model", "--device", "--dtype", "--threads", "--offline", "--prediction"}
 CLUSTER = {"--ray", "--ray-actors", "--ray-gpus", "--ray-cpus"}

@@ -19,12 +19,16 @@ from ssd1b.recipe import Parameters
 from ssd1b.settings import OPTIONS, SETTINGS, GenerationSettings, check_overrides, resolve_settings
 
 SOURCE = Path(ssd1b.__file__).parent
+HIRES = resolve_settings(
+    "x", family="sdxl", model_defaults={"seed": 7}, preset=None, hires_width=1024, hires_steps=5,
+    hires_guidance_scale=3.0, hires_prompt="y", hires_negative_prompt="z",
+)  # fmt: skip
 SETTLED = resolve_settings("x", family="sdxl", model_defaults={"seed": 7}, preset=None)
 
 
 def test_every_setting_but_the_prompt_is_a_line_of_the_table() -> None:
     assert [*SETTINGS] == [name for name in GenerationSettings.__dataclass_fields__ if name != "prompt"]
-    assert all(not each.flags or each.help or name == "height" for name, each in SETTINGS.items())
+    assert all(not each.flags or each.help or name.endswith("height") for name, each in SETTINGS.items())
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +47,9 @@ def test_every_option_is_one_of_the_command_line_and_of_command_lines_that_are_w
         picture = asdict(InputFile.of("sketch.png", most=10**6))
         lora = {"file": {"sha256": "0" * 64, "path": "/a.safetensors"}, "unet": 0.5, "text": 1.0}
         others = {"negative_prompt": "y", "schedule": "karras", "init_image": picture, "mask": picture}
-        written = command_line("x", {**others, "strength": 0.5, **_chosen(SETTLED), "loras": [lora]})
+        hires = {**_chosen(HIRES), "hires_scale": 2.0, "hires_sampler": "ddim", "hires_schedule": "karras"}
+        chosen = {"strength": 0.5, "mask_blur": 4.0, "outpaint": "left=64", "loras": [lora]}
+        written = command_line("x", {**hires, **others, **chosen})
         assert f" --{name} " in written
 
 
@@ -71,7 +77,11 @@ def test_every_setting_can_be_overridden_and_says_whether_a_batch_shares_it(name
 
 def test_automatic1111s_names_are_read() -> None:
     values = {"CFG scale": "7", "Denoising strength": "0.5", "Steps": "3", "Sampler": "Euler", "Seed": "5",
-              "Schedule type": "Karras", "Size": "64x128"}  # fmt: skip
+              "Schedule type": "Karras", "Size": "64x128", "Variation seed": "3",
+              "Variation seed strength": "0.5", "Hires upscale": "2", "Hires resize": "128x256",
+              "Hires upscaler": "Lanczos", "Hires steps": "2", "Hires sampler": "DDIM",
+              "Hires schedule type": "Karras", "Hires CFG Scale": "3", "Hires prompt": "y",
+              "Hires negative prompt": "z"}  # fmt: skip
     assert {*values} == {each.a1111 for each in SETTINGS.values()} - {None}
     parameters = Parameters(prompt="x", negative_prompt=None, values=values)
     read = parameters.settings(InputFile.of("sketch.png", most=10**6))

@@ -84,7 +84,7 @@ def means(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "retrieve_latents", lambda encoded, **_: encoded.latent_dist.mode())
 
 
-def theirs(oracle: Any, sampler: str, steps: int, **given: Any) -> list[Tensor]:
+def theirs(oracle: Any, sampler: str, steps: int, output: str = "latent", **given: Any) -> list[Tensor]:
     """The latents after each step, of which samplers of second order have two in diffusers."""
     config = NoiseSchedule().to_config()
     options = {"algorithm_type": "sde-dpmsolver++"} if sampler == "dpmpp_2m_sde" else {}
@@ -97,7 +97,7 @@ def theirs(oracle: Any, sampler: str, steps: int, **given: Any) -> list[Tensor]:
 
     oracle(
         PROMPT, num_inference_steps=steps, guidance_scale=5.0, generator=torch.Generator().manual_seed(5),
-        callback_on_step_end=keep, output_type="latent", **given,
+        callback_on_step_end=keep, output_type=output, **given,
     )  # fmt: skip
     return [*found[1::2], found[-1]] if sampler == "heun" else found
 
@@ -169,6 +169,54 @@ def test_the_other_programs_numbers_of_steps(changer: Any, pipeline: Pipeline, p
     same(ours(pipeline, "euler", 8, strength_steps="a1111", **half), one_more)
     longer = theirs(changer, "euler", 16, image=photo, strength=0.5)
     same(ours(pipeline, "euler", 8, strength_steps="comfyui", **half), longer)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
+@pytest.mark.parametrize("upscaler", ["lanczos", "latent-bicubic-antialiased"])
+def test_the_second_pass_is_image_to_image(
+    changer: Any, pipeline: Pipeline, sampler: str, upscaler: str
+) -> None:
+    settings = pipeline.settings(
+        PROMPT, seed=5, steps=3, guidance_scale=5.0, sampler=sampler, width=SIDE, height=SIDE,
+        hires_scale=1.5, hires_steps=4, hires_strength=0.5, hires_upscaler=upscaler,
+    )  # fmt: skip
+    steps = [*pipeline.steps([settings])]
+    first, size = steps[2].latents, (SIDE * 3 // 2, SIDE * 3 // 2)
+    enlarged = (
+        pipeline.preview(first)[0].resize(size, Image.Resampling.LANCZOS)
+        if upscaler == "lanczos"
+        else torch.nn.functional.interpolate(first, scale_factor=1.5, mode="bicubic", antialias=True)
+    )
+    expected = theirs(changer, sampler, 8, image=enlarged, strength=0.5)
+    scaled = sampler not in VARIANCE_EXPLODING
+    found = [step.latents / (math.hypot(step.sigma, 1.0) if scaled else 1.0) for step in steps[3:]]
+    same(found, expected)
+
+
+def test_the_masked_area_alone(painter: Any, pipeline: Pipeline, tmp_path: Path) -> None:
+    levels = np.random.default_rng(4).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    photo = Image.fromarray(levels).resize((160, 120), Image.Resampling.BICUBIC)
+    hole = Image.new("L", photo.size)
+    hole.paste(255, (88, 40, 104, 56))
+    photo.save(tmp_path / "photo.png")
+    hole.save(tmp_path / "hole.png")
+    given = {
+        "image": photo, "mask_image": hole, "strength": 0.75, "width": SIDE, "height": SIDE,
+        "padding_mask_crop": 8,
+    }  # fmt: skip
+    expected = theirs(painter, "euler", 4, output="pil", **given)
+    mine = {
+        "init_image": tmp_path / "photo.png", "mask": tmp_path / "hole.png", "strength": 0.75,
+        "width": SIDE, "height": SIDE, "mask_area": "masked", "mask_padding": 8,
+    }  # fmt: skip
+    same(ours(pipeline, "euler", 4, **mine), expected)
+    (image,) = painter(
+        PROMPT, num_inference_steps=4, guidance_scale=5.0, generator=torch.Generator().manual_seed(5), **given
+    ).images
+    (made,) = pipeline.generate(
+        PROMPT, seed=5, steps=4, guidance_scale=5.0, sampler="euler", **mine
+    )  # fmt: skip
+    assert np.abs(np.asarray(made.image).astype(int) - np.asarray(image)).max() <= 1
 
 
 def test_the_encoder_in_tiles_is_close(pipeline: Pipeline) -> None:

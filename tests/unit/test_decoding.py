@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ssd1b.canvas import Layout
 from ssd1b.decoding import (
     MAX_FILE_BYTES,
     Source,
@@ -34,7 +35,7 @@ def saved(image: Image.Image, path: Path, **options: object) -> InputFile:
 
 
 def read(picture: InputFile, mask: InputFile | None = None, *, size: tuple[int, int] | None = None) -> Source:
-    return read_source(picture, mask, *(size or picture_size(picture)), "crop")
+    return read_source(picture, mask, Layout(*(size or picture_size(picture))))
 
 
 def pixel(source: Source, place: tuple[int, int] = (0, 0)) -> object:
@@ -112,9 +113,9 @@ def test_another_shape_is_cut_or_stretched(tmp_path: Path) -> None:
     image = Image.new("RGB", (192, 64), "red")
     image.paste("blue", (64, 0, 128, 64))
     file = saved(image, tmp_path / "a.png")
-    cut = read_source(file, None, 64, 64, "crop").picture
+    cut = read_source(file, None, Layout(64, 64)).picture
     assert cut.getcolors() == [(64 * 64, (0, 0, 255))]
-    stretched = read_source(file, None, 96, 64, "stretch").picture
+    stretched = read_source(file, None, Layout(96, 64, "stretch")).picture
     assert stretched.getpixel((0, 0)) == (255, 0, 0) and stretched.getpixel((48, 0)) == (0, 0, 255)
 
 
@@ -208,7 +209,7 @@ def test_what_is_no_picture_is_refused_in_one_line(tmp_path: Path, data: bytes, 
 def test_missing_pixels_are_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.png").write_bytes(data)
     file = InputFile.of(tmp_path / "a.png", most=MAX_FILE_BYTES)
-    for use in (lambda: identify_picture(file.path), lambda: read_source(file, None, 64, 64, "crop")):
+    for use in (lambda: identify_picture(file.path), lambda: read_source(file, None, Layout(64, 64))):
         with pytest.raises(InputError, match=r"a\.png: not a readable"):
             use()
     picture = saved(noise(64, 64), tmp_path / "b.png")

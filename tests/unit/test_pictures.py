@@ -93,6 +93,7 @@ def test_strength_and_size_follow_the_picture(picture: Path) -> None:
         ({"init_image": "picture.png", "strength": float("nan")}, "strength is nan"),
         ({"init_image": "picture.png", "strength": 0.01}, "strength is 0.01: of 25 steps none is left"),
         ({"init_image": "picture.png", "strength": 0.0, "strength_steps": "comfyui"}, "none is left"),
+        ({"init_image": "picture.png", "strength": 1e-9, "strength_steps": "comfyui"}, "more than 10000"),
         ({"init_image": "picture.png", "strength_steps": "comfy"}, "did you mean 'comfyui'"),
         ({"init_image": "picture.png", "resize_mode": "cropped"}, "unknown resize mode 'cropped': did you"),
         ({"init_image": 5}, "init_image is 5"),

@@ -223,7 +223,7 @@ COMFY = (
             "masterpiece, (best quality:1.2), 1girl",
             {"negative_prompt": "EasyNegative, (low quality:1.4),\n bad hands", "steps": 28,
              "sampler": "DPM++ 2M Karras", "guidance_scale": 7.5, "seed": 965400086, "width": 512,
-             "height": 768},
+             "height": 768, "hires_scale": 2.0, "hires_strength": 0.45, "hires_upscaler": "latent"},
         ),
         (
             FORGE,

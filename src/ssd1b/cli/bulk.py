@@ -20,7 +20,7 @@ from ssd1b.cli.options import (
 from ssd1b.cli.paths import OUT_FOLDER, PATH_OR_URL
 from ssd1b.errors import InputError, shown
 from ssd1b.files import named
-from ssd1b.settings import RANDOM_SEED, Preset
+from ssd1b.settings import RANDOM_SEED, SETTINGS, Preset
 from ssd1b.validation import Range, check
 
 SHARD = Annotated[int, Range(1, 100_000)]
@@ -107,7 +107,7 @@ def command(
     """  # noqa: D301 (\b keeps click from wrapping)
     if click.get_current_context().params["seed"] == RANDOM_SEED:
         raise InputError(RANDOM)
-    check_settings(["a row"], overrides, preset)
+    check_settings(["a row"], overrides, preset, later=SETTINGS)  # a row may have the rest
     size, share = check("shard", shard, SHARD), _part(part)
 
     from ssd1b.actions.bulk import Bulk, generate_bulk

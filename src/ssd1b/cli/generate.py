@@ -24,7 +24,7 @@ from ssd1b.cli.paths import PATH, echo_path
 from ssd1b.errors import InputError
 from ssd1b.loras import read_tags
 from ssd1b.prompts import NO_PROMPT
-from ssd1b.settings import SEEDS, GenerationSettings, Preset
+from ssd1b.settings import GenerationSettings, Preset, numbered
 from ssd1b.validation import Range, check
 
 COUNT = Annotated[int, Range(1, 10_000)]
@@ -95,12 +95,10 @@ def command(
         check_destination(out, image_format, pipeline.recipe(replace(first, prompt=prompt)))
     total = len(prompts) * count
     loaded = time.perf_counter()
-    with display.watched(pipeline, first.start.steps * total, folder if preview else None) as watch:
+    with display.watched(pipeline, first.total_steps * total, folder if preview else None) as watch:
         for index in range(total):
             prompt, loras = tagged[index // count]
-            settings = replace(
-                first, prompt=prompt, loras=(*first.loras, *loras), seed=(first.seed + index) % SEEDS
-            )
+            settings = numbered(replace(first, prompt=prompt, loras=(*first.loras, *loras)), index)
             start = time.perf_counter()
             (picture,) = pipeline.draw([settings], watch)
             path = str(display.save(picture, out, image_format))

@@ -5,7 +5,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +30,7 @@ from ssd1b.settings import (
     Preset,
     Prompt,
     Setting,
+    check_needs,
     check_overrides,
     identified,
     read_size,
@@ -234,13 +235,15 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
     """Pass a command ``overrides``, the settings given on the command line by name."""
 
     @wraps(command)
-    def bundled(*args: Any, negative_preset: str | None, size: str | None, **options: Any) -> None:
+    def bundled(*args: Any, negative_preset: str | None, **options: Any) -> None:
+        sizes = {name: options.pop(_parameter(name)) for name, group in OPTIONS.items() if len(group) == 2}
         chosen = {name: options.pop(name) for name in SETTINGS if name in options}
         overrides = {name: value for name, value in chosen.items() if value is not None and value != ()}
         overrides |= {
             name: tuple(map(read, overrides[name])) for name in overrides if (read := SETTINGS[name].read)
         }
-        overrides |= {} if size is None else read_size(size)
+        for name, text in sizes.items():
+            overrides |= {} if text is None else read_size(text, name)
         overrides |= _negative(overrides, negative_preset)
         overrides = with_drawn_seed(identified(overrides))  # here, so that all images of a sweep share them
         command(*args, overrides=overrides, **options)
@@ -250,6 +253,11 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed([negative, named, *others]):
         bundled = option(bundled)
     return bundled
+
+
+def _parameter(option: str) -> str:
+    """Name the parameter of an option for two settings, width and height."""
+    return option.replace("-", "_")
 
 
 def _setting_option(name: str, setting: Setting, *others: Setting) -> Callable[[Any], Any]:
@@ -266,8 +274,8 @@ def _setting_option(name: str, setting: Setting, *others: Setting) -> Callable[[
             *setting.flags, setting.name, multiple=True, metavar=setting.metavar, help=setting.help
         )
     return click.option(
-        *setting.flags, name if others else setting.name, type=kind, nargs=2 if setting.kind is tuple else 1,
-        metavar=setting.metavar, help=setting.help,
+        *setting.flags, _parameter(name) if others else setting.name, type=kind,
+        nargs=2 if setting.kind is tuple else 1, metavar=setting.metavar, help=setting.help,
     )  # fmt: skip
 
 
@@ -305,16 +313,26 @@ def _negative(overrides: Mapping[str, Any], preset: str | None) -> dict[str, str
 
 
 def check_settings(
-    prompts: Iterable[str], overrides: Mapping[str, Any], preset: Preset | None = None
+    prompts: Iterable[str],
+    overrides: Mapping[str, Any],
+    preset: Preset | None = None,
+    later: Collection[str] = (),
 ) -> None:
     """Check prompts and settings before torch is imported and a model loaded.
 
     Prints advice if a prompt contains syntax of other programs that is not supported.
 
+    Args:
+        prompts: the prompts.
+        overrides: the user's settings.
+        preset: the preset, if any.
+        later: settings that each image will have from elsewhere, such as a sweep's axes.
+
     Raises:
-        InputError: as ``check_overrides`` and ``parse_prompt``.
+        InputError: as ``check_overrides``, ``check_needs`` and ``parse_prompt``.
     """
     settings = check_overrides({**(preset.settings if preset else {}), **overrides})
+    check_needs(settings, later)
     found: dict[str, str] = {}
     for text in (*(check("prompt", prompt, Prompt) for prompt in prompts), settings.get("negative_prompt")):
         parse_prompt(text or "")

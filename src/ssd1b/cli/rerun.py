@@ -60,7 +60,7 @@ def command(image: str, out: str, choice: ModelChoice, trusted: bool, inputs: st
     @contextmanager
     def start(pipeline: "Pipeline", settings: "GenerationSettings") -> "Generator[Watch, None, None]":
         check_destination(out, recipe=pipeline.recipe(settings))
-        with display.watched(pipeline, settings.start.steps) as watch:
+        with display.watched(pipeline, settings.total_steps) as watch:
             yield watch
 
     def inspect(source: Recipe | Parameters) -> None:

@@ -82,14 +82,14 @@ def command(
       ssd1b sweep --file prompts.txt --axis steps=5,10,..,30 --axis "sampler=UniPC,Euler,DDPM" --out sweeps/b
       ssd1b sweep "a red cube" --axis "words=red,green,blue" --seeds 4 --out sweeps/c
     """  # noqa: D301 (\b keeps click from wrapping)
-    from ssd1b.lab.axes import parse_axis
+    from ssd1b.lab.axes import parse_axis, settings_of
 
-    check_settings(prompts, overrides, preset)
     found = [parse_axis(each) for each in axes]
     found += [] if axes_file is None else _read_axes(Path(axes_file))
     if seeds is not None:
         first = overrides.get("seed", 0)
         found.append(parse_axis(f"seed={first}-{first + check('seeds', seeds, SEEDS) - 1}"))
+    check_settings(prompts, overrides, preset, settings_of(found))
 
     from ssd1b.actions.lab import Sweep, sweep
     from ssd1b.cli.display import progress

@@ -116,7 +116,7 @@ def command(
       ssd1b tune --model ssd-1b --file prompts.txt --metric clip --axis guidance=3-15 --out mine
       ssd1b generate "a red cube" --preset tuned/preset.json
     """  # noqa: D301 (\b keeps click from wrapping)
-    from ssd1b.lab.axes import parse_axis
+    from ssd1b.lab.axes import parse_axis, settings_of
     from ssd1b.lab.goal import read_goal
 
     for name, allowed, value in (
@@ -125,10 +125,10 @@ def command(
     ):  # fmt: skip
         if value is not None:
             check(name, value, allowed)
-    check_settings(prompts or ["a sphere"], overrides, preset)
     if "seed" in overrides:
         raise InputError("seed is no setting that can be tuned: each pair has its own seed")
     found = [parse_axis(each) for each in axes or DEFAULT_AXES]
+    check_settings(prompts or ["a sphere"], overrides, preset, settings_of(found))
     if twice := [axis.name for axis in found if [each.name for each in found].count(axis.name) > 1]:
         raise InputError(f"axis {twice[0]} is given twice: put all its values into one")
     if other := [axis.name for axis in found if axis.name in ("seed", "words", "model")]:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ssd1b.tensors import Latents
 
@@ -35,3 +37,23 @@ def noise_source(seeds: Sequence[int], height: int, width: int, device: torch.de
         return batch.to(device, non_blocking=pinned)
 
     return draw
+
+
+def slerp(low: Latents, high: Latents, share: Float[Tensor, " batch"]) -> Latents:
+    """Turn noise towards other noise along the arc between them, which keeps its variance.
+
+    As AUTOMATIC1111's ``modules/rng.slerp``: the angle is measured for each column of each channel, that is,
+    along the height, and for any other measure its variation seeds would give other images.
+
+    Args:
+        low: the noise at share 0, unchanged there.
+        high: the noise at share 1.
+        share: 0 to 1, for each image.
+    """
+    part = share.to(low)[:, None, None, None]
+    cosine = torch.cosine_similarity(low, high, dim=2)[:, :, None].clamp(-1, 1)
+    angle = torch.acos(cosine)
+    sine = torch.sin(angle)
+    turned = (torch.sin((1 - part) * angle) * low + torch.sin(part * angle) * high) / sine
+    straight = (1 - part) * low + part * high
+    return torch.where(part == 0, low, torch.where(sine < 1e-4, straight, turned))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from ssd1b.execution import DEFAULT, Execution
 from ssd1b.inputs import digest_of
 from ssd1b.models.tokenizer import CLIPTokenizer
 from ssd1b.runtime import dtype_name
-from ssd1b.settings import BEFORE, GenerationSettings
+from ssd1b.settings import BEFORE, GenerationSettings, Start, numbered
 
 DRAWING = 2
 """Version of the image generation. Increment it when the same settings give a different image, so that older
@@ -56,15 +56,14 @@ class Job(NamedTuple):
     @property
     def cost(self) -> int:
         """The estimated number of UNet passes, times the number of pixels; ``Outcome.passes`` is exact."""
-        settings = self.settings
-        start, end = settings.guidance_interval
-        guided = 0.0 if settings.guidance_scale == 1 else end - start
-        return round(self.evaluations * (1 + guided) * settings.width * settings.height)
+        return round(sum(_cost(*each) for each in self.settings.passes))
 
-    @property
-    def evaluations(self) -> int:
-        """The number of calls of the denoiser; each is one UNet pass, or two with guidance."""
-        return SAMPLERS[self.settings.sampler].evaluations * (self.settings.start.steps - 1) + 1
+
+def _cost(settings: GenerationSettings, start: Start) -> float:
+    begin, end = settings.guidance_interval
+    guided = 0.0 if settings.guidance_scale == 1 else end - begin
+    evaluations = SAMPLERS[settings.sampler].evaluations * (start.steps - 1) + 1
+    return evaluations * (1 + guided) * settings.width * settings.height
 
 
 def environment(device: torch.device, dtype: torch.dtype, execution: Execution = DEFAULT) -> dict[str, Any]:
@@ -104,9 +103,9 @@ def make_job(
     return Job(key, model, settings, batching.batch_key(settings, tokenizers))
 
 
-def with_seed(job: Job, seed: int, *, fingerprint: str, environment: Mapping[str, Any]) -> Job:
-    """Make the job of the same image with another seed; faster than ``make_job``, which tokenizes."""
-    settings = replace(job.settings, seed=seed)
+def numbered_job(job: Job, number: int, *, fingerprint: str, environment: Mapping[str, Any]) -> Job:
+    """Make the job of one of several images, see ``numbered``; faster than ``make_job``, which tokenizes."""
+    settings = numbered(job.settings, number)
     return job._replace(settings=settings, key=_key(settings, fingerprint, environment))
 
 
@@ -124,7 +123,7 @@ def batches(jobs: Iterable[Job]) -> list[list[Job]]:
     """Group the jobs of one model into batches, ordered by each batch's first job."""
 
     def limit(job: Job) -> int:
-        settings = job.settings
-        return batching.batch_limit(settings, PIXELS_PER_BATCH // (settings.width * settings.height))
+        width, height = job.settings.final_size
+        return batching.batch_limit(job.settings, PIXELS_PER_BATCH // (width * height))
 
     return batching.batches(jobs, lambda job: job.batch, limit)

@@ -8,7 +8,7 @@ one, ``1-10 (+2)`` in steps of two, ``10-1 (-3)`` is decreasing, ``1-10 [5]`` gi
 import csv
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import ROUND_DOWN, Decimal
 from typing import Any
@@ -20,6 +20,7 @@ from ssd1b.presets import NEGATIVE_PROMPTS, load_preset
 from ssd1b.settings import (
     OPTIONS,
     RANDOM_SEED,
+    SEED_SETTINGS,
     Setting,
     check_overrides,
     identified,
@@ -81,6 +82,11 @@ def number_of(value: Value) -> float:
     return float(settings[0]) if len(settings) == 1 and isinstance(settings[0], int | float) else math.nan
 
 
+def settings_of(axes: Iterable[Axis]) -> set[str]:
+    """Name the settings that axes set."""
+    return {name for axis in axes for value in axis.values for name in value.settings}
+
+
 def parse_axis(text: str) -> Axis:
     """Parse an axis such as ``guidance=2,5,9``.
 
@@ -126,7 +132,7 @@ def _numbers(setting: Setting) -> Callable[[list[str]], list[Value]]:
     def read(items: list[str]) -> list[Value]:
         found: list[Decimal] = []
         for position, item in enumerate(items):
-            if setting.name == "seed" and item == str(RANDOM_SEED):
+            if setting.name in SEED_SETTINGS and item == str(RANDOM_SEED):
                 found.append(Decimal(random_seed()))
             elif item in _ELLIPSES:
                 if not found or position + 1 == len(items):
@@ -252,8 +258,8 @@ def _presets(items: list[str]) -> list[Value]:
     return [Value(label=item, settings=dict(load_preset(item).settings)) for item in items]
 
 
-def _sizes(items: list[str]) -> list[Value]:
-    return [Value(label=item, settings=read_size(item)) for item in items]
+def _sizes(option: str) -> Callable[[list[str]], list[Value]]:
+    return lambda items: [Value(label=item, settings=read_size(item, option)) for item in items]
 
 
 def _pairs(setting: Setting) -> Callable[[list[str]], list[Value]]:
@@ -279,9 +285,9 @@ def _words(items: list[str]) -> list[Value]:
     return [Value(label=item, words=(items[0], item)) for item in items]
 
 
-def _reader(setting: Setting, *others: Setting) -> Callable[[list[str]], list[Value]]:
+def _reader(option: str, setting: Setting, *others: Setting) -> Callable[[list[str]], list[Value]]:
     if others:
-        return _sizes
+        return _sizes(option)
     if setting.read:
         return _lists(setting)
     return {tuple: _pairs, str: _texts, InputFile: _files}.get(setting.kind, _numbers)(setting)
@@ -293,7 +299,7 @@ _READERS: dict[str, Callable[[list[str]], list[Value]]] = {
     "negative-preset": _negative_presets,
     "preset": _presets,
     LORA_STRENGTH: _lora_strengths(None),
-    **{name: _reader(*settings) for name, settings in OPTIONS.items()},
+    **{name: _reader(name, *settings) for name, settings in OPTIONS.items()},
 }
 """The parser of each axis's values."""
 

@@ -80,7 +80,7 @@ class Run:
     @property
     def steps(self) -> int:
         """Its denoising steps, and the decoding, which takes about as long as one."""
-        return self.picked[0][1].job.settings.start.steps + 1
+        return self.picked[0][1].job.settings.total_steps + 1
 
     @property
     def pace(self) -> float | None:
@@ -266,9 +266,9 @@ class Scheduler:
         request, image = picked
         if request.state == QUEUED and request.starts:  # its process died: it may be the reason
             return 1
-        settings = image.job.settings
-        limit = min(self._options.max_batch, PIXELS_PER_BATCH // (settings.width * settings.height))
-        return batching.batch_limit(settings, limit)
+        width, height = image.job.settings.final_size
+        limit = min(self._options.max_batch, PIXELS_PER_BATCH // (width * height))
+        return batching.batch_limit(image.job.settings, limit)
 
     def _fits(self, picked: list[Picked]) -> bool:
         """Whether a batch can be generated next to the others: the processor has threads for all of them."""

@@ -16,7 +16,7 @@ from uuid import uuid4
 import torch
 
 from ssd1b.errors import ConflictError, FailedError, InputError, NotFoundError, line, shown, unknown
-from ssd1b.jobs.job import Job, environment, make_job, with_seed
+from ssd1b.jobs.job import Job, environment, make_job, numbered_job
 from ssd1b.jobs.queue import (
     CANCELLED,
     FAILED,
@@ -39,7 +39,7 @@ from ssd1b.server.metrics import Metrics
 from ssd1b.server.options import ServerOptions, read_keys
 from ssd1b.server.scheduler import Scheduler
 from ssd1b.server.workers import StartWorker
-from ssd1b.settings import DEFAULTS, SEEDS, GenerationSettings, random_seed, resolve_settings
+from ssd1b.settings import DEFAULTS, GenerationSettings, random_seed, resolve_settings
 
 log = logging.getLogger("ssd1b.server")
 
@@ -226,8 +226,8 @@ class Service:
         self._number += 1
         job = self._job(model, settings)
         decisive: dict[str, Any] = {"fingerprint": self._digests[model], "environment": self._environment}
-        seeds = [(settings.seed + number) % SEEDS for number in range(count)]
-        images = [Image(id=uuid4().hex, job=with_seed(job, seed, **decisive)) for seed in seeds]
+        jobs = [numbered_job(job, number, **decisive) for number in range(count)]
+        images = [Image(id=uuid4().hex, job=each) for each in jobs]
         request = Request(
             id=uuid4().hex, number=self._number, client=client, model=model, images=images,
             priority=priority, dialect=dialect, idempotency=idempotency,

@@ -26,7 +26,7 @@ from ssd1b.lab.sweep import (
     sweep_id,
 )
 from ssd1b.presets import load_preset
-from ssd1b.settings import PICTURE_SETTINGS, GenerationSettings, Preset
+from ssd1b.settings import HIRES_SETTINGS, HIRES_SIZES, PICTURE_SETTINGS, GenerationSettings, Preset
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.files import write_json
 from ssd1b.weights.writing import save_folder
@@ -73,6 +73,13 @@ OTHER_SETTINGS = {
     "loras": ({"file": {"sha256": "0" * 64, "path": "/a.safetensors"}},),
     "init_image": {"sha256": "0" * 64, "path": "/a.png"}, "mask": {"sha256": "1" * 64, "path": "/b.png"},
     "strength": 0.5, "strength_steps": "comfyui", "resize_mode": "stretch",
+    "mask_change": "black", "mask_blur": 4.0, "mask_content": "fill", "mask_area": "masked",
+    "mask_padding": 8, "outpaint": "left=8", "outpaint_fill": "reflect",
+    "variation_strength": 0.1, "variation_seed": 5, "hires_scale": 2.0, "hires_width": 128,
+    "hires_height": 128,
+    "hires_strength": 0.3, "hires_upscaler": "latent", "hires_steps": 3, "hires_sampler": "ddim",
+    "hires_schedule": "karras", "hires_guidance_scale": 2.0, "hires_prompt": "a cube",
+    "hires_negative_prompt": "y",
 }  # fmt: skip
 """Of each setting a value that is not the default."""
 
@@ -86,9 +93,15 @@ def key(
 def test_each_setting_decides_the_key() -> None:
     plain = sweep("seed=1")
     assert OTHER_SETTINGS.keys() == {each.name for each in fields(GenerationSettings)}
+    masked = {name: OTHER_SETTINGS[name] for name in ("init_image", "mask", "width", "height")}
     start = {name: OTHER_SETTINGS[name] for name in ("init_image", "width", "height")}
+    partners = {
+        **dict.fromkeys(PICTURE_SETTINGS, start), **dict.fromkeys(("mask_blur", "mask_area"), masked),
+        "variation_seed": {"variation_strength": 0.2},
+        **{name: {"hires_scale": 1.5} for name in HIRES_SETTINGS if name not in HIRES_SIZES},
+    }  # fmt: skip
     changed = {
-        name: replace(plain, settings={**(start if name in PICTURE_SETTINGS else {}), name: value})
+        name: replace(plain, settings={**partners.get(name, {}), name: value})
         for name, value in OTHER_SETTINGS.items()
     }
     changed["prompt"] = replace(plain, prompts=("a cone",))

@@ -231,7 +231,7 @@ def answer(service: Service, request: Request) -> JobAnswer:
         id=request.id, state=cast(State, request.state), model=request.model, prompt=first.prompt,
         settings=client_settings(first), priority=request.priority, created=request.created,
         started=request.started, finished=request.finished, position=service.position(request),
-        step=request.step, steps=first.start.steps, eta=service.eta(request),
+        step=request.step, steps=first.total_steps, eta=service.eta(request),
         images=[_image(image) for image in request.images],
         advice=advise(first, model.layout.size, model.info.family) if model else [],
         error=request.error, code=code_of(request),

@@ -136,8 +136,8 @@ def _datum(image: Made, http: HTTPRequest, response_format: str | None) -> dict[
 
 
 def _size(request: Request) -> str:
-    settings = request.images[0].job.settings
-    return f"{settings.width}x{settings.height}"
+    width, height = request.images[0].job.settings.final_size
+    return f"{width}x{height}"
 
 
 def _usage(service: Service, request: Request) -> dict[str, Any]:
@@ -162,7 +162,7 @@ async def _events(
             sent, last = 0, None
             if request.state not in FINISHED:
                 async for _ in listener.changes():
-                    due = request.step * (partial + 1) >= request.images[0].job.settings.start.steps * (
+                    due = request.step * (partial + 1) >= request.images[0].job.settings.total_steps * (
                         sent + 1
                     )
                     if sent < partial and due and request.preview is not None and request.preview is not last:

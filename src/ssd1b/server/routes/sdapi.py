@@ -188,7 +188,7 @@ async def progress(service: TheService, client: Client, skip_current_image: bool
             "job_timestamp": "0", "job_no": 0, "sampling_step": 0, "sampling_steps": 0,
         }  # fmt: skip
         return {"progress": 0.0, "eta_relative": 0.0, "state": state, "current_image": None, "textinfo": None}
-    steps = request.images[0].job.settings.start.steps
+    steps = request.images[0].job.settings.total_steps
     finished_images = len(request.images) - len(request.left)
     share = (finished_images + request.step / steps * bool(request.left)) / len(request.images)
     state = {
