@@ -223,17 +223,22 @@ def _write_student(folder: Path, student: UNet) -> None:
         write_tensors(aside, student.state_dict(), {})
 
 
-def write_model(out: Path, student: UNet, teacher: Model, *, overwrite: bool = False) -> StudentFiles:
+def write_model(
+    out: Path, student: UNet, teacher: Model, *, settings: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> StudentFiles:  # fmt: skip
     """Write the student with its teacher's other networks, tokenizers, scheduler and settings.
 
     A model that this function wrote there earlier is replaced; with ``overwrite`` so is any other file, but
-    never a folder.
+    never a folder. ``settings`` replace the teacher's recommended ones.
 
     Returns:
         ``out/model`` in diffusers' format, and ``out/model.safetensors`` with the original names. There is no
         single file if the vocabulary is not CLIP's, for which the format has no place.
     """
     info = replace(teacher.info, layout=replace(teacher.layout, unet=student.layout))
+    if settings is not None:
+        info = replace(info, settings=dict(settings))
     parts = {part: read_part(teacher.checkpoint, part) for part in PARTS if part != "unet"}
     dtype = teacher.checkpoint.part("unet").dtype
     parts["unet"] = {name: tensor.to(dtype) for name, tensor in student.state_dict().items()}
