@@ -13,7 +13,6 @@ import torch
 
 from ssd1b.distill.importance import block_importance
 from ssd1b.distill.plan import PlannedStage
-from ssd1b.distill.stages import Stage
 from ssd1b.distill.teacher import objective_of, teacher_record
 from ssd1b.distill.train import distill, student_of
 from ssd1b.distill.validation import make_sample_validator
@@ -190,12 +189,12 @@ def run(
     return group.decide(finish)
 
 
-def join_processes(device: str, stages: Sequence[Stage]) -> Group:
+def join_processes(device: str, trains: Sequence[LoopSettings]) -> Group:
     """Join the other processes of the run, before anything is moved to their devices.
 
     They wait for the first one to encode images for as long as that takes.
     """
-    minutes = max(each.train.timeout_minutes for each in stages)
+    minutes = max(each.timeout_minutes for each in trains)
     return Group(torch.device(device).type, step_minutes=minutes, wait_minutes=_ENCODING_MINUTES)
 
 

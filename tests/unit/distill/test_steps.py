@@ -4,32 +4,23 @@ Images are normal with mean ``MEAN`` and deviation ``DEVIATION`` in every cell. 
 numbers for each timestep, so it can represent every solution exactly.
 """
 
-import os
-import signal
-from collections.abc import Mapping
-from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from killing import kill_often, kills_in_child
 from ssd1b.diffusion.schedule import NoiseSchedule
 from ssd1b.distill.steps.methods import METHODS
 from ssd1b.distill.steps.setup import Conditions, Given, Setup
-from ssd1b.distill.steps.stages import METHOD_NAMES, StepStage
-from ssd1b.distill.steps.trajectory import CLEAN, Trajectory, spread
+from ssd1b.distill.steps.stages import StepStage
+from ssd1b.distill.steps.trajectory import Trajectory
 from ssd1b.models.text import Conditioning
-from ssd1b.training import loop
 from ssd1b.training.batches import LatentBatch
 from ssd1b.training.loop import run
 from ssd1b.training.processes import Processes
 from ssd1b.training.settings import LoopSettings
-from ssd1b.training.task import Learner, Task, Terms
 
 pytestmark = pytest.mark.usefixtures("read_in_process")
 

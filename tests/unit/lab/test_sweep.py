@@ -65,6 +65,9 @@ def test_words_are_replaced_in_prompt_and_negative_prompt() -> None:
         wanted(sweep("words=sphere,cone"))
 
 
+TIMESTEPS = ",".join(map(str, range(999, 974, -1)))
+"""As many as the default number of steps."""
+
 OTHER_SETTINGS = {
     "prompt": "a cone", "negative_prompt": "", "guidance_scale": 3.0, "guidance_rescale": 0.5,
     "guidance_interval": (0.0, 0.5), "feature_reuse": 0.1, "steps": 7, "sampler": "ddim",
@@ -72,7 +75,8 @@ OTHER_SETTINGS = {
     "crop_top_left": (0, 8), "target_size": (32, 32),
     "loras": ({"file": {"sha256": "0" * 64, "path": "/a.safetensors"}},),
     "init_image": {"sha256": "0" * 64, "path": "/a.png"}, "mask": {"sha256": "1" * 64, "path": "/b.png"},
-    "strength": 0.5, "strength_steps": "comfyui", "resize_mode": "stretch",
+    "strength": 0.5, "strength_steps": "comfyui", "resize_mode": "stretch", "timesteps": TIMESTEPS,
+    "gamma": 0.5,
 }  # fmt: skip
 """Of each setting a value that is not the default."""
 

@@ -75,7 +75,9 @@ def lcm(setup: Setup) -> Task[LatentBatch]:
     The teacher steps with guidance. The averaged student gives the target, and is the result.
     """
 
-    def jump(module: nn.Module, x: Tensor, start: Tensor, end: Tensor, given: Given, scales: Tensor) -> Tensor:
+    def jump(
+        module: nn.Module, x: Tensor, start: Tensor, end: Tensor, given: Given, scales: Tensor
+    ) -> Tensor:
         estimate = setup.by_student(module, x, start.clamp(min=0), given, scales)
         return bounded(x, start, estimate)
 
@@ -103,7 +105,9 @@ def tcd(setup: Setup) -> Task[LatentBatch]:
     stage, trajectory = setup.stage, setup.trajectory
     edges = trajectory.grid(stage.inference_steps, "lcm")
 
-    def jump(module: nn.Module, x: Tensor, start: Tensor, end: Tensor, given: Given, scales: Tensor) -> Tensor:
+    def jump(
+        module: nn.Module, x: Tensor, start: Tensor, end: Tensor, given: Given, scales: Tensor
+    ) -> Tensor:
         estimate = setup.by_student(module, x, start.clamp(min=0), given, scales)
         arrived = (start == end)[:, None, None, None]
         return torch.where(arrived, x, trajectory.at(estimate, end))
@@ -122,9 +126,7 @@ Jump = Callable[[nn.Module, Tensor, Tensor, Tensor, Given, Tensor], Tensor]
 """``jump(module, x, start, end, given, scales)`` -> latents at ``end``."""
 
 
-def _consistent(
-    setup: Setup, jump: Jump, ends: Callable[[Tensor, Tensor], Tensor]
-) -> Task[LatentBatch]:
+def _consistent(setup: Setup, jump: Jump, ends: Callable[[Tensor, Tensor], Tensor]) -> Task[LatentBatch]:
     """Make the learner of a consistency: the jump from a point equals that from the teacher's next point.
 
     Args:

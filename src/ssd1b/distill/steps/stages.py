@@ -23,12 +23,11 @@ from typing import Annotated, Any, Literal
 
 from ssd1b.diffusion.spacing import LCM_TIMESTEPS
 from ssd1b.distill.stages import MAX_STAGES, fitting, with_changes
+from ssd1b.distill.steps.names import METHOD_NAMES
 from ssd1b.errors import InputError, shown, unknown
 from ssd1b.table_files import read_table
 from ssd1b.training.settings import LoopSettings, Rate
 from ssd1b.validation import Flag, Items, OneOf, Range, parse, validated
-
-METHOD_NAMES = ("guidance", "progressive", "lcm", "tcd", "dmd")
 
 TRAIN = LoopSettings(
     steps=2_000, batch_size=16, learning_rate=1e-5, betas=(0.9, 0.999), warmup_share=0.05,
@@ -104,12 +103,6 @@ class StepStage:
         return isinstance(self.guidance, tuple)
 
 
-def is_step_file(table: Mapping[str, Any]) -> bool:
-    """Return whether a table of stages is of a step distillation: one of its stages has a method."""
-    stages = table.get("stages")
-    return isinstance(stages, list) and any(isinstance(each, Mapping) and "method" in each for each in stages)
-
-
 def read_step_stages(path: Path) -> list[StepStage]:
     """Read a TOML file of stages.
 
@@ -147,6 +140,16 @@ def checked(stages: list[StepStage]) -> list[StepStage]:
     if len({each.embeds_guidance for each in stages}) > 1:
         raise InputError("either all stages or none must have a range of guidance, which the student embeds")
     return stages
+
+
+def with_total_steps(stages: list[StepStage], steps: int) -> list[StepStage]:
+    """Distribute a total number of optimiser steps in proportion to the stages' own."""
+    before = sum(each.train.steps for each in stages)
+    shares = [max(1, steps * each.train.steps // before) for each in stages]
+    return [
+        replace(each, train=fitting(replace(each.train, steps=share), f"stage {number} of {steps} steps"))
+        for number, (each, share) in enumerate(zip(stages, shares, strict=True), 1)
+    ]
 
 
 def with_teachers_guidance(stages: list[StepStage], recommended: float) -> list[StepStage]:
