@@ -455,7 +455,7 @@ def resolve_settings(
     preset: Preset | None,
     **overrides: object,
 ) -> GenerationSettings:
-    """Merge all layers of settings. Highest precedence first: overrides, preset, few-step LoRA, model, family.
+    """Merge all layers: overrides over preset over few-step LoRA over model over family.
 
     Sampler and schedule accept any name that ``sampler_names`` knows ("DPM++ 2M Karras"). If neither preset
     nor overrides set a size, it is that of ``init_image``, in multiples of 8; a picture beyond the limits of

@@ -19,6 +19,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     LCMScheduler,
+    TCDScheduler,
     UniPCMultistepScheduler,
 )
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import rescale_noise_cfg
@@ -27,7 +28,7 @@ from scipy.stats import beta
 
 from ssd1b.diffusion.denoiser import denoiser, rescaled
 from ssd1b.diffusion.samplers import SAMPLERS
-from ssd1b.diffusion.schedule import NoiseSchedule, steps_for
+from ssd1b.diffusion.schedule import NoiseSchedule, lower_levels, steps_for
 from ssd1b.diffusion.spacing import CURVES, beta_quantile
 
 # diffusers' own conversions from torch to numpy
@@ -57,8 +58,9 @@ ORACLES = {
     "dpmpp_sde": sde_scheduler(),
     "unipc": UniPCMultistepScheduler,
     "lcm": LCMScheduler,
+    "tcd": TCDScheduler,
 }
-WITHOUT_CURVES = ("euler_ancestral", "ddim", "ddpm", "lcm")
+WITHOUT_CURVES = ("euler_ancestral", "ddim", "ddpm", "lcm", "tcd")
 WITHOUT_ZERO_SNR = ("heun", "dpmpp_sde")
 
 WEIGHT = torch.randn(4, 4, generator=torch.Generator().manual_seed(1)) / 2
@@ -120,6 +122,8 @@ def our_trajectory(name, schedule, count, start, **options):
     sampler = SAMPLERS[name]
     steps = steps_for(schedule, count, grid=sampler.grid)
     denoise = denoiser(model, schedule, steps)
+    if sampler.gamma:
+        options = {"lower": lower_levels(schedule, steps, options.get("gamma", 0.3))}
     run = sampler.run(denoise, start * steps.initial_scale, steps.sigmas, draws(), **options)
     return [step.latents / math.hypot(step.sigma, 1) for step in run]
 

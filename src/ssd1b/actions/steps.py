@@ -26,7 +26,7 @@ from ssd1b.distill.teacher import find_or_describe, find_teacher
 from ssd1b.errors import InputError
 from ssd1b.evaluate.cost import unet_macs
 from ssd1b.layer_map import parameters
-from ssd1b.layouts import ModelLayout
+from ssd1b.layouts import ModelLayout, family_of
 from ssd1b.model import Model
 from ssd1b.runtime import choose_device, dtype_name
 from ssd1b.settings import GUIDANCE_DEFAULTS
@@ -101,9 +101,8 @@ def make_step_stages(
     if inference_steps is not None:
         stages = [*stages[:-1], replace(stages[-1], inference_steps=inference_steps)]
     stages = stages if steps is None else with_total_steps(stages, steps)
-    changes = {
-        name: value for name, value in (("batch_size", batch_size), ("seed", seed)) if value is not None
-    }
+    given = {"batch_size": batch_size, "seed": seed}
+    changes = {name: value for name, value in given.items() if value is not None}
     return [replace(each, train=replace(each.train, **changes)) for each in stages]
 
 
@@ -128,6 +127,9 @@ def plan_steps(
     (layout, found), (smaller, started) = find_or_describe(teacher), find_or_describe(student)
     if found and started:
         check_pair(found, started)
+    family = family_of(layout.unet) or "sdxl"
+    guidance = _recommended_guidance(found) if found else GUIDANCE_DEFAULTS[family]
+    stages = with_teachers_guidance(list(stages), guidance)
     cells = smaller.size // smaller.vae.factor
     macs = _macs(layout, cells), _macs(smaller, cells)
     at_once = max(each.train.batch_size // each.train.micro_batches for each in stages)
@@ -138,8 +140,9 @@ def plan_steps(
     for number, each in enumerate(stages, 1):
         notify(f"estimating the memory of stage {number} of {len(stages)}")
         per_image = step_macs(each, *macs)
+        images = each.train.steps * each.train.batch_size
         costs.append(StepStageCost(
-            stage=each, macs=per_image, seconds=each.train.steps * each.train.batch_size * per_image / speed.rate,
+            stage=each, macs=per_image, seconds=images * per_image / speed.rate,
             memory=memory(each, layout.unet, smaller.unet, cells, dtype, place),
         ))  # fmt: skip
     return StepPlan(

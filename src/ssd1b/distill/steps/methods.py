@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ssd1b.distill.steps.matching import DistributionMatching
 from ssd1b.distill.steps.setup import Given, Setup
-from ssd1b.distill.steps.trajectory import CLEAN, Estimate, spread
+from ssd1b.distill.steps.stages import StepStage
+from ssd1b.distill.steps.trajectory import CLEAN, Estimate, Trajectory, spread
 from ssd1b.training.batches import LatentBatch
 from ssd1b.training.objective import noised
 from ssd1b.training.processes import Loss
@@ -103,7 +104,8 @@ def tcd(setup: Setup) -> Task[LatentBatch]:
     (2405.18407), of which there are as many as inference steps.
     """
     stage, trajectory = setup.stage, setup.trajectory
-    edges = trajectory.grid(stage.inference_steps, "lcm")
+    visited = consistency_grid(trajectory, stage)
+    edges = torch.cat([visited, torch.tensor([CLEAN])])
 
     def jump(
         module: nn.Module, x: Tensor, start: Tensor, end: Tensor, given: Given, scales: Tensor
@@ -120,6 +122,15 @@ def tcd(setup: Setup) -> Task[LatentBatch]:
         return grid[after + (torch.rand(len(after), device=after.device) * left).long()]
 
     return _consistent(setup, jump, ends)
+
+
+def consistency_grid(trajectory: Trajectory, stage: StepStage) -> Tensor:
+    """Return the timesteps that a consistency model of a stage visits, ``[inference_steps]``.
+
+    They are evenly spaced among those of the solver, on which it was trained.
+    """
+    grid = trajectory.grid(stage.solver_steps, "trailing")
+    return grid[[index * stage.solver_steps // stage.inference_steps for index in range(stage.inference_steps)]]
 
 
 Jump = Callable[[nn.Module, Tensor, Tensor, Tensor, Given, Tensor], Tensor]

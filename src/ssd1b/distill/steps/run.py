@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ssd1b.distill.run import Data, StudentFiles, write_model
-from ssd1b.distill.steps.methods import METHODS
+from ssd1b.distill.steps.methods import METHODS, consistency_grid
 from ssd1b.distill.steps.setup import Conditions, Given, Setup
 from ssd1b.distill.steps.stages import StepStage
 from ssd1b.distill.steps.trajectory import Trajectory
@@ -36,8 +36,8 @@ GUIDANCE_DIM = 256
 _SAMPLING: Mapping[str, Mapping[str, Any]] = {
     "guidance": {},
     "progressive": {"sampler": "ddim", "schedule": "trailing"},
-    "lcm": {"sampler": "lcm", "schedule": "lcm"},
-    "tcd": {"sampler": "tcd", "schedule": "lcm"},
+    "lcm": {"sampler": "lcm"},
+    "tcd": {"sampler": "tcd"},
     "dmd": {"sampler": "lcm", "schedule": "trailing"},
 }
 """How the student of a method is sampled: on the grid that it was trained on."""
@@ -51,6 +51,9 @@ def recommended(stage: StepStage, student: Model) -> dict[str, Any]:
     sampling = dict(_SAMPLING[stage.method])
     if stage.method == "tcd" and stage.ends == "phases":
         sampling["sampler"] = "ddim"
+    if stage.method in ("lcm", "tcd"):
+        grid = consistency_grid(Trajectory(schedule=student.info.noise_schedule), stage)
+        sampling["timesteps"] = ",".join(map(str, grid.tolist()))
     if stage.method != "guidance":
         sampling["steps"] = stage.inference_steps
     scale = sum(stage.scales) / 2 if stage.embeds_guidance else 1.0

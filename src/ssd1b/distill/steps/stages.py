@@ -85,6 +85,10 @@ class StepStage:
             raise InputError(f"guidance is {list(self.guidance)}: the first scale must be the smaller one")
         if self.learns_from == "before" and self.guidance not in (None, 1.0):
             raise InputError("a stage that learns from the one before has no guidance: leave it out")
+        if self.method in ("lcm", "tcd") and self.inference_steps > self.solver_steps:
+            raise InputError(
+                f"inference_steps is {self.inference_steps}: at most the {self.solver_steps} solver_steps"
+            )
         if self.method == "dmd" and self.train.steps < self.critic_updates:
             raise InputError(
                 f"{self.train.steps} steps with {self.critic_updates} critic_updates never update the student"
