@@ -216,6 +216,8 @@ def tcd(
         x = denoised + (below / sigma) * (x - denoised)
         if sigma_next > below:
             x = x + math.sqrt(sigma_next**2 - below**2) * noise()
+        elif sigma_next < below:  # the last step: the result is read as it is at timestep 0, at unit variance
+            x = x / math.hypot(below, 1.0)
         yield Step(index=index, sigma=sigma_next, latents=x, denoised=denoised)
 
 

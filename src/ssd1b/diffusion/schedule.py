@@ -198,7 +198,7 @@ _TUNES_A_SAMPLER = (
 )  # fmt: skip
 _KNOWN = {*_FIELDS, *_CURVE_SETTING.values(), *_SUPPORTED_ONLY_AS, *_TUNES_A_SAMPLER}
 _FLAGS = {*_CURVE_SETTING.values(), "rescale_betas_zero_snr"}
-_ONCE_LEADING = ("ddim", "ddpm", "lcm")
+_ONCE_LEADING = ("ddim", "ddpm", "lcm", "tcd")
 
 
 @lru_cache(maxsize=8)
@@ -309,10 +309,11 @@ def _given_timesteps(noise_schedule: NoiseSchedule, timesteps: Sequence[int], gr
     if timesteps[0] >= len(table):
         raise InputError(f"timesteps begin with {timesteps[0]}: the model's are 0 to {len(table) - 1}")
     sigmas = [table[timestep] for timestep in timesteps]
+    unit_start = grid.unit_start or noise_schedule.timestep_spacing == "leading"
     return StepSchedule(
         sigmas=(*sigmas, 0.0),
         timesteps=tuple(map(float, timesteps)),
-        initial_scale=math.hypot(sigmas[0], 1.0) if grid.unit_start else sigmas[0],
+        initial_scale=math.hypot(sigmas[0], 1.0) if unit_start else sigmas[0],
     )
 
 

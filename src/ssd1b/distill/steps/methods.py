@@ -129,8 +129,8 @@ def consistency_grid(trajectory: Trajectory, stage: StepStage) -> Tensor:
 
     They are evenly spaced among those of the solver, on which it was trained.
     """
-    grid = trajectory.grid(stage.solver_steps, "trailing")
-    return grid[[index * stage.solver_steps // stage.inference_steps for index in range(stage.inference_steps)]]
+    solver, count = stage.solver_steps, stage.inference_steps
+    return trajectory.grid(solver, "trailing")[[index * solver // count for index in range(count)]]
 
 
 Jump = Callable[[nn.Module, Tensor, Tensor, Tensor, Given, Tensor], Tensor]
