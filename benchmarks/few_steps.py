@@ -2,8 +2,8 @@
 
     python benchmarks/few_steps.py STUDENT RESULT.json [--captions 240] [--teacher mini-ssd-1b]
 
-STUDENT is a model of ``ssd1b distill --steps-method``. Both draw the same captions from the same noise. RESULT has
-each image's scores, and for each run the mean and its difference from the teacher at 20 steps with guidance,
+STUDENT is a model of ``ssd1b distill --steps-method``. Both draw the same captions from the same noise. RESULT
+has each image's scores, and for each run the mean and its difference from the teacher at 20 steps with guidance,
 paired by caption, with 95% intervals.
 """
 

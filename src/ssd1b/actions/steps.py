@@ -14,7 +14,7 @@ from ssd1b.actions.loading import Notify
 from ssd1b.distill.cost import Throughput, measure_speed
 from ssd1b.distill.run import StudentFiles, check_run_folder, join_processes, record_config
 from ssd1b.distill.steps.cost import memory, step_macs
-from ssd1b.distill.steps.run import check_pair, config_of, run
+from ssd1b.distill.steps.run import check_layouts, check_pair, config_of, run
 from ssd1b.distill.steps.stages import (
     StepStage,
     checked,
@@ -125,6 +125,7 @@ def plan_steps(
     place = str(choose_device(device))
     dtype = training_dtype(place)
     (layout, found), (smaller, started) = find_or_describe(teacher), find_or_describe(student)
+    check_layouts(layout, smaller)
     if found and started:
         check_pair(found, started)
     family = family_of(layout.unet) or "sdxl"

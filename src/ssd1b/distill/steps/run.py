@@ -16,7 +16,7 @@ from ssd1b.distill.steps.stages import StepStage
 from ssd1b.distill.steps.trajectory import Trajectory
 from ssd1b.distill.teacher import objective_of, teacher_record
 from ssd1b.errors import InputError
-from ssd1b.layouts import UNetLayout
+from ssd1b.layouts import ModelLayout, UNetLayout
 from ssd1b.model import Model
 from ssd1b.models.text import Conditioning
 from ssd1b.models.unet import UNet
@@ -66,21 +66,33 @@ def student_layout(student: Model, stages: Sequence[StepStage]) -> UNetLayout:
     return replace(layout, guidance_embed_dim=GUIDANCE_DIM) if stages[0].embeds_guidance else layout
 
 
+def check_layouts(teacher: ModelLayout, student: ModelLayout) -> None:
+    """Check that a teacher can teach a student, by their layouts.
+
+    Raises:
+        InputError: latents or prompts of the two differ.
+    """
+    for what, ours, theirs in (
+        ("autoencoders", student.vae, teacher.vae),
+        ("text encoders", student.text_encoder, teacher.text_encoder),
+        ("text encoders", student.text_encoder_2, teacher.text_encoder_2),
+        ("sizes", student.size, teacher.size),
+    ):
+        if ours != theirs:
+            raise InputError(
+                f"{student.name} cannot learn from {teacher.name}: the models have other {what}"
+            )
+
+
 def check_pair(teacher: Model, student: Model) -> None:
     """Check that a teacher can teach a student.
 
     Raises:
         InputError: latents, prompts or noise of the two differ.
     """
-    for what, ours, theirs in (
-        ("autoencoders", student.layout.vae, teacher.layout.vae),
-        ("text encoders", student.layout.text_encoder, teacher.layout.text_encoder),
-        ("text encoders", student.layout.text_encoder_2, teacher.layout.text_encoder_2),
-        ("latents", student.layout.unet.in_channels, teacher.layout.unet.in_channels),
-        ("noise schedules", _noise(student), _noise(teacher)),
-    ):
-        if ours != theirs:
-            raise InputError(f"{student.name} cannot learn from {teacher.name}: they have other {what}")
+    check_layouts(teacher.layout, student.layout)
+    if _noise(teacher) != _noise(student):
+        raise InputError(f"{student.name} cannot learn from {teacher.name}: they have other noise schedules")
 
 
 def _noise(model: Model) -> tuple[object, ...]:
