@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from ssd1b.few_steps import GUIDANCE_EMBEDDED, Recognised, recognise_all
 from ssd1b.sampler_names import SAMPLERS
-from ssd1b.settings import ARTICLE, CARD, GenerationSettings
+from ssd1b.settings import ARTICLE, CARD, GenerationSettings, step_loras
 
 FULL_SIZE = 1024
 """Side in pixels of the square images that SDXL and its distilled models were trained on."""
@@ -48,15 +49,29 @@ SSD_1B_ADVICE = (
 )
 
 
-def advise(settings: GenerationSettings, model_size: int, family: str) -> list[str]:
+def advise(
+    settings: GenerationSettings, model_size: int, family: str, few_steps: Recognised | None = None
+) -> list[str]:
     """Write one line for each setting outside its recommended range.
 
     Args:
         settings: the settings, which are not changed.
         model_size: side in pixels of the square images the model was trained on (``ModelLayout.size``).
         family: a name of ``layouts.UNETS``. Only size is checked for families other than SSD-1B.
+        few_steps: what ``Model.few_steps`` says. A few-step model or LoRA is judged by its own kind's ranges.
     """
-    lines = _about_ssd_1b(settings) if family == "ssd-1b" else []
+    found = [*([few_steps] if few_steps else []), *recognise_all(step_loras(settings.loras))]
+    embeds = few_steps is not None and few_steps.kind is GUIDANCE_EMBEDDED
+    lines = [line for each in found for line in _about_few_steps(settings, each)]
+    if len(found) > 1:
+        names = ", ".join(each.file for each in found)
+        lines.append(f"{names}: each makes a model a few-step one; use only one of them")
+    if settings.negative_prompt and (settings.guidance_scale == 1 or embeds):
+        lines.append(
+            "negative prompt: it is ignored, because without a second pass nothing moves away from it"
+        )
+    if not found and family == "ssd-1b":
+        lines += _about_ssd_1b(settings)
     sizes = SIZES if model_size == FULL_SIZE else ((model_size, model_size),)
     if (settings.width, settings.height) not in sizes:
         listed = ", ".join(f"{width}x{height}" for width, height in sizes)
@@ -65,6 +80,30 @@ def advise(settings: GenerationSettings, model_size: int, family: str) -> list[s
             f"size {settings.width}x{settings.height}: the model was trained on {listed}; at other sizes "
             f"expect objects that are cut off or repeated ({source})"
         )
+    return lines
+
+
+def _about_few_steps(settings: GenerationSettings, found: Recognised) -> list[str]:
+    kind, lines = found.kind, list[str]()
+    low, high = kind.guidance
+    if settings.guidance_scale > high:
+        lines.append(
+            f"guidance_scale {settings.guidance_scale:g}: {kind.name} was distilled with guidance; above "
+            f"{high:g} colours burn ({kind.source})"
+        )
+    elif settings.guidance_scale < low:
+        lines.append(f"guidance_scale {settings.guidance_scale:g}: {kind.name} needs {low:g} ({kind.source})")
+    fewest, most = (found.made_for,) * 2 if kind.exact and found.made_for else kind.steps
+    if not fewest <= settings.steps <= most:
+        wanted = f"{fewest} to {most}" if fewest < most else f"exactly {fewest}"
+        lines.append(f"steps {settings.steps}: {found.file} is made for {wanted} ({kind.source})")
+    if settings.sampler not in kind.samplers:
+        names = ", ".join(SAMPLERS[name].a1111 for name in kind.samplers)
+        lines.append(
+            f"sampler {SAMPLERS[settings.sampler].a1111}: {kind.name} is made for {names} ({kind.source})"
+        )
+    if settings.schedule == "leading":
+        lines.append(f"schedule leading: it starts below the top, and greys the image ({kind.source})")
     return lines
 
 

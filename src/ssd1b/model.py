@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ssd1b.adapters.merging import Changes, find_changes, merge
 from ssd1b.errors import InputError
+from ssd1b.few_steps import Recognised, recognise_model
 from ssd1b.files import expand_path
 from ssd1b.layouts import ModelLayout
 from ssd1b.loras import Lora
@@ -111,10 +112,21 @@ class Model:
     def info(self) -> ModelInfo:
         """Everything but the weights: layout, family, noise schedule, recommended settings.
 
+        A published few-step model whose files recommend nothing gets its kind's settings.
+
         Raises:
             InputError: networks are missing or do not fit together.
         """
-        return self.checkpoint.info
+        info = self.checkpoint.info
+        return (
+            info if info.settings or not self.few_steps else replace(info, settings=self.few_steps.settings)
+        )
+
+    @property
+    def few_steps(self) -> Recognised | None:
+        """The kind of few-step model that this is, by its weights or its name; None for others."""
+        unet = self.checkpoint.unet
+        return recognise_model(self.source, embeds_guidance=bool(unet and unet.guidance_embed_dim))
 
     @property
     def layout(self) -> ModelLayout:

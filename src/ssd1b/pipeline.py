@@ -16,7 +16,7 @@ from ssd1b.diffusion.denoiser import Denoise, Guidance, Predict, PredictPair, de
 from ssd1b.diffusion.inpainting import Mask, cell_mask, inpainting
 from ssd1b.diffusion.noise import noise_source, slerp
 from ssd1b.diffusion.samplers import SAMPLERS, Step
-from ssd1b.diffusion.schedule import drawn_schedule, steps_for
+from ssd1b.diffusion.schedule import drawn_schedule, lower_levels, steps_for
 from ssd1b.diffusion.upscaling import covering, cut, enlarge_latents
 from ssd1b.errors import FailedError, InputError
 from ssd1b.execution import DEFAULT, Execution
@@ -294,8 +294,9 @@ class Pipeline:
         sampler = SAMPLERS[common.sampler]
         noise_schedule = self.info.noise_schedule
         levels = steps_for(
-            noise_schedule, start.schedule_steps, grid=sampler.grid, schedule=common.schedule
-        ).last(start.steps)
+            noise_schedule, start.schedule_steps, grid=sampler.grid, schedule=common.schedule,
+            timesteps=common.timestep_list,
+        ).last(start.steps)  # fmt: skip
         begin, end = common.guidance_interval
         # A UNet that embeds the guidance scale (guidance distillation) needs no second pass.
         scale = 1.0 if self.layout.unet.guidance_embed_dim else common.guidance_scale
@@ -314,7 +315,8 @@ class Pipeline:
                 latents = original.latents + levels.sigmas[0] * first
             if not self.layout.unet.inpaints:
                 denoise = original.keeping(denoise, first, levels.sigmas)
-        yield from sampler.run(denoise, latents, levels.sigmas, noise)
+        more = {"lower": lower_levels(noise_schedule, levels, common.gamma)} if sampler.gamma else {}
+        yield from sampler.run(denoise, latents, levels.sigmas, noise, **more)
 
     def _varied(self, noise: Latents, batch: Sequence[GenerationSettings]) -> Latents:
         """Turn the noise towards that of the variation seeds."""
@@ -527,7 +529,7 @@ class Pipeline:
             device=self.device.type,
             batch_size=batch_size,
             computing=self.execution,
-            drawn_schedule=drawn_schedule(
-                self.info.noise_schedule, SAMPLERS[settings.sampler].grid, settings.schedule
-            ),
+            drawn_schedule=None
+            if settings.timesteps is not None
+            else drawn_schedule(self.info.noise_schedule, SAMPLERS[settings.sampler].grid, settings.schedule),
         )

@@ -57,6 +57,7 @@ SAMPLERS: dict[str, Names] = {
         also=("uni_pc", "uni_pc_bh2"),
     ),
     "lcm": Names(a1111="LCM", diffusers="LCMScheduler", schedule="lcm"),
+    "tcd": Names(a1111="TCD", diffusers="TCDScheduler", schedule="lcm"),
 }
 """Every sampler by canonical name (``diffusion.samplers.SAMPLERS`` has the code)."""
 
@@ -115,8 +116,6 @@ NEAREST_SAMPLER: dict[str, str] = {
     "seeds_3": "dpmpp_sde",
     "sa_solver": "dpmpp_2m_sde",
     "SASolverScheduler": "dpmpp_2m_sde",
-    "TCD": "lcm",
-    "TCDScheduler": "lcm",
 }
 """The most similar available sampler (family, order, stochastic or not) for each that is not available."""
 

@@ -7,8 +7,9 @@ and the key of a batch are derived from it.
 
 import re
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from numbers import Integral
 from pathlib import Path
 from types import MappingProxyType
@@ -26,8 +27,10 @@ from ssd1b.canvas import (
 )
 from ssd1b.decoding import RESIZE_MODES, fitting_size, identify_picture
 from ssd1b.errors import InputError, prefix_errors, shown, unknown
+from ssd1b.few_steps import recognise_all
 from ssd1b.inputs import InputFile
 from ssd1b.loras import MOST, Lora, read_lora
+from ssd1b.numerals import whole_number
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES, resolve, resolve_schedule
 from ssd1b.upscalers import DEFAULT_UPSCALER, UPSCALERS, resolve_upscaler
 from ssd1b.validation import Check, Items, OneOf, Range, Text, plain_type, validate, validated
@@ -54,6 +57,9 @@ MAX_PIXELS = 2048 * 2048
 
 SMALLEST_SIDE, LARGEST_SIDE, SIDE_MULTIPLE = 64, 4096, 8
 """Limits of an image's width and height in pixels; latents have an eighth of both."""
+
+MAX_STEPS = 1000
+"""The most steps: one for each of SDXL's timesteps."""
 
 DEFAULT_STRENGTH = 0.6
 """Between a repainted surface and a new picture with the same composition; AUTOMATIC1111's default is 0.75,
@@ -184,6 +190,25 @@ def _rising(interval: tuple[float, float]) -> None:
         raise InputError(f"guidance_interval is {start:g} to {end:g}: the start must be less than the end")
 
 
+def read_timesteps(text: str) -> tuple[int, ...]:
+    """Parse "999,749,499,249"; spaces also separate.
+
+    Raises:
+        InputError: they are no whole numbers from 0, or do not fall.
+    """
+    with prefix_errors("timesteps"):
+        found = tuple(whole_number(each) for each in re.split(r"[\s,]+", text.strip()))
+    if len(found) > MAX_STEPS or min(found) < 0 or any(b >= a for a, b in pairwise(found)):
+        raise InputError(
+            f"timesteps is {shown(text)}: it must be up to {MAX_STEPS} falling numbers, like 999,749,499,249"
+        )
+    return found
+
+
+def _falling(timesteps: str) -> None:
+    read_timesteps(timesteps)
+
+
 Prompt = Annotated[Text, Check(_not_blank)]
 Seed = Annotated[int, Range(0, SEEDS - 1, why="torch takes 32 bits, larger ones repeat")]
 Pixels = Annotated[int, Range(SMALLEST_SIDE, LARGEST_SIDE, multiple_of=SIDE_MULTIPLE)]
@@ -244,7 +269,7 @@ class GenerationSettings:
     )] = ()
     """Adapters that are merged into the model's weights. Their order does not matter."""
 
-    steps: Annotated[int, Range(1, 1000), Setting(
+    steps: Annotated[int, Range(1, MAX_STEPS), Setting(
         default=25,  # the article: more steps make no significant difference
         flags=("--steps",), metavar="N", example="10-30 (+10)", a1111="Steps", sdapi="steps",
         help="Number of denoising steps.",
@@ -263,6 +288,21 @@ class GenerationSettings:
         help=f"{', '.join(SCHEDULES)}; {AUTOMATIC} is the sampler's default, or else the model's.",
     )]
     """A name of ``sampler_names.SCHEDULES``; None is the sampler's own, or else the model's."""
+
+    timesteps: Annotated[Annotated[Text, Check(_falling)] | None, Setting(
+        default=None, before=None, flags=("--timesteps",), metavar="N,N,...",
+        example="999 749 499 249,999 759 499 259",
+        help="The model's timesteps to visit, from noise to image; sets --steps, and replaces --schedule.",
+    )] = None
+    """Falling timesteps of the model, one for each step, separated by commas (in sweeps also by spaces), as
+    a few-step model was trained on: "999,749,499,249". None takes those of the schedule."""
+
+    gamma: Annotated[float, Range(0, 1), Setting(
+        default=0.3, before=0.3, flags=("--gamma",), metavar="SHARE", example="0,0.3,1",
+        help="0 to 1: of sampler tcd, how much noise each step adds again; more steps need more.",
+    )] = 0.3
+    """0 to 1: the stochastic parameter of sampler ``tcd`` (2402.19159, section 4.2); others ignore it. 0.3 is
+    the value of its authors' examples."""
 
     seed: Annotated[Seed, Setting(
         flags=("--seed",), metavar="N", example="1-4", per_picture=True, a1111="Seed", sdapi="seed",
@@ -464,6 +504,7 @@ class GenerationSettings:
             object.__setattr__(self, "variation_seed", 0)
         if self.hires:
             self._complete_hires()
+        self._check_timesteps()
         if self.init_image is None:
             return
         self._check_canvas()
@@ -526,6 +567,29 @@ class GenerationSettings:
             return self.hires_width, self.hires_height
         scale = self.hires_scale or 1.0
         return _floor(self.width * scale), _floor(self.height * scale)
+
+    def _check_timesteps(self) -> None:
+        if not self.timestep_list:
+            return
+        if len(self.timestep_list) != self.steps:
+            raise InputError(
+                f"steps is {self.steps}, but there are {len(self.timestep_list)} timesteps: leave steps out"
+            )
+        if self.schedule is not None:
+            raise InputError(f"timesteps replace the schedule {self.schedule!r}: leave one of them out")
+        if self.init_image is not None and self.strength_steps == "comfyui":
+            raise InputError(
+                "strength_steps 'comfyui' stretches the schedule, and timesteps are fixed: take 'diffusers'"
+            )
+        if self.hires:
+            raise InputError(
+                "the second pass stretches the schedule, and timesteps are fixed: leave one of them out"
+            )
+
+    @property
+    def timestep_list(self) -> tuple[int, ...]:
+        """The numbers of ``timesteps``; empty for None."""
+        return () if self.timesteps is None else read_timesteps(self.timesteps)
 
     @property
     def start(self) -> Start:
@@ -706,7 +770,7 @@ def resolve_settings(
     preset: Preset | None,
     **overrides: object,
 ) -> GenerationSettings:
-    """Merge all layers of settings. Precedence, highest first: overrides, preset, model, family.
+    """Merge all layers: overrides over preset over few-step LoRA over model over family.
 
     Sampler and schedule accept any name that ``sampler_names`` knows ("DPM++ 2M Karras"). If neither preset
     nor overrides set a size, it is that of ``init_image``, in multiples of 8, with the sides of ``outpaint``;
@@ -728,15 +792,33 @@ def resolve_settings(
     if family not in GUIDANCE_DEFAULTS:
         raise unknown("model family", family, GUIDANCE_DEFAULTS)
     settings: dict[str, Any] = {**DEFAULTS, "guidance_scale": GUIDANCE_DEFAULTS[family]}
-    chosen = _canonical(preset.settings if preset else {}) | _canonical(overrides)
-    settings |= _canonical(model_defaults)
+    chosen = over(_canonical(preset.settings if preset else {}), _canonical(overrides))
+    settings = over(settings, _canonical(model_defaults))
+    for found in recognise_all(step_loras(chosen.get("loras", ()))):
+        settings = over(settings, _canonical(found.settings))
     picture, whole = chosen.get("init_image"), chosen.get("mask_area") != "masked"
     if isinstance(picture, InputFile) and whole and not {"width", "height"} & chosen.keys():
         settings |= _size_of(picture, settings["width"] * settings["height"], chosen.get("outpaint"))
-    settings = with_drawn_seed(settings | chosen)
+    settings = with_drawn_seed(over(settings, chosen))
     size = (settings["height"], settings["width"])
     uncropped: dict[str, Any] = {"original_size": size, "crop_top_left": (0, 0), "target_size": size}
     return GenerationSettings(prompt=prompt, **(uncropped | settings))
+
+
+def step_loras(loras: Iterable[object]) -> list[str]:
+    """Return the paths of adapters that change the UNet."""
+    return [each.file.path for each in loras if isinstance(each, Lora) and each.unet]
+
+
+def over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one layer of settings over another; a layer that sets some of the steps replaces all of them."""
+    merged = {**lower, **upper}
+    if upper.get("timesteps") is not None:
+        merged |= {"schedule": upper.get("schedule")}
+        merged |= {"steps": upper.get("steps", len(read_timesteps(upper["timesteps"])))}
+    elif {"steps", "schedule"} & upper.keys() and lower.get("timesteps") is not None:
+        merged["timesteps"] = None
+    return merged
 
 
 def check_overrides(overrides: Mapping[str, object]) -> dict[str, Any]:
@@ -853,4 +935,6 @@ def _canonical(layer: Mapping[str, object]) -> dict[str, object]:
             settings[f"{prefix}schedule"] = resolve_schedule(schedule)
     if isinstance(upscaler := settings.get("hires_upscaler"), str):
         settings["hires_upscaler"] = resolve_upscaler(upscaler)
+    if isinstance(timesteps := settings.get("timesteps"), str):
+        settings["timesteps"] = ",".join(map(str, read_timesteps(timesteps)))
     return settings

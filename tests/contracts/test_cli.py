@@ -22,7 +22,7 @@ SETTINGS = {
     "--mask-area", "--mask-padding", "--outpaint", "--outpaint-fill", "--variation-seed", "--subseed",
     "--variation-strength", "--subseed-strength", "--hires-scale", "--hr-scale", "--hires-size",
     "--hires-strength", "--hires-upscaler", "--hr-upscaler", "--hires-steps", "--hires-sampler",
-    "--hires-schedule", "--hires-guidance", "--hires-prompt", "--hires-negative",
+    "--hires-schedule", "--hires-guidance", "--hires-prompt", "--hires-negative", "--timesteps", "--gamma",
 }  # fmt: skip
 MODEL = {"--model", "--device", "--dtype", "--threads", "--offline", "--prediction"}
 CLUSTER = {"--ray", "--ray-actors", "--ray-gpus", "--ray-cpus"}

@@ -19,6 +19,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     LCMScheduler,
+    TCDScheduler,
     UniPCMultistepScheduler,
 )
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import rescale_noise_cfg
@@ -27,7 +28,7 @@ from scipy.stats import beta
 
 from ssd1b.diffusion.denoiser import denoiser, rescaled
 from ssd1b.diffusion.samplers import SAMPLERS
-from ssd1b.diffusion.schedule import NoiseSchedule, steps_for
+from ssd1b.diffusion.schedule import NoiseSchedule, lower_levels, steps_for
 from ssd1b.diffusion.spacing import CURVES, beta_quantile
 
 # diffusers' own conversions from torch to numpy
@@ -57,8 +58,9 @@ ORACLES = {
     "dpmpp_sde": sde_scheduler(),
     "unipc": UniPCMultistepScheduler,
     "lcm": LCMScheduler,
+    "tcd": TCDScheduler,
 }
-WITHOUT_CURVES = ("euler_ancestral", "ddim", "ddpm", "lcm")
+WITHOUT_CURVES = ("euler_ancestral", "ddim", "ddpm", "lcm", "tcd")
 WITHOUT_ZERO_SNR = ("heun", "dpmpp_sde")
 
 WEIGHT = torch.randn(4, 4, generator=torch.Generator().manual_seed(1)) / 2
@@ -120,6 +122,8 @@ def our_trajectory(name, schedule, count, start, **options):
     sampler = SAMPLERS[name]
     steps = steps_for(schedule, count, grid=sampler.grid)
     denoise = denoiser(model, schedule, steps)
+    if sampler.gamma:
+        options = {"lower": lower_levels(schedule, steps, options.get("gamma", 0.3))}
     run = sampler.run(denoise, start * steps.initial_scale, steps.sigmas, draws(), **options)
     return [step.latents / math.hypot(step.sigma, 1) for step in run]
 
@@ -137,7 +141,7 @@ def start():
 
 def counts_for(name, spacing):
     """Leave out linspace with one step: it starts at timestep 0 in diffusers, from next to no noise."""
-    starts_late = spacing == "linspace" and not SAMPLERS[name].grid.intervals and name != "lcm"
+    starts_late = spacing == "linspace" and not SAMPLERS[name].grid.intervals and name not in ("lcm", "tcd")
     return STEPS[1:] if starts_late else STEPS
 
 
@@ -173,7 +177,9 @@ def test_every_sampler_on_every_curve(name, spacing, curve, prediction_type, mon
 # Sigma starts at 4096, where float32 resolves 2.4e-4 of a picture, and diffusers' Euler steps by differences.
 # Its DDIM, DDPM and LCM go on to infinity, 2.4e-4 away from 4096, where they cannot take epsilon, and from
 # where DDPM's first step keeps none of the noise: from 4096 to a sigma of 40 it keeps a hundredth.
-ZERO_SNR_TOLERANCE = {"euler": 2e-3, "euler_ancestral": 2e-3, "ddim": 4e-3, "ddpm": 2e-2, "lcm": 4e-3}
+ZERO_SNR_TOLERANCE = {
+    "euler": 2e-3, "euler_ancestral": 2e-3, "ddim": 4e-3, "ddpm": 2e-2, "lcm": 4e-3, "tcd": 4e-3,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -185,7 +191,7 @@ ZERO_SNR_TOLERANCE = {"euler": 2e-3, "euler_ancestral": 2e-3, "ddim": 4e-3, "ddp
         for curve in (None, "karras", "exponential")
         for prediction_type in ("epsilon", "v_prediction")
         if not (curve and name in WITHOUT_CURVES)
-        and not (prediction_type == "epsilon" and name in ("ddim", "ddpm", "lcm"))
+        and not (prediction_type == "epsilon" and name in ("ddim", "ddpm", "lcm", "tcd"))
     ],
 )
 def test_every_sampler_from_zero_terminal_snr(name, curve, prediction_type, monkeypatch):
@@ -223,6 +229,39 @@ def test_ddim_with_eta(eta, monkeypatch):
     schedule = NoiseSchedule(sampler="ddim")
     theirs = their_trajectory("ddim", schedule, 20, start(), monkeypatch, eta=eta)
     assert_equal(our_trajectory("ddim", schedule, 20, start(), eta=eta), theirs, 20, 1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("count", [1, 4, 8])
+def test_tcd_with_gamma(gamma, count, monkeypatch):
+    schedule = NoiseSchedule(sampler="tcd")
+    theirs = their_trajectory("tcd", schedule, count, start(), monkeypatch, eta=gamma)
+    assert_equal(our_trajectory("tcd", schedule, count, start(), gamma=gamma), theirs, count, 2e-5)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("name", ["lcm", "tcd", "euler"])
+def test_given_timesteps(name, spacing, monkeypatch):
+    """As few-step models of DMD2 need them."""
+    timesteps, schedule = [999, 749, 499, 249], NoiseSchedule(sampler=name, timestep_spacing=spacing)
+    scheduler = ORACLES[name].from_config(schedule.to_config())
+    if name == "lcm":  # refuses timesteps that are not on its own grid
+        scheduler = LCMScheduler.from_config(scheduler.config, original_inference_steps=4)
+        scheduler.set_timesteps(num_inference_steps=4)
+    else:
+        scheduler.set_timesteps(timesteps=timesteps)
+    assert scheduler.timesteps.tolist() == timesteps
+    monkeypatch.setattr(sys.modules[type(scheduler).__module__], "randn_tensor", draws())
+    steps = steps_for(schedule, 4, grid=SAMPLERS[name].grid, timesteps=timesteps)
+    more = {"lower": lower_levels(schedule, steps, 0.3)} if name == "tcd" else {}
+    denoise = denoiser(model, schedule, steps)
+    run = SAMPLERS[name].run(denoise, start() * steps.initial_scale, steps.sigmas, draws(), **more)
+    x = start() * scheduler.init_noise_sigma
+    for step, timestep in zip(run, scheduler.timesteps, strict=True):
+        prediction = model(scheduler.scale_model_input(x, timestep), timestep)
+        x = scheduler.step(prediction, timestep, x, return_dict=False)[0]
+        theirs = x if name != "euler" else x / math.hypot(step.sigma, 1)
+        torch.testing.assert_close(step.latents / math.hypot(step.sigma, 1), theirs, atol=1e-4, rtol=0)
 
 
 # The schedule itself

@@ -37,6 +37,8 @@ def test_defaults_of_ssd_1b_are_those_of_its_model_card():
         "steps": 25,
         "sampler": "euler",
         "schedule": None,
+        "timesteps": None,
+        "gamma": 0.3,
         "seed": 7,
         "width": 1024,
         "height": 1024,

@@ -145,7 +145,7 @@ def plan_distillation(
         find_or_describe(name)
     measure = None
     if found and data:
-        source = _open_data(data, cache, found)
+        source = open_training_data(data, cache, found)
         measure = partial(_measure, found, source, place, data, notify)
     planned = plan(layout.unet, stages, measure)
     return _estimate(teacher, layout, found, planned, place, notify)
@@ -269,7 +269,7 @@ def _distill(
 ) -> StudentFiles | None:  # fmt: skip
     """Do what each process does."""
     place = str(choose_device(device))
-    group = join_processes(place, stages)
+    group = join_processes(place, [each.train for each in stages])
     with report_lost_processes():
         group.check_same("ssd1b or torch", lambda: (version("ssd1b"), torch.__version__))
         for folder in dict.fromkeys((out, cache or out)):
@@ -278,7 +278,7 @@ def _distill(
         found = find(teacher)
         stages = with_target(stages, student, found.layout.unet)
         teachers = {None: found, **{name: find(name) for name in _other_teachers(stages)}}
-        source = _open_data(data, cache or out, found)
+        source = open_training_data(data, cache or out, found)
         measure = partial(measure_importance, found, source, place, source=data, out=out)
         planned = group.decide(partial(plan, found.layout.unet, stages, measure))
         group.decide(partial(record_config, out, config_of(teachers, data, planned)))
@@ -291,8 +291,12 @@ def _other_teachers(stages: Sequence[Stage]) -> list[str]:
     return sorted({each.teacher for each in stages if each.teacher is not None})
 
 
-def _open_data(name: str, cache: Path | None, teacher: Model) -> Data:
-    """Return the function that makes a stage's batches."""
+def open_training_data(name: str, cache: Path | None, teacher: Model) -> Data:
+    """Return the function that makes a stage's batches from data by name, see ``distill_model``.
+
+    Raises:
+        InputError: there is no place to keep encoded images, or the model is not of Tabletop.
+    """
     if cache is None:
         raise InputError("missing option '--out' or '--cache': encoded images are kept there")
     if name in TABLETOP_DATA:

@@ -13,13 +13,17 @@ from ssd1b.cli.options import ray_options
 from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, echo_path, out_option, overwrite_option
 from ssd1b.cli.table import columns
 from ssd1b.cluster.options import ClusterOptions
+from ssd1b.distill.steps.names import METHOD_NAMES, is_step_file
 from ssd1b.errors import InputError, unknown
+from ssd1b.files import expand_path
 from ssd1b.numerals import byte_size
+from ssd1b.table_files import read_table
 from ssd1b.training.settings import LoopSettings
 from ssd1b.validation import validate
 
 if TYPE_CHECKING:
     from ssd1b.actions.distill import DistillationPlan
+    from ssd1b.actions.steps import StepPlan
     from ssd1b.layer_map import LayerMap
 
 
@@ -33,9 +37,9 @@ def _needs(given: Mapping[str, Any]) -> tuple[str, ...]:
 @click.option("--teacher", metavar="MODEL", required=True, help="A name, folder, safetensors file or hub id.")
 @click.option(
     "--student",
-    metavar="LAYOUT",
+    metavar="LAYOUT|MODEL",
     help="ssd-1b, vega, koala-1b, koala-700m, a layout file, or a share of the parameters as 50%. "
-    "Default: what the last stage says.",
+    "Default: what the last stage says. With --steps-method, the model that learns. Default: the teacher.",
 )
 @click.option(
     "--data",
@@ -51,6 +55,14 @@ def _needs(given: Mapping[str, Any]) -> tuple[str, ...]:
     type=OUT_FOLDER,
     metavar="FOLDER",
     help="Folder for encoded images, which several runs can share. Default: --out.",
+)
+@click.option(
+    "--steps-method",
+    metavar="NAME",
+    help=f"{', '.join(METHOD_NAMES)}: cut nothing, and train the student to need few steps without guidance.",
+)
+@click.option(
+    "--inference-steps", type=int, metavar="N", help="Number of steps for which --steps-method trains."
 )
 @click.option("--steps", type=int, help="Optimiser steps of all stages together.")
 @click.option("--batch-size", type=int, help="Images per step.")
@@ -71,6 +83,8 @@ def command(
     stages: str | None,
     out: str | None,
     cache: str | None,
+    steps_method: str | None,
+    inference_steps: int | None,
     steps: int | None,
     batch_size: int | None,
     seed: int | None,
@@ -89,6 +103,9 @@ def command(
     layers. The model is written to OUT/model in diffusers' format, and to OUT/model.safetensors for other
     programs.
 
+    With --steps-method, or a file of --stages that names methods, nothing is cut: the student, a model of the
+    teacher's size or smaller, learns to generate in few steps, and without the second pass of guidance.
+
     A dry run downloads nothing: if the teacher's weights are not on disk, its layout is enough. With --out it
     writes a diagram of both UNets (layers.png) and the source of each tensor (layers.tsv).
 
@@ -98,11 +115,32 @@ def command(
       ssd1b distill --teacher sdxl --stages ssd-1b --dry-run --out plan
       ssd1b distill --teacher mini-sdxl --student mini-ssd-1b --data tabletop --steps 1000 --out runs/student
       ssd1b distill --teacher mini-sdxl --student 50% --data tabletop --out runs/half
+      ssd1b distill --teacher mini-sdxl --student mini-ssd-1b --steps-method lcm --inference-steps 4 --dry-run
     """  # noqa: D301 (\b keeps click from wrapping)
     numbers = {"steps": steps, "batch_size": batch_size, "seed": seed}
     _check(data, out, numbers, dry_run)
     if dry_run and cluster is not None:
         raise InputError("--dry-run estimates for this machine: leave out --ray")
+
+    file = _step_file(stages)
+    if steps_method is not None or file is not None:
+        if cluster is not None:
+            raise InputError("steps are distilled on one machine, or with torchrun: leave out --ray")
+        _steps(
+            teacher, student or teacher, data, out,
+            stages={
+                "file": file, "method": steps_method, "inference_steps": inference_steps, **numbers
+            },
+            dry_run=dry_run,
+            common={
+                "cache": cache and Path(cache), "offline": offline, "prediction": prediction,
+                "resume": resume, "overwrite": overwrite,
+            },
+            device=device,
+        )  # fmt: skip
+        return
+    if inference_steps is not None:
+        raise InputError("--inference-steps needs --steps-method, or --stages with methods")
 
     from ssd1b.actions.distill import (
         LAYER_FILES,
@@ -131,6 +169,54 @@ def command(
     for path in written:
         if path is not None:
             echo_path(path)
+
+
+def _step_file(stages: str | None) -> Path | None:
+    """Return the path of a file of stages if they are of a step distillation."""
+    if stages is None or not stages.lower().endswith(".toml"):
+        return None
+    path = Path(expand_path(stages))
+    return path if is_step_file(read_table(path)) else None
+
+
+def _steps(
+    teacher: str, student: str, data: str | None, out: str | None, *, stages: Mapping[str, Any],
+    dry_run: bool, common: Mapping[str, Any], device: str | None,
+) -> None:  # fmt: skip
+    from ssd1b.actions.steps import distill_steps, make_step_stages, plan_steps
+
+    chosen = make_step_stages(**stages)
+    if dry_run:
+        click.echo(_steps_text(plan_steps(teacher, student, chosen, device=device, notify=notify)))
+        return
+    made = distill_steps(teacher, student, chosen, str(data), Path(str(out)), device=device, **common)
+    for path in made or ():
+        if path is not None:
+            echo_path(path)
+
+
+def _steps_text(plan: "StepPlan") -> str:
+    rows = []
+    for number, each in enumerate(plan.stages, 1):
+        stage, train = each.stage, each.stage.train
+        made_for = "" if stage.method == "guidance" else str(stage.inference_steps)
+        rows.append([
+            f"stage {number}", stage.method, made_for, stage.learns_from, str(train.steps),
+            str(train.batch_size), f"{each.macs / 1e9:,.4g}", _duration(each.seconds),
+        ])  # fmt: skip
+    head = ["", "METHOD", "FOR STEPS", "LEARNS FROM", "STEPS", "BATCH", "GMACS PER IMAGE", "TIME"]
+    numbered = [f"STAGE {number}" for number in range(1, len(plan.stages) + 1)]
+    needs = [each.memory for each in plan.stages]
+    memory = [[what, *(byte_size(each[what]) for each in needs)] for what in needs[0]]
+    memory.append(["total", *(byte_size(sum(each.values())) for each in needs)])
+    total = _duration(sum(each.seconds for each in plan.stages))
+    return "\n\n".join([
+        f"{plan.teacher} ({plan.parameters[0]:,} parameters) teaches {plan.student} ({plan.parameters[1]:,})",
+        columns([head, *rows], right=(2, 4, 5, 6, 7)),
+        columns([[f"MEMORY, {plan.dtype} on {plan.device}", *numbered], *memory],
+                right=range(1, 1 + len(needs))),
+        f"time on {plan.device}: {total} at {plan.speed.rate / 1e9:,.3g} GMACs per second, {plan.speed.how}",
+    ])  # fmt: skip
 
 
 def _check(data: str | None, out: str | None, numbers: Mapping[str, int | None], dry_run: bool) -> None:

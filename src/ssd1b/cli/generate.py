@@ -22,9 +22,10 @@ from ssd1b.cli.options import (
 )
 from ssd1b.cli.paths import PATH, echo_path
 from ssd1b.errors import InputError
+from ssd1b.few_steps import recognise_all
 from ssd1b.loras import read_tags
 from ssd1b.prompts import NO_PROMPT
-from ssd1b.settings import GenerationSettings, Preset, numbered
+from ssd1b.settings import GenerationSettings, Preset, numbered, step_loras
 from ssd1b.validation import Range, check
 
 COUNT = Annotated[int, Range(1, 10_000)]
@@ -89,7 +90,10 @@ def command(
     folder = check_destination(out, image_format)
     pipeline = choice.loading().load(choice.name)
     first = pipeline.settings(prompts[0], preset=preset, **overrides)
-    for line in advise(first, pipeline.layout.size, pipeline.info.family):
+    few_steps = None if pipeline.adapting is None else pipeline.adapting.model.few_steps
+    for found in (*([few_steps] if few_steps else []), *recognise_all(step_loras(first.loras))):
+        click.echo(found.note, err=True)
+    for line in advise(first, pipeline.layout.size, pipeline.info.family, few_steps):
         click.echo(f"advice: {line}", err=True)
     for prompt in prompts:
         check_destination(out, image_format, pipeline.recipe(replace(first, prompt=prompt)))

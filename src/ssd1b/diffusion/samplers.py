@@ -195,6 +195,32 @@ def lcm(denoise: Denoise, latents: Latents, sigmas: Sequence[float], noise: Nois
         yield Step(index=index, sigma=sigma_next, latents=latents, denoised=denoised)
 
 
+def tcd(
+    denoise: Denoise, latents: Latents, sigmas: Sequence[float], noise: Noise, *,
+    lower: Sequence[float] | None = None,
+) -> Iterator[Step]:  # fmt: skip
+    """Step along the trajectory below the next level, and add noise up to it (2402.19159, algorithm 4).
+
+    Args:
+        denoise: see the module, as for the other arguments.
+        latents: at the first sigma.
+        sigmas: levels of the run.
+        noise: gives fresh noise.
+        lower: the level that each step goes down to, at most the next one; see ``schedule.lower_levels``.
+            None is the next one, which is DDIM.
+    """
+    x = latents
+    reached = sigmas[1:] if lower is None else lower
+    for index, ((sigma, sigma_next), below) in enumerate(zip(pairwise(sigmas), reached, strict=True)):
+        denoised = denoise(x, sigma)
+        x = denoised + (below / sigma) * (x - denoised)
+        if sigma_next > below:
+            x = x + math.sqrt(sigma_next**2 - below**2) * noise()
+        elif sigma_next < below:  # the last step: the result is read as it is at timestep 0, at unit variance
+            x = x / math.hypot(below, 1.0)
+        yield Step(index=index, sigma=sigma_next, latents=x, denoised=denoised)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampler:
     """An algorithm with the grid it is used on.
@@ -203,11 +229,13 @@ class Sampler:
         run: ``run(denoise, latents, sigmas, noise)`` yields one ``Step`` per step.
         grid: conventions for its steps.
         evaluations: model calls per step, except in the last one, which takes one.
+        gamma: ``run`` also takes ``lower``, the levels that follow from the setting ``gamma``.
     """
 
     run: Callable[..., Iterator[Step]]
     grid: Grid
     evaluations: int = 1
+    gamma: bool = False
 
 
 _POINTS = Grid()
@@ -226,5 +254,6 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_sde": Sampler(run=dpmpp_sde, grid=_POINTS, evaluations=2),
     "unipc": Sampler(run=unipc, grid=_INTERVALS),
     "lcm": Sampler(run=lcm, grid=_CONSISTENCY),
+    "tcd": Sampler(run=tcd, grid=_CONSISTENCY, gamma=True),
 }
 """Every sampler by its canonical name; ``sampler_names`` has the aliases."""

@@ -198,7 +198,7 @@ _TUNES_A_SAMPLER = (
 )  # fmt: skip
 _KNOWN = {*_FIELDS, *_CURVE_SETTING.values(), *_SUPPORTED_ONLY_AS, *_TUNES_A_SAMPLER}
 _FLAGS = {*_CURVE_SETTING.values(), "rescale_betas_zero_snr"}
-_ONCE_LEADING = ("ddim", "ddpm", "lcm")
+_ONCE_LEADING = ("ddim", "ddpm", "lcm", "tcd")
 
 
 @lru_cache(maxsize=8)
@@ -257,8 +257,9 @@ class StepSchedule:
 
 
 def steps_for(
-    noise_schedule: NoiseSchedule, steps: int, *, grid: Grid = Grid(), schedule: str | None = None
-) -> StepSchedule:
+    noise_schedule: NoiseSchedule, steps: int, *, grid: Grid = Grid(), schedule: str | None = None,
+    timesteps: Sequence[int] = (),
+) -> StepSchedule:  # fmt: skip
     """Compute the noise levels of a run.
 
     Args:
@@ -266,10 +267,14 @@ def steps_for(
         steps: 1 to the number of training timesteps; some schedules run out of distinct levels earlier.
         grid: the sampler's grid.
         schedule: canonical name of a spacing or a curve; None is the sampler's, or else the model's.
+        timesteps: falling, one for each step; they replace the schedule.
 
     Raises:
-        InputError: the schedule is unknown, or has fewer distinct levels than steps.
+        InputError: the schedule is unknown, or has fewer distinct levels than steps; or a timestep is beyond
+            the model's.
     """
+    if timesteps:
+        return _given_timesteps(noise_schedule, timesteps, grid)
     name = _in_effect(noise_schedule, grid, schedule)
     if name not in SPACINGS and name not in CURVES:
         raise unknown("schedule", name, [*SPACINGS, *CURVES])
@@ -297,6 +302,34 @@ def steps_for(
         timesteps=tuple(timesteps),
         initial_scale=math.hypot(sigmas[0], 1.0) if unit_start else sigmas[0],
     )
+
+
+def _given_timesteps(noise_schedule: NoiseSchedule, timesteps: Sequence[int], grid: Grid) -> StepSchedule:
+    table = noise_schedule.sigmas.tolist()
+    if timesteps[0] >= len(table):
+        raise InputError(f"timesteps begin with {timesteps[0]}: the model's are 0 to {len(table) - 1}")
+    sigmas = [table[timestep] for timestep in timesteps]
+    unit_start = grid.unit_start or noise_schedule.timestep_spacing == "leading"
+    return StepSchedule(
+        sigmas=(*sigmas, 0.0),
+        timesteps=tuple(map(float, timesteps)),
+        initial_scale=math.hypot(sigmas[0], 1.0) if unit_start else sigmas[0],
+    )
+
+
+def lower_levels(noise_schedule: NoiseSchedule, steps: StepSchedule, gamma: float) -> tuple[float, ...]:
+    """Return the sigma that each step of TCD goes down to before noise is added again.
+
+    2402.19159, algorithm 4: its timestep is the share ``1 - gamma`` of the next one, rounded down as in
+    diffusers' ``TCDScheduler``. There the last step ends at timestep 0, with a sigma of 0.03 in SDXL.
+
+    Args:
+        noise_schedule: the model's noise schedule.
+        steps: of the run.
+        gamma: 0 adds no noise, 1 goes down to timestep 0 in each step.
+    """
+    table = noise_schedule.sigmas.tolist()
+    return tuple(table[math.floor((1 - gamma) * following)] for following in (*steps.timesteps[1:], 0.0))
 
 
 def _in_effect(noise_schedule: NoiseSchedule, grid: Grid, schedule: str | None) -> str:

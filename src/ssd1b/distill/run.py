@@ -13,7 +13,6 @@ import torch
 
 from ssd1b.distill.importance import block_importance
 from ssd1b.distill.plan import PlannedStage
-from ssd1b.distill.stages import Stage
 from ssd1b.distill.teacher import objective_of, teacher_record
 from ssd1b.distill.train import distill, student_of
 from ssd1b.distill.validation import make_sample_validator
@@ -190,12 +189,12 @@ def run(
     return group.decide(finish)
 
 
-def join_processes(device: str, stages: Sequence[Stage]) -> Group:
+def join_processes(device: str, trains: Sequence[LoopSettings]) -> Group:
     """Join the other processes of the run, before anything is moved to their devices.
 
     They wait for the first one to encode images for as long as that takes.
     """
-    minutes = max(each.train.timeout_minutes for each in stages)
+    minutes = max(each.timeout_minutes for each in trains)
     return Group(torch.device(device).type, step_minutes=minutes, wait_minutes=_ENCODING_MINUTES)
 
 
@@ -223,17 +222,22 @@ def _write_student(folder: Path, student: UNet) -> None:
         write_tensors(aside, student.state_dict(), {})
 
 
-def write_model(out: Path, student: UNet, teacher: Model, *, overwrite: bool = False) -> StudentFiles:
+def write_model(
+    out: Path, student: UNet, teacher: Model, *, settings: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> StudentFiles:  # fmt: skip
     """Write the student with its teacher's other networks, tokenizers, scheduler and settings.
 
     A model that this function wrote there earlier is replaced; with ``overwrite`` so is any other file, but
-    never a folder.
+    never a folder. ``settings`` replace the teacher's recommended ones.
 
     Returns:
         ``out/model`` in diffusers' format, and ``out/model.safetensors`` with the original names. There is no
         single file if the vocabulary is not CLIP's, for which the format has no place.
     """
     info = replace(teacher.info, layout=replace(teacher.layout, unet=student.layout))
+    if settings is not None:
+        info = replace(info, settings=dict(settings))
     parts = {part: read_part(teacher.checkpoint, part) for part in PARTS if part != "unet"}
     dtype = teacher.checkpoint.part("unet").dtype
     parts["unet"] = {name: tensor.to(dtype) for name, tensor in student.state_dict().items()}

@@ -146,7 +146,7 @@ def read_stages(name: str) -> list[Stage]:
         raise InputError(f"{path} has no stages: each is a table [[stages]]")
     if len(stages) > MAX_STAGES:
         raise InputError(f"{path} has {len(stages)} stages: allowed are {MAX_STAGES}")
-    common = _with_changes(TRAIN, table.get("train", {}), f"train of {path}")
+    common = with_changes(TRAIN, table.get("train", {}), f"train of {path}")
     return [_stage(each, common, f"stage {number} of {path}") for number, each in enumerate(stages, 1)]
 
 
@@ -175,12 +175,12 @@ def with_total_steps(stages: list[Stage], steps: int) -> list[Stage]:
 
 def _stage(table: Any, common: LoopSettings, where: str) -> Stage:
     if isinstance(table, Mapping):
-        train = _with_changes(common, table.get("train", {}), f"train of {where}")
+        train = with_changes(common, table.get("train", {}), f"train of {where}")
         table = {**table, "train": fitting(train, where)}
     return parse(Stage, table, where)
 
 
-def _with_changes(settings: LoopSettings, table: Any, where: str) -> LoopSettings:
+def with_changes(settings: LoopSettings, table: Any, where: str) -> LoopSettings:
     """Return the settings with a table's changes; a number of steps replaces a share, and vice versa."""
     if not isinstance(table, Mapping):
         raise InputError(f"{where} is {shown(table)}: it must be a table")

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 GUIDANCE = (1, 2, 3, 5, 7, 9, 12, 14.5, 17, 20, 25)
 STEPS = (5, 8, 10, 15, 20, 25, 40, 60)
-COMPARED_SAMPLERS = [each.a1111 for name, each in SAMPLERS.items() if name != "lcm"]
-"""All samplers except LCM, which is for models distilled for it."""
+COMPARED_SAMPLERS = [each.a1111 for name, each in SAMPLERS.items() if name not in ("lcm", "tcd")]
+"""All samplers except LCM and TCD, which are for models distilled for them."""
 
 FAULTS = (
     "low quality", "low res", "blurry", "watermark", "cropped", "jpeg artifacts", "sketch", "monochrome",

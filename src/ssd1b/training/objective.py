@@ -68,8 +68,7 @@ class Objective:
         """Add noise to a batch with torch's global generator, and encode its captions."""
         clean = batch.latents.to(self.device).float()
         has_caption = batch.has_caption.to(self.device)
-        text = batch.text if isinstance(batch.text, Conditioning) else self._encode(batch.text)
-        embeds, pooled = (part.to(self.device) for part in text)
+        embeds, pooled = self.encode(batch.text)
         noisy = noised(self.schedule, clean, max_weight=self.max_weight)
         inputs = UNetInputs(
             noisy.latents,
@@ -81,12 +80,15 @@ class Objective:
         )
         return Example(inputs.to(self.device, self.dtype), noisy.target, noisy.weights)
 
-    def _encode(self, tokens: Sequence[Tokens]) -> Conditioning:
+    def encode(self, text: Sequence[Tokens] | Conditioning) -> Conditioning:
+        """Encode captions, if they are tokens, and move them to the device."""
+        if isinstance(text, Conditioning):
+            return Conditioning(*(part.to(self.device) for part in text))
         assert self.text is not None
         with torch.autocast(
             torch.device(self.device).type, self.dtype, enabled=self.dtype is not torch.float32
         ):
-            return self.text.encode(tokens)
+            return self.text.encode(text)
 
 
 def noised(schedule: NoiseSchedule, clean: Tensor, *, max_weight: float = MAX_WEIGHT) -> Noised:

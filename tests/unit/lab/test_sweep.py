@@ -65,6 +65,9 @@ def test_words_are_replaced_in_prompt_and_negative_prompt() -> None:
         wanted(sweep("words=sphere,cone"))
 
 
+TIMESTEPS = ",".join(map(str, range(999, 974, -1)))
+"""As many as the default number of steps."""
+
 OTHER_SETTINGS = {
     "prompt": "a cone", "negative_prompt": "", "guidance_scale": 3.0, "guidance_rescale": 0.5,
     "guidance_interval": (0.0, 0.5), "feature_reuse": 0.1, "steps": 7, "sampler": "ddim",
@@ -79,7 +82,8 @@ OTHER_SETTINGS = {
     "hires_height": 128,
     "hires_strength": 0.3, "hires_upscaler": "latent", "hires_steps": 3, "hires_sampler": "ddim",
     "hires_schedule": "karras", "hires_guidance_scale": 2.0, "hires_prompt": "a cube",
-    "hires_negative_prompt": "y",
+    "hires_negative_prompt": "y", "timesteps": TIMESTEPS,
+    "gamma": 0.5,
 }  # fmt: skip
 """Of each setting a value that is not the default."""
 

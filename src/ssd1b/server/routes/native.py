@@ -233,7 +233,9 @@ def answer(service: Service, request: Request) -> JobAnswer:
         started=request.started, finished=request.finished, position=service.position(request),
         step=request.step, steps=first.total_steps, eta=service.eta(request),
         images=[_image(image) for image in request.images],
-        advice=advise(first, model.layout.size, model.info.family) if model else [],
+        advice=(
+            advise(first, model.layout.size, model.info.family, model.few_steps) if model else []
+        ),
         error=request.error, code=code_of(request),
     )  # fmt: skip
 

@@ -174,7 +174,8 @@ async def check(body: JobBody, service: TheService) -> Checked:
     service.options.check_count(body.count)
     found = service.settings(name, body.prompt, body.preset, body.given())
     return Checked(
-        settings=client_settings(found), advice=advise(found, model.layout.size, model.info.family),
+        settings=client_settings(found),
+        advice=advise(found, model.layout.size, model.info.family, model.few_steps),
         tokens=max(len(each.ids(found.prompt)) for each in model.tokenizers),
         chunks=chunk_count(model.tokenizers, [found.prompt]),
         passes=service.passes(name, found), ahead=len(service.waiting()),

@@ -1,0 +1,165 @@
+"""The stages of a step distillation, and their TOML files.
+
+[train]                          # defaults of all stages: fields of LoopSettings
+batch_size = 32
+
+[[stages]]                       # each goes on with the student of the one before
+method = "lcm"                   # or "guidance", "progressive", "tcd", "dmd"
+inference_steps = 4
+guidance = 7.0                   # or [3, 9], drawn and embedded as a input of the student
+train = { steps = 2000 }
+
+[[stages]]
+method = "dmd"
+inference_steps = 4
+critic_updates = 5
+train = { steps = 5000, learning_rate = 1e-5 }
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from ssd1b.diffusion.spacing import LCM_TIMESTEPS
+from ssd1b.distill.stages import MAX_STAGES, fitting, with_changes
+from ssd1b.distill.steps.names import METHOD_NAMES
+from ssd1b.errors import InputError, shown, unknown
+from ssd1b.table_files import read_table
+from ssd1b.training.settings import LoopSettings, Rate
+from ssd1b.validation import Flag, Items, OneOf, Range, parse, validated
+
+TRAIN = LoopSettings(
+    steps=2_000, batch_size=16, learning_rate=1e-5, betas=(0.9, 0.999), warmup_share=0.05,
+    decay_steps=400, decay_share=0.2, ema_decay=0.95, checkpoint_steps=500,
+)  # fmt: skip
+"""The average decays as in the reference script of latent consistency models, whose target it is."""
+
+Scale = Annotated[float, Range(1, 100)]
+
+SMALLEST_GRID = 2
+
+
+@validated
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStage:
+    """One stage of a step distillation.
+
+    Attributes:
+        method: one of ``METHOD_NAMES``.
+        inference_steps: number of steps for which the student is made; ``guidance`` keeps the teacher's.
+        guidance: guidance scale of the teacher, or lowest and highest one, which the student then embeds;
+            None is what the teacher recommends.
+        guidance_rescale: against overexposure by the teacher's guidance, see ``GenerationSettings``.
+        learns_from: "teacher", or "before" for the student of the stage before, without guidance.
+        teacher_steps: of ``progressive``: steps of the teacher for one of the student's.
+        solver_steps: of ``lcm`` and ``tcd``: number of points on the trajectory between which the teacher
+            steps.
+        ends: of ``tcd``: where jumps end: "any" point, or the end of their "phases".
+        loss: of ``lcm`` and ``tcd``: "huber" or "l2".
+        critic_updates: of ``dmd``: updates of the critic for one of the student.
+        critic_rate: of ``dmd``: learning rate of the critic; None is the student's.
+        critic: of ``dmd``: network from which the critic starts, the "teacher" or the "student" as given.
+        simulate: of ``dmd``: train the student at latents from its own earlier steps, not at noised images.
+        train: settings of the training loop.
+    """
+
+    method: Annotated[str, OneOf("method", METHOD_NAMES)]
+    inference_steps: Annotated[int, Range(1, LCM_TIMESTEPS)] = 4
+    guidance: Scale | Annotated[tuple[Scale, Scale], Items(2, 2)] | None = None
+    guidance_rescale: Annotated[float, Range(0, 1)] = 0.0
+    learns_from: Literal["teacher", "before"] = "teacher"
+    teacher_steps: Annotated[int, Range(1, 1000)] = 2
+    solver_steps: Annotated[int, Range(SMALLEST_GRID, 1000)] = LCM_TIMESTEPS
+    ends: Literal["any", "phases"] = "any"
+    loss: Literal["huber", "l2"] = "huber"
+    critic_updates: Annotated[int, Range(1, 1000)] = 5
+    critic_rate: Rate | None = None
+    critic: Literal["teacher", "student"] = "teacher"
+    simulate: Flag = True
+    train: LoopSettings = TRAIN
+
+    def __post_init__(self) -> None:
+        """Check combinations of fields."""
+        if isinstance(self.guidance, tuple) and self.guidance[0] >= self.guidance[1]:
+            raise InputError(f"guidance is {list(self.guidance)}: the first scale must be the smaller one")
+        if self.learns_from == "before" and self.guidance not in (None, 1.0):
+            raise InputError("a stage that learns from the one before has no guidance: leave it out")
+        if self.method in ("lcm", "tcd") and self.inference_steps > self.solver_steps:
+            raise InputError(
+                f"inference_steps is {self.inference_steps}: at most the {self.solver_steps} solver_steps"
+            )
+        if self.method == "dmd" and self.train.steps < self.critic_updates:
+            raise InputError(
+                f"{self.train.steps} steps with {self.critic_updates} critic_updates never update the student"
+            )
+
+    @property
+    def scales(self) -> tuple[float, float]:
+        """Lowest and highest guidance scale of the teacher."""
+        if self.learns_from == "before" or self.guidance is None:
+            return 1.0, 1.0
+        return self.guidance if isinstance(self.guidance, tuple) else (self.guidance, self.guidance)
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the student takes the guidance scale as an input."""
+        return isinstance(self.guidance, tuple)
+
+
+def read_step_stages(path: Path) -> list[StepStage]:
+    """Read a TOML file of stages.
+
+    Raises:
+        InputError: the file is invalid, or the first stage learns from the one before.
+    """
+    table: dict[str, Any] = read_table(path)
+    for key in table:
+        if key not in ("train", "stages"):
+            raise unknown(f"key in {path}", key, ("train", "stages"))
+    common = with_changes(TRAIN, table.get("train", {}), f"train of {path}")
+    stages: list[StepStage] = []
+    for number, each in enumerate(table["stages"][: MAX_STAGES + 1], 1):
+        where = f"stage {number} of {path}"
+        if not isinstance(each, Mapping):
+            raise InputError(f"{where} is {shown(each)}: it must be a table")
+        if "method" not in each:
+            raise InputError(f"{where} has no method: cut layers and distill steps in two runs")
+        train = with_changes(common, each.get("train", {}), f"train of {where}")
+        stages.append(parse(StepStage, {**each, "train": fitting(train, where)}, where))
+    return checked(stages)
+
+
+def checked(stages: list[StepStage]) -> list[StepStage]:
+    """Return the stages if they can follow each other.
+
+    Raises:
+        InputError: there are too many; the first one learns from the one before; or some embed the guidance
+            scale and others do not, which would be different networks.
+    """
+    if len(stages) > MAX_STAGES:
+        raise InputError(f"there are {len(stages)} stages: allowed are {MAX_STAGES}")
+    if stages[0].learns_from == "before":
+        raise InputError('stage 1 learns from the one before, and there is none: set learns_from = "teacher"')
+    if len({each.embeds_guidance for each in stages}) > 1:
+        raise InputError("either all stages or none must have a range of guidance, which the student embeds")
+    return stages
+
+
+def with_total_steps(stages: list[StepStage], steps: int) -> list[StepStage]:
+    """Distribute a total number of optimiser steps in proportion to the stages' own."""
+    before = sum(each.train.steps for each in stages)
+    shares = [max(1, steps * each.train.steps // before) for each in stages]
+    return [
+        replace(each, train=fitting(replace(each.train, steps=share), f"stage {number} of {steps} steps"))
+        for number, (each, share) in enumerate(zip(stages, shares, strict=True), 1)
+    ]
+
+
+def with_teachers_guidance(stages: list[StepStage], recommended: float) -> list[StepStage]:
+    """Set the guidance of stages that leave it to the teacher."""
+    return [
+        each if each.guidance is not None or each.learns_from == "before"
+        else replace(each, guidance=float(recommended))
+        for each in stages
+    ]  # fmt: skip
