@@ -68,6 +68,33 @@ class UNetLayout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ControlNetLayout:
+    """A ControlNet for UNets of the same widths and resnets.
+
+    Attributes:
+        encoder: as a UNet's layout with the depths of this network, of which only the way down and the middle
+            exist; the way up has depths of 0.
+        hint: channels of the convolutions that read the picture; each but the first halves it.
+        picture_channels: 3 for RGB.
+    """
+
+    encoder: UNetLayout
+    hint: tuple[int, ...] = (16, 32, 96, 256)
+    picture_channels: int = 3
+
+    @property
+    def factor(self) -> int:
+        """Pixels of the picture per latent cell, along each axis."""
+        return 2 ** (len(self.hint) - 1)
+
+
+def encoder_of(unet: UNetLayout) -> UNetLayout:
+    """Return the layout of a ControlNet's encoder that is a copy of a UNet's."""
+    levels = tuple(replace(level, up=(0,) * len(level.up)) for level in unet.levels)
+    return replace(unet, levels=levels, guidance_embed_dim=None, in_channels=4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VAELayout:
     """An AutoencoderKL. It halves the resolution ``len(channels) - 1`` times: a factor of 8 for SDXL."""
 
@@ -192,6 +219,9 @@ _MINI_WIDTHS = {
 _MINI_CHANNELS = (44, 48, 96)
 SDXL_MINI = _narrowed(SDXL, _MINI_CHANNELS, **_MINI_WIDTHS)
 SSD_1B_MINI = _narrowed(SSD_1B, _MINI_CHANNELS, **_MINI_WIDTHS)
+
+# A copy of SSD-1B's encoder: half as large as one of SDXL's, and it fits both.
+CONTROLNET_MINI = ControlNetLayout(encoder=encoder_of(SSD_1B_MINI), hint=(8, 16, 32, 64))
 
 NAMED: dict[str, UNetLayout] = {**UNETS, "mini-sdxl": SDXL_MINI, "mini-ssd-1b": SSD_1B_MINI}
 """Every UNet with a name; widths included."""

@@ -3,15 +3,14 @@
 import shutil
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssd1b.models.attention import Attention, TransformerBlock, plain_attention
 from ssd1b.models.text import TextAttention, TextEncoder
-from ssd1b.models.unet import UNet
 
 
-def use_fast_cpu_kernels(model: UNet, dtype: torch.dtype) -> None:
-    """Speed up a UNet's training on a CPU (measurements in docs/log); only last digits of results change.
+def use_fast_cpu_kernels(model: nn.Module, dtype: torch.dtype) -> None:
+    """Speed up the training of a network with a UNet on a CPU (measurements in docs/log); only last digits of results change.
 
     Args:
         model: on a CPU.
