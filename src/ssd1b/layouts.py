@@ -88,10 +88,31 @@ class ControlNetLayout:
         return 2 ** (len(self.hint) - 1)
 
 
-def encoder_of(unet: UNetLayout) -> UNetLayout:
-    """Return the layout of a ControlNet's encoder that is a copy of a UNet's."""
-    levels = tuple(replace(level, up=(0,) * len(level.up)) for level in unet.levels)
-    return replace(unet, levels=levels, guidance_embed_dim=None, in_channels=4)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class T2IAdapterLayout:
+    """A T2I-Adapter for SDXL, "full_adapter_xl".
+
+    Attributes:
+        channels: of the features for each level of the UNet, and for its middle.
+        depth: residual blocks of each level.
+        picture_channels: 3 for RGB, 1 for grey.
+        factor: pixels per feature, along each axis.
+    """
+
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    depth: int = 2
+    picture_channels: int = 3
+    factor: int = 16
+
+
+def encoder_of(unet: UNetLayout, *, transformers: bool = True) -> UNetLayout:
+    """Return the layout of a ControlNet's encoder that is a copy of a UNet's, possibly without transformers."""
+    levels = tuple(
+        replace(level, down=level.down if transformers else (0,) * len(level.down), up=(0,) * len(level.up))
+        for level in unet.levels
+    )
+    mid = unet.mid if transformers else 0
+    return replace(unet, levels=levels, mid=mid, guidance_embed_dim=None, in_channels=4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,9 +240,6 @@ _MINI_WIDTHS = {
 _MINI_CHANNELS = (44, 48, 96)
 SDXL_MINI = _narrowed(SDXL, _MINI_CHANNELS, **_MINI_WIDTHS)
 SSD_1B_MINI = _narrowed(SSD_1B, _MINI_CHANNELS, **_MINI_WIDTHS)
-
-# A copy of SSD-1B's encoder: half as large as one of SDXL's, and it fits both.
-CONTROLNET_MINI = ControlNetLayout(encoder=encoder_of(SSD_1B_MINI), hint=(8, 16, 32, 64))
 
 NAMED: dict[str, UNetLayout] = {**UNETS, "mini-sdxl": SDXL_MINI, "mini-ssd-1b": SSD_1B_MINI}
 """Every UNet with a name; widths included."""

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
+from ssd1b.controls import MOST as MOST_CONTROLS
+from ssd1b.controls import Control, read_control
 from ssd1b.decoding import RESIZE_MODES, fitting_size, identify_picture
 from ssd1b.errors import InputError, shown, unknown
 from ssd1b.inputs import InputFile
@@ -199,6 +201,14 @@ class GenerationSettings:
     )] = ()
     """Adapters that are merged into the model's weights. Their order does not matter."""
 
+    controls: Annotated[tuple[Control, ...], Items(0, MOST_CONTROLS), Setting(
+        default=(), before=(), flags=("--control",), metavar="MODEL:PICTURE[:SCALE[:START[:END]]][:canny]",
+        example="none", read=read_control, local=True,
+        help="A ControlNet or T2I-Adapter and the picture that it follows; may be repeated. canny takes its "
+        "edges; guess and bgr are further words.",
+    )] = ()
+    """Networks that guide the image by pictures, which are fitted to its size by ``resize_mode``."""
+
     steps: Annotated[int, Range(1, 1000), Setting(
         default=25,  # the article: more steps make no significant difference
         flags=("--steps",), metavar="N", example="10-30 (+10)", a1111="Steps", sdapi="steps",
@@ -266,7 +276,7 @@ class GenerationSettings:
 
     resize_mode: Annotated[str, OneOf("resize mode", RESIZE_MODES), Setting(
         default="crop", before="crop", flags=("--resize-mode",), metavar="NAME", example="crop,stretch",
-        help="crop or stretch: how --from is fitted to a --size of another shape.",
+        help="crop or stretch: how --from and pictures of --control are fitted to a size of another shape.",
     )]
     """A name of ``decoding.RESIZE_MODES``."""
 
@@ -281,8 +291,10 @@ class GenerationSettings:
     # fmt: on
 
     def __post_init__(self) -> None:
-        """Check width and height together, and what belongs to ``init_image``."""
+        """Check width and height together, and what belongs to ``init_image`` and ``controls``."""
         _check_area(self.width, self.height)
+        if self.controls and self.feature_reuse:
+            raise InputError("feature_reuse must be 0 with controls, which change deep features in each step")
         if self.init_image is None:
             for name in ("mask", "strength"):
                 if getattr(self, name) is not None:
@@ -500,8 +512,9 @@ def _canonical(layer: Mapping[str, object]) -> dict[str, object]:
         if name not in SETTINGS:
             raise unknown("setting", name, SETTINGS)
     settings = identified(layer)
-    if isinstance(loras := settings.get("loras"), list | tuple):
-        settings["loras"] = tuple(read_lora(each) if isinstance(each, str) else each for each in loras)
+    for name, setting in SETTINGS.items():
+        if setting.read and isinstance(items := settings.get(name), list | tuple):
+            settings[name] = tuple(setting.read(each) if isinstance(each, str) else each for each in items)
     if isinstance(sampler := settings.get("sampler"), str):
         settings["sampler"], schedule = resolve(sampler)
         if schedule:

@@ -4,6 +4,7 @@ Zhang et al. 2023 (2302.05543). For SDXL the copy has the UNet's widths and resn
 transformer blocks: the published "full" has SDXL's, "mid" and "small" have fewer or none.
 """
 
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -23,7 +24,7 @@ class Hint(nn.Module):
         widths = layout.hint
         self.conv_in = nn.Conv2d(layout.picture_channels, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList()
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
+        for before, after in pairwise(widths):
             self.blocks.append(nn.Conv2d(before, before, 3, padding=1))
             self.blocks.append(nn.Conv2d(before, after, 3, padding=1, stride=2))
         self.conv_out = nn.Conv2d(widths[-1], layout.encoder.levels[0].channels, 3, padding=1)
@@ -90,10 +91,13 @@ class ControlNet(Encoder):
 
     @torch.no_grad()
     def copy_encoder(self, unet: Encoder) -> None:
-        """Start a training: copy the UNet's encoder, and set what is added to its features to zero."""
+        """Start a training: copy what the UNet's encoder has, and add nothing to its features.
+
+        Only the outputs are set to zero. The published recipe also zeroes the hint's last convolution, which
+        then learns late.
+        """
         copied = {name: each for name, each in unet.state_dict().items() if name in self.state_dict()}
         self.load_state_dict(copied, strict=False)
-        hint = cast(Hint, self.controlnet_cond_embedding)
-        for layer in (hint.conv_out, *self.controlnet_down_blocks, self.controlnet_mid_block):
+        for layer in (*self.controlnet_down_blocks, self.controlnet_mid_block):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)

@@ -112,6 +112,7 @@ class Encoder(nn.Module):
         added = torch.cat([pooled_prompt_embeds.to(self.dtype), sizes.to(self.dtype)], dim=-1)
         return self.time_embedding(time, guidance) + self.add_embedding(added)
 
+
 class UNet(Encoder):
     """Network that predicts the noise or velocity in noisy latents, given text and micro-conditioning.
 
@@ -281,7 +282,7 @@ class Block(nn.Module):
 
 
 def _with_next(levels: list[Tensor] | None, x: Tensor, skips: list[Tensor]) -> Tensor:
-    """Take the first of ``levels``, if any, and add it to a level's output, which is the last of ``skips``."""
+    """Add the first of ``levels``, if any, to a level's output, which is the last of ``skips``."""
     if levels:
         x = skips[-1] = x + levels.pop(0)
     return x

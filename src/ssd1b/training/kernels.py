@@ -10,10 +10,10 @@ from ssd1b.models.text import TextAttention, TextEncoder
 
 
 def use_fast_cpu_kernels(model: nn.Module, dtype: torch.dtype) -> None:
-    """Speed up the training of a network with a UNet on a CPU (measurements in docs/log); only last digits of results change.
+    """Speed up a UNet's training on a CPU (measurements in docs/log); only last digits of results change.
 
     Args:
-        model: on a CPU.
+        model: on a CPU; the UNet, or a network that contains one.
         dtype: number format in which it will compute.
     """
     if dtype is torch.float32:

@@ -1,7 +1,9 @@
 """Training of a miniature ControlNet, which reads the edges of renders (2302.05543).
 
-It starts as a copy of a trained UNet's encoder, which stays frozen, and learns from the same images with the
-same objective. What it adds to the UNet's features is zero at the start.
+It starts as a copy of a trained UNet's resnets on the way down, without the transformers: edges say where
+solids are, and the UNet reads the caption itself. The UNet stays frozen. What is added to its features is zero
+at the start. Where solids are is decided in the first steps of a generation, so noisy timesteps are drawn more
+often.
 """
 
 from dataclasses import dataclass
@@ -33,8 +35,8 @@ from ssd1b.training.precision import computing_in, convert_frozen, training_dtyp
 from ssd1b.training.settings import LoopSettings
 
 SETTINGS = LoopSettings(
-    steps=1600, batch_size=32, learning_rate=1e-3, decay_steps=1000, warmup_steps=50, ema_decay=0.99,
-    checkpoint_steps=100, seed=5,
+    steps=700, batch_size=32, learning_rate=2e-3, muon_rate=0.01, muon_decay=0.1, decay_steps=500,
+    warmup_steps=20, ema_decay=0.99, checkpoint_steps=100, seed=5,
 )  # fmt: skip
 
 HINT = (8, 16, 32, 64)
@@ -81,7 +83,7 @@ def train_control(
     out: Path, unet: UNet, vae: VAE, text: TextEncoders, cache: Path, *, settings: LoopSettings = SETTINGS,
     world: str = "plain", resume: bool = False, device: str = "cpu",
 ) -> ControlNet:  # fmt: skip
-    """Train a ControlNet with the depths of a UNet's encoder.
+    """Train a ControlNet with the resnets of a UNet's encoder.
 
     Args:
         out: folder of the run.
@@ -96,7 +98,7 @@ def train_control(
     """
     torch.manual_seed(settings.seed)
     dtype = training_dtype(device)
-    control = ControlNet(ControlNetLayout(encoder=encoder_of(unet.layout), hint=HINT))
+    control = ControlNet(ControlNetLayout(encoder=encoder_of(unet.layout, transformers=False), hint=HINT))
     control.copy_encoder(unet)
     model = Controlled(control, unet).to(device)
     for encoder in (text.encoder, text.encoder_2):
@@ -106,7 +108,7 @@ def train_control(
         use_fast_cpu_text_kernels(text.encoder)
         use_fast_cpu_text_kernels(text.encoder_2)
     convert_frozen(model, dtype)
-    objective = Objective(text=text, device=device, dtype=dtype, max_weight=MAX_WEIGHT)
+    objective = Objective(text=text, device=device, dtype=dtype, max_weight=MAX_WEIGHT, early=True)
 
     def loss(module: nn.Module, batch: EdgeBatch) -> dict[str, Tensor]:
         example = objective(batch.captioned)
