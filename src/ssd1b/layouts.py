@@ -106,7 +106,7 @@ class T2IAdapterLayout:
 
 
 def encoder_of(unet: UNetLayout, *, transformers: bool = True) -> UNetLayout:
-    """Return the layout of a ControlNet's encoder that is a copy of a UNet's, possibly without transformers."""
+    """Return the layout of an encoder that is a copy of a UNet's, possibly without its transformers."""
     levels = tuple(
         replace(level, down=level.down if transformers else (0,) * len(level.down), up=(0,) * len(level.up))
         for level in unet.levels

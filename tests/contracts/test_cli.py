@@ -18,7 +18,7 @@ SETTINGS = {
     "--negative", "--negative-prompt", "--negative-preset", "--guidance", "--guidance-scale",
     "--guidance-rescale", "--guidance-interval", "--feature-reuse", "--steps", "--sampler", "--schedule",
     "--seed", "--size", "--preset", "--from", "--init-image", "--mask", "--strength", "--denoising-strength",
-    "--strength-steps", "--resize-mode", "--lora",
+    "--strength-steps", "--resize-mode", "--lora", "--control",
 }  # fmt: skip
 MODEL = {"--model", "--device", "--dtype", "--threads", "--offline", "--prediction"}
 CLUSTER = {"--ray", "--ray-actors", "--ray-gpus", "--ray-cpus"}

@@ -25,6 +25,7 @@ from ssd1b.pipeline import Pipeline
 from ssd1b.weights.configs import controlnet_config
 from ssd1b.weights.files import write_json
 
+SCALE = "controlnet_conditioning_scale"
 SIDE = 64
 STEPS = 4
 
@@ -109,8 +110,8 @@ def check_equal(actual: Tensor, expected: Tensor, plain: Tensor) -> None:
     [
         ({}, {}, {}),
         ({"scale": 0.5, "start": 0.25, "end": 0.75},
-         {"controlnet_conditioning_scale": 0.5, "control_guidance_start": 0.25, "control_guidance_end": 0.75}, {}),
-        ({"scale": 0.8}, {"controlnet_conditioning_scale": 0.8, "guidance_scale": 1.0}, {"guidance_scale": 1.0}),
+         {SCALE: 0.5, "control_guidance_start": 0.25, "control_guidance_end": 0.75}, {}),
+        ({"scale": 0.8}, {SCALE: 0.8, "guidance_scale": 1.0}, {"guidance_scale": 1.0}),
         ({"guess": True}, {"guess_mode": True}, {}),
         ({}, {"negative_prompt": "blurry"}, {"negative_prompt": "blurry"}),
     ],
@@ -168,7 +169,11 @@ def write_adapter(out: Path, seed: int, channels: int) -> T2IAdapter:
 
 @pytest.mark.parametrize(
     ("settings", "their_settings"),
-    [({}, {}), ({"scale": 0.6, "end": 0.5}, {"adapter_conditioning_scale": 0.6, "adapter_conditioning_factor": 0.5})],
+    [
+        ({}, {}),
+        ({"scale": 0.6, "end": 0.5},
+         {"adapter_conditioning_scale": 0.6, "adapter_conditioning_factor": 0.5}),
+    ],
     ids=["plain", "scale and end"],
 )  # fmt: skip
 @pytest.mark.parametrize("guidance", [1.0, 5.0])

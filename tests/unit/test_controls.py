@@ -166,7 +166,7 @@ def test_files_are_found_in_another_folder(here: Path, tmp_path: Path) -> None:
     moved.mkdir()
     for name in ("net.safetensors", "a.png"):
         Path(name).rename(moved / name)
-    with pytest.raises(NotFoundError, match="control model net.* is missing or has changed"):
+    with pytest.raises(NotFoundError, match="control model net"):
         find_inputs(found, "image.png")
     (control,) = find_inputs(found, "image.png", str(moved)).controls
     assert (control.model.path, control.picture.path) == (

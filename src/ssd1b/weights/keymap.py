@@ -287,11 +287,13 @@ def _controlnet(names: Set[str]) -> Iterator[Pair]:
     """Pair what a ControlNet has beside a UNet's encoder; the original numbers every second layer."""
     hint = "controlnet_cond_embedding"
     last = 0
-    yield Pair(f"{hint}.conv_in", "input_hint_block.0")
     while f"input_hint_block.{last + 2}.weight" in names:
         last += 2
-        yield Pair(f"{hint}.blocks.{last // 2 - 1}", f"input_hint_block.{last}")
-    yield Pair(f"{hint}.conv_out", f"input_hint_block.{last}")  # the last one has another name
+    if last:
+        yield Pair(f"{hint}.conv_in", "input_hint_block.0")
+        yield Pair(f"{hint}.conv_out", f"input_hint_block.{last}")
+    for number in range(2, last, 2):
+        yield Pair(f"{hint}.blocks.{number // 2 - 1}", f"input_hint_block.{number}")
     index = 0
     while f"zero_convs.{index}.0.weight" in names:
         yield Pair(f"controlnet_down_blocks.{index}", f"zero_convs.{index}.0")

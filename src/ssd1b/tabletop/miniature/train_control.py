@@ -1,9 +1,9 @@
 """Training of a miniature ControlNet, which reads the edges of renders (2302.05543).
 
 It starts as a copy of a trained UNet's resnets on the way down, without the transformers: edges say where
-solids are, and the UNet reads the caption itself. The UNet stays frozen. What is added to its features is zero
-at the start. Where solids are is decided in the first steps of a generation, so noisy timesteps are drawn more
-often.
+solids are, and the UNet reads the caption itself. The UNet stays frozen. What is added to its features is
+zero at the start. Where solids are is decided in the first steps of a generation, so noisy timesteps are
+drawn more often.
 """
 
 from dataclasses import dataclass
