@@ -1,5 +1,6 @@
 """Networks that follow pictures, in a pipeline: when they run, on what, and what of them is in memory."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         ({"end": 0.25}, {}, [2]),
         ({"end": 0.2}, {}, []),
         ({"scale": 0.0}, {}, []),
-        ({}, {"guidance_interval": (0.2, 0.6)}, [1, 2, 2, 1]),
+        ({}, {"guidance_interval": (0.2, 0.6)}, [2, 2, 1, 1]),
         ({}, {"sampler": "heun"}, [2] * 7),
     ],
 )
@@ -185,10 +186,27 @@ def test_jobs_that_share_steps_do_not_share_those_of_other_controls(folder: Path
 
     chosen = [settings(), settings(scale=0.5), settings(guess=True), pipeline.settings("x", seed=5)]
     with renderer(pipeline, lambda image, prompt: {}) as render:
-        shared = [render([each])[0].picture for each in chosen]
-    assert len({each.image.tobytes() for each in shared}) == len(chosen)
-    for picture, each in zip(shared, chosen, strict=True):
-        assert picture.image.tobytes() == pipeline.draw([each])[0].image.tobytes()
+        files = [render([each])[0].file for each in chosen]
+    shared = [np.asarray(Image.open(io.BytesIO(file))) for file in files if file]
+    assert len({each.tobytes() for each in shared}) == len(chosen)
+    for pixels, each in zip(shared, chosen, strict=True):
+        assert np.array_equal(pixels, np.asarray(pipeline.draw([each])[0].image))
+
+
+def test_what_a_mask_keeps_is_kept(folder: Path, pipeline: Pipeline, tmp_path: Path) -> None:
+    Image.new("L", (64, 64), 0).save(tmp_path / "mask.png")
+    with Image.open(tmp_path / "mask.png") as mask:
+        mask.paste(255, (0, 0, 32, 64))
+        mask.save(tmp_path / "mask.png")
+    given = {"init_image": str(folder / "a.png"), "mask": str(tmp_path / "mask.png"), "strength": 0.8}
+    control = control_of(folder / "net.safetensors", folder / "a.png")
+    first, second = (
+        np.asarray(pipeline.generate("x", seed=5, controls=controls, **given)[0].image)
+        for controls in ((), (control,))
+    )
+    kept, changed = np.s_[:, 32:], np.s_[:, :32]
+    assert np.array_equal(first[kept], second[kept]) and not np.array_equal(first[changed], second[changed])
+    assert np.array_equal(second[kept], np.asarray(Image.open(folder / "a.png"))[kept])
 
 
 def test_mistakes_are_told(folder: Path, pipeline: Pipeline, tmp_path: Path) -> None:
