@@ -1,9 +1,10 @@
 """The command that generates an image with given settings."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from ssd1b.controls import Control
 from ssd1b.inputs import InputFile
 from ssd1b.loras import Lora
 from ssd1b.settings import OPTIONS, PICTURE_SETTINGS, Setting
@@ -20,7 +21,8 @@ def command_line(prompt: str, settings: Mapping[str, Any], **options: str | None
     """
     words = ["ssd1b", "generate"]
     if settings.get("init_image") is None:
-        settings = {name: each for name, each in settings.items() if name not in PICTURE_SETTINGS}
+        without = {*PICTURE_SETTINGS} - ({"resize_mode"} if settings.get("controls") else set())
+        settings = {name: each for name, each in settings.items() if name not in without}
     # The size comes first: it is the only option of two settings.
     for group in sorted(OPTIONS.values(), key=len, reverse=True):
         values = [settings.get(each.name) for each in group]
@@ -34,13 +36,16 @@ def command_line(prompt: str, settings: Mapping[str, Any], **options: str | None
 def _option(setting: Setting, values: list[Any]) -> list[str]:
     flag = setting.flags[0]
     if setting.read:
-        return [word for each in values[0] for word in (flag, _item(each))]
+        return [word for each in values[0] for word in (flag, _item(setting.name, each))]
     return [flag, *(["x".join(map(_word, values))] if values[1:] else _words(values[0]))]
 
 
-def _item(value: object) -> str:
+_ITEMS: Mapping[str, Callable[..., object]] = {"loras": Lora, "controls": Control}
+
+
+def _item(name: str, value: object) -> str:
     """Write an item of a list, which is a table if it was read from JSON."""
-    return str(Lora(**value) if isinstance(value, Mapping) else value)
+    return str(_ITEMS[name](**value) if isinstance(value, Mapping) else value)
 
 
 def _words(value: object) -> list[str]:

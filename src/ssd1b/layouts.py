@@ -68,6 +68,54 @@ class UNetLayout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ControlNetLayout:
+    """A ControlNet for UNets of the same widths and resnets.
+
+    Attributes:
+        encoder: as a UNet's layout with the depths of this network, of which only the way down and the middle
+            exist; the way up has depths of 0.
+        hint: channels of the convolutions that read the picture; each but the first halves it.
+        picture_channels: 3 for RGB.
+    """
+
+    encoder: UNetLayout
+    hint: tuple[int, ...] = (16, 32, 96, 256)
+    picture_channels: int = 3
+
+    @property
+    def factor(self) -> int:
+        """Pixels of the picture per latent cell, along each axis."""
+        return 2 ** (len(self.hint) - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class T2IAdapterLayout:
+    """A T2I-Adapter for SDXL, "full_adapter_xl".
+
+    Attributes:
+        channels: of the features for each level of the UNet, and for its middle.
+        depth: residual blocks of each level.
+        picture_channels: 3 for RGB, 1 for grey.
+        factor: pixels per feature, along each axis.
+    """
+
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    depth: int = 2
+    picture_channels: int = 3
+    factor: int = 16
+
+
+def encoder_of(unet: UNetLayout, *, transformers: bool = True) -> UNetLayout:
+    """Return the layout of an encoder that is a copy of a UNet's, possibly without its transformers."""
+    levels = tuple(
+        replace(level, down=level.down if transformers else (0,) * len(level.down), up=(0,) * len(level.up))
+        for level in unet.levels
+    )
+    mid = unet.mid if transformers else 0
+    return replace(unet, levels=levels, mid=mid, guidance_embed_dim=None, in_channels=4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VAELayout:
     """An AutoencoderKL. It halves the resolution ``len(channels) - 1`` times: a factor of 8 for SDXL."""
 

@@ -39,7 +39,8 @@ from ssd1b.settings import (
     resolve_settings,
 )
 from ssd1b.speed.adapting import Adapting
-from ssd1b.speed.backends import check_execution, choose_backend, resolve_auto
+from ssd1b.speed.backends import TorchBackend, check_execution, choose_backend, resolve_auto
+from ssd1b.speed.controlling import Controlling, Fitting, Guide
 from ssd1b.speed.reuse import FeatureReuse
 from ssd1b.tensors import Latents, Pixels
 from ssd1b.threads import Threads, use_threads
@@ -111,6 +112,7 @@ class Pipeline:
         execution: execution options.
         threads: number of CPU threads; see ``load``.
         adapting: merges adapters into the networks; None for networks that no file holds.
+        controlling: loads networks that follow pictures; None if the backend cannot use them.
     """
 
     identity: ModelIdentity
@@ -123,6 +125,7 @@ class Pipeline:
     execution: Execution = DEFAULT
     threads: Threads = None
     adapting: Adapting | None = None
+    controlling: Controlling | None = None
 
     @classmethod
     def load(
@@ -174,9 +177,13 @@ class Pipeline:
         text, unet_network = found.text_encoders(load), load("unet")
         networks = {"unet": unet_network, "text_encoder": text.encoder, "text_encoder_2": text.encoder_2}
         adapting = Adapting(model=found, backend=backend, networks=networks)
+        controlling = (
+            Controlling(backend=backend, layout=found.layout) if isinstance(backend, TorchBackend) else None
+        )
         pipeline = cls(
             identity=found.identity, info=found.info, text=text, unet=unet_network, vae=load("vae"),
             device=target, dtype=number_format, execution=execution, threads=threads, adapting=adapting,
+            controlling=controlling,
         )  # fmt: skip
         if not backend.needs_calibration(found):
             return pipeline
@@ -307,7 +314,10 @@ class Pipeline:
         noise = noise_source([settings.seed for settings in batch], *size, self.device)
         first = self._varied(noise(), batch)
         original = self._original(batch, before, first)
-        predict = guided(*self._predictors(batch, original), guidance, noise_schedule.num_train_timesteps)
+        guide = self._guide(common, levels.timesteps)
+        predict = guided(
+            *self._predictors(batch, original, guide), guidance, noise_schedule.num_train_timesteps
+        )
         denoise = denoiser(predict, noise_schedule, levels)
         latents = first * levels.initial_scale
         if original is not None and original.latents is not None:
@@ -352,6 +362,19 @@ class Pipeline:
             self.adapting.use(settings.loras)
         elif settings.loras:
             raise InputError("loras need a model that was loaded from files: omit them")
+
+    def _guide(self, settings: GenerationSettings, timesteps: Sequence[float]) -> Guide | None:
+        """Load the networks that follow pictures, and let them read these.
+
+        Raises:
+            InputError: see ``Controlling.guide``; or the backend cannot use them.
+        """
+        if not settings.controls:
+            return None
+        if self.controlling is None:
+            raise InputError("controls need a model from files and backend torch: omit --backend openvino")
+        fitting = Fitting(settings.width, settings.height, settings.resize_mode)
+        return self.controlling.guide(settings.controls, fitting, timesteps)
 
     def batch_key(self, settings: GenerationSettings) -> tuple[Hashable, ...]:
         """Return what images of one batch must have in common; see ``batching.batch_key``."""
@@ -453,7 +476,7 @@ class Pipeline:
                 raise FailedError(f"{self.identity.source}: {part}: {what}")
 
     def _predictors(
-        self, batch: Sequence[GenerationSettings], original: "_Original | None"
+        self, batch: Sequence[GenerationSettings], original: "_Original | None", guide: Guide | None
     ) -> tuple[Predict, PredictPair]:
         """Make the forward pass for the prompts, and the one for negative prompts and prompts together."""
         negative, positive = self._conditioning(batch)
@@ -476,11 +499,12 @@ class Pipeline:
             timesteps = torch.full((len(x),), timestep, device=x.device)
             copies = len(x) // len(batch)
             ids = time_ids.repeat(copies, 1)
+            extra = [guidance_embeds, deep_features]
+            if guide is not None:
+                extra.append(guide(x.to(self.dtype), timesteps, prompts, pooled, ids, pair=copies == 2))
             if beside is not None:
                 x = torch.cat([x, beside.repeat(copies, 1, 1, 1)], dim=1)
-            return self.unet(
-                x.to(self.dtype), timesteps, prompts, pooled, ids, guidance_embeds, deep_features
-            )
+            return self.unet(x.to(self.dtype), timesteps, prompts, pooled, ids, *extra)
 
         def predict(x: Latents, timestep: float) -> Latents:
             return forward(x, timestep, prompt_kv(), positive.pooled)

@@ -25,6 +25,8 @@ from ssd1b.canvas import (
     read_sides,
     write_sides,
 )
+from ssd1b.controls import MOST as MOST_CONTROLS
+from ssd1b.controls import Control, read_control
 from ssd1b.decoding import RESIZE_MODES, fitting_size, identify_picture
 from ssd1b.errors import InputError, prefix_errors, shown, unknown
 from ssd1b.few_steps import recognise_all
@@ -269,6 +271,14 @@ class GenerationSettings:
     )] = ()
     """Adapters that are merged into the model's weights. Their order does not matter."""
 
+    controls: Annotated[tuple[Control, ...], Items(0, MOST_CONTROLS), Setting(
+        default=(), before=(), flags=("--control",), metavar="MODEL:PICTURE[:SCALE[:START[:END]]][:canny]",
+        example="none", read=read_control, local=True,
+        help="A ControlNet or T2I-Adapter and the picture that it follows; may be repeated. canny takes its "
+        "edges; guess and bgr are further words.",
+    )] = ()
+    """Networks that guide the image by pictures, which are fitted to its size by ``resize_mode``."""
+
     steps: Annotated[int, Range(1, MAX_STEPS), Setting(
         default=25,  # the article: more steps make no significant difference
         flags=("--steps",), metavar="N", example="10-30 (+10)", a1111="Steps", sdapi="steps",
@@ -366,7 +376,7 @@ class GenerationSettings:
 
     resize_mode: Annotated[str, OneOf("resize mode", RESIZE_MODES), Setting(
         default="crop", before="crop", flags=("--resize-mode",), metavar="NAME", example="crop,stretch",
-        help="crop or stretch: how --from is fitted to a --size of another shape.",
+        help="crop or stretch: how --from and pictures of --control are fitted to a size of another shape.",
     )]
     """A name of ``decoding.RESIZE_MODES``."""
 
@@ -497,7 +507,7 @@ class GenerationSettings:
     # fmt: on
 
     def __post_init__(self) -> None:
-        """Check width and height together, and what belongs to ``init_image`` and to the hires fix."""
+        """Check the size, and what belongs to ``init_image``, ``controls`` and the hires fix."""
         _check_area(self.width, self.height)
         check_needs({name: getattr(self, name) for name in ("init_image", *HIRES_SIZES, *_NEEDS)})
         if self.variation_strength == 0:
@@ -505,6 +515,8 @@ class GenerationSettings:
         if self.hires:
             self._complete_hires()
         self._check_timesteps()
+        if self.controls and self.feature_reuse:
+            raise InputError("feature_reuse must be 0 with controls, which change deep features in each step")
         if self.init_image is None:
             return
         self._check_canvas()
@@ -918,21 +930,27 @@ def _identified(value: object) -> object:
     return InputFile(**value) if isinstance(value, Mapping) else value
 
 
+def _name_sampler(settings: dict[str, Any], sampler: str, schedule: str) -> None:
+    """Give a sampler its canonical name, and the schedule that its name may contain."""
+    if isinstance(name := settings.get(sampler), str):
+        settings[sampler], contained = resolve(name)
+        if contained:
+            settings.setdefault(schedule, contained)
+    if isinstance(name := settings.get(schedule), str):
+        settings[schedule] = resolve_schedule(name)
+
+
 def _canonical(layer: Mapping[str, object]) -> dict[str, object]:
     """Check the names in one layer; give sampler and schedule canonical names, and identify files."""
     for name in layer:
         if name not in SETTINGS:
             raise unknown("setting", name, SETTINGS)
     settings = identified(layer)
-    if isinstance(loras := settings.get("loras"), list | tuple):
-        settings["loras"] = tuple(read_lora(each) if isinstance(each, str) else each for each in loras)
+    for name, setting in SETTINGS.items():
+        if setting.read and isinstance(items := settings.get(name), list | tuple):
+            settings[name] = tuple(setting.read(each) if isinstance(each, str) else each for each in items)
     for prefix in ("", "hires_"):
-        if isinstance(sampler := settings.get(f"{prefix}sampler"), str):
-            settings[f"{prefix}sampler"], schedule = resolve(sampler)
-            if schedule:
-                settings.setdefault(f"{prefix}schedule", schedule)
-        if isinstance(schedule := settings.get(f"{prefix}schedule"), str):
-            settings[f"{prefix}schedule"] = resolve_schedule(schedule)
+        _name_sampler(settings, f"{prefix}sampler", f"{prefix}schedule")
     if isinstance(upscaler := settings.get("hires_upscaler"), str):
         settings["hires_upscaler"] = resolve_upscaler(upscaler)
     if isinstance(timesteps := settings.get("timesteps"), str):

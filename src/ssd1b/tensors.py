@@ -20,6 +20,9 @@ UNetLatents: TypeAlias = Float[Tensor, "batch in_channels cells_high cells_wide"
 Pixels: TypeAlias = Float[Tensor, "batch 3 height width"]
 """RGB in [-1, 1]."""
 
+Levels: TypeAlias = Float[Tensor, "batch 3 height width"]
+"""RGB in [0, 1]."""
+
 TokenIds: TypeAlias = Int[Tensor, "batch tokens"]
 """Token ids; each chunk of 77 has its own begin and end token."""
 

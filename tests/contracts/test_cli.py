@@ -23,6 +23,7 @@ SETTINGS = {
     "--variation-strength", "--subseed-strength", "--hires-scale", "--hr-scale", "--hires-size",
     "--hires-strength", "--hires-upscaler", "--hr-upscaler", "--hires-steps", "--hires-sampler",
     "--hires-schedule", "--hires-guidance", "--hires-prompt", "--hires-negative", "--timesteps", "--gamma",
+    "--control",
 }  # fmt: skip
 MODEL = {"--model", "--device", "--dtype", "--threads", "--offline", "--prediction"}
 CLUSTER = {"--ray", "--ray-actors", "--ray-gpus", "--ray-cpus"}

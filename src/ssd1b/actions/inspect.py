@@ -1,9 +1,10 @@
-"""Describe a model on disk, an adapter or a generated image; nothing is downloaded."""
+"""Describe a model on disk, an adapter, a control network or a generated image; nothing is downloaded."""
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,19 @@ from ssd1b.actions.rerun import is_known, reproduction_command
 from ssd1b.adapters.matching import carried_share, match
 from ssd1b.adapters.names import dictionary
 from ssd1b.adapters.reading import AdapterFile, open_adapter
+from ssd1b.controls import BUILT_IN, STEMS, find_network
 from ssd1b.errors import InputError, shown
 from ssd1b.files import expand_path
 from ssd1b.images import read_recipe
-from ssd1b.layouts import NAMED, ModelLayout, model_layout
+from ssd1b.layouts import NAMED, UNETS, ControlNetLayout, ModelLayout, encoder_of, model_layout
 from ssd1b.loras import lora_of
 from ssd1b.model import Model
 from ssd1b.recipe import Recipe
 from ssd1b.settings import resolve_settings
+from ssd1b.weights.checkpoint import Layout, Part
+from ssd1b.weights.controls import MisfitError, open_control
 from ssd1b.weights.files import read_header
-from ssd1b.weights.other_models import is_adapter_file
+from ssd1b.weights.other_models import control_kind, is_adapter_file, is_control_file
 
 
 def describe_image(path: str) -> dict[str, Any]:
@@ -126,6 +130,64 @@ def describe_adapter(name: str, model: str | None = None) -> dict[str, Any]:
         "trigger_words": _trigger_words(adapter.metadata),
         "models": {each: _fit(adapter, layout) for each, layout in layouts.items()},
     }
+
+
+def is_control(name: str) -> bool:
+    """Whether a name is a ControlNet or a T2I-Adapter: built in, a file, or a folder in diffusers' format."""
+    path = BUILT_IN.get(name) or Path(expand_path(name))
+    if path.is_dir() and not any((path / stem).is_file() for stem in STEMS):
+        return False
+    if not path.is_dir() and (not path.is_file() or path.suffix.lower() != ".safetensors"):
+        return False
+    try:
+        file = path if path.is_file() else find_network(name)[0]
+        return is_control_file(read_header(file).tensors)
+    except InputError:  # reported as that of a model
+        return False
+
+
+def describe_control(name: str, model: str | None = None) -> dict[str, Any]:
+    """Return what a ControlNet or T2I-Adapter is, and which models it fits.
+
+    Args:
+        name: built in, a file, or a folder in diffusers' format.
+        model: the model that it is compared with; None for all published layouts and the miniatures.
+
+    Raises:
+        InputError: the file is damaged or for another family, or there is no such model on disk.
+    """
+    file, configured = find_network(name)
+    layouts = dict(NAMED) if model is None else {model: Model.find(model, offline=True).layout.unet}
+    fits: dict[str, str | None] = {}
+    parts: dict[str, Part] = {}
+    for each, unet in layouts.items():
+        try:
+            parts = open_control(file, unet).parts
+            fits[each] = None
+        except MisfitError as error:
+            fits[each] = str(error).removeprefix(f"{file}: ")
+    header = read_header(file).tensors
+    ((kind, part),) = parts.items() if parts else [(control_kind(header), None)]
+    return {
+        "path": str(file),
+        "kind": kind,
+        "like": part and _like(part.layout),
+        "parameters": sum(prod(shape) for _, shape in header.values()),
+        "bytes": file.stat().st_size,
+        "dtypes": [*_counts(number for number, _ in header.values())],
+        "order": configured.get("order", "rgb"),
+        "models": fits,
+    }
+
+
+def _like(layout: Layout) -> str | None:
+    """Name the UNet whose encoder a ControlNet's is a copy of, as to its blocks."""
+    if not isinstance(layout, ControlNetLayout):
+        return None
+    copies = {name: encoder_of(unet) for name, unet in UNETS.items()}
+    blocks = [(each.down, layout.encoder.mid) for each in layout.encoder.levels]
+    same = (n for n, each in copies.items() if [(level.down, each.mid) for level in each.levels] == blocks)
+    return next(same, None)
 
 
 def _fit(adapter: AdapterFile, layout: ModelLayout) -> dict[str, Any]:

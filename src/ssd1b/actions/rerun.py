@@ -1,8 +1,8 @@
 """Generate an image again from the recipe in its file, and compare the pixels.
 
 A recipe may come from a stranger. Its model is used without asking only if it is built in, published under a
-short name, or in the hub's cache. A picture at a recorded path is used only if its SHA-256 is the recorded
-one.
+short name, or in the hub's cache. A picture, adapter or control network at a recorded path is used only if
+its SHA-256 is the recorded one.
 """
 
 import os
@@ -16,8 +16,10 @@ from typing import Any
 
 from PIL import Image, ImageChops, UnidentifiedImageError
 
+from ssd1b import controls, loras
 from ssd1b.actions.loading import AUTO, Loading
 from ssd1b.command_line import command_line
+from ssd1b.controls import BUILT_IN
 from ssd1b.decoding import MAX_FILE_BYTES
 from ssd1b.errors import InputError, NotFoundError, printable
 from ssd1b.execution import DEFAULT
@@ -28,7 +30,7 @@ from ssd1b.pipeline import Pipeline, Watch, ignore
 from ssd1b.recipe import ModelIdentity, Parameters, Recipe
 from ssd1b.runtime import choose_device
 from ssd1b.sampler_names import AUTOMATIC
-from ssd1b.settings import DEFAULT_MODEL, INPUTS, GenerationSettings, Prompt, check_overrides
+from ssd1b.settings import DEFAULT_MODEL, SETTINGS, GenerationSettings, Prompt, check_overrides
 from ssd1b.validation import check
 from ssd1b.weights import hub
 
@@ -93,12 +95,12 @@ def reproduce(
             machine does not have is replaced.
         trust_recipe: use the recipe's model, whatever it is: a path is opened, a repository downloaded
             without the user's token.
-        inputs: folder with the pictures that the image was generated from; see ``find_inputs``.
+        inputs: folder with the files that the image was generated from; see ``find_inputs``.
         inspect: called with what the file says before a model is loaded. It may raise to stop.
         start: called before generation; its context yields a function that is called after each step.
 
     Raises:
-        NotFoundError: a picture that the image was generated from is missing.
+        NotFoundError: a file that the image was generated from is missing.
         InputError: the file holds no settings or is damaged, its model may not be used without
             ``trust_recipe``, or the model cannot be loaded.
     """
@@ -120,10 +122,10 @@ def reproduce(
 
 
 def find_inputs(settings: GenerationSettings, image: str, folder: str | None = None) -> GenerationSettings:
-    """Find the pictures that an image was generated from.
+    """Find the files that an image was generated from: pictures, adapters, control networks.
 
-    Each is looked for under its name in ``folder`` and beside the image, then at the recorded path. Only a
-    file with the recorded content is taken.
+    Each is looked for under its name in ``folder``, beside the image and in the package, then at the
+    recorded path. Only a file with the recorded content is taken.
 
     Args:
         settings: the image's settings.
@@ -131,25 +133,41 @@ def find_inputs(settings: GenerationSettings, image: str, folder: str | None = N
         folder: an additional folder.
 
     Returns:
-        The settings with the paths where the pictures were found.
+        The settings with the paths where the files were found.
 
     Raises:
-        NotFoundError: a picture is in none of these places; the message names it.
+        NotFoundError: a file is in none of these places; the message names it.
     """
-    folders = [*([] if folder is None else [Path(folder)]), Path(image).parent]
-    recorded = {name: getattr(settings, name) for name in INPUTS}
-    found: dict[str, Any] = {
-        name: _find_input(name, each, folders) for name, each in recorded.items() if each is not None
-    }
+    folders = [*([] if folder is None else [Path(folder)]), Path(image).parent, *BUILT_IN.values()]
+    found: dict[str, Any] = {}
+    for name in SETTINGS:
+        value = getattr(settings, name)
+        if isinstance(value, InputFile):
+            found[name] = _find_input(name, value, folders, MAX_FILE_BYTES)
+        elif value and name in _LISTED:
+            found[name] = tuple(
+                replace(each, **{
+                    inner: _find_input(f"{_LISTED[name]} {inner}", getattr(each, inner), folders, most)
+                    for inner, most in _LIMITS.items() if hasattr(each, inner)
+                })
+                for each in value
+            )  # fmt: skip
     return replace(settings, **found)
 
 
-def _find_input(name: str, wanted: InputFile, folders: list[Path]) -> InputFile:
+_LISTED = {"loras": "lora", "controls": "control"}
+"""Settings that are lists of tables with files, and what one of them is called."""
+
+_LIMITS = {"file": loras.MAX_BYTES, "model": controls.MAX_BYTES, "picture": MAX_FILE_BYTES}
+"""Files in such a table, and their maximum sizes in bytes."""
+
+
+def _find_input(name: str, wanted: InputFile, folders: list[Path], most: int) -> InputFile:
     file = re.split(r"[\\/]", wanted.path)[-1]  # the recipe may come from another system
     places = [*(str(folder / file) for folder in folders if file), wanted.path]
     for place in places:
         try:
-            candidate = InputFile.of(place, most=MAX_FILE_BYTES)
+            candidate = InputFile.of(place, most=most)
         except InputError:
             continue
         if candidate == wanted:

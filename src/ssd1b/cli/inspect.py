@@ -1,4 +1,4 @@
-"""``ssd1b inspect``: what a checkpoint, an adapter or an image contains; nothing is downloaded."""
+"""``ssd1b inspect``: what a checkpoint, an adapter, a control network or an image contains."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import click
 
 from ssd1b.cli.command import Command
 from ssd1b.cli.table import columns, json_line
+from ssd1b.controls import Control
 from ssd1b.errors import line, printable
 from ssd1b.loras import Lora
 from ssd1b.numerals import byte_size
@@ -19,11 +20,13 @@ _DEFAULTS = ("sampler", "schedule", "steps", "guidance_scale", "guidance_rescale
 @click.command("inspect", cls=Command)
 @click.argument("subject", metavar="FILE|FOLDER|MODEL")
 @click.option(
-    "--model", metavar="MODEL", help="The model that an adapter is compared with. Default: all known."
+    "--model",
+    metavar="MODEL",
+    help="The model that an adapter or ControlNet is compared with. Default: all known.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(subject: str, model: str | None, as_json: bool) -> None:
-    """Describe a model, a LoRA or another adapter, or the settings of an image; nothing is downloaded.
+    """Describe a model, a LoRA, a ControlNet or the settings of an image; nothing is downloaded.
 
     \b
     Examples:
@@ -32,14 +35,16 @@ def command(subject: str, model: str | None, as_json: bool) -> None:
       ssd1b inspect pixel-art.safetensors --model ssd-1b
       ssd1b inspect ssd-1b
     """  # noqa: D301 (\b keeps click from wrapping)
-    from ssd1b.actions.inspect import describe_adapter, describe_image, describe_model, is_adapter
+    from ssd1b.actions import inspect as actions
 
     if subject.lower().endswith(PICTURES):
-        facts, as_text = describe_image(subject), _image_text
-    elif is_adapter(subject):
-        facts, as_text = describe_adapter(subject, model), _adapter_text
+        facts, as_text = actions.describe_image(subject), _image_text
+    elif actions.is_adapter(subject):
+        facts, as_text = actions.describe_adapter(subject, model), _adapter_text
+    elif actions.is_control(subject):
+        facts, as_text = actions.describe_control(subject, model), _control_text
     else:
-        facts, as_text = describe_model(subject), _model_text
+        facts, as_text = actions.describe_model(subject), _model_text
     click.echo(json_line(facts) if as_json else as_text(facts))
 
 
@@ -60,6 +65,8 @@ def _image_text(facts: dict[str, Any]) -> str:
     listed = {name: value for name, value in rows.items() if not isinstance(value, dict)}
     if loras := listed.pop("loras", None):
         listed["loras"] = printable(", ".join(str(Lora(**each)) for each in loras))
+    if controls := listed.pop("controls", None):
+        listed["controls"] = printable(", ".join(str(Control(**each)) for each in controls))
     if left_out := facts.get("not_reproduced"):
         note = line(f"not reproduced: {', '.join(left_out)}") + f"\n\n{note}"
     return f"{_listed(listed)}\n\n{note}\n{printable(facts['command'])}"
@@ -80,6 +87,21 @@ def _adapter_text(facts: dict[str, Any]) -> str:
     header = ("MODEL", "KEYS", "THROUGH", "CARRIED", "NOT MATCHED")
     table = [(name, *_fit(each, facts["keys"])) for name, each in facts["models"].items()]
     return f"{_listed(rows)}\n\n{columns([header, *table])}"
+
+
+def _control_text(facts: dict[str, Any]) -> str:
+    """Format a control network: what it is, and which models it fits."""
+    kinds = {"controlnet": "ControlNet", "t2i_adapter": "T2I-Adapter"}
+    rows = {
+        "control": facts["path"],
+        "kind": kinds[facts["kind"]] + (f", with the blocks of {facts['like']}" if facts["like"] else ""),
+        "parameters": f"{facts['parameters']:,}",
+        "size": byte_size(facts["bytes"]),
+        "dtype": ", ".join(facts["dtypes"]),
+        "order": facts["order"],
+    }
+    fits = [(name, "yes" if why is None else "no", line(why or "")) for name, why in facts["models"].items()]
+    return f"{_listed(rows)}\n\n{columns([('MODEL', 'FITS', ''), *fits])}"
 
 
 def _fit(fit: dict[str, Any], keys: int) -> tuple[str, str, str, str]:

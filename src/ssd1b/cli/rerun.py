@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--inputs", type=PATH, metavar="FOLDER",
-    help="Folder with the pictures that the image was generated from, if they are neither beside it nor "
-    "where they were.",
+    help="Folder with the pictures and networks that the image was generated from, if they are neither "
+    "beside it nor where they were.",
 )  # fmt: skip
 def command(image: str, out: str, choice: ModelChoice, trusted: bool, inputs: str | None) -> None:
     """Generate an image again from the recipe inside it, and report whether every pixel is the same.
@@ -45,8 +45,8 @@ def command(image: str, out: str, choice: ModelChoice, trusted: bool, inputs: st
     A recipe may come from a stranger. Models that are built in, published under a short name or in the cache
     are used without asking; for others, give --model or --trust-recipe.
 
-    Pictures that the image was generated from are looked for beside it and where they were, and used only if
-    they have not changed.
+    Pictures, LoRAs and ControlNets that the image was generated from are looked for beside it and where they
+    were, and used only if they have not changed.
 
     \b
     Examples:

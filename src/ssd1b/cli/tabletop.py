@@ -161,7 +161,7 @@ def examine_command(
 
 
 @command.command("train", needs=("accelerate",), continues=RESUME)
-@click.argument("part", type=click.Choice(["vae", "clip", "unet", "image-encoder", "judge"]))
+@click.argument("part", type=click.Choice(["vae", "clip", "unet", "image-encoder", "judge", "control"]))
 @click.option(
     "--out",
     "run",
@@ -197,8 +197,9 @@ def train_command(
 
     The text encoders continue to learn with the unet; image-encoder then adapts to them, for the CLIP score.
     The judge, which reads what an image shows, needs no other part. It also sees renders that went through
-    the autoencoder of RUN or, if there is none, of mini-sdxl. Ctrl-C stops with a checkpoint, from which
-    --resume continues bit-exactly.
+    the autoencoder of RUN or, if there is none, of mini-sdxl. control is a ControlNet that reads edges, for
+    the model of --from or mini-ssd-1b; it is written to RUN/controlnet. Ctrl-C stops with a checkpoint, from
+    which --resume continues bit-exactly.
 
     \b
     Examples:
@@ -206,6 +207,7 @@ def train_command(
       ssd1b tabletop train clip --out runs/mini
       ssd1b tabletop train unet --out runs/mini
       ssd1b tabletop train image-encoder --out runs/mini
+      ssd1b tabletop train control --out runs/control
       ssd1b tabletop train unet --out runs/longer --from mini-sdxl --steps 10000
       ssd1b generate "a large red metal sphere" --model runs/mini/model
     """  # noqa: D301 (\b keeps click from wrapping)

@@ -5,7 +5,7 @@ steps before guidance intervals diverge. Memoization finds it without knowing th
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -92,14 +92,25 @@ def _memoize_calls(
 
 def _digest(name: str, inputs: tuple[Any, ...]) -> bytes:
     digest = blake2b(name.encode(), digest_size=16)
-    for each in inputs:
-        each = each.prompt_embeds if isinstance(each, PromptKV) else each
+    for each in _leaves(inputs):
         if isinstance(each, Tensor):
             digest.update(f"{each.dtype}{tuple(each.shape)}".encode())
             digest.update(each.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         else:
             digest.update(repr(each).encode())
     return digest.digest()
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Iterate over what decides an output: tensors, plain values, and the lengths of lists."""
+    if isinstance(value, PromptKV):
+        yield value.prompt_embeds
+    elif isinstance(value, tuple | list):
+        yield len(value)
+        for each in value:
+            yield from _leaves(each)
+    else:
+        yield value
 
 
 def _size(output: Any) -> int:

@@ -33,10 +33,14 @@ MAX_VALUES = 1000
 """The most values on one axis."""
 
 NONE = "none"
-"""Written in place of a negative prompt, which differs from an empty one, a picture or LoRAs, for none."""
+"""Written in place of a negative prompt, which differs from an empty one, a picture, LoRAs or controls, for
+none."""
 
 LORA_STRENGTH = "lora-strength"
 """The axis of the strengths of all LoRAs; with a dot and a name, as ``lora-strength.pixels``, of one."""
+
+CONTROL_AXES = {"control-scale": "scale", "control-start": "start", "control-end": "end"}
+"""Axes of all controls, and the fields of ``controls.Control`` that they set."""
 
 _RANGE = re.compile(
     rf"({DECIMAL})\s*-\s*({DECIMAL})\s*(?:\(\s*([+-]?\s*{DECIMAL})\s*\)|\[\s*({DIGITS})\s*\])?"
@@ -56,6 +60,7 @@ class Value:
         prompt: replaces the prompt unless None.
         words: text to search for in the prompt and negative prompt, and its replacement.
         lora_strength: the name of a LoRA, or None for all, and what its strengths are multiplied by.
+        control: a field of ``controls.Control`` and its value, for all controls.
     """
 
     label: str
@@ -64,6 +69,7 @@ class Value:
     prompt: str | None = None
     words: tuple[str, str] | None = None
     lora_strength: tuple[str | None, float] | None = None
+    control: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +82,8 @@ class Axis:
 
 def number_of(value: Value) -> float:
     """The number of a value that sets a single numeric setting; otherwise NaN."""
-    if value.lora_strength:
-        return value.lora_strength[1]
+    if pair := value.lora_strength or value.control:
+        return pair[1]
     settings = [*value.settings.values()]
     return float(settings[0]) if len(settings) == 1 and isinstance(settings[0], int | float) else math.nan
 
@@ -157,6 +163,14 @@ def _lora_strengths(name: str | None) -> Callable[[list[str]], list[Value]]:
         ]
 
     return factors
+
+
+def _controls(name: str) -> Callable[[list[str]], list[Value]]:
+    """Read values of a field of all controls."""
+    read = _numbers(Setting(name=name, kind=float))
+    return lambda items: [
+        Value(label=each.label, control=(CONTROL_AXES[name], each.settings[name])) for each in read(items)
+    ]
 
 
 def _lists(setting: Setting) -> Callable[[list[str]], list[Value]]:
@@ -299,13 +313,15 @@ _READERS: dict[str, Callable[[list[str]], list[Value]]] = {
     "negative-preset": _negative_presets,
     "preset": _presets,
     LORA_STRENGTH: _lora_strengths(None),
+    **{name: _controls(name) for name in CONTROL_AXES},
     **{name: _reader(name, *settings) for name, settings in OPTIONS.items()},
 }
 """The parser of each axis's values."""
 
 _FIRST = (
-    "model", "lora", LORA_STRENGTH, "size", "words", "negative", "negative-preset", "preset", "seed",
-    "sampler", "schedule", "steps", "guidance-interval", "guidance-rescale", "feature-reuse", "guidance",
+    "model", "lora", LORA_STRENGTH, "control", *CONTROL_AXES, "size", "words", "negative", "negative-preset",
+    "preset", "seed", "sampler", "schedule", "steps", "guidance-interval", "guidance-rescale",
+    "feature-reuse", "guidance",
 )  # fmt: skip
 
 AXES = (*_FIRST, *(name for name in _READERS if name not in _FIRST))
@@ -325,5 +341,8 @@ _ALIASES = {
 _EXAMPLES = {
     "words": "red,blue",
     LORA_STRENGTH: "0,0.5,1",
+    "control-scale": "0,0.5,1",
+    "control-start": "0,0.2",
+    "control-end": "0.5,1",
     **{name: setting.example for name, (setting, *_) in OPTIONS.items()},
 }

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ssd1b.errors import InputError, shown
+from ssd1b.controls import Control, with_changes
+from ssd1b.errors import InputError, prefix_errors, shown
 from ssd1b.inputs import with_tables
 from ssd1b.jobs.job import Job, environment, make_job
 from ssd1b.jobs.store import Store
-from ssd1b.lab.axes import AXES, LORA_STRENGTH, Axis, Value
+from ssd1b.lab.axes import AXES, CONTROL_AXES, LORA_STRENGTH, Axis, Value
 from ssd1b.loras import Lora, scaled
 from ssd1b.model import Model
 from ssd1b.models.tokenizer import CLIPTokenizer
@@ -35,7 +36,7 @@ MAX_CELLS = 1_000_000
 PROMPT = "prompt"
 """The axis of a sweep's prompts."""
 
-_ORDER = ("model", "lora", LORA_STRENGTH, "size", PROMPT, *AXES)
+_ORDER = ("model", "lora", LORA_STRENGTH, "control", *CONTROL_AXES, "size", PROMPT, *AXES)
 """Outer loops first: the axes that are expensive to change."""
 
 
@@ -111,6 +112,8 @@ class Sweep:
         for axis in self.axes:
             if strength := values[axis.name].lora_strength:
                 settings["loras"] = _scaled(settings.get("loras", ()), *strength)
+            if control := values[axis.name].control:
+                settings["controls"] = _controlled(axis.name, settings.get("controls", ()), *control)
         if words := values["words"].words if "words" in values else None:
             prompt, settings = _replace_words(prompt, settings, *words)
         return Request(model, prompt, settings)
@@ -200,6 +203,14 @@ def expand(
         )  # fmt: skip
 
 
+def _controlled(axis: str, controls: Sequence[Any], name: str, value: float) -> tuple[Control, ...]:
+    if not controls:
+        raise InputError(f"axis {axis}: there is no control: give one with --control")
+    with prefix_errors(f"axis {axis}"):
+        given = [each if isinstance(each, Control) else Control(**each) for each in controls]
+        return with_changes(given, **{name: value})
+
+
 def _scaled(loras: Sequence[Any], name: str | None, factor: float) -> tuple[Lora, ...]:
     if not loras:
         raise InputError(f"axis {LORA_STRENGTH}: there is no LoRA: give one with --lora")
@@ -267,11 +278,10 @@ def parse_definition(content: Any) -> Sweep:
 
 
 def _parse_value(content: Mapping[str, Any]) -> Value:
-    strength = content.get("lora_strength")  # which earlier versions lack
+    pairs = ("words", "lora_strength", "control")  # of which earlier versions lack the last ones
     fields: dict[str, Any] = {
         **content,
-        "words": content["words"] and tuple(content["words"]),
-        "lora_strength": strength and tuple(strength),
+        **{name: tuple(content[name]) for name in pairs if content.get(name)},
     }
     return Value(**fields)
 

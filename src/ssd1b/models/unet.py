@@ -3,7 +3,7 @@
 Podell et al. 2023 (2307.01952) for SDXL; Gupta et al. 2024 (2401.02677) for SSD-1B and Vega.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 from typing import NamedTuple, TypeAlias, cast
 
@@ -35,11 +35,23 @@ class PromptKV(NamedTuple):
     keys_values: list[KeysValues]
 
 
-class UNet(nn.Module):
-    """Network that predicts the noise or velocity in noisy latents, given text and micro-conditioning.
+class Additions(NamedTuple):
+    """What ControlNets and T2I-Adapters add to a UNet's features.
 
-    State-dict keys and shapes are those of diffusers' ``UNet2DConditionModel``.
+    Attributes:
+        skips: to each feature map that is used again on the way up, in the order of their computation; empty
+            for none.
+        middle: to the output of the middle block.
+        levels: to the output of each level on the way down, then of the middle block; empty for none.
     """
+
+    skips: Sequence[Tensor] = ()
+    middle: Tensor | None = None
+    levels: Sequence[Tensor] = ()
+
+
+class Encoder(nn.Module):
+    """The way down and the middle of a UNet with its embeddings, which a ControlNet has, too."""
 
     def __init__(self, layout: UNetLayout) -> None:
         super().__init__()
@@ -49,39 +61,20 @@ class UNet(nn.Module):
         self.conv_in = nn.Conv2d(layout.in_channels, width, 3, padding=1)
         self.time_embedding = TimestepEmbedding(width, embedding, layout.guidance_embed_dim)
         self.add_embedding = TimestepEmbedding(6 * layout.time_ids_dim + layout.pooled_dim, embedding)
-
-        down, up, skips = [], [], [width]  # skips: channels of each feature map used again on the way up
+        down, channels = [], width
         for index, level in enumerate(layout.levels):
             last = index == len(layout.levels) - 1
-            inputs = [skips[-1], *[level.channels] * (len(level.down) - 1)]
-            down.append(
-                Block(
-                    layout, level.channels, inputs, level.down, None if last else Downsample(level.channels)
-                )
-            )
-            skips += [level.channels] * (len(level.down) + (not last))
-
-        channels = layout.levels[-1].channels
-        mid = None if layout.mid is None else MidBlock(layout, channels, layout.mid)
-        for index, level in enumerate(reversed(layout.levels)):
-            last = index == len(layout.levels) - 1
-            inputs = [c + skips.pop() for c in (channels, *[level.channels] * (len(level.up) - 1))]
-            up.append(
-                Block(layout, level.channels, inputs, level.up, None if last else Upsample(level.channels))
-            )
+            inputs = [channels, *[level.channels] * (len(level.down) - 1)]
+            resample = None if last else Downsample(level.channels)
+            down.append(Block(layout, level.channels, inputs, level.down, resample))
             channels = level.channels
-        assert not skips, "every skip must be used on the way up"
-
         self.down_blocks = nn.ModuleList(down)
-        self.mid_block = mid
-        self.up_blocks = nn.ModuleList(up)
-        self.conv_norm_out = nn.GroupNorm(layout.norm_groups, width, eps=RESNET_EPS)
-        self.conv_out = nn.Conv2d(width, layout.out_channels, 3, padding=1)
+        self.mid_block = None if layout.mid is None else MidBlock(layout, channels, layout.mid)
 
     @property
     def dtype(self) -> torch.dtype:
         """Number format of the computation."""
-        return self.conv_norm_out.weight.dtype
+        return cast(Block, self.down_blocks[0]).resnets[0].norm1.weight.dtype  # norms are never quantized
 
     def cross_attention_kv(self, prompt_embeds: PromptEmbeds, *, without_text: int = 0) -> PromptKV:
         """Compute the keys and values of all cross-attentions, once for all steps.
@@ -98,38 +91,12 @@ class UNet(nn.Module):
 
     def _transformer_blocks(self) -> Iterator[TransformerBlock]:
         """Iterate over the blocks in execution order, which differs from the order of registration."""
-        middle = [] if self.mid_block is None else [self.mid_block]
-        for part in (*self.down_blocks, *middle, *self.up_blocks):
+        for part in self._parts():
             yield from (module for module in part.modules() if isinstance(module, TransformerBlock))
 
-    def forward(
-        self,
-        latents: UNetLatents,
-        timesteps: Timesteps,
-        prompt_embeds: PromptEmbeds | PromptKV,
-        pooled_prompt_embeds: PooledEmbeds,
-        time_ids: TimeIds,
-        guidance_embeds: Tensor | None = None,
-        deep_features: DeepFeatures | None = None,
-    ) -> Latents:
-        """Run the network once.
-
-        Args:
-            latents: noisy latents at unit variance, ``x / sqrt(sigma^2 + 1)``; for inpainting mask and masked
-                picture after them.
-            timesteps: one diffusion time per image, in [0, 999].
-            prompt_embeds: penultimate hidden states of both text encoders, or their keys and values.
-            pooled_prompt_embeds: projected end-of-text state of the second text encoder.
-            time_ids: original size, crop, target size in pixels.
-            guidance_embeds: ``[B, guidance_embed_dim]``, for LCM-distilled layouts only.
-            deep_features: replaces the computation of the coarser levels, see ``DeepFeatures``; for layouts
-                whose finest level has no cross-attention, like all published ones.
-
-        Returns:
-            The prediction, as large as the noisy latents.
-        """
-        embedding = self.embed(timesteps, pooled_prompt_embeds, time_ids, guidance_embeds)
-        return self.predict(latents, embedding, prompt_embeds, deep_features)
+    def _parts(self) -> list[nn.Module]:
+        """List the levels and the middle block in execution order."""
+        return [*self.down_blocks, *([] if self.mid_block is None else [self.mid_block])]
 
     def embed(
         self,
@@ -145,36 +112,111 @@ class UNet(nn.Module):
         added = torch.cat([pooled_prompt_embeds.to(self.dtype), sizes.to(self.dtype)], dim=-1)
         return self.time_embedding(time, guidance) + self.add_embedding(added)
 
+
+class UNet(Encoder):
+    """Network that predicts the noise or velocity in noisy latents, given text and micro-conditioning.
+
+    State-dict keys and shapes are those of diffusers' ``UNet2DConditionModel``.
+    """
+
+    def __init__(self, layout: UNetLayout) -> None:
+        super().__init__(layout)
+        skips = skip_channels(layout)  # of each feature map used again on the way up
+        up, channels = [], layout.levels[-1].channels
+        for index, level in enumerate(reversed(layout.levels)):
+            last = index == len(layout.levels) - 1
+            inputs = [c + skips.pop() for c in (channels, *[level.channels] * (len(level.up) - 1))]
+            resample = None if last else Upsample(level.channels)
+            up.append(Block(layout, level.channels, inputs, level.up, resample))
+            channels = level.channels
+        assert not skips, "every skip must be used on the way up"
+        self.up_blocks = nn.ModuleList(up)
+        self.conv_norm_out = nn.GroupNorm(layout.norm_groups, channels, eps=RESNET_EPS)
+        self.conv_out = nn.Conv2d(channels, layout.out_channels, 3, padding=1)
+
+    def _parts(self) -> list[nn.Module]:
+        return [*super()._parts(), *self.up_blocks]
+
+    def forward(
+        self,
+        latents: UNetLatents,
+        timesteps: Timesteps,
+        prompt_embeds: PromptEmbeds | PromptKV,
+        pooled_prompt_embeds: PooledEmbeds,
+        time_ids: TimeIds,
+        guidance_embeds: Tensor | None = None,
+        deep_features: DeepFeatures | None = None,
+        additions: Additions | None = None,
+    ) -> Latents:
+        """Run the network once.
+
+        Args:
+            latents: noisy latents at unit variance, ``x / sqrt(sigma^2 + 1)``; for inpainting mask and masked
+                picture after them.
+            timesteps: one diffusion time per image, in [0, 999].
+            prompt_embeds: penultimate hidden states of both text encoders, or their keys and values.
+            pooled_prompt_embeds: projected end-of-text state of the second text encoder.
+            time_ids: original size, crop, target size in pixels.
+            guidance_embeds: ``[B, guidance_embed_dim]``, for LCM-distilled layouts only.
+            deep_features: replaces the computation of the coarser levels, see ``DeepFeatures``; for layouts
+                whose finest level has no cross-attention, like all published ones.
+            additions: what control networks add; not together with ``deep_features``.
+
+        Returns:
+            The prediction, as large as the noisy latents.
+        """
+        embedding = self.embed(timesteps, pooled_prompt_embeds, time_ids, guidance_embeds)
+        return self.predict(latents, embedding, prompt_embeds, deep_features, additions)
+
     def predict(
         self,
         latents: UNetLatents,
         embedding: Tensor,
         prompt_embeds: PromptEmbeds | PromptKV,
         deep_features: DeepFeatures | None = None,
+        additions: Additions | None = None,
     ) -> Latents:
         """Predict noise or velocity, given the ``embedding`` from ``embed``; see ``forward``."""
-        computed = isinstance(prompt_embeds, PromptKV)
-        contexts = iter(prompt_embeds.keys_values) if computed else repeat(prompt_embeds)
+        contexts = contexts_of(prompt_embeds)
         down, up = cast(list[Block], self.down_blocks), cast(list[Block], self.up_blocks)
         skips: list[Tensor] = []
+        added = Additions() if additions is None else additions
+        levels = [*added.levels]
 
         def deep(x: Tensor) -> Tensor:
             """Apply all levels except the finest."""
-            x = down[0].resampled(x, skips)
+            x = down[0].resampled(x, skips, levels)
             for block in down[1:]:
-                x = block.resampled(block.down(x, embedding, contexts, skips), skips)
+                x = block.resampled(block.down(x, embedding, contexts, skips, levels), skips, levels)
             if self.mid_block is not None:
                 x = self.mid_block(x, embedding, contexts)
+            x = x + levels.pop(0) if levels else x
+            x = x if added.middle is None else x + added.middle
+            for index, addition in enumerate(added.skips):
+                skips[index] = skips[index] + addition
             for block in up[:-1]:
                 x = block.resampled(block.up(x, embedding, contexts, skips), skips)
             return x
 
         x = self.conv_in(latents)
         skips.append(x)
-        x = down[0].down(x, embedding, contexts, skips)
+        x = down[0].down(x, embedding, contexts, skips, levels)
         x = deep(x) if deep_features is None else deep_features(x, deep)
         x = up[-1].up(x, embedding, contexts, skips)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+def contexts_of(prompt_embeds: PromptEmbeds | PromptKV) -> Iterator[Tensor | KeysValues]:
+    """Iterate over what each cross-attention attends to, in execution order."""
+    return iter(prompt_embeds.keys_values) if isinstance(prompt_embeds, PromptKV) else repeat(prompt_embeds)
+
+
+def skip_channels(layout: UNetLayout) -> list[int]:
+    """List the channels of the feature maps that are used again on the way up, in execution order."""
+    channels = [layout.levels[0].channels]
+    for level in layout.levels:
+        channels += [level.channels] * (len(level.down) + (level is not layout.levels[-1]))
+    return channels
 
 
 class Block(nn.Module):
@@ -195,14 +237,22 @@ class Block(nn.Module):
         self.upsamplers = nn.ModuleList([resample]) if isinstance(resample, Upsample) else None
 
     def down(
-        self, x: Tensor, embedding: Tensor, contexts: Iterator[Tensor | KeysValues], skips: list[Tensor]
+        self,
+        x: Tensor,
+        embedding: Tensor,
+        contexts: Iterator[Tensor | KeysValues],
+        skips: list[Tensor],
+        levels: list[Tensor] | None = None,
     ) -> Tensor:
-        """Apply resnets and transformers, and append each output to ``skips``."""
+        """Apply resnets and transformers, and append each output to ``skips``.
+
+        A level with transformers adds the first of ``levels`` to its output here, before it is resampled.
+        """
         for resnet, attention in self._layers():
             x = resnet(x, embedding)
             x = x if attention is None else attention(x, contexts)
             skips.append(x)
-        return x
+        return x if self.attentions is None else _with_next(levels, x, skips)
 
     def up(
         self, x: Tensor, embedding: Tensor, contexts: Iterator[Tensor | KeysValues], skips: list[Tensor]
@@ -213,19 +263,29 @@ class Block(nn.Module):
             x = x if attention is None else attention(x, contexts)
         return x
 
-    def resampled(self, x: Tensor, skips: list[Tensor]) -> Tensor:
-        """Resample for the next level: halve and append to ``skips``, or double to the last skip's size."""
+    def resampled(self, x: Tensor, skips: list[Tensor], levels: list[Tensor] | None = None) -> Tensor:
+        """Resample for the next level: halve and append to ``skips``, or double to the last skip's size.
+
+        A level without transformers adds the first of ``levels`` to its output here, as diffusers does.
+        """
         for downsample in self.downsamplers or ():
             x = downsample(x)
             skips.append(x)
         for upsample in self.upsamplers or ():
             x = upsample(x, skips[-1].shape[-2:])
-        return x
+        return x if self.attentions is not None else _with_next(levels, x, skips)
 
     def _layers(self) -> Iterator[tuple[nn.Module, nn.Module | None]]:
         """Iterate over the resnets, each with the transformer that follows it, if any."""
         attentions = self.attentions or [None] * len(self.resnets)
         return zip(self.resnets, attentions, strict=True)
+
+
+def _with_next(levels: list[Tensor] | None, x: Tensor, skips: list[Tensor]) -> Tensor:
+    """Add the first of ``levels``, if any, to a level's output, which is the last of ``skips``."""
+    if levels:
+        x = skips[-1] = x + levels.pop(0)
+    return x
 
 
 class MidBlock(nn.Module):

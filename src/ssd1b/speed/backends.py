@@ -12,7 +12,9 @@ from ssd1b.errors import InputError
 from ssd1b.execution import Execution
 from ssd1b.layouts import UNetLayout
 from ssd1b.model import NETWORKS, Model, load_tensors
-from ssd1b.models.unet import UNet
+from ssd1b.models.controlnet import ControlNet
+from ssd1b.models.t2i_adapter import T2IAdapter
+from ssd1b.models.unet import Encoder, UNet
 from ssd1b.models.vae import VAE
 from ssd1b.speed.blocks import use_blocks
 from ssd1b.speed.compiling import compile_network
@@ -24,6 +26,8 @@ from ssd1b.speed.packing import PACKED_DTYPES, pack
 from ssd1b.speed.replacement import replace_modules
 from ssd1b.speed.torchao_quant import check_quantization, quantize
 from ssd1b.speed.weight_only import quantize_weights
+from ssd1b.weights.checkpoint import Checkpoint
+from ssd1b.weights.loading import load_component
 
 INT8_MIN_CHANNELS = 256
 """Channels of the widest level from which int8 makes a UNet faster. SSD-1B, with 1280, takes half the time;
@@ -169,6 +173,37 @@ class TorchBackend:
             quantize_weights(network)
         return network.to(self.device, self.dtype)
 
+    def load_control(self, checkpoint: Checkpoint) -> Any:
+        """Load a network that follows a picture, ready to run.
+
+        It is prepared as the UNet, but not compiled. With low memory, returns a proxy that loads it on use.
+
+        Args:
+            checkpoint: from ``weights.controls.open_control``.
+
+        Raises:
+            InputError: its weights are damaged.
+        """
+        ((name, part),) = checkpoint.parts.items()
+        kind = CONTROL_NETWORKS[name]
+
+        def read(dtype: torch.dtype, device: torch.device | str, *, copied: bool = False) -> nn.Module:
+            with torch.device("meta"):
+                network = kind(part.layout)
+            load_component(network, checkpoint, name, dtype=dtype, device=device, copied=copied)
+            return network.requires_grad_(False).eval()
+
+        def read_weight_only() -> nn.Module:
+            network = read(part.half_dtype, "cpu", copied=True)
+            prepare(network, quantized="int8-weights")
+            return network.to(self.device, self.dtype)
+
+        if self.execution.memory == "low":
+            return LazyNetwork(cast(type, kind), read_weight_only, self._slot, layout=part.layout)
+        network = read(self.dtype, self.device)
+        prepare(network, quantized=self.execution.quantized)
+        return network
+
     def needs_calibration(self, model: Model) -> bool:
         """See ``Backend``; activation ranges are dynamic here."""
         return False
@@ -178,22 +213,30 @@ class TorchBackend:
         return unet
 
 
+CONTROL_NETWORKS: dict[str, Callable[[Any], nn.Module]] = {
+    "controlnet": ControlNet,
+    "t2i_adapter": T2IAdapter,
+}
+"""The class of each kind of network that follows a picture, built from its layout."""
+
+
 def prepare(network: nn.Module, *, compiled: bool = False, quantized: str | None = None) -> None:
     """Fuse, quantize, pack and compile a network, in place. Inference only afterwards.
 
     Args:
         network: the network, on its device.
         compiled: compile when it first runs; ignored for text encoders, which run once.
-        quantized: one of ``execution.QUANTIZATIONS``; ignored for networks other than UNets.
+        quantized: one of ``execution.QUANTIZATIONS``; ignored for networks other than UNets and
+            ControlNets.
     """
     compiled = compiled and isinstance(network, UNet | VAE)
     on_cpu = next(network.parameters()).device.type == "cpu"
     fuse(network)
-    if isinstance(network, UNet) and quantized == "int8-weights":
+    if isinstance(network, Encoder) and quantized == "int8-weights":
         quantize_weights(network)
-    elif isinstance(network, UNet) and quantized == "int8" and on_cpu:
+    elif isinstance(network, Encoder) and quantized == "int8" and on_cpu:
         quantize_products(network)
-    elif isinstance(network, UNet) and quantized is not None:
+    elif isinstance(network, Encoder) and quantized is not None:
         quantize(network, quantized)
     use_blocks(network)
     if not compiled:

@@ -19,10 +19,13 @@ from ssd1b.speed.replacement import kernels_work, replace_layers
 SMALLEST = 2**14
 """Elements of the smallest weight worth quantizing: below, quantizing its input costs more than it saves."""
 
-_UNQUANTIZED = ("conv_in", "conv_out", "time_embedding", "add_embedding", "time_emb_proj", "to_k", "to_v")
+_UNQUANTIZED = (
+    "conv_in", "conv_out", "time_embedding", "add_embedding", "time_emb_proj", "to_k", "to_v",
+    "controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block",
+)  # fmt: skip
 """Layers that stay: the first and last convolution, which have few channels and whose errors are visible;
 embeddings, which are one row per image; keys and values of the text, which are computed once per image
-(``fuse`` has joined those of self-attention)."""
+(``fuse`` has joined those of self-attention); a ControlNet's reading of the picture and its outputs."""
 
 _ZERO_POINT = 128
 """Zero point for which convolution weights are packed. Calls may use any other except 0, which needs another

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ssd1b.errors import InputError
 from ssd1b.extras import require
 from ssd1b.model import Model
-from ssd1b.models.unet import DeepFeatures, UNet
+from ssd1b.models.unet import Additions, DeepFeatures, UNet
 from ssd1b.models.vae import VAE
 from ssd1b.runtime import cache_folder, cpu_multiplies_int8
 from ssd1b.saving import renewing
@@ -105,14 +105,16 @@ class OpenVINOUNet(UNet):
         embedding: Tensor,
         prompt_embeds: Any,
         deep_features: DeepFeatures | None = None,
+        additions: Additions | None = None,
     ) -> Latents:
         """Compute the prediction, as ``UNet.predict``.
 
         Raises:
-            InputError: ``deep_features`` is given, which a converted network cannot use.
+            InputError: ``deep_features`` or ``additions`` are given, which a converted network cannot use.
         """
-        if deep_features is not None:
-            raise InputError("feature_reuse must be 0 with backend openvino, which runs the UNet as a whole")
+        for rule, given in (("feature_reuse must be 0", deep_features), ("omit controls", additions)):
+            if given is not None:
+                raise InputError(f"{rule} with backend openvino, which runs the UNet as a whole")
         return self.compiled(latents, embedding, prompt_embeds)
 
 

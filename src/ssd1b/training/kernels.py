@@ -3,18 +3,17 @@
 import shutil
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssd1b.models.attention import Attention, TransformerBlock, plain_attention
 from ssd1b.models.text import TextAttention, TextEncoder
-from ssd1b.models.unet import UNet
 
 
-def use_fast_cpu_kernels(model: UNet, dtype: torch.dtype) -> None:
+def use_fast_cpu_kernels(model: nn.Module, dtype: torch.dtype) -> None:
     """Speed up a UNet's training on a CPU (measurements in docs/log); only last digits of results change.
 
     Args:
-        model: on a CPU.
+        model: on a CPU; the UNet, or a network that contains one.
         dtype: number format in which it will compute.
     """
     if dtype is torch.float32:

@@ -56,6 +56,7 @@ class Objective:
         dtype: number format in which the UNet computes.
         schedule: noise schedule.
         max_weight: see ``loss_weights``.
+        early: see ``noised``.
     """
 
     text: TextEncoders | None
@@ -63,13 +64,14 @@ class Objective:
     dtype: torch.dtype
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
     max_weight: float = MAX_WEIGHT
+    early: bool = False
 
     def __call__(self, batch: LatentBatch) -> Example:
         """Add noise to a batch with torch's global generator, and encode its captions."""
         clean = batch.latents.to(self.device).float()
         has_caption = batch.has_caption.to(self.device)
         embeds, pooled = self.encode(batch.text)
-        noisy = noised(self.schedule, clean, max_weight=self.max_weight)
+        noisy = noised(self.schedule, clean, max_weight=self.max_weight, early=self.early)
         inputs = UNetInputs(
             noisy.latents,
             noisy.timesteps,
@@ -91,7 +93,9 @@ class Objective:
             return self.text.encode(text)
 
 
-def noised(schedule: NoiseSchedule, clean: Tensor, *, max_weight: float = MAX_WEIGHT) -> Noised:
+def noised(
+    schedule: NoiseSchedule, clean: Tensor, *, max_weight: float = MAX_WEIGHT, early: bool = False
+) -> Noised:
     """Add noise at uniformly drawn timesteps, with torch's global generator.
 
     The timesteps are divided into as many equal spans as there are images, and one is drawn from each: the
@@ -101,11 +105,14 @@ def noised(schedule: NoiseSchedule, clean: Tensor, *, max_weight: float = MAX_WE
         schedule: noise schedule.
         clean: latents, ``[B, 4, H, W]``.
         max_weight: see ``loss_weights``.
+        early: draw noisy timesteps more often, by the cubic function of T2I-Adapter (2302.08453, section
+            3.3), for conditions that decide where things are.
     """
     count, last = len(clean), schedule.num_train_timesteps - 1
     noise = torch.randn_like(clean)
     spans = torch.randperm(count, device=clean.device) + torch.rand(count, device=clean.device)
-    timesteps = (spans * ((last + 1) / count)).long().clamp(max=last)
+    drawn = (1 - (spans / count) ** 3) * (last + 1) if early else spans * ((last + 1) / count)
+    timesteps = drawn.long().clamp(max=last)
     return Noised(
         schedule.add_noise(clean, noise, timesteps),
         timesteps.float(),

@@ -13,14 +13,23 @@ import torch
 from ssd1b import sampler_names
 from ssd1b.diffusion.schedule import NoiseSchedule
 from ssd1b.errors import InputError, prefix_errors, shown
-from ssd1b.layouts import NAMED, ModelLayout, TextLayout, UNetLayout, VAELayout, family_of
+from ssd1b.layouts import (
+    NAMED,
+    ControlNetLayout,
+    ModelLayout,
+    T2IAdapterLayout,
+    TextLayout,
+    UNetLayout,
+    VAELayout,
+    family_of,
+)
 from ssd1b.weights.files import first_few
 from ssd1b.weights.fitting import check_fit, check_unet
 from ssd1b.weights.keymap import PARTS
 from ssd1b.weights.prediction import VELOCITY, check_agreement
 from ssd1b.weights.stored import StoredTensor
 
-Layout = UNetLayout | VAELayout | TextLayout
+Layout = UNetLayout | VAELayout | TextLayout | ControlNetLayout | T2IAdapterLayout
 
 SDXL_SCHEDULER: dict[str, Any] = {
     "_class_name": "EulerDiscreteScheduler",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, TypeVar
 
 from ssd1b.errors import InputError, prefix_errors, shown
-from ssd1b.layouts import Level, TextLayout, UNetLayout, VAELayout
+from ssd1b.layouts import ControlNetLayout, Level, TextLayout, UNetLayout, VAELayout
 from ssd1b.validation import Flag, Items, Range, Text, check, parse, validated
 
 Config = Mapping[str, Any]
@@ -245,6 +245,25 @@ def unet_config(layout: UNetLayout, sample_size: int) -> dict[str, Any]:
         "time_cond_proj_dim": layout.guidance_embed_dim,
         "transformer_layers_per_block": down,
         "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in attended_up[::-1]],
+    }
+
+
+def controlnet_config(layout: ControlNetLayout) -> dict[str, Any]:
+    """Make a configuration from which diffusers builds the same ControlNet."""
+    unet = unet_config(layout.encoder, 0)
+    names = (
+        "addition_embed_type", "addition_time_embed_dim", "attention_head_dim", "block_out_channels",
+        "cross_attention_dim", "down_block_types", "in_channels", "layers_per_block", "mid_block_type",
+        "norm_num_groups", "projection_class_embeddings_input_dim", "transformer_layers_per_block",
+        "use_linear_projection",
+    )  # fmt: skip
+    return {
+        **{name: unet[name] for name in names},
+        "_class_name": "ControlNetModel",
+        "conditioning_channels": layout.picture_channels,
+        "conditioning_embedding_out_channels": list(layout.hint),
+        "controlnet_conditioning_channel_order": "rgb",
+        "global_pool_conditions": False,
     }
 
 

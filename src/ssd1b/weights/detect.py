@@ -35,13 +35,13 @@ def detect_unet_layout(
         InputError: it is not a UNet of SDXL's kind, or these three numbers do not fit it.
     """
     where = "not a UNet of SDXL's kind"
-    conv_in = _shape(shapes, "conv_in.weight", 4, where)
-    conv_out = _shape(shapes, "conv_out.weight", 4, where)
-    sizes = _shape(shapes, "add_embedding.linear_1.weight", 2, where)
+    conv_in = detect_shape(shapes, "conv_in.weight", 4, where)
+    conv_out = detect_shape(shapes, "conv_out.weight", 4, where)
+    sizes = detect_shape(shapes, "add_embedding.linear_1.weight", 2, where)
     number = count("down_blocks.{}.resnets.0", RESNET, shapes.keys())
     levels = []
     for i in range(number):
-        channels = _shape(shapes, f"down_blocks.{i}.resnets.0.conv1.weight", 4, where)[0]
+        channels = detect_shape(shapes, f"down_blocks.{i}.resnets.0.conv1.weight", 4, where)[0]
         down, up = (_depths(block, shapes) for block in (f"down_blocks.{i}", f"up_blocks.{number - 1 - i}"))
         try:
             levels.append(Level(channels=channels, down=down, up=up))
@@ -57,11 +57,11 @@ def detect_unet_layout(
         levels=tuple(levels),
         mid=mid,
         head_dim=head_dim,
-        cross_attention_dim=_shape(shapes, text_keys, 2, where)[1],
+        cross_attention_dim=detect_shape(shapes, text_keys, 2, where)[1],
         pooled_dim=sizes[1] - 6 * time_ids_dim,
         time_ids_dim=time_ids_dim,
         norm_groups=norm_groups,
-        guidance_embed_dim=_shape(shapes, guidance, 2, where)[1] if guidance in shapes else None,
+        guidance_embed_dim=detect_shape(shapes, guidance, 2, where)[1] if guidance in shapes else None,
         in_channels=conv_in[1],
         out_channels=conv_out[0],
     )
@@ -84,10 +84,11 @@ def detect_vae_layout(shapes: Shapes, *, norm_groups: int = 32, scaling_factor: 
     levels = range(count("encoder.down_blocks.{}.resnets.0", RESNET, shapes.keys()))
     layout = VAELayout(
         channels=tuple(
-            _shape(shapes, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 4, where)[0] for i in levels
+            detect_shape(shapes, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 4, where)[0]
+            for i in levels
         ),
         layers_per_block=count("encoder.down_blocks.0.resnets.{}", RESNET, shapes.keys()),
-        latent_channels=_shape(shapes, "decoder.conv_in.weight", 4, where)[1],
+        latent_channels=detect_shape(shapes, "decoder.conv_in.weight", 4, where)[1],
         norm_groups=norm_groups,
         scaling_factor=scaling_factor,
     )
@@ -113,11 +114,11 @@ def detect_text_layout(
         InputError: it is not a CLIP text encoder.
     """
     where = "not a CLIP text encoder"
-    vocab_size, hidden_size = _shape(shapes, "text_model.embeddings.token_embedding.weight", 2, where)
-    max_length, _ = _shape(shapes, "text_model.embeddings.position_embedding.weight", 2, where)
-    intermediate, _ = _shape(shapes, "text_model.encoder.layers.0.mlp.fc1.weight", 2, where)
+    vocab_size, hidden_size = detect_shape(shapes, "text_model.embeddings.token_embedding.weight", 2, where)
+    max_length, _ = detect_shape(shapes, "text_model.embeddings.position_embedding.weight", 2, where)
+    intermediate, _ = detect_shape(shapes, "text_model.encoder.layers.0.mlp.fc1.weight", 2, where)
     projection = "text_projection.weight"
-    projection_dim = _shape(shapes, projection, 2, where)[0] if projection in shapes else None
+    projection_dim = detect_shape(shapes, projection, 2, where)[0] if projection in shapes else None
     if hidden_size % (heads or 64):
         raise InputError(f"{where}: {hidden_size} channels do not divide into {heads or 'heads of 64'}")
     return TextLayout(
@@ -136,7 +137,12 @@ def detect_text_layout(
     )
 
 
-def _shape(shapes: Shapes, name: str, axes: int, where: str) -> Shape:
+def detect_shape(shapes: Shapes, name: str, axes: int, where: str) -> Shape:
+    """Return a tensor's shape.
+
+    Raises:
+        InputError: it is missing, or has another number of axes; ``where`` begins the message.
+    """
     if name not in shapes:
         raise InputError(f"{where}: {name} is missing")
     shape = shapes[name]

@@ -173,8 +173,12 @@ def _translate(
 
 def _pairs(part: str, names: Set[str], *, original: bool) -> Iterator[Pair]:
     match part:
-        case "unet":
+        case "unet" | "controlnet":
             yield from _unet(_original_unet_levels(names) if original else _unet_levels(names))
+            yield from _controlnet(names)
+        case "t2i_adapter":
+            for word in ("conv_in", "body"):
+                yield Pair(f"adapter.{word}", word)
         case "vae":
             if original:
                 levels, layers = "encoder.down.{}.block.0", "encoder.down.0.block.{}"
@@ -277,6 +281,24 @@ def _unet(levels: Sequence[_UNetLevel]) -> Iterator[Pair]:
 
     yield Pair("conv_norm_out", "out.0")
     yield Pair("conv_out", "out.2")
+
+
+def _controlnet(names: Set[str]) -> Iterator[Pair]:
+    """Pair what a ControlNet has beside a UNet's encoder; the original numbers every second layer."""
+    hint = "controlnet_cond_embedding"
+    last = 0
+    while f"input_hint_block.{last + 2}.weight" in names:
+        last += 2
+    if last:
+        yield Pair(f"{hint}.conv_in", "input_hint_block.0")
+        yield Pair(f"{hint}.conv_out", f"input_hint_block.{last}")
+    for number in range(2, last, 2):
+        yield Pair(f"{hint}.blocks.{number // 2 - 1}", f"input_hint_block.{number}")
+    index = 0
+    while f"zero_convs.{index}.0.weight" in names:
+        yield Pair(f"controlnet_down_blocks.{index}", f"zero_convs.{index}.0")
+        index += 1
+    yield Pair("controlnet_mid_block", "middle_block_out.0")
 
 
 def _resnet(ours: str, original: str) -> Iterator[Pair]:

@@ -6,16 +6,24 @@ Sources as in ``spellings``.
 import re
 from collections.abc import Mapping
 
+from ssd1b.errors import InputError
 from ssd1b.weights.files import Shape
 
+_CONTROLNET, _T2I_ADAPTER = "a ControlNet", "a T2I-Adapter"
 _ADAPTER = "a LoRA, which modifies a model: give the model itself"
 
 _KINDS: tuple[tuple[str, str], ...] = (
     ("a ControlNet LoRA", r"lora_controlnet$"),
+    ("a ControlNet-LLLite", r"^lllite_"),
+    ("a ControlNet-Union", r"(^|\.)(task_embedding|control_add_embedding)"),
     (
-        "a ControlNet",
+        "a ControlNet for Flux or Stable Diffusion 3",
+        r"^(controlnet_blocks|controlnet_x_embedder|pos_embed_input)\.",
+    ),
+    (
+        _CONTROLNET,
         r"(^|\.)(control_model|controlnet_cond_embedding|controlnet_down_blocks|controlnet_mid_block"
-        r"|input_hint_block|zero_convs|task_embedding)\.",
+        r"|input_hint_block|zero_convs)\.",
     ),
     (
         _ADAPTER,
@@ -24,7 +32,7 @@ _KINDS: tuple[tuple[str, str], ...] = (
     ),
     ("an IP-Adapter", r"^(ip_adapter|image_proj)\.|to_k_ip\."),
     ("a motion module (AnimateDiff)", r"motion_modules\."),
-    ("a T2I-Adapter", r"^(adapter\.)?body\.\d+\.(resnets|block1|in_conv)\."),
+    (_T2I_ADAPTER, r"^(adapter\.)?body\.\d+\.(resnets|block1|in_conv)\."),
     ("an embedding (textual inversion)", r"^(emb_params|string_to_param\..*|clip_[lg])$"),
     ("a GLIGEN model", r"position_net\."),
     ("a Flux model", r"double_blocks\.\d+\.img_attn|single_transformer_blocks\.\d+\."),
@@ -50,10 +58,33 @@ def is_adapter_file(tensors: Mapping[str, tuple[str, Shape]]) -> bool:
     return next((kind for kind, sign in _PATTERNS if any(map(sign.search, tensors))), None) == _ADAPTER
 
 
+def is_control_file(tensors: Mapping[str, tuple[str, Shape]]) -> bool:
+    """Whether a file with these tensors is a ControlNet or a T2I-Adapter, of any family."""
+    kind = next((kind for kind, sign in _PATTERNS if any(map(sign.search, tensors))), None)
+    return kind in (_CONTROLNET, _T2I_ADAPTER)
+
+
+def control_kind(tensors: Mapping[str, tuple[str, Shape]]) -> str | None:
+    """Return "controlnet" or "t2i_adapter" for a file that follows a picture; None for another.
+
+    Raises:
+        InputError: it is a ControlNet for another family of models.
+    """
+    kind = next((kind for kind, sign in _PATTERNS if any(map(sign.search, tensors))), None)
+    if kind == _CONTROLNET and not any(map(_CONDITIONED.search, tensors)):
+        text = _by_text_width(tensors) or "a model of another family"
+        raise InputError(f"{_CONTROLNET} for {text}; only those for SDXL's family are supported")
+    return {_CONTROLNET: "controlnet", _T2I_ADAPTER: "t2i_adapter"}.get(kind or "")
+
+
+def _by_text_width(tensors: Mapping[str, tuple[str, Shape]]) -> str | None:
+    widths = {shape[1] for name, (_, shape) in tensors.items() if _TEXT_KEYS.search(name) and len(shape) == 2}
+    return next((_BY_TEXT_WIDTH[width] for width in widths if width in _BY_TEXT_WIDTH), None)
+
+
 def other_model_kind(tensors: Mapping[str, tuple[str, Shape]]) -> str | None:
     """Describe what kind of file has these tensor names and shapes; None if it is unknown."""
     kind = next((kind for kind, sign in _PATTERNS if any(map(sign.search, tensors))), None)
     if kind or any(map(_CONDITIONED.search, tensors)):
         return kind
-    widths = {shape[1] for name, (_, shape) in tensors.items() if _TEXT_KEYS.search(name) and len(shape) == 2}
-    return next((_BY_TEXT_WIDTH[width] for width in widths if width in _BY_TEXT_WIDTH), None)
+    return _by_text_width(tensors)

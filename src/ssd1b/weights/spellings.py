@@ -127,14 +127,15 @@ def _worth(section: Section, tensors: Mapping[str, tuple[str, Shape]]) -> tuple[
 
 def _place(name: str) -> tuple[str, str]:
     """Split a name into network ("" for none) and rest. Prefixes and wrappers may occur twice."""
-    part, rest = "", _unwrapped(name)
+    part, rest = "", unwrapped(name)
     while prefix := next((p for p in PLACES if rest.startswith(p) and part in ("", PLACES[p])), None):
-        part, rest = PLACES[prefix], _unwrapped(rest.removeprefix(prefix))
+        part, rest = PLACES[prefix], unwrapped(rest.removeprefix(prefix))
     is_text = part.startswith("text_encoder") or (not part and _BARE.get(rest.partition(".")[0]) == "text")
     return part, plain_text_name(rest) if is_text else rest
 
 
-def _unwrapped(name: str) -> str:
+def unwrapped(name: str) -> str:
+    """Remove ``WRAPPERS`` from the beginning of a name."""
     while wrapper := next((each for each in WRAPPERS if name.startswith(each)), None):
         name = name.removeprefix(wrapper)
     return name

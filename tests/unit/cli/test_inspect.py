@@ -1,6 +1,7 @@
 """``ssd1b inspect``: what it tells is what is there, and its command line draws the same."""
 
 import json
+import re
 import shlex
 from dataclasses import asdict, replace
 
@@ -9,10 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
+from safetensors.torch import save_file
 
 from ssd1b.actions.rerun import reproduction_command
 from ssd1b.cli import generate
 from ssd1b.images import Picture, read_recipe, save_picture
+from ssd1b.layouts import SSD_1B_MINI, ControlNetLayout, encoder_of
+from ssd1b.models.controlnet import ControlNet
 from ssd1b.models.unet import UNet
 from ssd1b.recipe import ModelIdentity, Parameters, Recipe
 from ssd1b.sampler_names import SAMPLERS, SCHEDULES
@@ -155,3 +159,19 @@ def test_the_command_line_says_every_setting(settings):
 def test_numbers_that_are_none_are_left_to_rerun(values):
     foreign = Parameters(prompt="a cube", negative_prompt=None, values=values)
     assert reproduction_command("x.png", foreign) == "ssd1b rerun x.png"
+
+
+def test_a_control_network(run, tmp_path):
+    layout = ControlNetLayout(encoder=encoder_of(SSD_1B_MINI), hint=(4, 4, 4, 4))
+    save_file(ControlNet(layout).state_dict(), tmp_path / "net.safetensors")
+    result = run("inspect", "net.safetensors")
+    assert result.code == 0, result.err
+    assert "ControlNet, with the blocks of ssd-1b" in result.out
+    assert re.search(r"mini-ssd-1b +yes", result.out) and re.search(r"mini-sdxl +yes", result.out)
+    assert re.search(r"sdxl +no +its levels have 44, 48, 96 channels, the model's 320, 640, 1280", result.out)
+    facts = json.loads(run("inspect", "net.safetensors", "--model", "mini-sdxl", "--json").out)
+    assert facts["models"] == {"mini-sdxl": None} and facts["order"] == "rgb"
+    assert facts["parameters"] == sum(each.numel() for each in ControlNet(layout).parameters())
+    save_file({"control_model.zero_convs.0.0.weight": torch.ones(1)}, tmp_path / "old.safetensors")
+    result = run("inspect", "old.safetensors")
+    assert (result.code, result.out) == (2, "") and "only those for SDXL's family are supported" in result.err

@@ -74,6 +74,8 @@ OTHER_SETTINGS = {
     "schedule": "karras", "seed": 2, "width": 128, "height": 128, "original_size": (32, 32),
     "crop_top_left": (0, 8), "target_size": (32, 32),
     "loras": ({"file": {"sha256": "0" * 64, "path": "/a.safetensors"}},),
+    "controls": ({"model": {"sha256": "0" * 64, "path": "/a.safetensors"},
+                  "picture": {"sha256": "1" * 64, "path": "/b.png"}},),
     "init_image": {"sha256": "0" * 64, "path": "/a.png"}, "mask": {"sha256": "1" * 64, "path": "/b.png"},
     "strength": 0.5, "strength_steps": "comfyui", "resize_mode": "stretch",
     "mask_change": "black", "mask_blur": 4.0, "mask_content": "fill", "mask_area": "masked",

@@ -1,5 +1,6 @@
 """The miniature's trainings, a few steps of each: what must change changes, what must not does not."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,17 +11,28 @@ import numpy as np
 import pytest
 import torch
 
+from ssd1b.edges import canny
 from ssd1b.errors import InputError
-from ssd1b.layouts import MINI_SDXL, VAE_MINI
+from ssd1b.layouts import MINI_SDXL, SDXL_MINI, SSD_1B_MINI, VAE_MINI
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.models.vision import IMAGE_ENCODER
 from ssd1b.saving import renewing
-from ssd1b.tabletop.miniature import assemble, cache, train_clip, train_judge, train_unet, train_vae
+from ssd1b.tabletop.miniature import (
+    assemble,
+    cache,
+    train_clip,
+    train_control,
+    train_judge,
+    train_unet,
+    train_vae,
+)
 from ssd1b.tabletop.world.captions import full_caption
 from ssd1b.tabletop.world.scenes import PLAIN, WORLDS, scene
+from ssd1b.tabletop.world.views import SIZE, photograph, view
 from ssd1b.training import kernels
 from ssd1b.weights import hub
+from ssd1b.weights.controls import open_control
 from ssd1b.weights.loading import read_part
 from ssd1b.weights.opening import open_checkpoint
 
@@ -101,6 +113,40 @@ def test_the_image_encoder_learns_alone(tmp_path: Path, few_pictures: None) -> N
     assert not any(changed(part, tmp_path / "model", model) for part in parts)
     with pytest.raises(InputError, match="train 'unet' first"):
         assemble.train_part("image-encoder", tmp_path / "other")
+
+
+def test_a_controlnet_learns_alone(
+    tmp_path: Path, few_pictures: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_control, "PICTURES", 8)
+    made = assemble.train_part("control", tmp_path, steps=2, batch_size=4)
+    assert made == tmp_path / "controlnet" and json.loads((made / "config.json").read_text())
+    file = made / "diffusion_pytorch_model.safetensors"
+    for unet in (SDXL_MINI, SSD_1B_MINI):
+        found = open_control(file, unet)
+        assert found.parts["controlnet"].dtypes.keys() == {torch.bfloat16}
+    tensors = read_part(found, "controlnet", dtype=torch.float32)
+    model = hub.resolve("mini-ssd-1b", offline=True).path
+    before = read_part(open_checkpoint(model), "unet", dtype=torch.float32)
+    name = "down_blocks.2.resnets.1.conv1.weight"
+    distance = (tensors[name] - before[name]).norm() / before[name].norm()
+    assert 0 < distance < 0.3, "it is the UNet's, a few steps further"
+    outputs = [each for name, each in tensors.items() if name.startswith("controlnet_down_blocks")]
+    assert any(each.any() for each in outputs)
+
+
+def test_edges_are_those_of_the_batchs_images(tmp_path: Path) -> None:
+    text = assemble._companions(tmp_path, hub.resolve("mini-sdxl", offline=True).path).text
+    latents = cache.Shards(tmp_path / "l", 1024, lambda indices: np.zeros((1024, 1), np.float16), label="")
+    packed = np.repeat(train_control._packed(0, PLAIN, range(8)), 128, axis=0)
+    edges = cache.Shards(tmp_path / "e", 1024, lambda indices: packed, label="")
+    captioned = train_unet.CaptionedLatents(latents=latents, text=text, batch_size=3, seed=0, world=PLAIN)
+    batch = train_control.Edges(captioned=captioned, edges=edges)[0]
+    indices, *_ = captioned.scenes_at(0)
+    assert batch.edges.shape == (3, 1, SIZE, SIZE)
+    for number, index in zip(batch.edges[:, 0].numpy(), indices, strict=True):
+        wanted = canny(photograph(scene(0, int(index) // 128), view(0, int(index) // 128)))
+        assert np.array_equal(number * 255, wanted)
 
 
 def test_what_stands_where_is_asked_of_uncut_pictures_alone(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from ssd1b.errors import InputError, NotFoundError, unknown
 from ssd1b.evaluate.clip_score import load_image_encoder
-from ssd1b.layouts import MINI_SDXL
+from ssd1b.layouts import MINI_SDXL, ControlNetLayout
 from ssd1b.model import Model
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.unet import UNet
@@ -18,13 +19,14 @@ from ssd1b.models.vae import VAE
 from ssd1b.models.vision import CLIP_VISION_MINI, IMAGE_ENCODER, ImageEncoder, vision_config
 from ssd1b.saving import check_renewable, renewing, replacing
 from ssd1b.tabletop.judge.judge import load_judge
-from ssd1b.tabletop.miniature import train_clip, train_judge, train_unet, train_vae
+from ssd1b.tabletop.miniature import train_clip, train_control, train_judge, train_unet, train_vae
 from ssd1b.tabletop.miniature.tokenizer import train_tokenizer
 from ssd1b.tabletop.miniature.train_clip import ContrastiveTrio
 from ssd1b.tabletop.world.scenes import WORLDS
 from ssd1b.training.settings import LoopSettings
 from ssd1b.validation import Range, check
 from ssd1b.weights.checkpoint import ModelInfo
+from ssd1b.weights.configs import controlnet_config
 from ssd1b.weights.files import read_tensors, write_json, write_tensors
 from ssd1b.weights.vocabulary import PADDING, tokenizer_of, write_tokenizer
 from ssd1b.weights.writing import save_folder
@@ -40,8 +42,10 @@ SETTINGS: dict[str, LoopSettings] = {
     "unet": train_unet.SETTINGS,
     "image-encoder": train_clip.LOCKED_TEXT,
     "judge": train_judge.SETTINGS,
+    "control": train_control.SETTINGS,
 }
-"""Settings of each part: UNet after VAE and CLIP, then the image encoder again; the judge at any time."""
+"""Settings of each part: UNet after VAE and CLIP, then the image encoder again; judge and control, which need
+none of these, at any time."""
 
 FINETUNING = {
     **SETTINGS, "clip": train_clip.FINETUNING, "unet": train_unet.FINETUNING, "judge": train_judge.FINETUNING,
@@ -54,6 +58,7 @@ BATCH_SIZES: dict[str, Any] = {
     "unet": Annotated[int, Range(1, 4096)],
     "image-encoder": Annotated[int, Range(16, 4096, multiple_of=train_clip.LOOK_ALIKES)],
     "judge": Annotated[int, Range(2, 4096)],
+    "control": Annotated[int, Range(1, 4096)],
 }
 """Allowed batch sizes: crops come in groups from one image, captions in groups of look-alikes."""
 
@@ -82,8 +87,8 @@ def train_part(
         part: a key of ``SETTINGS``.
         run: folder of the whole run; each part is trained in a subfolder.
         start: a model of the same layout whose part is finetuned; for the UNet, it also provides parts that
-            were not trained in ``run``. For the judge, a judge's file. Not for the image encoder, which
-            starts from the run's model.
+            were not trained in ``run``. For the judge, a judge's file. For control, any miniature, to whose
+            UNet it is added. Not for the image encoder, which starts from the run's model.
         steps: optimiser steps; None is the part's default. The decay keeps its share of the steps.
         batch_size: images (for the VAE, crops) per step; None is the part's default.
         seed: of images, captions and noise; None is the part's default.
@@ -92,7 +97,8 @@ def train_part(
         device: to train on.
 
     Returns:
-        The file of the part's weights, or for the UNet and the image encoder the model's folder.
+        The file of the part's weights, or for the UNet and the image encoder the model's folder, for control
+        the ControlNet's.
 
     Raises:
         InputError: there is no such part, a part that this one needs is missing, or there is a run already.
@@ -118,6 +124,8 @@ def train_part(
         vae = _vae(run, Model.find("mini-sdxl", offline=True).path)
         judge = start and load_judge(start)
         return _save(train_judge.train_judge(run / part, vae, start=judge, **how), run / part)
+    if part == "control":
+        return _train_control(run, start or Model.find("mini-ssd-1b", offline=True).path, how)
 
     check_renewable(run / "model")
     companions = _companions(run, start)
@@ -181,6 +189,23 @@ def _train_image_encoder(run: Path, how: dict[str, Any]) -> Path:
         shutil.copytree(model, aside, ignore=shutil.ignore_patterns(IMAGE_ENCODER))
         _save_image_encoder(trained.image_encoder, aside)
     return model
+
+
+def _train_control(run: Path, start: Path, how: dict[str, Any]) -> Path:
+    """Train a ControlNet on a model's UNet, and write it as a folder that diffusers opens, in bfloat16."""
+    target = run / "controlnet"
+    check_renewable(target)
+    model = _model(start)
+    text = model.text_encoders(partial(model.network, dtype=torch.float32))
+    unet, vae = (model.network(part, dtype=torch.float32) for part in ("unet", "vae"))
+    trained = train_control.train_control(run / "control", unet, vae.to(how["device"]), text, run, **how)
+    layout = ControlNetLayout(encoder=trained.layout, hint=train_control.HINT)
+    with renewing(target) as aside:
+        aside.mkdir()
+        halves = {name: tensor.bfloat16().cpu() for name, tensor in trained.state_dict().items()}
+        write_tensors(aside / "diffusion_pytorch_model.safetensors", halves, {})
+        write_json(aside / "config.json", controlnet_config(layout))
+    return target
 
 
 def assemble(target: Path, unet: UNet, companions: Companions) -> Path:

@@ -159,8 +159,9 @@ class Scenes:
 
 
 def captioned_latents(
-    vae: VAE, text: TextEncoders, cache: Path, settings: LoopSettings, *, world: str = "plain"
-) -> CaptionedLatents:
+    vae: VAE, text: TextEncoders, cache: Path, settings: LoopSettings, *, world: str = "plain",
+    pictures: int | None = None,
+) -> CaptionedLatents:  # fmt: skip
     """Render and encode the training images that ``cache`` lacks.
 
     Args:
@@ -169,12 +170,13 @@ def captioned_latents(
         cache: folder for latents of all autoencoders and worlds.
         settings: of the training; a short one needs few images.
         world: a key of ``WORLDS``.
+        pictures: the most images; None is ``PICTURES``.
     """
     seed = settings.seed
     count = math.ceil(settings.steps * settings.batch_size / SHARD) * SHARD
     latents = Shards(
         cache / f"latents-{digest_of_encoder(vae)}" / f"{world}-{seed}",
-        min(PICTURES, count),
+        min(pictures or PICTURES, count),
         partial(_encode, vae, seed, WORLDS[world]),
         label="encode renders",
     )

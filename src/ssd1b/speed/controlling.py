@@ -1,0 +1,221 @@
+"""Networks that follow a picture: loaded for a run, and called in each of its steps."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssd1b.controls import MAX_BYTES, Control
+from ssd1b.decoding import read_source
+from ssd1b.edges import canny
+from ssd1b.errors import InputError
+from ssd1b.files import named
+from ssd1b.layouts import ControlNetLayout, ModelLayout, T2IAdapterLayout
+from ssd1b.models.controlnet import ControlNet
+from ssd1b.models.unet import Additions, PromptKV
+from ssd1b.speed.backends import TorchBackend
+from ssd1b.tensors import Latents, PooledEmbeds, TimeIds
+from ssd1b.weights.controls import open_control
+
+
+class Fitting(NamedTuple):
+    """How pictures are fitted to an image: its size in pixels, and a name of ``decoding.RESIZE_MODES``."""
+
+    width: int
+    height: int
+    resize_mode: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Controlling:
+    """The control networks of a loaded model.
+
+    Attributes:
+        backend: prepares the networks.
+        layout: of the model.
+    """
+
+    backend: TorchBackend
+    layout: ModelLayout
+    _networks: dict[str, Any] = field(default_factory=dict)
+
+    def guide(self, controls: Sequence[Control], fitting: Fitting, timesteps: Sequence[float]) -> "Guide":
+        """Load the networks of a run, free those of earlier runs, and read the pictures.
+
+        Raises:
+            InputError: a file is gone, has changed, or is no network for this model, or a picture cannot be
+                read.
+        """
+        wanted = {each.model.sha256: each for each in controls}
+        self._networks = {digest: each for digest, each in self._networks.items() if digest in wanted}
+        for digest, control in wanted.items():
+            if digest not in self._networks:
+                self._networks[digest] = self._load(control)
+        active = [
+            _Active(each, self._networks[each.model.sha256], *self._read(each, fitting)) for each in controls
+        ]
+        return Guide(active, timesteps)
+
+    def _load(self, control: Control) -> Any:
+        checkpoint = open_control(control.model.verified(most=MAX_BYTES), self.layout.unet)
+        (part,) = checkpoint.parts.values()
+        layout = part.layout
+        if isinstance(layout, ControlNetLayout) and layout.factor != self.layout.vae.factor:
+            raise InputError(
+                f"{named(control.model.path)}: it has {layout.factor} pixels per latent cell, "
+                f"the model {self.layout.vae.factor}"
+            )
+        return self.backend.load_control(checkpoint)
+
+    @torch.inference_mode()
+    def _read(self, control: Control, fitting: Fitting) -> tuple[Tensor | None, list[Tensor]]:
+        """Let a network read its picture: the hint of a ControlNet, or the features of a T2I-Adapter."""
+        network = self._networks[control.model.sha256]
+        device, dtype = self.backend.device, self.backend.dtype
+        picture = control_picture(control, fitting).to(device, dtype)
+        if isinstance(network, ControlNet):
+            return network.hint(picture), []
+        layout: T2IAdapterLayout = network.layout
+        if control.guess:
+            raise InputError("guess is for ControlNets: a T2I-Adapter sees no prompt")
+        if fitting.width % layout.factor or fitting.height % layout.factor:
+            raise InputError(
+                f"size is {fitting.width}x{fitting.height}: with a T2I-Adapter both sides must be multiples "
+                f"of {layout.factor}"
+            )
+        if layout.picture_channels == 1:
+            picture = _grey(picture)
+        return None, network(picture)
+
+
+def control_picture(control: Control, fitting: Fitting) -> Tensor:
+    """Decode, fit and preprocess a control's picture, ``[1, 3, height, width]`` from 0 to 1, float32.
+
+    Raises:
+        InputError: see ``decoding.read_source``.
+    """
+    pixels = np.asarray(read_source(control.picture, None, *fitting).picture)
+    if control.preprocess == "canny":
+        pixels = np.repeat(canny(pixels)[:, :, None], 3, axis=2)
+    if control.order == "bgr":
+        pixels = pixels[:, :, ::-1]
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None].float() / 255
+
+
+def _grey(picture: Tensor) -> Tensor:
+    """Weigh the channels as Pillow does for grey (ITU-R 601-2), ``[B, 3, H, W] -> [B, 1, H, W]``."""
+    weights = picture.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    return (picture * weights).sum(dim=1, keepdim=True)
+
+
+class _Active(NamedTuple):
+    """A control with its network and what that read in the picture."""
+
+    control: Control
+    network: Any
+    hint: Tensor | None
+    features: list[Tensor]
+
+
+class Guide:
+    """What controls add to the UNet's features in the steps of one run.
+
+    Args:
+        active: the controls.
+        timesteps: of the run's steps, falling.
+    """
+
+    def __init__(self, active: Sequence[_Active], timesteps: Sequence[float]) -> None:
+        self._active = active
+        self._rising = [-each for each in timesteps]
+        self._prompts: dict[tuple[int, int, bool], PromptKV] = {}
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        x: Latents,
+        timesteps: Tensor,
+        prompts: PromptKV,
+        pooled: PooledEmbeds,
+        time_ids: TimeIds,
+        *,
+        pair: bool,
+    ) -> Additions | None:
+        """Run the networks that are active at a time, and sum up what they add.
+
+        Args:
+            x: latents as the UNet takes them, for the negative prompts first if ``pair``.
+            timesteps: the diffusion time of each image, all equal.
+            prompts: the texts, with the UNet's keys and values.
+            pooled: pooled texts.
+            time_ids: sizes and crops.
+            pair: whether there are two prompts for each image.
+
+        Returns:
+            None if no control is active.
+        """
+        steps = len(self._rising)
+        step = min(max(bisect_right(self._rising, -float(timesteps[0])) - 1, 0), steps - 1)
+        total: Additions | None = None
+        for index, each in enumerate(self._active):
+            control, hint = each.control, each.hint
+            if not control.active(step, steps):
+                continue
+            if hint is None:
+                levels = [(feature * control.scale).expand(len(x), -1, -1, -1) for feature in each.features]
+                added = Additions(levels=levels)
+            else:
+                skipped = len(x) // 2 if pair and control.guess else 0
+                texts = self._texts(index, each.network, prompts, skipped)
+                found = each.network(
+                    x[skipped:], timesteps[skipped:], texts, pooled[skipped:], time_ids[skipped:],
+                    hint.expand(len(x) - skipped, -1, -1, -1),
+                )  # fmt: skip
+                added = _scaled(found, control, skipped)
+            total = added if total is None else _sum(total, added)
+        return total
+
+    def _texts(self, index: int, network: Any, prompts: PromptKV, skipped: int) -> PromptKV:
+        """Return a network's own keys and values, computed once for all steps."""
+        key = (index, id(prompts), bool(skipped))
+        if key not in self._prompts:
+            embeds = prompts.prompt_embeds
+            # The UNet's keys and values lack the images without text.
+            without = len(embeds) - len(prompts.keys_values[0][0])
+            self._prompts[key] = network.cross_attention_kv(
+                embeds[skipped:], without_text=0 if skipped else without
+            )
+        return self._prompts[key]
+
+
+def _scaled(found: Additions, control: Control, skipped: int) -> Additions:
+    """Apply a control's scale. The first ``skipped`` images get nothing.
+
+    With "guess", the scale rises from a tenth at the first feature map to the whole at the middle.
+    """
+    assert found.middle is not None
+    maps = [*found.skips, found.middle]
+    factors = torch.logspace(-1, 0, len(maps)).tolist() if control.guess else [1.0] * len(maps)
+    *skips, middle = (
+        _below(each * (factor * control.scale), skipped) for each, factor in zip(maps, factors, strict=True)
+    )
+    return Additions(skips, middle)
+
+
+def _below(addition: Tensor, skipped: int) -> Tensor:
+    return torch.cat([addition.new_zeros(skipped, *addition.shape[1:]), addition]) if skipped else addition
+
+
+def _sum(first: Additions, second: Additions) -> Additions:
+    """Add what several controls add."""
+
+    def added(one: Sequence[Tensor], other: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [a + b for a, b in zip(one, other, strict=True)] if one and other else one or other
+
+    middles = [each for each in (first.middle, second.middle) if each is not None]
+    middle = sum(middles[1:], middles[0]) if middles else None
+    return Additions(added(first.skips, second.skips), middle, added(first.levels, second.levels))
