@@ -42,7 +42,8 @@ def test_every_option_is_one_of_the_command_line_and_of_command_lines_that_are_w
         assert setting.flags[0] == f"--{name}" and {*setting.flags} <= {*flags}
         picture = asdict(InputFile.of("sketch.png", most=10**6))
         lora = {"file": {"sha256": "0" * 64, "path": "/a.safetensors"}, "unet": 0.5, "text": 1.0}
-        others = {"negative_prompt": "y", "schedule": "karras", "timesteps": "999,499", "init_image": picture, "mask": picture}
+        others = {"negative_prompt": "y", "schedule": "karras", "timesteps": "999,499", "gamma": 0.5}
+        others |= {"init_image": picture, "mask": picture}
         written = command_line("x", {**others, "strength": 0.5, **_chosen(SETTLED), "loras": [lora]})
         assert f" --{name} " in written
 
