@@ -79,9 +79,7 @@ def check_layouts(teacher: ModelLayout, student: ModelLayout) -> None:
         ("sizes", student.size, teacher.size),
     ):
         if ours != theirs:
-            raise InputError(
-                f"{student.name} cannot learn from {teacher.name}: the models have other {what}"
-            )
+            raise InputError(f"{student.name} cannot learn from {teacher.name}: the models have other {what}")
 
 
 def check_pair(teacher: Model, student: Model) -> None:
