@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ssd1b.actions.loading import Loading
     from ssd1b.actions.report import write_report
     from ssd1b.actions.rerun import reproduce
+    from ssd1b.actions.steps import distill_steps, make_step_stages, plan_steps
     from ssd1b.advice import advise
     from ssd1b.errors import (
         ConflictError,
@@ -43,9 +44,9 @@ __all__ = [
     "Bulk", "ConflictError", "Execution", "FailedError", "GenerationSettings", "InputError", "InputFile",
     "Loading", "NotFoundError", "OutOfSpaceError", "Parameters", "Picture", "Pipeline", "Preset", "Recipe",
     "Sweep", "UnavailableError", "__version__", "advise", "benchmark", "describe_image", "describe_model",
-    "distill_model", "evaluate_folder", "evaluate_tabletop", "generate_bulk", "guide", "load_preset",
-    "make_stages",
-    "parse_axis", "plan_distillation", "read_goal", "read_recipe", "reproduce", "save_picture", "sweep",
+    "distill_model", "distill_steps", "evaluate_folder", "evaluate_tabletop", "generate_bulk", "guide",
+    "load_preset", "make_stages", "make_step_stages", "parse_axis", "plan_distillation", "plan_steps",
+    "read_goal", "read_recipe", "reproduce", "save_picture", "sweep",
     "tune", "write_report",
 ]  # fmt: skip
 
@@ -59,6 +60,7 @@ _NAMES = {
     "actions.loading": "Loading",
     "actions.report": "write_report",
     "actions.rerun": "reproduce",
+    "actions.steps": "distill_steps make_step_stages plan_steps",
     "advice": "advise",
     "errors": "ConflictError FailedError InputError NotFoundError OutOfSpaceError UnavailableError",
     "execution": "Execution",

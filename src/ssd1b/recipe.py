@@ -60,8 +60,8 @@ class Recipe:
         batch_size: number of images generated at once.
         threads: number of CPU threads.
         computing: execution options.
-        drawn_schedule: the schedule used, even if the settings leave it to sampler or model; None in recipes
-            of earlier versions.
+        drawn_schedule: the schedule used, even if the settings leave it to sampler or model; None with given
+            timesteps, and in recipes of earlier versions.
     """
 
     settings: GenerationSettings

@@ -15,9 +15,9 @@ NAMES = [
     "Bulk", "ConflictError", "Execution", "FailedError", "GenerationSettings", "InputError", "InputFile",
     "Loading", "NotFoundError", "OutOfSpaceError", "Parameters", "Picture", "Pipeline", "Preset", "Recipe",
     "Sweep", "UnavailableError", "__version__", "advise", "benchmark", "describe_image", "describe_model",
-    "distill_model", "evaluate_folder", "evaluate_tabletop", "generate_bulk", "guide", "load_preset",
-    "make_stages",
-    "parse_axis", "plan_distillation", "read_goal", "read_recipe", "reproduce", "save_picture", "sweep",
+    "distill_model", "distill_steps", "evaluate_folder", "evaluate_tabletop", "generate_bulk", "guide",
+    "load_preset", "make_stages", "make_step_stages", "parse_axis", "plan_distillation", "plan_steps",
+    "read_goal", "read_recipe", "reproduce", "save_picture", "sweep",
     "tune", "write_report",
 ]  # fmt: skip
 """Programs depend on these: none may go without a deprecation."""

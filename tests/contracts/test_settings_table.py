@@ -47,8 +47,8 @@ def test_every_option_is_one_of_the_command_line_and_of_command_lines_that_are_w
         picture = asdict(InputFile.of("sketch.png", most=10**6))
         lora = {"file": {"sha256": "0" * 64, "path": "/a.safetensors"}, "unet": 0.5, "text": 1.0}
         others = {
-            "negative_prompt": "y", "schedule": "karras", "timesteps": "999,499", "init_image": picture,
-            "mask": picture,
+            "negative_prompt": "y", "schedule": "karras", "timesteps": "999,499", "gamma": 0.5,
+            "init_image": picture, "mask": picture,
         }  # fmt: skip
         hires = {**_chosen(HIRES), "hires_scale": 2.0, "hires_sampler": "ddim", "hires_schedule": "karras"}
         chosen = {"strength": 0.5, "mask_blur": 4.0, "outpaint": "left=64", "loras": [lora]}

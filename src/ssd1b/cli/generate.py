@@ -3,7 +3,7 @@
 import json
 import time
 from dataclasses import asdict, replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
@@ -23,10 +23,13 @@ from ssd1b.cli.options import (
 from ssd1b.cli.paths import PATH, echo_path
 from ssd1b.errors import InputError
 from ssd1b.few_steps import recognise_all
-from ssd1b.loras import read_tags
+from ssd1b.loras import Lora, read_tags
 from ssd1b.prompts import NO_PROMPT
 from ssd1b.settings import GenerationSettings, Preset, numbered, step_loras
 from ssd1b.validation import Range, check
+
+if TYPE_CHECKING:
+    from ssd1b.pipeline import Pipeline
 
 COUNT = Annotated[int, Range(1, 10_000)]
 
@@ -90,19 +93,21 @@ def command(
     folder = check_destination(out, image_format)
     pipeline = choice.loading().load(choice.name)
     first = pipeline.settings(prompts[0], preset=preset, **overrides)
+    settled = [_tagged(pipeline, preset, overrides, first, *each) for each in tagged]
+    first = settled[0]
     few_steps = None if pipeline.adapting is None else pipeline.adapting.model.few_steps
     for found in (*([few_steps] if few_steps else []), *recognise_all(step_loras(first.loras))):
         click.echo(found.note, err=True)
     for line in advise(first, pipeline.layout.size, pipeline.info.family, few_steps):
         click.echo(f"advice: {line}", err=True)
-    for prompt in prompts:
-        check_destination(out, image_format, pipeline.recipe(replace(first, prompt=prompt)))
+    for settings in settled:
+        check_destination(out, image_format, pipeline.recipe(settings))
     total = len(prompts) * count
     loaded = time.perf_counter()
-    with display.watched(pipeline, first.total_steps * total, folder if preview else None) as watch:
+    steps = count * sum(each.total_steps for each in settled)
+    with display.watched(pipeline, steps, folder if preview else None) as watch:
         for index in range(total):
-            prompt, loras = tagged[index // count]
-            settings = numbered(replace(first, prompt=prompt, loras=(*first.loras, *loras)), index)
+            settings = numbered(settled[index // count], index)
             start = time.perf_counter()
             (picture,) = pipeline.draw([settings], watch)
             path = str(display.save(picture, out, image_format))
@@ -115,6 +120,15 @@ def command(
     end = time.perf_counter()
     images = "1 image" if total == 1 else f"{total} images"
     click.echo(f"{images}: loading {loaded - begin:.1f} s, generating {end - loaded:.1f} s", err=True)
+
+
+def _tagged(
+    pipeline: "Pipeline", preset: Preset | None, overrides: dict[str, Any], first: GenerationSettings,
+    prompt: str, loras: tuple[Lora, ...],
+) -> GenerationSettings:  # fmt: skip
+    """Complete the settings of a prompt, with the adapters of its tags, which may bring settings."""
+    given = {**overrides, "loras": (*first.loras, *loras), "seed": first.seed}
+    return pipeline.settings(prompt, preset=preset, **given)
 
 
 def _json_line(path: str, settings: GenerationSettings, seconds: float) -> str:

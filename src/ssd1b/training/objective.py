@@ -90,7 +90,8 @@ class Objective:
         with torch.autocast(
             torch.device(self.device).type, self.dtype, enabled=self.dtype is not torch.float32
         ):
-            return self.text.encode(text)
+            # Tensors from inference mode could not take part in a training.
+            return Conditioning(*(part.clone() for part in self.text.encode(text)))
 
 
 def noised(

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from ssd1b.distill.steps import run as running
-from ssd1b.layouts import SDXL, SSD_1B, ModelLayout, VAELayout
+from ssd1b.evaluate.cost import unet_macs
+from ssd1b.layouts import KOALA_700M, SDXL_MINI, SSD_1B, SSD_1B_MINI, ModelLayout, VAELayout
 from ssd1b.models.text import TextEncoder
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
@@ -37,11 +38,12 @@ def model(path: Path, layout: ModelLayout, settings: dict[str, object]) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A teacher with SDXL's blocks, and a student with SSD-1B's."""
+    """A teacher with SSD-1B's blocks, and a student with KOALA-700M's."""
     folder = tmp_path_factory.mktemp("models")
     settings = {"steps": 20, "guidance_scale": 3.0, "sampler": "unipc"}
     return [
-        model(folder / name, tiny(layout), settings) for name, layout in (("big", SDXL), ("small", SSD_1B))
+        model(folder / name, tiny(layout), settings)
+        for name, layout in (("big", SSD_1B), ("small", KOALA_700M))
     ]
 
 
@@ -95,7 +97,7 @@ def test_a_larger_teacher_teaches_in_stages_and_the_student_says_how_it_is_used(
     assert trained == ["stage-1", "stage-2", "stage-2"], "a finished stage is not run again"
 
     pipeline = Pipeline.load(str(tmp_path / "out/model"), dtype="fp32", device="cpu")
-    assert pipeline.info.family == "ssd-1b" and not pipeline.layout.unet.guidance_embed_dim
+    assert pipeline.info.family == "koala-700m" and not pipeline.layout.unet.guidance_embed_dim
     settings = pipeline.settings("a cube", seed=1)
     assert (settings.sampler, settings.schedule, settings.steps) == ("lcm", "trailing", 2)
     assert settings.guidance_scale == 1.0
@@ -129,7 +131,7 @@ def test_a_range_of_guidance_becomes_an_input_of_the_student(run, tmp_path, mode
         (["--steps-method", "lcm", "--inference-steps", 51], "inference_steps is 51: it must be"),
         (["--steps-method", "lcm", "--student", "mini-sdxl", "--ray", "local"], "on one machine"),
         (["--steps-method", "lcm", "--stages", "ssd-1b", "--student", "no-such"], "no-such"),
-        (["--steps-method", "lcm", "--student", "ssd-1b"], "they have other"),
+        (["--steps-method", "lcm", "--student", "ssd-1b"], "the models have other autoencoders"),
     ],
 )
 def test_wrong_calls_are_refused_in_one_line(run, tmp_path, options, problem):
@@ -143,14 +145,15 @@ def test_wrong_calls_are_refused_in_one_line(run, tmp_path, options, problem):
     assert not Path(tmp_path, "out").exists()
 
 
-def test_a_dry_run_at_full_size_needs_no_weights(run):
-    result = run("distill", "--teacher", "sdxl", "--student", "ssd-1b", "--steps-method", "lcm", "--dry-run",
-                 "--device", "cpu")  # fmt: skip
+def test_a_dry_run_says_what_each_stage_costs(run):
+    result = run("distill", "--teacher", "mini-sdxl", "--student", "mini-ssd-1b", "--steps-method", "lcm",
+                 "--dry-run", "--device", "cpu")  # fmt: skip
     assert result.code == 0, result.err
-    assert "sdxl (2,567,463,684 parameters) teaches ssd-1b (1,331,334,404)" in result.out
+    assert "mini-sdxl (15," in result.out and "teaches mini-ssd-1b (7,952,588)" in result.out
     row = next(line for line in result.out.splitlines() if line.startswith("stage 1"))
     assert row.split()[2:7] == ["lcm", "4", "teacher", "2000", "16"]
     # Two passes of the teacher, one of the average, and three for the student's forward and backward pass.
-    assert "1.518e+04" in row
+    teacher, student = (unet_macs(each, 16, 16) for each in (SDXL_MINI, SSD_1B_MINI))
+    assert row.split()[7] == f"{(2 * teacher + 4 * student) / 1e9:,.4g}"
     for what in ("trained weights", "optimisers", "teacher's weights", "total"):
         assert what in result.out

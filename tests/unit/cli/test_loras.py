@@ -37,6 +37,35 @@ def test_generate_inspect_and_rerun(run, tiny_model: Path, lora: Path) -> None:
     assert wrong.code == 2 and wrong.err.count("\n") == 1 and "did you mean 'pixels'" in wrong.err
 
 
+def test_a_few_step_adapter_brings_its_settings_also_as_a_tag(run, tiny_model: Path, lora: Path) -> None:
+    lcm = lora.rename(lora.with_name("lcm-lora-tiny.safetensors"))
+    given = ["--model", tiny_model, "--device", "cpu", "--seed", 3, "--size", 64, "--json"]
+    calls = (["a cat", "--lora", lcm], ["a cat <lora:lcm-lora-tiny:1>", "--lora-folder", lcm.parent])
+    for call in calls:
+        made = run("generate", *call, *given)
+        assert made.code == 0, made.err
+        assert "lcm-lora-tiny is a few-step model (LCM): sampler lcm, schedule lcm, steps 4" in made.err
+        settings = json.loads(made.out)["settings"]
+        assert (settings["sampler"], settings["steps"], settings["guidance_scale"]) == ("lcm", 4, 1.0)
+    made = run("generate", "a cat", "--lora", lcm, *given, "--guidance", 7, "--steps", 2, "--negative", "dog")
+    assert json.loads(made.out)["settings"]["steps"] == 2
+    assert "advice: guidance_scale 7: LCM was distilled with guidance; above 2 colours burn" in made.err
+
+
+def test_given_timesteps_are_visited(run, tiny_model: Path) -> None:
+    given = ["--model", tiny_model, "--device", "cpu", "--seed", 3, "--size", 64, "--json", "--guidance", 1]
+    for sampler in ("lcm", "tcd", "euler", "ddim"):
+        how = ["--sampler", sampler, "--timesteps", "999,499", "--gamma", 0.5]
+        made = run("generate", "a cat", *given, *how)
+        assert made.code == 0, made.err
+        path = json.loads(made.out)["path"]
+        again = run("rerun", path, "--model", tiny_model, "--device", "cpu", "--out", f"again-{sampler}")
+        assert again.code == 0 and "bit-equal" in again.err
+        assert "--timesteps 999,499" in run("inspect", path).out
+    wrong = run("generate", "a cat", *given, "--timesteps", "1000,499")
+    assert wrong.code == 2 and "timesteps begin with 1000: the model's are 0 to 999" in wrong.err
+
+
 def test_inspect_an_adapter(run, tmp_path: Path) -> None:
     layout = model_layout("mini-sdxl")
     frequency = {"1_x": {"pixel art": 12, "a \x1b[31mcat": 3}}

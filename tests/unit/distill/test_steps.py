@@ -154,7 +154,7 @@ def test_guidance_goes_into_the_weights(tmp_path: Path) -> None:
     x, times = torch.zeros(10, 4, 2, 2), torch.arange(50.0, 1000.0, 100.0)
     pooled = torch.full((10, 1), 0.1), torch.zeros(10, 6)
     added = [each(x, times, torch.zeros(10, 1, 1), *pooled) for each in (student, Affine())]
-    assert float((added[0] - added[1]).mean()) == pytest.approx(0.2, abs=0.05)
+    assert float((added[0] - added[1]).detach().mean()) == pytest.approx(0.2, abs=0.05)
 
 
 def test_one_step_arrives_where_the_teachers_steps_do(tmp_path: Path) -> None:
@@ -182,8 +182,7 @@ def test_a_consistency_model_jumps_to_the_end(tmp_path: Path) -> None:
     assert coarse < 0.6 * fine, "skipping: larger steps of the teacher reach the end in fewer updates"
 
 
-def test_without_the_teachers_step_a_consistency_model_forgets_the_images(tmp_path: Path) -> None:
-    """Agreeing with oneself alone, at no distance, leaves the first guess."""
+def test_a_student_comes_to_agree_with_itself_and_the_teacher_stays() -> None:
     stage = StepStage(method="lcm", guidance=1.0, solver_steps=10, train=slow(steps=100, decay_steps=50))
     made = setup(stage)
     task = METHODS["lcm"](made)
