@@ -292,7 +292,7 @@ def test_an_image_as_input_is_refused_in_each_dialect(server: Server) -> None:
         ({"refiner_checkpoint": "refiner"}, "refiner_checkpoint"),
         ({"init_images": ["aGk="]}, "init_images"),
         ({"alwayson_scripts": {"ADetailer": {"args": [True]}}}, "Script not found: 'ADetailer'"),
-        ({"prompt": "a cat <lora:crisp:0.8>"}, "LoRAs are not available yet"),
+        ({"prompt": "a cat <lora:crisp:0.8>"}, "this server has no LoRAs"),
     ],
 )
 def test_what_would_change_the_image_and_is_not_there_is_refused(
