@@ -8,7 +8,7 @@ settings of requests have both without folders: ``Files.located`` adds them for 
 import os
 import re
 import time
-from collections.abc import Collection, Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -18,16 +18,17 @@ from typing import Any
 from ssd1b.actions.inspect import trigger_words
 from ssd1b.adapters.matching import match
 from ssd1b.adapters.merging import match_file
-from ssd1b.adapters.reading import AdapterFile, open_adapter
+from ssd1b.adapters.reading import open_adapter
 from ssd1b.decoding import MAX_FILE_BYTES, opened
 from ssd1b.errors import InputError, NotFoundError, shown, unknown
 from ssd1b.files import disk_error
 from ssd1b.images import FORMATS
 from ssd1b.inputs import InputFile, files_in, with_paths
-from ssd1b.layouts import NAMED, ModelLayout, model_layout
+from ssd1b.layouts import ModelLayout
 from ssd1b.loras import SUFFIX, Lora, lora_files, lora_of, only_file, read_tags
 from ssd1b.saving import replacing
 from ssd1b.settings import GenerationSettings
+from ssd1b.weights.checkpoint import ModelInfo
 
 FOLDER = "uploads"
 """Folder of clients' pictures in the store."""
@@ -229,8 +230,8 @@ def picture_format(data: bytes) -> str:
         return str(image.format).lower()
 
 
-def check_picture(data: bytes) -> None:
-    """Check a client's picture by decoding it.
+def check_picture(data: bytes) -> bytes:
+    """Return a client's picture after decoding it.
 
     Raises:
         InputError: it is no picture, is damaged, or too large.
@@ -241,6 +242,7 @@ def check_picture(data: bytes) -> None:
         raise InputError(f"the picture is too large: at most {MAX_FILE_BYTES} bytes are allowed")
     with opened(data) as image:
         image.load()
+    return data
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -266,49 +268,41 @@ class LoraFacts:
     """What is known of a LoRA.
 
     Attributes:
-        family: the published layout that it was made for; None if it fits none.
+        families: the family whose names it has, by the name of each model that it fits.
         trigger_words: the words that it was trained with, by its metadata.
-        models: the names of models that it fits.
         metadata: the short ones of its texts.
     """
 
-    family: str | None
-    trigger_words: tuple[str, ...]
-    models: tuple[str, ...]
+    families: Mapping[str, str]
+    trigger_words: Sequence[str]
     metadata: Mapping[str, str]
 
 
-def lora_facts(path: Path, layouts: Mapping[str, ModelLayout]) -> LoraFacts:
+def lora_facts(path: Path, models: Mapping[str, ModelInfo]) -> LoraFacts:
     """Read what is known of a LoRA; only its header is read, and only once until the file changes.
 
     Args:
         path: the file.
-        layouts: of the models that it is compared with, by name.
+        models: those that it is compared with, by name.
 
     Raises:
         InputError: it is damaged, or no adapter.
     """
-    return _lora_facts(path, _stamp(path), tuple(layouts.items()))
+    described = tuple((name, info.family, info.layout) for name, info in models.items())
+    return _lora_facts(path, _stamp(path), described)
 
 
 @lru_cache(maxsize=1024)
 def _lora_facts(
-    path: Path, stamp: tuple[int, int], layouts: tuple[tuple[str, ModelLayout], ...]
+    path: Path, stamp: tuple[int, int], models: tuple[tuple[str, str, ModelLayout], ...]
 ) -> LoraFacts:
     adapter = open_adapter(path)
-    named = {name: model_layout(name) for name in NAMED}
+    families: dict[str, str] = {}
+    for name, family, layout in models:
+        with suppress(InputError):
+            families[name] = match(adapter, layout).through or family
     return LoraFacts(
-        family=next((name for name, made_for in _fitting(adapter, named).items() if name == made_for), None),
-        trigger_words=tuple(trigger_words(adapter.metadata)),
-        models=tuple(_fitting(adapter, dict(layouts))),
+        families=families,
+        trigger_words=trigger_words(adapter.metadata),
         metadata={name: text for name, text in adapter.metadata.items() if len(text) <= _LONGEST_TEXT},
     )
-
-
-def _fitting(adapter: AdapterFile, layouts: Mapping[str, ModelLayout]) -> dict[str, str]:
-    """Find the models that an adapter fits, and the family whose names it has."""
-    found: dict[str, str] = {}
-    for name, layout in layouts.items():
-        with suppress(InputError):
-            found[name] = match(adapter, layout).through or layout.name
-    return found

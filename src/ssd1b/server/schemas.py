@@ -217,8 +217,10 @@ class LoraAnswer(BaseModel):
     """A LoRA, or another adapter, of the server's folder."""
 
     name: str = Field(description="For `loras`, and for `<lora:NAME:1>` in prompts.")
-    family: str | None = Field(description="The published model whose names it has.")
-    models: list[str] = Field(description="The models of this server that it fits.")
+    families: dict[str, str] = Field(
+        description="For each model of this server that it fits, the family whose names it has. One for SDXL "
+        "is carried over to SSD-1B."
+    )
     trigger_words: list[str] = Field(description="What it was trained with, by its metadata.")
     error: str | None = Field(default=None, description="Why it cannot be used.")
 

@@ -9,7 +9,7 @@ import math
 import re
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
@@ -288,14 +288,18 @@ class Service:
             return await self.receive(await asyncio.to_thread(self.file(picture.key).read_bytes))
         return await self.receive(from_base64(name, given))
 
-    async def receive(self, data: bytes) -> InputFile:
+    async def receive(self, data: bytes, change: Callable[[bytes], bytes] = lambda data: data) -> InputFile:
         """Keep a picture that a client sent, for an hour or as long as an image needs it.
+
+        Args:
+            data: the file.
+            change: makes of it the file that is kept.
 
         Raises:
             InputError: it is no picture, is damaged or too large, or the disk refused.
         """
         async with self._decoding:  # one at a time, so that many clients take no more memory than one
-            await asyncio.to_thread(check_picture, data)
+            data = await asyncio.to_thread(lambda: change(check_picture(data)))
             digest = (await asyncio.to_thread(hashlib.sha256, data)).hexdigest()
         size, most = await self._ledger.keep(self.files.size), self.options.max_uploads * 1e9
         if size + len(data) > most:
@@ -341,12 +345,12 @@ class Service:
         return await asyncio.to_thread(self._describe_loras)
 
     def _describe_loras(self) -> dict[str, LoraFacts | InputError]:
-        layouts = {name: model.layout for name, model in self.models.items()}
+        models = {name: model.info for name, model in self.models.items()}
         found: dict[str, LoraFacts | InputError] = {}
         for name in self.files.lora_names():
             try:
                 with self.files.public():
-                    found[name] = lora_facts(self.files.lora_path(name), layouts)
+                    found[name] = lora_facts(self.files.lora_path(name), models)
             except InputError as error:
                 found[name] = error
         return found

@@ -238,10 +238,8 @@ async def loras(service: TheService) -> Loras:
 
 def _lora(name: str, facts: LoraFacts | InputError) -> LoraAnswer:
     if isinstance(facts, InputError):
-        return LoraAnswer(name=name, family=None, models=[], trigger_words=[], error=line(str(facts)))
-    return LoraAnswer(
-        name=name, family=facts.family, models=list(facts.models), trigger_words=list(facts.trigger_words)
-    )
+        return LoraAnswer(name=name, families={}, trigger_words=[], error=line(str(facts)))
+    return LoraAnswer(name=name, families=dict(facts.families), trigger_words=list(facts.trigger_words))
 
 
 def answer(service: Service, request: Request) -> JobAnswer:
