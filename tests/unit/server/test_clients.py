@@ -247,7 +247,7 @@ def test_openai_streams_an_edit(client: openai.OpenAI) -> None:
     [
         ({"image": [("a.png", PICTURE), ("b.png", PICTURE)]}, "image has 2 files: this server takes one"),
         ({"mask": ("m.png", PICTURE)}, "mask has no transparency"),
-        ({"mask": ("m.png", as_bytes(Image.new("RGBA", (64, 64))).replace(b"IDAT", b"IDAX"))}, "not a readable"),
+        ({"mask": ("m.png", as_bytes(Image.new("RGBA", (64, 64)))[:50])}, "not a readable"),
         ({"mask": ("m.png", as_bytes(Image.new("RGBA", (64, 64), "red")))}, "transparent nowhere"),
         ({"mask": ("m.png", as_bytes(Image.new("RGBA", (64, 9))))}, "same aspect ratio"),
         ({"image": ("a.png", b"no picture")}, "not a readable PNG, JPEG or WebP"),

@@ -143,7 +143,7 @@ def test_a_server_without_a_folder_has_none(tmp_path: Path) -> None:
 
 
 def test_they_are_swapped_in_a_running_server_and_a_changed_file_is_one_clear_error(tmp_path: Path) -> None:
-    """With the miniature: time of a swap, sixteen at once, files that are changed and removed while in use."""
+    """With the miniature: time of a swap, sixteen at once, files changed and removed while in use."""
     folder = tmp_path / "loras"
     for seed in range(16):
         write(folder / f"lora-{seed}.safetensors", seed, modules=200)
