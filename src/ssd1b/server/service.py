@@ -212,7 +212,9 @@ class Service:
         chosen = None if preset is None else PRESETS[preset]
         # First, so that an error states the limits of this server and not those of all.
         self.options.check({**DEFAULTS, **layers, **(chosen.settings if chosen else {}), **given})
-        pictures = {name: await self._picture_of(name, given[name]) for name in INPUTS if given.get(name)}
+        pictures = {
+            name: await self._picture_of(name, given[name]) for name in INPUTS if given.get(name) is not None
+        }
         with self.files.public():
             return await asyncio.to_thread(
                 self._completed, self.model(model), prompt, layers, chosen, {**given, **pictures}

@@ -22,6 +22,9 @@ async function load(path) {
   return image;
 }
 
+/** What changes is shown in this colour; only its opacity counts. */
+const RED = [224, 32, 32];
+
 const canvasOf = (width, height) => Object.assign(document.createElement("canvas"), { width, height });
 
 /** A mask as a layer that is opaque where it is white. */
@@ -31,8 +34,7 @@ function layerOf(image, width, height) {
   context.drawImage(image, 0, 0, width, height);
   const data = context.getImageData(0, 0, width, height);
   for (let at = 0; at < data.data.length; at += 4) {
-    data.data[at + 3] = data.data[at];
-    data.data.fill(255, at, at + 3);
+    data.data.set([...RED, data.data[at]], at);
   }
   context.putImageData(data, 0, 0);
   return canvas;
@@ -49,7 +51,7 @@ function replay(canvas, base, deeds) {
 
 function act(context, deed) {
   const { width, height } = context.canvas;
-  context.fillStyle = context.strokeStyle = "#fff";
+  context.fillStyle = `rgb(${RED})`;
   if (deed.kind === "clear") return context.clearRect(0, 0, width, height);
   if (deed.kind === "invert") {
     context.globalCompositeOperation = "xor"; // opaque with opaque is transparent
@@ -61,6 +63,7 @@ function act(context, deed) {
 /** Draw a stroke, from one of its points on. */
 function strokeFrom(context, { points, size, erase }, first) {
   context.globalCompositeOperation = erase ? "destination-out" : "source-over";
+  context.strokeStyle = `rgb(${RED})`;
   context.lineCap = context.lineJoin = "round";
   context.lineWidth = size;
   context.beginPath();
