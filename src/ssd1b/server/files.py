@@ -194,16 +194,16 @@ class Files:
         for lora in loras:
             match_file(lora, layout)
 
-    def same_loras(self, loras: Iterable[Lora]) -> list[dict[str, Any]] | None:
-        """Describe LoRAs of a picture for clients, if files with their names and contents are here."""
+    def same_loras(self, loras: Iterable[Lora]) -> list[dict[str, Any]]:
+        """Describe LoRAs of a picture for clients; none if files with other contents or names are here."""
         found: list[dict[str, Any]] = []
         for lora in loras:
             try:
                 mine = self.lora(lora.name, lora.unet, lora.text)
             except InputError:
-                return None
+                return []
             if mine.file != lora.file or self.loras is None:
-                return None
+                return []
             path = Path(mine.file.path).relative_to(self.loras)
             found.append({"name": path.with_suffix("").as_posix(), "unet": lora.unet, "text": lora.text})
         return found

@@ -10,7 +10,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -119,6 +119,7 @@ class Service:
         self._digests: dict[str, str] = {}
         self.files = Files(options.folder, options.loras)
         self._decoding = asyncio.Lock()
+        """Held while a client's picture is decoded, so that many clients take no more memory than one."""
         self._ledger = Ledger(options.folder, self.metrics, self._watched)
         self._scheduler = Scheduler(self._ledger, self.models, self.files, options, self.metrics, start, most)
         self._number = 0
@@ -215,10 +216,10 @@ class Service:
         pictures = {
             name: await self._picture_of(name, given[name]) for name in INPUTS if given.get(name) is not None
         }
-        with self.files.public():
-            return await asyncio.to_thread(
-                self._completed, self.model(model), prompt, layers, chosen, {**given, **pictures}
-            )
+        complete = partial(self._completed, self.model(model), prompt, layers, chosen, {**given, **pictures})
+        async with self._decoding if pictures else nullcontext():
+            with self.files.public():
+                return await asyncio.to_thread(complete)
 
     def _completed(
         self,
@@ -244,7 +245,7 @@ class Service:
                 raise InputError(f"{why}: leave {shown(network)} out of the prompt")
         self.options.check({name: getattr(found, name) for name in self.options.ranges})
         if found.init_image is not None:
-            # Not from the cache, which would keep clients' pictures in the server's memory.
+            # Past the cache, which would keep clients' pictures in the server's memory.
             read_source.__wrapped__(
                 found.init_image, found.mask, found.width, found.height, found.resize_mode
             )
@@ -288,7 +289,7 @@ class Service:
         if IMAGE_ID.fullmatch(given):
             picture = await self.picture(given)
             return await self.receive(await asyncio.to_thread(self.file(picture.key).read_bytes))
-        return await self.receive(from_base64(name, given))
+        return await self.receive(await asyncio.to_thread(from_base64, name, given))
 
     async def receive(self, data: bytes, change: Callable[[bytes], bytes] = lambda data: data) -> InputFile:
         """Keep a picture that a client sent, for an hour or as long as an image needs it.
@@ -300,7 +301,7 @@ class Service:
         Raises:
             InputError: it is no picture, is damaged or too large, or the disk refused.
         """
-        async with self._decoding:  # one at a time, so that many clients take no more memory than one
+        async with self._decoding:
             data = await asyncio.to_thread(lambda: change(check_picture(data)))
             digest = (await asyncio.to_thread(hashlib.sha256, data)).hexdigest()
         size, most = await self._ledger.keep(self.files.size), self.options.max_uploads * 1e9
@@ -337,7 +338,7 @@ class Service:
             found |= dict.fromkeys((*INPUTS, "strength"))
         if settings.loras:
             found["loras"] = await asyncio.to_thread(self.files.same_loras, settings.loras)
-            if found["loras"] is None:
+            if not found["loras"]:
                 names = ", ".join(each.name for each in settings.loras)
                 missing.append(f"LoRAs that are not on this server: {names}")
         return found, missing

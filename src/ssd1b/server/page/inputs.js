@@ -1,18 +1,18 @@
 // The picture that images start from: chosen, dropped or taken from the gallery, with its mask and strength.
-import { get, post, upload } from "./api.js";
+import { post, upload } from "./api.js";
 import { change } from "./form.js";
 import { DraftInput, Icon, IconButton, Picture } from "./parts.js";
 import { editMask } from "./mask.js";
-import { attempt, now, say, set, useStore } from "./store.js";
+import { attempt, now, say, useStore } from "./store.js";
 import { html, useState } from "./vendor/preact.js";
 
 /** The server's default. */
 const STRENGTH = 0.6;
 
-/** Where an input is: ids of uploads are SHA-256, those of the gallery's pictures are shorter. */
-export const addressOf = (id) => (id.length === 64 ? `/v1/uploads/${id}` : `/v1/pictures/${id}`);
+/** Where an input is, by its id. */
+export const addressOf = (id) => `/v1/uploads/${id}`;
 
-/** Start from a picture, by its id. The image gets the picture's size, as far as the server allows. */
+/** Start from a picture, by the id of an upload or of a picture in the gallery. The image gets the picture's size, as far as the server allows. */
 export async function useAsInput(id) {
   const { settings } = await post("/v1/check", { prompt: "-", model: now().form.model, init_image: id });
   const { init_image, width, height } = settings;
@@ -95,10 +95,8 @@ export function Input() {
   const files = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
   const drop = (event) => {
     if (!files(event)) return;
-    event.preventDefault();
-    event.stopPropagation();
+    event.preventDefault(); // so that it is not read for its settings
     update(false);
-    set({ dragging: false });
     const [file] = event.dataTransfer.files;
     if (file) attempt(() => uploadInput(file), "Not used");
   };

@@ -61,7 +61,7 @@ export function DropZone() {
       dragleave: (event) => event.relatedTarget === null && update(false),
       drop: (event) => {
         update(false);
-        if (!files(event)) return;
+        if (!files(event) || event.defaultPrevented) return;
         event.preventDefault();
         const file = fileOf(event.dataTransfer);
         if (file) readFile(file);
