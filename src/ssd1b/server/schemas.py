@@ -270,7 +270,7 @@ def state_limits(schemas: Mapping[str, Any], options: ServerOptions) -> None:
         schemas: by the model's name; changed in place.
         options: of the server.
     """
-    for model in ("JobBody", "Generation", "TextToImage"):
+    for model in ("JobBody", "Generation", "TextToImage", "ImageToImage"):
         for name, schema in schemas[model]["properties"].items():
             if allowed := options.ranges.get(name):
                 schema |= {"minimum": allowed.low, "maximum": allowed.high, "multipleOf": allowed.multiple_of}

@@ -33,8 +33,10 @@ function layerOf(image, width, height) {
   const context = canvas.getContext("2d");
   context.drawImage(image, 0, 0, width, height);
   const data = context.getImageData(0, 0, width, height);
-  for (let at = 0; at < data.data.length; at += 4) {
-    data.data.set([...RED, data.data[at]], at);
+  const levels = data.data;
+  for (let at = 0; at < levels.length; at += 4) {
+    levels[at + 3] = levels[at];
+    [levels[at], levels[at + 1], levels[at + 2]] = RED;
   }
   context.putImageData(data, 0, 0);
   return canvas;
@@ -77,36 +79,37 @@ function strokeFrom(context, { points, size, erase }, first) {
 export function feathered(levels, width, height, deviation) {
   const radius = Math.round((Math.sqrt(4 * deviation * deviation + 1) - 1) / 2);
   if (radius < 1) return levels;
-  let from = Float32Array.from(levels);
-  const pass = (lines, length, step, next) => {
-    const to = new Float32Array(from.length);
-    for (let line = 0; line < lines; line++) {
-      const at = (index) => from[line * next + Math.min(Math.max(index, 0), length - 1) * step];
-      let sum = 0;
-      for (let index = -radius; index <= radius; index++) sum += at(index);
-      for (let index = 0; index < length; index++) {
-        to[line * next + index * step] = sum / (2 * radius + 1);
-        sum += at(index + radius + 1) - at(index - radius);
-      }
-    }
-    from = to;
-  };
+  const [one, other] = [new Float32Array(levels), new Float32Array(levels.length)];
   for (let turn = 0; turn < 3; turn++) {
-    pass(height, width, 1, width);
-    pass(width, height, width, 1);
+    blurRows(one, other, width, height, radius);
+    blurRows(other, one, height, width, radius);
   }
-  return Uint8ClampedArray.from(from, Math.round);
+  return new Uint8ClampedArray(one); // rounds
+}
+
+/** Average each row over a window of 2 radius + 1, and write it as a column, so that the next call blurs columns. */
+function blurRows(from, to, width, height, radius) {
+  for (let y = 0; y < height; y++) {
+    const row = y * width;
+    let sum = (radius + 1) * from[row];
+    for (let x = 1; x <= radius; x++) sum += from[row + Math.min(x, width - 1)];
+    for (let x = 0; x < width; x++) {
+      to[x * height + y] = sum / (2 * radius + 1);
+      sum += from[row + Math.min(x + radius + 1, width - 1)] - from[row + Math.max(x - radius, 0)];
+    }
+  }
 }
 
 /** The layer as a PNG in which white is changed; null if nothing is painted. */
 async function fileOf(layer, feather) {
   const { width, height } = layer;
   const data = layer.getContext("2d").getImageData(0, 0, width, height);
-  const alpha = data.data.filter((_, at) => at % 4 === 3);
+  const alpha = new Uint8ClampedArray(width * height);
+  for (let at = 0; at < alpha.length; at++) alpha[at] = data.data[4 * at + 3];
   if (!alpha.some((level) => level > 0)) return null;
   const levels = feathered(alpha, width, height, feather);
   for (let at = 0; at < levels.length; at++) {
-    data.data.fill(levels[at], 4 * at, 4 * at + 3);
+    data.data[4 * at] = data.data[4 * at + 1] = data.data[4 * at + 2] = levels[at];
     data.data[4 * at + 3] = 255;
   }
   const canvas = canvasOf(width, height);
