@@ -3,7 +3,7 @@ import { imageSource } from "./api.js";
 import { Dialog } from "./modal.js";
 import { Icon, IconButton } from "./parts.js";
 import { set, useStore } from "./store.js";
-import { html, useEffect, useRef, useState } from "./vendor/preact.js";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/preact.js";
 
 /** Sides of the mask in pixels: more would not be seen, as masks are scaled to the picture. */
 const MOST = 2048;
@@ -71,7 +71,8 @@ function strokeFrom(context, { points, size, erase }, first) {
   context.beginPath();
   const [x, y] = points[Math.max(first - 1, 0)];
   context.moveTo(x, y);
-  for (const [x, y] of points.slice(Math.max(first, 0))) context.lineTo(x, y);
+  context.lineTo(x, y + 0.01); // a line without length would not be drawn
+  for (const [x, y] of points.slice(first)) context.lineTo(x, y);
   context.stroke();
 }
 
@@ -147,7 +148,7 @@ function Painter({ masked }) {
     }, () => current && tell("The picture cannot be loaded."));
     return () => { current = false; };
   }, []);
-  useEffect(() => { if (image) replay(layer.current, base.current, deeds); }, [image, deeds]);
+  useLayoutEffect(() => { if (image) replay(layer.current, base.current, deeds); }, [image, deeds]);
 
   const brush = () => size * Math.max(image.width, image.height);
   const add = (deed) => did((before) => [...before, deed]);
@@ -207,6 +208,8 @@ function Painter({ masked }) {
     else return;
     event.preventDefault();
   };
+  // Shown as it will be, in pixels of the window.
+  const softness = ((layer.current?.clientWidth ?? 0) / (image?.width ?? 1)) * feather;
   const share = (value, side) => `${(100 * value) / side}%`;
   return html`
     <${Dialog} label="Mask" class="painter" close=${close} onKeyDown=${keys}>
@@ -218,7 +221,7 @@ function Painter({ masked }) {
           <div class="board" style=${{ "--ratio": image.width / image.height }}>
             <img src=${image.source} alt="The picture to start from" draggable=${false} />
             <canvas ref=${layer} width=${image.width} height=${image.height} tabindex="0" role="application"
-              aria-label="Mask. Arrow keys move the brush, the space bar paints." aria-describedby="painting"
+              aria-label="Mask. Arrow keys move the brush, the space bar paints." aria-describedby="painting" style=${{ filter: softness ? `blur(${softness}px)` : "none" }}
               onPointerDown=${begin} onPointerMove=${go} onPointerUp=${end} onPointerCancel=${end}
               onPointerLeave=${() => !stroke.current && point(null)} onKeyDown=${paintByKey}></canvas>
             ${cursor && html`<span class="cursor" aria-hidden="true" style=${{
