@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import torch
 
-from ssd1b.decoding import read_source
+from ssd1b.decoding import picture_size, read_source
 from ssd1b.errors import (
     ConflictError,
     FailedError,
@@ -312,6 +312,12 @@ class Service:
                 "try again in an hour, or delete images that were made from pictures"
             )
         return await self._ledger.write(partial(self.files.keep, digest, data))
+
+    async def size(self, upload: InputFile) -> tuple[int, int]:
+        """Width and height of a picture that a client sent, in pixels."""
+        async with self._decoding:
+            path = str(self.files.path(upload))
+            return await asyncio.to_thread(picture_size, replace(upload, path=path))
 
     async def upload(self, id: str) -> InputFile:
         """Return a picture that a client sent, by its SHA-256.

@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,6 @@ from PIL import Image as Images
 from pydantic import BaseModel, Field
 from starlette.requests import Request as HTTPRequest
 
-from ssd1b.decoding import picture_size
 from ssd1b.images import MAX_FILE_BYTES, decode_recipe, picture_stem
 from ssd1b.jobs.queue import Picture, Search
 from ssd1b.prompts import unsupported
@@ -143,8 +141,7 @@ async def upload(request: HTTPRequest, service: TheService) -> UploadAnswer:
     The body is the file: PNG, JPEG or WebP. It is kept as long as an image needs it, and at least an hour.
     """
     file = await service.receive(await request.body())
-    path = str(service.files.path(file))
-    width, height = await asyncio.to_thread(picture_size, replace(file, path=path))
+    width, height = await service.size(file)
     return UploadAnswer(id=file.sha256, width=width, height=height, url=f"/v1/uploads/{file.sha256}")
 
 
