@@ -233,7 +233,7 @@ class Queue:
             )
             self._database.executemany(
                 "insert into inputs (image, sha256) values (?, ?)",
-                [(image.id, digest) for image in request.images for digest in _pictures(image.job.settings)],
+                [(image.id, digest) for image in request.images for digest in _inputs(image.job.settings)],
             )
 
     def update(self, requests: Iterable[Request]) -> None:
@@ -431,7 +431,8 @@ class Queue:
             return self._database.execute(select, values).fetchall()
 
 
-def _pictures(settings: GenerationSettings) -> set[str]:
+def _inputs(settings: GenerationSettings) -> set[str]:
+    """The SHA-256 of the pictures and masks of an image."""
     return {file.sha256 for name in INPUTS for file in files_in(getattr(settings, name))}
 
 

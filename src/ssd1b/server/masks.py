@@ -6,6 +6,7 @@ All functions take and return the bytes of files; what is returned is a PNG.
 import io
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 
 from ssd1b.decoding import opened
@@ -80,7 +81,7 @@ def filled(data: bytes, *, mask: bytes) -> bytes:
     )
 
 
-def _push_pull(pixels: "np.ndarray", weights: "np.ndarray") -> "np.ndarray":
+def _push_pull(pixels: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
     """Replace pixels of weight below 1 by weighted means around them.
 
     Args:
