@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import torch
 
-from ssd1b.decoding import picture_size, read_source
+from ssd1b.decoding import MAX_FILE_BYTES, picture_size, read_source
 from ssd1b.errors import (
     ConflictError,
     FailedError,
@@ -30,6 +30,7 @@ from ssd1b.errors import (
     shown,
     unknown,
 )
+from ssd1b.files import read_file
 from ssd1b.inputs import InputFile, files_in
 from ssd1b.jobs.job import Job, environment, make_job, with_seed
 from ssd1b.jobs.queue import (
@@ -288,7 +289,8 @@ class Service:
             return await self._ledger.keep(partial(self.files.touch, given))
         if IMAGE_ID.fullmatch(given):
             picture = await self.picture(given)
-            return await self.receive(await asyncio.to_thread(self.file(picture.key).read_bytes))
+            path = self.file(picture.key)
+            return await self.receive(await asyncio.to_thread(read_file, path, most=MAX_FILE_BYTES))
         return await self.receive(await asyncio.to_thread(from_base64, name, given))
 
     async def receive(self, data: bytes, change: Callable[[bytes], bytes] = lambda data: data) -> InputFile:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request as HTTPRequest
 
 from ssd1b.errors import InputError, NotFoundError, shown, unknown
+from ssd1b.files import read_file
 from ssd1b.images import MAX_FILE_BYTES, decode_recipe
 from ssd1b.jobs.queue import RUNNING, Request
 from ssd1b.loras import SUFFIX
@@ -137,7 +138,7 @@ async def _pictures(body: ImageToImage, service: Service, picture: bytes) -> dic
     mask = await service.receive(given, change)
     if fill == 1:
         return {"init_image": await service.receive(picture), "mask": mask}
-    kept = await asyncio.to_thread(service.files.path(mask).read_bytes)
+    kept = await asyncio.to_thread(read_file, service.files.path(mask), most=MAX_FILE_BYTES)
     return {"init_image": await service.receive(picture, partial(filled, mask=kept)), "mask": mask}
 
 
