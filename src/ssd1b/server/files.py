@@ -8,7 +8,7 @@ settings of requests have both without folders: ``Files.located`` adds them for 
 import os
 import re
 import time
-from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,7 +19,7 @@ from ssd1b.actions.inspect import trigger_words
 from ssd1b.adapters.matching import match
 from ssd1b.adapters.merging import match_file
 from ssd1b.adapters.reading import open_adapter
-from ssd1b.decoding import MAX_FILE_BYTES, opened
+from ssd1b.decoding import opened
 from ssd1b.errors import InputError, NotFoundError, shown, unknown
 from ssd1b.files import disk_error
 from ssd1b.images import FORMATS
@@ -78,7 +78,7 @@ class Files:
         """Name the files of an image without the server's folders; the inverse of ``located``."""
         return self._placed(settings, _below)
 
-    def _placed(self, settings: GenerationSettings, place: Any) -> GenerationSettings:
+    def _placed(self, settings: GenerationSettings, place: Callable[[Path, str], str]) -> GenerationSettings:
         changed: dict[str, Any] = {}
         for name in GenerationSettings.__dataclass_fields__:
             value = getattr(settings, name)
@@ -91,7 +91,7 @@ class Files:
     # Uploads
 
     def keep(self, digest: str, data: bytes) -> InputFile:
-        """Keep a client's picture, whose format was checked; one that is there already is kept for longer.
+        """Keep a client's picture, which was checked.
 
         Args:
             digest: its SHA-256.
@@ -100,8 +100,6 @@ class Files:
         Raises:
             InputError: the disk refused.
         """
-        with suppress(NotFoundError):
-            return self.touch(digest)
         path = self._uploads / f"{digest}{FORMATS[picture_format(data)]}"
         try:
             self._uploads.mkdir(exist_ok=True)
@@ -238,8 +236,6 @@ def check_picture(data: bytes) -> bytes:
     """
     if not data:
         raise InputError("the picture is empty: send a PNG, JPEG or WebP")
-    if len(data) > MAX_FILE_BYTES:
-        raise InputError(f"the picture is too large: at most {MAX_FILE_BYTES} bytes are allowed")
     with opened(data) as image:
         image.load()
     return data

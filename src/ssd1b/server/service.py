@@ -10,7 +10,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -306,6 +306,8 @@ class Service:
         async with self._decoding:
             data = await asyncio.to_thread(lambda: change(check_picture(data)))
             digest = (await asyncio.to_thread(hashlib.sha256, data)).hexdigest()
+        with suppress(NotFoundError):  # one that is there already is kept for longer
+            return await self.upload(digest)
         size, most = await self._ledger.keep(self.files.size), self.options.max_uploads * 1e9
         if size + len(data) > most:
             self.metrics.refused.labels("uploads_full").inc()
