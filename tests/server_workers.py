@@ -15,7 +15,7 @@ from ssd1b.jobs.executor import JobResult, thumbnail
 from ssd1b.jobs.session import CancelledError, Progress
 from ssd1b.jobs.store import DONE, FAILED, Outcome
 from ssd1b.jobs.worker import Batch, Worker
-from ssd1b.recipe import ModelIdentity, Recipe
+from ssd1b.recipe import ModelIdentity, Recipe, without_folders
 from ssd1b.settings import GenerationSettings
 
 IDENTITY = ModelIdentity(name="plain", source="plain", revision=None, layout="mini-ssd-1b")
@@ -111,7 +111,7 @@ class FakeWorker(Worker):
         if settings.prompt in self._plan.broken:
             return JobResult(Outcome(state=FAILED, error=self._plan.broken[settings.prompt]), None)
         image = Image.new("RGB", (64, 64), (settings.seed % 256, settings.steps % 256, 80))
-        recipe = Recipe.of(settings, IDENTITY, dtype="float32", device="cpu", batch_size=1)
+        recipe = without_folders(Recipe.of(settings, IDENTITY, dtype="float32", device="cpu", batch_size=1))
         digest = hashlib.sha256(image.tobytes()).hexdigest()
         outcome = Outcome(state=DONE, digest=digest, passes=4.0, metrics={}, thumbnail=thumbnail(image))
         return JobResult(outcome, encode_picture(Picture(image=image, recipe=recipe), "png"))

@@ -10,7 +10,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "bulk": ("fsspec", "pyarrow"),
     "lab": ("jinja2", "matplotlib", "optuna", "pyarrow", "scipy"),
     "train": ("accelerate", "datasets", "tensorboard"),
-    "server": ("fastapi", "prometheus_client", "psutil", "uvicorn"),
+    "server": ("fastapi", "prometheus_client", "psutil", "python_multipart", "uvicorn"),
     "cluster": ("ray",),
     "openvino": ("nncf", "openvino"),
     "quantize": ("torchao",),

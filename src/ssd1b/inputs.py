@@ -7,8 +7,8 @@ changed since is refused. The path only says where to look, and is never part of
 import hashlib
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 from typing import Annotated, Any
@@ -137,3 +137,33 @@ def _table(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_table(each) for each in value]
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def files_in(value: Any) -> Iterator[InputFile]:
+    """Find the files in the value of a setting: itself, or those in tuples and dataclasses."""
+    if isinstance(value, InputFile):
+        yield value
+    elif isinstance(value, tuple):
+        for each in value:
+            yield from files_in(each)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for each in fields(value):
+            yield from files_in(getattr(value, each.name))
+
+
+def with_paths(value: Any, place: Callable[[str], str]) -> Any:
+    """Change where the files in the value of a setting are looked for, but not what they are.
+
+    Args:
+        value: the value; it is returned itself if it has no files.
+        place: returns the new path for a path.
+    """
+    if next(files_in(value), None) is None:
+        return value
+    if isinstance(value, InputFile):
+        return replace(value, path=place(value.path))
+    if isinstance(value, tuple):
+        return tuple(with_paths(each, place) for each in value)
+    return replace(
+        value, **{each.name: with_paths(getattr(value, each.name), place) for each in fields(value)}
+    )

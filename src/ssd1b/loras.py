@@ -7,7 +7,7 @@ first number is the text encoders' strength and the second the UNet's, or ``te=`
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -132,7 +132,9 @@ def scaled(loras: Sequence[Lora], factor: float, name: str | None = None) -> tup
     )
 
 
-def read_tags(prompt: str, folder: str | Path) -> tuple[str, tuple[Lora, ...]]:
+def read_tags(
+    prompt: str, folder: str | Path, identify: Callable[..., Lora] = lora_of
+) -> tuple[str, tuple[Lora, ...]]:
     """Remove the tags of adapters from a prompt, and find their files in a folder and the folders in it.
 
     A name is a file's without suffix, or with the folders that lead to it. Of several tags with one name the
@@ -141,6 +143,7 @@ def read_tags(prompt: str, folder: str | Path) -> tuple[str, tuple[Lora, ...]]:
     Args:
         prompt: the prompt.
         folder: where the files are.
+        identify: as ``lora_of``.
 
     Returns:
         The prompt without tags, and the adapters in the order of their first tags.
@@ -152,10 +155,10 @@ def read_tags(prompt: str, folder: str | Path) -> tuple[str, tuple[Lora, ...]]:
     found: dict[str, Lora] = {}
     files: dict[str, list[Path]] = {}
     for tag in _TAG.finditer(prompt):
-        files = files or _files(Path(expand_path(str(folder))))
+        files = files or lora_files(Path(expand_path(str(folder))))
         name = tag[1].strip()
         strengths = _strengths(tag[2].split(":")[1:], tag[0])
-        found[name] = lora_of(_only(name, files), **strengths)
+        found[name] = identify(only_file(name, files), **strengths)
     return (_TAG.sub("", prompt).strip(), tuple(found.values())) if found else (prompt, ())
 
 
@@ -176,8 +179,12 @@ def _strengths(values: Iterable[str], tag: str) -> dict[str, float]:
     return {"unet": given.get("unet", text), "text": text}
 
 
-def _files(folder: Path) -> dict[str, list[Path]]:
-    """List the files below a folder by name, and by path without suffix."""
+def lora_files(folder: Path) -> dict[str, list[Path]]:
+    """List the files below a folder by name, and by path without suffix.
+
+    Raises:
+        NotFoundError: there is no such folder.
+    """
     if not folder.is_dir():
         raise NotFoundError(f"{named(folder)}: no such folder, in which <lora:...> are looked for")
     found: dict[str, list[Path]] = {}
@@ -187,7 +194,13 @@ def _files(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _only(name: str, files: Mapping[str, Sequence[Path]]) -> Path:
+def only_file(name: str, files: Mapping[str, Sequence[Path]]) -> Path:
+    """Choose the file of a name from those of ``lora_files``.
+
+    Raises:
+        NotFoundError: there is none; the message gives the nearest name.
+        InputError: there are several.
+    """
     paths = files.get(name)
     if not paths:
         raise unknown("lora", name, files, NotFoundError)

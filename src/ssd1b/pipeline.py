@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssd1b.batching import SHARED, batch_key, batch_limit
-from ssd1b.canvas import Source, put_back
+from ssd1b.canvas import Layout, Source, put_back
 from ssd1b.decoding import read_source
 from ssd1b.diffusion.denoiser import Denoise, Guidance, Predict, PredictPair, denoiser, guided
 from ssd1b.diffusion.inpainting import Mask, cell_mask, inpainting
@@ -40,7 +40,7 @@ from ssd1b.settings import (
 )
 from ssd1b.speed.adapting import Adapting
 from ssd1b.speed.backends import TorchBackend, check_execution, choose_backend, resolve_auto
-from ssd1b.speed.controlling import Controlling, Fitting, Guide
+from ssd1b.speed.controlling import Controlling, Guide
 from ssd1b.speed.reuse import FeatureReuse
 from ssd1b.tensors import Latents, Pixels
 from ssd1b.threads import Threads, use_threads
@@ -373,7 +373,7 @@ class Pipeline:
             return None
         if self.controlling is None:
             raise InputError("controls need a model from files and backend torch: omit --backend openvino")
-        fitting = Fitting(settings.width, settings.height, settings.resize_mode)
+        fitting = Layout(settings.width, settings.height, settings.resize_mode)
         return self.controlling.guide(settings.controls, fitting, timesteps)
 
     def batch_key(self, settings: GenerationSettings) -> tuple[Hashable, ...]:

@@ -7,13 +7,14 @@ rescale, interval and micro-conditioning, and prompts with a line that begins wi
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 from ssd1b import automatic1111
 from ssd1b.errors import InputError, shown
 from ssd1b.execution import DEFAULT, Execution
-from ssd1b.inputs import InputFile
+from ssd1b.inputs import InputFile, with_paths
 from ssd1b.loras import write_tags
 from ssd1b.numerals import number, whole_number
 from ssd1b.sampler_names import SAMPLERS, SCHEDULES
@@ -105,6 +106,12 @@ class Recipe:
             computing=computing,
             drawn_schedule=drawn_schedule,
         )
+
+
+def without_folders(recipe: Recipe) -> Recipe:
+    """Name the files that an image was generated from without the folders that they are in."""
+    settings = with_paths(recipe.settings, lambda path: Path(path).name)
+    return recipe if settings is recipe.settings else replace(recipe, settings=settings)
 
 
 def write_json(recipe: Recipe) -> str:

@@ -154,7 +154,8 @@ class Setting:
         example: example values of the axis.
         per_picture: may differ between the images of a batch.
         read: reads one item of a setting that is a list, whose option can be repeated; None for others.
-        local: names files of this machine, so that a server takes none from its clients.
+        local: names files of this machine, so that a server takes it from clients only where its API has
+            another way to give it (``server.schemas.FILE_SETTINGS``).
         a1111: key in AUTOMATIC1111's text.
         sdapi: field in AUTOMATIC1111's HTTP API, ``/sdapi/v1/txt2img``.
         openai: field in OpenAI's HTTP API, ``/v1/images/generations``.

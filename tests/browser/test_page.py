@@ -1,5 +1,6 @@
 """The server's page in a real browser, with a real server that generates with the miniature."""
 
+import io
 import json
 import re
 import signal
@@ -13,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Browser, Page, Route, expect
 
+from adapter_files import attention, random_lora, write_lora
 from picture_files import COMFY, as_bytes, smooth
 from server_process import ServerProcess
 from ssd1b.jobs.queue import Queue
 from ssd1b.jobs.store import Store
+from ssd1b.layouts import model_layout
 
 PATIENCE = 60_000
 """Milliseconds; the machine may be busy."""
@@ -95,7 +99,21 @@ def server(tmp_path_factory: pytest.TempPathFactory, locked: Server) -> Iterator
     """A server with both miniatures and a full gallery; both servers load their models at the same time."""
     folder = tmp_path_factory.mktemp("open") / "store"
     fill(folder, MANY)
-    server = Server(folder, "--model", "mini-ssd-1b", "--model", "mini-sdxl")
+    layout = model_layout("mini-ssd-1b")
+    (folder.parent / "loras").mkdir()
+    write_lora(
+        folder.parent / "loras" / "pixel-art.safetensors", random_lora(layout, attention(layout)[:8]), layout,
+        ss_tag_frequency={"a": {"8 bit": 3}},
+    )  # fmt: skip
+    server = Server(
+        folder,
+        "--model",
+        "mini-ssd-1b",
+        "--model",
+        "mini-sdxl",
+        "--lora-folder",
+        str(folder.parent / "loras"),
+    )
     server.wait()
     yield server
     server.stop()
@@ -737,6 +755,233 @@ def test_a_grid_is_a_table_with_labels(page: Page, server: Server, wrong: list[s
     expect(dialog.locator("td img[src*=thumbnail]")).to_have_count(4)
     dialog.locator("td button").first.click()
     expect(page.get_by_role("dialog", name="Picture")).to_contain_text("Guidance2")
+
+
+# Pictures to start from, masks, LoRAs
+
+
+@pytest.fixture
+def source(page: Page) -> Page:
+    """The page, with a picture to start from that is wider than high."""
+    choose_source(page, as_bytes(smooth(192, 128)))
+    return page
+
+
+def choose_source(page: Page, data: bytes) -> None:
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Start from a picture…").click()
+    chooser.value.set_files({"name": "photo.png", "mimeType": "image/png", "buffer": data})
+    expect(page.locator("#source")).to_be_visible()
+
+
+def mask_of(server: Server) -> Image.Image:
+    """The mask of the newest job."""
+    (job,) = server.ask("GET", "/v1/jobs?limit=1")["jobs"]
+    request = urllib.request.Request(
+        f"{server.url}/v1/uploads/{job['settings']['mask']}", headers={"x-api-key": KEY}
+    )
+    with urllib.request.urlopen(request) as answer:
+        return Image.open(io.BytesIO(answer.read()))
+
+
+def test_images_start_from_a_chosen_picture_and_a_strength_is_a_number_of_steps(
+    source: Page, server: Server
+) -> None:
+    sides = source.locator(".size input")
+    expect(sides.nth(0)).to_have_value("192")
+    expect(sides.nth(1)).to_have_value("128")
+    put(source, "steps", "20")
+    note = source.locator("#strength-note")
+    expect(note).to_have_text("12 of 20 steps are run.")
+    put(source, "strength", "0.5")
+    expect(note).to_have_text("10 of 20 steps are run.")
+    source.locator("#strength_steps").select_option("a1111")
+    expect(note).to_have_text("11 of 20 steps are run.")
+    source.locator("#strength_steps").select_option("comfyui")
+    expect(note).to_have_text("20 of 40 steps are run.")
+    put(source, "strength", "0.01")
+    source.locator("#strength_steps").select_option("diffusers")
+    expect(note).to_contain_text("none is left to run")
+    put(source, "strength", "0.4")
+    generate(source, steps=5)
+    (job,) = server.ask("GET", "/v1/jobs?limit=1")["jobs"]
+    assert job["settings"]["strength"] == 0.4 and job["steps"] == 2
+    source.reload()
+    expect(source.locator("#source")).to_be_visible()
+    source.get_by_role("button", name="Do not start from a picture").click()
+    expect(source.get_by_role("button", name="Start from a picture…")).to_be_visible()
+    generate(source)
+    assert server.ask("GET", "/v1/jobs?limit=1")["jobs"][0]["settings"]["init_image"] is None
+
+
+def test_a_picture_of_the_gallery_is_an_input_and_compared_with_what_became_of_it(page: Page) -> None:
+    generate(page)
+    page.get_by_role("button", name="Use as input").click()
+    expect(page.locator("#source")).to_be_visible()
+    page.get_by_role("button", name="Do not start from a picture").click()
+    page.locator(".canvas").click()
+    dialog = page.get_by_role("dialog", name="Picture")
+    expect(dialog.get_by_role("button", name="Before and after")).to_have_count(0)
+    dialog.get_by_role("button", name="Use as input").click()
+    expect(page.locator("#source")).to_be_visible()
+    generate(page, strength="0.5")
+    page.locator(".canvas").click()
+    page.keyboard.press("b")
+    expect(dialog.locator(".wipe.fitted img")).to_have_count(2)
+    slide = dialog.get_by_label("Position of the wipe")
+    slide.focus()
+    slide.press("Home")
+    until(page, "document.querySelector('.wipe').style.getPropertyValue('--at') === '0%'")
+    boxes = [dialog.locator(".wipe img").nth(number).bounding_box() for number in range(2)]
+    assert boxes[0] == boxes[1]
+    dialog.get_by_role("button", name="Before and after").click()
+    expect(page.locator("#enlarged")).to_be_visible()
+    expect(dialog.locator("dl")).to_contain_text("Strength0.5")
+
+
+@pytest.mark.parametrize("way", ["drop", "paste", "place"])
+def test_a_picture_without_settings_is_what_images_start_from(page: Page, way: str, wrong: list[str]) -> None:
+    data = list(as_bytes(smooth(64, 64)))
+    if way == "place":  # where the picture is chosen, a file is never read for its settings
+        page.evaluate(
+            DROP.replace("document.body", "document.querySelector('.input')"), [list(foreign("x")), "drop"]
+        )
+        expect(page.locator("#source")).to_be_visible()
+        expect(page.locator("#prompt")).to_have_value(SPHERE)
+        return
+    page.evaluate(DROP, [data, way])
+    expect(page.locator("#source")).to_be_visible()
+    expect(page.locator(".reading")).to_contain_text("other.png has no settings: images start from it.")
+    assert all("422" in each for each in wrong)
+    wrong.clear()
+
+
+def test_a_file_with_settings_can_also_be_the_input(page: Page) -> None:
+    page.evaluate(DROP, [list(foreign("a cat")), "drop"])
+    expect(page.locator("#prompt")).to_have_value("a cat")
+    page.locator(".reading").get_by_role("button", name="Use as input").click()
+    expect(page.locator("#source")).to_be_visible()
+
+
+def paint(page: Page, *points: tuple[float, float]) -> None:
+    """Drag the mouse over the picture, by shares of its width and height."""
+    box = page.locator(".board canvas").bounding_box()
+    assert box is not None
+    for number, (x, y) in enumerate(points):
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=4)
+        if number == 0:
+            page.mouse.down()
+    page.mouse.up()
+
+
+def test_a_mask_is_painted_rubbed_out_undone_and_inverted(source: Page, server: Server) -> None:
+    source.get_by_role("button", name="Paint mask").click()
+    painter = source.get_by_role("dialog", name="Mask")
+    expect(painter.locator("canvas")).to_be_visible()
+    painter.locator("#brush-size").fill("0.2")
+    paint(source, (0.1, 0.2), (0.9, 0.2))
+    paint(source, (0.1, 0.8), (0.9, 0.8))
+    painter.get_by_role("button", name="Undo").click()
+    paint(source, (0.5, 0.05), (0.5, 0.4))
+    painter.get_by_role("button", name="Eraser").click()
+    paint(source, (0.25, 0.1), (0.25, 0.3))
+    painter.get_by_role("button", name="Use mask").click()
+    expect(source.locator(".veil")).to_be_visible()
+    generate(source, strength="0.8")
+    mask = mask_of(server)
+    assert mask.size == (192, 128)
+    grey = mask.convert("L")
+    places = {(150, 26): 255, (96, 10): 255, (48, 26): 0, (150, 102): 0, (5, 120): 0}
+    assert {place: grey.getpixel(place) for place in places} == places
+    # It can be changed: inverted, and with a soft edge.
+    source.get_by_role("button", name="Change mask").click()
+    expect(painter.locator("canvas")).to_be_visible()
+    source.wait_for_timeout(300)
+    source.keyboard.press("i")
+    painter.locator("#feather").fill("4")
+    painter.get_by_role("button", name="Use mask").click()
+    expect(painter).to_have_count(0)
+    generate(source, strength="0.7")
+    grey = mask_of(server).convert("L")
+    assert grey.getpixel((150, 26)) < 20 and grey.getpixel((150, 110)) > 235  # type: ignore[operator]
+    assert len({grey.getpixel((150, y)) for y in range(128)}) > 8, "the edge is soft"
+    source.get_by_role("button", name="Drop mask").click()
+    expect(source.locator(".veil")).to_have_count(0)
+
+
+def test_a_mask_is_painted_by_keyboard(source: Page, server: Server) -> None:
+    source.get_by_role("button", name="Paint mask").click()
+    canvas = source.locator(".board canvas")
+    expect(canvas).to_be_visible()
+    canvas.focus()
+    for key in ("]", "[", "ArrowLeft", "ArrowLeft", " ", "ArrowRight", "ArrowRight", " ", "Control+z"):
+        source.keyboard.press(key)
+    source.get_by_role("button", name="Use mask").click()
+    expect(source.locator(".veil")).to_be_visible()
+    generate(source, strength="0.8")
+    grey = mask_of(server).convert("L")
+    assert (grey.getpixel((73, 64)), grey.getpixel((96, 64)), grey.getpixel((150, 64))) == (255, 0, 0)
+    source.get_by_role("button", name="Change mask").click()
+    expect(canvas).to_be_visible()
+    source.keyboard.press("Escape")
+    expect(source.locator(".veil")).to_be_visible()
+
+
+def test_a_mask_is_painted_with_a_finger(server: Server, enter: Callable[..., Page]) -> None:
+    page = enter(server, viewport={"width": 390, "height": 844}, has_touch=True)
+    page.locator("#prompt").fill(SPHERE)
+    choose_source(page, as_bytes(smooth(128, 128)))
+    page.get_by_role("button", name="Paint mask").tap()
+    expect(page.locator(".board canvas")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.locator(".board canvas").tap(position={"x": 60, "y": 60})
+    expect(page.get_by_role("button", name="Undo")).to_be_enabled()
+    page.get_by_role("button", name="Use mask").tap()
+    expect(page.locator(".veil")).to_be_visible()
+
+
+def test_loras_are_chosen_with_strengths_and_trigger_words(page: Page, server: Server) -> None:
+    page.locator("#lora").select_option("pixel-art")
+    page.get_by_label("Strength of pixel-art").fill("0.4")
+    page.get_by_label("Strength of pixel-art").press("Tab")
+    page.get_by_role("button", name="8 bit").click()
+    expect(page.locator("#prompt")).to_have_value(f"{SPHERE}, 8 bit")
+    page.get_by_role("button", name="8 bit").click()
+    expect(page.locator("#prompt")).to_have_value(f"{SPHERE}, 8 bit")
+    generate(page)
+    (job,) = server.ask("GET", "/v1/jobs?limit=1")["jobs"]
+    assert job["settings"]["loras"] == [{"name": "pixel-art", "unet": 0.4, "text": 1}]
+    page.get_by_role("button", name="Drop pixel-art").click()
+    expect(page.get_by_label("Strength of pixel-art")).to_have_count(0)
+    page.get_by_role("button", name="Use these settings").click()
+    expect(page.get_by_label("Strength of pixel-art")).to_have_value("0.4")
+    page.locator("#prompt").fill("x <lora:pixl-art:1>")
+    expect(page.locator("#loras").get_by_role("alert")).to_contain_text("did you mean 'pixel-art'")
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious_about_inputs(
+    server: Server, enter: Callable[..., Page], theme: str, width: int
+) -> None:
+    page = enter(server, color_scheme=theme, viewport={"width": width, "height": 900})
+    page.locator("#prompt").fill(SPHERE)
+    choose_source(page, as_bytes(smooth(192, 128)))
+    page.locator("#lora").select_option("pixel-art")
+    expect(page.get_by_role("button", name="8 bit")).to_be_visible()
+    assert problems(page) == []
+    page.get_by_role("button", name="Paint mask").click()
+    expect(page.locator(".board canvas")).to_be_visible()
+    paint(page, (0.2, 0.2), (0.6, 0.6))
+    assert problems(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    page.get_by_role("button", name="Use mask").click()
+    expect(page.locator(".veil")).to_be_visible()
+    assert problems(page) == []
+    generate(page, strength="0.6")
+    page.locator(".canvas").click()
+    page.get_by_role("button", name="Before and after").click()
+    assert problems(page) == []
 
 
 # Keyboard, themes, phones

@@ -127,7 +127,7 @@ def describe_adapter(name: str, model: str | None = None) -> dict[str, Any]:
         "parts": _parts(adapter),
         "keys": keys,
         "metadata": _shown_metadata(adapter.metadata),
-        "trigger_words": _trigger_words(adapter.metadata),
+        "trigger_words": trigger_words(adapter.metadata),
         "models": {each: _fit(adapter, layout) for each, layout in layouts.items()},
     }
 
@@ -221,7 +221,7 @@ def _shown_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _trigger_words(metadata: Mapping[str, str]) -> list[str]:
+def trigger_words(metadata: Mapping[str, str]) -> list[str]:
     """Return the words that the adapter was trained with: those given, or the most frequent tags."""
     given = metadata.get("modelspec.trigger_phrase") or metadata.get("ss_trigger_words")
     if given:

@@ -7,10 +7,9 @@ import click
 
 from ssd1b.cli.command import Command
 from ssd1b.cli.paths import OUT_FOLDER, PATH
+from ssd1b.extras import EXTRAS
 from ssd1b.server.options import OPTIONS, ServerOptions, read_options
 from ssd1b.validation import plain_type
-
-_PATHS = {"FOLDER": OUT_FOLDER, "FILE": PATH}
 
 
 def _options(command: Any) -> Any:
@@ -34,12 +33,12 @@ def _options(command: Any) -> Any:
 
 
 def _kind(name: str, metavar: str) -> Any:
-    if metavar in _PATHS:
-        return _PATHS[metavar]
+    if metavar in ("FOLDER", "FILE"):
+        return OUT_FOLDER if name == "store" else PATH
     return plain_type(get_type_hints(ServerOptions, include_extras=True)[name])[0]
 
 
-@click.command("serve", cls=Command, needs=("fastapi", "uvicorn", "psutil", "prometheus_client"))
+@click.command("serve", cls=Command, needs=EXTRAS["server"])
 @_options
 @click.option(
     "--config", metavar="FILE", type=PATH, help="A .toml or .json file with these options; flags override it."

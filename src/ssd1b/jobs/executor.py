@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
@@ -15,6 +16,7 @@ from ssd1b.images import Picture, encode_picture
 from ssd1b.jobs.memoization import memoize
 from ssd1b.jobs.store import DONE, FAILED, Outcome
 from ssd1b.pipeline import Pipeline, Watch, ignore
+from ssd1b.recipe import without_folders
 from ssd1b.settings import GenerationSettings
 
 THUMBNAIL = 16
@@ -133,7 +135,7 @@ class Inline(Generic[Result]):
 
 @contextmanager
 def renderer(
-    pipeline: Pipeline, measure: Measure, *, share_steps: bool = True
+    pipeline: Pipeline, measure: Measure, *, share_steps: bool = True, folders: bool = True
 ) -> Generator[Render[JobResult], None, None]:
     """Provide a function that generates batches with a pipeline. Prompts are encoded once.
 
@@ -144,6 +146,7 @@ def renderer(
         measure: called for each image. Values that are not finite are dropped.
         share_steps: compute denoising steps with equal inputs once, as those from the same noise in a sweep.
             Keeps up to ``memoization.LIMIT`` bytes of outputs.
+        folders: recipes say in which folders the files were that an image was generated from.
     """
 
     def render(batch: Sequence[GenerationSettings], watch: Watch = ignore) -> list[JobResult]:
@@ -152,6 +155,8 @@ def renderer(
         try:
             pictures = pipeline.draw(batch, watch)
             passes = _passes(pipeline, batch[0], sum(all_rows), sum(deep_rows)) / len(batch)
+            if not folders:
+                pictures = [replace(each, recipe=without_folders(each.recipe)) for each in pictures]
             return [_measure(picture, passes, measure) for picture in pictures]
         except (ArithmeticError, InputError, MemoryError, RuntimeError) as error:
             if len(batch) > 1:

@@ -15,9 +15,10 @@ from typing import Any
 
 from ssd1b.errors import InputError
 from ssd1b.files import named
+from ssd1b.inputs import files_in
 from ssd1b.jobs.job import Job
 from ssd1b.jobs.schema import explain_errors, open_database, transaction
-from ssd1b.settings import BEFORE, GenerationSettings
+from ssd1b.settings import BEFORE, INPUTS, GenerationSettings
 
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
 FINISHED = frozenset({DONE, FAILED, CANCELLED})
@@ -50,6 +51,9 @@ create table if not exists images (
 create index if not exists images_by_request on images (request, position);
 create index if not exists images_by_made on images (made desc) where made is not null;
 create index if not exists images_by_key on images (key);
+create table if not exists inputs (
+    image text not null references images (id), sha256 text not null, primary key (image, sha256)
+) without rowid;
 """
 
 
@@ -227,6 +231,10 @@ class Queue:
                 "insert into images (id, request, position, key, settings, prompt) values (?, ?, ?, ?, ?, ?)",
                 images,
             )
+            self._database.executemany(
+                "insert into inputs (image, sha256) values (?, ?)",
+                [(image.id, digest) for image in request.images for digest in _inputs(image.job.settings)],
+            )
 
     def update(self, requests: Iterable[Request]) -> None:
         """Store what changed in requests: state, times, place in the queue, and which images are made.
@@ -364,7 +372,12 @@ class Queue:
             ).fetchall()
             self._database.execute("delete from images where deleted < ?", (before,))
             self._database.execute("delete from requests where id not in (select request from images)")
+            self._database.execute("delete from inputs where image not in (select id from images)")
         return [row["key"] for row in keys]
+
+    def inputs(self) -> set[str]:
+        """Return the SHA-256 of all pictures and masks that an image, also a finished one, is made from."""
+        return {str(row["sha256"]) for row in self._rows("select distinct sha256 from inputs", ())}
 
     def _pictures(self, where: str, values: Sequence[Any]) -> list[Picture]:
         rows = self._rows(
@@ -416,6 +429,11 @@ class Queue:
     def _rows(self, select: str, values: Sequence[Any]) -> list[sqlite3.Row]:
         with explain_errors(self.file):
             return self._database.execute(select, values).fetchall()
+
+
+def _inputs(settings: GenerationSettings) -> set[str]:
+    """The SHA-256 of the pictures and masks of an image."""
+    return {file.sha256 for name in INPUTS for file in files_in(getattr(settings, name))}
 
 
 def _settings(text: str) -> GenerationSettings:

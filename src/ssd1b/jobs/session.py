@@ -65,7 +65,7 @@ class Session:
         self._pipeline = Pipeline.load(model, **options)
         # Requests have noise of their own, so kept steps would only take memory.
         self._render = ExitStack().enter_context(
-            renderer(self._pipeline, lambda image, prompt: {}, share_steps=False)
+            renderer(self._pipeline, lambda image, prompt: {}, share_steps=False, folders=False)
         )
         self._report, self._cancelled, self._previewed = report, cancelled, previewed
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from ssd1b.cluster.options import ClusterOptions
-from ssd1b.errors import InputError, prefix_errors, shown
+from ssd1b.errors import InputError, NotFoundError, prefix_errors, shown
 from ssd1b.execution import BACKENDS, DEFAULT, MEMORIES, QUANTIZATIONS, Execution
-from ssd1b.files import expand_path
+from ssd1b.files import expand_path, named
 from ssd1b.settings import DEFAULT_MODEL, MAX_PIXELS, RANGES
 from ssd1b.table_files import read_table
 from ssd1b.validation import Check, Flag, Name, OneOf, Range, check, parse, validated
@@ -71,6 +71,9 @@ class ServerOptions:
     store: Annotated[Name, Option(
         metavar="FOLDER", help="Where jobs, images and recipes are kept.",
     )] = "ssd1b-server"
+    lora_folder: Annotated[Name | None, Option(
+        metavar="FOLDER", help="LoRAs that clients may use, by name and in prompts. Default: none.",
+    )] = None
     api_key_file: Annotated[Name | None, Option(
         metavar="FILE", help="API keys that clients need, as a .toml or .json file. Default: no keys.",
     )] = None
@@ -95,6 +98,9 @@ class ServerOptions:
     max_batch: Annotated[int, Range(1, 1024), Option(
         help="Images in one batch, which large images do not reach.",
     )] = 1024
+    max_uploads: Annotated[float, Range(0.001, 1e6), Option(
+        metavar="GB", help="Pictures of clients that are kept; further ones are refused with 507.",
+    )] = 4.0
     max_seconds: Annotated[float, Range(1, 1e6), Option(
         metavar="SECONDS", help="A job that takes longer, waiting included, fails.",
     )] = 3600.0
@@ -154,6 +160,20 @@ class ServerOptions:
     def folder(self) -> Path:
         """The store's folder."""
         return Path(expand_path(self.store))
+
+    @property
+    def loras(self) -> Path | None:
+        """The folder of LoRAs; None without one.
+
+        Raises:
+            NotFoundError: there is no such folder.
+        """
+        if self.lora_folder is None:
+            return None
+        folder = Path(expand_path(self.lora_folder))
+        if not folder.is_dir():
+            raise NotFoundError(f"lora_folder is {named(folder)}: there is no such folder")
+        return folder
 
     @property
     def models(self) -> dict[str, str]:

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
 
@@ -19,10 +19,12 @@ from ssd1b.jobs.job import PIXELS_PER_BATCH
 from ssd1b.jobs.queue import FAILED, FINISHED, MAX_STARTS, QUEUED, RUNNING, Request
 from ssd1b.jobs.session import CancelledError, Progress
 from ssd1b.jobs.store import FAILED as JOB_FAILED
+from ssd1b.jobs.store import Outcome
 from ssd1b.jobs.worker import Batch, ModelWorker, Worker
 from ssd1b.model import Model
 from ssd1b.runtime import choose_device
 from ssd1b.server.errors import UNEXPECTED
+from ssd1b.server.files import Files
 from ssd1b.server.ledger import Ledger, left
 from ssd1b.server.metrics import Metrics
 from ssd1b.server.options import ServerOptions
@@ -103,6 +105,7 @@ class Scheduler:
     Args:
         ledger: of the server.
         models: the models that are served, by name.
+        files: that images are generated from.
         options: of the server.
         metrics: of the server.
         start: see ``Workers``.
@@ -113,6 +116,7 @@ class Scheduler:
         self,
         ledger: Ledger,
         models: Mapping[str, Model],
+        files: Files,
         options: ServerOptions,
         metrics: Metrics,
         start: StartWorker = Worker,
@@ -122,6 +126,7 @@ class Scheduler:
         self.pace = Pace()
         self._ledger = ledger
         self._models = models
+        self._files = files
         self._options = options
         self._most = options.workers or most
         self._metrics = metrics
@@ -360,7 +365,7 @@ class Scheduler:
             await self._begin(run)  # not before the model is loaded, which may be what ends the process
             worker.show_previews(self._ledger.is_watched(run.requests))
             run.begun = time.monotonic()
-            run.batch = worker.submit([image.job.settings for _, image in run.picked])
+            run.batch = worker.submit([self._files.located(image.job.settings) for _, image in run.picked])
             self.stop_finished()  # it may have been cancelled while the model was loaded
             results = await asyncio.wrap_future(run.batch.result)
             if any(_FATAL in (drawn.outcome.error or "") for drawn in results):
@@ -377,12 +382,19 @@ class Scheduler:
         return results
 
     async def _store(self, run: Run, results: Sequence[JobResult]) -> None:
-        rows = [(key, drawn.outcome, drawn.file) for key, drawn in zip(run.keys, results, strict=True)]
+        rows = [
+            (key, self._without_folders(drawn.outcome), drawn.file)
+            for key, drawn in zip(run.keys, results, strict=True)
+        ]
         await self._ledger.write(partial(self._ledger.store.finish, rows))
         for (_, image), drawn in zip(run.picked, results, strict=True):
             result = "failed" if drawn.outcome.state == JOB_FAILED else "done"
             self._metrics.images.labels(image.job.model, result).inc()
         await self._ledger.take({key: outcome for key, outcome, _ in rows})
+
+    def _without_folders(self, outcome: Outcome) -> Outcome:
+        error = outcome.error and self._files.without_folders(outcome.error)
+        return outcome if error == outcome.error else replace(outcome, error=error)
 
 
 def _group(picked: Picked) -> tuple[object, ...]:

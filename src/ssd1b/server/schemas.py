@@ -6,24 +6,56 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, WithJsonSchema, create_model, model_validator
 
 from ssd1b.errors import unknown
+from ssd1b.inputs import InputFile
+from ssd1b.loras import MOST, Lora
+from ssd1b.server.files import lora_name
 from ssd1b.server.options import ServerOptions
-from ssd1b.settings import PICTURE_SETTINGS, RANDOM_SEED, SEEDS, SETTINGS, GenerationSettings
+from ssd1b.settings import RANDOM_SEED, SEEDS, SETTINGS, GenerationSettings
 
-CLIENT_SETTINGS = tuple(
-    name for name, each in SETTINGS.items() if not each.local and name not in PICTURE_SETTINGS
-)
-"""Settings that clients may set. Pictures and LoRAs are not accepted yet, and never by a path."""
+FILE_SETTINGS: Mapping[str, dict[str, Any]] = {
+    "init_image": {"type": "string", "description": "The picture to start from: base64 of a PNG, JPEG or "
+                   "WebP, with or without a data: prefix, or the id of an upload or of an image."},
+    "mask": {"type": "string", "description": "Change the picture only where this one is white; given in the "
+             "same ways."},
+    "loras": {
+        "type": "array", "maxItems": MOST, "description": "LoRAs of /v1/loras; unet and text are strengths.",
+        "items": {
+            "type": "object", "required": ["name"], "additionalProperties": False,
+            "properties": {
+                "name": {"type": "string"},
+                "unet": {"type": "number", "minimum": -100, "maximum": 100, "default": 1},
+                "text": {"type": "number", "minimum": -100, "maximum": 100,
+                         "description": "Default: the strength in the UNet."},
+            },
+        },
+    },
+}  # fmt: skip
+"""JSON schemas of the settings that are files, which clients send or name, and never by a path."""
+
+CLIENT_SETTINGS = tuple(name for name, each in SETTINGS.items() if not each.local or name in FILE_SETTINGS)
+"""Settings that clients may set."""
 
 
 def client_settings(settings: GenerationSettings) -> dict[str, Any]:
     """Return an image's prompt and those of its settings that a client can send again."""
-    return {name: getattr(settings, name) for name in ("prompt", *CLIENT_SETTINGS)}
+    return {name: _sent(getattr(settings, name)) for name in ("prompt", *CLIENT_SETTINGS)}
+
+
+def _sent(value: Any) -> Any:
+    """Write a setting as clients send it: a picture as its id, a LoRA as its name and strengths."""
+    if isinstance(value, InputFile):
+        return value.sha256
+    if isinstance(value, tuple) and any(isinstance(each, Lora) for each in value):
+        return [{"name": lora_name(each), "unet": each.unet, "text": each.text} for each in value]
+    return value
 
 
 def beyond_clients(settings: GenerationSettings) -> list[str]:
     """Name the settings of an image that a client cannot send, though they changed the image."""
     return [
-        name for name, each in SETTINGS.items() if each.local and getattr(settings, name) not in (None, ())
+        name
+        for name, each in SETTINGS.items()
+        if each.local and name not in CLIENT_SETTINGS and getattr(settings, name) not in (None, ())
     ]
 
 
@@ -33,6 +65,8 @@ State = Literal["queued", "running", "done", "failed", "cancelled"]
 def _schema(name: str) -> dict[str, Any]:
     """The JSON schema of a setting. Names of samplers and schedules have several spellings, so any text."""
     setting = SETTINGS[name]
+    if name in FILE_SETTINGS:
+        return FILE_SETTINGS[name]
     if setting.is_name:
         schema: dict[str, Any] = {"type": "string"}
     elif name == "seed":
@@ -170,6 +204,33 @@ class Models(BaseModel):
     data: list[ModelAnswer]
 
 
+class UploadAnswer(BaseModel):
+    """A picture that a client sent."""
+
+    id: str = Field(description="SHA-256 of the file; for init_image and mask.")
+    width: int
+    height: int
+    url: str
+
+
+class LoraAnswer(BaseModel):
+    """A LoRA, or another adapter, of the server's folder."""
+
+    name: str = Field(description="For `loras`, and for `<lora:NAME:1>` in prompts.")
+    families: dict[str, str] = Field(
+        description="For each model of this server that it fits, the family whose names it has. One for SDXL "
+        "is carried over to SSD-1B."
+    )
+    trigger_words: list[str] = Field(description="What it was trained with, by its metadata.")
+    error: str | None = Field(default=None, description="Why it cannot be used.")
+
+
+class Loras(BaseModel):
+    """The LoRAs, by name."""
+
+    loras: list[LoraAnswer]
+
+
 class Problem(BaseModel):
     """An error."""
 
@@ -209,7 +270,7 @@ def state_limits(schemas: Mapping[str, Any], options: ServerOptions) -> None:
         schemas: by the model's name; changed in place.
         options: of the server.
     """
-    for model in ("JobBody", "Generation", "TextToImage"):
+    for model in ("JobBody", "Generation", "TextToImage", "ImageToImage"):
         for name, schema in schemas[model]["properties"].items():
             if allowed := options.ranges.get(name):
                 schema |= {"minimum": allowed.low, "maximum": allowed.high, "multipleOf": allowed.multiple_of}

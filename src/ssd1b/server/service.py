@@ -1,12 +1,16 @@
 """The server without HTTP: what may be asked for, by whom and how much, and the life of a request."""
 
 import asyncio
+import base64
+import binascii
+import hashlib
 import logging
 import math
+import re
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +19,19 @@ from uuid import uuid4
 
 import torch
 
-from ssd1b.errors import ConflictError, FailedError, InputError, NotFoundError, line, shown, unknown
+from ssd1b.decoding import MAX_FILE_BYTES, picture_size, read_source
+from ssd1b.errors import (
+    ConflictError,
+    FailedError,
+    InputError,
+    NotFoundError,
+    OutOfSpaceError,
+    line,
+    shown,
+    unknown,
+)
+from ssd1b.files import read_file
+from ssd1b.inputs import InputFile, files_in
 from ssd1b.jobs.job import Job, environment, make_job, numbered_job
 from ssd1b.jobs.queue import (
     CANCELLED,
@@ -29,17 +45,28 @@ from ssd1b.jobs.queue import (
     Search,
 )
 from ssd1b.jobs.worker import Worker
+from ssd1b.loras import MOST, Lora
 from ssd1b.model import Model
+from ssd1b.numerals import byte_size
 from ssd1b.presets import PRESETS, load_preset
 from ssd1b.prompts import NETWORK, unsupported
 from ssd1b.runtime import choose_device, choose_dtype
 from ssd1b.server.errors import DeadlineError, DrainingError, QueueFullError, QuotaError
+from ssd1b.server.files import DIGEST, Files, LoraFacts, check_picture, lora_facts
 from ssd1b.server.ledger import Ledger, Listener, left
 from ssd1b.server.metrics import Metrics
 from ssd1b.server.options import ServerOptions, read_keys
 from ssd1b.server.scheduler import Scheduler
+from ssd1b.server.schemas import client_settings
 from ssd1b.server.workers import StartWorker
-from ssd1b.settings import DEFAULTS, GenerationSettings, random_seed, resolve_settings
+from ssd1b.settings import (
+    DEFAULTS,
+    INPUTS,
+    GenerationSettings,
+    Preset,
+    random_seed,
+    resolve_settings,
+)
 
 log = logging.getLogger("ssd1b.server")
 
@@ -47,6 +74,8 @@ HOUR = 3600.0
 
 COUNTS = {"native": "count", "openai": "n", "sdapi": "batch_size * n_iter"}
 """Names of the number of images in each dialect, for errors."""
+
+IMAGE_ID = re.compile("[0-9a-f]{32}")
 
 DELETED_AFTER = 24 * HOUR
 """Seconds after which a deleted image is removed."""
@@ -88,8 +117,11 @@ class Service:
             platform = device, choose_dtype(options.dtype, device)
         self._environment = environment(*platform, options.execution)
         self._digests: dict[str, str] = {}
+        self.files = Files(options.folder, options.loras)
+        self._decoding = asyncio.Lock()
+        """Held while a client's picture is decoded, so that many clients take no more memory than one."""
         self._ledger = Ledger(options.folder, self.metrics, self._watched)
-        self._scheduler = Scheduler(self._ledger, self.models, options, self.metrics, start, most)
+        self._scheduler = Scheduler(self._ledger, self.models, self.files, options, self.metrics, start, most)
         self._number = 0
         self._requested: dict[str, deque[tuple[float, int]]] = {}
         """When each client with a quota requested how many images, in the last hour."""
@@ -156,20 +188,24 @@ class Service:
 
     # Requests
 
-    def settings(
+    async def settings(
         self, model: str, prompt: str, preset: str | None, given: Mapping[str, Any]
     ) -> GenerationSettings:
         """Complete the settings of an image: given ones over the preset's over the model's.
 
         Args:
             model: one of ``models``.
-            prompt: what to generate.
+            prompt: what to generate; may have tags of LoRAs.
             preset: a built-in one. Others are files, and no file that a client names is opened.
-            given: settings by name.
+            given: settings by name. Pictures are what ``receive`` returned, or texts as ``_picture_of``
+                takes them, and LoRAs are tables with a name.
+
+        Returns:
+            The settings, whose files have no folders; see ``Files``.
 
         Raises:
-            InputError: there is no such model or preset, a setting is unknown or out of range, or the image
-                is beyond the server's limits.
+            InputError: there is no such model, preset, picture or LoRA, a setting is unknown or out of range,
+                a file does not fit, or the image is beyond the server's limits.
         """
         if preset is not None and preset not in PRESETS:
             raise unknown("preset", preset, PRESETS, NotFoundError)
@@ -177,12 +213,156 @@ class Service:
         chosen = None if preset is None else PRESETS[preset]
         # First, so that an error states the limits of this server and not those of all.
         self.options.check({**DEFAULTS, **layers, **(chosen.settings if chosen else {}), **given})
+        pictures = {
+            name: await self._picture_of(name, given[name]) for name in INPUTS if given.get(name) is not None
+        }
+        complete = partial(self._completed, self.model(model), prompt, layers, chosen, {**given, **pictures})
+        async with self._decoding if pictures else nullcontext():
+            with self.files.public():
+                return await asyncio.to_thread(complete)
+
+    def _completed(
+        self,
+        model: Model,
+        prompt: str,
+        layers: Mapping[str, Any],
+        preset: Preset | None,
+        given: dict[str, Any],
+    ) -> GenerationSettings:
+        """Complete settings, and look into their files."""
+        prompt, tagged = self.files.tagged(prompt)
+        if tagged or "loras" in given:
+            given["loras"] = (*self._loras(given.get("loras", ())), *tagged)
+        for name in INPUTS:
+            if isinstance(file := given.get(name), InputFile):
+                given[name] = replace(file, path=str(self.files.path(file)))
         found = resolve_settings(
-            prompt, family=self.model(model).info.family, model_defaults=layers, preset=chosen, **given
+            prompt, family=model.info.family, model_defaults=layers, preset=preset, **given
         )
         for text in (found.prompt, found.negative_prompt or ""):
             if network := unsupported(text).get(NETWORK):
-                raise InputError(f"LoRAs are not available yet: leave {shown(network)} out of the prompt")
+                why = "this server has no LoRAs" if self.files.loras is None else "not available here"
+                raise InputError(f"{why}: leave {shown(network)} out of the prompt")
+        self.options.check({name: getattr(found, name) for name in self.options.ranges})
+        if found.init_image is not None:
+            # Past the cache, which would keep clients' pictures in the server's memory.
+            read_source.__wrapped__(found.init_image, found.mask, found.layout)
+        self.files.check_loras(found.loras, model.layout)
+        return self.files.unlocated(found)
+
+    def _loras(self, given: Any) -> list[Lora]:
+        """Find the LoRAs that a client names: a list of tables with ``name``, ``unet`` and ``text``.
+
+        The last two are strengths, 1 by default; the text encoders' is by default the UNet's.
+        """
+        wrong = InputError(
+            f"loras is {shown(given)}: it must be a list of objects with name, unet and text, at most {MOST}"
+        )
+        if not isinstance(given, list | tuple) or len(given) > MOST:
+            raise wrong
+        found: list[Lora] = []
+        for each in given:
+            if not isinstance(each, dict) or not isinstance(name := each.get("name"), str):
+                raise wrong
+            for key in each.keys() - {"name", "unet", "text"}:
+                raise unknown("field of loras", str(key), ["name", "unet", "text"])
+            unet = each.get("unet", 1.0)
+            found.append(self.files.lora(name, unet, each.get("text", unet)))
+        return found
+
+    async def _picture_of(self, name: str, given: Any) -> InputFile:
+        """Find or receive a picture.
+
+        Args:
+            name: the setting's name.
+            given: a picture as ``receive`` returned it, the id of an upload or of an image of the gallery, or
+                base64 with or without a prefix "data:...,".
+        """
+        if isinstance(given, InputFile):
+            return given
+        if not isinstance(given, str):
+            raise InputError(f"{name} is {shown(given)}: it must be a text: base64, or the id of a picture")
+        if DIGEST.fullmatch(given):
+            return await self._ledger.keep(partial(self.files.touch, given))
+        if IMAGE_ID.fullmatch(given):
+            picture = await self.picture(given)
+            path = self.file(picture.key)
+            return await self.receive(await asyncio.to_thread(read_file, path, most=MAX_FILE_BYTES))
+        return await self.receive(await asyncio.to_thread(from_base64, name, given))
+
+    async def receive(self, data: bytes, change: Callable[[bytes], bytes] = lambda data: data) -> InputFile:
+        """Keep a picture that a client sent, for an hour or as long as an image needs it.
+
+        Args:
+            data: the file.
+            change: makes of it the file that is kept.
+
+        Raises:
+            InputError: it is no picture, is damaged or too large, or the disk refused.
+        """
+        async with self._decoding:
+            data = await asyncio.to_thread(lambda: change(check_picture(data)))
+            digest = (await asyncio.to_thread(hashlib.sha256, data)).hexdigest()
+        with suppress(NotFoundError):  # one that is there already is kept for longer
+            return await self.upload(digest)
+        size, most = await self._ledger.keep(self.files.size), self.options.max_uploads * 1e9
+        if size + len(data) > most:
+            self.metrics.refused.labels("uploads_full").inc()
+            raise OutOfSpaceError(
+                f"clients' pictures take {byte_size(size)}, and at most {byte_size(int(most))} may be kept: "
+                "try again in an hour, or delete images that were made from pictures"
+            )
+        return await self._ledger.write(partial(self.files.keep, digest, data))
+
+    async def size(self, upload: InputFile) -> tuple[int, int]:
+        """Width and height of a picture that a client sent, in pixels."""
+        async with self._decoding:
+            path = str(self.files.path(upload))
+            return await asyncio.to_thread(picture_size, replace(upload, path=path))
+
+    async def upload(self, id: str) -> InputFile:
+        """Return a picture that a client sent, by its SHA-256.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        return await self._ledger.keep(partial(self.files.touch, id))
+
+    async def available(self, settings: GenerationSettings) -> tuple[dict[str, Any], list[str]]:
+        """Return the settings of somebody's picture as clients send them.
+
+        Returns:
+            The settings without files that are not here, and what these were.
+        """
+        found, missing = client_settings(settings), list[str]()
+        try:
+            for name in INPUTS:
+                if found[name] is not None:
+                    await self.upload(found[name])
+        except NotFoundError:  # a mask means nothing without the picture, nor the other way round
+            files = [Path(file.path).name for name in INPUTS for file in files_in(getattr(settings, name))]
+            missing.append(f"pictures that are not on this server: {', '.join(files)}")
+            found |= dict.fromkeys((*INPUTS, "strength"))
+        if settings.loras:
+            found["loras"] = await asyncio.to_thread(self.files.same_loras, settings.loras)
+            if not found["loras"]:
+                names = ", ".join(each.name for each in settings.loras)
+                missing.append(f"LoRAs that are not on this server: {names}")
+        return found, missing
+
+    async def loras(self) -> dict[str, LoraFacts | InputError]:
+        """What is known of each LoRA of the folder, or what is wrong with it, by name."""
+        return await asyncio.to_thread(self._describe_loras)
+
+    def _describe_loras(self) -> dict[str, LoraFacts | InputError]:
+        models = {name: model.info for name, model in self.models.items()}
+        found: dict[str, LoraFacts | InputError] = {}
+        for name in self.files.lora_names():
+            try:
+                with self.files.public():
+                    found[name] = lora_facts(self.files.lora_path(name), models)
+            except InputError as error:
+                found[name] = error
         return found
 
     async def submit(
@@ -214,6 +394,7 @@ class Service:
         """
         if self.draining:
             raise DrainingError("the server is shutting down")
+        await self._ledger.keep(partial(self.files.touch_all, settings))
         if idempotency is not None and (earlier := await self._repeated(client, idempotency)):
             if _differs(earlier, model, settings, count):
                 raise ConflictError("the idempotency key was used for another request")
@@ -483,6 +664,25 @@ class Service:
     def _purge(self) -> None:
         for key in self._ledger.queue.purge(time.time() - DELETED_AFTER):
             self.file(key).unlink(missing_ok=True)
+        self.files.purge(self._ledger.queue.inputs())
+
+
+def from_base64(name: str, text: str) -> bytes:
+    """Decode base64, with or without a prefix "data:...,".
+
+    Args:
+        name: what it is, for errors.
+        text: the text.
+
+    Raises:
+        InputError: it is not valid.
+    """
+    try:
+        return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+    except (binascii.Error, ValueError):
+        raise InputError(
+            f"{name} is {shown(text)}: it is no valid base64, perhaps cut off, and no id of a picture"
+        ) from None
 
 
 def _order(request: Request) -> tuple[int, int]:

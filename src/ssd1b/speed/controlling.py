@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssd1b.canvas import Layout
 from ssd1b.controls import MAX_BYTES, Control
 from ssd1b.decoding import read_source
 from ssd1b.edges import canny
@@ -20,14 +21,6 @@ from ssd1b.models.unet import Additions, PromptKV
 from ssd1b.speed.backends import TorchBackend
 from ssd1b.tensors import Latents, PooledEmbeds, TimeIds
 from ssd1b.weights.controls import open_control
-
-
-class Fitting(NamedTuple):
-    """How pictures are fitted to an image: its size in pixels, and a name of ``decoding.RESIZE_MODES``."""
-
-    width: int
-    height: int
-    resize_mode: str
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,7 +36,7 @@ class Controlling:
     layout: ModelLayout
     _networks: dict[str, Any] = field(default_factory=dict)
 
-    def guide(self, controls: Sequence[Control], fitting: Fitting, timesteps: Sequence[float]) -> "Guide":
+    def guide(self, controls: Sequence[Control], fitting: Layout, timesteps: Sequence[float]) -> "Guide":
         """Load the networks of a run, free those of earlier runs, and read the pictures.
 
         Raises:
@@ -72,7 +65,7 @@ class Controlling:
         return self.backend.load_control(checkpoint)
 
     @torch.inference_mode()
-    def _read(self, control: Control, fitting: Fitting) -> tuple[Tensor | None, list[Tensor]]:
+    def _read(self, control: Control, fitting: Layout) -> tuple[Tensor | None, list[Tensor]]:
         """Let a network read its picture: the hint of a ControlNet, or the features of a T2I-Adapter."""
         network = self._networks[control.model.sha256]
         device, dtype = self.backend.device, self.backend.dtype
@@ -92,13 +85,13 @@ class Controlling:
         return None, network(picture)
 
 
-def control_picture(control: Control, fitting: Fitting) -> Tensor:
+def control_picture(control: Control, fitting: Layout) -> Tensor:
     """Decode, fit and preprocess a control's picture, ``[1, 3, height, width]`` from 0 to 1, float32.
 
     Raises:
         InputError: see ``decoding.read_source``.
     """
-    pixels = np.asarray(read_source(control.picture, None, *fitting).picture)
+    pixels = np.asarray(read_source(control.picture, None, fitting).picture)
     if control.preprocess == "canny":
         pixels = np.repeat(canny(pixels)[:, :, None], 3, axis=2)
     if control.order == "bgr":

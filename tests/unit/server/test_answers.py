@@ -44,7 +44,9 @@ def said(path: str, answer: requests.Response) -> str:
 # Errors that arise outside of routes.
 
 
-@pytest.mark.parametrize("path", [*GENERATE, "/v1/read", "/sdapi/v1/png-info", "/nothing"])
+@pytest.mark.parametrize(
+    "path", [*GENERATE, "/v1/read", "/v1/uploads", "/sdapi/v1/img2img", "/sdapi/v1/png-info", "/nothing"]
+)
 def test_a_body_that_is_too_large_is_refused_in_the_dialect_by_its_announcement(
     server: Server, path: str
 ) -> None:
@@ -53,13 +55,22 @@ def test_a_body_that_is_too_large_is_refused_in_the_dialect_by_its_announcement(
     assert "the body is too large: at most " in said(path, answer)
 
 
-@pytest.mark.parametrize("path", GENERATE)
-def test_a_body_that_is_too_large_is_refused_in_the_dialect_while_it_comes(server: Server, path: str) -> None:
-    blocks = (b" " * 2**16 for _ in range(17))
+LIMITS = {
+    "/v1/images/generations": 2**20, "/sdapi/v1/txt2img": 2**20,
+    **dict.fromkeys(("/v1/jobs", "/v1/check", "/sdapi/v1/img2img"), 48 * 2**20),  # pictures in base64
+    "/v1/uploads": 64 * 2**20, "/v1/read": 64 * 2**20,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "most"), LIMITS.items())
+def test_a_body_that_is_too_large_is_refused_in_the_dialect_while_it_comes(
+    server: Server, path: str, most: int
+) -> None:
+    blocks = (b" " * 2**16 for _ in range(most // 2**16 + 1))
     headers = {"content-type": "application/json"}
-    answer = requests.post(server.url + path, data=blocks, headers=headers, timeout=9)
+    answer = requests.post(server.url + path, data=blocks, headers=headers, timeout=60)
     assert answer.status_code == 413
-    assert said(path, answer) == "the body is too large: at most 1048576 bytes are allowed"
+    assert said(path, answer) == f"the body is too large: at most {most} bytes are allowed"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import requests
 import webuiapi
 from PIL import Image
 
+from picture_files import as_bytes, smooth
 from server_process import Server, serving
 from server_workers import Plan
 
@@ -184,6 +185,189 @@ def test_webuiapi_generates_and_reads_lists(server: Server) -> None:
     api.session.close()
 
 
+# Pictures as input, by both packages.
+
+PICTURE = as_bytes(smooth(64, 64))
+
+
+def erased(*box: int) -> bytes:
+    """A mask as OpenAI's API means it: what is transparent is painted anew."""
+    mask = Image.new("RGBA", (64, 64), "black")
+    mask.paste((0, 0, 0, 0), box)
+    return as_bytes(mask)
+
+
+def kept(server: Server, settings: dict[str, Any], name: str) -> Image.Image:
+    """The picture or mask of an image."""
+    return Image.open(io.BytesIO(requests.get(f"{server.url}/v1/uploads/{settings[name]}").content))
+
+
+def newest(server: Server) -> dict[str, Any]:
+    return requests.get(f"{server.url}/v1/jobs?limit=1").json()["jobs"][0]["settings"]
+
+
+def test_openai_edits_a_picture(server: Server, client: openai.OpenAI) -> None:
+    extra = {"strength": 0.25, "steps": 8, "seed": 5, "guidance_interval": [0.0, 0.5]}
+    extra["guidance_interval"] = json.dumps(extra["guidance_interval"])
+    answer = client.images.edit(image=("a.png", PICTURE), prompt="a cube", n=2, extra_body=extra)
+    assert answer.data is not None and [each.seed for each in answer.data] == [5, 6]  # type: ignore[attr-defined]
+    assert answer.size == "64x64", "that of the picture"
+    settings = newest(server)
+    assert (settings["strength"], settings["steps"], settings["guidance_interval"]) == (0.25, 8, [0, 0.5])
+    assert settings["mask"] is None and kept(server, settings, "init_image").size == (64, 64)
+
+
+def test_openai_repaints_what_is_transparent(server: Server, client: openai.OpenAI) -> None:
+    mask = ("m.png", erased(0, 0, 32, 64))
+    client.images.edit(image=[("a.png", PICTURE)], mask=mask, prompt="a cube", extra_body={"seed": 1})
+    settings = newest(server)
+    assert settings["strength"] == 1.0
+    grey = kept(server, settings, "mask")
+    assert grey.mode == "L" and (grey.getpixel((8, 8)), grey.getpixel((50, 8))) == (255, 0)
+
+
+def test_openai_varies_a_picture_by_the_prompt_of_its_recipe(server: Server, client: openai.OpenAI) -> None:
+    first = client.images.generate(prompt="a blue cone", size="128x128", extra_body={"seed": 2})
+    assert first.data is not None
+    known = base64.b64decode(first.data[0].b64_json or "")
+    for picture, prompt in ((known, "a blue cone"), (PICTURE, "a picture")):
+        with pytest.warns(DeprecationWarning):
+            answer = client.images.create_variation(image=("a.png", picture))
+        assert answer.data
+        assert (newest(server)["prompt"], newest(server)["strength"]) == (prompt, 0.6)
+
+
+def test_openai_streams_an_edit(client: openai.OpenAI) -> None:
+    stream = client.images.edit(image=("a.png", PICTURE), prompt="x", stream=True, partial_images=0)
+    assert [each.type for each in stream] == ["image_edit.completed"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"image": [("a.png", PICTURE), ("b.png", PICTURE)]}, "image has 2 files: this server takes one"),
+        ({"mask": ("m.png", PICTURE)}, "mask has no transparency"),
+        ({"mask": ("m.png", as_bytes(Image.new("RGBA", (64, 64)))[:50])}, "not a readable"),
+        ({"mask": ("m.png", as_bytes(Image.new("RGBA", (64, 64), "red")))}, "transparent nowhere"),
+        ({"mask": ("m.png", as_bytes(Image.new("RGBA", (64, 9))))}, "same aspect ratio"),
+        ({"image": ("a.png", b"no picture")}, "not a readable PNG, JPEG or WebP"),
+        ({"extra_body": {"strength": "much"}}, "strength is 'much': it must be a number"),
+        ({"extra_body": {"strength": 1.5}}, "strength is 1.5: it must be a number from 0 to 1"),
+        ({"extra_body": {"strenght": 0.5}}, "did you mean 'strength'"),
+        ({"extra_body": {"steps": 2, "strength": 0.1}}, "none is left to run"),
+        ({"n": 65}, "allows 1 to 64"),
+    ],
+)  # fmt: skip
+def test_openai_says_what_is_wrong_with_an_edit(
+    client: openai.OpenAI, given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=words):
+        client.images.edit(**{"image": ("a.png", PICTURE), "prompt": "x", **given})
+
+
+@pytest.mark.parametrize("path", ["edits", "variations"])
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        ({"data": b"x", "headers": {"content-type": "multipart/form-data"}}, "boundary"),
+        ({"data": b"--b\r\nx", "headers": {"content-type": "multipart/form-data; boundary=b"}}, "image is"),
+        ({"data": b"\xff" * 99, "headers": {"content-type": "multipart/form-data; boundary=b"}}, ""),
+        ({"json": {"prompt": "x"}}, "must be of content-type multipart/form-data"),
+        ({"data": {"prompt": "x", "image": "a.png"}}, "must be of content-type"),
+        ({"files": {"image": (None, "a text")}}, "image is missing: send it as a file"),
+        ({"files": {"image": b""}}, ""),
+        ({"files": [("image[]", PICTURE)] * 40}, "files"),
+    ],
+)
+def test_a_damaged_form_is_one_error(server: Server, path: str, sent: dict[str, Any], words: str) -> None:
+    answer = requests.post(f"{server.url}/v1/images/{path}", timeout=60, **sent)
+    assert answer.status_code == 400 and words in answer.json()["error"]["message"], answer.text
+
+
+def white(*box: int) -> Image.Image:
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, box)
+    return mask
+
+
+def test_webuiapi_changes_a_picture(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    api = webuiapi.WebUIApi(host=host, port=int(port))
+    picture = Image.open(io.BytesIO(PICTURE))
+    common: dict[str, Any] = {"images": [picture], "prompt": "a cube", "steps": 20, "width": 64, "height": 64}
+    result = api.img2img(**common, denoising_strength=0.5, seed=3)
+    assert result.info["denoising_strength"] == 0.5 and result.parameters["init_images"] is None
+    assert "Denoising strength: 0.5" in result.info["infotexts"][0]
+    settings = newest(server)
+    assert (settings["strength_steps"], settings["resize_mode"]) == ("a1111", "stretch")
+    mask = white(0, 0, 32, 64)
+    with pytest.raises(RuntimeError, match="inpaint_full_res"):
+        api.img2img(**common, mask_image=mask)
+    for invert in (0, 1):
+        api.img2img(**common, mask_image=mask, inpaint_full_res=False, mask_blur=0, inpainting_fill=1,
+                    inpainting_mask_invert=invert)  # fmt: skip
+        grey = kept(server, newest(server), "mask")
+        assert (grey.getpixel((8, 8)), grey.getpixel((50, 8))) == ((0, 255) if invert else (255, 0))
+        assert kept(server, newest(server), "init_image").tobytes() == picture.tobytes()
+    api.session.close()
+
+
+def img2img(server: Server, **given: Any) -> requests.Response:
+    body = {"prompt": "x", "steps": 4, "init_images": [base64.b64encode(PICTURE).decode()], **given}
+    return requests.post(f"{server.url}/sdapi/v1/img2img", json=body, timeout=60)
+
+
+def test_a_blur_lies_around_what_was_painted_and_a_fill_has_the_colours_around_it(server: Server) -> None:
+    mask = base64.b64encode(as_bytes(white(0, 0, 32, 64))).decode()
+    assert img2img(server, mask=f"data:image/png;base64,{mask}", mask_blur=4).ok
+    grey = kept(server, newest(server), "mask")
+    assert [grey.getpixel((x, 30)) for x in (8, 31, 60)] == [255, 255, 0]
+    assert 0 < int(grey.getpixel((35, 30))) < 255  # type: ignore[arg-type]
+    before = Image.open(io.BytesIO(PICTURE))
+    after = kept(server, newest(server), "init_image")
+    kept_half = (48, 0, 64, 64)
+    assert after.crop(kept_half).tobytes() == before.crop(kept_half).tobytes()
+    assert after.getpixel((4, 30)) != before.getpixel((4, 30))
+    # With the transparency of a picture as the mask, which is rounded.
+    clear = Image.new("RGBA", (64, 64), (9, 9, 9, 120))
+    clear.paste((9, 9, 9, 140), (0, 0, 32, 64))
+    mask = base64.b64encode(as_bytes(clear)).decode()
+    assert img2img(server, mask=mask, mask_blur=0, inpainting_fill=1).ok
+    grey = kept(server, newest(server), "mask")
+    assert (grey.getpixel((8, 8)), grey.getpixel((50, 8))) == (255, 0)
+
+
+def test_a_missing_strength_is_automatic1111s(server: Server) -> None:
+    assert img2img(server).ok and newest(server)["strength"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "words"),
+    [
+        ({"init_images": []}, 404, "Init image not found"),
+        ({"init_images": None}, 404, "Init image not found"),
+        ({"init_images": ["a", "b"]}, 422, "has 2 pictures: send one"),
+        ({"init_images": [base64.b64encode(PICTURE).decode()[:-7]]}, 422, "no valid base64, perhaps cut off"),
+        ({"init_images": ["aGkh"]}, 422, "not a readable PNG, JPEG or WebP"),
+        ({"init_images": ["http://localhost/a.png"]}, 422, "no valid base64"),
+        ({"init_images": ["/etc/hostname"]}, 422, "no valid base64"),
+        ({"resize_mode": 2}, 422, "resize_mode is 2: allowed are 0 (just resize), 1 (crop and resize)"),
+        ({"resize_mode": 3}, 422, "resize_mode is 3"),
+        ({"mask": "aGkh"}, 422, "not a readable"),
+        ({"mask": "a", "inpainting_fill": 2}, 422, "inpainting_fill is 2: allowed are 0 (fill), 1"),
+        ({"mask": "a", "inpaint_full_res": 1}, 422, "inpaint_full_res"),
+        ({"mask_blur": -1}, 422, "mask_blur is -1"),
+        ({"denoising_strength": 2}, 422, "strength is 2"),
+        ({"initial_noise_multiplier": 1.2}, 422, "initial_noise_multiplier"),
+    ],
+)
+def test_what_img2img_cannot_do_is_said(
+    server: Server, given: dict[str, Any], status: int, words: str
+) -> None:
+    answer = img2img(server, **given)
+    assert answer.status_code == status and words in answer.json()["detail"], answer.text
+
+
 # Programs, by what they send.
 
 
@@ -270,14 +454,6 @@ def test_gimp(server: Server) -> None:
     assert json.loads(answer["info"])["all_seeds"] == [3, 4]
 
 
-def test_an_image_as_input_is_refused_in_each_dialect(server: Server) -> None:
-    assert requests.post(f"{server.url}/sdapi/v1/img2img", json={"init_images": []}).json().keys() == {
-        "detail"
-    }
-    edit = requests.post(f"{server.url}/v1/images/edits", files={"image": b"x"}, data={"prompt": "x"})
-    assert edit.status_code == 400 and "as input" in edit.json()["error"]["message"]
-
-
 # What is common to the synchronous APIs.
 
 
@@ -290,9 +466,9 @@ def test_an_image_as_input_is_refused_in_each_dialect(server: Server) -> None:
         ({"subseed": 3, "subseed_strength": 0.2}, "subseed_strength"),
         ({"seed_resize_from_w": 512}, "seed_resize_from_w"),
         ({"refiner_checkpoint": "refiner"}, "refiner_checkpoint"),
-        ({"init_images": ["aGk="]}, "init_images"),
+        ({"init_images": ["aGk="]}, "init_images are for img2img"),
         ({"alwayson_scripts": {"ADetailer": {"args": [True]}}}, "Script not found: 'ADetailer'"),
-        ({"prompt": "a cat <lora:crisp:0.8>"}, "LoRAs are not available yet"),
+        ({"prompt": "a cat <lora:crisp:0.8>"}, "this server has no LoRAs"),
     ],
 )
 def test_what_would_change_the_image_and_is_not_there_is_refused(

@@ -19,7 +19,9 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 import requests
+from PIL import Image
 
+from picture_files import as_bytes, smooth
 from server_process import Server, connect, exchange, serving
 from server_workers import Plan
 from ssd1b.server import connections
@@ -132,21 +134,32 @@ def test_what_failed_can_be_tried_again(tmp_path: Path) -> None:
 # Bodies.
 
 
-@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/images/generations", "/sdapi/v1/txt2img", "/v1/read"])
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/jobs", "/v1/images/generations", "/sdapi/v1/txt2img", "/sdapi/v1/img2img", "/v1/read",
+     "/v1/uploads", "/v1/images/edits", "/v1/images/variations"],
+)  # fmt: skip
 @pytest.mark.parametrize("announced", [True, False])
 def test_a_gigabyte_is_refused_and_not_kept(server: Server, path: str, announced: bool) -> None:
     length = b"content-length: 1000000000" if announced else b"transfer-encoding: chunked"
     before = psutil.Process().memory_info().rss
     block = b"x" * 65536 if announced else b"10000\r\n" + b"x" * 65536 + b"\r\n"
+    form = path in ("/v1/images/edits", "/v1/images/variations")
+    kind = b"multipart/form-data; boundary=b" if form else b"application/json"
+    part = b'--b\r\ncontent-disposition: form-data; name="image"; filename="a"\r\n\r\n' if form else b""
+    begin = part if announced or not part else b"%x\r\n%b\r\n" % (len(part), part)
     answer = b""
     with closing(connect(server)) as client:
         client.settimeout(30)
         client.sendall(
             b"POST "
             + path.encode()
-            + b" HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+            + b" HTTP/1.1\r\nhost: localhost\r\ncontent-type: "
+            + kind
+            + b"\r\n"
             + length
             + b"\r\n\r\n"
+            + begin
         )
         with suppress(ConnectionError, BrokenPipeError):
             for _ in range(3000):  # 197 MB, if nobody stops it
@@ -219,6 +232,69 @@ def test_files_that_are_no_pictures_or_bombs_are_refused_within_limits(server: S
     assert psutil.Process().memory_info().rss - before < 200e6
 
 
+BOMBS = [png(side, side, zlib.compress(bytes(1000))) for side in (60_000, 8_000, 5_000)]
+"""Pictures of 3.6 gigapixels, of 64 megapixels, and of an allowed size whose pixels are not there."""
+
+SMALL = as_bytes(smooth(64, 64))
+
+
+def base64_of(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+@pytest.mark.parametrize("bomb", BOMBS, ids=len)
+@pytest.mark.parametrize("part", ["picture", "mask"])
+def test_bombs_are_refused_as_pictures_and_masks_in_every_api(server: Server, bomb: bytes, part: str) -> None:
+    picture, mask = (bomb, None) if part == "picture" else (SMALL, bomb)
+    before = psutil.Process().memory_info().rss
+    texts = {"prompt": "x", "init_image": base64_of(picture), **({"mask": base64_of(mask)} if mask else {})}
+    a1111 = {"init_images": [base64_of(picture)], **({"mask": base64_of(mask)} if mask else {})}
+    files = {"image": picture, **({"mask": mask} if mask else {})}
+    answers = [
+        requests.post(f"{server.url}/v1/uploads", data=bomb, timeout=60),
+        post(server, **texts),
+        post(server, "/v1/check", **texts),
+        post(server, "/sdapi/v1/img2img", **a1111),
+        requests.post(f"{server.url}/v1/images/edits", files=files, data={"prompt": "x"}, timeout=60),
+    ]
+    for answer in answers:
+        assert answer.status_code in (400, 422) and len(answer.text) < 1000, answer.text
+        assert "too large" in answer.text or "damaged" in answer.text
+    assert psutil.Process().memory_info().rss - before < 200e6
+    assert post(server, **texts | {"init_image": base64_of(SMALL), "mask": None}).status_code == 202
+
+
+def test_a_huge_mask_is_scaled_and_one_beyond_the_limit_refused(server: Server) -> None:
+    mask = Image.new("L", (5000, 5000), 0)
+    mask.paste(255, (0, 0, 2500, 5000))
+    body = {"prompt": "x", "steps": 4, "init_image": base64_of(SMALL), "mask": base64_of(as_bytes(mask))}
+    assert finished(server, post(server, **body).json()["id"])["state"] == "done"
+    body["mask"] = base64_of(as_bytes(Image.new("1", (6000, 6000), 1)))
+    answer = post(server, **body)
+    assert answer.status_code == 422 and "at most 33554432 pixels" in answer.json()["error"]
+
+
+def test_base64_that_is_cut_off_is_one_line(server: Server) -> None:
+    for cut in (base64_of(SMALL)[:-5], base64_of(SMALL)[: len(SMALL) // 8 * 4], "=", "data:", ","):
+        for name in ("init_image", "mask"):
+            answer = post(server, prompt="x", **{"init_image": base64_of(SMALL), name: cut})
+            assert answer.status_code == 422 and len(answer.json()["error"]) < 300, answer.text
+
+
+def test_many_pictures_at_once_take_no_more_memory_than_one(server: Server) -> None:
+    large = as_bytes(Image.new("RGB", (4000, 4000), "red"))
+    before = psutil.Process().memory_info().rss
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(
+            pool.map(
+                lambda _: requests.post(f"{server.url}/v1/uploads", data=large, timeout=120).status_code,
+                range(16),
+            )
+        )
+    assert {*answers} == {201}
+    assert psutil.Process().memory_info().rss - before < 250e6
+
+
 # Paths, hosts and keys.
 
 
@@ -227,7 +303,9 @@ def test_files_that_are_no_pictures_or_bombs_are_refused_within_limits(server: S
     ["../../../etc/passwd", "..%2f..%2fqueue.sqlite", "%2e%2e%5cqueue.sqlite", "/etc/passwd", "%00",
      "a" * 5000,     "queue.sqlite", ".", "..%5c", "%ff%fe"],
 )  # fmt: skip
-@pytest.mark.parametrize("path", ["/v1/pictures/{}", "/v1/pictures/{}/thumbnail", "/v1/jobs/{}", "/page/{}"])
+@pytest.mark.parametrize(
+    "path", ["/v1/pictures/{}", "/v1/pictures/{}/thumbnail", "/v1/uploads/{}", "/v1/jobs/{}", "/page/{}"]
+)
 def test_a_path_opens_nothing_else(server: Server, path: str, id: str) -> None:
     target = path.replace("{}", id).encode()
     answer = exchange(server, b"GET " + target + b" HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")

@@ -19,6 +19,7 @@ import pytest
 import requests
 from PIL import Image
 
+from picture_files import as_bytes, smooth
 from server_process import ServerProcess
 from waiting import wait_for
 
@@ -170,3 +171,20 @@ def test_a_server_that_is_killed_again_and_again_loses_nothing_and_generates_not
         with Image.open(io.BytesIO(file.read_bytes())) as image:
             assert hashlib.sha256(image.tobytes()).hexdigest()
     assert not [name for name in os.listdir(server.folder) if name.startswith(".tmp")]
+
+
+def test_a_job_that_starts_from_a_picture_survives_a_kill(server: ServerProcess) -> None:
+    picture = as_bytes(smooth(128, 128))
+    upload = requests.post(f"{server.url}/v1/uploads", data=picture, timeout=60).json()["id"]
+    busy = submit(server, steps=150)
+    job = submit(server, init_image=upload, strength=0.5, steps=8, seed=3)
+    server.stop(signal.SIGKILL)
+    server.begin()
+    server.wait()
+    assert requests.get(f"{server.url}/v1/uploads/{upload}", timeout=9).content == picture
+    server.ask("POST", f"/v1/jobs/{busy}/cancel", {})
+    wait_for(lambda: state(server, job) in ("done", "failed"))
+    answer = server.ask("GET", f"/v1/jobs/{job}")
+    assert answer["state"] == "done", answer["error"]
+    file = requests.get(server.url + answer["images"][0]["url"], timeout=9).content
+    assert upload.encode() in file and str(server.folder).encode() not in file, "a recipe has no folders"

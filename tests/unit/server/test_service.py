@@ -41,7 +41,7 @@ class Running:
         self, prompt: str = "a red cube", *, count: int = 1, seed: int = 0, **rest: Any
     ) -> Request:
         given = {name: rest.pop(name) for name in ("steps", "width", "height") if name in rest}
-        settings = self.service.settings(
+        settings = await self.service.settings(
             model := rest.pop("model", MODEL), prompt, None, {"seed": seed, "steps": 4, **given}
         )
         return await self.service.submit(model, settings, count=count, **rest)
@@ -422,7 +422,7 @@ def test_quotas_are_of_each_key(tmp_path: Path) -> None:
         ({"stepz": 3}, "did you mean 'steps'"),
         (
             {"negative_prompt": "<lora:crisp:0.8>"},
-            "LoRAs are not available yet: leave '<lora:crisp:0.8>' out",
+            "this server has no LoRAs: leave '<lora:crisp:0.8>' out",
         ),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
     ],
@@ -431,13 +431,13 @@ def test_limits_come_before_anything_is_queued(tmp_path: Path, given: dict[str, 
     async def test() -> None:
         async with Running(tmp_path, Plan(), max_pixels=1024 * 1024) as it:
             with pytest.raises(InputError, match=message):
-                it.service.settings(MODEL, "x", None, given)
+                await it.service.settings(MODEL, "x", None, given)
             with pytest.raises(InputError, match="count is 65: this server allows 1 to 64 images"):
                 await it.submit(count=65)
             with pytest.raises(NotFoundError):
-                it.service.settings("other", "x", None, {})
+                await it.service.settings("other", "x", None, {})
             with pytest.raises(NotFoundError):
-                it.service.settings(MODEL, "x", "/etc/passwd.toml", {})
+                await it.service.settings(MODEL, "x", "/etc/passwd.toml", {})
             assert it.service.unfinished() == []
 
     run(test())

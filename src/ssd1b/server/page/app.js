@@ -3,8 +3,11 @@ import { Help, KeyDialog } from "./dialogs.js";
 import { loadForm } from "./form.js";
 import { Gallery } from "./gallery.js";
 import { followGrid, Grid } from "./grid.js";
+import { Input } from "./inputs.js";
 import { followJobs, generate } from "./jobs.js";
 import { LightBox } from "./lightbox.js";
+import { Loras } from "./loras.js";
+import { MaskPainter } from "./mask.js";
 import { Notes } from "./modal.js";
 import { Icon, IconButton } from "./parts.js";
 import { download, favour } from "./pictures.js";
@@ -66,6 +69,8 @@ function Controls() {
         <${Reading} />
         <${Prompt} />
         <${NegativePrompt} />
+        <${Input} />
+        <${Loras} />
         <details class="settings" open=${!phone}><summary>Settings</summary><${Settings} /></details>
       </div>
       <${Generate} />
@@ -104,7 +109,7 @@ function keys(event) {
 function App() {
   const ready = useStore(({ form }) => form !== null);
   const failed = useStore(({ failed }) => failed);
-  const modal = useStore(({ enlarged, dialog, key }) => Boolean(enlarged || dialog || key));
+  const modal = useStore(({ enlarged, dialog, key, masked }) => Boolean(enlarged || dialog || key || masked));
   useEffect(() => {
     addEventListener("keydown", keys);
     return () => removeEventListener("keydown", keys);
@@ -116,7 +121,7 @@ function App() {
         ? html`<${Controls} /><div class="work"><div class="top"><${Result} /><${Queue} /></div><${Gallery} /></div>`
         : html`<section class="panel controls">${failed && html`<p class="wrong" role="alert">${failed}</p>`}</section><div class="work"></div>`}
     </main>
-    <${LightBox} /><${Grid} /><${Help} /><${KeyDialog} /><${DropZone} />
+    <${LightBox} /><${MaskPainter} /><${Grid} /><${Help} /><${KeyDialog} /><${DropZone} />
     ${!modal && html`<${Notes} />`}`;
 }
 

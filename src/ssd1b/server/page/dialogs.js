@@ -40,7 +40,7 @@ export function KeyDialog() {
 const SHORTCUTS = [
   ["Ctrl Enter", "Generate"], ["Ctrl ↑ ↓", "Weight of the selected words"], ["/", "Search the gallery"],
   ["G", "Grid"], ["Alt ↑ ↓", "Move a job in the queue"], ["← → ↑ ↓", "Move in the gallery"], ["Enter", "Open the picture"],
-  ["← →", "Newer and older picture in the light box"], ["C", "Compare in the light box"], ["F", "Favourite"], ["D", "Download"],
+  ["← →", "Newer and older picture in the light box"], ["C", "Compare in the light box"], ["B", "Before and after in the light box"], ["F", "Favourite"], ["D", "Download"],
   ["Delete", "Delete"], ["Z", "Undo the deletion"], ["Escape", "Close"], ["?", "This list"],
 ];
 

@@ -11,6 +11,9 @@ const SHOWN = [
   "width", "height",
 ];
 
+/** No picture to start from, and no LoRAs. */
+const PLAIN = { init_image: null, mask: null, strength: null, strength_steps: "diffusers", resize_mode: "crop", loras: [] };
+
 /** Default of each shown setting for a model. */
 export function defaults(options, model) {
   const own = options.models[model]?.defaults ?? {};
@@ -27,7 +30,7 @@ export async function loadForm() {
   const kept = recall("form") ?? {};
   const model = options.models[kept.model] ? kept.model : Object.keys(options.models)[0];
   const form = {
-    prompt: "", negative_prompt: null, style: "", seed: RANDOM, count: 1, extra: {},
+    prompt: "", negative_prompt: null, style: "", seed: RANDOM, count: 1, extra: {}, ...PLAIN,
     ...defaults(options, model), ...kept, model,
   };
   set({ options, form });
@@ -51,7 +54,7 @@ export function chooseModel(model) {
 /** Set everything but prompt, seed and count back. */
 export function reset() {
   const { options, form } = now();
-  change({ ...defaults(options, form.model), negative_prompt: null, style: "", extra: {} });
+  change({ ...defaults(options, form.model), ...PLAIN, negative_prompt: null, style: "", extra: {} });
 }
 
 export const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
@@ -65,7 +68,7 @@ export function takeOver(settings, model = null) {
   const { options, form } = now();
   const offered = options.models[model] ? model : form.model;
   // A picture's prompt has the words of its style already.
-  const values = { ...defaults(options, offered), negative_prompt: null, style: "", extra: {}, ...settings };
+  const values = { ...defaults(options, offered), ...PLAIN, negative_prompt: null, style: "", extra: {}, ...settings };
   const extra = {};
   const plain = { original_size: [values.height, values.width], target_size: [values.height, values.width], crop_top_left: [0, 0] };
   for (const { name } of options.settings) {
@@ -80,6 +83,7 @@ export function takeOver(settings, model = null) {
 /** The body of POST /v1/jobs. */
 export function body(form = now().form) {
   const { extra, schedule, style: _, ...rest } = form;
+  if (!form.init_image) for (const name of ["mask", "strength", "strength_steps", "resize_mode"]) delete rest[name];
   // null counts as absent in the API, and then a model's own schedule would win.
   return { ...rest, ...styled(form), ...extra, schedule: schedule ?? "automatic" };
 }

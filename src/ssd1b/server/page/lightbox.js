@@ -1,29 +1,38 @@
 // The light box: one picture as large as the window, its recipe, and a wipe between two.
 import { download, favour, neighbour, remove } from "./pictures.js";
+import { addressOf } from "./inputs.js";
 import { Dialog } from "./modal.js";
 import { Icon, IconButton, nameOf, Picture, shownValue } from "./parts.js";
 import { Actions } from "./result.js";
 import { note, now, set, undoLast, useStore } from "./store.js";
-import { html, useEffect, useRef } from "./vendor/preact.js";
+import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 
 const ORDER = [
   "negative_prompt", "seed", "steps", "guidance_scale", "guidance_rescale", "guidance_interval", "feature_reuse", "sampler",
-  "schedule",
+  "schedule", "init_image", "mask", "strength", "strength_steps", "loras",
 ];
 
 /** A picture's settings as pairs of name and text; what is at its neutral value is left out. */
 export function recipe(options, { settings, model, made }) {
-  const neutral = { negative_prompt: null, guidance_rescale: 0, feature_reuse: 0, guidance_interval: [0, 1] };
+  const neutral = {
+    negative_prompt: null, guidance_rescale: 0, feature_reuse: 0, guidance_interval: [0, 1], init_image: null, mask: null,
+    strength: null, strength_steps: "diffusers", loras: [],
+  };
   const rows = [["Model", model], ["Size", `${settings.width} × ${settings.height}`]];
   for (const name of ORDER) {
-    if (name in neutral && JSON.stringify(settings[name]) === JSON.stringify(neutral[name])) continue;
+    if (name in neutral && JSON.stringify(settings[name] ?? neutral[name]) === JSON.stringify(neutral[name])) continue;
     rows.push([nameOf(name), shownValue(options, name, settings[name])]);
   }
   rows.push(["Made", new Date(made * 1000).toLocaleString()]);
   return rows;
 }
 
-function Wipe({ left, right }) {
+/**
+ * A wipe between two pictures.
+ * @param {{fit: string | undefined}} props `fit` lays the left picture over the right one as the engine fitted it: "cover" or
+ *   "fill"; without it each is shown as it is.
+ */
+function Wipe({ left, right, fit }) {
   const stage = useRef();
   const at = (share) => stage.current.style.setProperty("--at", `${share}%`);
   const slide = useRef();
@@ -36,14 +45,15 @@ function Wipe({ left, right }) {
   useEffect(() => at(50), []);
   return html`
     <div class="wiping">
-      <div class="wipe" ref=${stage} onPointerDown=${drag} onPointerMove=${drag}>
+      <div class="wipe ${fit ? "fitted" : ""}" ref=${stage} onPointerDown=${drag} onPointerMove=${drag}
+        style=${fit ? { "--ratio": right.settings.width / right.settings.height, "--fit": fit } : {}}>
         <${Picture} path=${right.url} alt="Right: ${right.settings.prompt}, seed ${right.settings.seed}" />
-        <${Picture} path=${left.url} class="over" alt="Left: ${left.settings.prompt}, seed ${left.settings.seed}" />
+        <${Picture} path=${left.url} class="over" alt=${left.settings ? `Left: ${left.settings.prompt}, seed ${left.settings.seed}` : "Left: the picture before"} />
         <span class="edge" aria-hidden="true"></span>
       </div>
       <input ref=${slide} type="range" min="0" max="100" defaultValue="50" aria-label="Position of the wipe"
         onInput=${(event) => at(event.currentTarget.value)} />
-      <p class="differences">${differences(left, right)}</p>
+      <p class="differences">${left.settings ? differences(left, right) : "Left the picture before, right the image made from it."}</p>
     </div>`;
 }
 
@@ -63,6 +73,8 @@ export function LightBox() {
 }
 
 function Enlarged({ picture }) {
+  const [before, compare] = useState(false);
+  const { init_image: source, resize_mode: mode } = picture.settings;
   const pinned = useStore(({ pinned }) => pinned);
   useStore(({ pictures }) => pictures); // more of them may have been loaded
   const { options } = now();
@@ -77,7 +89,7 @@ function Enlarged({ picture }) {
     if (event.ctrlKey || event.altKey || event.metaKey || target.matches("input:not([type=range])")) return;
     if (target.type === "range" && key.startsWith("Arrow")) return;
     const work = {
-      ArrowLeft: () => go(-1), ArrowRight: () => go(1), f: () => favour(picture), d: () => download(picture), c: pin,
+      ArrowLeft: () => go(-1), ArrowRight: () => go(1), f: () => favour(picture), d: () => download(picture), c: pin, b: () => compare(!before),
       Delete: () => remove(picture), z: undoLast,
     }[key];
     if (!work) return;
@@ -96,7 +108,9 @@ function Enlarged({ picture }) {
   return html`
     <${Dialog} label="Picture" class="lightbox" close=${close} onKeyDown=${keys}>
       <div class="view">
-        ${pinned && pinned.id !== picture.id
+        ${before && source
+          ? html`<${Wipe} left=${{ url: addressOf(source) }} right=${picture} fit=${mode === "stretch" ? "fill" : "cover"} />`
+          : pinned && pinned.id !== picture.id
           ? html`<${Wipe} left=${pinned} right=${picture} />`
           : html`<${Picture} path=${picture.url} class="large" id="enlarged" data-id=${picture.id} alt=${picture.settings.prompt}
               width=${picture.settings.width} height=${picture.settings.height} />`}
@@ -108,6 +122,8 @@ function Enlarged({ picture }) {
           <${IconButton} icon="cancel" label="Close" keys="Escape" onClick=${close} /></header>
         <${Actions} picture=${picture}>
           <button type="button" aria-pressed=${String(Boolean(pinned))} title="Compare (C)" onClick=${pin}><${Icon} name="compare" />Compare</button>
+          ${source && html`<button type="button" aria-pressed=${String(before)} title="Before and after (B)" onClick=${() => compare(!before)}>
+            <${Icon} name="input" />Before and after</button>`}
         </${Actions}>
         ${pinned && pinned.id === picture.id && html`<p class="hint" role="status">Now go to another picture with the arrow keys.</p>`}
         <p class="whole">${picture.settings.prompt}</p>

@@ -26,6 +26,9 @@ const PATHS = {
   compare: "M3 4h14v12H3zM10 2v16M6 10h1M13 10h1",
   enlarge: "M12 3h5v5M17 3l-6 6M8 17H3v-5M3 17l6-6",
   copy: "M7 7h10v10H7zM4 13V3h10",
+  input: "M3 4h14v12H3zM3 13l4-4 3 3 3-3 4 4M13.500 7.500v.01",
+  brush: "M16.500 3.500 9 11M9 11c-2-.5-4 .5-4 3 0 1-1 2-2 2 3 1.500 7.500.5 7-3-.1-1-.5-1.700-1-2z",
+  eraser: "M8 16.500 3.500 12 12 3.500l5 5-8 8zM8 8l5 5M8 16.500h9",
 };
 
 export const Icon = ({ name }) => html`
@@ -81,7 +84,8 @@ const NAMES = {
   guidance_interval: "Guidance interval", feature_reuse: "Feature reuse", steps: "Steps", sampler: "Sampler",
   schedule: "Schedule", seed: "Seed", width: "Width", height: "Height", original_size: "Original size",
   crop_top_left: "Crop", target_size: "Target size", model: "Model", count: "Count", prompt: "Prompt",
-  style: "Style",
+  style: "Style", init_image: "Picture", mask: "Mask", strength: "Strength", strength_steps: "Steps as in",
+  resize_mode: "Other shapes", loras: "LoRAs",
 };
 
 /** What a setting is called on the page. */
@@ -91,6 +95,8 @@ export const nameOf = (setting) => NAMES[setting] ?? setting;
 export function shownValue(options, setting, value) {
   if (setting === "sampler") return options.samplers.find((each) => each.name === value)?.label ?? value;
   if (setting === "schedule") return options.schedules.find((each) => each.name === (value ?? "automatic"))?.label ?? value;
+  if (setting === "loras") return value.map(({ name, unet, text }) => `${name} ${unet}${text === unet ? "" : ` (text ${text})`}`).join(", ");
+  if (setting === "init_image" || setting === "mask") return value.slice(0, 8);
   if (Array.isArray(value)) return value.join(setting === "guidance_interval" ? " to " : ", ");
   if (value === "") return "(empty text)";
   return typeof value === "number" ? String(Math.round(value * 1000) / 1000) : String(value);

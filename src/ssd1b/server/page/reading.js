@@ -1,8 +1,9 @@
 // Picture files that are dropped, pasted or chosen: their settings become the form's.
 import { post, upload } from "./api.js";
 import { takeOver } from "./form.js";
+import { uploadInput } from "./inputs.js";
 import { IconButton } from "./parts.js";
-import { now, say, set, useStore } from "./store.js";
+import { attempt, now, say, set, useStore } from "./store.js";
 import { html, useEffect, useState } from "./vendor/preact.js";
 
 /** Read a file's settings into the form. */
@@ -12,12 +13,16 @@ export async function readFile(file) {
     const found = await upload("/v1/read", file);
     const [names, unavailable] = await canonical(found.settings);
     takeOver({ ...found.settings, ...names, prompt: found.prompt, count: 1 }, found.model);
-    set({ read: { ...found, unreproduced: [...unavailable, ...found.unreproduced], name: file.name } });
+    set({ read: { ...found, unreproduced: [...unavailable, ...found.unreproduced], name: file.name, file } });
     say(`Settings of ${file.name} taken over`);
   } catch (error) {
-    set({ read: { error: error.message, name: file.name } });
+    if (await startFrom(file)) set({ read: { plain: true, name: file.name } });
+    else set({ read: { error: error.message, name: file.name } });
   }
 }
+
+/** Start from a picture that has no settings. Returns whether it is one. */
+const startFrom = (file) => uploadInput(file).then(() => true, () => false);
 
 /**
  * The sampler and schedule of a picture by the names that the form has. Other programs have their own, as in
@@ -56,7 +61,7 @@ export function DropZone() {
       dragleave: (event) => event.relatedTarget === null && update(false),
       drop: (event) => {
         update(false);
-        if (!files(event)) return;
+        if (!files(event) || event.defaultPrevented) return;
         event.preventDefault();
         const file = fileOf(event.dataTransfer);
         if (file) readFile(file);
@@ -71,7 +76,7 @@ export function DropZone() {
     for (const [name, listener] of Object.entries(listeners)) addEventListener(name, listener);
     return () => Object.entries(listeners).forEach(([name, listener]) => removeEventListener(name, listener));
   }, []);
-  return over && html`<div class="drop"><p>Drop a picture to use its settings</p></div>`;
+  return over && html`<div class="drop"><p>Drop a picture to use its settings, or to start from it if it has none</p></div>`;
 }
 
 /** What came of reading a file. */
@@ -81,13 +86,15 @@ export function Reading() {
   const close = html`<${IconButton} icon="cancel" label="Dismiss" onClick=${() => set({ read: null })} />`;
   if (read.busy) return html`<div class="reading" role="status"><p>Reading ${read.name}…</p></div>`;
   if (read.error) return html`<div class="reading" role="alert"><p class="wrong">${read.name}: ${read.error}</p>${close}</div>`;
+  if (read.plain) return html`<div class="reading" role="status"><p>${read.name} has no settings: images start from it.</p>${close}</div>`;
   const missing = read.model && !now().options.models[read.model];
   const unreproduced = [...(missing ? [`its model, ${read.model}, which is not offered here`] : []), ...read.unreproduced];
   return html`
     <div class="reading" role="status">
       <div><p>Settings from ${read.name} (${read.program}).</p>
         ${unreproduced.length > 0 && html`
-          <p class="advice">Cannot be reproduced:</p><ul>${unreproduced.map((each) => html`<li>${each}</li>`)}</ul>`}</div>
+          <p class="advice">Cannot be reproduced:</p><ul>${unreproduced.map((each) => html`<li>${each}</li>`)}</ul>`}
+        <button type="button" class="small" onClick=${() => attempt(() => uploadInput(read.file), "Not used")}>Use as input</button></div>
       ${close}
     </div>`;
 }

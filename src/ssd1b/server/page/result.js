@@ -1,8 +1,9 @@
 // The stage: the picture in progress or the one that was chosen, as large as there is room.
+import { useAsInput } from "./inputs.js";
 import { cancel, progress, queueOf, vary } from "./jobs.js";
 import { download, favour, remove, useSettings } from "./pictures.js";
 import { duration, Icon, IconButton, Picture, shownValue, useClock } from "./parts.js";
-import { now, set, useStore } from "./store.js";
+import { attempt, note, now, set, useStore } from "./store.js";
 import { html, useEffect } from "./vendor/preact.js";
 
 /** Seconds until a job is done; null if unknown. Counts on from what the server estimated last. */
@@ -47,11 +48,20 @@ function use(picture) {
   useSettings(picture);
 }
 
+/** Start from a picture of the gallery. */
+const startFrom = (picture) =>
+  attempt(async () => {
+    await useAsInput(picture.id);
+    set({ enlarged: null, pinned: null });
+    note("Images start from this picture.");
+  }, "Not used");
+
 /** What can be done with a picture. */
 export const Actions = ({ picture, children }) => html`
   <div class="actions">
     <button type="button" onClick=${() => use(picture)}><${Icon} name="take" />Use these settings</button>
     <button type="button" onClick=${() => { use(picture); vary(); }}><${Icon} name="vary" />Vary</button>
+    <button type="button" onClick=${() => startFrom(picture)}><${Icon} name="input" />Use as input</button>
     ${children}
     <span class="marks">
     <${IconButton} icon="star" label="Favourite" keys="F" class="icon-button star" pressed=${picture.favourite} onClick=${() => favour(picture)} />
@@ -79,7 +89,7 @@ function Siblings({ picture }) {
 const Empty = () => html`
   <div class="empty">
     <p>Write a prompt and press <kbd>Ctrl</kbd> <kbd>Enter</kbd>.</p>
-    <p>Or drop a picture here to use its settings.</p>
+    <p>Or drop a picture here to use its settings, or to start from it.</p>
   </div>`;
 
 /** The stage. */

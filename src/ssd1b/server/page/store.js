@@ -26,6 +26,8 @@ let state = {
   dialog: null,
   /** What was read from a dropped file. */
   read: null,
+  /** The picture whose mask is being painted; see mask.js. */
+  masked: null,
   grid: null,
   notes: [],
   spoken: "",

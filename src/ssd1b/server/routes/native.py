@@ -9,14 +9,17 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request as HTTPRequest
 
 from ssd1b.advice import advise
-from ssd1b.errors import ConflictError, unknown
+from ssd1b.errors import ConflictError, InputError, line, unknown
 from ssd1b.jobs.queue import CANCELLED, FAILED, FINISHED, Image, Request
 from ssd1b.server.errors import code_of
+from ssd1b.server.files import LoraFacts
 from ssd1b.server.schemas import (
     ImageAnswer,
     JobAnswer,
     JobBody,
     Jobs,
+    LoraAnswer,
+    Loras,
     ModelAnswer,
     Models,
     Priority,
@@ -26,6 +29,9 @@ from ssd1b.server.schemas import (
     problems,
 )
 from ssd1b.server.service import Service
+
+MAX_PICTURES = 48 * 2**20
+"""Bytes of a body with pictures in base64. A larger picture can be uploaded."""
 
 OPENAI_TOO = frozenset({"/v1/models"})
 """Paths that OpenAI's clients also ask for, with parameters of their own."""
@@ -72,7 +78,7 @@ async def job_of(id: str, service: TheService) -> Request:
 TheJob = Annotated[Request, Depends(job_of)]
 
 
-@router.post("/jobs", status_code=202, summary="Generate images")
+@router.post("/jobs", status_code=202, max_body_size=MAX_PICTURES, summary="Generate images")
 async def submit(
     body: JobBody,
     service: TheService,
@@ -91,7 +97,7 @@ async def submitted(
 ) -> Request:
     """Check a body and queue it."""
     model = body.model or service.default
-    settings = service.settings(model, body.prompt, body.preset, body.given())
+    settings = await service.settings(model, body.prompt, body.preset, body.given())
     return await service.submit(
         model, settings, count=body.count, client=client, priority=body.priority, dialect=dialect,
         idempotency=idempotency,
@@ -221,6 +227,19 @@ async def models(service: TheService) -> Models:
             for index, (name, model) in enumerate(service.models.items())
         ]
     )
+
+
+@router.get("/loras", summary="List LoRAs")
+async def loras(service: TheService) -> Loras:
+    """List the LoRAs of the server's folder. Files that were put there or removed since the start count."""
+    found = await service.loras()
+    return Loras(loras=[_lora(name, each) for name, each in found.items()])
+
+
+def _lora(name: str, facts: LoraFacts | InputError) -> LoraAnswer:
+    if isinstance(facts, InputError):
+        return LoraAnswer(name=name, families={}, trigger_words=[], error=line(str(facts)))
+    return LoraAnswer(name=name, families=dict(facts.families), trigger_words=list(facts.trigger_words))
 
 
 def answer(service: Service, request: Request) -> JobAnswer:

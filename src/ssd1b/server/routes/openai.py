@@ -1,30 +1,39 @@
-"""OpenAI's images API: ``/v1/images/generations``.
+"""OpenAI's images API: ``/v1/images/generations``, ``/v1/images/edits`` and ``/v1/images/variations``.
 
 The wire format is that of the official Python client (openai 3, ``types/image_*``). Our own settings may be
-added as fields. Fields without a meaning here, such as ``quality``, and null values are ignored; unknown ones
-are refused, because they may be typing mistakes.
+added as fields; in a form, numbers are written as text, and lists as JSON. Fields without a meaning here,
+such as ``quality``, and null values are ignored; unknown ones are refused: they may be typing mistakes.
 """
 
+import asyncio
 import io
+import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from PIL import Image as Images
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 
-from ssd1b.errors import InputError, unknown
+from ssd1b.decoding import MAX_FILE_BYTES
+from ssd1b.errors import InputError, shown, unknown
+from ssd1b.files import disk_error
+from ssd1b.images import decode_recipe
 from ssd1b.jobs.queue import DONE, FINISHED, Request
+from ssd1b.numerals import number, whole_number
+from ssd1b.recipe import Recipe
 from ssd1b.server.errors import openai_problem, raised_again
+from ssd1b.server.masks import from_transparency
 from ssd1b.server.routes.native import Client, TheService
 from ssd1b.server.routes.waiting import Made, base64_of, finished, made
 from ssd1b.server.schemas import CLIENT_SETTINGS, OpenAIProblem, problems
 from ssd1b.server.service import Service
-from ssd1b.settings import read_size
+from ssd1b.settings import SETTINGS, read_size
 
 router = APIRouter(prefix="/v1/images", tags=["OpenAI"], responses=problems(OpenAIProblem))
 
@@ -91,11 +100,26 @@ async def generations(
     idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
 ) -> Response:
     """Generate images and answer when they are there, or stream them with previews."""
-    request = await _submitted(service, body, client, idempotency_key)
+    request = await _submitted(service, body, body.given(), client, idempotency_key)
+    return await _answer(http, service, request, body, "image_generation")
+
+
+async def _answer(
+    http: HTTPRequest, service: Service, request: Request, body: Generation, kind: str
+) -> Response:
+    """Answer when the images are there, or stream them.
+
+    Args:
+        http: the client's request.
+        service: of the app.
+        request: what was submitted.
+        body: of the client's request.
+        kind: how the types of events begin.
+    """
     format = body.output_format or "png"
     quality = 95 if body.output_compression is None else body.output_compression
     if body.stream:
-        events = _events(service, request, format, quality, body.partial_images or 0)
+        events = _events(service, request, format, quality, body.partial_images or 0, kind)
         return StreamingResponse(
             events, media_type="text/event-stream", headers={"cache-control": "no-store"}
         )
@@ -108,21 +132,147 @@ async def generations(
     })  # fmt: skip
 
 
-@router.post("/edits", summary="Edit images")
-@router.post("/variations", summary="Vary images")
-async def not_yet() -> None:
-    """Refuse, because images are not accepted as input yet."""
-    raise InputError("this server does not take images as input yet: use /v1/images/generations")
+MAX_FORM = 2 * MAX_FILE_BYTES + 2**20
+"""Bytes of a form: a picture, a mask, and texts."""
+
+REPAINTED = 1.0
+"""Strength of an edit with a mask: what is transparent is painted anew."""
+
+WITHOUT_PROMPT = "a picture"
+"""Prompt of a variation of a picture that has no recipe, which names the prompt."""
 
 
-async def _submitted(service: Service, body: Generation, client: str, idempotency: str | None) -> Request:
+def _form_of(*required: str, mask: bool) -> dict[str, Any]:
+    """Document a form: two files, and the fields of ``Generation`` as texts."""
+    file = {"type": "string", "format": "binary"}
+    schema = Generation.model_json_schema()
+    properties = {"image": file, **({"mask": file} if mask else {}), **schema["properties"]}
+    form = {"type": "object", "properties": properties, "required": list(required)}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
+
+
+@router.post(
+    "/edits", max_body_size=MAX_FORM, summary="Edit an image", response_model=None,
+    openapi_extra=_form_of("image", "prompt", mask=True),
+)  # fmt: skip
+async def edits(
+    http: HTTPRequest,
+    service: TheService,
+    client: Client,
+    idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
+) -> Response:
+    """Generate images from a picture: all of it, or what is transparent in a mask.
+
+    `strength` says how much changes, from 0 to 1: 0.6 by default, and 1 with a mask. Without `size`, images
+    are as large as the picture.
+    """
+    texts, files = await _form(http)
+    image, mask = _only(files, "image"), _only(files, "mask") if "mask" in files else None
+    body = _validated(texts)
+    given = body.given()
+    given["init_image"] = await service.receive(image)
+    if mask is not None:
+        given = {"strength": REPAINTED, **given, "mask": await service.receive(mask, from_transparency)}
+    request = await _submitted(service, body, given, client, idempotency_key)
+    return await _answer(http, service, request, body, "image_edit")
+
+
+@router.post(
+    "/variations", max_body_size=MAX_FORM, summary="Vary an image", response_model=None,
+    openapi_extra=_form_of("image", mask=False),
+)  # fmt: skip
+async def variations(
+    http: HTTPRequest,
+    service: TheService,
+    client: Client,
+    idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
+) -> Response:
+    """Generate images from a picture at strength 0.6, or another `strength`.
+
+    The prompt is the one of the picture's recipe, if it has one. It can be given as `prompt`.
+    """
+    texts, files = await _form(http)
+    image = _only(files, "image")
+    texts.setdefault("prompt", await asyncio.to_thread(_prompt_of, image))
+    body = _validated(texts)
+    given = {**body.given(), "init_image": await service.receive(image)}
+    request = await _submitted(service, body, given, client, idempotency_key)
+    return await _answer(http, service, request, body, "image_edit")
+
+
+async def _form(http: HTTPRequest) -> tuple[dict[str, Any], dict[str, list[bytes]]]:
+    """Read a form: its texts, those of our settings as values, and its files, several under one name.
+
+    Raises:
+        InputError: it is none, or a text is no value of its setting.
+        HTTPException: it is damaged, or too large.
+    """
+    if not http.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise InputError("the body must be of content-type multipart/form-data, with the picture as image")
+    texts: dict[str, Any] = {}
+    files: dict[str, list[bytes]] = {}
+    try:
+        async with http.form(max_files=32, max_fields=200, max_part_size=2**20) as form:
+            for field, value in form.multi_items():
+                if isinstance(value, str):
+                    texts[field] = _value(ALIASES.get(field, field), value)
+                else:
+                    files.setdefault(field.removesuffix("[]"), []).append(await value.read())
+    except OSError as error:  # large files are received on disk
+        raise disk_error("the server cannot receive the files", error) from error
+    return texts, files
+
+
+def _value(name: str, text: str) -> Any:
+    """Read a setting in a form."""
+    if name not in CLIENT_SETTINGS:
+        return text
+    kind = SETTINGS[name].kind
+    try:
+        if kind is int:
+            return whole_number(text)
+        if kind is float:
+            return number(text)
+        return json.loads(text) if kind is tuple else text
+    except (ValueError, RecursionError):
+        what = {int: "a whole number", float: "a number"}.get(kind, "a list in JSON")
+        raise InputError(f"{name} is {shown(text)}: it must be {what}") from None
+
+
+def _only(files: Mapping[str, list[bytes]], name: str) -> bytes:
+    found = files.get(name, [])
+    if len(found) != 1:
+        what = f"has {len(found)} files: this server takes one" if found else "is missing: send it as a file"
+        raise InputError(f"{name} {what}")
+    return found[0]
+
+
+def _validated(texts: Mapping[str, Any]) -> Generation:
+    try:
+        return Generation.model_validate(texts)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+
+
+def _prompt_of(picture: bytes) -> str:
+    try:
+        found = decode_recipe(picture)
+    except InputError:
+        return WITHOUT_PROMPT
+    prompt = found.settings.prompt if isinstance(found, Recipe) else found.prompt
+    return prompt if prompt.strip() else WITHOUT_PROMPT
+
+
+async def _submitted(
+    service: Service, body: Generation, given: Mapping[str, Any], client: str, idempotency: str | None
+) -> Request:
     default = service.default
     model = body.model or default
     if model not in service.models and model.startswith(HOSTED):
         model = default
     if body.background == "transparent":
         raise InputError("background is 'transparent': allowed are 'opaque' and 'auto'")
-    settings = service.settings(model, body.prompt, body.preset, body.given())
+    settings = await service.settings(model, body.prompt, body.preset, given)
     return await service.submit(
         model, settings, count=body.n or 1, client=client, dialect="openai", idempotency=idempotency
     )
@@ -150,9 +300,9 @@ def _usage(service: Service, request: Request) -> dict[str, Any]:
 
 
 async def _events(
-    service: Service, request: Request, format: str, quality: int, partial: int
+    service: Service, request: Request, format: str, quality: int, partial: int, kind: str
 ) -> AsyncIterator[bytes]:
-    """Stream previews at even distances, then each image."""
+    """Stream previews at even distances, then each image, as events whose types begin with a kind."""
     common = {
         "background": "opaque", "created_at": int(time.time()), "output_format": format, "quality": "auto",
         "size": _size(request),
@@ -168,7 +318,7 @@ async def _events(
                     if sent < partial and due and request.preview is not None and request.preview is not last:
                         last = request.preview
                         yield _event({
-                            "type": "image_generation.partial_image", "partial_image_index": sent,
+                            "type": f"{kind}.partial_image", "partial_image_index": sent,
                             "b64_json": base64_of(_converted(last, format)), **common,
                         })  # fmt: skip
                         sent += 1
@@ -179,7 +329,7 @@ async def _events(
             return
         for image in await made(service, request, format, quality):
             yield _event({
-                "type": "image_generation.completed", "b64_json": base64_of(image.data),
+                "type": f"{kind}.completed", "b64_json": base64_of(image.data),
                 "seed": image.recipe.settings.seed, "usage": _usage(service, request), **common,
             })  # fmt: skip
     finally:
@@ -197,7 +347,5 @@ def _converted(jpeg: bytes, format: str) -> bytes:
 
 
 def _event(data: Mapping[str, Any]) -> bytes:
-    import json
-
     name = f"event: {data['type']}\n" if "type" in data else ""
     return f"{name}data: {json.dumps(data)}\n\n".encode()

@@ -21,6 +21,7 @@ from ssd1b.server.schemas import (
     CLIENT_SETTINGS,
     Exact,
     Problem,
+    UploadAnswer,
     beyond_clients,
     client_settings,
     problems,
@@ -133,21 +134,43 @@ async def mark(id: str, marks: Marks, service: TheService) -> PictureAnswer:
     return answer(await service.mark(id, favourite=marks.favourite, deleted=marks.deleted))
 
 
+@router.post("/uploads", status_code=201, max_body_size=MAX_FILE_BYTES, summary="Upload a picture")
+async def upload(request: HTTPRequest, service: TheService) -> UploadAnswer:
+    """Keep a picture or a mask for jobs, whose `init_image` and `mask` take its id.
+
+    The body is the file: PNG, JPEG or WebP. It is kept as long as an image needs it, and at least an hour.
+    """
+    file = await service.receive(await request.body())
+    width, height = await service.size(file)
+    return UploadAnswer(id=file.sha256, width=width, height=height, url=f"/v1/uploads/{file.sha256}")
+
+
+@router.get("/uploads/{id}", response_class=FileResponse, summary="Get an uploaded picture")
+async def uploaded(id: str, service: TheService) -> FileResponse:
+    """Return a picture that a client sent."""
+    file = await service.upload(id)
+    kind = file.path.rpartition(".")[2].replace("jpg", "jpeg")
+    return FileResponse(
+        service.files.path(file), media_type=f"image/{kind}", filename=file.path,
+        content_disposition_type="inline", headers=FOREVER,
+    )  # fmt: skip
+
+
 @router.post("/read", max_body_size=MAX_FILE_BYTES, summary="Read the settings in an image file")
-async def read(request: HTTPRequest) -> Read:
+async def read(request: HTTPRequest, service: TheService) -> Read:
     """Read the settings in an image of ssd1b, AUTOMATIC1111, ComfyUI and others.
 
     The body is the file: PNG, JPEG or WebP.
     """
     found = await asyncio.to_thread(partial(decode_recipe, await request.body()))
     if isinstance(found, Recipe):
-        settings = client_settings(found.settings)
+        settings, missing = await service.available(found.settings)
         return Read(
             program="ssd1b",
             prompt=settings.pop("prompt"),
             settings=settings,
             model=found.model.name,
-            unreproduced=beyond_clients(found.settings),
+            unreproduced=[*missing, *beyond_clients(found.settings)],
         )
     given = found.settings()
     settings = {name: given[name] for name in CLIENT_SETTINGS if given.get(name) is not None}

@@ -1,13 +1,15 @@
-"""AUTOMATIC1111's HTTP API, ``/sdapi/v1``, as far as its clients need it for text to image.
+"""AUTOMATIC1111's HTTP API, ``/sdapi/v1``, as far as its clients need it for images from texts and pictures.
 
 Names, defaults and answers are those of ``modules/api/api.py`` and ``models.py`` (Forge dfdcbab). Unknown
 fields are ignored, as there; clients rely on it.
 """
 
+import asyncio
 import io
 import json
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import psutil
@@ -17,15 +19,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request as HTTPRequest
 
 from ssd1b.errors import InputError, NotFoundError, shown, unknown
+from ssd1b.files import read_file
 from ssd1b.images import MAX_FILE_BYTES, decode_recipe
 from ssd1b.jobs.queue import RUNNING, Request
+from ssd1b.loras import SUFFIX
 from ssd1b.model import Model
 from ssd1b.recipe import Recipe, read_parameters, write_parameters
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
-from ssd1b.server.routes.native import Client, TheService
+from ssd1b.server.masks import filled, from_a1111
+from ssd1b.server.routes.native import MAX_PICTURES, Client, TheService
 from ssd1b.server.routes.waiting import Made, base64_of, finished, made
 from ssd1b.server.schemas import A1111Problem, problems
-from ssd1b.server.service import Service
+from ssd1b.server.service import Service, from_base64
 from ssd1b.settings import RANDOM_SEED
 
 router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"], responses=problems(A1111Problem))
@@ -55,7 +60,27 @@ class TextToImage(BaseModel):
     force_task_id: str | None = None
     enable_hr: bool | None = False
     script_name: str | None = None
-    init_images: list[Any] | None = None
+    init_images: list[str] | None = Field(None, description="For img2img.")
+
+
+class ImageToImage(TextToImage):
+    """A request for images that start from a picture."""
+
+    init_images: list[str] | None = Field(None, description="One picture: base64, with or without a prefix.")
+    resize_mode: int | None = Field(0, description="0 stretches the picture to another size, 1 cuts it.")
+    denoising_strength: float | None = 0.75
+    mask: str | None = Field(None, description="White is changed. Base64.")
+    mask_blur: float | None = Field(None, ge=0, le=256)
+    mask_blur_x: float | None = Field(4, ge=0, le=256)
+    mask_blur_y: float | None = Field(4, ge=0, le=256)
+    mask_round: bool | None = True
+    inpainting_fill: int | None = Field(
+        0, description="0 begins with the colours around what the mask changes, 1 with the picture."
+    )
+    inpaint_full_res: bool | int | None = False
+    inpainting_mask_invert: bool | int | None = 0
+    initial_noise_multiplier: float | None = None
+    include_init_images: bool | None = False
 
 
 @router.post("/txt2img", summary="Generate images")
@@ -64,29 +89,92 @@ async def text_to_image(
 ) -> dict[str, Any]:
     """Generate images and answer when they are there. If the client disconnects, the job is cancelled."""
     _refuse_what_is_missing(body)
-    override = body.override_settings or {}
-    name = override.get("sd_model_checkpoint") or service.checkpoint
-    model = _find_model(service, str(name))
+    if body.init_images:
+        raise InputError("init_images are for img2img: leave them out")
     settings, prompt = _settings(body)
+    return await _answer(body, http, service, client, prompt, settings)
+
+
+@router.post("/img2img", max_body_size=MAX_PICTURES, summary="Change an image")
+async def image_to_image(
+    body: ImageToImage, http: HTTPRequest, service: TheService, client: Client
+) -> dict[str, Any]:
+    """Generate images from a picture, and answer when they are there.
+
+    Without width and height they are as large as the picture. `denoising_strength` runs as many steps as in
+    AUTOMATIC1111: 11 of 20 at 0.5.
+    """
+    _refuse_what_is_missing(body)
+    pictures = body.init_images or []
+    if len(pictures) != 1:
+        what = f"init_images has {len(pictures)} pictures: send one" if pictures else "Init image not found"
+        raise InputError(what) if pictures else NotFoundError(what)
+    if body.initial_noise_multiplier not in (None, 1):
+        raise InputError("initial_noise_multiplier is not available: leave it out")
+    settings, prompt = _settings(body)
+    settings |= {
+        "strength": 0.75 if body.denoising_strength is None else body.denoising_strength,
+        "strength_steps": "a1111", "resize_mode": _resize_mode(body.resize_mode or 0),
+        **await _pictures(body, service, from_base64("init_images", pictures[0])),
+    }  # fmt: skip
+    return await _answer(body, http, service, client, prompt, settings)
+
+
+async def _pictures(body: ImageToImage, service: Service, picture: bytes) -> dict[str, Any]:
+    """Receive the picture and the mask of a request."""
+    if body.mask is None:
+        return {"init_image": await service.receive(picture)}
+    if body.inpaint_full_res:
+        raise InputError('inpaint_full_res ("only masked") is not available: set it to false')
+    fill = body.inpainting_fill or 0
+    if fill not in (0, 1):
+        raise InputError(f"inpainting_fill is {shown(fill)}: allowed are 0 (fill), 1 (original)")
+    blur = (body.mask_blur_x or 0, body.mask_blur_y or 0)
+    if body.mask_blur is not None:
+        blur = (body.mask_blur, body.mask_blur)
+    given = from_base64("mask", body.mask)
+    rounded = body.mask_round is not False
+    change = partial(from_a1111, invert=bool(body.inpainting_mask_invert), blur=blur, rounded=rounded)
+    mask = await service.receive(given, change)
+    if fill == 1:
+        return {"init_image": await service.receive(picture), "mask": mask}
+    kept = await asyncio.to_thread(read_file, service.files.path(mask), most=MAX_FILE_BYTES)
+    return {"init_image": await service.receive(picture, partial(filled, mask=kept)), "mask": mask}
+
+
+def _resize_mode(number: int) -> str:
+    """AUTOMATIC1111's "Just resize" and "Crop and resize"; its other modes add borders, or resize latents."""
+    names = {0: "stretch", 1: "crop"}
+    if number not in names:
+        raise InputError(f"resize_mode is {shown(number)}: allowed are 0 (just resize), 1 (crop and resize)")
+    return names[number]
+
+
+async def _answer(
+    body: TextToImage,
+    http: HTTPRequest,
+    service: Service,
+    client: str,
+    prompt: str,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Submit a request, wait for its images, and send them."""
+    override = body.override_settings or {}
+    model = _find_model(service, str(override.get("sd_model_checkpoint") or service.checkpoint))
+    complete = await service.settings(model, prompt, None, settings)
     count = (body.batch_size or 1) * (body.n_iter or 1)
-    request = await service.submit(
-        model, service.settings(model, prompt, None, settings), count=count, client=client, dialect="sdapi",
-    )  # fmt: skip
+    request = await service.submit(model, complete, count=count, client=client, dialect="sdapi")
     await finished(http, service, request)
     images = await made(service, request)
     sent = [] if body.send_images is False else [base64_of(image.data) for image in images]
-    echo = body.model_dump(mode="json", include=set(TextToImage.model_fields))  # clients send passwords, too
+    echo = body.model_dump(mode="json", include=set(type(body).model_fields))  # clients send passwords, too
+    if isinstance(body, ImageToImage) and not body.include_init_images:
+        echo |= {"init_images": None, "mask": None}
     return {"images": sent, "parameters": echo, "info": json.dumps(_info(request, images, service))}
 
 
-@router.post("/img2img", summary="Change an image")
-async def image_to_image() -> None:
-    """Refuse, because images are not accepted as input yet."""
-    raise InputError("this server does not take images as input yet: use txt2img")
-
-
 _MISSING = (
-    "enable_hr", "tiling", "restore_faces", "refiner_checkpoint", "init_images", "firstpass_image", "s_churn",
+    "enable_hr", "tiling", "restore_faces", "refiner_checkpoint", "firstpass_image", "s_churn",
 )  # fmt: skip
 """Fields that would change the image, unless they are false, null, zero or empty."""
 
@@ -166,7 +254,7 @@ def _info(request: Request, images: list[Made], service: Service) -> dict[str, A
         "cfg_scale": first.guidance_scale, "steps": first.steps, "batch_size": len(images),
         "restore_faces": False, "face_restoration_model": None, "sd_model_name": request.model,
         "sd_model_hash": service.digest(request.model)[:10], "sd_vae_name": None, "sd_vae_hash": None,
-        "seed_resize_from_w": -1, "seed_resize_from_h": -1, "denoising_strength": None,
+        "seed_resize_from_w": -1, "seed_resize_from_h": -1, "denoising_strength": first.strength,
         "extra_generation_params": {}, "index_of_first_image": 0,
         "infotexts": [write_parameters(image.recipe) for image in images], "styles": [],
         "job_timestamp": _timestamp(request), "clip_skip": 1,
@@ -276,6 +364,19 @@ def _sd_model(service: Service, name: str, model: Model) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@router.get("/loras", summary="LoRAs")
+async def loras(service: TheService) -> list[dict[str, Any]]:
+    """List the LoRAs of the server's folder that can be used. The path is below the folder."""
+    return [
+        {
+            "name": name, "alias": facts.metadata.get("ss_output_name") or name, "path": f"{name}{SUFFIX}",
+            "metadata": {**facts.metadata, "trigger_words": list(facts.trigger_words)},
+        }
+        for name, facts in (await service.loras()).items()
+        if not isinstance(facts, InputError)
+    ]  # fmt: skip
+
+
 @router.get("/upscalers", summary="Upscalers")
 async def upscalers() -> list[dict[str, Any]]:
     """List the upscalers: none yet."""
@@ -304,7 +405,7 @@ def _nothing(path: str, what: str) -> None:
 
 for _path, _what in {
     "/sd-vae": "VAEs", "/sd-modules": "modules", "/latent-upscale-modes": "latent upscale modes",
-    "/loras": "LoRAs", "/prompt-styles": "prompt styles", "/hypernetworks": "hypernetworks",
+    "/prompt-styles": "prompt styles", "/hypernetworks": "hypernetworks",
     "/face-restorers": "face restorers", "/realesrgan-models": "Real-ESRGAN models",
     "/script-info": "script descriptions", "/extensions": "extensions",
 }.items():  # fmt: skip
@@ -313,7 +414,7 @@ for _path, _what in {
 
 @router.post("/refresh-checkpoints", summary="Does nothing")
 @router.post("/refresh-vae", summary="Does nothing")
-@router.post("/refresh-loras", summary="Does nothing")
+@router.post("/refresh-loras", summary="Does nothing: new files are found at once")
 @router.post("/refresh-embeddings", summary="Does nothing")
 @router.post("/unload-checkpoint", summary="Does nothing")
 @router.post("/reload-checkpoint", summary="Does nothing")
@@ -331,15 +432,7 @@ class Info(BaseModel):
 @router.post("/png-info", max_body_size=2 * MAX_FILE_BYTES, summary="Read the settings in an image")
 async def png_info(body: Info) -> dict[str, Any]:
     """Read the settings in an image, in AUTOMATIC1111's words."""
-    import asyncio
-    import base64
-    import binascii
-
-    text = body.image.partition(",")[2] if body.image.startswith("data:") else body.image
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise InputError("Invalid encoded image: it is no base64") from None
+    data = from_base64("image", body.image)
     try:
         found = await asyncio.to_thread(decode_recipe, data)
     except InputError as error:

@@ -11,11 +11,12 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from ssd1b.advice import FULL_SIZE, SIZES, SSD_1B_ADVICE, advise
+from ssd1b.inputs import InputFile
 from ssd1b.model import Model
 from ssd1b.models.text import chunk_count
 from ssd1b.presets import PRESETS
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
-from ssd1b.server.routes.native import EXACT, TheService
+from ssd1b.server.routes.native import EXACT, MAX_PICTURES, TheService
 from ssd1b.server.schemas import CLIENT_SETTINGS, JobBody, Problem, client_settings, problems
 from ssd1b.server.service import Service
 from ssd1b.settings import GUIDANCE_DEFAULTS, RANGES, SETTINGS
@@ -110,6 +111,7 @@ class Checked(BaseModel):
     advice: list[str]
     tokens: int
     chunks: int = Field(description="75 tokens each; the image attends to all of them.")
+    steps: int = Field(description="Denoising steps that run; with init_image, those that strength leaves.")
     passes: int = Field(description="Estimated UNet passes of one image.")
     ahead: int = Field(description="Images that are waiting now.")
 
@@ -154,7 +156,8 @@ def _setting(name: str, ranges: Mapping[str, Range]) -> SettingAnswer:
         else {"low": allowed.low, "high": allowed.high, "multiple_of": allowed.multiple_of}
     )  # fmt: skip
     default = setting.default if isinstance(setting.default, int | float | str | tuple) else None
-    return SettingAnswer(name=name, kind=setting.kind.__name__, default=default, help=setting.help, **bounds)
+    kind = "picture" if setting.kind is InputFile else setting.kind.__name__
+    return SettingAnswer(name=name, kind=kind, default=default, help=setting.help, **bounds)
 
 
 @cache
@@ -166,17 +169,17 @@ def _curves(model: str) -> list[Curve]:
     return [Curve(**each) for each in json.loads(file.read_text())]
 
 
-@router.post("/check", summary="Check a job without running it")
+@router.post("/check", max_body_size=MAX_PICTURES, summary="Check a job without running it")
 async def check(body: JobBody, service: TheService) -> Checked:
     """Complete the settings of a job and say what to expect."""
     name = body.model or service.default
     model = service.model(name)
     service.options.check_count(body.count)
-    found = service.settings(name, body.prompt, body.preset, body.given())
+    found = await service.settings(name, body.prompt, body.preset, body.given())
     return Checked(
         settings=client_settings(found),
         advice=advise(found, model.layout.size, model.info.family, model.few_steps),
         tokens=max(len(each.ids(found.prompt)) for each in model.tokenizers),
         chunks=chunk_count(model.tokenizers, [found.prompt]),
-        passes=service.passes(name, found), ahead=len(service.waiting()),
+        steps=found.start.steps, passes=service.passes(name, found), ahead=len(service.waiting()),
     )  # fmt: skip

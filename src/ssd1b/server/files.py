@@ -1,0 +1,304 @@
+"""Files that images are generated from: pictures that clients sent, and LoRAs of the server's folder.
+
+A client never names a path. A picture is known by the SHA-256 of its content, a LoRA by its name. The
+settings of requests have both without folders: ``Files.located`` adds them for the worker, and
+``Files.public`` takes them out of error messages.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ssd1b.actions.inspect import trigger_words
+from ssd1b.adapters.matching import match
+from ssd1b.adapters.merging import match_file
+from ssd1b.adapters.reading import open_adapter
+from ssd1b.decoding import opened
+from ssd1b.errors import InputError, NotFoundError, shown, unknown
+from ssd1b.files import disk_error
+from ssd1b.images import FORMATS
+from ssd1b.inputs import InputFile, files_in, with_paths
+from ssd1b.layouts import ModelLayout
+from ssd1b.loras import SUFFIX, Lora, lora_files, lora_of, only_file, read_tags
+from ssd1b.saving import replacing
+from ssd1b.settings import GenerationSettings
+from ssd1b.weights.checkpoint import ModelInfo
+
+FOLDER = "uploads"
+"""Folder of clients' pictures in the store."""
+
+KEPT = 3600.0
+"""Seconds that a picture is kept which no image needs."""
+
+DIGEST = re.compile("[0-9a-f]{64}")
+
+_LONGEST_TEXT = 2000
+"""Characters of a text in a LoRA's metadata that is shown."""
+
+
+class Files:
+    """The files of a server.
+
+    The methods about uploads read and write the disk, so the ledger's thread calls them.
+
+    Args:
+        store: folder of the store.
+        loras: folder with LoRAs; None for a server that offers none.
+    """
+
+    def __init__(self, store: Path, loras: Path | None) -> None:
+        self.loras = None if loras is None else Path(os.path.abspath(loras))
+        self._uploads = Path(os.path.abspath(store)) / FOLDER
+
+    @contextmanager
+    def public(self) -> Generator[None, None, None]:
+        """Name files in errors without the server's folders."""
+        try:
+            yield
+        except InputError as error:
+            raise type(error)(self.without_folders(str(error))) from error
+
+    def without_folders(self, message: str) -> str:
+        """Take the server's folders out of a message."""
+        for folder in (self._uploads, self.loras):
+            message = message if folder is None else message.replace(f"{folder}{os.sep}", "")
+        return message
+
+    def located(self, settings: GenerationSettings) -> GenerationSettings:
+        """Say where the files of an image are."""
+        return self._placed(settings, lambda folder, path: str(folder / path))
+
+    def unlocated(self, settings: GenerationSettings) -> GenerationSettings:
+        """Name the files of an image without the server's folders; the inverse of ``located``."""
+        return self._placed(settings, _below)
+
+    def _placed(self, settings: GenerationSettings, place: Callable[[Path, str], str]) -> GenerationSettings:
+        changed: dict[str, Any] = {}
+        for name in GenerationSettings.__dataclass_fields__:
+            value = getattr(settings, name)
+            folder = self.loras or Path() if name == "loras" else self._uploads
+            moved = with_paths(value, lambda path, folder=folder: place(folder, path))
+            if moved is not value:
+                changed[name] = moved
+        return replace(settings, **changed) if changed else settings
+
+    # Uploads
+
+    def keep(self, digest: str, data: bytes) -> InputFile:
+        """Keep a client's picture, which was checked.
+
+        Args:
+            digest: its SHA-256.
+            data: its content.
+
+        Raises:
+            InputError: the disk refused.
+        """
+        path = self._uploads / f"{digest}{FORMATS[picture_format(data)]}"
+        try:
+            self._uploads.mkdir(exist_ok=True)
+        except OSError as error:
+            raise disk_error("cannot write the folder of uploads", error) from None
+        with replacing(path) as aside:
+            aside.write_bytes(data)
+        return InputFile(sha256=digest, path=path.name)
+
+    def touch(self, digest: str) -> InputFile:
+        """Return the picture with that SHA-256, which is kept from now on as if it was new.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        for suffix in FORMATS.values() if DIGEST.fullmatch(digest) else ():
+            with suppress(FileNotFoundError):
+                os.utime(self._uploads / f"{digest}{suffix}")
+                return InputFile(sha256=digest, path=f"{digest}{suffix}")
+        raise NotFoundError(f"there is no upload {shown(digest)}: send the picture again")
+
+    def path(self, upload: InputFile) -> Path:
+        """Where a picture is."""
+        return self._uploads / upload.path
+
+    def touch_all(self, settings: GenerationSettings) -> None:
+        """As ``touch``, for the pictures of an image."""
+        for name in GenerationSettings.__dataclass_fields__:
+            if name != "loras":
+                for file in files_in(getattr(settings, name)):
+                    if not Path(file.path).is_absolute():
+                        self.touch(file.sha256)
+
+    def size(self) -> int:
+        """Bytes of all pictures that clients sent."""
+        with suppress(FileNotFoundError), os.scandir(self._uploads) as entries:
+            return sum(entry.stat().st_size for entry in entries)
+        return 0
+
+    def purge(self, needed: Collection[str]) -> None:
+        """Remove pictures that no image needs, and what killed processes left, after ``KEPT`` seconds.
+
+        Args:
+            needed: SHA-256 of the others.
+        """
+        before = time.time() - KEPT
+        with suppress(FileNotFoundError), os.scandir(self._uploads) as entries:
+            for entry in entries:
+                if entry.name.partition(".")[0] not in needed and entry.stat().st_mtime < before:
+                    Path(entry.path).unlink(missing_ok=True)
+
+    # LoRAs
+
+    def lora_names(self) -> list[str]:
+        """Names of the LoRAs: their paths in the folder, without suffix. New files are found at once."""
+        if self.loras is None or not self.loras.is_dir():
+            return []
+        found = {path for paths in lora_files(self.loras).values() for path in paths}
+        return sorted(path.relative_to(self.loras).with_suffix("").as_posix() for path in found)
+
+    def lora_path(self, name: str) -> Path:
+        """Return the file of a LoRA, by its name or by the last part of it.
+
+        Raises:
+            NotFoundError: there is none.
+            InputError: there are several.
+        """
+        if self.loras is None:
+            raise unknown("lora", name, [], NotFoundError)
+        return only_file(name, lora_files(self.loras))
+
+    def lora(self, name: str, unet: float, text: float) -> Lora:
+        """Identify a LoRA by its name; see ``lora_of``.
+
+        Raises:
+            InputError: as ``lora_path``, or the file cannot be read, or a strength is not allowed.
+        """
+        return identified(self.lora_path(name), unet=unet, text=text)
+
+    def tagged(self, prompt: str) -> tuple[str, tuple[Lora, ...]]:
+        """Read the tags of LoRAs in a prompt; see ``read_tags``. Without a folder they stay there."""
+        return (prompt, ()) if self.loras is None else read_tags(prompt, self.loras, identified)
+
+    def check_loras(self, loras: Iterable[Lora], layout: ModelLayout) -> None:
+        """Check that LoRAs, which are located, fit a model.
+
+        Raises:
+            InputError: one does not, or is damaged.
+        """
+        for lora in loras:
+            match_file(lora, layout)
+
+    def same_loras(self, loras: Iterable[Lora]) -> list[dict[str, Any]]:
+        """Describe LoRAs of a picture for clients; none if files with other contents or names are here."""
+        found: list[dict[str, Any]] = []
+        for lora in loras:
+            try:
+                mine = self.lora(lora.name, lora.unet, lora.text)
+            except InputError:
+                return []
+            if mine.file != lora.file or self.loras is None:
+                return []
+            path = Path(mine.file.path).relative_to(self.loras)
+            found.append({"name": path.with_suffix("").as_posix(), "unet": lora.unet, "text": lora.text})
+        return found
+
+
+def _below(folder: Path, path: str) -> str:
+    """The path below a folder; other files, which the server's own preset may name, keep theirs."""
+    return Path(path).relative_to(folder).as_posix() if Path(path).is_relative_to(folder) else path
+
+
+def lora_name(lora: Lora) -> str:
+    """The name of a LoRA in settings without folders; see ``Files.lora_names``."""
+    path = Path(lora.file.path)
+    return (path.name if path.is_absolute() else path.as_posix()).removesuffix(SUFFIX)
+
+
+def picture_format(data: bytes) -> str:
+    """Return the format of a picture, a key of ``images.FORMATS``.
+
+    Raises:
+        InputError: it is no picture, is damaged, or too large.
+    """
+    with opened(data) as image:
+        return str(image.format).lower()
+
+
+def check_picture(data: bytes) -> bytes:
+    """Return a client's picture after decoding it.
+
+    Raises:
+        InputError: it is no picture, is damaged, or too large.
+    """
+    if not data:
+        raise InputError("the picture is empty: send a PNG, JPEG or WebP")
+    with opened(data) as image:
+        image.load()
+    return data
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise disk_error(f"cannot read {path}", error) from None
+    return status.st_size, status.st_mtime_ns
+
+
+def identified(path: Path, *, unet: float = 1.0, text: float = 1.0) -> Lora:
+    """As ``lora_of``, which reads the whole file; a file that is unchanged is not read again."""
+    return replace(_identified(path, _stamp(path)), unet=unet, text=text)
+
+
+@lru_cache(maxsize=1024)
+def _identified(path: Path, stamp: tuple[int, int]) -> Lora:
+    return lora_of(path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraFacts:
+    """What is known of a LoRA.
+
+    Attributes:
+        families: the family whose names it has, by the name of each model that it fits.
+        trigger_words: the words that it was trained with, by its metadata.
+        metadata: the short ones of its texts.
+    """
+
+    families: Mapping[str, str]
+    trigger_words: Sequence[str]
+    metadata: Mapping[str, str]
+
+
+def lora_facts(path: Path, models: Mapping[str, ModelInfo]) -> LoraFacts:
+    """Read what is known of a LoRA; only its header is read, and only once until the file changes.
+
+    Args:
+        path: the file.
+        models: those that it is compared with, by name.
+
+    Raises:
+        InputError: it is damaged, or no adapter.
+    """
+    described = tuple((name, info.family, info.layout) for name, info in models.items())
+    return _lora_facts(path, _stamp(path), described)
+
+
+@lru_cache(maxsize=1024)
+def _lora_facts(
+    path: Path, stamp: tuple[int, int], models: tuple[tuple[str, str, ModelLayout], ...]
+) -> LoraFacts:
+    adapter = open_adapter(path)
+    families: dict[str, str] = {}
+    for name, family, layout in models:
+        with suppress(InputError):
+            families[name] = match(adapter, layout).through or family
+    return LoraFacts(
+        families=families,
+        trigger_words=trigger_words(adapter.metadata),
+        metadata={name: text for name, text in adapter.metadata.items() if len(text) <= _LONGEST_TEXT},
+    )
