@@ -499,7 +499,7 @@ class Pipeline:
             timesteps = torch.full((len(x),), timestep, device=x.device)
             copies = len(x) // len(batch)
             ids = time_ids.repeat(copies, 1)
-            extra = [guidance_embeds, deep_features]
+            extra: list[Any] = [guidance_embeds, deep_features]
             if guide is not None:
                 extra.append(guide(x.to(self.dtype), timesteps, prompts, pooled, ids, pair=copies == 2))
             if beside is not None:

@@ -159,18 +159,17 @@ def describe_control(name: str, model: str | None = None) -> dict[str, Any]:
     file, configured = find_network(name)
     layouts = dict(NAMED) if model is None else {model: Model.find(model, offline=True).layout.unet}
     fits: dict[str, str | None] = {}
-    parts: dict[str, Part] = {}
+    part: Part | None = None
     for each, unet in layouts.items():
         try:
-            parts = open_control(file, unet).parts
+            (part,) = open_control(file, unet).parts.values()
             fits[each] = None
         except MisfitError as error:
             fits[each] = str(error).removeprefix(f"{file}: ")
     header = read_header(file).tensors
-    ((kind, part),) = parts.items() if parts else [(control_kind(header), None)]
     return {
         "path": str(file),
-        "kind": kind,
+        "kind": control_kind(header),
         "like": part and _like(part.layout),
         "parameters": sum(prod(shape) for _, shape in header.values()),
         "bytes": file.stat().st_size,

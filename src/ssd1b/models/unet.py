@@ -74,7 +74,8 @@ class Encoder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Number format of the computation."""
-        return cast(Block, self.down_blocks[0]).resnets[0].norm1.weight.dtype  # norms are never quantized
+        first = cast(ResnetBlock, cast(Block, self.down_blocks[0]).resnets[0])
+        return first.norm1.weight.dtype  # norms are never quantized
 
     def cross_attention_kv(self, prompt_embeds: PromptEmbeds, *, without_text: int = 0) -> PromptKV:
         """Compute the keys and values of all cross-attentions, once for all steps.
