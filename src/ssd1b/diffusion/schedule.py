@@ -283,23 +283,23 @@ def steps_for(
         raise InputError(f"steps must be 1 to {len(table)}, got {steps}")
 
     spacing = noise_schedule.timestep_spacing if name in CURVES else name
-    timesteps = SPACINGS[spacing](steps, len(table), noise_schedule.steps_offset, grid.intervals)
+    points = SPACINGS[spacing](steps, len(table), noise_schedule.steps_offset, grid.intervals)
     if grid.whole_timesteps:
-        timesteps = [float(round(timestep)) for timestep in timesteps]
-    sigmas = [_interpolate(timestep, table) for timestep in timesteps]
+        points = [float(round(point)) for point in points]
+    sigmas = [_interpolate(point, table) for point in points]
     if name in CURVES:
         first, last = (table[-1], table[0]) if grid.whole_range else (sigmas[0], sigmas[-1])
         sigmas = CURVES[name](steps, first, last)
-        timesteps = [timestep_of(sigma, table) for sigma in sigmas]
+        points = [timestep_of(sigma, table) for sigma in sigmas]
         if grid.whole_timesteps:
-            timesteps = [float(round(timestep)) for timestep in timesteps]
+            points = [float(round(point)) for point in points]
     if any(following >= sigma for sigma, following in pairwise(sigmas)):
         raise InputError(f"schedule {name!r} has fewer than {steps} distinct noise levels: use fewer steps")
 
     unit_start = grid.unit_start or spacing == "leading"
     return StepSchedule(
         sigmas=(*sigmas, 0.0),
-        timesteps=tuple(timesteps),
+        timesteps=tuple(points),
         initial_scale=math.hypot(sigmas[0], 1.0) if unit_start else sigmas[0],
     )
 

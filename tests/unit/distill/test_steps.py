@@ -5,6 +5,7 @@ numbers for each timestep, so it can represent every solution exactly.
 """
 
 import copy
+import re
 import signal
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -344,6 +345,14 @@ def test_stages_are_read_with_their_defaults(tmp_path: Path) -> None:
     assert (first.scales, first.train.steps, first.train.batch_size) == ((7.0, 7.0), 30, 8)
     assert (second.scales, second.inference_steps, second.train.batch_size) == ((1.0, 1.0), 2, 8)
     assert [each.train.steps for each in with_total_steps([first, second], 203)] == [3, 200]
+
+
+def test_the_guides_stages_are_valid(tmp_path: Path) -> None:
+    page = Path(__file__).parents[3] / "docs/guide/few-steps.md"
+    (text,) = re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    file = tmp_path / "turbo.toml"
+    file.write_text(text, encoding="utf-8")
+    assert [each.method for each in read_step_stages(file)] == ["progressive", "progressive", "dmd"]
 
 
 @pytest.mark.parametrize(
