@@ -947,9 +947,9 @@ def test_loras_are_chosen_with_strengths_and_trigger_words(
     page.locator("#lora").select_option("pixel-art")
     page.get_by_label("Strength of pixel-art").fill("0.4")
     page.get_by_label("Strength of pixel-art").press("Tab")
-    page.get_by_role("button", name="8 bit").click()
+    page.get_by_role("button", name="8 bit", exact=True).click()
     expect(page.locator("#prompt")).to_have_value(f"{SPHERE}, 8 bit")
-    page.get_by_role("button", name="8 bit").click()
+    page.get_by_role("button", name="8 bit", exact=True).click()
     expect(page.locator("#prompt")).to_have_value(f"{SPHERE}, 8 bit")
     generate(page)
     (job,) = server.ask("GET", "/v1/jobs?limit=1")["jobs"]
@@ -973,7 +973,7 @@ def test_axe_finds_nothing_serious_about_inputs(
     page.locator("#prompt").fill(SPHERE)
     choose_source(page, as_bytes(smooth(192, 128)))
     page.locator("#lora").select_option("pixel-art")
-    expect(page.get_by_role("button", name="8 bit")).to_be_visible()
+    expect(page.get_by_role("button", name="8 bit", exact=True)).to_be_visible()
     assert problems(page) == []
     page.get_by_role("button", name="Paint mask").click()
     expect(page.locator(".board canvas")).to_be_visible()
