@@ -785,7 +785,7 @@ def mask_of(server: Server) -> Image.Image:
 
 
 def test_images_start_from_a_chosen_picture_and_a_strength_is_a_number_of_steps(
-    source: Page, server: Server
+    source: Page, server: Server, wrong: list[str]
 ) -> None:
     sides = source.locator(".size input")
     expect(sides.nth(0)).to_have_value("192")
@@ -802,6 +802,8 @@ def test_images_start_from_a_chosen_picture_and_a_strength_is_a_number_of_steps(
     put(source, "strength", "0.01")
     source.locator("#strength_steps").select_option("diffusers")
     expect(note).to_contain_text("none is left to run")
+    assert all("422" in each for each in wrong)
+    wrong.clear()
     put(source, "strength", "0.4")
     generate(source, steps=5)
     (job,) = server.ask("GET", "/v1/jobs?limit=1")["jobs"]
@@ -940,13 +942,15 @@ def test_a_mask_is_painted_with_a_finger(server: Server, enter: Callable[..., Pa
     expect(page.locator(".veil")).to_be_visible()
 
 
-def test_loras_are_chosen_with_strengths_and_trigger_words(page: Page, server: Server) -> None:
+def test_loras_are_chosen_with_strengths_and_trigger_words(
+    page: Page, server: Server, wrong: list[str]
+) -> None:
     page.locator("#lora").select_option("pixel-art")
     page.get_by_label("Strength of pixel-art").fill("0.4")
     page.get_by_label("Strength of pixel-art").press("Tab")
-    page.get_by_role("button", name="8 bit").click()
+    page.get_by_role("button", name="8 bit", exact=True).click()
     expect(page.locator("#prompt")).to_have_value(f"{SPHERE}, 8 bit")
-    page.get_by_role("button", name="8 bit").click()
+    page.get_by_role("button", name="8 bit", exact=True).click()
     expect(page.locator("#prompt")).to_have_value(f"{SPHERE}, 8 bit")
     generate(page)
     (job,) = server.ask("GET", "/v1/jobs?limit=1")["jobs"]
@@ -957,6 +961,8 @@ def test_loras_are_chosen_with_strengths_and_trigger_words(page: Page, server: S
     expect(page.get_by_label("Strength of pixel-art")).to_have_value("0.4")
     page.locator("#prompt").fill("x <lora:pixl-art:1>")
     expect(page.locator("#loras").get_by_role("alert")).to_contain_text("did you mean 'pixel-art'")
+    assert all("404" in each for each in wrong)
+    wrong.clear()
 
 
 @pytest.mark.parametrize("width", [1440, 390])
@@ -968,7 +974,7 @@ def test_axe_finds_nothing_serious_about_inputs(
     page.locator("#prompt").fill(SPHERE)
     choose_source(page, as_bytes(smooth(192, 128)))
     page.locator("#lora").select_option("pixel-art")
-    expect(page.get_by_role("button", name="8 bit")).to_be_visible()
+    expect(page.get_by_role("button", name="8 bit", exact=True)).to_be_visible()
     assert problems(page) == []
     page.get_by_role("button", name="Paint mask").click()
     expect(page.locator(".board canvas")).to_be_visible()

@@ -4,6 +4,7 @@ All functions take and return the bytes of files; what is returned is a PNG.
 """
 
 import io
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,11 @@ from PIL import Image, ImageFilter, ImageOps
 
 from ssd1b.decoding import opened
 from ssd1b.errors import InputError
+
+_OPAQUE = [255 if level > 128 else 0 for level in range(256)]
+_DOUBLED = [min(2 * level, 255) for level in range(256)]
+_NOT_BLACK = [0, *[255] * 255]
+"""Grey levels by grey level."""
 
 
 def from_transparency(data: bytes) -> bytes:
@@ -48,11 +54,11 @@ def from_a1111(data: bytes, *, invert: bool, blur: tuple[float, float], rounded:
         if upright.has_transparency_data:
             alpha = upright.convert("RGBA").getchannel("A")
             if alpha.getextrema() != (255, 255):
-                mask = alpha.point(lambda level: 255 if level > 128 else 0) if rounded else alpha
+                mask = alpha.point(_OPAQUE) if rounded else alpha
     if invert:
         mask = ImageOps.invert(mask)
     if any(blur):
-        mask = mask.filter(ImageFilter.GaussianBlur(blur)).point(lambda level: min(2 * level, 255))
+        mask = mask.filter(ImageFilter.GaussianBlur(blur)).point(_DOUBLED)
     return _png(mask)
 
 
@@ -76,12 +82,10 @@ def filled(data: bytes, *, mask: bytes) -> bytes:
     kept = 1 - np.asarray(grey, dtype=np.float32)[..., None] / 255
     pixels = np.asarray(picture, dtype=np.float32)
     levels = np.clip(_push_pull(pixels, kept) + 0.5, 0, 255).astype(np.uint8)
-    return _png(
-        Image.composite(Image.fromarray(levels), picture, grey.point(lambda level: 255 * (level > 0)))
-    )
+    return _png(Image.composite(Image.fromarray(levels), picture, grey.point(_NOT_BLACK)))
 
 
-def _push_pull(pixels: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+def _push_pull(pixels: NDArray[Any], weights: NDArray[Any]) -> NDArray[Any]:
     """Replace pixels of weight below 1 by weighted means around them.
 
     Args:

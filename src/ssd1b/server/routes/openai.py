@@ -235,7 +235,7 @@ def _value(name: str, text: str) -> Any:
             return number(text)
         return json.loads(text) if kind is tuple else text
     except (ValueError, RecursionError):
-        what = {int: "a whole number", float: "a number"}.get(kind, "a list in JSON")
+        what = "a whole number" if kind is int else "a number" if kind is float else "a list in JSON"
         raise InputError(f"{name} is {shown(text)}: it must be {what}") from None
 
 
