@@ -55,7 +55,7 @@ OPTIONS = {
     "distill": {
         "--teacher", "--student", "--data", "--stages", "--out", "--cache", "--steps", "--batch-size",
         "--seed", "--dry-run", "--resume", "--overwrite", "--device",
-        "--offline", "--prediction", *CLUSTER,
+        "--offline", "--prediction", "--steps-method", "--inference-steps", *CLUSTER,
     },
     "bench": {
         "--layout", "--part", "--latent", "--batch", "--steps", "--peers", "--rounds", "--device", "--dtype",
@@ -130,7 +130,16 @@ def test_no_option_takes_numbers_in_other_digits_or_empty_names(command):
         found = found.get_command(CONTEXT, name)
     assert isinstance(found, Command)
     assert not [each.name for each in found.params if each.type in (click.INT, click.FLOAT, click.STRING)]
-    assert {each.name for each in found.params if each.type is TEXT} <= {"prompts", "negative_prompt", "axes"}
+    allowed = {
+        "prompts",
+        "negative_prompt",
+        "axes",
+        "hires_prompt",
+        "hires_negative_prompt",
+        "outpaint",
+        "timesteps",
+    }
+    assert {each.name for each in found.params if each.type is TEXT} <= allowed
 
 
 def test_every_command_bears_its_name():

@@ -11,6 +11,7 @@ from ssd1b.layouts import UNETS
 from ssd1b.sampler_names import SAMPLERS, SCHEDULES
 from ssd1b.settings import (
     GUIDANCE_DEFAULTS,
+    HIRES_SETTINGS,
     GenerationSettings,
     Preset,
     check_overrides,
@@ -34,12 +35,15 @@ def test_defaults_of_ssd_1b_are_those_of_its_model_card():
         "guidance_interval": (0.0, 1.0),
         "feature_reuse": 0.0,
         "loras": (),
+        "controls": (),
         "steps": 25,
         "sampler": "euler",
         "schedule": None,
         "timesteps": None,
         "gamma": 0.3,
         "seed": 7,
+        "variation_strength": 0.0,
+        "variation_seed": 0,
         "width": 1024,
         "height": 1024,
         "original_size": (1024, 1024),
@@ -49,6 +53,14 @@ def test_defaults_of_ssd_1b_are_those_of_its_model_card():
         "strength": None,
         "strength_steps": "diffusers",
         "resize_mode": "crop",
+        "mask_change": "white",
+        "mask_blur": None,
+        "mask_content": "original",
+        "mask_area": "whole",
+        "mask_padding": 32,
+        "outpaint": None,
+        "outpaint_fill": "edge",
+        **dict.fromkeys(HIRES_SETTINGS),
         "target_size": (1024, 1024),
     }
 
