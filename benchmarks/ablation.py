@@ -76,7 +76,7 @@ def make_student(out: Path, teacher: Model, stages: list[Stage], cache: Path, *,
     planned = plan(teacher.layout.unet, stages, measure)
     if untrained:
         return write_model(out, student_of(teacher.network("unet"), planned[-1].layers), teacher).folder
-    group = join_processes("cpu", [each.stage for each in planned])
+    group = join_processes("cpu", [each.stage.train for each in planned])
     return run(out, planned, {None: teacher}, data, group, resume=True).folder
 
 
