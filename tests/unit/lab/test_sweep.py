@@ -82,8 +82,8 @@ OTHER_SETTINGS = {
     "mask_padding": 8, "outpaint": "left=8", "outpaint_fill": "reflect",
     "variation_strength": 0.1, "variation_seed": 5, "hires_scale": 2.0, "hires_width": 128,
     "hires_height": 96, "hires_strength": 0.3, "hires_upscaler": "latent", "hires_steps": 3,
-    "hires_sampler": "ddim", "hires_schedule": "karras", "hires_guidance_scale": 2.0, "hires_prompt": "a cube",
-    "hires_negative_prompt": "y", "timesteps": TIMESTEPS,
+    "hires_sampler": "ddim", "hires_schedule": "karras", "hires_guidance_scale": 2.0,
+    "hires_prompt": "a cube", "hires_negative_prompt": "y", "timesteps": TIMESTEPS,
     "gamma": 0.5,
 }  # fmt: skip
 """Of each setting a value that is not the default."""
