@@ -7,7 +7,7 @@ and the key of a batch are derived from it.
 
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from numbers import Integral
@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple, get_type_hints
 
 from ssd1b.decoding import RESIZE_MODES, fitting_size, identify_picture
 from ssd1b.errors import InputError, prefix_errors, shown, unknown
-from ssd1b.few_steps import recognise_all
+from ssd1b.few_steps import Recognised, recognise
 from ssd1b.inputs import InputFile
 from ssd1b.loras import MOST, Lora, read_lora
 from ssd1b.numerals import whole_number
@@ -338,7 +338,7 @@ class GenerationSettings:
             )
 
     def _check_timesteps(self) -> None:
-        if not self.timestep_list:
+        if self.timesteps is None:
             return
         if len(self.timestep_list) != self.steps:
             raise InputError(
@@ -478,7 +478,7 @@ def resolve_settings(
     settings: dict[str, Any] = {**DEFAULTS, "guidance_scale": GUIDANCE_DEFAULTS[family]}
     chosen = over(_canonical(preset.settings if preset else {}), _canonical(overrides))
     settings = over(settings, _canonical(model_defaults))
-    for found in recognise_all(step_loras(chosen.get("loras", ()))):
+    for found in few_step_loras(chosen.get("loras", ())):
         settings = over(settings, _canonical(found.settings))
     if isinstance(picture := chosen.get("init_image"), InputFile) and not {"width", "height"} & chosen.keys():
         settings |= _size_of(picture, settings["width"] * settings["height"])
@@ -488,9 +488,11 @@ def resolve_settings(
     return GenerationSettings(prompt=prompt, **(uncropped | settings))
 
 
-def step_loras(loras: Iterable[object]) -> list[str]:
-    """Return the paths of adapters that change the UNet."""
-    return [each.file.path for each in loras if isinstance(each, Lora) and each.unet]
+def few_step_loras(loras: Iterable[object]) -> Iterator[Recognised]:
+    """Recognise the adapters that make a model a few-step one; those that leave the UNet alone do not."""
+    for each in loras:
+        if isinstance(each, Lora) and each.unet and (found := recognise(each.file.path)):
+            yield found
 
 
 def over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
