@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from ssd1b.few_steps import GUIDANCE_EMBEDDED, Recognised, recognise_all
+from ssd1b.few_steps import GUIDANCE_EMBEDDED, Recognised
 from ssd1b.sampler_names import SAMPLERS
-from ssd1b.settings import ARTICLE, CARD, GenerationSettings, step_loras
+from ssd1b.settings import ARTICLE, CARD, GenerationSettings, few_step_loras
 
 FULL_SIZE = 1024
 """Side in pixels of the square images that SDXL and its distilled models were trained on."""
@@ -60,7 +60,7 @@ def advise(
         family: a name of ``layouts.UNETS``. Only size is checked for families other than SSD-1B.
         few_steps: what ``Model.few_steps`` says. A few-step model or LoRA is judged by its own kind's ranges.
     """
-    found = [*([few_steps] if few_steps else []), *recognise_all(step_loras(settings.loras))]
+    found = [*([few_steps] if few_steps else []), *few_step_loras(settings.loras)]
     embeds = few_steps is not None and few_steps.kind is GUIDANCE_EMBEDDED
     lines = [line for each in found for line in _about_few_steps(settings, each)]
     if len(found) > 1:

@@ -4,7 +4,7 @@ Names are those of the published files. Settings of the user's preset and option
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -187,8 +187,3 @@ def recognise_model(name: str, *, embeds_guidance: bool) -> Recognised | None:
     if embeds_guidance:
         return Recognised(kind=GUIDANCE_EMBEDDED, file=PurePath(name).name)
     return recognise(name)
-
-
-def recognise_all(names: Iterable[str]) -> list[Recognised]:
-    """Recognise those of several files that are few-step ones."""
-    return [found for name in names if (found := recognise(name))]

@@ -17,7 +17,7 @@ from ssd1b.diffusion.inpainting import Mask, cell_mask, inpainting
 from ssd1b.diffusion.noise import noise_source, slerp
 from ssd1b.diffusion.samplers import SAMPLERS, Step
 from ssd1b.diffusion.schedule import drawn_schedule, lower_levels, steps_for
-from ssd1b.diffusion.upscaling import covering, cut, enlarge_latents
+from ssd1b.diffusion.upscaling import Enlarged, covering, cut, enlarge_latents
 from ssd1b.errors import FailedError, InputError
 from ssd1b.execution import DEFAULT, Execution
 from ssd1b.images import Picture, to_images, to_levels, to_pixels
@@ -336,7 +336,7 @@ class Pipeline:
         seeds = [settings.variation_seed for settings in batch]
         return slerp(noise, noise_source(seeds, *noise.shape[2:], self.device)(), shares)
 
-    def _enlarged(self, latents: Latents, settings: GenerationSettings) -> Latents:
+    def _enlarged(self, latents: Latents, settings: GenerationSettings) -> Enlarged:
         """Enlarge the latents of the first pass to the size of the second, for the hires fix."""
         factor = self.layout.vae.factor
         upscaler = UPSCALERS[settings.hires_upscaler or DEFAULT_UPSCALER]

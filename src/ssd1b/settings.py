@@ -7,7 +7,7 @@ and the key of a batch are derived from it.
 
 import re
 import secrets
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from numbers import Integral
@@ -29,7 +29,7 @@ from ssd1b.controls import MOST as MOST_CONTROLS
 from ssd1b.controls import Control, read_control
 from ssd1b.decoding import RESIZE_MODES, fitting_size, identify_picture
 from ssd1b.errors import InputError, prefix_errors, shown, unknown
-from ssd1b.few_steps import recognise_all
+from ssd1b.few_steps import Recognised, recognise
 from ssd1b.inputs import InputFile
 from ssd1b.loras import MOST, Lora, read_lora
 from ssd1b.numerals import whole_number
@@ -582,7 +582,7 @@ class GenerationSettings:
         return _floor(self.width * scale), _floor(self.height * scale)
 
     def _check_timesteps(self) -> None:
-        if not self.timestep_list:
+        if self.timesteps is None:
             return
         if len(self.timestep_list) != self.steps:
             raise InputError(
@@ -807,7 +807,7 @@ def resolve_settings(
     settings: dict[str, Any] = {**DEFAULTS, "guidance_scale": GUIDANCE_DEFAULTS[family]}
     chosen = over(_canonical(preset.settings if preset else {}), _canonical(overrides))
     settings = over(settings, _canonical(model_defaults))
-    for found in recognise_all(step_loras(chosen.get("loras", ()))):
+    for found in few_step_loras(chosen.get("loras", ())):
         settings = over(settings, _canonical(found.settings))
     picture, whole = chosen.get("init_image"), chosen.get("mask_area") != "masked"
     if isinstance(picture, InputFile) and whole and not {"width", "height"} & chosen.keys():
@@ -818,9 +818,11 @@ def resolve_settings(
     return GenerationSettings(prompt=prompt, **(uncropped | settings))
 
 
-def step_loras(loras: Iterable[object]) -> list[str]:
-    """Return the paths of adapters that change the UNet."""
-    return [each.file.path for each in loras if isinstance(each, Lora) and each.unet]
+def few_step_loras(loras: Iterable[object]) -> Iterator[Recognised]:
+    """Recognise the adapters that make a model a few-step one; those that leave the UNet alone do not."""
+    for each in loras:
+        if isinstance(each, Lora) and each.unet and (found := recognise(each.file.path)):
+            yield found
 
 
 def over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,10 +22,9 @@ from ssd1b.cli.options import (
 )
 from ssd1b.cli.paths import PATH, echo_path
 from ssd1b.errors import InputError
-from ssd1b.few_steps import recognise_all
 from ssd1b.loras import Lora, read_tags
 from ssd1b.prompts import NO_PROMPT
-from ssd1b.settings import GenerationSettings, Preset, numbered, step_loras
+from ssd1b.settings import GenerationSettings, Preset, few_step_loras, numbered
 from ssd1b.validation import Range, check
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def command(
     settled = [_tagged(pipeline, preset, overrides, first, *each) for each in tagged]
     first = settled[0]
     few_steps = None if pipeline.adapting is None else pipeline.adapting.model.few_steps
-    for found in (*([few_steps] if few_steps else []), *recognise_all(step_loras(first.loras))):
+    for found in (*([few_steps] if few_steps else []), *few_step_loras(first.loras)):
         click.echo(found.note, err=True)
     for line in advise(first, pipeline.layout.size, pipeline.info.family, few_steps):
         click.echo(f"advice: {line}", err=True)

@@ -1,9 +1,16 @@
 """Enlargement of latents between the passes of the hires fix."""
 
+from typing import TypeAlias
+
 import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
 from ssd1b.tensors import Latents
 from ssd1b.upscalers import Upscaler
+
+Enlarged: TypeAlias = Float[Tensor, "batch 4 high wide"]
+"""Latents of another size than those they were made from."""
 
 
 def covering(cells: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int]:
@@ -22,13 +29,13 @@ def covering(cells: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int]
     return high, max(high * width // height, wide)
 
 
-def enlarge_latents(latents: Latents, size: tuple[int, int], upscaler: Upscaler) -> Latents:
+def enlarge_latents(latents: Latents, size: tuple[int, int], upscaler: Upscaler) -> Enlarged:
     """Enlarge latents to a height and width in cells."""
     interpolation = {"antialias": True} if upscaler.antialias else {}
     return F.interpolate(latents, size=size, mode=upscaler.mode, **interpolation)
 
 
-def cut(latents: Latents, size: tuple[int, int]) -> Latents:
+def cut(latents: Latents, size: tuple[int, int]) -> Enlarged:
     """Cut latents to a height and width in cells, equally on both sides."""
     top, left = ((have - want) // 2 for have, want in zip(latents.shape[2:], size, strict=True))
     return latents[:, :, top : top + size[0], left : left + size[1]].contiguous()
