@@ -25,7 +25,7 @@ AUTOMATIC = {
     "DPM++ 2M SDE": "exponential",
     "DDIM": "leading",
     "UniPC": "sgm_uniform",
-    "LCM": "lcm",
+    "LCM": "lcm", "TCD": "lcm",
 }
 
 
