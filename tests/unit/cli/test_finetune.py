@@ -152,7 +152,8 @@ def test_a_gradient_that_explodes_leaves_no_adapter(run, tmp_path, model, pictur
         return predict(*objective(batch).inputs).mean() * float("nan")
 
     monkeypatch.setattr(running, "squared_error", broken)
-    result = run(*call(model, pictures, steps=30))
+    (tmp_path / "run.toml").write_text("train = { max_skipped = 1 }")
+    result = run(*call(model, pictures, "--file", "run.toml"))
     assert result.code == 2 and not (tmp_path / "out/adapter.safetensors").exists()
 
 
