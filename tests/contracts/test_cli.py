@@ -52,6 +52,12 @@ OPTIONS = {
         "--file", "--pairs", "--only", "--out", "--overwrite", *SETTINGS - {"--preset"}, *MODEL, *CLUSTER
     },
     "presets": {"--keep", "--name", "--json"},
+    "finetune": {
+        "--data", "--method", "--file", "--out", "--cache", "--kind", "--rank", "--alpha", "--rslora",
+        "--targets", "--block", "--steps", "--batch-size", "--learning-rate", "--seed", "--validation",
+        "--sample", "--names", "--no-metadata", "--dry-run", "--resume", "--overwrite", "--model", "--device",
+        "--offline", "--prediction",
+    },
     "distill": {
         "--teacher", "--student", "--data", "--stages", "--out", "--cache", "--steps", "--batch-size",
         "--steps-method", "--inference-steps", "--seed", "--dry-run", "--resume", "--overwrite", "--device",

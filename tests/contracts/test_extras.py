@@ -89,6 +89,7 @@ COMMANDS = {
     ("evaluate",): {"scipy"},
     ("bench",): {"psutil"},
     ("bench", "--out", "bench"): {"psutil", "matplotlib"},
+    ("finetune", "--model", "mini-sdxl", "--data", "pictures", "--out", "run"): {"accelerate"},
     ("distill", "--teacher", "mini-sdxl", "--data", "tabletop", "--out", "run"): {"accelerate"},
     ("distill", "--teacher", "mini-sdxl", "--data", "tabletop", "--out", "run", "--ray", "local"): {
         "accelerate",

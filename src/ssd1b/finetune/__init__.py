@@ -1,0 +1,1 @@
+"""Fine-tuning of a model on captioned images: adapters and whole UNets."""
