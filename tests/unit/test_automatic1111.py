@@ -25,7 +25,8 @@ AUTOMATIC = {
     "DPM++ 2M SDE": "exponential",
     "DDIM": "leading",
     "UniPC": "sgm_uniform",
-    "LCM": "lcm", "TCD": "lcm",
+    "LCM": "lcm",
+    "TCD": "lcm",
 }
 
 
