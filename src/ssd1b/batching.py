@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
+from ssd1b.embeddings import words_of
 from ssd1b.models.text import chunk_count
 from ssd1b.models.tokenizer import CLIPTokenizer
 from ssd1b.settings import SETTINGS, GenerationSettings
@@ -23,7 +24,8 @@ def batch_key(settings: GenerationSettings, tokenizers: Sequence[CLIPTokenizer])
         settings: one image's settings.
         tokenizers: the tokenizers of the model's text encoders.
     """
-    chunks = chunk_count(tokenizers, (settings.prompt, settings.negative_prompt or ""))
+    texts = (settings.prompt, settings.negative_prompt or "")
+    chunks = chunk_count(tokenizers, texts, words_of(settings.embeddings))
     return (*(getattr(settings, name) for name in SHARED), chunks)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ssd1b.inputs import InputFile
-from ssd1b.loras import Lora
 from ssd1b.settings import OPTIONS, PICTURE_SETTINGS, Setting
 
 
@@ -34,13 +33,14 @@ def command_line(prompt: str, settings: Mapping[str, Any], **options: str | None
 def _option(setting: Setting, values: list[Any]) -> list[str]:
     flag = setting.flags[0]
     if setting.read:
-        return [word for each in values[0] for word in (flag, _item(each))]
+        return [word for each in values[0] for word in (flag, _item(setting, each))]
     return [flag, *(["x".join(map(_word, values))] if values[1:] else _words(values[0]))]
 
 
-def _item(value: object) -> str:
+def _item(setting: Setting, value: object) -> str:
     """Write an item of a list, which is a table if it was read from JSON."""
-    return str(Lora(**value) if isinstance(value, Mapping) else value)
+    assert setting.item is not None
+    return str(setting.item(**value) if isinstance(value, Mapping) else value)
 
 
 def _words(value: object) -> list[str]:

@@ -172,7 +172,10 @@ class Model:
         stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         if not self.changes[part]:
             return stamps
-        merged = [(each.file.sha256, each.unet if part == "unet" else each.text) for each in self.loras]
+        merged = [
+            (each.file.sha256, each.unet if part == "unet" else each.text, *filter(None, [each.config]))
+            for each in self.loras
+        ]
         return [*stamps, (hashlib.sha256(repr(merged).encode()).hexdigest(), 0, 0)]
 
     def network(

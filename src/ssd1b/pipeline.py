@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ssd1b.adapters.vectors import read_vectors
 from ssd1b.batching import SHARED, batch_key, batch_limit
 from ssd1b.decoding import Source, read_source
 from ssd1b.diffusion.denoiser import Denoise, Guidance, Predict, PredictPair, denoiser, guided
@@ -16,6 +17,7 @@ from ssd1b.diffusion.inpainting import Mask, cell_mask, inpainting
 from ssd1b.diffusion.noise import noise_source
 from ssd1b.diffusion.samplers import SAMPLERS, Step
 from ssd1b.diffusion.schedule import drawn_schedule, steps_for
+from ssd1b.embeddings import words_of
 from ssd1b.errors import FailedError, InputError
 from ssd1b.execution import DEFAULT, Execution
 from ssd1b.images import Picture, composite, to_images, to_levels, to_pixels
@@ -448,9 +450,11 @@ class Pipeline:
         """Encode negative prompts and prompts, padded to the same number of chunks."""
         prompts = [settings.prompt for settings in batch]
         negatives = [settings.negative_prompt for settings in batch]
-        tokens = self.text.tokenize([*(text or "" for text in negatives), *prompts])
+        embeddings = batch[0].embeddings
+        tokens = self.text.tokenize([*(text or "" for text in negatives), *prompts], words_of(embeddings))
+        vectors = read_vectors(embeddings, self.layout) if embeddings else (None, None)
         # A copy, because tensors made in inference mode cannot be modified outside it.
-        embeds, pooled = (part.to(self.dtype, copy=True) for part in self.text.encode(tokens))
+        embeds, pooled = (part.to(self.dtype, copy=True) for part in self.text.encode(tokens, vectors))
         if self.info.force_zeros_for_empty_prompt:
             absent = [index for index, text in enumerate(negatives) if text is None]
             embeds[absent], pooled[absent] = 0.0, 0.0

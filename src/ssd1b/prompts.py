@@ -9,9 +9,10 @@ Syntax and results are those of AUTOMATIC1111's web UI (``modules/prompt_parser.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from types import MappingProxyType
 
 from ssd1b.errors import InputError
 
@@ -108,9 +109,10 @@ _UNSUPPORTED = re.compile(
 )
 _EDITING = re.compile(r":\s*[0-9]*\.?[0-9]+\s*\]\Z")
 NETWORK = "a LoRA or another network"
+EMBEDDING = "an embedding"
 _FEATURES = {
     "network": NETWORK,
-    "embedding": "an embedding",
+    "embedding": EMBEDDING,
     "wildcard": "a wildcard",
     "composition": "composition of prompts",
     "editing": "prompt editing",
@@ -189,12 +191,20 @@ def chunk(
     comma_id: int,
     size: int = CHUNK_SIZE,
     backtrack: int = COMMA_BACKTRACK,
+    together: Mapping[int, int] = MappingProxyType({}),
 ) -> list[list[tuple[int, float]]]:
     """Split the (token id, weight) pairs of a prompt into one or more chunks of at most ``size``.
 
     Each of the ``parts``, as from ``parse_prompt``, begins a new chunk. A part that does not fit is split
     after the last comma if that is among the last ``backtrack`` tokens, otherwise where the chunk is full.
     The chunks are not padded, since the padding token depends on the tokenizer.
+
+    Args:
+        parts: the pairs.
+        comma_id: the token after which a chunk may end early.
+        size: maximum number of tokens in a chunk.
+        backtrack: maximum number of tokens by which a chunk is shortened.
+        together: how many tokens from one of these on are not split, such as an embedding's vectors.
 
     Source: AUTOMATIC1111 ``TextConditionalModel.tokenize_line``.
     """
@@ -209,7 +219,7 @@ def chunk(
                 chunks.append(chunks[-1][comma + 1 :])
                 del chunks[-2][comma + 1 :]
                 comma = None
-            if len(chunks[-1]) == size:
+            if len(chunks[-1]) + together.get(pair[0], 1) > size:
                 chunks.append([])
                 comma = None
             chunks[-1].append(pair)

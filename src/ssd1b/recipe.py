@@ -207,6 +207,7 @@ def write_parameters(recipe: Recipe) -> str:
         "Model": model.name,
         **_strength(settings),
         **_lora_hashes(settings),
+        **_embedding_hashes(settings),
         "RNG": "CPU",
         "Version": f"ssd1b {recipe.ssd1b_version}",
     }
@@ -220,6 +221,12 @@ def _lora_hashes(settings: GenerationSettings) -> dict[str, str]:
     """Name the files of adapters with the hashes by which AUTOMATIC1111 finds them."""
     hashes = [f"{each.name}: {each.short_hash}" for each in settings.loras if each.short_hash]
     return {"Lora hashes": ", ".join(hashes)} if hashes else {}
+
+
+def _embedding_hashes(settings: GenerationSettings) -> dict[str, str]:
+    """Name the files of embeddings with the beginning of their SHA-256, as AUTOMATIC1111 does."""
+    hashes = [f"{each.word}: {each.file.sha256[:12]}" for each in settings.embeddings]
+    return {"TI hashes": ", ".join(hashes)} if hashes else {}
 
 
 def _strength(settings: GenerationSettings) -> dict[str, str]:

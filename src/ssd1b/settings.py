@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
 from ssd1b.decoding import RESIZE_MODES, fitting_size, identify_picture
+from ssd1b.embeddings import MOST_EMBEDDINGS, Embedding, read_embedding
 from ssd1b.errors import InputError, shown, unknown
 from ssd1b.inputs import InputFile
 from ssd1b.loras import MOST, Lora, read_lora
@@ -103,6 +104,7 @@ class Setting:
         example: example values of the axis.
         per_picture: may differ between the images of a batch.
         read: reads one item of a setting that is a list, whose option can be repeated; None for others.
+        item: class of these items, made from a table as ``item(**table)``; written as text by ``str``.
         local: names files of this machine, so that a server takes none from its clients.
         a1111: key in AUTOMATIC1111's text.
         sdapi: field in AUTOMATIC1111's HTTP API, ``/sdapi/v1/txt2img``.
@@ -121,6 +123,7 @@ class Setting:
     example: str = ""
     per_picture: bool = False
     read: Callable[[str], Any] | None = None
+    item: Callable[..., Any] | None = None
     local: bool = False
     a1111: str | None = None
     sdapi: str | None = None
@@ -139,6 +142,12 @@ def _rising(interval: tuple[float, float]) -> None:
     start, end = interval
     if start >= end:
         raise InputError(f"guidance_interval is {start:g} to {end:g}: the start must be less than the end")
+
+
+def _different_words(given: tuple[Embedding, ...]) -> None:
+    words = [each.word.lower() for each in given]
+    if twice := [word for word in words if words.count(word) > 1]:
+        raise InputError(f"embeddings have the word {shown(twice[0])} twice: give one of them another word")
 
 
 Prompt = Annotated[Text, Check(_not_blank)]
@@ -194,10 +203,17 @@ class GenerationSettings:
 
     loras: Annotated[tuple[Lora, ...], Items(0, MOST), Setting(
         default=(), before=(), flags=("--lora",), metavar="FILE[:UNET[:TEXT]]", example="none",
-        read=read_lora, local=True,
+        read=read_lora, item=Lora, local=True,
         help="A LoRA or another adapter, its strength in the UNet and in the text encoders; may be repeated.",
     )] = ()
     """Adapters that are merged into the model's weights. Their order does not matter."""
+
+    embeddings: Annotated[tuple[Embedding, ...], Items(0, MOST_EMBEDDINGS), Check(_different_words), Setting(
+        default=(), before=(), flags=("--embedding",), metavar="FILE[:WORD]", example="none",
+        read=read_embedding, item=Embedding, local=True,
+        help="An embedding (textual inversion), and the word for it in prompts; may be repeated.",
+    )] = ()
+    """Embeddings, whose vectors take the place of their words in prompts."""
 
     steps: Annotated[int, Range(1, 1000), Setting(
         default=25,  # the article: more steps make no significant difference
@@ -351,6 +367,9 @@ OPTIONS: Mapping[str, tuple[Setting, ...]] = MappingProxyType(_options())
 INPUTS = tuple(name for name, each in SETTINGS.items() if each.kind is InputFile)
 """Settings that are pictures."""
 
+LISTS = tuple(name for name, each in SETTINGS.items() if each.read)
+"""Settings that are lists, whose items may be given as text."""
+
 PICTURE_SETTINGS = (*INPUTS, "strength", "strength_steps", "resize_mode")
 """Settings that have a meaning only with ``init_image``."""
 
@@ -500,8 +519,10 @@ def _canonical(layer: Mapping[str, object]) -> dict[str, object]:
         if name not in SETTINGS:
             raise unknown("setting", name, SETTINGS)
     settings = identified(layer)
-    if isinstance(loras := settings.get("loras"), list | tuple):
-        settings["loras"] = tuple(read_lora(each) if isinstance(each, str) else each for each in loras)
+    for name in LISTS:
+        read = SETTINGS[name].read
+        if isinstance(items := settings.get(name), list | tuple) and read is not None:
+            settings[name] = tuple(read(each) if isinstance(each, str) else each for each in items)
     if isinstance(sampler := settings.get("sampler"), str):
         settings["sampler"], schedule = resolve(sampler)
         if schedule:

@@ -18,15 +18,18 @@ SETTINGS = {
     "--negative", "--negative-prompt", "--negative-preset", "--guidance", "--guidance-scale",
     "--guidance-rescale", "--guidance-interval", "--feature-reuse", "--steps", "--sampler", "--schedule",
     "--seed", "--size", "--preset", "--from", "--init-image", "--mask", "--strength", "--denoising-strength",
-    "--strength-steps", "--resize-mode", "--lora",
+    "--strength-steps", "--resize-mode", "--lora", "--embedding",
 }  # fmt: skip
 MODEL = {"--model", "--device", "--dtype", "--threads", "--offline", "--prediction"}
 CLUSTER = {"--ray", "--ray-actors", "--ray-gpus", "--ray-cpus"}
 COMPUTING = {"--compile", "--quantize", "--memory", "--backend"}
+ADAPTER = {"--out", "--dialect", "--dtype", "--overwrite", "--dry-run", "--json"}
+CUT = {"--rank", "--energy", "--sv-fro", "--sv-cumulative", "--sv-ratio"}
 
 OPTIONS = {
     "generate": {
         "--file", "--count", "--out", "--format", "--preview", "--json", "--lora-folder",
+        "--embedding-folder",
         "--speed", *SETTINGS, *MODEL, *COMPUTING
     },
     "evaluate": {"--captions", "--seeds", "--data", "--versus", "--judge", "--out", "--overwrite", "--json",
@@ -60,6 +63,12 @@ OPTIONS = {
     "serve": {f"--{name.replace('_', '-')}" for name in SERVER_OPTIONS} | {"--config", "--open"},
     "rerun": {"--out", "--trust-recipe", "--inputs", *MODEL, *COMPUTING},
     "inspect": {"--json", "--model"},
+    "lora convert": {"--to", "--transfer", "--teacher", "--partial", "--model", *ADAPTER},
+    "lora merge": {"--model", *ADAPTER, *CUT},
+    "lora resize": {"--model", *ADAPTER, *CUT},
+    "lora extract": {"--unet-only", "--small", *ADAPTER, *CUT},
+    "lora bake": {"--lora", "--out", "--dtype", "--overwrite", "--dry-run"},
+    "lora inspect": {"--json", "--model"},
     "models": {"--json"},
     "env": {"--json"},
     "tabletop render": {"--count", "--seed", "--split", "--world", "--out", "--overwrite"},
@@ -95,7 +104,7 @@ def in_process(*arguments: str) -> tuple[str, set[str], float]:
     return "\n".join([*printed, done.stderr]), set(modules.split()), seconds
 
 
-@pytest.mark.parametrize("command", ["", "tabletop", *OPTIONS])
+@pytest.mark.parametrize("command", ["", "tabletop", "lora", *OPTIONS])
 def test_help_is_instant_and_complete(command):
     text, heavy, seconds = in_process(*command.split(), "--help")
     assert heavy == set()

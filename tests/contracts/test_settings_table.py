@@ -42,8 +42,11 @@ def test_every_option_is_one_of_the_command_line_and_of_command_lines_that_are_w
         assert setting.flags[0] == f"--{name}" and {*setting.flags} <= {*flags}
         picture = asdict(InputFile.of("sketch.png", most=10**6))
         lora = {"file": {"sha256": "0" * 64, "path": "/a.safetensors"}, "unet": 0.5, "text": 1.0}
+        embedding = {"file": lora["file"], "word": "x", "vectors": 2}
         others = {"negative_prompt": "y", "schedule": "karras", "init_image": picture, "mask": picture}
-        written = command_line("x", {**others, "strength": 0.5, **_chosen(SETTLED), "loras": [lora]})
+        written = command_line(
+            "x", {**others, "strength": 0.5, **_chosen(SETTLED), "loras": [lora], "embeddings": [embedding]}
+        )
         assert f" --{name} " in written
 
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from ssd1b.cli.options import (
     speed_option,
 )
 from ssd1b.cli.paths import PATH, echo_path
+from ssd1b.embeddings import Embedding, used_in
 from ssd1b.errors import InputError
 from ssd1b.loras import read_tags
 from ssd1b.prompts import NO_PROMPT
@@ -39,6 +41,12 @@ COUNT = Annotated[int, Range(1, 10_000)]
     metavar="FOLDER",
     help="Where the files of <lora:NAME:1> in prompts are; without it they are plain words.",
 )
+@click.option(
+    "--embedding-folder",
+    type=PATH,
+    metavar="FOLDER",
+    help="Where embeddings are, which prompts use by the names of their files.",
+)
 @preset_option
 @click.option("--count", type=int, metavar="N", default=1, show_default=True, help="Images per prompt.")
 @model_options
@@ -52,6 +60,7 @@ def command(
     prompts: list[str],
     overrides: dict[str, Any],
     lora_folder: str | None,
+    embedding_folder: str | None,
     preset: Preset | None,
     count: int,
     choice: ModelChoice,
@@ -80,6 +89,8 @@ def command(
         raise InputError(NO_PROMPT)
     tagged = [(prompt, ()) if lora_folder is None else read_tags(prompt, lora_folder) for prompt in prompts]
     prompts = [prompt for prompt, _ in tagged]
+    if embedding_folder is not None:
+        overrides = {**overrides, "embeddings": _embeddings(prompts, overrides, preset, embedding_folder)}
     check_settings(prompts, overrides, preset)
 
     from ssd1b.cli import display
@@ -113,6 +124,17 @@ def command(
     end = time.perf_counter()
     images = "1 image" if total == 1 else f"{total} images"
     click.echo(f"{images}: loading {loaded - begin:.1f} s, generating {end - loaded:.1f} s", err=True)
+
+
+def _embeddings(
+    prompts: list[str], overrides: Mapping[str, Any], preset: Preset | None, folder: str
+) -> tuple[Embedding, ...]:
+    """Return the embeddings that are given, and those of a folder that the prompts use by name."""
+    settings = {**(preset.settings if preset else {}), **overrides}
+    given = settings.get("embeddings", ())
+    words = {each.word.lower() for each in given}
+    found = used_in([*prompts, settings.get("negative_prompt") or ""], folder)
+    return (*given, *(each for each in found if each.word.lower() not in words))
 
 
 def _json_line(path: str, settings: GenerationSettings, seconds: float) -> str:

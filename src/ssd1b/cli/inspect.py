@@ -7,9 +7,9 @@ import click
 from ssd1b.cli.command import Command
 from ssd1b.cli.table import columns, json_line
 from ssd1b.errors import line, printable
-from ssd1b.loras import Lora
 from ssd1b.numerals import byte_size
 from ssd1b.picture_names import PICTURES
+from ssd1b.settings import LISTS, SETTINGS
 
 _SCHEDULER = ("_class_name", "prediction_type", "timestep_spacing")
 _DEFAULTS = ("sampler", "schedule", "steps", "guidance_scale", "guidance_rescale", "negative_prompt")
@@ -23,7 +23,9 @@ _DEFAULTS = ("sampler", "schedule", "steps", "guidance_scale", "guidance_rescale
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(subject: str, model: str | None, as_json: bool) -> None:
-    """Describe a model, a LoRA or another adapter, or the settings of an image; nothing is downloaded.
+    """Describe a model, an adapter such as a LoRA, an embedding, or the settings of an image.
+
+    Nothing is downloaded.
 
     \b
     Examples:
@@ -32,12 +34,21 @@ def command(subject: str, model: str | None, as_json: bool) -> None:
       ssd1b inspect pixel-art.safetensors --model ssd-1b
       ssd1b inspect ssd-1b
     """  # noqa: D301 (\b keeps click from wrapping)
-    from ssd1b.actions.inspect import describe_adapter, describe_image, describe_model, is_adapter
+    from ssd1b.actions.inspect import (
+        describe_adapter,
+        describe_embedding,
+        describe_image,
+        describe_model,
+        is_adapter,
+        is_embedding,
+    )
 
     if subject.lower().endswith(PICTURES):
         facts, as_text = describe_image(subject), _image_text
     elif is_adapter(subject):
-        facts, as_text = describe_adapter(subject, model), _adapter_text
+        facts, as_text = describe_adapter(subject, model), adapter_text
+    elif is_embedding(subject):
+        facts, as_text = describe_embedding(subject), _listed
     else:
         facts, as_text = describe_model(subject), _model_text
     click.echo(json_line(facts) if as_json else as_text(facts))
@@ -58,14 +69,16 @@ def _image_text(facts: dict[str, Any]) -> str:
         rows = facts["parameters"] | facts["parameters"]["values"]
         note = f"no recipe, only {rows['program']}'s; generate it again with a --model of your choice:"
     listed = {name: value for name, value in rows.items() if not isinstance(value, dict)}
-    if loras := listed.pop("loras", None):
-        listed["loras"] = printable(", ".join(str(Lora(**each)) for each in loras))
+    for name in LISTS:
+        if items := listed.pop(name, None):
+            item = SETTINGS[name].item
+            listed[name] = printable(", ".join(str(item(**each)) for each in items if item is not None))
     if left_out := facts.get("not_reproduced"):
         note = line(f"not reproduced: {', '.join(left_out)}") + f"\n\n{note}"
     return f"{_listed(listed)}\n\n{note}\n{printable(facts['command'])}"
 
 
-def _adapter_text(facts: dict[str, Any]) -> str:
+def adapter_text(facts: dict[str, Any]) -> str:
     """Format an adapter: what it is, what it says about itself, and what it changes in each model."""
     rows = {
         "adapter": facts["path"],

@@ -16,13 +16,14 @@ from ssd1b.cli.command import TEXT
 from ssd1b.cli.messages import format_warnings, notify
 from ssd1b.cli.paths import PATH
 from ssd1b.cluster.options import ClusterOptions
+from ssd1b.embeddings import find_words, without_words
 from ssd1b.errors import InputError, prefix_errors, shown, unknown
 from ssd1b.execution import DEFAULT, Execution
 from ssd1b.files import decode_text, named, read_file
 from ssd1b.inputs import InputFile
 from ssd1b.numerals import whole_number
 from ssd1b.presets import NEGATIVE_PROMPTS, PRESETS, SPEEDS, load_preset
-from ssd1b.prompts import NETWORK, parse_prompt, split_prompts, unsupported
+from ssd1b.prompts import EMBEDDING, NETWORK, parse_prompt, split_prompts, unsupported
 from ssd1b.settings import (
     DEFAULT_MODEL,
     OPTIONS,
@@ -316,11 +317,17 @@ def check_settings(
     """
     settings = check_overrides({**(preset.settings if preset else {}), **overrides})
     found: dict[str, str] = {}
-    for text in (*(check("prompt", prompt, Prompt) for prompt in prompts), settings.get("negative_prompt")):
-        parse_prompt(text or "")
-        found = unsupported(text or "") | found
+    words = [each.word for each in settings.get("embeddings", ())]
+    texts = [*(check("prompt", prompt, Prompt) for prompt in prompts), settings.get("negative_prompt") or ""]
+    for text in texts:
+        parse_prompt(text)
+        found = unsupported(without_words(text, words)) | found
+    used = {words[which] for text in texts for _, _, which in find_words(text, words)}
+    for word in words:
+        if word not in used:
+            click.echo(f"advice: no prompt has the word {shown(word)} of an embedding", err=True)
     if found:
-        notes = {NETWORK: "see --lora-folder"}
+        notes = {NETWORK: "see --lora-folder", EMBEDDING: "see --embedding"}
         pieces = ", ".join(
             f"{shown(piece)} ({feature}: {notes.get(feature, 'not supported yet')})"
             for feature, piece in found.items()

@@ -19,5 +19,5 @@ def test_a_file_is_an_unknown_setting(body: type, name: str, value: object) -> N
 
 
 def test_all_other_settings_are_known() -> None:
-    assert LOCAL == ["loras", "init_image", "mask"]
+    assert LOCAL == ["loras", "embeddings", "init_image", "mask"]
     assert {*CLIENT_SETTINGS} == {*SETTINGS} - {*PICTURE_SETTINGS, *LOCAL}
