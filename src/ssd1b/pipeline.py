@@ -1,6 +1,6 @@
 """The pipeline from a prompt to images."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from ssd1b.models.layers import guidance_embedding
 from ssd1b.models.text import Conditioning, TextEncoders
 from ssd1b.models.unet import PromptKV, UNet
 from ssd1b.models.vae import VAE
-from ssd1b.recipe import ModelIdentity, Recipe
+from ssd1b.recipe import ModelIdentity, NetworkFile, Recipe
 from ssd1b.runtime import choose_device, choose_dtype, dtype_name
 from ssd1b.settings import DEFAULT_MODEL, SEEDS, GenerationSettings, Preset, random_seed, resolve_settings
 from ssd1b.speed.adapting import Adapting
@@ -128,6 +128,7 @@ class Pipeline:
         prediction: str | None = None,
         token: bool = True,
         paths: bool = True,
+        networks: Mapping[str, str] | Sequence[NetworkFile] = (),
         execution: Execution = DEFAULT,
         threads: Threads = None,
         notify: Callable[[str], None] = lambda message: None,
@@ -145,6 +146,8 @@ class Pipeline:
             token: send the user's token to the hub. False for a name from an untrusted file.
             paths: allow ``model`` to be a path. False for a name from an untrusted file; ``hub.known_source``
                 tells whether such a name is a known model's.
+            networks: files with networks that replace the model's own, in Python as
+                ``{"vae": "sdxl_vae.safetensors"}``; the names are those of ``recipe.NETWORKS``.
             execution: execution options: compilation, quantization, memory mode.
             threads: number of CPU threads, or "auto" to choose it for each batch. Both change torch's
                 setting for the whole process; None leaves it unchanged.
@@ -158,7 +161,12 @@ class Pipeline:
         number_format = choose_dtype(dtype, target)
         check_execution(execution, target, number_format)
         half = reads_half(execution, number_format)
-        found = Model.find(model, offline=offline, half=half, prediction=prediction, token=token, paths=paths)
+        if isinstance(networks, Mapping):
+            networks = [NetworkFile.of(network, path) for network, path in networks.items()]
+        found = Model.find(
+            model, offline=offline, half=half, prediction=prediction, token=token, paths=paths,
+            networks=networks,
+        )  # fmt: skip
         unet, side = found.layout.unet, found.layout.size // found.layout.vae.factor
         execution = resolve_auto(execution, unet, target, number_format)
         use_threads(threads, unet, side, side)  # before weights are packed for that number

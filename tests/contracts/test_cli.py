@@ -20,7 +20,10 @@ SETTINGS = {
     "--seed", "--size", "--preset", "--from", "--init-image", "--mask", "--strength", "--denoising-strength",
     "--strength-steps", "--resize-mode", "--lora", "--embedding",
 }  # fmt: skip
-MODEL = {"--model", "--device", "--dtype", "--threads", "--offline", "--prediction"}
+MODEL = {
+    "--model", "--device", "--dtype", "--threads", "--offline", "--prediction", "--vae", "--unet",
+    "--text-encoder", "--text-encoder-2",
+}  # fmt: skip
 CLUSTER = {"--ray", "--ray-actors", "--ray-gpus", "--ray-cpus"}
 COMPUTING = {"--compile", "--quantize", "--memory", "--backend"}
 ADAPTER = {"--out", "--dialect", "--dtype", "--overwrite", "--dry-run", "--json"}

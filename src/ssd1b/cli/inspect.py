@@ -57,7 +57,8 @@ def command(subject: str, model: str | None, as_json: bool) -> None:
 def _image_text(facts: dict[str, Any]) -> str:
     if "recipe" in facts:
         recipe = facts["recipe"]
-        model = {f"model {name}": value for name, value in recipe["model"].items()}
+        model = {f"model {name}": value for name, value in recipe["model"].items() if name != "networks"}
+        model |= {f"model {each['network']}": each["file"]["path"] for each in recipe["model"]["networks"]}
         settings = {
             name: value["path"] if isinstance(value, dict) else value
             for name, value in recipe["settings"].items()

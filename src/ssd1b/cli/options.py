@@ -24,6 +24,7 @@ from ssd1b.inputs import InputFile
 from ssd1b.numerals import whole_number
 from ssd1b.presets import NEGATIVE_PROMPTS, PRESETS, SPEEDS, load_preset
 from ssd1b.prompts import EMBEDDING, NETWORK, parse_prompt, split_prompts, unsupported
+from ssd1b.recipe import NETWORKS, NetworkFile
 from ssd1b.settings import (
     DEFAULT_MODEL,
     OPTIONS,
@@ -62,6 +63,7 @@ class ModelChoice:
     dtype: str | None = None
     offline: bool = False
     prediction: str | None = None
+    networks: tuple[NetworkFile, ...] = ()
     threads: int | None = None
     execution: Execution = DEFAULT
     cluster: ClusterOptions | None = None
@@ -80,6 +82,7 @@ class ModelChoice:
         format_warnings()
         return Loading(
             device=self.device, dtype=self.dtype, offline=self.offline, prediction=self.prediction,
+            networks=self.networks,
             execution=self.execution, threads=self.threads or AUTO, notify=notify, cluster=self.cluster,
         )  # fmt: skip
 
@@ -127,11 +130,18 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
         "--prediction", metavar="NAME",
         help="Prediction type, epsilon or v, if the model's files do not say.",
     )  # fmt: skip
+    @click.option("--vae", type=PATH, metavar="FILE", help="File with a VAE instead of the model's.")
+    @click.option("--unet", type=PATH, metavar="FILE", help="File with a UNet instead of the model's.")
+    @click.option("--text-encoder", type=PATH, metavar="FILE", help="The same for the first text encoder.")
+    @click.option("--text-encoder-2", type=PATH, metavar="FILE", help="The same for the second one.")
     @wraps(command)
     def bundled(*args: Any, threads: str, **options: Any) -> None:
         diffusers_prediction(options["prediction"])
         given = {name: options.pop(name) for name in _MODEL_OPTIONS}
-        command(*args, choice=ModelChoice(**given, threads=_read_threads(threads)), **options)
+        files = {network: options.pop(network) for network in NETWORKS}
+        networks = tuple(NetworkFile.of(name, path) for name, path in files.items() if path is not None)
+        choice = ModelChoice(**given, networks=networks, threads=_read_threads(threads))
+        command(*args, choice=choice, **options)
 
     return bundled
 

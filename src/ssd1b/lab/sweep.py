@@ -147,7 +147,12 @@ class ModelDescription(NamedTuple):
 
 
 def describe(
-    name: str, file_digest: Callable[[Path], str], *, offline: bool, prediction: str | None = None
+    name: str,
+    file_digest: Callable[[Path], str],
+    *,
+    offline: bool,
+    prediction: str | None = None,
+    networks: Iterable[NetworkFile] = (),
 ) -> ModelDescription:
     """Find and describe a model.
 
@@ -156,11 +161,12 @@ def describe(
         file_digest: see ``Model.digest``.
         offline: never use the network.
         prediction: what the UNet predicts, if the model's files do not say.
+        networks: files with networks that replace the model's own.
 
     Raises:
         InputError: there is no such model.
     """
-    found = Model.find(name, offline=offline, prediction=prediction)
+    found = Model.find(name, offline=offline, prediction=prediction, networks=networks)
     return ModelDescription(
         path=found.path,
         family=found.info.family,
