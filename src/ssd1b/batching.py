@@ -17,16 +17,20 @@ Item = TypeVar("Item")
 def batch_key(settings: GenerationSettings, tokenizers: Sequence[CLIPTokenizer]) -> tuple[Hashable, ...]:
     """Return the properties that must be equal within a batch.
 
-    These are ``SHARED`` and the number of chunks that prompt and negative prompt are padded to.
+    These are ``SHARED`` and the number of chunks that prompts and negative prompts are padded to.
     Cross-attention reads the padding, so padding a prompt to another's length would change its image.
 
     Args:
         settings: one image's settings.
         tokenizers: the tokenizers of the model's text encoders.
     """
-    texts = (settings.prompt, settings.negative_prompt or "")
-    chunks = chunk_count(tokenizers, texts, words_of(settings.embeddings))
+    chunks = chunk_count(tokenizers, texts_of(settings), words_of(settings.embeddings))
     return (*(getattr(settings, name) for name in SHARED), chunks)
+
+
+def texts_of(settings: GenerationSettings) -> set[str]:
+    """Return everything that is encoded for an image: its prompts, negative prompts, and their changes."""
+    return {text or "" for pair in settings.prompts() for text in pair}
 
 
 def batch_limit(settings: GenerationSettings, limit: int) -> int:

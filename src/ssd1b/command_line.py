@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from ssd1b.editing import is_edited
 from ssd1b.inputs import InputFile
 from ssd1b.settings import OPTIONS, PICTURE_SETTINGS, Setting
 
@@ -13,13 +14,16 @@ def command_line(prompt: str, settings: Mapping[str, Any], **options: str | None
 
     Args:
         prompt: text of the image.
-        settings: by name; None, settings without an option, and without a picture those of pictures, are
-            omitted.
+        settings: by name; None, settings without an option, without a picture those of pictures, and whether
+            prompts are edited if that is plain, are omitted.
         options: values of other options, such as ``model``; None is omitted.
     """
     words = ["ssd1b", "generate"]
     if settings.get("init_image") is None:
         settings = {name: each for name, each in settings.items() if name not in PICTURE_SETTINGS}
+    texts = (prompt, settings.get("negative_prompt") or "")
+    if settings.get("prompt_editing") == ("on" if any(map(is_edited, texts)) else "off"):
+        settings = {name: each for name, each in settings.items() if name != "prompt_editing"}
     # The size comes first: it is the only option of two settings.
     for group in sorted(OPTIONS.values(), key=len, reverse=True):
         values = [settings.get(each.name) for each in group]

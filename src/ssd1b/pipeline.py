@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssd1b.adapters.vectors import read_vectors
-from ssd1b.batching import SHARED, batch_key, batch_limit
+from ssd1b.batching import SHARED, batch_key, batch_limit, texts_of
 from ssd1b.decoding import Source, read_source
 from ssd1b.diffusion.denoiser import Denoise, Guidance, Predict, PredictPair, denoiser, guided
 from ssd1b.diffusion.inpainting import Mask, cell_mask, inpainting
@@ -24,7 +24,7 @@ from ssd1b.images import Picture, composite, to_images, to_levels, to_pixels
 from ssd1b.layouts import ModelLayout
 from ssd1b.model import Model
 from ssd1b.models.layers import guidance_embedding
-from ssd1b.models.text import Conditioning, TextEncoders
+from ssd1b.models.text import Conditioning, TextEncoders, chunk_count
 from ssd1b.models.unet import PromptKV, UNet
 from ssd1b.models.vae import VAE
 from ssd1b.recipe import ModelIdentity, NetworkFile, Recipe
@@ -43,6 +43,12 @@ from ssd1b.weights.vocabulary import calibration_prompts
 CALIBRATION_STEPS = 32
 """Denoising steps from which a quantized network's activation ranges are measured."""
 
+_KEPT_PROMPTS = 4
+"""Number of changing prompts whose keys and values are kept; for SDXL each takes about 60 MB in 16 bits."""
+
+Texts = Sequence[tuple[str, str | None]]
+"""Prompt and negative prompt of each image of a batch."""
+
 Watch = Callable[[Step], object]
 """Called after each denoising step of a batch. An exception that it raises cancels the generation."""
 
@@ -54,6 +60,13 @@ def ignore(step: Step) -> None:
 def reads_half(execution: Execution, dtype: torch.dtype) -> bool:
     """Whether a model is read from its fp16 files, if it has some; see ``Model.half``."""
     return execution.memory == "low" or dtype.itemsize == 2
+
+
+@dataclass(slots=True)
+class _Clock:
+    """The step that is being computed, from 0, on which prompts with editing depend."""
+
+    step: int = 0
 
 
 class _Original(NamedTuple):
@@ -282,7 +295,9 @@ class Pipeline:
         scale = 1.0 if self.layout.unet.guidance_embed_dim else common.guidance_scale
         guidance = Guidance(scale=scale, rescale=common.guidance_rescale, start=begin, end=end)
         original = self._original(batch)
-        predict = guided(*self._predictors(batch, original), guidance, noise_schedule.num_train_timesteps)
+        clock = _Clock()
+        predictors = self._predictors(batch, original, clock)
+        predict = guided(*predictors, guidance, noise_schedule.num_train_timesteps)
         denoise = denoiser(predict, noise_schedule, levels)
 
         factor = self.layout.vae.factor
@@ -298,7 +313,9 @@ class Pipeline:
                 latents = original.latents + levels.sigmas[0] * first
             if not self.layout.unet.inpaints:
                 denoise = original.keeping(denoise, first, levels.sigmas)
-        yield from sampler.run(denoise, latents, levels.sigmas, noise)
+        for step in sampler.run(denoise, latents, levels.sigmas, noise):
+            clock.step = step.index + 1
+            yield step
 
     def _use_loras(self, settings: GenerationSettings) -> None:
         """Merge the adapters of a batch.
@@ -400,14 +417,27 @@ class Pipeline:
                 raise FailedError(f"{self.identity.source}: {part}: {what}")
 
     def _predictors(
-        self, batch: Sequence[GenerationSettings], original: "_Original | None"
+        self, batch: Sequence[GenerationSettings], original: "_Original | None", clock: _Clock
     ) -> tuple[Predict, PredictPair]:
-        """Make the forward pass for the prompts, and the one for negative prompts and prompts together."""
-        negative, positive = self._conditioning(batch)
+        """Make the forward pass for the prompts, and the one for negative prompts and prompts together.
+
+        Those of each step are encoded when it begins, if they differ from the last ones.
+        """
+        schedules = [settings.prompts() for settings in batch]
+        make = lru_cache(maxsize=_KEPT_PROMPTS)(partial(self._predictors_of, batch, original))
+
+        def current() -> tuple[Predict, PredictPair]:
+            return make(tuple(prompts[min(clock.step, len(prompts) - 1)] for prompts in schedules))
+
+        return lambda x, timestep: current()[0](x, timestep), lambda x, timestep: current()[1](x, timestep)
+
+    def _predictors_of(
+        self, batch: Sequence[GenerationSettings], original: "_Original | None", texts: Texts
+    ) -> tuple[Predict, PredictPair]:
+        """Make the forward passes for a prompt and negative prompt of each image."""
+        negative, positive = self._conditioning(texts, batch)
         pair = Conditioning(*(torch.cat(parts) for parts in zip(negative, positive, strict=True)))
-        unconditional = self.info.force_zeros_for_empty_prompt and all(
-            s.negative_prompt is None for s in batch
-        )
+        unconditional = self.info.force_zeros_for_empty_prompt and all(text is None for _, text in texts)
         # Computed by the first step that needs them, for all steps.
         prompt_kv = cache(lambda: self.unet.cross_attention_kv(positive.embeds))
         pair_kv = cache(
@@ -454,12 +484,18 @@ class Pipeline:
             )
         return FeatureReuse(tolerance) if tolerance else None
 
-    def _conditioning(self, batch: Sequence[GenerationSettings]) -> tuple[Conditioning, Conditioning]:
-        """Encode negative prompts and prompts, padded to the same number of chunks."""
-        prompts = [settings.prompt for settings in batch]
-        negatives = [settings.negative_prompt for settings in batch]
+    def _conditioning(
+        self, texts: Texts, batch: Sequence[GenerationSettings]
+    ) -> tuple[Conditioning, Conditioning]:
+        """Encode negative prompts and prompts, padded to the most chunks that any step of the batch needs."""
+        prompts, negatives = [text for text, _ in texts], [text for _, text in texts]
         embeddings = batch[0].embeddings
-        tokens = self.text.tokenize([*(text or "" for text in negatives), *prompts], words_of(embeddings))
+        words = words_of(embeddings)
+        chunks = max(
+            chunk_count((self.text.tokenizer, self.text.tokenizer_2), texts_of(settings), words)
+            for settings in batch
+        )
+        tokens = self.text.tokenize([*(text or "" for text in negatives), *prompts], words, chunks)
         vectors = read_vectors(embeddings, self.layout) if embeddings else (None, None)
         # A copy, because tensors made in inference mode cannot be modified outside it.
         embeds, pooled = (part.to(self.dtype, copy=True) for part in self.text.encode(tokens, vectors))

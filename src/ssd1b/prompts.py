@@ -21,9 +21,6 @@ BRACKET_WEIGHT = 1.1
 MAX_WEIGHT = 100.0
 """Largest absolute attention weight; beyond it, as in "(Metropolis:1927)", the number was meant as text."""
 
-_PIECE = 1000
-"""Maximum number of characters examined in a bracket, so that the time stays linear."""
-
 CHUNK_SIZE = 75
 """Tokens in a chunk: CLIP's context of 77 without its begin and end tokens."""
 
@@ -103,20 +100,17 @@ _UNSUPPORTED = re.compile(
   | (?P<embedding> \bembedding:[\w./-]{1,200} )
   | (?P<wildcard> __[\w*/-]{1,200}__ | \{[^{}|\n]{0,200}\|[^{}\n]{0,200}\} )
   | (?P<composition> \bAND\b )
-  | (?P<bracket> [\[\]] )
     """,
     re.VERBOSE | re.DOTALL,
 )
-_EDITING = re.compile(r":\s*[0-9]*\.?[0-9]+\s*\]\Z")
 NETWORK = "a LoRA or another network"
 EMBEDDING = "an embedding"
+WILDCARD = "a wildcard"
 _FEATURES = {
     "network": NETWORK,
     "embedding": EMBEDDING,
-    "wildcard": "a wildcard",
+    "wildcard": WILDCARD,
     "composition": "composition of prompts",
-    "editing": "prompt editing",
-    "alternation": "alternating words",
 }
 
 
@@ -127,25 +121,10 @@ def unsupported(text: str) -> dict[str, str]:
         The first occurrence of each feature, by a readable name of the feature.
     """
     found: dict[str, str] = {}
-    opened: list[int] = []
     for match in _UNSUPPORTED.finditer(text):
-        kind, piece = match.lastgroup, match[0]
-        if piece == "[":
-            opened.append(match.start())
-            continue
-        if kind == "bracket":
-            piece = text[opened.pop() : match.end()] if opened else ""
-            kind = _bracketed(piece[-_PIECE:])
-        if kind is not None:
-            found.setdefault(_FEATURES[kind], piece)
+        if match.lastgroup is not None:
+            found.setdefault(_FEATURES[match.lastgroup], match[0])
     return found
-
-
-def _bracketed(piece: str) -> str | None:
-    """Find which feature of A1111 square brackets hold, other than less attention."""
-    if _EDITING.search(piece):
-        return "editing"
-    return "alternation" if "|" in piece else None
 
 
 def _split_breaks(text: str) -> list[str | None]:

@@ -9,12 +9,14 @@ import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import cycle
 from numbers import Integral
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
 from ssd1b.decoding import RESIZE_MODES, fitting_size, identify_picture
+from ssd1b.editing import is_edited, prompts_of
 from ssd1b.embeddings import MOST_EMBEDDINGS, Embedding, read_embedding
 from ssd1b.errors import InputError, shown, unknown
 from ssd1b.inputs import InputFile
@@ -174,6 +176,14 @@ class GenerationSettings:
     """What guidance moves away from. None is no negative prompt, for which SDXL uses zeros; "" is the
     encoding of an empty text, and gives a different image."""
 
+    prompt_editing: Annotated[Annotated[str, OneOf("prompt editing", ("on", "off"))] | None, Setting(
+        default=None, before="off", flags=("--prompt-editing",), metavar="on|off", example="on,off",
+        per_picture=True,
+        help="Whether [a:b:0.5] and [a|b] in prompts change them during the steps. Default: on if there are "
+        "any.",
+    )] = None
+    """Whether prompts are read as in ``ssd1b.editing``: "on", or "off"; None is "on" if one changes."""
+
     guidance_scale: Annotated[float, Range(0, 100), Setting(
         flags=("--guidance", "--guidance-scale"), metavar="SCALE", aliases=("cfg", "cfg-scale"),
         example="2,5,9", a1111="CFG scale", sdapi="cfg_scale",
@@ -299,6 +309,9 @@ class GenerationSettings:
     def __post_init__(self) -> None:
         """Check width and height together, and what belongs to ``init_image``."""
         _check_area(self.width, self.height)
+        if self.prompt_editing is None:
+            edited = is_edited(self.prompt) or is_edited(self.negative_prompt or "")
+            object.__setattr__(self, "prompt_editing", "on" if edited else "off")
         if self.init_image is None:
             for name in ("mask", "strength"):
                 if getattr(self, name) is not None:
@@ -311,6 +324,13 @@ class GenerationSettings:
                 f"strength is {self.strength:g}: of {self.steps} steps none is left to run; "
                 f"it must be at least {1 / self.steps:.3g}, or steps higher"
             )
+
+    def prompts(self) -> list[tuple[str, str | None]]:
+        """Return prompt and negative prompt of each step; of a single one if they do not change."""
+        if self.prompt_editing != "on":
+            return [(self.prompt, self.negative_prompt)]
+        negative = (None,) if self.negative_prompt is None else prompts_of(self.negative_prompt, self.steps)
+        return list(zip(prompts_of(self.prompt, self.steps), cycle(negative), strict=False))
 
     @property
     def start(self) -> Start:

@@ -19,6 +19,7 @@ SETTINGS = {
     "--guidance-rescale", "--guidance-interval", "--feature-reuse", "--steps", "--sampler", "--schedule",
     "--seed", "--size", "--preset", "--from", "--init-image", "--mask", "--strength", "--denoising-strength",
     "--strength-steps", "--resize-mode", "--lora", "--embedding",
+    "--prompt-editing",
 }  # fmt: skip
 MODEL = {
     "--model", "--device", "--dtype", "--threads", "--offline", "--prediction", "--vae", "--unet",
@@ -32,7 +33,7 @@ CUT = {"--rank", "--energy", "--sv-fro", "--sv-cumulative", "--sv-ratio"}
 OPTIONS = {
     "generate": {
         "--file", "--count", "--out", "--format", "--preview", "--json", "--lora-folder",
-        "--embedding-folder",
+        "--embedding-folder", "--style", "--styles", "--dynamic-prompts", "--wildcard-folder",
         "--speed", *SETTINGS, *MODEL, *COMPUTING
     },
     "evaluate": {"--captions", "--seeds", "--data", "--versus", "--judge", "--out", "--overwrite", "--json",

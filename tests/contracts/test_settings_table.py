@@ -45,7 +45,15 @@ def test_every_option_is_one_of_the_command_line_and_of_command_lines_that_are_w
         embedding = {"file": lora["file"], "word": "x", "vectors": 2}
         others = {"negative_prompt": "y", "schedule": "karras", "init_image": picture, "mask": picture}
         written = command_line(
-            "x", {**others, "strength": 0.5, **_chosen(SETTLED), "loras": [lora], "embeddings": [embedding]}
+            "x",
+            {
+                **others,
+                "strength": 0.5,
+                **_chosen(SETTLED),
+                "loras": [lora],
+                "embeddings": [embedding],
+                "prompt_editing": "on",
+            },
         )
         assert f" --{name} " in written
 

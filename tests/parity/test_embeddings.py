@@ -34,11 +34,12 @@ def test_prompts_with_an_embedding(count: int, tmp_path: Path) -> None:
         )
     pipeline = Pipeline.load(str(folder), device="cpu", dtype="fp32")
     settings = pipeline.settings(prompt, negative_prompt=negative, embeddings=[f"{path}:<thing>"])
-    unconditional, conditional = pipeline._conditioning([settings])
+    unconditional, conditional = pipeline._conditioning(settings.prompts(), [settings])
     for ours, theirs in (
         (conditional.embeds, embeds), (conditional.pooled, pooled),
         (unconditional.embeds, negative_embeds), (unconditional.pooled, negative_pooled),
     ):  # fmt: skip
         assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
-    plain, _ = pipeline._conditioning([pipeline.settings(prompt, negative_prompt=negative)])
-    assert (plain.embeds - negative_embeds).abs().max() > 1e-2
+    plain = pipeline.settings(prompt, negative_prompt=negative)
+    without, _ = pipeline._conditioning(plain.prompts(), [plain])
+    assert (without.embeds - negative_embeds).abs().max() > 1e-2

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ import click
 
 from ssd1b.advice import advise
 from ssd1b.cli.command import Command
+from ssd1b.cli.composing import Composer, composing_options
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
@@ -21,10 +21,8 @@ from ssd1b.cli.options import (
     setting_options,
     speed_option,
 )
-from ssd1b.cli.paths import PATH, echo_path
-from ssd1b.embeddings import Embedding, used_in
+from ssd1b.cli.paths import echo_path
 from ssd1b.errors import InputError
-from ssd1b.loras import read_tags
 from ssd1b.prompts import NO_PROMPT
 from ssd1b.settings import SEEDS, GenerationSettings, Preset
 from ssd1b.validation import Range, check
@@ -35,18 +33,7 @@ COUNT = Annotated[int, Range(1, 10_000)]
 @click.command("generate", cls=Command)
 @prompt_options
 @setting_options
-@click.option(
-    "--lora-folder",
-    type=PATH,
-    metavar="FOLDER",
-    help="Where the files of <lora:NAME:1> in prompts are; without it they are plain words.",
-)
-@click.option(
-    "--embedding-folder",
-    type=PATH,
-    metavar="FOLDER",
-    help="Where embeddings are, which prompts use by the names of their files.",
-)
+@composing_options
 @preset_option
 @click.option("--count", type=int, metavar="N", default=1, show_default=True, help="Images per prompt.")
 @model_options
@@ -59,8 +46,7 @@ COUNT = Annotated[int, Range(1, 10_000)]
 def command(
     prompts: list[str],
     overrides: dict[str, Any],
-    lora_folder: str | None,
-    embedding_folder: str | None,
+    composer: Composer,
     preset: Preset | None,
     count: int,
     choice: ModelChoice,
@@ -87,11 +73,12 @@ def command(
     count = check("count", count, COUNT)
     if not prompts:
         raise InputError(NO_PROMPT)
-    tagged = [(prompt, ()) if lora_folder is None else read_tags(prompt, lora_folder) for prompt in prompts]
-    prompts = [prompt for prompt, _ in tagged]
-    if embedding_folder is not None:
-        overrides = {**overrides, "embeddings": _embeddings(prompts, overrides, preset, embedding_folder)}
-    check_settings(prompts, overrides, preset)
+    settings = {**(preset.settings if preset else {}), **overrides}
+    given = settings.get("embeddings", ())
+    # Here, so that mistakes are found before a model is loaded.
+    composed = [composer.compose(text, settings.get("negative_prompt"), 0, given) for text in prompts]
+    used = {each.word: each for each in (*given, *(each for one in composed for each in one.embeddings))}
+    check_settings([each.prompt for each in composed], {**overrides, "embeddings": (*used.values(),)}, preset)
 
     from ssd1b.cli import display
     from ssd1b.images import check_destination
@@ -99,19 +86,26 @@ def command(
 
     folder = check_destination(out, image_format)
     pipeline = choice.loading().load(choice.name)
-    first = pipeline.settings(prompts[0], preset=preset, **overrides)
+    first = pipeline.settings(composed[0].prompt, preset=preset, **overrides)
+    editing = settings.get("prompt_editing")
+
+    def settings_of(index: int) -> GenerationSettings:
+        seed = (first.seed + index) % SEEDS
+        made = composer.compose(prompts[index // count], first.negative_prompt, seed, first.embeddings)
+        return replace(
+            first, prompt=made.prompt, negative_prompt=made.negative, prompt_editing=editing, seed=seed,
+            loras=(*first.loras, *made.loras), embeddings=(*first.embeddings, *made.embeddings),
+        )  # fmt: skip
+
     for line in advise(first, pipeline.layout.size, pipeline.info.family):
         click.echo(f"advice: {line}", err=True)
-    for prompt in prompts:
-        check_destination(out, image_format, pipeline.recipe(replace(first, prompt=prompt)))
+    for each in composed:
+        check_destination(out, image_format, pipeline.recipe(replace(first, prompt=each.prompt)))
     total = len(prompts) * count
     loaded = time.perf_counter()
     with display.watched(pipeline, first.start.steps * total, folder if preview else None) as watch:
         for index in range(total):
-            prompt, loras = tagged[index // count]
-            settings = replace(
-                first, prompt=prompt, loras=(*first.loras, *loras), seed=(first.seed + index) % SEEDS
-            )
+            settings = settings_of(index)
             start = time.perf_counter()
             (picture,) = pipeline.draw([settings], watch)
             path = str(display.save(picture, out, image_format))
@@ -124,17 +118,6 @@ def command(
     end = time.perf_counter()
     images = "1 image" if total == 1 else f"{total} images"
     click.echo(f"{images}: loading {loaded - begin:.1f} s, generating {end - loaded:.1f} s", err=True)
-
-
-def _embeddings(
-    prompts: list[str], overrides: Mapping[str, Any], preset: Preset | None, folder: str
-) -> tuple[Embedding, ...]:
-    """Return the embeddings that are given, and those of a folder that the prompts use by name."""
-    settings = {**(preset.settings if preset else {}), **overrides}
-    given = settings.get("embeddings", ())
-    words = {each.word.lower() for each in given}
-    found = used_in([*prompts, settings.get("negative_prompt") or ""], folder)
-    return (*given, *(each for each in found if each.word.lower() not in words))
 
 
 def _json_line(path: str, settings: GenerationSettings, seconds: float) -> str:

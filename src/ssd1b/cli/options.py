@@ -23,7 +23,7 @@ from ssd1b.files import decode_text, named, read_file
 from ssd1b.inputs import InputFile
 from ssd1b.numerals import whole_number
 from ssd1b.presets import NEGATIVE_PROMPTS, PRESETS, SPEEDS, load_preset
-from ssd1b.prompts import EMBEDDING, NETWORK, parse_prompt, split_prompts, unsupported
+from ssd1b.prompts import EMBEDDING, NETWORK, WILDCARD, parse_prompt, split_prompts, unsupported
 from ssd1b.recipe import NETWORKS, NetworkFile
 from ssd1b.settings import (
     DEFAULT_MODEL,
@@ -337,7 +337,11 @@ def check_settings(
         if word not in used:
             click.echo(f"advice: no prompt has the word {shown(word)} of an embedding", err=True)
     if found:
-        notes = {NETWORK: "see --lora-folder", EMBEDDING: "see --embedding"}
+        notes = {
+            NETWORK: "see --lora-folder",
+            EMBEDDING: "see --embedding",
+            WILDCARD: "see --wildcard-folder",
+        }
         pieces = ", ".join(
             f"{shown(piece)} ({feature}: {notes.get(feature, 'not supported yet')})"
             for feature, piece in found.items()

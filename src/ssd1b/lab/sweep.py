@@ -21,6 +21,7 @@ from ssd1b.loras import Lora, scaled
 from ssd1b.model import Model
 from ssd1b.models.tokenizer import CLIPTokenizer
 from ssd1b.prompts import NO_PROMPT
+from ssd1b.recipe import NetworkFile
 from ssd1b.settings import (
     RANDOM_SEED,
     Preset,

@@ -164,7 +164,7 @@ class TextEncoders:
     tokenizer: CLIPTokenizer
     tokenizer_2: CLIPTokenizer
 
-    def tokenize(self, prompts: Sequence[str], words: Words = ()) -> "list[Tokens]":
+    def tokenize(self, prompts: Sequence[str], words: Words = (), chunks: int = 1) -> "list[Tokens]":
         """Split prompts into chunks of 77 tokens, once per tokenizer.
 
         All prompts are padded with empty chunks to the number of chunks of the longest.
@@ -172,9 +172,10 @@ class TextEncoders:
         Args:
             prompts: the prompts.
             words: those that stand for embeddings, each of whose vectors takes the place of a token.
+            chunks: pad to at least so many.
         """
         pairs = ((self.tokenizer, self.encoder.layout), (self.tokenizer_2, self.encoder_2.layout))
-        count = chunk_count([tokenizer for tokenizer, _ in pairs], prompts, words)
+        count = max(chunks, chunk_count([tokenizer for tokenizer, _ in pairs], prompts, words))
         return [_tokenize(tokenizer, layout, prompts, count, words) for tokenizer, layout in pairs]
 
     @torch.inference_mode()

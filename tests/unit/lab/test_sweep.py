@@ -72,6 +72,7 @@ OTHER_SETTINGS = {
     "schedule": "karras", "seed": 2, "width": 128, "height": 128, "original_size": (32, 32),
     "crop_top_left": (0, 8), "target_size": (32, 32),
     "loras": ({"file": {"sha256": "0" * 64, "path": "/a.safetensors"}},),
+    "prompt_editing": "on",
     "embeddings": (
         {"file": {"sha256": "0" * 64, "path": "/a.safetensors"}, "word": "cat", "vectors": 1},
     ),
