@@ -45,18 +45,21 @@ _Text = tuple["str | _Change | _Turns", ...]
 
 @dataclass(slots=True)
 class _Open:
-    """A bracket that is not closed yet: its sign, and its content between the signs of its own level."""
+    """A square bracket that is not closed yet: its content between the signs of its own level.
 
-    sign: str
+    Signs in round brackets are not of this level; ``round`` counts those that are open.
+    """
+
     parts: list[list[str | _Change | _Turns]] = field(default_factory=lambda: [[]])
     between: list[str] = field(default_factory=list[str])
+    round: int = 0
 
-    def plain(self, end: str = "") -> "list[str | _Change | _Turns]":
+    def plain(self) -> "list[str | _Change | _Turns]":
         """Return all of it as text, in which only inner brackets change."""
-        found: list[str | _Change | _Turns] = [self.sign, *self.parts[0]]
+        found: list[str | _Change | _Turns] = [*self.parts[0]]
         for sign, part in zip(self.between, self.parts[1:], strict=True):
             found += [sign, *part]
-        return _joined([*found, end])
+        return found
 
 
 def is_edited(prompt: str) -> bool:
@@ -81,34 +84,28 @@ def prompts_of(prompt: str, steps: int) -> tuple[str, ...]:
 @lru_cache(maxsize=1024)
 def _parsed(prompt: str) -> _Text:
     """Read a prompt in one pass."""
-    stack = [_Open("")]
+    stack = [_Open()]
     for match in _TOKENS.finditer(prompt):
-        token = match[0]
-        if token in ("[", "("):
-            stack.append(_Open(token))
-        elif token in (":", "|") and stack[-1].sign == "[":
-            stack[-1].between.append(token)
-            stack[-1].parts.append([])
-        elif token == ")" and stack[-1].sign == "(":
-            inner = stack.pop()
-            stack[-1].parts[-1] += inner.plain(token)
-        elif token == "]" and any(each.sign == "[" for each in stack[-_NEAREST:]):
-            while stack[-1].sign != "[":  # round brackets that nothing closes are text
-                inner = stack.pop()
-                stack[-1].parts[-1] += inner.plain()
-            inner = stack.pop()
-            change = _change(inner)
-            stack[-1].parts[-1] += inner.plain(token) if change is None else [change]
+        token, top = match[0], stack[-1]
+        if token == "[":
+            stack.append(_Open())
+        elif token == "]" and len(stack) > 1:
+            stack.pop()
+            plain: list[str | _Change | _Turns] = ["[", *top.plain(), "]"]
+            if top.between:
+                change = _change(top)
+                plain = _joined(plain) if change is None else [change]
+            stack[-1].parts[-1] += plain
+        elif token in (":", "|") and len(stack) > 1 and not top.round:
+            top.between.append(token)
+            top.parts.append([])
         else:
-            stack[-1].parts[-1].append(token)
-    while len(stack) > 1:
-        inner = stack.pop()
-        stack[-1].parts[-1] += inner.plain()
+            top.round = max(0, top.round + {"(": 1, ")": -1}.get(token, 0))
+            top.parts[-1].append(token)
+    while len(stack) > 1:  # not closed, so it is text
+        top = stack.pop()
+        stack[-1].parts[-1] += ["[", *top.plain()]
     return tuple(_joined(stack[0].parts[0]))
-
-
-_NEAREST = 64
-"""Round brackets that may be open within a square one."""
 
 
 def _change(closed: _Open) -> _Change | _Turns | None:

@@ -7,18 +7,22 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
-from ssd1b.layouts import MINI_SDXL
 from ssd1b.pipeline import Pipeline
-
-from .test_pipeline import write_model
+from ssd1b.weights.checkpoint import ModelInfo
+from ssd1b.weights.writing import save_folder
+from tiny import TINY, worded_weights
 
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_prompts_with_an_embedding(count: int, tmp_path: Path) -> None:
-    folder = write_model(tmp_path, MINI_SDXL)
+    folder = tmp_path / "model"  # with CLIP's own vocabulary, whose ids have no gaps
+    save_folder(folder, ModelInfo(layout=TINY), worded_weights(TINY))
+    widths = (TINY.text_encoder.hidden_size, TINY.text_encoder_2.hidden_size)
     path = tmp_path / "thing.safetensors"
     torch.manual_seed(2)
-    save_file({"clip_l": torch.randn(count, 64), "clip_g": torch.randn(count, 96)}, path)
+    save_file(
+        {name: torch.randn(count, w) for name, w in zip(("clip_l", "clip_g"), widths, strict=True)}, path
+    )
     oracle = StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True)
     for name, encoder, tokenizer in (
         ("clip_l", oracle.text_encoder, oracle.tokenizer),

@@ -69,8 +69,8 @@ def test_any_text_has_a_prompt_for_each_step(text: str, steps: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def pipeline(tiny_model) -> Pipeline:
-    return Pipeline.load(str(tiny_model), device="cpu", dtype="fp32")
+def pipeline(worded_model) -> Pipeline:
+    return Pipeline.load(str(worded_model), device="cpu", dtype="fp32")
 
 
 def latents(pipeline: Pipeline, *batch: GenerationSettings) -> torch.Tensor:

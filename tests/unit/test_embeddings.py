@@ -35,8 +35,8 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pipeline(tiny_model: Path) -> Pipeline:
-    return Pipeline.load(str(tiny_model), device="cpu", dtype="fp32")
+def pipeline(worded_model: Path) -> Pipeline:
+    return Pipeline.load(str(worded_model), device="cpu", dtype="fp32")
 
 
 def test_a_file_and_its_word(file: Path) -> None:

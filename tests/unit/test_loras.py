@@ -152,7 +152,7 @@ def test_a_changed_file_is_refused(file: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "empty; only intact safetensors"), (b"x", "another file, or a damaged one"),
+        (b"", "an empty file; only intact safetensors"), (b"x", "another file, or a damaged one"),
         (b"PK\x03\x04" + bytes(99), "a zip archive, as PyTorch writes pickles"),
         (b"<html>", "a web page: the download went wrong"), (bytes(100), "another file"),
     ],

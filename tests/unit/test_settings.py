@@ -34,6 +34,8 @@ def test_defaults_of_ssd_1b_are_those_of_its_model_card():
         "guidance_interval": (0.0, 1.0),
         "feature_reuse": 0.0,
         "loras": (),
+        "embeddings": (),
+        "prompt_editing": "off",
         "steps": 25,
         "sampler": "euler",
         "schedule": None,

@@ -167,9 +167,10 @@ def _peft_config(pieces: Pieces) -> dict[str, Any]:
         found |= {
             f"{part}.{key}": value
             for key, value in {
-                "peft_type": "LORA", "r": rank, "lora_alpha": _plain(alpha), "target_modules": sorted(own),
-                "rank_pattern": {_exactly(n): r for n, r in ranks.items() if r != rank},
-                "alpha_pattern": {_exactly(n): _plain(a) for n, a in alphas.items() if a != alpha},
+                "peft_type": "LORA", "r": rank, "lora_alpha": _plain(alpha),
+                "target_modules": sorted(map(_ending, own)),
+                "rank_pattern": {_ending(n): r for n, r in ranks.items() if r != rank},
+                "alpha_pattern": {_ending(n): _plain(a) for n, a in alphas.items() if a != alpha},
                 "use_dora": any({"dora", "magnitude"} & piece.tensors.keys() for piece in own.values()),
                 "lora_bias": any("up_bias" in piece.tensors for piece in own.values()),
             }.items()
@@ -185,6 +186,6 @@ def _plain(value: int | float) -> int | float:
     return int(value) if value == int(value) else value
 
 
-def _exactly(name: str) -> str:
-    """Write a name as a pattern of PEFT that is not the end of another name."""
-    return f"^{name}"
+def _ending(name: str) -> str:
+    """Return the end of a module's name by which PEFT finds it; transformers from 5.6 has no ``text_model``."""
+    return name.removeprefix("text_model.")

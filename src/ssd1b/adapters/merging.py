@@ -72,17 +72,25 @@ def match_file(lora: Lora, layout: ModelLayout) -> Match:
     Raises:
         InputError: as ``find_changes``.
     """
+    files = [each for each in (lora.file, lora.config) if each is not None]
+    return _match_file(lora.file, lora.file.path, lora.config, tuple(map(_stamp, files)), layout)
+
+
+def _stamp(file: InputFile) -> tuple[int, int] | None:
     try:
-        status = Path(lora.file.path).stat()
-        stamp = (status.st_size, status.st_mtime_ns)
+        status = Path(file.path).stat()
     except OSError:  # reported by ``verified``
-        stamp = None
-    return _match_file(lora.file, lora.file.path, lora.config, stamp, layout)
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 @lru_cache(maxsize=16)
 def _match_file(
-    file: InputFile, path: str, config: InputFile | None, stamp: tuple[int, int] | None, layout: ModelLayout
+    file: InputFile,
+    path: str,
+    config: InputFile | None,
+    stamps: tuple[tuple[int, int] | None, ...],
+    layout: ModelLayout,
 ) -> Match:
     return match(open_lora(Lora(file=file, config=config)), layout)
 
