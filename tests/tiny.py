@@ -85,6 +85,16 @@ DRAWABLE = replace(
 """KOALA has the fewest blocks, and a VAE of factor 8 is what sizes on the command line are for."""
 
 
+def worded_weights(layout: ModelLayout) -> dict[str, dict[str, torch.Tensor]]:
+    """``random_weights`` in which words differ: a new text encoder's token embeddings are zeros."""
+    weights = random_weights(layout)
+    for part in ("text_encoder", "text_encoder_2"):
+        for name in ("token_embedding", "position_embedding"):
+            key = f"text_model.embeddings.{name}.weight"
+            weights[part][key] = torch.randn(weights[part][key].shape)
+    return weights
+
+
 def random_weights(layout: ModelLayout) -> dict[str, dict[str, torch.Tensor]]:
     """The state of each of a model's networks, the same in every run."""
     torch.manual_seed(0)

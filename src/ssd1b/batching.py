@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
+from ssd1b.embeddings import words_of
 from ssd1b.models.text import chunk_count
 from ssd1b.models.tokenizer import CLIPTokenizer
 from ssd1b.settings import SETTINGS, GenerationSettings
@@ -16,7 +17,7 @@ Item = TypeVar("Item")
 def batch_key(settings: GenerationSettings, tokenizers: Sequence[CLIPTokenizer]) -> tuple[Hashable, ...]:
     """Return the properties that must be equal within a batch.
 
-    These are ``SHARED`` and the number of chunks that prompt and negative prompt are padded to.
+    These are ``SHARED`` and the number of chunks that prompts and negative prompts are padded to.
     Cross-attention reads the padding, so padding a prompt to another's length would change its image.
 
     Args:
@@ -24,9 +25,14 @@ def batch_key(settings: GenerationSettings, tokenizers: Sequence[CLIPTokenizer])
         tokenizers: the tokenizers of the model's text encoders.
     """
     chunks = tuple(
-        chunk_count(tokenizers, (each.prompt, each.negative_prompt or "")) for each, _ in settings.passes
+        chunk_count(tokenizers, texts_of(each), words_of(each.embeddings)) for each, _ in settings.passes
     )
     return (*(getattr(settings, name) for name in SHARED), chunks)
+
+
+def texts_of(settings: GenerationSettings) -> set[str]:
+    """Return everything that is encoded for an image: its prompts, negative prompts, and their changes."""
+    return {text or "" for pair in settings.prompts() for text in pair}
 
 
 def batch_limit(settings: GenerationSettings, limit: int) -> int:

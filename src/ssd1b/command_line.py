@@ -1,12 +1,11 @@
 """The command that generates an image with given settings."""
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from ssd1b.controls import Control
+from ssd1b.editing import is_edited
 from ssd1b.inputs import InputFile
-from ssd1b.loras import Lora
 from ssd1b.settings import OPTIONS, PICTURE_SETTINGS, Setting
 
 
@@ -15,14 +14,18 @@ def command_line(prompt: str, settings: Mapping[str, Any], **options: str | None
 
     Args:
         prompt: text of the image.
-        settings: by name; None, settings without an option, and without a picture those of pictures, are
-            omitted.
+        settings: by name; None, settings without an option, without a picture those of pictures, and whether
+            prompts are edited if that is plain, are omitted.
         options: values of other options, such as ``model``; None is omitted.
     """
     words = ["ssd1b", "generate"]
     if settings.get("init_image") is None:
         without = {*PICTURE_SETTINGS} - ({"resize_mode"} if settings.get("controls") else set())
         settings = {name: each for name, each in settings.items() if name not in without}
+    names = ("negative_prompt", "hires_prompt", "hires_negative_prompt")
+    texts = (prompt, *(settings.get(name) or "" for name in names))
+    if settings.get("prompt_editing") == ("on" if any(map(is_edited, texts)) else "off"):
+        settings = {name: each for name, each in settings.items() if name != "prompt_editing"}
     # The size comes first: it is the only option of two settings.
     for group in sorted(OPTIONS.values(), key=len, reverse=True):
         values = [settings.get(each.name) for each in group]
@@ -36,16 +39,14 @@ def command_line(prompt: str, settings: Mapping[str, Any], **options: str | None
 def _option(setting: Setting, values: list[Any]) -> list[str]:
     flag = setting.flags[0]
     if setting.read:
-        return [word for each in values[0] for word in (flag, _item(setting.name, each))]
+        return [word for each in values[0] for word in (flag, _item(setting, each))]
     return [flag, *(["x".join(map(_word, values))] if values[1:] else _words(values[0]))]
 
 
-_ITEMS: Mapping[str, Callable[..., object]] = {"loras": Lora, "controls": Control}
-
-
-def _item(name: str, value: object) -> str:
+def _item(setting: Setting, value: object) -> str:
     """Write an item of a list, which is a table if it was read from JSON."""
-    return str(_ITEMS[name](**value) if isinstance(value, Mapping) else value)
+    assert setting.item is not None
+    return str(setting.item(**value) if isinstance(value, Mapping) else value)
 
 
 def _words(value: object) -> list[str]:

@@ -5,6 +5,7 @@ Only regular files are opened, since reading a named pipe, a device or a socket 
 
 import errno
 import hashlib
+import json
 import os
 import stat
 from io import BufferedReader
@@ -20,6 +21,17 @@ _MARKS = {
     b"\xef\xbb\xbf": "utf-8-sig",
 }
 """Encodings by byte order mark, longer marks first."""
+
+# First bytes of files that are mistaken for safetensors. A pickle is refused because opening it can run code.
+_IMPOSTORS: tuple[tuple[bytes, str], ...] = (
+    (b"PK\x03\x04", "a zip archive, as PyTorch writes pickles; a pickle can run code when opened"),
+    *((bytes((0x80, version)), "a pickle, which can run code when opened") for version in (2, 3, 4, 5)),
+    (b"GGUF", "a GGUF file"),
+    (b"version https://git-lfs", "a Git LFS pointer: the download is incomplete, run 'git lfs pull'"),
+    (b"<", "a web page: the download went wrong"),
+    (b"{", "a JSON text"),
+    (b"\x1f\x8b", "a gzip archive"),
+)
 
 _LONGEST = 160
 """Maximum length of a path in a message, in characters."""
@@ -189,6 +201,53 @@ def read_file(path: str | Path, *, most: int) -> bytes:
     if len(data) > most:
         raise InputError(f"{named(path)} is too large: at most {most} bytes are allowed")
     return data
+
+
+def impostor(start: bytes) -> str | None:
+    """Say what a file is that is mistaken for safetensors, by its first bytes; None if that is not known."""
+    return next((what for magic, what in _IMPOSTORS if start.startswith(magic)), None)
+
+
+LARGEST_HEADER = 16 * 2**20
+"""Maximum size of a safetensors header in bytes, with metadata; SDXL's has 0.3 million."""
+
+
+def header_length(file: BufferedReader, path: str | Path) -> int:
+    """Return the size of the header of a safetensors file, which begins at byte 8.
+
+    Raises:
+        InputError: it is another file; the message says which, if that is known.
+    """
+    start = file.read(64)
+    length = int.from_bytes(start[:8], "little")
+    if length > min(LARGEST_HEADER, os.fstat(file.fileno()).st_size - 8) or start[8:9] != b"{":
+        what = impostor(start.lstrip()) or ("another file, or a damaged one" if start else "an empty file")
+        raise InputError(f"{named(path)}: {what}; only intact safetensors files are supported")
+    return length
+
+
+def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Read the shapes of the tensors in a safetensors file by name, from its header alone.
+
+    Raises:
+        InputError: it is another file, or its header is damaged.
+    """
+    with open_regular(path) as file:
+        try:
+            length = header_length(file, path)
+            file.seek(8)
+            header = json.loads(file.read(length))
+            return {
+                name: tuple(int(size) for size in entry["shape"])
+                for name, entry in header.items()
+                if name != "__metadata__"
+            }
+        except OSError as error:
+            raise disk_error(f"cannot read {named(path)}", error) from None
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{named(path)}: a damaged safetensors file: {shown(error)}") from None
 
 
 def decode_text(data: bytes, where: str) -> str:

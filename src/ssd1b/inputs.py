@@ -116,7 +116,7 @@ def _digest(file: BufferedReader, path: str) -> str:
 def digest_of(value: Any) -> Any:
     """Convert what decides an image for ``json.dumps(default=...)`` of keys and names.
 
-    An input becomes its digest, and another dataclass a table of the fields that are compared.
+    An input becomes its digest, and another dataclass a table of the fields that are compared and not None.
 
     Raises:
         TypeError: it is something else.
@@ -124,7 +124,8 @@ def digest_of(value: Any) -> Any:
     if isinstance(value, InputFile):
         return value.sha256
     if is_dataclass(value):
-        return {each.name: getattr(value, each.name) for each in fields(value) if each.compare}
+        table = {each.name: getattr(value, each.name) for each in fields(value) if each.compare}
+        return {name: each for name, each in table.items() if each is not None}
     raise TypeError(f"not JSON: {type(value).__name__}")
 
 

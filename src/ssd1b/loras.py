@@ -8,12 +8,12 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 from ssd1b.errors import InputError, NotFoundError, shown, unknown
-from ssd1b.files import disk_error, expand_path, named, open_regular
+from ssd1b.files import disk_error, expand_path, header_length, named, open_regular
 from ssd1b.inputs import InputFile
 from ssd1b.numerals import number
 from ssd1b.validation import Range, Text, validated
@@ -26,11 +26,19 @@ MOST = 32
 
 SUFFIX = ".safetensors"
 
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+"""Names in PEFT's folders."""
+
+MAX_CONFIG_BYTES = 2**20
+
+TRANSFERS = ("kept", "projection", "name")
+"""How an adapter is moved to a smaller model: through the layer map; also projected onto the subspaces of its
+weights; or by names alone, as other programs do."""
+
 Strength = Annotated[float, Range(-100, 100)]
 
 _PIECE = re.compile(r"(.+):([^:/\\]*)", re.DOTALL)
 _TAG = re.compile(r"<(?:lora|lyco):([^<>:\n]{1,200})((?::[^<>:\n]{0,40}){0,8})>")
-_LONGEST_HEADER = 16 * 2**20
 
 
 @validated
@@ -44,17 +52,20 @@ class Lora:
         text: strength in the text encoders.
         short_hash: first 12 digits of the SHA-256 of the file's tensors, by which AUTOMATIC1111 and others
             find it; empty if unknown.
+        config: PEFT's ``adapter_config.json`` beside the file, which has its strength; None for other files.
     """
 
     file: InputFile
     unet: Strength = 1.0
     text: Strength = 1.0
     short_hash: Text = field(default="", compare=False)
+    config: InputFile | None = None
 
     @property
     def name(self) -> str:
-        """The file's name without suffix, as in tags."""
-        return Path(self.file.path).stem
+        """The file's name without suffix, as in tags; of PEFT's, the folder's."""
+        path = Path(self.file.path)
+        return path.stem if self.config is None else path.parent.name
 
     def __str__(self) -> str:
         """Write it as an option's value: ``FILE[:UNET[:TEXT]]``."""
@@ -94,23 +105,31 @@ def read_lora(text: str) -> Lora:
 
 
 def lora_of(path: str | Path, *, unet: float = 1.0, text: float = 1.0) -> Lora:
-    """Identify the file of an adapter, and give its strengths.
+    """Identify the file of an adapter, or PEFT's folder, and give its strengths.
 
     Raises:
-        InputError: the file cannot be read, or a strength is not allowed.
+        InputError: the file cannot be read, is not safetensors, or a strength is not allowed.
     """
-    file = InputFile.of(path, most=MAX_BYTES)
-    return Lora(file=file, unet=unet, text=text, short_hash=_tensors_hash(file.path))
+    place = Path(expand_path(str(path)))
+    place = place / PEFT_FILE if place.is_dir() else place
+    config = place.with_name(PEFT_CONFIG)
+    file = InputFile.of(place, most=MAX_BYTES)
+    return Lora(
+        file=file, unet=unet, text=text, short_hash=_tensors_hash(file.path),
+        config=InputFile.of(config, most=MAX_CONFIG_BYTES)
+        if place.name == PEFT_FILE and config.exists() else None,
+    )  # fmt: skip
 
 
 def _tensors_hash(path: str) -> str:
-    """Hash what follows the header of a safetensors file; "" for another file."""
+    """Hash what follows the header of a safetensors file; no more than its first byte is looked at.
+
+    Raises:
+        InputError: it is another file, which is found here before a model is loaded.
+    """
     with open_regular(path) as file:
         try:
-            length = int.from_bytes(file.read(8), "little")
-            if length > min(_LONGEST_HEADER, os.fstat(file.fileno()).st_size - 8):
-                return ""
-            file.seek(8 + length)
+            file.seek(8 + header_length(file, path))
             return hashlib.file_digest(file, "sha256").hexdigest()[:12]
         except OSError as error:
             raise disk_error(f"cannot read {named(path)}", error) from None
@@ -125,9 +144,7 @@ def scaled(loras: Sequence[Lora], factor: float, name: str | None = None) -> tup
     if name is not None and all(each.name != name for each in loras):
         raise unknown("lora", name, [each.name for each in loras])
     return tuple(
-        Lora(file=each.file, unet=each.unet * factor, text=each.text * factor, short_hash=each.short_hash)
-        if name in (None, each.name)
-        else each
+        replace(each, unet=each.unet * factor, text=each.text * factor) if name in (None, each.name) else each
         for each in loras
     )
 

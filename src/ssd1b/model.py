@@ -20,13 +20,13 @@ from ssd1b.models.text import TextEncoder, TextEncoders
 from ssd1b.models.tokenizer import CLIPTokenizer
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
-from ssd1b.recipe import ModelIdentity
+from ssd1b.recipe import MAX_NETWORK_BYTES, ModelIdentity, NetworkFile
 from ssd1b.settings import DEFAULT_MODEL
 from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import SETTINGS_FILE, Checkpoint, Layout, ModelInfo
 from ssd1b.weights.files import is_finite, json_text, read_json
 from ssd1b.weights.loading import cast_weight, load_component, read_part
-from ssd1b.weights.opening import open_checkpoint
+from ssd1b.weights.opening import open_checkpoint, with_network
 from ssd1b.weights.vocabulary import load_tokenizers
 
 NETWORKS: dict[str, Callable[[Any], nn.Module]] = {
@@ -54,6 +54,7 @@ class Model:
         commit: the hub's commit; None for a model that is not from the hub.
         half: prefer a folder's fp16 files, for running in 16 bits.
         prediction: what the UNet predicts, "epsilon" or "v"; None takes it from the files.
+        networks: files with networks that replace the model's own.
         loras: adapters that are merged into the weights.
     """
 
@@ -62,6 +63,7 @@ class Model:
     commit: str | None = None
     half: bool = False
     prediction: str | None = None
+    networks: tuple[NetworkFile, ...] = ()
     loras: tuple[Lora, ...] = ()
 
     @classmethod
@@ -74,6 +76,7 @@ class Model:
         prediction: str | None = None,
         token: bool = True,
         paths: bool = True,
+        networks: Iterable[NetworkFile] = (),
     ) -> "Model":
         """Find a model, downloading it if it is not on disk.
 
@@ -84,12 +87,20 @@ class Model:
             prediction: see ``Model``.
             token: send the user's token to the hub. False for a name from an untrusted file.
             paths: allow ``name`` to be a path. False for a name from an untrusted file.
+            networks: see ``Model``. Only files with the recorded content are taken.
 
         Raises:
-            InputError: there is no such model, or it cannot be downloaded.
+            InputError: there is no such model, or it cannot be downloaded; or a file of a network is missing
+                or has changed.
         """
         found = hub.resolve(name, offline=offline, half=half, token=token, paths=paths)
-        return cls(name=name, path=found.path, commit=found.commit, half=half, prediction=prediction)
+        replaced = tuple(networks)
+        for each in replaced:
+            each.file.verified(most=MAX_NETWORK_BYTES)
+        return cls(
+            name=name, path=found.path, commit=found.commit, half=half, prediction=prediction,
+            networks=replaced,
+        )  # fmt: skip
 
     def with_loras(self, loras: Iterable[Lora]) -> "Model":
         """Return the same model with other adapters; files that are open stay so."""
@@ -106,7 +117,10 @@ class Model:
         Raises:
             InputError: see ``opening.open_checkpoint``.
         """
-        return open_checkpoint(self.path, half=self.half, prediction=self.prediction)
+        found = open_checkpoint(self.path, half=self.half, prediction=self.prediction)
+        for each in self.networks:
+            found = with_network(found, each.network, Path(each.file.path), prediction=self.prediction)
+        return found
 
     @cached_property
     def info(self) -> ModelInfo:
@@ -153,11 +167,11 @@ class Model:
         """The model's entry in recipes, which have adapters among the settings."""
         return ModelIdentity(
             name=Path(self.source).name, source=self.source, revision=self.commit,
-            layout=self.layout.name, prediction=self.prediction,
+            layout=self.layout.name, prediction=self.prediction, networks=self.networks,
         )  # fmt: skip
 
     def digest(self, file_digest: Callable[[Path], str]) -> str:
-        """Hash everything that decides what the model computes: all its files, and ``prediction``.
+        """Hash everything that decides what it computes: its files, ``networks``, and ``prediction``.
 
         The world that a model declares does not affect its images. Adapters are among the settings.
 
@@ -170,6 +184,8 @@ class Model:
         for file in files:
             found = _without_world(file) if file.name == SETTINGS_FILE else None
             digest.update(f"{file.relative_to(self.path)} {found or file_digest(file)}\n".encode())
+        for each in sorted(self.networks, key=lambda each: each.network):
+            digest.update(f"{each.network} {each.file.sha256}\n".encode())
         if self.prediction is not None:
             digest.update(f"prediction {self.prediction}\n".encode())
         return digest.hexdigest()
@@ -184,7 +200,10 @@ class Model:
         stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         if not self.changes[part]:
             return stamps
-        merged = [(each.file.sha256, each.unet if part == "unet" else each.text) for each in self.loras]
+        merged = [
+            (each.file.sha256, each.unet if part == "unet" else each.text, *filter(None, [each.config]))
+            for each in self.loras
+        ]
         return [*stamps, (hashlib.sha256(repr(merged).encode()).hexdigest(), 0, 0)]
 
     def network(

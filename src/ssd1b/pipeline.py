@@ -1,15 +1,16 @@
 """The pipeline from a prompt to images."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ssd1b.batching import SHARED, batch_key, batch_limit
+from ssd1b.adapters.vectors import read_vectors
+from ssd1b.batching import SHARED, batch_key, batch_limit, texts_of
 from ssd1b.canvas import Layout, Source, put_back
 from ssd1b.decoding import read_source
 from ssd1b.diffusion.denoiser import Denoise, Guidance, Predict, PredictPair, denoiser, guided
@@ -18,16 +19,17 @@ from ssd1b.diffusion.noise import noise_source, slerp
 from ssd1b.diffusion.samplers import SAMPLERS, Step
 from ssd1b.diffusion.schedule import drawn_schedule, lower_levels, steps_for
 from ssd1b.diffusion.upscaling import Enlarged, covering, cut, enlarge_latents
+from ssd1b.embeddings import words_of
 from ssd1b.errors import FailedError, InputError
 from ssd1b.execution import DEFAULT, Execution
 from ssd1b.images import Picture, to_images, to_levels, to_pixels
 from ssd1b.layouts import ModelLayout
 from ssd1b.model import Model
 from ssd1b.models.layers import guidance_embedding
-from ssd1b.models.text import Conditioning, TextEncoders
+from ssd1b.models.text import Conditioning, TextEncoders, chunk_count
 from ssd1b.models.unet import PromptKV, UNet
 from ssd1b.models.vae import VAE
-from ssd1b.recipe import ModelIdentity, Recipe
+from ssd1b.recipe import ModelIdentity, NetworkFile, Recipe
 from ssd1b.runtime import choose_device, choose_dtype, dtype_name
 from ssd1b.settings import (
     DEFAULT_MODEL,
@@ -53,6 +55,12 @@ from ssd1b.weights.vocabulary import calibration_prompts
 CALIBRATION_STEPS = 32
 """Denoising steps from which a quantized network's activation ranges are measured."""
 
+_KEPT_PROMPTS = 4
+"""Number of changing prompts whose keys and values are kept; for SDXL each takes about 60 MB in 16 bits."""
+
+Texts = Sequence[tuple[str, str | None]]
+"""Prompt and negative prompt of each image of a batch."""
+
 Watch = Callable[[Step], object]
 """Called after each denoising step of a batch. An exception that it raises cancels the generation."""
 
@@ -64,6 +72,13 @@ def ignore(step: Step) -> None:
 def reads_half(execution: Execution, dtype: torch.dtype) -> bool:
     """Whether a model is read from its fp16 files, if it has some; see ``Model.half``."""
     return execution.memory == "low" or dtype.itemsize == 2
+
+
+@dataclass(slots=True)
+class _Clock:
+    """The step that is being computed, from 0, on which prompts with editing depend."""
+
+    step: int = 0
 
 
 class _Original(NamedTuple):
@@ -138,6 +153,7 @@ class Pipeline:
         prediction: str | None = None,
         token: bool = True,
         paths: bool = True,
+        networks: Mapping[str, str] | Sequence[NetworkFile] = (),
         execution: Execution = DEFAULT,
         threads: Threads = None,
         notify: Callable[[str], None] = lambda message: None,
@@ -155,6 +171,8 @@ class Pipeline:
             token: send the user's token to the hub. False for a name from an untrusted file.
             paths: allow ``model`` to be a path. False for a name from an untrusted file; ``hub.known_source``
                 tells whether such a name is a known model's.
+            networks: files with networks that replace the model's own, in Python as
+                ``{"vae": "sdxl_vae.safetensors"}``; the names are those of ``recipe.NETWORKS``.
             execution: execution options: compilation, quantization, memory mode.
             threads: number of CPU threads, or "auto" to choose it for each batch. Both change torch's
                 setting for the whole process; None leaves it unchanged.
@@ -168,7 +186,12 @@ class Pipeline:
         number_format = choose_dtype(dtype, target)
         check_execution(execution, target, number_format)
         half = reads_half(execution, number_format)
-        found = Model.find(model, offline=offline, half=half, prediction=prediction, token=token, paths=paths)
+        if isinstance(networks, Mapping):
+            networks = [NetworkFile.of(network, path) for network, path in networks.items()]
+        found = Model.find(
+            model, offline=offline, half=half, prediction=prediction, token=token, paths=paths,
+            networks=networks,
+        )  # fmt: skip
         unet, side = found.layout.unet, found.layout.size // found.layout.vae.factor
         execution = resolve_auto(execution, unet, target, number_format)
         use_threads(threads, unet, side, side)  # before weights are packed for that number
@@ -315,9 +338,9 @@ class Pipeline:
         first = self._varied(noise(), batch)
         original = self._original(batch, before, first)
         guide = self._guide(common, levels.timesteps)
-        predict = guided(
-            *self._predictors(batch, original, guide), guidance, noise_schedule.num_train_timesteps
-        )
+        clock = _Clock()
+        predictors = self._predictors(batch, original, guide, clock)
+        predict = guided(*predictors, guidance, noise_schedule.num_train_timesteps)
         denoise = denoiser(predict, noise_schedule, levels)
         latents = first * levels.initial_scale
         if original is not None and original.latents is not None:
@@ -326,7 +349,9 @@ class Pipeline:
             if not self.layout.unet.inpaints:
                 denoise = original.keeping(denoise, first, levels.sigmas)
         more = {"lower": lower_levels(noise_schedule, levels, common.gamma)} if sampler.gamma else {}
-        yield from sampler.run(denoise, latents, levels.sigmas, noise, **more)
+        for step in sampler.run(denoise, latents, levels.sigmas, noise, **more):
+            clock.step = step.index + 1
+            yield step
 
     def _varied(self, noise: Latents, batch: Sequence[GenerationSettings]) -> Latents:
         """Turn the noise towards that of the variation seeds."""
@@ -476,14 +501,35 @@ class Pipeline:
                 raise FailedError(f"{self.identity.source}: {part}: {what}")
 
     def _predictors(
-        self, batch: Sequence[GenerationSettings], original: "_Original | None", guide: Guide | None
+        self,
+        batch: Sequence[GenerationSettings],
+        original: "_Original | None",
+        guide: Guide | None,
+        clock: _Clock,
     ) -> tuple[Predict, PredictPair]:
-        """Make the forward pass for the prompts, and the one for negative prompts and prompts together."""
-        negative, positive = self._conditioning(batch)
+        """Make the forward pass for the prompts, and the one for negative prompts and prompts together.
+
+        Those of each step are encoded when it begins, if they differ from the last ones.
+        """
+        schedules = [settings.prompts() for settings in batch]
+        make = lru_cache(maxsize=_KEPT_PROMPTS)(partial(self._predictors_of, batch, original, guide))
+
+        def current() -> tuple[Predict, PredictPair]:
+            return make(tuple(prompts[min(clock.step, len(prompts) - 1)] for prompts in schedules))
+
+        return lambda x, timestep: current()[0](x, timestep), lambda x, timestep: current()[1](x, timestep)
+
+    def _predictors_of(
+        self,
+        batch: Sequence[GenerationSettings],
+        original: "_Original | None",
+        guide: Guide | None,
+        texts: Texts,
+    ) -> tuple[Predict, PredictPair]:
+        """Make the forward passes for a prompt and negative prompt of each image."""
+        negative, positive = self._conditioning(texts, batch)
         pair = Conditioning(*(torch.cat(parts) for parts in zip(negative, positive, strict=True)))
-        unconditional = self.info.force_zeros_for_empty_prompt and all(
-            s.negative_prompt is None for s in batch
-        )
+        unconditional = self.info.force_zeros_for_empty_prompt and all(text is None for _, text in texts)
         # Computed by the first step that needs them, for all steps.
         prompt_kv = cache(lambda: self.unet.cross_attention_kv(positive.embeds))
         pair_kv = cache(
@@ -531,13 +577,21 @@ class Pipeline:
             )
         return FeatureReuse(tolerance) if tolerance else None
 
-    def _conditioning(self, batch: Sequence[GenerationSettings]) -> tuple[Conditioning, Conditioning]:
-        """Encode negative prompts and prompts, padded to the same number of chunks."""
-        prompts = [settings.prompt for settings in batch]
-        negatives = [settings.negative_prompt for settings in batch]
-        tokens = self.text.tokenize([*(text or "" for text in negatives), *prompts])
+    def _conditioning(
+        self, texts: Texts, batch: Sequence[GenerationSettings]
+    ) -> tuple[Conditioning, Conditioning]:
+        """Encode negative prompts and prompts, padded to the most chunks that any step of the batch needs."""
+        prompts, negatives = [text for text, _ in texts], [text for _, text in texts]
+        embeddings = batch[0].embeddings
+        words = words_of(embeddings)
+        chunks = max(
+            chunk_count((self.text.tokenizer, self.text.tokenizer_2), texts_of(settings), words)
+            for settings in batch
+        )
+        tokens = self.text.tokenize([*(text or "" for text in negatives), *prompts], words, chunks)
+        vectors = read_vectors(embeddings, self.layout) if embeddings else (None, None)
         # A copy, because tensors made in inference mode cannot be modified outside it.
-        embeds, pooled = (part.to(self.dtype, copy=True) for part in self.text.encode(tokens))
+        embeds, pooled = (part.to(self.dtype, copy=True) for part in self.text.encode(tokens, vectors))
         if self.info.force_zeros_for_empty_prompt:
             absent = [index for index, text in enumerate(negatives) if text is None]
             embeds[absent], pooled[absent] = 0.0, 0.0

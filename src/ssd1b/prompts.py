@@ -9,9 +9,10 @@ Syntax and results are those of AUTOMATIC1111's web UI (``modules/prompt_parser.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from types import MappingProxyType
 
 from ssd1b.errors import InputError
 
@@ -19,9 +20,6 @@ BRACKET_WEIGHT = 1.1
 
 MAX_WEIGHT = 100.0
 """Largest absolute attention weight; beyond it, as in "(Metropolis:1927)", the number was meant as text."""
-
-_PIECE = 1000
-"""Maximum number of characters examined in a bracket, so that the time stays linear."""
 
 CHUNK_SIZE = 75
 """Tokens in a chunk: CLIP's context of 77 without its begin and end tokens."""
@@ -102,19 +100,17 @@ _UNSUPPORTED = re.compile(
   | (?P<embedding> \bembedding:[\w./-]{1,200} )
   | (?P<wildcard> __[\w*/-]{1,200}__ | \{[^{}|\n]{0,200}\|[^{}\n]{0,200}\} )
   | (?P<composition> \bAND\b )
-  | (?P<bracket> [\[\]] )
     """,
     re.VERBOSE | re.DOTALL,
 )
-_EDITING = re.compile(r":\s*[0-9]*\.?[0-9]+\s*\]\Z")
 NETWORK = "a LoRA or another network"
+EMBEDDING = "an embedding"
+WILDCARD = "a wildcard"
 _FEATURES = {
     "network": NETWORK,
-    "embedding": "an embedding",
-    "wildcard": "a wildcard",
+    "embedding": EMBEDDING,
+    "wildcard": WILDCARD,
     "composition": "composition of prompts",
-    "editing": "prompt editing",
-    "alternation": "alternating words",
 }
 
 
@@ -125,25 +121,10 @@ def unsupported(text: str) -> dict[str, str]:
         The first occurrence of each feature, by a readable name of the feature.
     """
     found: dict[str, str] = {}
-    opened: list[int] = []
     for match in _UNSUPPORTED.finditer(text):
-        kind, piece = match.lastgroup, match[0]
-        if piece == "[":
-            opened.append(match.start())
-            continue
-        if kind == "bracket":
-            piece = text[opened.pop() : match.end()] if opened else ""
-            kind = _bracketed(piece[-_PIECE:])
-        if kind is not None:
-            found.setdefault(_FEATURES[kind], piece)
+        if match.lastgroup is not None:
+            found.setdefault(_FEATURES[match.lastgroup], match[0])
     return found
-
-
-def _bracketed(piece: str) -> str | None:
-    """Find which feature of A1111 square brackets hold, other than less attention."""
-    if _EDITING.search(piece):
-        return "editing"
-    return "alternation" if "|" in piece else None
 
 
 def _split_breaks(text: str) -> list[str | None]:
@@ -189,12 +170,20 @@ def chunk(
     comma_id: int,
     size: int = CHUNK_SIZE,
     backtrack: int = COMMA_BACKTRACK,
+    together: Mapping[int, int] = MappingProxyType({}),
 ) -> list[list[tuple[int, float]]]:
     """Split the (token id, weight) pairs of a prompt into one or more chunks of at most ``size``.
 
     Each of the ``parts``, as from ``parse_prompt``, begins a new chunk. A part that does not fit is split
     after the last comma if that is among the last ``backtrack`` tokens, otherwise where the chunk is full.
     The chunks are not padded, since the padding token depends on the tokenizer.
+
+    Args:
+        parts: the pairs.
+        comma_id: the token after which a chunk may end early.
+        size: maximum number of tokens in a chunk.
+        backtrack: maximum number of tokens by which a chunk is shortened.
+        together: how many tokens from one of these on are not split, such as an embedding's vectors.
 
     Source: AUTOMATIC1111 ``TextConditionalModel.tokenize_line``.
     """
@@ -209,7 +198,7 @@ def chunk(
                 chunks.append(chunks[-1][comma + 1 :])
                 del chunks[-2][comma + 1 :]
                 comma = None
-            if len(chunks[-1]) == size:
+            if len(chunks[-1]) + together.get(pair[0], 1) > size:
                 chunks.append([])
                 comma = None
             chunks[-1].append(pair)

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from ssd1b import automatic1111
 from ssd1b.errors import InputError, shown
 from ssd1b.execution import DEFAULT, Execution
+from ssd1b.files import read_shapes
 from ssd1b.inputs import InputFile, with_paths
 from ssd1b.loras import write_tags
 from ssd1b.numerals import number, whole_number
@@ -21,12 +22,44 @@ from ssd1b.sampler_names import SAMPLERS, SCHEDULES
 from ssd1b.settings import BEFORE, HIRES_SETTINGS, SEED_SETTINGS, SETTINGS, GenerationSettings, equal_seed
 from ssd1b.table_files import parser_reason
 from ssd1b.upscalers import DEFAULT_UPSCALER, UPSCALERS
-from ssd1b.validation import OneOf, Range, Text, parse, validated
+from ssd1b.validation import Items, OneOf, Range, Text, parse, validated
 
 FORMAT = 1
 """Format version of the JSON."""
 
 Count = Annotated[int, Range(1, 65_536)]
+
+
+NETWORKS = ("vae", "unet", "text_encoder", "text_encoder_2")
+"""The networks of a model."""
+
+MAX_NETWORK_BYTES = 64 * 2**30
+"""Maximum size of a file with a network; SDXL's UNet in float32 has 10 GB."""
+
+
+@validated
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkFile:
+    """A file with a network that replaces the model's own.
+
+    Attributes:
+        network: one of ``NETWORKS``.
+        file: the file, identified by its content.
+    """
+
+    network: Annotated[str, OneOf("network", NETWORKS)]
+    file: InputFile
+
+    @classmethod
+    def of(cls, network: str, path: str) -> "NetworkFile":
+        """Identify a file.
+
+        Raises:
+            InputError: there is no such network, or the file cannot be read or is not safetensors.
+        """
+        file = InputFile.of(path, most=MAX_NETWORK_BYTES)
+        read_shapes(file.path)  # another kind of file is found before anything is loaded
+        return cls(network=network, file=file)
 
 
 @validated
@@ -41,6 +74,7 @@ class ModelIdentity:
         layout: a name of ``layouts.UNETS``.
         prediction: what the user declared the UNet to predict, "epsilon" or "v"; None if it was read from the
             model's files.
+        networks: files that replaced networks of the model.
     """
 
     name: Text
@@ -48,6 +82,7 @@ class ModelIdentity:
     revision: Text | None
     layout: Text
     prediction: Text | None = None
+    networks: Annotated[tuple[NetworkFile, ...], Items(0, len(NETWORKS))] = ()
 
 
 @validated
@@ -223,6 +258,7 @@ def write_parameters(recipe: Recipe) -> str:
         **_inpainting(settings),
         **_hires(settings),
         **_lora_hashes(settings),
+        **_embedding_hashes(settings),
         "RNG": "CPU",
         "Version": f"ssd1b {recipe.ssd1b_version}",
     }
@@ -245,6 +281,12 @@ def _variation(settings: GenerationSettings) -> dict[str, object]:
         "Variation seed": settings.variation_seed,
         "Variation seed strength": f"{settings.variation_strength:g}",
     }
+
+
+def _embedding_hashes(settings: GenerationSettings) -> dict[str, str]:
+    """Name the files of embeddings with the beginning of their SHA-256, as AUTOMATIC1111 does."""
+    hashes = [f"{each.word}: {each.file.sha256[:12]}" for each in settings.embeddings]
+    return {"TI hashes": ", ".join(hashes)} if hashes else {}
 
 
 def _strength(settings: GenerationSettings) -> dict[str, str]:

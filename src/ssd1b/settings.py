@@ -9,7 +9,7 @@ import re
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import cycle, pairwise
 from numbers import Integral
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +28,8 @@ from ssd1b.canvas import (
 from ssd1b.controls import MOST as MOST_CONTROLS
 from ssd1b.controls import Control, read_control
 from ssd1b.decoding import RESIZE_MODES, fitting_size, identify_picture
+from ssd1b.editing import is_edited, prompts_of
+from ssd1b.embeddings import MOST_EMBEDDINGS, Embedding, read_embedding
 from ssd1b.errors import InputError, prefix_errors, shown, unknown
 from ssd1b.few_steps import Recognised, recognise
 from ssd1b.inputs import InputFile
@@ -154,6 +156,7 @@ class Setting:
         example: example values of the axis.
         per_picture: may differ between the images of a batch.
         read: reads one item of a setting that is a list, whose option can be repeated; None for others.
+        item: class of these items, made from a table as ``item(**table)``; written as text by ``str``.
         local: names files of this machine, so that a server takes it from clients only where its API has
             another way to give it (``server.schemas.FILE_SETTINGS``).
         a1111: key in AUTOMATIC1111's text.
@@ -173,6 +176,7 @@ class Setting:
     example: str = ""
     per_picture: bool = False
     read: Callable[[str], Any] | None = None
+    item: Callable[..., Any] | None = None
     local: bool = False
     a1111: str | None = None
     sdapi: str | None = None
@@ -212,6 +216,12 @@ def _falling(timesteps: str) -> None:
     read_timesteps(timesteps)
 
 
+def _different_words(given: tuple[Embedding, ...]) -> None:
+    words = [each.word.lower() for each in given]
+    if twice := [word for word in words if words.count(word) > 1]:
+        raise InputError(f"embeddings have the word {shown(twice[0])} twice: give one of them another word")
+
+
 Prompt = Annotated[Text, Check(_not_blank)]
 Seed = Annotated[int, Range(0, SEEDS - 1, why="torch takes 32 bits, larger ones repeat")]
 Pixels = Annotated[int, Range(SMALLEST_SIDE, LARGEST_SIDE, multiple_of=SIDE_MULTIPLE)]
@@ -237,6 +247,14 @@ class GenerationSettings:
     )]
     """What guidance moves away from. None is no negative prompt, for which SDXL uses zeros; "" is the
     encoding of an empty text, and gives a different image."""
+
+    prompt_editing: Annotated[Annotated[str, OneOf("prompt editing", ("on", "off"))] | None, Setting(
+        default=None, before="off", flags=("--prompt-editing",), metavar="on|off", example="on,off",
+        per_picture=True,
+        help="Whether [a:b:0.5] and [a|b] in prompts change them during the steps. Default: on if there are "
+        "any.",
+    )] = None
+    """Whether prompts are read as in ``ssd1b.editing``: "on", or "off"; None is "on" if one changes."""
 
     guidance_scale: Annotated[float, Range(0, 100), Setting(
         flags=("--guidance", "--guidance-scale"), metavar="SCALE", aliases=("cfg", "cfg-scale"),
@@ -267,18 +285,25 @@ class GenerationSettings:
 
     loras: Annotated[tuple[Lora, ...], Items(0, MOST), Setting(
         default=(), before=(), flags=("--lora",), metavar="FILE[:UNET[:TEXT]]", example="none",
-        read=read_lora, local=True,
+        read=read_lora, item=Lora, local=True,
         help="A LoRA or another adapter, its strength in the UNet and in the text encoders; may be repeated.",
     )] = ()
     """Adapters that are merged into the model's weights. Their order does not matter."""
 
     controls: Annotated[tuple[Control, ...], Items(0, MOST_CONTROLS), Setting(
         default=(), before=(), flags=("--control",), metavar="MODEL:PICTURE[:SCALE[:START[:END]]][:canny]",
-        example="none", read=read_control, local=True,
+        example="none", read=read_control, item=Control, local=True,
         help="A ControlNet or T2I-Adapter and the picture that it follows; may be repeated. canny takes its "
         "edges; guess and bgr are further words.",
     )] = ()
     """Networks that guide the image by pictures, which are fitted to its size by ``resize_mode``."""
+
+    embeddings: Annotated[tuple[Embedding, ...], Items(0, MOST_EMBEDDINGS), Check(_different_words), Setting(
+        default=(), before=(), flags=("--embedding",), metavar="FILE[:WORD]", example="none",
+        read=read_embedding, item=Embedding, local=True,
+        help="An embedding (textual inversion), and the word for it in prompts; may be repeated.",
+    )] = ()
+    """Embeddings, whose vectors take the place of their words in prompts."""
 
     steps: Annotated[int, Range(1, MAX_STEPS), Setting(
         default=25,  # the article: more steps make no significant difference
@@ -518,6 +543,10 @@ class GenerationSettings:
         self._check_timesteps()
         if self.controls and self.feature_reuse:
             raise InputError("feature_reuse must be 0 with controls, which change deep features in each step")
+        if self.prompt_editing is None:
+            texts = (self.prompt, self.negative_prompt, self.hires_prompt, self.hires_negative_prompt)
+            edited = any(is_edited(each or "") for each in texts)
+            object.__setattr__(self, "prompt_editing", "on" if edited else "off")
         if self.init_image is None:
             return
         self._check_canvas()
@@ -603,6 +632,13 @@ class GenerationSettings:
     def timestep_list(self) -> tuple[int, ...]:
         """The numbers of ``timesteps``; empty for None."""
         return () if self.timesteps is None else read_timesteps(self.timesteps)
+
+    def prompts(self) -> list[tuple[str, str | None]]:
+        """Return prompt and negative prompt of each step; of a single one if they do not change."""
+        if self.prompt_editing != "on":
+            return [(self.prompt, self.negative_prompt)]
+        negative = (None,) if self.negative_prompt is None else prompts_of(self.negative_prompt, self.steps)
+        return list(zip(prompts_of(self.prompt, self.steps), cycle(negative), strict=False))
 
     @property
     def start(self) -> Start:
@@ -735,6 +771,9 @@ OPTIONS: Mapping[str, tuple[Setting, ...]] = MappingProxyType(_options())
 
 INPUTS = tuple(name for name, each in SETTINGS.items() if each.kind is InputFile)
 """Settings that are pictures."""
+
+LISTS = tuple(name for name, each in SETTINGS.items() if each.read)
+"""Settings that are lists, whose items may be given as text."""
 
 PICTURE_SETTINGS = (
     *INPUTS, "strength", "strength_steps", "resize_mode", "mask_change", "mask_blur", "mask_content",
@@ -949,9 +988,10 @@ def _canonical(layer: Mapping[str, object]) -> dict[str, object]:
         if name not in SETTINGS:
             raise unknown("setting", name, SETTINGS)
     settings = identified(layer)
-    for name, setting in SETTINGS.items():
-        if setting.read and isinstance(items := settings.get(name), list | tuple):
-            settings[name] = tuple(setting.read(each) if isinstance(each, str) else each for each in items)
+    for name in LISTS:
+        read = SETTINGS[name].read
+        if isinstance(items := settings.get(name), list | tuple) and read is not None:
+            settings[name] = tuple(read(each) if isinstance(each, str) else each for each in items)
     for prefix in ("", "hires_"):
         _name_sampler(settings, f"{prefix}sampler", f"{prefix}schedule")
     if isinstance(upscaler := settings.get("hires_upscaler"), str):

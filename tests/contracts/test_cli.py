@@ -23,15 +23,21 @@ SETTINGS = {
     "--variation-strength", "--subseed-strength", "--hires-scale", "--hr-scale", "--hires-size",
     "--hires-strength", "--hires-upscaler", "--hr-upscaler", "--hires-steps", "--hires-sampler",
     "--hires-schedule", "--hires-guidance", "--hires-prompt", "--hires-negative", "--timesteps", "--gamma",
-    "--control",
+    "--control", "--embedding", "--prompt-editing",
 }  # fmt: skip
-MODEL = {"--model", "--device", "--dtype", "--threads", "--offline", "--prediction"}
+MODEL = {
+    "--model", "--device", "--dtype", "--threads", "--offline", "--prediction", "--vae", "--unet",
+    "--text-encoder", "--text-encoder-2",
+}  # fmt: skip
 CLUSTER = {"--ray", "--ray-actors", "--ray-gpus", "--ray-cpus"}
 COMPUTING = {"--compile", "--quantize", "--memory", "--backend"}
+ADAPTER = {"--out", "--dialect", "--dtype", "--overwrite", "--dry-run", "--json"}
+CUT = {"--rank", "--energy", "--sv-fro", "--sv-cumulative", "--sv-ratio"}
 
 OPTIONS = {
     "generate": {
         "--file", "--count", "--out", "--format", "--preview", "--json", "--lora-folder",
+        "--embedding-folder", "--style", "--styles", "--dynamic-prompts", "--wildcard-folder",
         "--speed", *SETTINGS, *MODEL, *COMPUTING
     },
     "evaluate": {"--captions", "--seeds", "--data", "--versus", "--judge", "--out", "--overwrite", "--json",
@@ -71,6 +77,12 @@ OPTIONS = {
     "serve": {f"--{name.replace('_', '-')}" for name in SERVER_OPTIONS} | {"--config", "--open"},
     "rerun": {"--out", "--trust-recipe", "--inputs", *MODEL, *COMPUTING},
     "inspect": {"--json", "--model"},
+    "lora convert": {"--to", "--transfer", "--teacher", "--partial", "--model", *ADAPTER},
+    "lora merge": {"--model", *ADAPTER, *CUT},
+    "lora resize": {"--model", *ADAPTER, *CUT},
+    "lora extract": {"--unet-only", "--small", *ADAPTER, *CUT},
+    "lora bake": {"--lora", "--out", "--dtype", "--overwrite", "--dry-run"},
+    "lora inspect": {"--json", "--model"},
     "models": {"--json"},
     "env": {"--json"},
     "tabletop render": {"--count", "--seed", "--split", "--world", "--out", "--overwrite"},
@@ -106,7 +118,7 @@ def in_process(*arguments: str) -> tuple[str, set[str], float]:
     return "\n".join([*printed, done.stderr]), set(modules.split()), seconds
 
 
-@pytest.mark.parametrize("command", ["", "tabletop", *OPTIONS])
+@pytest.mark.parametrize("command", ["", "tabletop", "lora", *OPTIONS])
 def test_help_is_instant_and_complete(command):
     text, heavy, seconds = in_process(*command.split(), "--help")
     assert heavy == set()

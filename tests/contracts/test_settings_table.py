@@ -52,6 +52,8 @@ def test_every_option_is_one_of_the_command_line_and_of_command_lines_that_are_w
         }  # fmt: skip
         hires = {**_chosen(HIRES), "hires_scale": 2.0, "hires_sampler": "ddim", "hires_schedule": "karras"}
         chosen = {"strength": 0.5, "mask_blur": 4.0, "outpaint": "left=64", "loras": [lora]}
+        chosen["embeddings"] = [{"file": lora["file"], "word": "x", "vectors": 2}]
+        chosen["prompt_editing"] = "on"
         chosen["controls"] = [{"model": picture, "picture": picture}]
         written = command_line("x", {**hires, **others, **chosen})
         assert f" --{name} " in written

@@ -9,6 +9,10 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
+from adapter_files import attention, delta, random_lora
+from adapter_files import write_lora as write_lora_file
+from ssd1b.actions.adapters import Output, convert_adapter
+from ssd1b.adapters.names import Module
 from ssd1b.layouts import MINI_SDXL
 from ssd1b.loras import lora_of
 from ssd1b.pipeline import Pipeline
@@ -74,3 +78,28 @@ def test_a_lora_of_diffusers(folder: Path, tmp_path: Path, options: dict[str, ob
     plain = theirs()
     assert (ours() - plain).abs().max() <= 1e-4 * scale
     assert (ours(1.0) - plain).abs().max() > 0.01 * scale
+
+
+def test_diffusers_reads_what_is_converted(folder: Path, tmp_path: Path) -> None:
+    layout = MINI_SDXL
+    chosen = [
+        *attention(layout)[:12],
+        *attention(layout, "text_encoder"),
+        *attention(layout, "text_encoder_2"),
+    ]
+    adapter = random_lora(layout, chosen, rank=3, alpha=4.5)
+    for number, tensors in enumerate(adapter.values()):
+        tensors["alpha"] = torch.tensor(1.5 if number % 3 else 4.5)
+    kohya = write_lora_file(tmp_path / "a.safetensors", adapter, layout)
+    convert_adapter(str(kohya), Output(path=str(tmp_path / "b.safetensors"), dialect="diffusers"))
+    oracle = StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True)
+    oracle.load_lora_weights(tmp_path, weight_name="b.safetensors")
+    found = 0
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        for name, layer in getattr(oracle, part).named_modules():
+            if hasattr(layer, "get_delta_weight"):
+                change = layer.get_delta_weight("default_0")
+                expected = delta(adapter[Module(part, name)], tuple(change.shape))
+                torch.testing.assert_close(change, expected, rtol=1e-5, atol=1e-5)
+                found += 1
+    assert found == len(chosen)

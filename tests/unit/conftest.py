@@ -15,7 +15,7 @@ from ssd1b.cli import main
 from ssd1b.training import loop
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.writing import save_folder
-from tiny import DRAWABLE, random_weights
+from tiny import DRAWABLE, random_weights, worded_weights
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +28,14 @@ def tiny_model(tmp_path_factory):
     """The folder of a whole model with random weights; read only."""
     path = tmp_path_factory.mktemp("models") / "tiny"
     save_folder(path, ModelInfo(layout=DRAWABLE, settings={"steps": 2}), random_weights(DRAWABLE))
+    return path
+
+
+@pytest.fixture(scope="session")
+def worded_model(tmp_path_factory):
+    """The same with text encoders that tell words apart."""
+    path = tmp_path_factory.mktemp("models") / "worded"
+    save_folder(path, ModelInfo(layout=DRAWABLE, settings={"steps": 2}), worded_weights(DRAWABLE))
     return path
 
 

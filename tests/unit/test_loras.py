@@ -146,4 +146,18 @@ def test_a_changed_file_is_refused(file: Path) -> None:
     file.write_bytes(b"x")
     with pytest.raises(ConflictError, match="has changed"):
         lora.file.verified(most=100)
-    assert isinstance(lora.file, InputFile) and lora_of(file).short_hash == ""
+    assert isinstance(lora.file, InputFile)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "an empty file; only intact safetensors"), (b"x", "another file, or a damaged one"),
+        (b"PK\x03\x04" + bytes(99), "a zip archive, as PyTorch writes pickles"),
+        (b"<html>", "a web page: the download went wrong"), (bytes(100), "another file"),
+    ],
+)  # fmt: skip
+def test_other_files_are_found_at_once(content: bytes, message: str, file: Path) -> None:
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        lora_of(file)

@@ -211,18 +211,6 @@ def test_no_prompt_or_too_many_are_refused(text):
 
 WORDS = {
     "a LoRA or another network": ["<lora:x:0.8>", "<lora:x>", "<hypernet:some name:1>", "<lyco:x:1:lbw=A>"],
-    "prompt editing": [
-        "[a:b:0.5]",
-        "[a:0.5]",
-        "[a::10]",
-        "[ red car : blue car : .25 ]",
-        "[(a:1.2) b:c:5]",
-        "[a [b] c:d:0.5]",
-        "[[a]:b:9 ]",
-        r"[\[a:b:0.5]",
-        "[a\nb:c:0.5]",
-    ],
-    "alternating words": ["[a|b]", "[cow|horse|sheep]", "[a|[b]]", "[|]"],
     "composition of prompts": ["AND"],
     "a wildcard": ["{a|b}", "{red|green|}", "__animal__", "__colors/warm*__", "{2$$a|b}"],
     "an embedding": ["embedding:easynegative", "embedding:some/file.pt"],

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
@@ -10,9 +10,11 @@ from typing import Any
 
 from ssd1b.actions.rerun import is_known, reproduction_command
 from ssd1b.adapters.matching import carried_share, match
+from ssd1b.adapters.merging import open_lora
 from ssd1b.adapters.names import dictionary
-from ssd1b.adapters.reading import AdapterFile, open_adapter
+from ssd1b.adapters.reading import AdapterFile
 from ssd1b.controls import BUILT_IN, STEMS, find_network
+from ssd1b.embeddings import read_embedding
 from ssd1b.errors import InputError, shown
 from ssd1b.files import expand_path
 from ssd1b.images import read_recipe
@@ -24,7 +26,7 @@ from ssd1b.settings import resolve_settings
 from ssd1b.weights.checkpoint import Layout, Part
 from ssd1b.weights.controls import MisfitError, open_control
 from ssd1b.weights.files import read_header
-from ssd1b.weights.other_models import control_kind, is_adapter_file, is_control_file
+from ssd1b.weights.other_models import control_kind, is_adapter_file, is_control_file, is_embedding_file
 
 
 def describe_image(path: str) -> dict[str, Any]:
@@ -93,12 +95,34 @@ def is_adapter(name: str) -> bool:
     path = Path(expand_path(name))
     if path.is_dir():
         return (path / "adapter_config.json").is_file()
+    return _is_file_of(path, is_adapter_file)
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a name is a file of an embedding."""
+    return _is_file_of(Path(expand_path(name)), is_embedding_file)
+
+
+def _is_file_of(path: Path, kind: Callable[[Mapping[str, Any]], bool]) -> bool:
     if not path.is_file() or path.suffix.lower() != ".safetensors":
         return False
     try:
-        return is_adapter_file(read_header(path).tensors)
+        return kind(read_header(path).tensors)
     except InputError:  # reported as that of a model
         return False
+
+
+def describe_embedding(name: str) -> dict[str, Any]:
+    """Return an embedding's word, number of vectors and hash.
+
+    Raises:
+        InputError: the file is damaged or for another family of models.
+    """
+    found = read_embedding(name)
+    return {
+        "embedding": found.file.path, "word": found.word, "vectors": found.vectors,
+        "sha256": found.file.sha256,
+    }  # fmt: skip
 
 
 def describe_adapter(name: str, model: str | None = None) -> dict[str, Any]:
@@ -111,7 +135,8 @@ def describe_adapter(name: str, model: str | None = None) -> dict[str, Any]:
     Raises:
         InputError: the file is damaged or no adapter of SDXL's family, or there is no such model on disk.
     """
-    adapter = open_adapter(Path(expand_path(name)))
+    lora = lora_of(name)
+    adapter = open_lora(lora)
     if model is None:
         layouts = {each: model_layout(each) for each in NAMED}
     else:
@@ -120,7 +145,7 @@ def describe_adapter(name: str, model: str | None = None) -> dict[str, Any]:
     alphas = (each.numbers.get("alpha") for each in adapter.modules.values())
     return {
         "path": str(adapter.path),
-        "short_hash": lora_of(adapter.path).short_hash,
+        "short_hash": lora.short_hash,
         "kinds": adapter.kinds,
         "ranks": _counts(each.rank for each in adapter.modules.values() if each.rank is not None),
         "alphas": _counts(f"{alpha:g}" for alpha in alphas if alpha is not None),

@@ -93,7 +93,9 @@ def workplace(folder: Path, loading: Loading) -> Generator[Workplace, None, None
 
 
 def _describe(loading: Loading, file_digest: Callable[[Path], str], name: str) -> ModelDescription:
-    return describe(name, file_digest, offline=loading.offline, prediction=loading.prediction)
+    return describe(
+        name, file_digest, offline=loading.offline, prediction=loading.prediction, networks=loading.networks
+    )
 
 
 def _open(

@@ -11,6 +11,7 @@ from ssd1b.cluster.options import ClusterOptions
 from ssd1b.execution import DEFAULT, Execution
 from ssd1b.model import Model
 from ssd1b.pipeline import Pipeline, reads_half
+from ssd1b.recipe import NetworkFile
 from ssd1b.settings import DEFAULT_MODEL
 from ssd1b.threads import Threads
 
@@ -39,6 +40,7 @@ class Loading:
         prediction: what the UNet predicts, if the model's files do not say.
         token: send the user's token to the hub.
         paths: a model's name may be a path.
+        networks: files with networks that replace the model's own.
         execution: backend, compilation, quantization, memory.
         threads: number of CPU threads, or "auto".
         notify: called with a message before steps that take minutes.
@@ -52,6 +54,7 @@ class Loading:
     prediction: str | None = None
     token: bool = True
     paths: bool = True
+    networks: tuple[NetworkFile, ...] = ()
     execution: Execution = DEFAULT
     threads: Threads = "auto"
     notify: Notify = lambda message: None
@@ -65,8 +68,8 @@ class Loading:
         """
         return Pipeline.load(
             model, device=self.device, dtype=self.dtype, offline=self.offline, prediction=self.prediction,
-            token=self.token, paths=self.paths, execution=self.execution, threads=self.threads,
-            notify=self.notify,
+            token=self.token, paths=self.paths, networks=self.networks, execution=self.execution,
+            threads=self.threads, notify=self.notify,
         )  # fmt: skip
 
     def find(self, model: str, dtype: torch.dtype) -> Model:
@@ -81,7 +84,7 @@ class Loading:
         """
         return Model.find(
             model, offline=self.offline, half=reads_half(self.execution, dtype), prediction=self.prediction,
-            token=self.token, paths=self.paths,
+            token=self.token, paths=self.paths, networks=self.networks,
         )  # fmt: skip
 
 

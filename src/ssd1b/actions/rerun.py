@@ -69,7 +69,7 @@ class Reproduction:
         pairs = [(name, getattr(old, name), getattr(new, name)) for name in CIRCUMSTANCES]
         pairs += [
             (f"model {name}", getattr(old.model, name), getattr(new.model, name))
-            for name in ("source", "revision", "layout")
+            for name in ("source", "revision", "layout", "networks")
         ]
         return [f"{name.replace('_', ' ')} {was}, now {now}" for name, was, now in pairs if was != now]
 
@@ -214,6 +214,7 @@ def _resolve_loading(recipe: Recipe, loading: Loading) -> Loading:
     return replace(
         loading, device=loading.device or _available(recipe.device), dtype=loading.dtype or recipe.dtype,
         prediction=loading.prediction or recipe.model.prediction, threads=threads,
+        networks=loading.networks or recipe.model.networks,
         execution=recipe.computing if loading.execution == DEFAULT else loading.execution,
     )  # fmt: skip
 
@@ -275,6 +276,7 @@ def _from_recipe(recipe: Recipe) -> str | None:
         settings.prompt, {**asdict(settings), "schedule": settings.schedule or AUTOMATIC},
         model=model_name(recipe.model), device=recipe.device, dtype=recipe.dtype,
         prediction=recipe.model.prediction,
+        **{each.network.replace("_", "-"): each.file.path for each in recipe.model.networks},
     )  # fmt: skip
 
 

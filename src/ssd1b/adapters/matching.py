@@ -25,7 +25,7 @@ from ssd1b.adapters.reading import AdapterFile, ModuleWeights
 from ssd1b.errors import InputError
 from ssd1b.files import named
 from ssd1b.layer_map import LayerMap
-from ssd1b.layouts import UNETS, ModelLayout, UNetLayout, family_of
+from ssd1b.layouts import NAMED, UNETS, ModelLayout, UNetLayout, family_of, model_layout
 from ssd1b.weights.files import first_few
 
 _BY_TEXT_WIDTH = {
@@ -64,7 +64,9 @@ class Match:
         return sum(len(each.keys) for each in used.values())
 
 
-def match(adapter: AdapterFile, layout: ModelLayout) -> Match:
+def match(
+    adapter: AdapterFile, layout: ModelLayout, *, by_name: bool = False, source: ModelLayout | None = None
+) -> Match:
     """Find the modules of a model that an adapter changes.
 
     The names are the model's own if all of the UNet's fit. Otherwise they are those of the layout in
@@ -73,19 +75,24 @@ def match(adapter: AdapterFile, layout: ModelLayout) -> Match:
     Args:
         adapter: the file.
         layout: the model's layout.
+        by_name: never go through a larger layout, as other programs.
+        source: the layout that the names belong to; None finds it.
 
     Raises:
         InputError: the adapter is for another family, or fits no module.
     """
     _check_family(adapter, layout.unet)
-    best = _resolve(adapter, layout)
-    source, name, through = layout, None, None
-    if len(best) < len(adapter.modules):
+    best = _resolve(adapter, source or layout)
+    name, through = None, None
+    if source is not None and source.unet != layout.unet:
+        name, through = source.name, _map(layout.unet, source.unet)
+    elif len(best) < len(adapter.modules) and not by_name:
         for family, candidate, layer_map in _larger(layout.unet):
             larger = replace(layout, unet=candidate)
             found = _resolve(adapter, larger)
             if len(found) > len(best):
                 best, source, name, through = found, larger, family, layer_map
+    source = source or layout
     targets: dict[Module, ModuleWeights] = {}
     removed: dict[Module, ModuleWeights] = {}
     unmatched = dict(adapter.unread)
@@ -109,6 +116,24 @@ def match(adapter: AdapterFile, layout: ModelLayout) -> Match:
         adapter=adapter, layout=layout, source=source, through=name, targets=targets, removed=removed,
         unmatched=unmatched,
     )  # fmt: skip
+
+
+def own_layout(adapter: AdapterFile) -> ModelLayout:
+    """Return the layout, of ``layouts.NAMED``, in which most of an adapter's modules fit; SDXL's if in doubt.
+
+    Raises:
+        InputError: the adapter is for another family.
+    """
+    best, most = model_layout("sdxl"), 0
+    for name in NAMED:
+        layout = model_layout(name)
+        if len(found := _resolve(adapter, layout)) > most:
+            best, most = layout, len(found)
+        if most == len(adapter.modules):
+            break
+    if not most:
+        _check_family(adapter, best.unet)
+    return best
 
 
 def carried_share(found: Match) -> float | None:

@@ -19,7 +19,7 @@ from ssd1b.errors import InputError
 from ssd1b.files import named
 from ssd1b.inputs import InputFile
 from ssd1b.layouts import ModelLayout
-from ssd1b.loras import MAX_BYTES, Lora
+from ssd1b.loras import MAX_BYTES, MAX_CONFIG_BYTES, Lora
 
 
 class Change(NamedTuple):
@@ -72,23 +72,37 @@ def match_file(lora: Lora, layout: ModelLayout) -> Match:
     Raises:
         InputError: as ``find_changes``.
     """
+    files = [each for each in (lora.file, lora.config) if each is not None]
+    return _match_file(lora.file, lora.file.path, lora.config, tuple(map(_stamp, files)), layout)
+
+
+def _stamp(file: InputFile) -> tuple[int, int] | None:
     try:
-        status = Path(lora.file.path).stat()
-        stamp = (status.st_size, status.st_mtime_ns)
+        status = Path(file.path).stat()
     except OSError:  # reported by ``verified``
-        stamp = None
-    return _match_file(lora.file, lora.file.path, stamp, layout)
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 @lru_cache(maxsize=16)
-def _match_file(file: InputFile, path: str, stamp: tuple[int, int] | None, layout: ModelLayout) -> Match:
-    adapter = open_adapter(file.verified(most=MAX_BYTES))
-    if adapter.depends:
-        raise InputError(
-            f"{named(path)}: its strength is in adapter_config.json beside it, and a recipe holds one "
-            "file: take a file of diffusers or kohya"
-        )
-    return match(adapter, layout)
+def _match_file(
+    file: InputFile,
+    path: str,
+    config: InputFile | None,
+    stamps: tuple[tuple[int, int] | None, ...],
+    layout: ModelLayout,
+) -> Match:
+    return match(open_lora(Lora(file=file, config=config)), layout)
+
+
+def open_lora(lora: Lora) -> AdapterFile:
+    """Open an adapter's file, after checking that it is still the same.
+
+    Raises:
+        InputError: as ``find_changes``.
+    """
+    config = None if lora.config is None else lora.config.verified(most=MAX_CONFIG_BYTES)
+    return open_adapter(lora.file.verified(most=MAX_BYTES), config)
 
 
 def merge(name: str, weight: Tensor, changes: Sequence[Change]) -> Tensor:

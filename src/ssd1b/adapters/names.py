@@ -37,6 +37,7 @@ class Module(NamedTuple):
 PARTS = ("unet", "text_encoder", "text_encoder_2")
 """The networks that adapters change."""
 
+_CLIP = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 _KOHYA = {"text_encoder": ("lora_te1", "lora_te"), "text_encoder_2": ("lora_te2",)}
 _DOTTED = {
     "text_encoder": (
@@ -128,6 +129,13 @@ def kohya_name(module: Module, layout: ModelLayout) -> str:
     if module.part == "unet":
         return f"lora_unet_{_original_names(layout.unet)[module.name].replace('.', '_')}"
     return f"{_KOHYA[module.part][0]}_{module.name.replace('.', '_')}"
+
+
+def comfyui_name(module: Module, layout: ModelLayout) -> str:
+    """Return a module's name in files for ComfyUI with dots, as OneTrainer writes them."""
+    if module.part == "unet":
+        return f"diffusion_model.{_original_names(layout.unet)[module.name]}"
+    return f"text_encoders.{_CLIP[module.part]}.transformer.{module.name}"
 
 
 def diffusers_name(module: Module) -> str:

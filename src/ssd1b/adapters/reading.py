@@ -7,7 +7,8 @@ Sources as in ``names``; LyCORIS ``modules/*.py`` for the names of its tensors.
 
 import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ssd1b.adapters.kinds import Numbers, kind_of, rank_of
-from ssd1b.errors import InputError, shown
+from ssd1b.errors import InputError
 from ssd1b.files import named, reason
 from ssd1b.weights.files import (
     FLOATS,
@@ -52,10 +53,11 @@ _SUFFIXES: dict[str, str] = {
 }  # fmt: skip
 """Roles by the last words of a key, longest first where one ends with another."""
 
-_NUMBERS = ("alpha", "on_input")
+NUMBERS = ("alpha", "on_input")
+"""Roles of single numbers."""
 
 _UNSUPPORTED = (
-    ("a bundled embedding, which is not supported", re.compile(r"^bundle_emb\.")),
+    ("a bundled embedding; see --embedding", re.compile(r"^bundle_emb\.")),
     ("PEFT's OFT, which is not supported", re.compile(r"\.oft_[RS]\b")),
     ("an embedding's LoRA, which is not supported", re.compile(r"lora_embedding_[AB]\b")),
     ("a VeRA's, which is not supported", re.compile(r"\bvera_(lambda_|A$|B$)")),
@@ -90,6 +92,11 @@ class ModuleWeights:
     numbers: Numbers
 
     @property
+    def label(self) -> str:
+        """The kind as people call it; DoRA is named with the kind that it decomposes."""
+        return f"{self.kind} with DoRA" if {"dora", "magnitude"} & self.roles else self.kind
+
+    @property
     def roles(self) -> frozenset[str]:
         """The roles of the tensors, and of the numbers."""
         return frozenset(self.keys)
@@ -104,46 +111,47 @@ class AdapterFile:
         metadata: free-form texts from the header.
         modules: the tensors of each module, by its name in the file.
         unread: the reason for each key that is not part of a module.
-        depends: it was read together with ``adapter_config.json``.
     """
 
     path: Path
     metadata: Mapping[str, str]
     modules: Mapping[str, ModuleWeights]
     unread: Mapping[str, str]
-    depends: bool = False
 
     @cached_property
     def kinds(self) -> dict[str, int]:
-        """Number of modules by kind; DoRA is named with the kind that it decomposes."""
-        found: dict[str, int] = {}
-        for each in self.modules.values():
-            dora = {"dora", "magnitude"} & each.roles
-            name = f"{each.kind} with DoRA" if dora else each.kind
-            found[name] = found.get(name, 0) + 1
-        return found
+        """Number of modules by ``label``."""
+        return dict(Counter(each.label for each in self.modules.values()))
 
     def tensors(self, module: ModuleWeights, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """Read the tensors of a module in float32, by role.
+        """Read the tensors of a module in float32, by role; raises as ``stored``."""
+        return {role: tensor.to(device).float() for role, tensor in self.stored(module).items()}
+
+    def stored(self, module: ModuleWeights) -> dict[str, Tensor]:
+        """Read the tensors of a module in the file's number format, by role.
 
         Raises:
             InputError: a tensor holds NaN or infinity, or the file has changed.
         """
+        roles = {key: role for role, key in module.keys.items() if role not in NUMBERS}
+        tensors = {roles[key]: tensor for key, tensor in self.raw(roles).items()}
+        for role, tensor in tensors.items():
+            if tuple(tensor.shape) != tuple(module.shapes[role]):
+                raise InputError(f"{named(self.path)}: changed since it was opened: {module.keys[role]}")
+        return tensors
+
+    def raw(self, keys: Iterable[str]) -> dict[str, Tensor]:
+        """Read tensors of the file by their keys; raises as ``stored``."""
         tensors: dict[str, Tensor] = {}
-        for role, key in module.keys.items():
-            if role in _NUMBERS:
-                continue
+        for key in keys:
             try:
-                tensor = self._handle.get_tensor(key)
+                tensors[key] = self._handle.get_tensor(key)
             except SafetensorError as error:
                 raise InputError(
                     f"{named(self.path)}: changed since it was opened: {reason(error)}"
                 ) from error
-            if tuple(tensor.shape) != tuple(module.shapes[role]):
-                raise InputError(f"{named(self.path)}: changed since it was opened: {shown(key)}")
-            if not is_finite(tensor):
+            if not is_finite(tensors[key]):
                 raise InputError(f"{named(self.path)}: {first_few([key])} holds NaN or infinity")
-            tensors[role] = tensor.to(device).float()
         return tensors
 
     @cached_property
@@ -151,25 +159,24 @@ class AdapterFile:
         return open_file(self.path)
 
 
-def open_adapter(path: Path) -> AdapterFile:
-    """Describe a file of an adapter, or PEFT's folder with ``adapter_config.json``.
+def open_adapter(path: Path, config: Path | None = None) -> AdapterFile:
+    """Describe a file of an adapter.
+
+    Args:
+        path: the file.
+        config: PEFT's ``adapter_config.json`` that belongs to it, see ``loras.lora_of``.
 
     Raises:
         InputError: it is not safetensors, not an adapter, or one for another family of models.
     """
-    folder = path if path.is_dir() else path.parent
-    file = path / "adapter_model.safetensors" if path.is_dir() else path
-    header = read_header(file)
-    raw = any(key.startswith("base_model.model.") for key in header.tensors)
-    config = folder / "adapter_config.json"
-    depends = raw and file.name == "adapter_model.safetensors" and config.exists()
-    modules, unread = _modules(file, header, read_json(config) if depends else _peft_config(header, file))
+    file, header = path, read_header(path)
+    modules, unread = _modules(file, header, read_json(config) if config else _peft_config(header, file))
     if not modules:
         raise InputError(f"{named(file)}: {_not_an_adapter(header, unread)}")
     for kind, sign in _OTHER_FAMILIES:
         if sum(sign.search(name) is not None for name in modules) > len(modules) / 2:
             raise InputError(f"{named(file)}: an adapter for {kind}; only SDXL's family is supported")
-    return AdapterFile(path=file, metadata=header.metadata, modules=modules, unread=unread, depends=depends)
+    return AdapterFile(path=file, metadata=header.metadata, modules=modules, unread=unread)
 
 
 def _not_an_adapter(header: Header, unread: Mapping[str, str]) -> str:
@@ -193,7 +200,7 @@ def _modules(
         name, role = _split(key, header)
         if role is None:
             unread[key] = next((why for why, sign in _UNSUPPORTED if sign.search(key)), "unknown name")
-        elif number_format not in FLOATS and role not in _NUMBERS:
+        elif number_format not in FLOATS and role not in NUMBERS:
             unread[key] = f"in {number_format}, which is not supported"
         elif role in groups.get(name, {}):
             unread[key] = f"a duplicate of {first_few([groups[name][role]])}"
@@ -204,8 +211,8 @@ def _modules(
     for name, keys in groups.items():
         shapes = {role: header.tensors[key][1] for role, key in keys.items()}
         kind = kind_of(frozenset(keys))
-        if kind is None or keys.keys() <= {*_NUMBERS}:
-            why = "without a weight" if keys.keys() <= {*_NUMBERS} else "part of a mixture of kinds"
+        if kind is None or keys.keys() <= {*NUMBERS}:
+            why = "without a weight" if keys.keys() <= {*NUMBERS} else "part of a mixture of kinds"
             unread |= dict.fromkeys(keys.values(), why)
             continue
         numbers = _read_numbers(handle, keys, shapes)
@@ -238,7 +245,7 @@ def _read_numbers(
 ) -> dict[str, float] | str:
     """Read the numbers of a module, or say what is wrong with them."""
     numbers: dict[str, float] = {}
-    for role in _NUMBERS:
+    for role in NUMBERS:
         if role in keys:
             if math.prod(shapes[role]) != 1:
                 return f"{role} has the shape {list(shapes[role])}: it must be one number"

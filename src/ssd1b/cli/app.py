@@ -33,6 +33,7 @@ COMMANDS = {
     "bench": "Benchmark a model on this machine against other engines.",
     "selftest": "Check a model: files, weights, an image against diffusers.",
     "inspect": "Describe a model, or the settings of an image.",
+    "lora": "Convert, merge, resize and extract LoRAs and other adapters.",
     "models": "List built-in, published and cached models.",
     "env": "Print versions, devices and extras for a bug report.",
     "tabletop": "Render the miniature's world, and train the miniature.",

@@ -3,12 +3,13 @@
 import json
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import click
 
 from ssd1b.advice import advise
 from ssd1b.cli.command import Command
+from ssd1b.cli.composing import Composer, composing_options
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
@@ -20,15 +21,11 @@ from ssd1b.cli.options import (
     setting_options,
     speed_option,
 )
-from ssd1b.cli.paths import PATH, echo_path
+from ssd1b.cli.paths import echo_path
 from ssd1b.errors import InputError
-from ssd1b.loras import Lora, read_tags
 from ssd1b.prompts import NO_PROMPT
-from ssd1b.settings import GenerationSettings, Preset, few_step_loras, numbered
+from ssd1b.settings import SEEDS, GenerationSettings, Preset, few_step_loras, numbered
 from ssd1b.validation import Range, check
-
-if TYPE_CHECKING:
-    from ssd1b.pipeline import Pipeline
 
 COUNT = Annotated[int, Range(1, 10_000)]
 
@@ -36,12 +33,7 @@ COUNT = Annotated[int, Range(1, 10_000)]
 @click.command("generate", cls=Command)
 @prompt_options
 @setting_options
-@click.option(
-    "--lora-folder",
-    type=PATH,
-    metavar="FOLDER",
-    help="Where the files of <lora:NAME:1> in prompts are; without it they are plain words.",
-)
+@composing_options
 @preset_option
 @click.option("--count", type=int, metavar="N", default=1, show_default=True, help="Images per prompt.")
 @model_options
@@ -54,7 +46,7 @@ COUNT = Annotated[int, Range(1, 10_000)]
 def command(
     prompts: list[str],
     overrides: dict[str, Any],
-    lora_folder: str | None,
+    composer: Composer,
     preset: Preset | None,
     count: int,
     choice: ModelChoice,
@@ -81,9 +73,12 @@ def command(
     count = check("count", count, COUNT)
     if not prompts:
         raise InputError(NO_PROMPT)
-    tagged = [(prompt, ()) if lora_folder is None else read_tags(prompt, lora_folder) for prompt in prompts]
-    prompts = [prompt for prompt, _ in tagged]
-    check_settings(prompts, overrides, preset)
+    settings = {**(preset.settings if preset else {}), **overrides}
+    given = settings.get("embeddings", ())
+    # Here, so that mistakes are found before a model is loaded.
+    composed = [composer.compose(text, settings.get("negative_prompt"), 0, given) for text in prompts]
+    used = {each.word: each for each in (*given, *(each for one in composed for each in one.embeddings))}
+    check_settings([each.prompt for each in composed], {**overrides, "embeddings": (*used.values(),)}, preset)
 
     from ssd1b.cli import display
     from ssd1b.images import check_destination
@@ -91,22 +86,35 @@ def command(
 
     folder = check_destination(out, image_format)
     pipeline = choice.loading().load(choice.name)
-    first = pipeline.settings(prompts[0], preset=preset, **overrides)
-    settled = [_tagged(pipeline, preset, overrides, first, *each) for each in tagged]
-    first = settled[0]
+    first = pipeline.settings(composed[0].prompt, preset=preset, **overrides)
+
+    def settings_of(index: int) -> GenerationSettings:
+        """Complete the settings of an image. Its number decides what is drawn of a prompt's alternatives."""
+        seeds = numbered(first, index)
+        made = composer.compose(
+            prompts[index // count], first.negative_prompt, (first.seed + index) % SEEDS, first.embeddings
+        )
+        given = {
+            **overrides, "negative_prompt": made.negative, "loras": (*first.loras, *made.loras),
+            "embeddings": (*first.embeddings, *made.embeddings), "seed": seeds.seed,
+            "variation_seed": seeds.variation_seed,
+        }  # fmt: skip
+        return pipeline.settings(made.prompt, preset=preset, **given)
+
+    settled = [settings_of(number * count) for number in range(len(prompts))]
     few_steps = None if pipeline.adapting is None else pipeline.adapting.model.few_steps
-    for found in (*([few_steps] if few_steps else []), *few_step_loras(first.loras)):
+    for found in (*([few_steps] if few_steps else []), *few_step_loras(settled[0].loras)):
         click.echo(found.note, err=True)
-    for line in advise(first, pipeline.layout.size, pipeline.info.family, few_steps):
+    for line in advise(settled[0], pipeline.layout.size, pipeline.info.family, few_steps):
         click.echo(f"advice: {line}", err=True)
-    for settings in settled:
-        check_destination(out, image_format, pipeline.recipe(settings))
+    for each in settled:
+        check_destination(out, image_format, pipeline.recipe(each))
     total = len(prompts) * count
     loaded = time.perf_counter()
     steps = count * sum(each.total_steps for each in settled)
     with display.watched(pipeline, steps, folder if preview else None) as watch:
         for index in range(total):
-            settings = numbered(settled[index // count], index)
+            settings = settings_of(index)
             start = time.perf_counter()
             (picture,) = pipeline.draw([settings], watch)
             path = str(display.save(picture, out, image_format))
@@ -119,15 +127,6 @@ def command(
     end = time.perf_counter()
     images = "1 image" if total == 1 else f"{total} images"
     click.echo(f"{images}: loading {loaded - begin:.1f} s, generating {end - loaded:.1f} s", err=True)
-
-
-def _tagged(
-    pipeline: "Pipeline", preset: Preset | None, overrides: dict[str, Any], first: GenerationSettings,
-    prompt: str, loras: tuple[Lora, ...],
-) -> GenerationSettings:  # fmt: skip
-    """Complete the settings of a prompt, with the adapters of its tags, which may bring settings."""
-    given = {**overrides, "loras": (*first.loras, *loras), "seed": first.seed}
-    return pipeline.settings(prompt, preset=preset, **given)
 
 
 def _json_line(path: str, settings: GenerationSettings, seconds: float) -> str:

@@ -6,11 +6,10 @@ import click
 
 from ssd1b.cli.command import Command
 from ssd1b.cli.table import columns, json_line
-from ssd1b.controls import Control
 from ssd1b.errors import line, printable
-from ssd1b.loras import Lora
 from ssd1b.numerals import byte_size
 from ssd1b.picture_names import PICTURES
+from ssd1b.settings import LISTS, SETTINGS
 
 _SCHEDULER = ("_class_name", "prediction_type", "timestep_spacing")
 _DEFAULTS = ("sampler", "schedule", "steps", "guidance_scale", "guidance_rescale", "negative_prompt")
@@ -26,7 +25,9 @@ _DEFAULTS = ("sampler", "schedule", "steps", "guidance_scale", "guidance_rescale
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(subject: str, model: str | None, as_json: bool) -> None:
-    """Describe a model, a LoRA, a ControlNet or the settings of an image; nothing is downloaded.
+    """Describe a model, an adapter such as a LoRA, an embedding, a ControlNet, or the settings of an image.
+
+    Nothing is downloaded.
 
     \b
     Examples:
@@ -40,7 +41,9 @@ def command(subject: str, model: str | None, as_json: bool) -> None:
     if subject.lower().endswith(PICTURES):
         facts, as_text = actions.describe_image(subject), _image_text
     elif actions.is_adapter(subject):
-        facts, as_text = actions.describe_adapter(subject, model), _adapter_text
+        facts, as_text = actions.describe_adapter(subject, model), adapter_text
+    elif actions.is_embedding(subject):
+        facts, as_text = actions.describe_embedding(subject), _listed
     elif actions.is_control(subject):
         facts, as_text = actions.describe_control(subject, model), _control_text
     else:
@@ -51,7 +54,8 @@ def command(subject: str, model: str | None, as_json: bool) -> None:
 def _image_text(facts: dict[str, Any]) -> str:
     if "recipe" in facts:
         recipe = facts["recipe"]
-        model = {f"model {name}": value for name, value in recipe["model"].items()}
+        model = {f"model {name}": value for name, value in recipe["model"].items() if name != "networks"}
+        model |= {f"model {each['network']}": each["file"]["path"] for each in recipe["model"]["networks"]}
         settings = {
             name: value["path"] if isinstance(value, dict) else value
             for name, value in recipe["settings"].items()
@@ -63,16 +67,16 @@ def _image_text(facts: dict[str, Any]) -> str:
         rows = facts["parameters"] | facts["parameters"]["values"]
         note = f"no recipe, only {rows['program']}'s; generate it again with a --model of your choice:"
     listed = {name: value for name, value in rows.items() if not isinstance(value, dict)}
-    if loras := listed.pop("loras", None):
-        listed["loras"] = printable(", ".join(str(Lora(**each)) for each in loras))
-    if controls := listed.pop("controls", None):
-        listed["controls"] = printable(", ".join(str(Control(**each)) for each in controls))
+    for name in LISTS:
+        if items := listed.pop(name, None):
+            item = SETTINGS[name].item
+            listed[name] = printable(", ".join(str(item(**each)) for each in items if item is not None))
     if left_out := facts.get("not_reproduced"):
         note = line(f"not reproduced: {', '.join(left_out)}") + f"\n\n{note}"
     return f"{_listed(listed)}\n\n{note}\n{printable(facts['command'])}"
 
 
-def _adapter_text(facts: dict[str, Any]) -> str:
+def adapter_text(facts: dict[str, Any]) -> str:
     """Format an adapter: what it is, what it says about itself, and what it changes in each model."""
     rows = {
         "adapter": facts["path"],

@@ -16,13 +16,15 @@ from ssd1b.cli.command import TEXT
 from ssd1b.cli.messages import format_warnings, notify
 from ssd1b.cli.paths import PATH
 from ssd1b.cluster.options import ClusterOptions
+from ssd1b.embeddings import find_words, without_words
 from ssd1b.errors import InputError, prefix_errors, shown, unknown
 from ssd1b.execution import DEFAULT, Execution
 from ssd1b.files import decode_text, named, read_file
 from ssd1b.inputs import InputFile
 from ssd1b.numerals import whole_number
 from ssd1b.presets import NEGATIVE_PROMPTS, PRESETS, SPEEDS, load_preset
-from ssd1b.prompts import NETWORK, parse_prompt, split_prompts, unsupported
+from ssd1b.prompts import EMBEDDING, NETWORK, WILDCARD, parse_prompt, split_prompts, unsupported
+from ssd1b.recipe import NETWORKS, NetworkFile
 from ssd1b.settings import (
     DEFAULT_MODEL,
     OPTIONS,
@@ -62,6 +64,7 @@ class ModelChoice:
     dtype: str | None = None
     offline: bool = False
     prediction: str | None = None
+    networks: tuple[NetworkFile, ...] = ()
     threads: int | None = None
     execution: Execution = DEFAULT
     cluster: ClusterOptions | None = None
@@ -80,6 +83,7 @@ class ModelChoice:
         format_warnings()
         return Loading(
             device=self.device, dtype=self.dtype, offline=self.offline, prediction=self.prediction,
+            networks=self.networks,
             execution=self.execution, threads=self.threads or AUTO, notify=notify, cluster=self.cluster,
         )  # fmt: skip
 
@@ -127,11 +131,18 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
         "--prediction", metavar="NAME",
         help="Prediction type, epsilon or v, if the model's files do not say.",
     )  # fmt: skip
+    @click.option("--vae", type=PATH, metavar="FILE", help="File with a VAE instead of the model's.")
+    @click.option("--unet", type=PATH, metavar="FILE", help="File with a UNet instead of the model's.")
+    @click.option("--text-encoder", type=PATH, metavar="FILE", help="The same for the first text encoder.")
+    @click.option("--text-encoder-2", type=PATH, metavar="FILE", help="The same for the second one.")
     @wraps(command)
     def bundled(*args: Any, threads: str, **options: Any) -> None:
         diffusers_prediction(options["prediction"])
         given = {name: options.pop(name) for name in _MODEL_OPTIONS}
-        command(*args, choice=ModelChoice(**given, threads=_read_threads(threads)), **options)
+        files = {network: options.pop(network) for network in NETWORKS}
+        networks = tuple(NetworkFile.of(name, path) for name, path in files.items() if path is not None)
+        choice = ModelChoice(**given, networks=networks, threads=_read_threads(threads))
+        command(*args, choice=choice, **options)
 
     return bundled
 
@@ -334,11 +345,21 @@ def check_settings(
     settings = check_overrides({**(preset.settings if preset else {}), **overrides})
     check_needs(settings, later)
     found: dict[str, str] = {}
-    for text in (*(check("prompt", prompt, Prompt) for prompt in prompts), settings.get("negative_prompt")):
-        parse_prompt(text or "")
-        found = unsupported(text or "") | found
+    words = [each.word for each in settings.get("embeddings", ())]
+    texts = [*(check("prompt", prompt, Prompt) for prompt in prompts), settings.get("negative_prompt") or ""]
+    for text in texts:
+        parse_prompt(text)
+        found = unsupported(without_words(text, words)) | found
+    used = {words[which] for text in texts for _, _, which in find_words(text, words)}
+    for word in words:
+        if word not in used:
+            click.echo(f"advice: no prompt has the word {shown(word)} of an embedding", err=True)
     if found:
-        notes = {NETWORK: "see --lora-folder"}
+        notes = {
+            NETWORK: "see --lora-folder",
+            EMBEDDING: "see --embedding",
+            WILDCARD: "see --wildcard-folder",
+        }
         pieces = ", ".join(
             f"{shown(piece)} ({feature}: {notes.get(feature, 'not supported yet')})"
             for feature, piece in found.items()

@@ -22,6 +22,7 @@ from ssd1b.loras import Lora, scaled
 from ssd1b.model import Model
 from ssd1b.models.tokenizer import CLIPTokenizer
 from ssd1b.prompts import NO_PROMPT
+from ssd1b.recipe import NetworkFile
 from ssd1b.settings import (
     RANDOM_SEED,
     Preset,
@@ -150,7 +151,12 @@ class ModelDescription(NamedTuple):
 
 
 def describe(
-    name: str, file_digest: Callable[[Path], str], *, offline: bool, prediction: str | None = None
+    name: str,
+    file_digest: Callable[[Path], str],
+    *,
+    offline: bool,
+    prediction: str | None = None,
+    networks: Iterable[NetworkFile] = (),
 ) -> ModelDescription:
     """Find and describe a model.
 
@@ -159,11 +165,12 @@ def describe(
         file_digest: see ``Model.digest``.
         offline: never use the network.
         prediction: what the UNet predicts, if the model's files do not say.
+        networks: files with networks that replace the model's own.
 
     Raises:
         InputError: there is no such model.
     """
-    found = Model.find(name, offline=offline, prediction=prediction)
+    found = Model.find(name, offline=offline, prediction=prediction, networks=networks)
     return ModelDescription(
         path=found.path,
         family=found.info.family,

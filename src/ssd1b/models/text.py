@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import NamedTuple, cast
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssd1b.embeddings import Words, find_words
 from ssd1b.layouts import TextLayout
 from ssd1b.models.tokenizer import CLIPTokenizer
 from ssd1b.prompts import chunk, parse_prompt
@@ -19,6 +21,9 @@ CONTEXT = 77
 """Tokens of a chunk, including begin and end token."""
 
 EPS = 1e-5
+
+FIRST_VECTOR = 2**20
+"""Token id of the first vector of the embeddings; vocabularies are smaller."""
 
 
 class Conditioning(NamedTuple):
@@ -96,10 +101,17 @@ class TextModel(nn.Module):
         self.encoder = nn.ModuleDict({"layers": layers})
         self.final_layer_norm = nn.LayerNorm(layout.hidden_size, eps=EPS)
 
-    def forward(self, ids: TokenIds) -> tuple[Tensor, Tensor]:
-        """``[B, T]`` -> states of the penultimate layer, and normalised states of the last, ``[B, T, C]``."""
+    def forward(self, ids: TokenIds, vectors: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``[B, T]`` -> states of the penultimate layer, and normalised states of the last, ``[B, T, C]``.
+
+        ``vectors`` ``[n, C]`` are what the ids from ``FIRST_VECTOR`` on stand for.
+        """
         positions = torch.arange(ids.shape[1], device=ids.device)
-        x = self.embeddings["token_embedding"](ids) + self.embeddings["position_embedding"](positions)
+        x = self.embeddings["token_embedding"](ids.where(ids < FIRST_VECTOR, 0))
+        if vectors is not None:
+            new = ids >= FIRST_VECTOR
+            x[new] = vectors[ids[new] - FIRST_VECTOR].to(x)
+        x = x + self.embeddings["position_embedding"](positions)
         *layers, last = cast(nn.ModuleList, self.encoder["layers"])
         for layer in layers:
             x = layer(x)
@@ -124,14 +136,20 @@ class TextEncoder(nn.Module):
             else nn.Linear(layout.hidden_size, layout.projection_dim, bias=False)
         )
 
-    def forward(self, ids: TokenIds) -> tuple[PromptEmbeds, Float[Tensor, "batch pooled"]]:
+    def forward(
+        self, ids: TokenIds, vectors: Tensor | None = None
+    ) -> tuple[PromptEmbeds, Float[Tensor, "batch pooled"]]:
         """Encode chunks of 77 tokens.
+
+        Args:
+            ids: the tokens.
+            vectors: of the ids from ``FIRST_VECTOR`` on, ``[n, hidden_size]``; None if there are none.
 
         Returns:
             Hidden states of the penultimate layer, without the final norm, ``[B, 77, hidden_size]``; and the
             last layer's normalised state at the first end token, projected if there is a projection.
         """
-        states, last = self.text_model(ids)
+        states, last = self.text_model(ids, vectors)
         end = (ids == self.layout.eos_token_id).int().argmax(dim=-1)
         pooled = last[torch.arange(len(ids), device=ids.device), end]
         return states, pooled if self.text_projection is None else self.text_projection(pooled)
@@ -146,28 +164,40 @@ class TextEncoders:
     tokenizer: CLIPTokenizer
     tokenizer_2: CLIPTokenizer
 
-    def tokenize(self, prompts: Sequence[str]) -> "list[Tokens]":
+    def tokenize(self, prompts: Sequence[str], words: Words = (), chunks: int = 1) -> "list[Tokens]":
         """Split prompts into chunks of 77 tokens, once per tokenizer.
 
         All prompts are padded with empty chunks to the number of chunks of the longest.
+
+        Args:
+            prompts: the prompts.
+            words: those that stand for embeddings, each of whose vectors takes the place of a token.
+            chunks: pad to at least so many.
         """
         pairs = ((self.tokenizer, self.encoder.layout), (self.tokenizer_2, self.encoder_2.layout))
-        count = chunk_count([tokenizer for tokenizer, _ in pairs], prompts)
-        return [_tokenize(tokenizer, layout, prompts, count) for tokenizer, layout in pairs]
+        count = max(chunks, chunk_count([tokenizer for tokenizer, _ in pairs], prompts, words))
+        return [_tokenize(tokenizer, layout, prompts, count, words) for tokenizer, layout in pairs]
 
     @torch.inference_mode()
-    def encode(self, tokens: "Sequence[Tokens]") -> Conditioning:
+    def encode(
+        self, tokens: "Sequence[Tokens]", vectors: Sequence[Tensor | None] = (None, None)
+    ) -> Conditioning:
         """Encode tokenized prompts.
+
+        Args:
+            tokens: for each encoder, from ``tokenize``.
+            vectors: of the embeddings, for each encoder, ``[n, hidden_size]`` in the order of the words.
 
         Chunks are encoded separately and concatenated, as in AUTOMATIC1111 and ComfyUI; the pooled embedding
         is the first chunk's, from the second encoder.
         """
         embeds = []
         pooled = None
-        for encoder, part in zip((self.encoder, self.encoder_2), tokens, strict=True):
+        for encoder, part, new in zip((self.encoder, self.encoder_2), tokens, vectors, strict=True):
             prompts, chunks = part.ids.shape[:2]
             device = encoder.text_model.final_layer_norm.weight.device
-            states, ends = encoder(part.ids.flatten(0, 1).to(device))
+            ids = part.ids.flatten(0, 1).to(device)
+            states, ends = encoder(ids) if new is None else encoder(ids, new.to(device))
             states = _emphasised(states, part.weights.flatten(0, 1).to(states))
             embeds.append(states.unflatten(0, (prompts, chunks)).flatten(1, 2))
             pooled = ends.unflatten(0, (prompts, chunks))[:, 0]
@@ -182,28 +212,34 @@ class Tokens(NamedTuple):
     weights: Tensor
 
 
-def chunk_count(tokenizers: Iterable[CLIPTokenizer], prompts: Iterable[str]) -> int:
-    """Count the chunks of the longest prompt, to which all are padded.
+def chunk_count(tokenizers: Iterable[CLIPTokenizer], prompts: Iterable[str], words: Words = ()) -> int:
+    """Count the chunks of the longest prompt, to which all are padded; see ``TextEncoders.tokenize``.
 
     A prompt may have more chunks with one tokenizer than with the other: "!" is SDXL's second padding token,
     and there always a separate token.
     """
     texts = list(prompts)
-    return max((_count(tokenizer, text) for tokenizer in tokenizers for text in texts), default=1)
+    return max((_count(tokenizer, text, words) for tokenizer in tokenizers for text in texts), default=1)
 
 
 @lru_cache(maxsize=4096)
-def _count(tokenizer: CLIPTokenizer, prompt: str) -> int:
+def _count(tokenizer: CLIPTokenizer, prompt: str, words: Words) -> int:
     """Count a prompt's chunks; cached, because a sweep asks for a few prompts a million times."""
-    return len(_chunks(tokenizer, prompt))
+    return len(_chunks(tokenizer, prompt, words))
 
 
-def _chunks(tokenizer: CLIPTokenizer, prompt: str) -> list[list[tuple[int, float]]]:
-    return chunk(_weighted_ids(tokenizer, prompt), comma_id=tokenizer.vocabulary.get(",</w>", -1))
+def _chunks(tokenizer: CLIPTokenizer, prompt: str, words: Words) -> list[list[tuple[int, float]]]:
+    return chunk(
+        _weighted_ids(tokenizer, prompt, words),
+        comma_id=tokenizer.vocabulary.get(",</w>", -1),
+        together={ids.start: len(ids) for ids in _vector_ids(words)},
+    )
 
 
-def _tokenize(tokenizer: CLIPTokenizer, layout: TextLayout, prompts: Sequence[str], count: int) -> Tokens:
-    chunked = [_chunks(tokenizer, prompt) for prompt in prompts]
+def _tokenize(
+    tokenizer: CLIPTokenizer, layout: TextLayout, prompts: Sequence[str], count: int, words: Words
+) -> Tokens:
+    chunked = [_chunks(tokenizer, prompt, words) for prompt in prompts]
     rows = [[*chunks, *[[]] * (count - len(chunks))] for chunks in chunked]
     pad = tokenizer.pad_token_id
 
@@ -219,10 +255,26 @@ def _tokenize(tokenizer: CLIPTokenizer, layout: TextLayout, prompts: Sequence[st
     )
 
 
-def _weighted_ids(tokenizer: CLIPTokenizer, prompt: str) -> Iterable[list[tuple[int, float]]]:
+def _weighted_ids(tokenizer: CLIPTokenizer, prompt: str, words: Words) -> Iterable[list[tuple[int, float]]]:
     for part in parse_prompt(prompt):
-        ids = [tokenizer.ids(segment.text) for segment in part]
+        ids = [_ids(tokenizer, segment.text, words) for segment in part]
         yield [(id, segment.weight) for segment, row in zip(part, ids, strict=True) for id in row]
+
+
+def _ids(tokenizer: CLIPTokenizer, text: str, words: Words) -> list[int]:
+    """Tokenize a text, with the ids of an embedding's vectors for its word."""
+    found: list[int] = []
+    position, vectors = 0, _vector_ids(words)
+    for start, end, word in find_words(text, [word for word, _ in words]):
+        found += [*tokenizer.ids(text[position:start]), *vectors[word]]
+        position = end
+    return found + tokenizer.ids(text[position:])
+
+
+def _vector_ids(words: Words) -> list[range]:
+    """Return the token ids of each embedding's vectors."""
+    ends = accumulate((count for _, count in words), initial=FIRST_VECTOR)
+    return [range(start, end) for start, end in pairwise(ends)]
 
 
 def _emphasised(states: Tensor, weights: Tensor) -> Tensor:

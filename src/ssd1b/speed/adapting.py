@@ -44,7 +44,7 @@ class Adapting:
         self.loras = None
         for part, network in self.networks.items():
             merged = tuple(
-                (each.file, strength)
+                (each.file, each.config, strength)
                 for each in wanted
                 if (strength := each.unet if part == "unet" else each.text)
             )

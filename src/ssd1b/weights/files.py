@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ssd1b.errors import InputError, shown
-from ssd1b.files import disk_error, named, open_regular, read_file, reason
+from ssd1b.files import disk_error, impostor, named, open_regular, read_file, reason
 from ssd1b.saving import temporary_path
 
 Shape = tuple[int, ...]
@@ -29,17 +29,6 @@ FLOATS: dict[str, torch.dtype] = {
     "F8_E5M2": torch.float8_e5m2,
 }
 """Supported number formats of weights by their names in the file."""
-
-# First bytes of files that are mistaken for safetensors. A pickle is refused because opening it can run code.
-_IMPOSTORS: tuple[tuple[bytes, str], ...] = (
-    (b"PK\x03\x04", "a zip archive, as PyTorch writes pickles; a pickle can run code when opened"),
-    *((bytes((0x80, version)), "a pickle, which can run code when opened") for version in (2, 3, 4, 5)),
-    (b"GGUF", "a GGUF file"),
-    (b"version https://git-lfs", "a Git LFS pointer: the download is incomplete, run 'git lfs pull'"),
-    (b"<", "a web page: the download went wrong"),
-    (b"{", "a JSON text"),
-    (b"\x1f\x8b", "a gzip archive"),
-)
 
 _LARGEST_HEADER = 16 * 2**20
 """Maximum size of a header in bytes, with metadata; SDXL's has 0.3 million, and trainers add little."""
@@ -121,9 +110,8 @@ def _describe(path: Path, error: SafetensorError) -> str:
         start = file.read(64).lstrip()
     if not start:
         return "an empty file"
-    impostor = next((what for magic, what in _IMPOSTORS if start.startswith(magic)), None)
     details = reason(error).removeprefix("Error while deserializing ")
-    return impostor or f"a damaged safetensors file or another format ({details})"
+    return impostor(start) or f"a damaged safetensors file or another format ({details})"
 
 
 def read_header(path: Path) -> Header:

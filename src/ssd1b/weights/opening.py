@@ -66,6 +66,34 @@ def open_checkpoint(path: Path, *, half: bool = False, prediction: str | None = 
     )
 
 
+def with_network(
+    checkpoint: Checkpoint, part: str, path: Path, *, prediction: str | None = None
+) -> Checkpoint:
+    """Replace a network of a model by the one in a file, which may hold others, too.
+
+    What a UNet predicts comes with it, if its file says so and the user does not.
+
+    Args:
+        checkpoint: the model.
+        part: one of ``keymap.PARTS``.
+        path: a safetensors file with a network alone, in any spelling, or with a whole model.
+        prediction: what the user declares.
+
+    Raises:
+        InputError: the file does not have that network.
+    """
+    other = open_single_file(path)
+    if part not in other.parts:
+        raise InputError(f"{named(path)}: it has no {part}, only {', '.join(other.parts)}")
+    changed = replace(checkpoint, parts={**checkpoint.parts, part: other.parts[part]})
+    if part == "unet" and other.prediction and prediction is None:
+        type_ = next(iter(other.prediction.values()))
+        changed = replace(
+            changed, prediction=other.prediction, scheduler={**changed.scheduler, "prediction_type": type_}
+        )
+    return changed
+
+
 def check_is_model(path: Path) -> None:
     """Check that a path is a file, or a folder with a configuration; neither is read.
 

@@ -10,6 +10,7 @@ from ssd1b.errors import InputError
 from ssd1b.weights.files import Shape
 
 _CONTROLNET, _T2I_ADAPTER = "a ControlNet", "a T2I-Adapter"
+_EMBEDDING = "an embedding (textual inversion)"
 _ADAPTER = "a LoRA, which modifies a model: give the model itself"
 
 _KINDS: tuple[tuple[str, str], ...] = (
@@ -33,7 +34,7 @@ _KINDS: tuple[tuple[str, str], ...] = (
     ("an IP-Adapter", r"^(ip_adapter|image_proj)\.|to_k_ip\."),
     ("a motion module (AnimateDiff)", r"motion_modules\."),
     (_T2I_ADAPTER, r"^(adapter\.)?body\.\d+\.(resnets|block1|in_conv)\."),
-    ("an embedding (textual inversion)", r"^(emb_params|string_to_param\..*|clip_[lg])$"),
+    (_EMBEDDING, r"^(emb_params|string_to_param\..*|clip_[lg])$"),
     ("a GLIGEN model", r"position_net\."),
     ("a Flux model", r"double_blocks\.\d+\.img_attn|single_transformer_blocks\.\d+\."),
     ("a Stable Diffusion 3 model", r"joint_blocks\.\d+\.|context_embedder\.weight$"),
@@ -55,13 +56,21 @@ _BY_TEXT_WIDTH = {768: "a Stable Diffusion 1 model", 1024: "a Stable Diffusion 2
 
 def is_adapter_file(tensors: Mapping[str, tuple[str, Shape]]) -> bool:
     """Whether a file with these tensors is a LoRA or another adapter."""
-    return next((kind for kind, sign in _PATTERNS if any(map(sign.search, tensors))), None) == _ADAPTER
+    return _kind(tensors) == _ADAPTER
+
+
+def is_embedding_file(tensors: Mapping[str, tuple[str, Shape]]) -> bool:
+    """Whether a file with these tensors is an embedding."""
+    return _kind(tensors) == _EMBEDDING
+
+
+def _kind(tensors: Mapping[str, tuple[str, Shape]]) -> str | None:
+    return next((kind for kind, sign in _PATTERNS if any(map(sign.search, tensors))), None)
 
 
 def is_control_file(tensors: Mapping[str, tuple[str, Shape]]) -> bool:
     """Whether a file with these tensors is a ControlNet or a T2I-Adapter, of any family."""
-    kind = next((kind for kind, sign in _PATTERNS if any(map(sign.search, tensors))), None)
-    return kind in (_CONTROLNET, _T2I_ADAPTER)
+    return _kind(tensors) in (_CONTROLNET, _T2I_ADAPTER)
 
 
 def control_kind(tensors: Mapping[str, tuple[str, Shape]]) -> str | None:
@@ -70,7 +79,7 @@ def control_kind(tensors: Mapping[str, tuple[str, Shape]]) -> str | None:
     Raises:
         InputError: it is a ControlNet for another family of models.
     """
-    kind = next((kind for kind, sign in _PATTERNS if any(map(sign.search, tensors))), None)
+    kind = _kind(tensors)
     if kind == _CONTROLNET and not any(map(_CONDITIONED.search, tensors)):
         text = _by_text_width(tensors) or "a model of another family"
         raise InputError(f"{_CONTROLNET} for {text}; only those for SDXL's family are supported")
@@ -84,7 +93,7 @@ def _by_text_width(tensors: Mapping[str, tuple[str, Shape]]) -> str | None:
 
 def other_model_kind(tensors: Mapping[str, tuple[str, Shape]]) -> str | None:
     """Describe what kind of file has these tensor names and shapes; None if it is unknown."""
-    kind = next((kind for kind, sign in _PATTERNS if any(map(sign.search, tensors))), None)
+    kind = _kind(tensors)
     if kind or any(map(_CONDITIONED.search, tensors)):
         return kind
     return _by_text_width(tensors)

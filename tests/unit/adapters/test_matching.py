@@ -21,10 +21,10 @@ from ssd1b.adapters.matching import carried_share, match
 from ssd1b.adapters.merging import find_changes, merge
 from ssd1b.adapters.names import PARTS, Module, dictionary, modules, shapes
 from ssd1b.adapters.reading import open_adapter
-from ssd1b.errors import InputError
+from ssd1b.errors import ConflictError, InputError
 from ssd1b.layer_map import LayerMap
 from ssd1b.layouts import SDXL, SSD_1B, VEGA, ModelLayout, model_layout
-from ssd1b.loras import lora_of
+from ssd1b.loras import lora_of, read_lora
 from tiny import TINY, tiny
 
 LARGE = tiny(SDXL)
@@ -141,10 +141,10 @@ def test_reasons(tmp_path: Path) -> None:
     reasons = {*found.unmatched.values()}
     assert reasons == {
         "LoRA of up [16, 2], down [2, 5] does not fit [16, 16]", "its module has no bias",
-        "without a weight", "unknown name", "a bundled embedding, which is not supported",
+        "without a weight", "unknown name", "a bundled embedding; see --embedding",
     } or reasons == {
         "LoRA of down [2, 5], up [16, 2] does not fit [16, 16]", "its module has no bias",
-        "without a weight", "unknown name", "a bundled embedding, which is not supported",
+        "without a weight", "unknown name", "a bundled embedding; see --embedding",
     }  # fmt: skip
     assert len(found.unmatched) + found.matched_keys == len(tensors)
 
@@ -168,10 +168,15 @@ def test_pefts_folder(tmp_path: Path) -> None:
     path = write_lora(tmp_path / "adapter_model.safetensors", adapter, TINY, "PEFT")
     (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}')
     for given in (tmp_path, path):
-        adapted = open_adapter(given)
-        assert adapted.depends and {each.numbers["scale"] for each in adapted.modules.values()} == {2.0}
-    with pytest.raises(InputError, match=r"adapter_config\.json beside it"):
-        find_changes([lora_of(path)], TINY)
+        lora = lora_of(given)
+        assert lora.config is not None and lora.name == tmp_path.name and lora == read_lora(str(lora))
+        changes = find_changes([lora], TINY)["unet"]
+        assert {change.weights.numbers["scale"] for each in changes.values() for change in each} == {2.0}
+    assert lora_of(path).file == lora.file
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 4}')
+    assert lora_of(path) != lora
+    with pytest.raises(ConflictError, match=r"adapter_config\.json has changed"):
+        find_changes([lora], TINY)
 
 
 def test_a_file_with_two_spellings_changes_a_module_once(tmp_path: Path) -> None:

@@ -89,3 +89,57 @@ def test_inspect_an_adapter(run, tmp_path: Path) -> None:
     assert "error" in models["sdxl"]
     only = json.loads(run("inspect", path, "--json", "--model", "mini-ssd-1b").out)["models"]
     assert only == {"mini-ssd-1b": student}
+
+
+def test_tools(run, tmp_path: Path) -> None:
+    layout = model_layout("mini-sdxl")
+    for seed, name in enumerate(("a", "b")):
+        adapter = random_lora(layout, attention(layout)[:4], seed=seed)
+        write_lora(tmp_path / f"{name}.safetensors", adapter, layout)
+    converted = run("lora", "convert", "a.safetensors", "--dialect", "comfyui", "--out", "c.safetensors")
+    assert (converted.code, converted.out) == (0, "c.safetensors\n") and "modules  4" in converted.err
+    merged = run("lora", "merge", "a.safetensors:0.5", "b.safetensors", "--out", "d.safetensors", "--json")
+    assert json.loads(merged.out)["ranks"] == {"4": 4}
+    resized = run("lora", "resize", "d.safetensors", "--rank", 2, "--dry-run", "--out", "e.safetensors")
+    assert (resized.code, resized.out) == (0, "") and "kept" in resized.err
+    assert not (tmp_path / "e.safetensors").exists()
+    described = run("lora", "inspect", "c.safetensors", "--model", "mini-sdxl")
+    assert described.code == 0 and "12 of 12" in described.out
+    moved = run("lora", "convert", "a.safetensors", "--to", "mini-ssd-1b", "--out", "f.safetensors")
+    assert moved.code == 0
+    baked = run(
+        "lora", "bake", "mini-ssd-1b", "--lora", "f.safetensors:0.5", "--out", "model", "--dtype", "fp16"
+    )
+    assert (baked.code, baked.out) == (0, "model\n") and (tmp_path / "model" / "model_index.json").exists()
+    extracted = run(
+        "lora", "extract", "mini-ssd-1b", "model", "--unet-only", "--rank", 2, "--out", "g.safetensors"
+    )
+    assert extracted.code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["resize", "a.safetensors", "--out", "b.safetensors"],
+            "give a rank, or a share of the energy to keep",
+        ),
+        (
+            ["resize", "a.safetensors", "--out", "b.safetensors", "--energy", "2"],
+            "energy is 2.0: it must be a number",
+        ),
+        (["convert", "a.safetensors", "--out", "b.pt"], "the name of an adapter must end in .safetensors"),
+        (["convert", "a.safetensors", "--out", "a.safetensors"], "already exists: choose another name"),
+        (["convert", "none.safetensors", "--out", "b.safetensors"], "none.safetensors"),
+        (["convert", "a.safetensors", "--to", "mini-sdx", "--out", "b.safetensors"], "mini-sdx"),
+        (["merge", "--out", "b.safetensors"], "missing argument"),
+        (["combine"], "unknown command 'combine'"),
+        (["bake", "mini-ssd-1b", "--lora", "none.safetensors", "--out", "b"], "none.safetensors"),
+    ],
+)
+def test_tools_refuse_in_one_line(arguments: list[str], message: str, run, tmp_path: Path) -> None:
+    layout = model_layout("mini-sdxl")
+    write_lora(tmp_path / "a.safetensors", random_lora(layout, attention(layout)[:1]), layout)
+    refused = run("lora", *arguments)
+    assert refused.code == 2 and refused.err.count("\n") == 1 and message in refused.err, refused.err
+    assert [each.name for each in tmp_path.iterdir()] == ["a.safetensors"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lab_cells import FAKE, Fake, run, sweep, wanted
 from ssd1b.errors import InputError
@@ -76,6 +77,10 @@ OTHER_SETTINGS = {
     "loras": ({"file": {"sha256": "0" * 64, "path": "/a.safetensors"}},),
     "controls": ({"model": {"sha256": "0" * 64, "path": "/a.safetensors"},
                   "picture": {"sha256": "1" * 64, "path": "/b.png"}},),
+    "prompt_editing": "on",
+    "embeddings": (
+        {"file": {"sha256": "0" * 64, "path": "/a.safetensors"}, "word": "cat", "vectors": 1},
+    ),
     "init_image": {"sha256": "0" * 64, "path": "/a.png"}, "mask": {"sha256": "1" * 64, "path": "/b.png"},
     "strength": 0.5, "strength_steps": "comfyui", "resize_mode": "stretch",
     "mask_change": "black", "mask_blur": 4.0, "mask_content": "fill", "mask_area": "masked",
@@ -240,7 +245,7 @@ def test_a_random_seed_is_drawn_once_for_all_cells() -> None:
 
 def test_axes_of_loras(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        (tmp_path / f"{name}.safetensors").write_text(name)
+        save_file({name: torch.ones(1)}, tmp_path / f"{name}.safetensors")
     a, b = (tmp_path / f"{name}.safetensors" for name in ("a", "b"))
     both = sweep("seed=1", f"lora=none||{a}:0.5||{a} + {b}:0.2:1")
     chosen = [both.request(places).settings["loras"] for places in both.places]

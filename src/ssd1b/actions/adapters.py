@@ -1,0 +1,388 @@
+"""Converting, moving, merging, resizing and extracting adapters, and baking them into models."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssd1b.actions.loading import Progress, silent
+from ssd1b.adapters.combining import Made, Read, combined, copied, extracted, projected
+from ssd1b.adapters.dialects import DIALECTS, PEFT_HEADER, Piece, spelled
+from ssd1b.adapters.matching import carried_share, match, own_layout
+from ssd1b.adapters.merging import find_changes, open_lora
+from ssd1b.adapters.names import PARTS, Module, modules
+from ssd1b.adapters.ranks import Cut
+from ssd1b.adapters.reading import AdapterFile
+from ssd1b.errors import InputError, unknown
+from ssd1b.files import expand_path, named
+from ssd1b.layouts import ModelLayout
+from ssd1b.loras import SUFFIX, TRANSFERS, Lora, lora_of, read_lora
+from ssd1b.model import NETWORKS, Model
+from ssd1b.runtime import choose_dtype
+from ssd1b.saving import check_free, writing
+from ssd1b.weights.files import FLOATS, first_few, read_header, write_tensors
+from ssd1b.weights.writing import save_folder, save_single_file
+
+_CPU = torch.device("cpu")
+
+_STALE = ("format", PEFT_HEADER, "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
+"""Metadata that are no longer true when tensors are written anew."""
+
+_BUNDLED = "bundle_emb."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterReport:
+    """What was written, or would have been.
+
+    Attributes:
+        path: the file.
+        dialect: its spelling.
+        modules: number of modules.
+        ranks: number of modules by rank; those without one are not counted.
+        bytes: size of the tensors.
+        through: the larger model whose names an adapter that was moved had; None for the model's own.
+        carried: share of the UNet's change that the model gets, 0 to 1; None if it is not known.
+        kept: share of the change that the ranks keep, 0 to 1, by the sum of squares; None if all is kept.
+        left_out: the reason for each key of the files that is not in the result.
+    """
+
+    path: str
+    dialect: str
+    modules: int
+    ranks: Mapping[int, int]
+    bytes: int
+    through: str | None = None
+    carried: float | None = None
+    kept: float | None = None
+    left_out: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """Where and how an adapter is written.
+
+    Attributes:
+        path: the file; its name ends in ".safetensors".
+        dialect: one of ``dialects.DIALECTS``.
+        dtype: number format, "fp32", "fp16" or "bf16"; None keeps that of the files.
+        overwrite: replace an existing file.
+        dry_run: compute and report, and write nothing.
+    """
+
+    path: str
+    dialect: str = "kohya"
+    dtype: str | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+
+    def check(self) -> None:
+        """Check everything before the work.
+
+        Raises:
+            InputError: the dialect or number format is unknown, or the file exists.
+        """
+        if self.dialect not in DIALECTS:
+            raise unknown("dialect", self.dialect, DIALECTS)
+        if self.dtype is not None:
+            choose_dtype(self.dtype, _CPU)
+        if Path(self.path).suffix.lower() != SUFFIX:
+            raise InputError(f"{named(self.path)}: the name of an adapter must end in {SUFFIX}")
+        if not self.dry_run:
+            check_free(Path(expand_path(self.path)), overwrite=self.overwrite)
+
+    def dtype_of(self, files: Iterable[Path]) -> torch.dtype:
+        """Return the number format: the one chosen, or the widest of the files' own."""
+        if self.dtype is not None:
+            return choose_dtype(self.dtype, _CPU)
+        formats = {each for file in files for each, _ in read_header(file).tensors.values()}
+        floats = [FLOATS[name] for name in formats if name in FLOATS and FLOATS[name].itemsize < 8]
+        found = {each if each.itemsize > 1 else torch.float16 for each in floats}
+        if len(found) == 1:
+            return found.pop()
+        return torch.float32  # neither of float16 and bfloat16 holds the other
+
+    def write(
+        self,
+        pieces: Mapping[Module, Piece],
+        layout: ModelLayout,
+        metadata: Mapping[str, str],
+        extra: Mapping[str, Tensor] | None = None,
+        **facts: Any,
+    ) -> AdapterReport:
+        """Write an adapter.
+
+        Args:
+            pieces: the adapter.
+            layout: the layout of the model that it is for.
+            metadata: texts for the header.
+            extra: other tensors, by key.
+            **facts: more fields of the report.
+
+        Raises:
+            InputError: the dialect has no spelling for a kind, or the file cannot be written.
+        """
+        if not pieces:
+            raise InputError("nothing is left to write: no module changes")
+        tensors, header = spelled(pieces, layout, self.dialect)
+        tensors |= extra or {}
+        if not self.dry_run:
+            with writing(Path(expand_path(self.path)), overwrite=self.overwrite) as temporary:
+                write_tensors(temporary, tensors, {**metadata, **header})
+        ranks = [piece.rank for piece in pieces.values()]
+        return AdapterReport(
+            path=self.path, dialect=self.dialect, modules=len(pieces),
+            ranks={rank: ranks.count(rank) for rank in sorted({each for each in ranks if each})},
+            bytes=sum(each.nbytes for each in tensors.values()), **facts,
+        )  # fmt: skip
+
+
+def convert_adapter(
+    source: str,
+    output: Output,
+    *,
+    model: str | None = None,
+    to: str | None = None,
+    transfer: str = "kept",
+    teacher: str | None = None,
+    share: float = 0.99,
+    partial: bool = False,
+    progress: Progress = silent,
+) -> AdapterReport:
+    """Write an adapter in another program's spelling, or for another model.
+
+    Without ``to`` no number changes, nor does the metadata.
+
+    Args:
+        source: the file, or PEFT's folder.
+        output: the new file.
+        model: the model that the adapter is for; None finds it among the published ones.
+        to: the model to move it to, through the layer map; None for the same one.
+        transfer: how it is moved, one of ``loras.TRANSFERS``.
+        teacher: the model that the adapter was trained for; None finds its layout by the names, and takes
+            the smaller model's if all fit. The transfer "projection" needs it.
+        share: with the transfer "projection", the share of a weight's energy that its subspace holds.
+        partial: leave out keys that match nothing, instead of refusing the file.
+        progress: shows how much is done.
+
+    Raises:
+        InputError: the file is no adapter or does not fit; keys match nothing; or as ``Output.write``.
+    """
+    output.check()
+    if transfer not in TRANSFERS:
+        raise unknown("transfer", transfer, TRANSFERS)
+    if transfer == "projection" and (to is None or teacher is None):
+        raise InputError("the transfer projection needs both models: give --to and --teacher")
+    adapter = open_lora(lora_of(source))
+    target = _found(to or model)
+    layout = own_layout(adapter) if target is None else target.layout
+    larger = _found(teacher)
+    found = match(adapter, layout, by_name=transfer == "name", source=larger and larger.layout)
+    bundled = [key for key in adapter.unread if key.startswith(_BUNDLED)]
+    removed = {key for each in found.removed.values() for key in each.keys.values()}
+    odd = {key: why for key, why in found.unmatched.items() if key not in {*removed, *bundled}}
+    if odd and not partial:
+        key, why = next(iter(odd.items()))
+        raise InputError(
+            f"{named(adapter.path)}: {len(odd)} keys match nothing, such as {first_few([key])}: {why}; "
+            "--partial leaves them out"
+        )
+    if transfer == "projection":
+        assert larger is not None and target is not None
+        pieces = _collected(
+            projected(found, _reader(larger), _reader(target), share, output.dtype_of([adapter.path])),
+            len(found.targets), progress,
+        )[0]  # fmt: skip
+    else:
+        pieces = copied(found)
+        if output.dtype is not None:
+            dtype = choose_dtype(output.dtype, _CPU)
+            pieces = {module: piece.to(dtype) for module, piece in pieces.items()}
+    extra = adapter.raw(bundled)
+    return output.write(
+        pieces, layout, _kept_metadata([adapter]), extra,
+        through=found.through, carried=carried_share(found) if to else None,
+        left_out={key: why for key, why in found.unmatched.items() if key not in bundled},
+    )  # fmt: skip
+
+
+def merge_adapters(
+    loras: Sequence[Lora | str],
+    output: Output,
+    *,
+    cut: Cut | None = None,
+    model: str | None = None,
+    progress: Progress = silent,
+) -> AdapterReport:
+    """Make one adapter of several, with their strengths multiplied in; of one, with ``cut``, a smaller one.
+
+    Args:
+        loras: the files with their strengths.
+        output: the new file.
+        cut: the rank of each module; None adds up the ranks, which is exact.
+        model: the model that they are for; None finds it among the published ones. Its weights are needed
+            for kinds whose change depends on them, such as DoRA.
+        progress: shows how much is done.
+
+    Raises:
+        InputError: a file is no adapter or does not fit; a kind needs a rank or the model.
+    """
+    output.check()
+    given = [read_lora(each) if isinstance(each, str) else each for each in loras]
+    files = [open_lora(each) for each in given]
+    target = _found(model)
+    layout = own_layout(files[0]) if target is None else target.layout
+    changes = find_changes(given, layout)
+    count = len({(part, key.rpartition(".")[0]) for part, changed in changes.items() for key in changed})
+    made = combined(
+        changes, layout, cut=cut, dtype=output.dtype_of(each.path for each in files),
+        read=target and _reader(target),
+    )  # fmt: skip
+    pieces, kept = _collected(made, count, progress)
+    left_out = {key: why for each in files for key, why in match(each, layout).unmatched.items()}
+    return output.write(
+        pieces, layout, _kept_metadata(files) | _network_metadata(pieces),
+        left_out=left_out, kept=None if cut is None else kept,
+    )  # fmt: skip
+
+
+def extract_adapter(
+    original: str,
+    tuned: str,
+    output: Output,
+    *,
+    cut: Cut,
+    parts: Sequence[str] = PARTS,
+    small: bool = False,
+    progress: Progress = silent,
+) -> AdapterReport:
+    """Make a LoRA of the difference of two models, by its singular values.
+
+    Args:
+        original: the model that the LoRA will be used with.
+        tuned: the other one, with the same layout.
+        output: the new file.
+        cut: the rank of each module.
+        parts: the networks, of ``names.PARTS``.
+        small: also take the changes of norms and biases, which ComfyUI reads and diffusers does not.
+        progress: shows how much is done.
+
+    Raises:
+        InputError: a model does not exist, or their layouts differ.
+    """
+    output.check()
+    first, second = (Model.find(each, offline=True) for each in (original, tuned))
+    for part in parts:
+        if first.checkpoint.part(part).layout != second.checkpoint.part(part).layout:
+            raise InputError(f"{original} and {tuned} have different layouts of {part}: give two alike")
+    layout = first.layout
+    chosen = [
+        Module(part, name) for part in parts for name in modules(part, layout)
+        if small or not name.rpartition(".")[2].startswith(("norm", "layer_norm"))
+    ]  # fmt: skip
+    dtype = torch.float16 if output.dtype is None else choose_dtype(output.dtype, _CPU)
+    made = extracted(_reader(first), _reader(second), chosen, layout, cut=cut, dtype=dtype, small=small)
+    pieces, kept = _collected(made, len(chosen), progress)
+    metadata = {"ss_base_model_version": "sdxl_base_v1-0"} | _network_metadata(pieces)
+    return output.write(pieces, layout, metadata, left_out={}, kept=kept)
+
+
+def bake_adapters(
+    model: str,
+    loras: Sequence[Lora | str],
+    out: str,
+    *,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress = silent,
+) -> str:
+    """Write a model into which adapters are merged, as a folder of diffusers or a single file.
+
+    Args:
+        model: the model.
+        loras: the files with their strengths.
+        out: a single file if the name ends in ".safetensors", or else a folder, which must not exist.
+        dtype: number format; None keeps the model's.
+        overwrite: replace an existing file.
+        dry_run: check that everything fits, and write nothing.
+        progress: shows how much is done.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: the model does not exist, an adapter does not fit, or the path is taken.
+    """
+    path = Path(expand_path(out))
+    single = path.suffix.lower() == SUFFIX
+    check_free(path, overwrite=overwrite and single)
+    given = [read_lora(each) if isinstance(each, str) else each for each in loras]
+    found = Model.find(model, offline=True).with_loras(given)
+    changed = sum(len(each) for each in found.changes.values())
+    chosen = None if dtype is None else choose_dtype(dtype, _CPU)
+    if dry_run:
+        return out
+    weights: dict[str, dict[str, Tensor]] = {}
+    with progress("modules", changed) as advance:
+        for part in NETWORKS:
+            stored = found.checkpoint.part(part)
+            weights[part] = {}
+            for name, tensor in found.tensors(
+                part, stored.tensors, device=_CPU, dtype=chosen or stored.dtype
+            ):
+                weights[part][name] = tensor
+                advance(int(name in found.changes[part]))
+    if single:
+        save_single_file(path, found.info, weights, overwrite=overwrite)
+    else:
+        save_folder(path, found.info, weights)
+    return out
+
+
+def _found(model: str | None) -> Model | None:
+    return None if model is None else Model.find(model, offline=True)
+
+
+def _reader(model: Model) -> Read:
+    """Return a function that reads a tensor of a model in float32."""
+
+    def read(part: str, name: str) -> Tensor:
+        ((_, tensor),) = model.tensors(part, [name], device=_CPU, dtype=torch.float32)
+        return tensor
+
+    return read
+
+
+def _collected(
+    made: Iterable[Made], count: int, progress: Progress
+) -> tuple[dict[Module, Piece], float | None]:
+    """Collect modules, and the share of their energy that is kept."""
+    pieces: dict[Module, Piece] = {}
+    energy = kept = 0.0
+    with progress("modules", count) as advance:
+        for each in made:
+            if each.piece is not None:
+                pieces[each.module] = each.piece
+            energy, kept = energy + each.energy, kept + each.kept
+            advance(1)
+    return pieces, kept / energy if energy else None
+
+
+def _kept_metadata(files: Sequence[AdapterFile]) -> dict[str, str]:
+    """Return the metadata that all files agree on, and that stay true."""
+    first, *others = (each.metadata for each in files)
+    return {
+        key: text for key, text in first.items()
+        if key not in _STALE and all(each.get(key) == text for each in others)
+    }  # fmt: skip
+
+
+def _network_metadata(pieces: Mapping[Module, Piece]) -> dict[str, str]:
+    """Write rank and alpha as sd-scripts does, which has a word for ranks that differ."""
+    ranks = {piece.rank for piece in pieces.values() if piece.rank}
+    word = str(ranks.pop()) if len(ranks) == 1 else "Dynamic"
+    return {"ss_network_module": "networks.lora", "ss_network_dim": word, "ss_network_alpha": word}
