@@ -37,13 +37,14 @@ def test_prompts_with_an_embedding(count: int, tmp_path: Path) -> None:
             prompt, negative_prompt=negative
         )
     pipeline = Pipeline.load(str(folder), device="cpu", dtype="fp32")
-    settings = pipeline.settings(prompt, negative_prompt=negative, embeddings=[f"{path}:<thing>"])
+    given = {"negative_prompt": negative, "width": 64, "height": 64}
+    settings = pipeline.settings(prompt, embeddings=[f"{path}:<thing>"], **given)
     unconditional, conditional = pipeline._conditioning(settings.prompts(), [settings])
     for ours, theirs in (
         (conditional.embeds, embeds), (conditional.pooled, pooled),
         (unconditional.embeds, negative_embeds), (unconditional.pooled, negative_pooled),
     ):  # fmt: skip
         assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
-    plain = pipeline.settings(prompt, negative_prompt=negative)
+    plain = pipeline.settings(prompt, **given)
     without, _ = pipeline._conditioning(plain.prompts(), [plain])
     assert (without.embeds - negative_embeds).abs().max() > 1e-2
