@@ -216,7 +216,7 @@ def _falling(timesteps: str) -> None:
     read_timesteps(timesteps)
 
 
-def _different_words(given: tuple[Embedding, ...]) -> None:
+def _different_words(given: tuple[Any, ...]) -> None:
     words = [each.word.lower() for each in given]
     if twice := [word for word in words if words.count(word) > 1]:
         raise InputError(f"embeddings have the word {shown(twice[0])} twice: give one of them another word")
