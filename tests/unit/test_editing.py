@@ -106,7 +106,7 @@ def test_batches_and_negative_prompts(pipeline: Pipeline) -> None:
     assert texts_of(batch[0]) == {"a cat", "a dog", "blurry", "sharp"}
     tokenizers = (pipeline.text.tokenizer, pipeline.text.tokenizer_2)
     longer = pipeline.settings(f"a [cat:{'dog ' * 100}:0.5]", **GIVEN)
-    assert batch_key(longer, tokenizers)[-1] == 2
+    assert batch_key(longer, tokenizers)[-1] == (2,)
 
 
 def test_the_setting(pipeline: Pipeline) -> None:
