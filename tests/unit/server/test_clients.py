@@ -301,8 +301,9 @@ def test_webuiapi_changes_a_picture(server: Server) -> None:
     settings = newest(server)
     assert (settings["strength_steps"], settings["resize_mode"]) == ("a1111", "stretch")
     mask = white(0, 0, 32, 64)
-    with pytest.raises(RuntimeError, match="inpaint_full_res"):
-        api.img2img(**common, mask_image=mask)
+    api.img2img(**common, mask_image=mask)  # "only masked" is the package's default
+    settings = newest(server)
+    assert (settings["mask_area"], settings["mask_padding"]) == ("masked", 0)
     for invert in (0, 1):
         api.img2img(**common, mask_image=mask, inpaint_full_res=False, mask_blur=0, inpainting_fill=1,
                     inpainting_mask_invert=invert)  # fmt: skip
@@ -317,17 +318,16 @@ def img2img(server: Server, **given: Any) -> requests.Response:
     return requests.post(f"{server.url}/sdapi/v1/img2img", json=body, timeout=60)
 
 
-def test_a_blur_lies_around_what_was_painted_and_a_fill_has_the_colours_around_it(server: Server) -> None:
+def test_a_blur_lies_around_what_was_painted_and_fills_are_named(server: Server) -> None:
     mask = base64.b64encode(as_bytes(white(0, 0, 32, 64))).decode()
     assert img2img(server, mask=f"data:image/png;base64,{mask}", mask_blur=4).ok
     grey = kept(server, newest(server), "mask")
     assert [grey.getpixel((x, 30)) for x in (8, 31, 60)] == [255, 255, 0]
     assert 0 < int(grey.getpixel((35, 30))) < 255  # type: ignore[arg-type]
-    before = Image.open(io.BytesIO(PICTURE))
-    after = kept(server, newest(server), "init_image")
-    kept_half = (48, 0, 64, 64)
-    assert after.crop(kept_half).tobytes() == before.crop(kept_half).tobytes()
-    assert after.getpixel((4, 30)) != before.getpixel((4, 30))
+    assert newest(server)["mask_content"] == "fill"
+    for number, name in enumerate(("fill", "original", "noise", "nothing")):
+        assert img2img(server, mask=mask, mask_blur=0, inpainting_fill=number).ok
+        assert newest(server)["mask_content"] == name
     # With the transparency of a picture as the mask, which is rounded.
     clear = Image.new("RGBA", (64, 64), (9, 9, 9, 120))
     clear.paste((9, 9, 9, 140), (0, 0, 32, 64))
@@ -354,8 +354,8 @@ def test_a_missing_strength_is_automatic1111s(server: Server) -> None:
         ({"resize_mode": 2}, 422, "resize_mode is 2: allowed are 0 (just resize), 1 (crop and resize)"),
         ({"resize_mode": 3}, 422, "resize_mode is 3"),
         ({"mask": "aGkh"}, 422, "not a readable"),
-        ({"mask": "a", "inpainting_fill": 2}, 422, "inpainting_fill is 2: allowed are 0 (fill), 1"),
-        ({"mask": "a", "inpaint_full_res": 1}, 422, "inpaint_full_res"),
+        ({"mask": "a", "inpainting_fill": 4}, 422, "inpainting_fill is 4: allowed are 0 (fill), 1"),
+        ({"enable_hr": True}, 422, "enable_hr is for txt2img"),
         ({"mask_blur": -1}, 422, "mask_blur is -1"),
         ({"denoising_strength": 2}, 422, "strength is 2"),
         ({"initial_noise_multiplier": 1.2}, 422, "initial_noise_multiplier"),
@@ -454,16 +454,44 @@ def test_gimp(server: Server) -> None:
     assert json.loads(answer["info"])["all_seeds"] == [3, 4]
 
 
+def test_a_second_pass_and_a_variation(server: Server) -> None:
+    names = [each["name"] for each in requests.get(f"{server.url}/sdapi/v1/upscalers", timeout=9).json()]
+    modes = requests.get(f"{server.url}/sdapi/v1/latent-upscale-modes", timeout=9).json()
+    assert names == ["None", "Lanczos", "Nearest"] and {"name": "Latent (bicubic)"} in modes
+    body = {
+        "prompt": "a cat", "steps": 2, "width": 64, "height": 64, "enable_hr": True, "hr_scale": 1.5,
+        "hr_upscaler": "Latent (bicubic)", "hr_second_pass_steps": 3, "denoising_strength": 0.6,
+        "hr_sampler_name": "Use same sampler", "hr_scheduler": "Karras", "subseed": 7,
+        "subseed_strength": 0.25,
+    }  # fmt: skip
+    answer = requests.post(f"{server.url}/sdapi/v1/txt2img", json=body, timeout=60)
+    assert answer.ok, answer.text
+    found = newest(server)
+    expected = {
+        "hires_scale": 1.5, "hires_upscaler": "latent-bicubic", "hires_steps": 3, "hires_strength": 0.6,
+        "hires_sampler": None, "hires_schedule": "karras", "variation_seed": 7, "variation_strength": 0.25,
+    }  # fmt: skip
+    assert {name: found[name] for name in expected} == expected
+    info = json.loads(answer.json()["info"])
+    assert (info["subseed"], info["subseed_strength"]) == (7, 0.25)
+    assert "Hires upscaler: Latent (bicubic)" in info["infotexts"][0]
+    more = {**body, "hr_resize_x": 96, "hr_resize_y": 128, "hr_upscaler": None}
+    assert requests.post(f"{server.url}/sdapi/v1/txt2img", json=more, timeout=60).ok
+    found = newest(server)
+    assert (found["hires_width"], found["hires_height"], found["hires_upscaler"]) == (96, 128, "latent")
+
+
 # What is common to the synchronous APIs.
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"enable_hr": True}, "enable_hr is not available yet"),
+        ({"enable_hr": True, "hr_scale": 99}, "hires_scale is 99"),
+        ({"enable_hr": True, "hr_upscaler": "4x-UltraSharp"}, "unknown upscaler '4x-UltraSharp'"),
         ({"tiling": True}, "tiling is not available yet"),
         ({"restore_faces": True}, "restore_faces"),
-        ({"subseed": 3, "subseed_strength": 0.2}, "subseed_strength"),
+        ({"subseed": 3, "subseed_strength": 2}, "variation_strength is 2"),
         ({"seed_resize_from_w": 512}, "seed_resize_from_w"),
         ({"refiner_checkpoint": "refiner"}, "refiner_checkpoint"),
         ({"init_images": ["aGk="]}, "init_images are for img2img"),

@@ -19,19 +19,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request as HTTPRequest
 
 from ssd1b.errors import InputError, NotFoundError, shown, unknown
-from ssd1b.files import read_file
 from ssd1b.images import MAX_FILE_BYTES, decode_recipe
 from ssd1b.jobs.queue import RUNNING, Request
 from ssd1b.loras import SUFFIX
 from ssd1b.model import Model
 from ssd1b.recipe import Recipe, read_parameters, write_parameters
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
-from ssd1b.server.masks import filled, from_a1111
+from ssd1b.server.masks import from_a1111
 from ssd1b.server.routes.native import MAX_PICTURES, Client, TheService
 from ssd1b.server.routes.waiting import Made, base64_of, finished, made
 from ssd1b.server.schemas import A1111Problem, problems
 from ssd1b.server.service import Service, from_base64
 from ssd1b.settings import RANDOM_SEED
+from ssd1b.upscalers import A1111_UPSCALER, UPSCALERS
 
 router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"], responses=problems(A1111Problem))
 
@@ -58,7 +58,22 @@ class TextToImage(BaseModel):
     override_settings: dict[str, Any] | None = None
     send_images: bool | None = True
     force_task_id: str | None = None
-    enable_hr: bool | None = False
+    subseed: int | None = RANDOM_SEED
+    subseed_strength: float | None = Field(0, description="0 to 1: how far the noise is turned to subseed's.")
+    enable_hr: bool | None = Field(False, description="A second pass at a larger size, of txt2img.")
+    denoising_strength: float | None = Field(None, description="Of img2img and of the second pass.")
+    hr_scale: float | None = 2
+    hr_resize_x: int | None = Field(
+        0, description="Width of the second pass, instead of hr_scale; 0 follows."
+    )
+    hr_resize_y: int | None = 0
+    hr_upscaler: str | None = Field(None, description="See /upscalers and /latent-upscale-modes.")
+    hr_second_pass_steps: int | None = Field(0, description="0 is the number of the first pass.")
+    hr_sampler_name: str | None = None
+    hr_scheduler: str | None = None
+    hr_cfg: float | None = Field(None, description="Guidance of the second pass; 0 is that of the first.")
+    hr_prompt: str | None = ""
+    hr_negative_prompt: str | None = ""
     script_name: str | None = None
     init_images: list[str] | None = Field(None, description="For img2img.")
 
@@ -68,16 +83,20 @@ class ImageToImage(TextToImage):
 
     init_images: list[str] | None = Field(None, description="One picture: base64, with or without a prefix.")
     resize_mode: int | None = Field(0, description="0 stretches the picture to another size, 1 cuts it.")
-    denoising_strength: float | None = 0.75
     mask: str | None = Field(None, description="White is changed. Base64.")
     mask_blur: float | None = Field(None, ge=0, le=256)
     mask_blur_x: float | None = Field(4, ge=0, le=256)
     mask_blur_y: float | None = Field(4, ge=0, le=256)
     mask_round: bool | None = True
     inpainting_fill: int | None = Field(
-        0, description="0 begins with the colours around what the mask changes, 1 with the picture."
+        0,
+        description="What is under the mask at the start: 0 the colours around it, 1 the picture, 2 noise, "
+        "3 nothing.",
     )
-    inpaint_full_res: bool | int | None = False
+    inpaint_full_res: bool | int | None = Field(
+        False, description="Generate only what surrounds the mask, at width and height, and put it back."
+    )
+    inpaint_full_res_padding: int | None = Field(32, ge=0, le=4096, description="Pixels around the mask.")
     inpainting_mask_invert: bool | int | None = 0
     initial_noise_multiplier: float | None = None
     include_init_images: bool | None = False
@@ -92,6 +111,7 @@ async def text_to_image(
     if body.init_images:
         raise InputError("init_images are for img2img: leave them out")
     settings, prompt = _settings(body)
+    settings |= _second_pass(body)
     return await _answer(body, http, service, client, prompt, settings)
 
 
@@ -111,9 +131,11 @@ async def image_to_image(
         raise InputError(what) if pictures else NotFoundError(what)
     if body.initial_noise_multiplier not in (None, 1):
         raise InputError("initial_noise_multiplier is not available: leave it out")
+    if body.enable_hr:
+        raise InputError("enable_hr is for txt2img: leave it out")
     settings, prompt = _settings(body)
     settings |= {
-        "strength": 0.75 if body.denoising_strength is None else body.denoising_strength,
+        "strength": _STRENGTH if body.denoising_strength is None else body.denoising_strength,
         "strength_steps": "a1111", "resize_mode": _resize_mode(body.resize_mode or 0),
         **await _pictures(body, service, from_base64("init_images", pictures[0])),
     }  # fmt: skip
@@ -124,22 +146,48 @@ async def _pictures(body: ImageToImage, service: Service, picture: bytes) -> dic
     """Receive the picture and the mask of a request."""
     if body.mask is None:
         return {"init_image": await service.receive(picture)}
-    if body.inpaint_full_res:
-        raise InputError('inpaint_full_res ("only masked") is not available: set it to false')
     fill = body.inpainting_fill or 0
-    if fill not in (0, 1):
-        raise InputError(f"inpainting_fill is {shown(fill)}: allowed are 0 (fill), 1 (original)")
+    if not 0 <= fill < len(_FILLS):
+        named = ", ".join(f"{number} ({name})" for number, name in enumerate(_FILLS))
+        raise InputError(f"inpainting_fill is {shown(fill)}: allowed are {named}")
     blur = (body.mask_blur_x or 0, body.mask_blur_y or 0)
     if body.mask_blur is not None:
         blur = (body.mask_blur, body.mask_blur)
     given = from_base64("mask", body.mask)
     rounded = body.mask_round is not False
     change = partial(from_a1111, invert=bool(body.inpainting_mask_invert), blur=blur, rounded=rounded)
-    mask = await service.receive(given, change)
-    if fill == 1:
-        return {"init_image": await service.receive(picture), "mask": mask}
-    kept = await asyncio.to_thread(read_file, service.files.path(mask), most=MAX_FILE_BYTES)
-    return {"init_image": await service.receive(picture, partial(filled, mask=kept)), "mask": mask}
+    padding = 32 if body.inpaint_full_res_padding is None else body.inpaint_full_res_padding
+    return {
+        "init_image": await service.receive(picture), "mask": await service.receive(given, change),
+        "mask_content": _FILLS[fill],
+        **({"mask_area": "masked", "mask_padding": padding} if body.inpaint_full_res else {}),
+    }  # fmt: skip
+
+
+def _second_pass(body: TextToImage) -> dict[str, Any]:
+    """The settings of the hires fix."""
+    if not body.enable_hr:
+        return {}
+    found: dict[str, Any] = {
+        "hires_strength": _STRENGTH if body.denoising_strength is None else body.denoising_strength,
+        "hires_upscaler": body.hr_upscaler or A1111_UPSCALER,
+    }
+    if body.hr_resize_x or body.hr_resize_y:
+        size = {"hires_width": body.hr_resize_x, "hires_height": body.hr_resize_y}
+    else:
+        size = {"hires_scale": body.hr_scale or 2}
+    others = {
+        "hires_steps": body.hr_second_pass_steps, "hires_guidance_scale": body.hr_cfg,
+        "hires_prompt": body.hr_prompt, "hires_negative_prompt": body.hr_negative_prompt,
+        "hires_sampler": _chosen(body.hr_sampler_name, "use same sampler"),
+        "hires_schedule": _chosen(body.hr_scheduler, "use same scheduler"),
+    }  # fmt: skip
+    return found | {name: value for name, value in {**size, **others}.items() if value}
+
+
+def _chosen(name: str | None, same: str) -> str | None:
+    """A name of a list in which an entry means that of the first pass."""
+    return None if name is None or name.lower() in (same, AUTOMATIC) else name
 
 
 def _resize_mode(number: int) -> str:
@@ -173,12 +221,18 @@ async def _answer(
     return {"images": sent, "parameters": echo, "info": json.dumps(_info(request, images, service))}
 
 
+_STRENGTH = 0.75
+"""Of a request that has none, as in AUTOMATIC1111."""
+
+_FILLS = ("fill", "original", "noise", "nothing")
+"""Names of ``canvas.MASK_CONTENTS`` by ``inpainting_fill``."""
+
 _MISSING = (
-    "enable_hr", "tiling", "restore_faces", "refiner_checkpoint", "firstpass_image", "s_churn",
+    "tiling", "restore_faces", "refiner_checkpoint", "firstpass_image", "s_churn",
 )  # fmt: skip
 """Fields that would change the image, unless they are false, null, zero or empty."""
 
-_MISSING_NUMBERS = ("subseed_strength", "seed_resize_from_w", "seed_resize_from_h")
+_MISSING_NUMBERS = ("seed_resize_from_w", "seed_resize_from_h")
 """The same for numbers, which clients send as 0 or -1 by default."""
 
 
@@ -223,6 +277,9 @@ def _settings(body: TextToImage) -> tuple[dict[str, Any], str]:
     found |= {name: value for name, value in values.items() if value is not None}
     if body.seed is not None and ("seed" in given or "seed" not in found):
         found["seed"] = body.seed
+    if body.subseed_strength:
+        seed = RANDOM_SEED if body.subseed is None else body.subseed
+        found |= {"variation_strength": body.subseed_strength, "variation_seed": seed}
     # As in AUTOMATIC1111, an empty negative prompt is none.
     if body.negative_prompt:
         found["negative_prompt"] = body.negative_prompt
@@ -249,7 +306,8 @@ def _info(request: Request, images: list[Made], service: Service) -> dict[str, A
         "negative_prompt": first.negative_prompt or "",
         "all_negative_prompts": [image.recipe.settings.negative_prompt or "" for image in images],
         "seed": first.seed, "all_seeds": [image.recipe.settings.seed for image in images],
-        "subseed": -1, "all_subseeds": [-1] * len(images), "subseed_strength": 0,
+        "subseed": first.variation_seed, "subseed_strength": first.variation_strength,
+        "all_subseeds": [image.recipe.settings.variation_seed for image in images],
         "width": first.width, "height": first.height, "sampler_name": SAMPLERS[first.sampler].a1111,
         "cfg_scale": first.guidance_scale, "steps": first.steps, "batch_size": len(images),
         "restore_faces": False, "face_restoration_model": None, "sd_model_name": request.model,
@@ -379,8 +437,18 @@ async def loras(service: TheService) -> list[dict[str, Any]]:
 
 @router.get("/upscalers", summary="Upscalers")
 async def upscalers() -> list[dict[str, Any]]:
-    """List the upscalers: none yet."""
-    return [{"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 4}]
+    """List the upscalers of pixels."""
+    names = ["None", *(each.a1111 for each in UPSCALERS.values() if each.a1111 and not each.latent)]
+    return [
+        {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4}
+        for name in names
+    ]
+
+
+@router.get("/latent-upscale-modes", summary="Latent upscale modes")
+async def latent_upscale_modes() -> list[dict[str, str]]:
+    """List the upscalers of latents."""
+    return [{"name": each.a1111} for each in UPSCALERS.values() if each.latent and each.a1111]
 
 
 @router.get("/embeddings", summary="Embeddings")
@@ -404,7 +472,7 @@ def _nothing(path: str, what: str) -> None:
 
 
 for _path, _what in {
-    "/sd-vae": "VAEs", "/sd-modules": "modules", "/latent-upscale-modes": "latent upscale modes",
+    "/sd-vae": "VAEs", "/sd-modules": "modules",
     "/prompt-styles": "prompt styles", "/hypernetworks": "hypernetworks",
     "/face-restorers": "face restorers", "/realesrgan-models": "Real-ESRGAN models",
     "/script-info": "script descriptions", "/extensions": "extensions",
