@@ -7,6 +7,9 @@ from difflib import get_close_matches
 _COMPARED = 200
 """Characters of a name that are compared with the valid ones, since the time grows quadratically."""
 
+_LISTED = 24
+"""Valid names that a message lists; all names of samplers and models, but not all options or axes."""
+
 
 class InputError(ValueError):
     """The base of all errors for users, and itself the one for invalid input.
@@ -50,11 +53,17 @@ LINE = 900
 def unknown(
     kind: str, given: str, allowed: Iterable[str], error: type[InputError] = InputError
 ) -> InputError:
-    """Build the error for a name that is not in ``allowed``; it suggests the nearest valid name."""
+    """Build the error for a name that is not in ``allowed``; it suggests the nearest valid name.
+
+    Of more than ``_LISTED`` names only the nearest ones are listed.
+    """
     names = sorted(allowed)
-    near = get_close_matches(given[:_COMPARED].lower(), names, n=1, cutoff=0.5)
+    nearest = get_close_matches(given[:_COMPARED].lower(), names, n=_LISTED, cutoff=0.0)
+    near = get_close_matches(given[:_COMPARED].lower(), nearest, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return error(f"unknown {kind} {shown(given)}: {hint}allowed: {', '.join(names) or 'none'}")
+    left_out = len(names) - _LISTED
+    listed = names if left_out <= 0 else [*sorted(nearest), f"and {left_out} more"]
+    return error(f"unknown {kind} {shown(given)}: {hint}allowed: {', '.join(listed) or 'none'}")
 
 
 @contextmanager

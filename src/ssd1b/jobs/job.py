@@ -62,8 +62,17 @@ class Job(NamedTuple):
 def _cost(settings: GenerationSettings, start: Start) -> float:
     begin, end = settings.guidance_interval
     guided = 0.0 if settings.guidance_scale == 1 else end - begin
-    evaluations = SAMPLERS[settings.sampler].evaluations * (start.steps - 1) + 1
-    return evaluations * (1 + guided) * settings.width * settings.height
+    return evaluations(settings, start) * (1 + guided) * settings.width * settings.height
+
+
+def evaluations(settings: GenerationSettings, start: Start) -> int:
+    """Count the calls of the denoiser in one run of the sampler; each is one UNet pass, or two with guidance.
+
+    Args:
+        settings: those of the run, see ``settings.Pass``.
+        start: the part of the schedule that is run.
+    """
+    return SAMPLERS[settings.sampler].evaluations * (start.steps - 1) + 1
 
 
 def environment(device: torch.device, dtype: torch.dtype, execution: Execution = DEFAULT) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from ssd1b.errors import FailedError, InputError
 from ssd1b.jobs.driver import draw_jobs, plan
 from ssd1b.jobs.executor import Executor, JobResult
-from ssd1b.jobs.job import Job
+from ssd1b.jobs.job import Job, evaluations
 from ssd1b.jobs.store import FAILED, Store
 from ssd1b.lab.axes import Axis
 from ssd1b.lab.goal import Goal
@@ -19,6 +19,7 @@ from ssd1b.lab.metrics import GroundTruth, captions
 from ssd1b.lab.results import PASSES
 from ssd1b.lab.sweep import ModelDescription, Sweep, expand
 from ssd1b.lab.tune import Combination, Measurement, Pair, fixed_axes
+from ssd1b.settings import GenerationSettings
 
 STREAMS = (10, 11)
 """Caption streams of the search and of the fresh pairs; ``evaluate`` and ``guide`` use others."""
@@ -125,11 +126,16 @@ class CellEvaluator:
         savings are known only afterwards.
         """
         job = self.job(combination, ("any", 0))
-        settings = job.settings
-        if settings.feature_reuse:
+        if job.settings.feature_reuse:
             return 0.0
-        one_pass = settings.guidance_scale == 1 or self.describe(job.model).embeds_guidance
-        return job.evaluations * (1.0 if one_pass or settings.guidance_interval != (0.0, 1.0) else 2.0)
+        embedded = self.describe(job.model).embeds_guidance
+
+        def guided(settings: GenerationSettings) -> bool:
+            whole = settings.guidance_interval == (0.0, 1.0)
+            return whole and settings.guidance_scale != 1 and not embedded
+
+        runs = job.settings.passes
+        return float(sum(evaluations(each, start) * (1 + guided(each)) for each, start in runs))
 
 
 def check_budget(evaluator: CellEvaluator, budget: float) -> None:
