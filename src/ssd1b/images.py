@@ -275,6 +275,12 @@ def decode_recipe(data: bytes) -> Recipe | Parameters:
         return read_json(found["ssd1b"])
     if (foreign := read_foreign(found)) is not None:
         return foreign
-    if PARAMETERS in found:
-        return read_parameters(found[PARAMETERS])
-    raise InputError("the image contains no recipe")
+    if PARAMETERS not in found:
+        raise InputError("the image contains no recipe")
+    parameters = read_parameters(found[PARAMETERS])
+    if not parameters.values and parameters.negative_prompt is None:
+        # A comment, a title, or another program's text.
+        raise InputError(
+            "the image contains text, but no settings: AUTOMATIC1111's text has a line like 'Steps: 20, ...'"
+        )
+    return parameters

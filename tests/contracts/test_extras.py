@@ -20,7 +20,8 @@ PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text
 
 IMPORTED_AS = {
     "huggingface_hub": "huggingface_hub", "pillow": "PIL",
-    "prometheus-client": "prometheus_client", "tomli-w": "tomli_w", "torch-fidelity": "torch_fidelity",
+    "prometheus-client": "prometheus_client", "python-multipart": "python_multipart", 
+    "tomli-w": "tomli_w", "torch-fidelity": "torch_fidelity",
 }  # fmt: skip
 COMES_WITH = {
     "markupsafe": "jinja2", "huggingface_hub": "transformers", "openvino_telemetry": "openvino",

@@ -79,14 +79,14 @@ def test_lossy_formats_cannot_be_compared(run, picture_of):
 def test_automatic1111s_text_draws_what_is_known(run, tmp_path, tiny_model):
     chunks = PngImagePlugin.PngInfo()
     text = "a cone\nNegative prompt: fog\nSteps: 3, Sampler: Euler a, CFG scale: 4, Seed: 11, Size: 64x72"
-    text += ", Hires upscale: 2"
+    text += ", Tiling: True"
     chunks.add_text("parameters", text)
     Image.new("RGB", (64, 72)).save(tmp_path / "foreign.png", pnginfo=chunks)
     result = run("rerun", "foreign.png", "--model", tiny_model)
     assert result.code == 0
     first, second = result.err.splitlines()
     assert first.startswith("warning: no recipe in the file, only AUTOMATIC1111's text")
-    assert second.startswith("warning: not reproduced: Hires upscale, noise from a GPU")
+    assert second.startswith("warning: not reproduced: Tiling, noise from a GPU")
     settings = read_recipe(tmp_path / result.out.strip()).settings
     assert (settings.prompt, settings.negative_prompt, settings.seed) == ("a cone", "fog", 11)
     assert (settings.steps, settings.sampler, settings.guidance_scale) == (3, "euler_ancestral", 4.0)
