@@ -5,6 +5,7 @@ table of settings: fields (``guidance_scale``), options (``guidance``), aliases 
 """
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
@@ -229,11 +230,13 @@ def _opened(path: str) -> Generator[File, None, None]:
         check_path(path)
         open_regular(Path(path)).close()  # no pipe, no device
     import fsspec
+    from fsspec.spec import AbstractBufferedFile
 
     try:
         # Without a type: fsspec has none.
         with cast("Any", fsspec).open(path, "rb", compression="infer") as file:
-            yield file
+            # Files of object stores cannot read lines of a limited length.
+            yield io.BufferedReader(file) if isinstance(file, AbstractBufferedFile) else file
     except (FileNotFoundError, ImportError, OSError, EOFError, ValueError) as error:
         if isinstance(error, InputError):
             raise

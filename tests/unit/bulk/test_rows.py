@@ -10,6 +10,9 @@ from typing import Any
 
 import pyarrow
 import pytest
+from fsspec import register_implementation
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile
 from pyarrow.parquet import write_table
 
 from ssd1b.bulk.rows import MAX_LINE, Row, count_rows, read_rows
@@ -128,6 +131,35 @@ def test_a_row_that_cannot_be_used_says_why_and_stops_no_other(tmp_path: Path) -
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     with pytest.raises(InputError, match=message):
         list(read_rows(jsonl(tmp_path, content, name)))
+
+
+class ObjectStore(MemoryFileSystem):
+    """Opens files as s3fs, gcsfs and others do."""
+
+    protocol = "objects"
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        return ObjectFile(self, path, mode) if mode == "rb" else super()._open(path, mode, **options)
+
+
+class ObjectFile(AbstractBufferedFile):
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return self.fs.cat_file(self.path)[start:end]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".csv", ".txt", ".parquet"])
+def test_rows_in_an_object_store(suffix: str) -> None:
+    register_implementation("objects", ObjectStore, clobber=True)
+    lines = {".csv": b"prompt\na cube\na cone\n", ".txt": b"a cube\na cone\n"}
+    data = lines.get(suffix, b'{"prompt": "a cube"}\n{"prompt": "a cone"}\n')
+    if suffix == ".parquet":
+        file = io.BytesIO()
+        write_table(pyarrow.table({"prompt": ["a cube", "a cone"]}), file)
+        data = file.getvalue()
+    path = f"objects://bucket/rows{suffix}"
+    ObjectStore().pipe_file(path, gzip.compress(data) if ".gz" in suffix else data)
+    found = [row.prompt for row in read_rows(path)]
+    assert found == ["a cube", "a cone"]
 
 
 def test_pipes_folders_and_missing_files_are_refused(tmp_path: Path) -> None:
