@@ -135,6 +135,11 @@ class UNet(Encoder):
         self.conv_norm_out = nn.GroupNorm(layout.norm_groups, channels, eps=RESNET_EPS)
         self.conv_out = nn.Conv2d(channels, layout.out_channels, 3, padding=1)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the computation; that of blocks with gradient checkpointing is not known outside."""
+        return self.conv_norm_out.weight.dtype
+
     def _parts(self) -> list[nn.Module]:
         return [*super()._parts(), *self.up_blocks]
 
