@@ -137,7 +137,7 @@ class UNet(Encoder):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Number format of the computation; that of blocks with gradient checkpointing is not known outside."""
+        """Number format of the computation; blocks with gradient checkpointing round inside only."""
         return self.conv_norm_out.weight.dtype
 
     def _parts(self) -> list[nn.Module]:
