@@ -217,10 +217,8 @@ def _pulled(colours: "np.ndarray", known: "np.ndarray") -> "np.ndarray":
     weight = np.maximum(halved(known), 1)
     coarse = _pulled(halved(colours) / weight, halved(known) / weight)
     double = (coarse.shape[1] * 2, coarse.shape[0] * 2)
-    bands = [
-        Image.fromarray(np.ascontiguousarray(coarse[..., band])).resize(double, Image.Resampling.BILINEAR)
-        for band in range(3)
-    ]
+    grey = (Image.fromarray(np.ascontiguousarray(coarse[..., band])) for band in range(3))
+    bands = [np.asarray(each.resize(double, Image.Resampling.BILINEAR)) for each in grey]
     return colours + (1 - known) * np.dstack(bands)[:height, :width]
 
 

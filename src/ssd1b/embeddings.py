@@ -91,9 +91,10 @@ def embedding_of(path: str | Path, word: str | None = None) -> Embedding:
             raise InputError(
                 f"{named(file.path)} has several embeddings: give one as FILE:WORD, of {', '.join(bundled)}"
             )
-        word = word or bundled[0]
-        if word not in bundled:
-            raise unknown("embedding", word, bundled)
+        chosen = word or bundled[0]
+        if chosen not in bundled:
+            raise unknown("embedding", chosen, bundled)
+        word = chosen
     word = Path(file.path).stem if word is None else word
     return Embedding(file=file, word=word, vectors=_vectors(file.path, shapes, keys_of(word, shapes)))
 

@@ -198,8 +198,8 @@ class Pipeline:
         backend = choose_backend(execution, target, number_format, notify)
         load = partial(backend.load, found)
         text, unet_network = found.text_encoders(load), load("unet")
-        networks = {"unet": unet_network, "text_encoder": text.encoder, "text_encoder_2": text.encoder_2}
-        adapting = Adapting(model=found, backend=backend, networks=networks)
+        loaded = {"unet": unet_network, "text_encoder": text.encoder, "text_encoder_2": text.encoder_2}
+        adapting = Adapting(model=found, backend=backend, networks=loaded)
         controlling = (
             Controlling(backend=backend, layout=found.layout) if isinstance(backend, TorchBackend) else None
         )
@@ -211,8 +211,8 @@ class Pipeline:
         if not backend.needs_calibration(found):
             return pipeline
         notify(f"calibrating int8 on {CALIBRATION_STEPS} denoising steps (only once)")
-        networks["unet"] = backend.calibrate(found, pipeline.unet, pipeline._unet_inputs())
-        return replace(pipeline, unet=networks["unet"])
+        loaded["unet"] = backend.calibrate(found, pipeline.unet, pipeline._unet_inputs())
+        return replace(pipeline, unet=loaded["unet"])
 
     def _unet_inputs(self) -> list[tuple[Any, ...]]:
         """Generate images for the calibration prompts and record the arguments of each call of the UNet."""
@@ -359,7 +359,8 @@ class Pipeline:
         if not shares.any():
             return noise
         seeds = [settings.variation_seed for settings in batch]
-        return slerp(noise, noise_source(seeds, *noise.shape[2:], self.device)(), shares)
+        height, width = noise.shape[2:]
+        return slerp(noise, noise_source(seeds, height, width, self.device)(), shares)
 
     def _enlarged(self, latents: Latents, settings: GenerationSettings) -> Enlarged:
         """Enlarge the latents of the first pass to the size of the second, for the hires fix."""

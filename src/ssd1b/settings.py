@@ -579,14 +579,14 @@ class GenerationSettings:
 
     def _complete_hires(self) -> None:
         if self.hires_width or self.hires_height:
-            width = self.hires_width or _floor(self.hires_height * self.width / self.height)
-            height = self.hires_height or _floor(self.hires_width * self.height / self.width)
+            width = self.hires_width or _floor((self.hires_height or 0) * self.width / self.height)
+            height = self.hires_height or _floor((self.hires_width or 0) * self.height / self.width)
             object.__setattr__(self, "hires_width", width)
             object.__setattr__(self, "hires_height", height)
         for name, default in (("strength", DEFAULT_HIRES_STRENGTH), ("upscaler", DEFAULT_UPSCALER)):
             if getattr(self, f"hires_{name}") is None:
                 object.__setattr__(self, f"hires_{name}", default)
-        if self.hires_strength == 0:
+        if not self.hires_strength:
             raise InputError("hires_strength is 0: it must be more, since the second pass would not start")
         with prefix_errors("second pass"):
             _comfyui_start(self.hires_steps or self.steps, self.hires_strength)

@@ -69,7 +69,7 @@ def _json_rows(text: str, where: str) -> list[Mapping[str, Any]]:
 def _csv_rows(text: str, where: str) -> list[Mapping[str, Any]]:
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""))
-        rows = [*reader]
+        rows: list[Mapping[str, Any]] = [*reader]
     except csv.Error as error:
         raise InputError(f"{where}: not valid CSV ({shown(error)})") from None
     if not {"name", "prompt"} <= {*(reader.fieldnames or ())}:
