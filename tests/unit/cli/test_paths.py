@@ -168,7 +168,8 @@ def test_every_path_of_every_command_is_checked_when_it_is_read():
     from ssd1b.cli.paths import PathType
 
     context = click.Context(app.cli)
-    lowest = {"--preset", "--stages", "--model", "--lora", "subject", "name"}  # checked where they are opened
+    # Checked where they are opened.
+    lowest = {"--preset", "--stages", "--model", "--lora", "--embedding", "loras", "subject", "name"}
     unchecked = [
         f"{command.name} {parameter.opts[0]}"
         for command in commands(app.cli, context)
