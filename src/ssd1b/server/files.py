@@ -171,8 +171,8 @@ class Files:
             raise unknown("lora", name, [], NotFoundError)
         return only_file(name, lora_files(self.loras))
 
-    def lora(self, name: str, unet: float, text: float) -> Lora:
-        """Identify a LoRA by its name; see ``lora_of``.
+    def lora(self, name: str, unet: Any, text: Any) -> Lora:
+        """Identify a LoRA by its name; see ``lora_of``. Strengths may be anything that a client sent.
 
         Raises:
             InputError: as ``lora_path``, or the file cannot be read, or a strength is not allowed.
@@ -249,7 +249,7 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def identified(path: Path, *, unet: float = 1.0, text: float = 1.0) -> Lora:
+def identified(path: Path, *, unet: Any = 1.0, text: Any = 1.0) -> Lora:
     """As ``lora_of``, which reads the whole file; a file that is unchanged is not read again."""
     return replace(_identified(path, _stamp(path)), unet=unet, text=text)
 

@@ -116,7 +116,7 @@ def test_they_are_named_in_jobs_and_prompts(
     ("loras", "status", "words"),
     [
         ([{"name": "pixel-rt"}], 404, "unknown lora 'pixel-rt': did you mean 'pixel-art'?"),
-        ([{"name": "damaged"}], 422, "damaged.safetensors: a damaged safetensors file"),
+        ([{"name": "damaged"}], 422, "damaged.safetensors: another file, or a damaged one"),
         ([{"name": "pixel-art", "unet": 101}], 422, "it must be a number from -100 to 100"),
         ([{"name": "pixel-art", "unet": "much"}], 422, "it must be a number from -100 to 100"),
         ([{"name": "pixel-art", "weight": 1}], 422, "unknown field of loras 'weight'"),
