@@ -9,7 +9,7 @@ from ssd1b.cli.table import columns, json_line
 from ssd1b.errors import line, printable
 from ssd1b.numerals import byte_size
 from ssd1b.picture_names import PICTURES
-from ssd1b.settings import LISTS, SETTINGS
+from ssd1b.settings import BEFORE, LISTS, SETTINGS
 
 _SCHEDULER = ("_class_name", "prediction_type", "timestep_spacing")
 _DEFAULTS = ("sampler", "schedule", "steps", "guidance_scale", "guidance_rescale", "negative_prompt")
@@ -59,6 +59,7 @@ def _image_text(facts: dict[str, Any]) -> str:
         settings = {
             name: value["path"] if isinstance(value, dict) else value
             for name, value in recipe["settings"].items()
+            if name not in BEFORE or value != BEFORE[name]  # not the many that were left as they are
         }
         rows, note = settings | model | recipe, "generate it again:"
         if not facts["model_is_known"]:
