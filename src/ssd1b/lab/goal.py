@@ -14,7 +14,7 @@ from ssd1b.numerals import DECIMAL
 _CAPTION_METRICS = (
     "flawless", "right", "shape", "color", "size", "material", "number", "background", "relation",
 )  # fmt: skip
-_JUDGE = "a model of Tabletop, and prompts that are complete captions"
+_JUDGE = "a model of Tabletop, its own size, and prompts that are complete captions"
 
 NEEDS: Mapping[str, str] = MappingProxyType({
     **dict.fromkeys(_CAPTION_METRICS, _JUDGE),
