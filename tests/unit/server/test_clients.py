@@ -60,6 +60,9 @@ def test_openai_generates(client: openai.OpenAI) -> None:
 
 def test_openai_models_are_listed_and_names_of_hosted_ones_mean_the_default(client: openai.OpenAI) -> None:
     assert [each.id for each in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).id == MODEL
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("nothing")
     for name in ("dall-e-3", "gpt-image-1", "gpt-image-2"):
         answer = client.images.generate(model=name, prompt="x", size="auto", quality="high", style="vivid")
         assert answer.data

@@ -9,7 +9,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request as HTTPRequest
 
 from ssd1b.advice import advise
-from ssd1b.errors import ConflictError, InputError, line, unknown
+from ssd1b.errors import ConflictError, InputError, NotFoundError, line, unknown
 from ssd1b.jobs.queue import CANCELLED, FAILED, FINISHED, Image, Request
 from ssd1b.server.errors import code_of
 from ssd1b.server.files import LoraFacts
@@ -33,7 +33,7 @@ from ssd1b.server.service import Service
 MAX_PICTURES = 48 * 2**20
 """Bytes of a body with pictures in base64. A larger picture can be uploaded."""
 
-OPENAI_TOO = frozenset({"/v1/models"})
+OPENAI_TOO = frozenset({"/v1/models", "/v1/models/{name}"})
 """Paths that OpenAI's clients also ask for, with parameters of their own."""
 
 
@@ -214,19 +214,22 @@ async def all_events(service: TheService, previews: bool = False) -> AsyncIterab
 @router.get("/models", summary="List models")
 async def models(service: TheService) -> Models:
     """List the models that this server offers."""
-    loaded = service.loaded
-    return Models(
-        data=[
-            ModelAnswer(
-                id=name,
-                family=model.info.family,
-                loaded=name in loaded,
-                default=index == 0,
-                settings=service.defaults(name),
-            )
-            for index, (name, model) in enumerate(service.models.items())
-        ]
-    )
+    return Models(data=[_model(service, name) for name in service.models])
+
+
+@router.get("/models/{name}", summary="Describe a model")
+async def model(service: TheService, name: str) -> ModelAnswer:
+    """Describe one of the models that this server offers."""
+    if name not in service.models:
+        raise unknown("model", name, service.models, NotFoundError)
+    return _model(service, name)
+
+
+def _model(service: Service, name: str) -> ModelAnswer:
+    return ModelAnswer(
+        id=name, family=service.models[name].info.family, loaded=name in service.loaded,
+        default=name == next(iter(service.models)), settings=service.defaults(name),
+    )  # fmt: skip
 
 
 @router.get("/loras", summary="List LoRAs")
