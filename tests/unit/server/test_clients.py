@@ -520,7 +520,7 @@ def test_a_client_that_leaves_cancels_its_job(tmp_path: Path, path: str, waiting
         if waiting:
             requests.post(f"{server.url}/v1/jobs", json={"prompt": "busy", "steps": 40}).raise_for_status()
         with pytest.raises(requests.Timeout):
-            requests.post(f"{server.url}{path}", json={"prompt": "left alone", "steps": 100}, timeout=0.5)
+            requests.post(f"{server.url}{path}", json={"prompt": "left alone", "steps": 100}, timeout=2)
         until = time.monotonic() + 10
         while True:
             jobs = requests.get(f"{server.url}/v1/jobs").json()["jobs"]
