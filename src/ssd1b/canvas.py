@@ -24,13 +24,13 @@ MASK_CONTENTS = {
     "noise": "noise in the latents",
     "nothing": "zeros in the latents, a grey brown",
 }
-"""What the changed part holds before noise is added; AUTOMATIC1111's "Masked content"."""
+"""Initial content of the masked area, before noise is added (AUTOMATIC1111: "Masked content")."""
 
 MASK_AREAS = ("whole", "masked")
-"""What is drawn: the whole picture, or only what surrounds the mask, at the full size of the image."""
+"""The area that is generated: the whole picture, or the surroundings of the mask at full resolution."""
 
 OUTPAINT_FILLS = ("edge", "reflect")
-"""What new sides hold before noise is added: the outermost pixels, or the picture mirrored."""
+"""Initial content of new sides, before noise is added: repeated edge pixels, or a mirror image."""
 
 SIDES = ("left", "top", "right", "bottom")
 

@@ -162,6 +162,6 @@ def _at(tree: _Text, step: int, steps: int) -> Iterator[str]:
         elif isinstance(each, _Turns):
             yield from _at(each.words[(step - 1) % len(each.words)], step, steps)
         else:
-            value = float(each.when)
-            when = min(steps, int(value * steps if "." in each.when else value))
+            value = float(each.when)  # of many digits it is infinite, which is no int
+            when = int(max(0, min(steps, value * steps if "." in each.when else value)))
             yield from _at(each.before if step <= when else each.after, step, steps)

@@ -541,6 +541,7 @@ class GenerationSettings:
         if self.hires:
             self._complete_hires()
         self._check_timesteps()
+        self._check_canvas()
         if self.controls and self.feature_reuse:
             raise InputError("feature_reuse must be 0 with controls, which change deep features in each step")
         if self.prompt_editing is None:
@@ -549,7 +550,6 @@ class GenerationSettings:
             object.__setattr__(self, "prompt_editing", "on" if edited else "off")
         if self.init_image is None:
             return
-        self._check_canvas()
         if self.strength is None:
             default = DEFAULT_STRENGTH if self.outpaint is None else DEFAULT_OUTPAINT_STRENGTH
             object.__setattr__(self, "strength", default)

@@ -49,6 +49,11 @@ def test_prompts_of_each_step(prompt: str, expected: list[tuple[int, str]]) -> N
     assert is_edited(prompt) == (not all(text == prompt for text in found))
 
 
+@pytest.mark.parametrize("when", ["9" * 400, "-" + "9" * 400, "0." + "9" * 400, "9" * 400 + ".5"])
+def test_a_number_beyond_the_steps(when: str) -> None:
+    assert {*prompts_of(f"[a:b:{when}]", 4)} == ({"b"} if when.startswith("-") else {"a"})
+
+
 @pytest.mark.parametrize(
     "piece", ["[", "]", "(", ")", "[a|", "[a:", "[[a|b]", "([", "[a|b]", "[(", "|]", "[]", "\\"]
 )

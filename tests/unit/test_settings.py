@@ -311,3 +311,8 @@ def test_larger_seeds_are_those_within_32_bits():
         None,
         True,
     ]
+
+
+def test_a_masked_area_needs_a_mask() -> None:
+    with pytest.raises(InputError, match="mask_area masked needs mask"):
+        settings(mask_area="masked")

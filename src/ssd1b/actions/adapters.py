@@ -36,7 +36,7 @@ _BUNDLED = "bundle_emb."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterReport:
-    """What was written, or would have been.
+    """The result of a tool: the file that was written, or that a dry run would write.
 
     Attributes:
         path: the file.

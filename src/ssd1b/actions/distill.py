@@ -18,10 +18,12 @@ from ssd1b.distill.cost import Throughput, measure_speed, memory, step_macs
 from ssd1b.distill.layer_plot import plot_layers
 from ssd1b.distill.plan import PlannedStage, plan, with_target
 from ssd1b.distill.run import (
+    CONFIG_FILE,
     Data,
     StudentFiles,
     check_run_folder,
     config_of,
+    has_run,
     join_processes,
     measure_importance,
     record_config,
@@ -281,7 +283,8 @@ def _distill(
         source = open_training_data(data, cache or out, found)
         measure = partial(measure_importance, found, source, place, source=data, out=out)
         planned = group.decide(partial(plan, found.layout.unet, stages, measure))
-        group.decide(partial(record_config, out, config_of(teachers, data, planned)))
+        config = config_of(teachers, data, planned)
+        group.decide(partial(record_config, out / CONFIG_FILE, config, begun=has_run(out)))
         made = run(out, planned, teachers, source, group, device=place, resume=resume, overwrite=overwrite)
         return made if group.first else None
 

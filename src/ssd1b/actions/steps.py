@@ -12,7 +12,14 @@ import torch
 from ssd1b.actions.distill import open_training_data
 from ssd1b.actions.loading import Notify
 from ssd1b.distill.cost import Throughput, measure_speed
-from ssd1b.distill.run import StudentFiles, check_run_folder, join_processes, record_config
+from ssd1b.distill.run import (
+    CONFIG_FILE,
+    StudentFiles,
+    check_run_folder,
+    has_run,
+    join_processes,
+    record_config,
+)
 from ssd1b.distill.steps.cost import memory, step_macs
 from ssd1b.distill.steps.run import check_layouts, check_pair, config_of, run
 from ssd1b.distill.steps.stages import (
@@ -53,7 +60,7 @@ class StepStageCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
-    """What a step distillation would cost.
+    """The estimated cost of a step distillation.
 
     Attributes:
         teacher: name of the teacher.
@@ -200,7 +207,7 @@ def distill_steps(
         stages = with_teachers_guidance(list(stages), _recommended_guidance(taught))
         source = open_training_data(data, cache or out, started)
         config: dict[str, Any] = config_of(taught, started, data, stages)
-        group.decide(partial(record_config, out, config))
+        group.decide(partial(record_config, out / CONFIG_FILE, config, begun=has_run(out)))
         made = run(
             out, taught, started, stages, source, group, device=place, resume=resume, overwrite=overwrite
         )

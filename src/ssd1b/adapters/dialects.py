@@ -22,7 +22,7 @@ from ssd1b.weights.files import is_finite
 
 
 class Piece(NamedTuple):
-    """What a file holds for one module.
+    """The tensors of one module in an adapter file.
 
     Attributes:
         tensors: by role, in the number format to be written; see ``kinds.KINDS``.

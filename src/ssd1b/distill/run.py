@@ -93,32 +93,38 @@ def check_run_folder(out: Path, *, resume: bool, overwrite: bool = False) -> Non
     Raises:
         InputError: there is a run and ``resume`` is False, or a file that no run wrote is in the way.
     """
-    if _has_run(out) and not resume:
+    if has_run(out) and not resume:
         raise ConflictError(
             f"{out} already contains a run: continue it with --resume, or name another folder"
         )
-    for name in (MODEL_FOLDER, MODEL_FILE, IMPORTANCE_FILE, *([] if _has_run(out) else [CONFIG_FILE])):
+    for name in (MODEL_FOLDER, MODEL_FILE, IMPORTANCE_FILE, *([] if has_run(out) else [CONFIG_FILE])):
         check_renewable(out / name, overwrite=overwrite)
 
 
-def record_config(out: Path, config: Mapping[str, Any]) -> None:
-    """Write a run's configuration into ``out``, or check it against that of the run being resumed.
+def record_config(path: Path, config: Mapping[str, Any], *, begun: bool) -> None:
+    """Write a run's configuration, or check it against that of the run being resumed.
+
+    Args:
+        path: the file, in the run's folder.
+        config: everything that decides the run.
+        begun: whether training began; a run whose data were unusable leaves only its configuration.
 
     Raises:
-        InputError: ``out`` contains a run with another configuration.
+        InputError: the folder contains a run with another configuration.
     """
-    path = out / CONFIG_FILE
     plain = json.loads(json.dumps(config))
-    if not _has_run(out):
+    if not begun:
         with renewing(path) as aside:
             write_json(aside, {**plain, "ssd1b_version": version("ssd1b")})
         return
     there = read_json(path)
     if other := [name for name in plain if there.get(name) != plain[name]]:
-        raise ConflictError(f"{out} contains a run with other {', '.join(other)}: name another folder")
+        raise ConflictError(
+            f"{path.parent} contains a run with other {', '.join(other)}: name another folder"
+        )
 
 
-def _has_run(out: Path) -> bool:
+def has_run(out: Path) -> bool:
     """Return whether training began in ``out``; a run whose data were unusable leaves only its plan."""
     return (out / CONFIG_FILE).exists() and any(out.glob("stage-*"))
 

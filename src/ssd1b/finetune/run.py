@@ -1,6 +1,5 @@
 """A fine-tuning: data are encoded, the encoders leave memory, the UNet learns, and files are written."""
 
-import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssd1b.distill.run import write_model
+from ssd1b.distill.run import join_processes, record_config, write_model
 from ssd1b.distill.validation import make_sample_validator
 from ssd1b.errors import ConflictError, FailedError, InputError
 from ssd1b.finetune.layers import adapt, trained_adapters
@@ -25,6 +24,7 @@ from ssd1b.models.vae import VAE
 from ssd1b.runtime import choose_device
 from ssd1b.saving import check_renewable, claim_folder, renewing
 from ssd1b.training.batches import Batches, LatentBatch
+from ssd1b.training.checkpoints import FOLDER as CHECKPOINTS
 from ssd1b.training.data.batches import DataSettings, PictureBatches, open_data
 from ssd1b.training.digests import digest_of_modules
 from ssd1b.training.kernels import use_fast_cpu_kernels
@@ -32,12 +32,11 @@ from ssd1b.training.loop import Validate, train
 from ssd1b.training.objective import Objective
 from ssd1b.training.precision import computing_in, convert_frozen, training_dtype
 from ssd1b.training.processes import Group, check_shares, report_lost_processes
-from ssd1b.weights.files import is_finite, read_json, write_json
+from ssd1b.weights.files import is_finite
 
 CONFIG_FILE, CARD = "finetune.json", "README.md"
 ADAPTER = "adapter.safetensors"
 _RESULTS = (ADAPTER, CARD, "model", "model.safetensors")
-_ENCODING_MINUTES = 7 * 24 * 60.0
 _VALIDATION_BATCHES = 8
 _RISES = 3
 """Validations in a row above the best one after which a run is said to overfit."""
@@ -74,9 +73,7 @@ def finetune(
     check_model(model)
     check_names(settings, names)
     place = str(choose_device(device))
-    group = Group(
-        torch.device(place).type, step_minutes=settings.train.timeout_minutes, wait_minutes=_ENCODING_MINUTES
-    )
+    group = join_processes(place, [settings.train])
     with report_lost_processes():
         check_shares(settings.train, group.count)
         group.check_shared(out)
@@ -105,23 +102,18 @@ def _begin(
     out: Path, model: Model, settings: FinetuneSettings, names: str, *, resume: bool, overwrite: bool
 ) -> None:
     """Write the run's configuration, or compare it with that of the run to resume."""
-    path = out / CONFIG_FILE
-    of = {"model": model.name, "commit": model.commit, "names": names, "settings": asdict(settings)}
-    plain = json.loads(json.dumps(of))
     for name in _RESULTS:
         check_renewable(out / name, overwrite=overwrite)
-    if path.exists() and not resume:
+    left = (CHECKPOINTS, *_RESULTS)  # a run whose data were unusable leaves none of them
+    begun = (out / CONFIG_FILE).exists() and any((out / name).exists() for name in left)
+    if begun and not resume:
         raise ConflictError(
             f"{out} already contains a run: continue it with --resume, or name another folder"
         )
-    if path.exists():
-        there = read_json(path)
-        if other := [name for name in plain if there.get(name) != plain[name]]:
-            raise ConflictError(f"{out} contains a run with other {', '.join(other)}: name another folder")
-        return
-    claim_folder(out)
-    with renewing(path) as aside:
-        write_json(aside, {**plain, "ssd1b_version": version("ssd1b")})
+    if not begun:
+        claim_folder(out)
+    of = {"model": model.name, "commit": model.commit, "names": names, "settings": asdict(settings)}
+    record_config(out / CONFIG_FILE, of, begun=begun)
 
 
 def _train(
