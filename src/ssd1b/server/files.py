@@ -38,6 +38,9 @@ KEPT = 3600.0
 
 DIGEST = re.compile("[0-9a-f]{64}")
 
+_OURS = re.compile(r"[0-9a-f]{64}\.\w+|\..+\.partial")
+"""Names of uploads, and of files that a killed process left."""
+
 _LONGEST_TEXT = 2000
 """Characters of a text in a LoRA's metadata that is shown."""
 
@@ -148,6 +151,8 @@ class Files:
         before = time.time() - KEPT
         with suppress(FileNotFoundError), os.scandir(self._uploads) as entries:
             for entry in entries:
+                if not _OURS.fullmatch(entry.name):
+                    continue  # somebody else's file
                 if entry.name.partition(".")[0] not in needed and entry.stat().st_mtime < before:
                     Path(entry.path).unlink(missing_ok=True)
 

@@ -27,6 +27,7 @@ from ssd1b.errors import (
     NotFoundError,
     OutOfSpaceError,
     line,
+    prefix_errors,
     shown,
     unknown,
 )
@@ -243,7 +244,9 @@ class Service:
             if network := unsupported(text).get(NETWORK):
                 why = "this server has no LoRAs" if self.files.loras is None else "not available here"
                 raise InputError(f"{why}: leave {shown(network)} out of the prompt")
-        self.options.check({name: getattr(found, name) for name in self.options.ranges})
+        for number, (run, _) in enumerate(found.passes):
+            with prefix_errors("second pass") if number else nullcontext():
+                self.options.check({name: getattr(run, name) for name in self.options.ranges})
         if found.init_image is not None:
             # Past the cache, which would keep clients' pictures in the server's memory.
             read_source.__wrapped__(found.init_image, found.mask, found.layout)

@@ -184,11 +184,12 @@ def test_a_picture_is_kept_as_long_as_an_image_needs_it(tmp_path: Path) -> None:
             ).result(30)
 
         def kept() -> set[str]:
-            return {path.stem for path in uploads(server).iterdir()}
+            return {path.stem for path in uploads(server).iterdir()} - {"notes"}
 
         purge()
         assert kept() == {mine, unused}
         (uploads(server) / ".cut-off.partial").write_bytes(b"a killed process left this")
+        (uploads(server) / "notes.txt").write_text("the operator's")
         for path in uploads(server).iterdir():
             os.utime(path, (time.time() - KEPT - 1,) * 2)
         purge()
@@ -201,6 +202,17 @@ def test_a_picture_is_kept_as_long_as_an_image_needs_it(tmp_path: Path) -> None:
         assert kept() == set()
         answer = post(server, init_image=mine)
         assert answer.status_code == 404 and "send the picture again" in answer.json()["error"]
+        assert (uploads(server) / "notes.txt").exists()
+
+
+def test_a_second_pass_has_the_servers_limits(tmp_path: Path) -> None:
+    with serving(tmp_path, Plan(), max_pixels=128 * 128, max_steps=10) as server:
+        small = {"width": 64, "height": 64}
+        assert post(server, **small, hires_scale=2).status_code == 202
+        for more in ({"hires_scale": 3}, {"hires_width": 1024}, {"hires_scale": 2, "hires_steps": 11}):
+            answer = post(server, **small, **more)
+            assert answer.status_code == 422, answer.text
+            assert answer.json()["error"].startswith("second pass: ")
 
 
 def test_a_retry_without_its_picture_is_one_clear_error(tmp_path: Path) -> None:
