@@ -149,3 +149,15 @@ class ServerProcess:
         request = urllib.request.Request(self.url + path, data, headers, method=method)
         with urllib.request.urlopen(request) as answer:
             return json.load(answer)
+
+
+def finished(url: str, job: str) -> dict[str, Any]:
+    """Wait until a job of a server has ended, and return its answer."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with urllib.request.urlopen(f"{url}/v1/jobs/{job}", timeout=60) as response:
+            answer = json.load(response)
+        if answer["state"] in ("done", "failed", "cancelled"):
+            return answer
+        time.sleep(0.02)
+    raise AssertionError(answer)

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from ssd1b.cli import main
-from ssd1b.training import loop
+from ssd1b.tabletop.miniature import cache, train_unet
+from ssd1b.training import kernels, loop
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.writing import save_folder
 from tiny import DRAWABLE, random_weights, worded_weights
@@ -96,6 +97,15 @@ def read_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         loop, "_read_ahead", lambda share, start, stop, _: (share[step] for step in range(start, stop))
     )
+
+
+@pytest.fixture
+def quick_training(monkeypatch: pytest.MonkeyPatch, read_in_process: None) -> None:
+    """Make trainings short: no compiler, batches as in ``read_in_process``, and a few images of Tabletop."""
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
+    monkeypatch.setattr(train_unet, "PICTURES", 8)
+    monkeypatch.setattr(train_unet, "SHARD", 8)
+    monkeypatch.setattr(cache, "SHARD", 8)
 
 
 @pytest.fixture

@@ -28,8 +28,6 @@ from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.models.vision import IMAGE_ENCODER
 from ssd1b.pipeline import Pipeline
-from ssd1b.tabletop.miniature import cache, train_unet
-from ssd1b.training import kernels, loop
 from ssd1b.training.processes import Group
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.loading import read_part
@@ -58,6 +56,8 @@ student = "ssd-1b"
 features = "block"
 """
 
+pytestmark = pytest.mark.usefixtures("quick_training")
+
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
@@ -74,17 +74,6 @@ def teacher(tmp_path_factory):
     parts = {part: network.state_dict() for part, network in networks.items()}
     save_folder(path, info, parts, dtype=torch.float16)
     return path
-
-
-@pytest.fixture(autouse=True)
-def quickly(monkeypatch):
-    monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
-    monkeypatch.setattr(
-        loop, "_read_ahead", lambda batches, start, stop, _: (batches[step] for step in range(start, stop))
-    )
-    monkeypatch.setattr(train_unet, "PICTURES", 8)
-    monkeypatch.setattr(train_unet, "SHARD", 8)
-    monkeypatch.setattr(cache, "SHARD", 8)
 
 
 def test_a_student_is_made_in_stages_and_opens_in_both_formats(run, tmp_path, teacher, monkeypatch):

@@ -14,13 +14,13 @@ from ssd1b.models.text import TextEncoder
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.pipeline import Pipeline
-from ssd1b.tabletop.miniature import cache, train_unet
-from ssd1b.training import kernels, loop
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.writing import save_folder
 from tiny import tiny
 
 AUTOENCODER = VAELayout(channels=(8, 8, 8, 8), layers_per_block=1, norm_groups=4, scaling_factor=0.5)
+
+pytestmark = pytest.mark.usefixtures("quick_training")
 
 
 def model(path: Path, layout: ModelLayout, settings: dict[str, object]) -> Path:
@@ -45,17 +45,6 @@ def models(tmp_path_factory):
         model(folder / name, tiny(layout), settings)
         for name, layout in (("big", SSD_1B), ("small", KOALA_700M))
     ]
-
-
-@pytest.fixture(autouse=True)
-def quickly(monkeypatch):
-    monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
-    monkeypatch.setattr(
-        loop, "_read_ahead", lambda batches, start, stop, _: (batches[step] for step in range(start, stop))
-    )
-    monkeypatch.setattr(train_unet, "PICTURES", 8)
-    monkeypatch.setattr(train_unet, "SHARD", 8)
-    monkeypatch.setattr(cache, "SHARD", 8)
 
 
 STAGES = """

@@ -16,7 +16,7 @@ from ssd1b.inputs import InputFile
 from ssd1b.loras import Lora
 from ssd1b.model import Model
 from ssd1b.pipeline import Pipeline
-from ssd1b.training import kernels, loop, task
+from ssd1b.training import loop, task
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.writing import save_folder
 from tiny import DRAWABLE, inputs, random_weights
@@ -41,12 +41,8 @@ def pictures(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def quickly(monkeypatch):
+def quickly(monkeypatch, quick_training):
     monkeypatch.setattr(running, "training_dtype", lambda device: torch.float32)
-    monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
-    monkeypatch.setattr(
-        loop, "_read_ahead", lambda batches, start, stop, _: (batches[step] for step in range(start, stop))
-    )
 
 
 def call(model, pictures, *more, out="out", steps=3):

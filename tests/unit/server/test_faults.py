@@ -22,7 +22,7 @@ import requests
 from PIL import Image
 
 from picture_files import as_bytes, smooth
-from server_process import Server, connect, exchange, serving
+from server_process import Server, connect, exchange, finished, serving
 from server_workers import Plan
 from ssd1b.server import connections
 from ssd1b.server.app import make_app
@@ -45,16 +45,6 @@ def post(server: Server, path: str = "/v1/jobs", **body: Any) -> requests.Respon
     return requests.post(server.url + path, json=body or JOB, timeout=60)
 
 
-def finished(server: Server, job: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        answer = requests.get(f"{server.url}/v1/jobs/{job}", timeout=60).json()
-        if answer["state"] in ("done", "failed", "cancelled"):
-            return answer
-        time.sleep(0.02)
-    raise AssertionError(answer)
-
-
 # Too much at once.
 
 
@@ -72,7 +62,7 @@ def test_a_burst_beyond_the_queue_is_refused_at_once_and_what_was_accepted_finis
             int(each.headers["retry-after"]) >= 1 and each.json()["code"] == "queue_full" for each in refused
         )
         plan.gate.set()  # until now nothing was generated, so no answer waited for an image
-        assert {finished(server, each.json()["id"])["state"] for each in accepted} == {"done"}
+        assert {finished(server.url, each.json()["id"])["state"] for each in accepted} == {"done"}
 
 
 def test_a_client_that_leaves_while_it_waits_is_never_served(tmp_path: Path) -> None:
@@ -89,7 +79,7 @@ def test_a_client_that_leaves_while_it_waits_is_never_served(tmp_path: Path) -> 
             time.sleep(0.02)
         plan.gate.set()
         last = post(server, prompt="last", steps=4).json()["id"]
-        assert finished(server, last)["state"] == "done"
+        assert finished(server.url, last)["state"] == "done"
         assert [prompt for batch in plan.batches for prompt in batch] == ["first", "last"]
 
 
@@ -98,7 +88,7 @@ def test_a_deadline_is_an_answer_of_its_own(tmp_path: Path) -> None:
         answer = requests.post(f"{server.url}/v1/images/generations", json=JOB | {"steps": 100}, timeout=60)
         assert answer.status_code == 504 and answer.json()["error"]["code"] == "deadline"
         steps = server.plan.steps
-        assert finished(server, post(server, **JOB | {"steps": 1}).json()["id"])["state"] == "done"
+        assert finished(server.url, post(server, **JOB | {"steps": 1}).json()["id"])["state"] == "done"
         assert server.plan.steps <= steps + 2  # the batch that was too late stopped
 
 
@@ -114,9 +104,9 @@ def test_a_device_that_fails_is_replaced_and_the_images_are_there(tmp_path: Path
         while len(plan.loads) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
         plan.broken.clear()
-        answer = finished(server, job)
+        answer = finished(server.url, job)
         assert answer["state"] in ("done", "failed") and len(plan.loads) >= 2
-        assert finished(server, post(server, prompt="another", steps=4).json()["id"])["state"] == "done"
+        assert finished(server.url, post(server, prompt="another", steps=4).json()["id"])["state"] == "done"
 
 
 def test_what_failed_can_be_tried_again(tmp_path: Path) -> None:
@@ -124,11 +114,11 @@ def test_what_failed_can_be_tried_again(tmp_path: Path) -> None:
     plan.broken["a red cube"] = "DefaultCPUAllocator: can't allocate memory"
     with serving(tmp_path, plan) as server:
         job = post(server).json()["id"]
-        answer = finished(server, job)
+        answer = finished(server.url, job)
         assert answer["state"] == "failed" and "allocate" in answer["error"]
         plan.broken.clear()
         again = requests.post(f"{server.url}/v1/jobs/{job}/retry", timeout=60).json()
-        assert finished(server, again["id"])["state"] == "done"
+        assert finished(server.url, again["id"])["state"] == "done"
 
 
 # Bodies.
@@ -268,7 +258,7 @@ def test_a_huge_mask_is_scaled_and_one_beyond_the_limit_refused(server: Server) 
     mask = Image.new("L", (5000, 5000), 0)
     mask.paste(255, (0, 0, 2500, 5000))
     body = {"prompt": "x", "steps": 4, "init_image": base64_of(SMALL), "mask": base64_of(as_bytes(mask))}
-    assert finished(server, post(server, **body).json()["id"])["state"] == "done"
+    assert finished(server.url, post(server, **body).json()["id"])["state"] == "done"
     body["mask"] = base64_of(as_bytes(Image.new("1", (6000, 6000), 1)))
     answer = post(server, **body)
     assert answer.status_code == 422 and "at most 33554432 pixels" in answer.json()["error"]
@@ -417,7 +407,7 @@ def test_a_store_that_vanishes_is_the_servers_trouble(
             time.sleep(0.01)
         shutil.rmtree(tmp_path / "store")
         plan.gate.set()
-        found = finished(server, job)
+        found = finished(server.url, job)
         assert (found["state"], found["code"]) == ("failed", "unavailable")
         assert found["error"] == "the server cannot write to its store"
         assert str(tmp_path) in caplog.text, "the log names the file"
@@ -457,7 +447,7 @@ def test_a_reader_that_stalls_holds_up_nobody(tmp_path: Path, monkeypatch: pytes
         jobs = [
             post(server, prompt=f"{number} " + 100 * "word ", steps=4).json()["id"] for number in range(20)
         ]
-        assert {finished(server, job)["state"] for job in jobs} == {"done"}
+        assert {finished(server.url, job)["state"] for job in jobs} == {"done"}
         assert psutil.Process().memory_info().rss - before < 100e6
 
 
@@ -469,21 +459,21 @@ def test_a_full_disk_is_an_answer_and_the_server_goes_on_when_there_is_space(
 ) -> None:
     small_disk = disk_of("8m")
     with serving(small_disk / "store", Plan()) as server:
-        assert finished(server, post(server).json()["id"])["state"] == "done"
+        assert finished(server.url, post(server).json()["id"])["state"] == "done"
         ballast = small_disk / "ballast"
         with suppress(OSError), ballast.open("wb", buffering=0) as file:
             while file.write(bytes(4096)):
                 pass
         answers = [post(server, prompt=f"cube {number}", steps=4) for number in range(20)]
         assert {each.status_code for each in answers} <= {202, 507}
-        states = [finished(server, each.json()["id"]) for each in answers if each.status_code == 202]
+        states = [finished(server.url, each.json()["id"]) for each in answers if each.status_code == 202]
         assert all(each["state"] in ("done", "failed") for each in states)
         waited = requests.post(f"{server.url}/v1/images/generations", json=JOB | {"seed": 99}, timeout=60)
         assert waited.status_code == 507, waited.text
         assert requests.get(f"{server.url}/healthz", timeout=9).status_code == 200
         ballast.unlink()
         for seed in (99, 100):
-            assert finished(server, post(server, **JOB, seed=seed).json()["id"])["state"] == "done"
+            assert finished(server.url, post(server, **JOB, seed=seed).json()["id"])["state"] == "done"
 
 
 def test_a_store_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
@@ -510,7 +500,7 @@ def test_a_store_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 def test_a_job_is_deleted_with_its_images_which_can_be_restored(server: Server) -> None:
     job = post(server, prompt="to be deleted", steps=4).json()["id"]
-    (image,) = finished(server, job)["images"]
+    (image,) = finished(server.url, job)["images"]
     assert requests.delete(f"{server.url}/v1/jobs/{job}", timeout=9).status_code == 204
     listed = [each["id"] for each in requests.get(f"{server.url}/v1/jobs", timeout=9).json()["jobs"]]
     found = requests.get(f"{server.url}/v1/pictures", params={"q": "deleted"}, timeout=9).json()["pictures"]
@@ -543,19 +533,19 @@ def test_the_idempotency_key_of_a_deleted_job_can_be_used_again(server: Server) 
         return answer.json()["id"]
 
     first = submit(1)
-    (image,) = finished(server, first)["images"]
+    (image,) = finished(server.url, first)["images"]
     assert submit(1) == first
     requests.delete(f"{server.url}/v1/jobs/{first}", timeout=9)
     second = submit(2)
-    assert finished(server, second)["state"] == "done" and second != first
+    assert finished(server.url, second)["state"] == "done" and second != first
     requests.patch(f"{server.url}/v1/pictures/{image['id']}", json={"deleted": False}, timeout=9)
-    assert finished(server, first)["state"] == "done" and submit(2) == second
+    assert finished(server.url, first)["state"] == "done" and submit(2) == second
 
 
 def test_jobs_are_listed_after_their_images_were_removed_for_good(tmp_path: Path) -> None:
     with serving(tmp_path, Plan()) as server:
         jobs = [post(server, prompt=f"cube {number}", steps=4).json()["id"] for number in range(2)]
-        images = [finished(server, job)["images"][0]["id"] for job in jobs]
+        images = [finished(server.url, job)["images"][0]["id"] for job in jobs]
         requests.patch(f"{server.url}/v1/pictures/{images[0]}", json={"deleted": True}, timeout=9)
         ledger = server.service._ledger
         ledger._keeper.submit(ledger.queue.purge, time.time() + 1).result()

@@ -12,7 +12,7 @@ import webuiapi
 from PIL import Image
 
 from adapter_files import attention, random_lora, write_lora
-from server_process import Server, ServerProcess, serving
+from server_process import Server, ServerProcess, finished, serving
 from server_workers import Plan
 from ssd1b.layouts import model_layout
 from ssd1b.loras import MOST
@@ -47,16 +47,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[S
 
 def post(server: Server, **body: Any) -> requests.Response:
     return requests.post(f"{server.url}/v1/jobs", json={"prompt": "a cube", "steps": 4, **body}, timeout=60)
-
-
-def finished(url: str, job: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        answer = requests.get(f"{url}/v1/jobs/{job}", timeout=60).json()
-        if answer["state"] in ("done", "failed", "cancelled"):
-            return answer
-        time.sleep(0.02)
-    raise AssertionError(answer)
 
 
 def test_the_folder_is_listed_with_trigger_words_and_what_fits(server: Server, folder: Path) -> None:

@@ -18,7 +18,7 @@ import requests
 from PIL import Image
 
 from picture_files import as_bytes, smooth
-from server_process import Server, serving
+from server_process import Server, finished, serving
 from server_workers import Plan
 from ssd1b.decoding import read_source
 from ssd1b.inputs import InputFile
@@ -48,16 +48,6 @@ def upload(server: Server, data: bytes = PICTURE) -> requests.Response:
 
 def post(server: Server, **body: Any) -> requests.Response:
     return requests.post(f"{server.url}/v1/jobs", json={"prompt": "a cube", "steps": 4, **body}, timeout=60)
-
-
-def finished(server: Server, job: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        answer = requests.get(f"{server.url}/v1/jobs/{job}", timeout=60).json()
-        if answer["state"] in ("done", "failed", "cancelled"):
-            return answer
-        time.sleep(0.02)
-    raise AssertionError(answer)
 
 
 def uploads(server: Server) -> Path:
@@ -127,7 +117,7 @@ def test_a_picture_is_uploaded_once_and_given_back(server: Server) -> None:
 @pytest.mark.parametrize("way", ["upload", "base64", "data", "gallery"])
 def test_a_job_takes_a_picture_in_each_way(server: Server, way: str) -> None:
     if way == "gallery":
-        (image,) = finished(server, post(server, prompt="the first", seed=7).json()["id"])["images"]
+        (image,) = finished(server.url, post(server, prompt="the first", seed=7).json()["id"])["images"]
         given, size = image["id"], 64
     else:
         size = 64
@@ -140,13 +130,13 @@ def test_a_job_takes_a_picture_in_each_way(server: Server, way: str) -> None:
     settings = answer.json()["settings"]
     assert len(settings["init_image"]) == 64 and (settings["width"], settings["height"]) == (size, size)
     assert (settings["strength"], answer.json()["steps"]) == (0.5, 2)
-    job = finished(server, answer.json()["id"])
+    job = finished(server.url, answer.json()["id"])
     assert job["state"] == "done"
     found = requests.get(server.url + job["images"][0]["url"], timeout=9).content
     assert str(server.options.folder).encode() not in found
     # What a picture's settings say can be sent again: the same image, not generated twice.
     again = post(server, **settings).json()
-    assert finished(server, again["id"])["state"] == "done"
+    assert finished(server.url, again["id"])["state"] == "done"
 
 
 def test_a_mask_is_checked_before_the_job_is_queued(server: Server) -> None:
@@ -159,7 +149,10 @@ def test_a_mask_is_checked_before_the_job_is_queued(server: Server) -> None:
         assert answer.status_code == 422 and message in answer.json()["error"], answer.text
         assert str(server.options.folder) not in answer.text
     assert post(server, mask=good).json()["error"].startswith("mask needs init_image")
-    assert finished(server, post(server, init_image=text(PICTURE), mask=good).json()["id"])["state"] == "done"
+    assert (
+        finished(server.url, post(server, init_image=text(PICTURE), mask=good).json()["id"])["state"]
+        == "done"
+    )
 
 
 def test_a_check_says_how_many_steps_a_strength_means(server: Server) -> None:
@@ -175,7 +168,7 @@ def test_a_check_says_how_many_steps_a_strength_means(server: Server) -> None:
 def test_a_picture_is_kept_as_long_as_an_image_needs_it(tmp_path: Path) -> None:
     with serving(tmp_path, Plan()) as server:
         mine, unused = upload(server).json()["id"], upload(server, as_bytes(smooth(32, 32))).json()["id"]
-        job = finished(server, post(server, init_image=mine).json()["id"])
+        job = finished(server.url, post(server, init_image=mine).json()["id"])
         service = server.service
 
         def purge() -> None:
@@ -219,7 +212,7 @@ def test_a_retry_without_its_picture_is_one_clear_error(tmp_path: Path) -> None:
     plan = Plan()
     plan.broken["a cube"] = "no memory"
     with serving(tmp_path, plan) as server:
-        job = finished(server, post(server, init_image=text(PICTURE)).json()["id"])
+        job = finished(server.url, post(server, init_image=text(PICTURE)).json()["id"])
         assert job["state"] == "failed"
         for path in uploads(server).iterdir():
             path.unlink()
