@@ -62,7 +62,7 @@ def test_reading_takes_time_in_proportion_to_the_text(piece: str) -> None:
         begin = time.process_time()
         is_edited(text)
         prompts_of(text, 2)
-        assert time.process_time() - begin < 2  # quadratic: minutes
+        assert time.process_time() - begin < 15  # quadratic: minutes
 
 
 @given(st.text(alphabet="[]():|.05 \\ab", max_size=40), st.integers(1, 12))

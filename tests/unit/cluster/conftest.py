@@ -33,8 +33,10 @@ class Nodes:
 
     def fill(self) -> None:
         """Start nodes until all are there."""
-        while len(self._nodes) < NODES:
-            self._nodes.append(self._cluster.add_node(num_cpus=1, wait=False))
+        with pytest.MonkeyPatch.context() as environment:  # of the nodes, and of no other test
+            environment.setenv("TORCH_COMPILE_DISABLE", "1")  # compiling takes a minute in each process
+            while len(self._nodes) < NODES:
+                self._nodes.append(self._cluster.add_node(num_cpus=1, wait=False))
 
     def kill(self, number: int) -> None:
         """Kill all processes of a node."""
@@ -46,10 +48,8 @@ class Nodes:
 
 @pytest.fixture(scope="session")
 def all_nodes() -> Iterator[Nodes]:
-    tests = str(Path(__file__).parents[2])  # for ``cluster_fakes``
-    with pytest.MonkeyPatch.context() as environment:  # of the nodes, and of no other test
-        environment.setenv("PYTHONPATH", tests, prepend=os.pathsep)
-        environment.setenv("TORCH_COMPILE_DISABLE", "1")  # compiling takes a minute in each process
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)  # for the fakes
         nodes = Nodes()
         with connected(nodes.address):  # once, because it takes seconds
             yield nodes
