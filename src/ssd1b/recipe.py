@@ -20,7 +20,7 @@ from ssd1b.loras import write_tags
 from ssd1b.numerals import number, whole_number
 from ssd1b.sampler_names import SAMPLERS, SCHEDULES
 from ssd1b.settings import BEFORE, HIRES_SETTINGS, SEED_SETTINGS, SETTINGS, GenerationSettings, equal_seed
-from ssd1b.table_files import parser_reason
+from ssd1b.table_files import load_json, parser_reason
 from ssd1b.upscalers import DEFAULT_UPSCALER, UPSCALERS
 from ssd1b.validation import Items, OneOf, Range, Text, parse, validated
 
@@ -161,7 +161,7 @@ def read_json(text: str) -> Recipe:
         InputError: the text is not JSON, has another format version, or a key or value is missing or invalid.
     """
     try:
-        table = json.loads(text)
+        table = load_json(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"recipe is not valid JSON: {parser_reason(error)}") from None
     if not isinstance(table, dict) or "format" not in table:

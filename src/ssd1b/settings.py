@@ -932,12 +932,11 @@ def random_seed() -> int:
 
 def with_drawn_seed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Replace ``RANDOM_SEED`` by a random seed, also of a variation."""
-
-    def drawn(name: str, value: Any) -> Any:
-        is_random = name in SEED_SETTINGS and isinstance(value, Integral) and value == RANDOM_SEED
-        return random_seed() if is_random else value
-
-    return {name: drawn(name, value) for name, value in settings.items()}
+    drawn = dict(settings)
+    for name in SEED_SETTINGS:
+        if isinstance(seed := drawn.get(name), Integral) and seed == RANDOM_SEED:
+            drawn[name] = random_seed()
+    return drawn
 
 
 def numbered(settings: GenerationSettings, number: int) -> GenerationSettings:

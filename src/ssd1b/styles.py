@@ -5,13 +5,13 @@ Source: AUTOMATIC1111 ``modules/styles.py``; Fooocus ``sdxl_styles/*.json``.
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ssd1b.errors import InputError, shown, unknown
 from ssd1b.files import decode_text, named, read_file
+from ssd1b.table_files import load_json
 from ssd1b.validation import Name, Text, parse, validated
 
 _MAX_FILE_BYTES = 16 * 2**20
@@ -58,7 +58,7 @@ def read_styles(path: str) -> dict[str, Style]:
 
 def _json_rows(text: str, where: str) -> list[Mapping[str, Any]]:
     try:
-        rows = json.loads(text)
+        rows = load_json(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not valid JSON ({shown(error)})") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

@@ -11,7 +11,27 @@ from ssd1b.files import decode_text, named, read_file
 
 MAX_FILE_BYTES = 256 * 1024
 
-READERS: dict[str, Callable[[str], Any]] = {".toml": tomllib.loads, ".json": json.loads}
+
+def load_json(text: str) -> Any:
+    """Parse JSON as ``json.loads``, but no object with a key twice, of which it would drop the first.
+
+    Raises:
+        ValueError: the text is not JSON, or has an object with a key twice.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict[str, Any]()
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {shown(key)} is there twice")
+        found[key] = value
+    return found
+
+
+READERS: dict[str, Callable[[str], Any]] = {".toml": tomllib.loads, ".json": load_json}
 """Parsers by file suffix."""
 
 

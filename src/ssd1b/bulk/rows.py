@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from ssd1b.extras import require
 from ssd1b.files import check_path, named, open_regular, reason
 from ssd1b.numerals import number, whole_number
 from ssd1b.settings import OPTIONS, RANDOM_SEED, SETTINGS, Prompt, check_overrides, read_size
-from ssd1b.table_files import parser_reason
+from ssd1b.table_files import load_json, parser_reason
 from ssd1b.validation import check
 
 File: TypeAlias = Any
@@ -110,6 +111,7 @@ def _row(position: int, record: Record, columns: Mapping[str, str]) -> Row:
     settings: dict[str, Any] = {}
     id, prompt, error = str(position), cast("Any", None), None
     try:
+        _check_distinct(record, columns)
         for column, value in record.items():
             field = columns[column]
             if field == _KEPT:
@@ -129,6 +131,22 @@ def _row(position: int, record: Record, columns: Mapping[str, str]) -> Row:
     return Row(position, id, _text(prompt), settings, kept, error)
 
 
+def _check_distinct(record: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+    """Check that no two columns of a row set the same.
+
+    Raises:
+        InputError: two columns with values are names of one setting.
+    """
+    of: dict[str, str] = {}
+    for column, value in record.items():
+        field = columns[column]
+        if value is None or field == _KEPT:
+            continue
+        if field in of:
+            raise InputError(f"the columns {shown(of[field])} and {shown(column)} both set {field}")
+        of[field] = column
+
+
 def _text(value: Any) -> str:
     """Write a value as text; the result can be encoded."""
     if value is None:
@@ -145,14 +163,20 @@ def _setting(field: str, value: Any) -> dict[str, Any]:
         return {field: tuple(cast("list[Any]", value)) if isinstance(value, list) else value}
     if read_item := SETTINGS[field].read:
         return {field: tuple(map(read_item, value.split(" + ")))}
-    kind = SETTINGS[field].kind
+    try:
+        return {field: _read(SETTINGS[field].kind, value)}
+    except InputError as error:
+        raise InputError(f"{field}: {error}") from None
+
+
+def _read(kind: type, text: str) -> Any:
     if kind in (int, float):
         read: Callable[[str], Any] = whole_number if kind is int else number
-        return {field: read(value.strip())}
+        return read(text.strip())
     if kind is tuple:
-        parts = [number(each.strip()) for each in value.split(",")]
-        return {field: tuple(int(each) if each == int(each) else each for each in parts)}
-    return {field: value}
+        parts = [number(each.strip()) for each in text.split(",")]
+        return tuple(int(each) if each == int(each) else each for each in parts)
+    return text
 
 
 _KEPT = ""
@@ -263,7 +287,7 @@ def _json_record(line: str | InputError) -> Record:
     if isinstance(line, InputError):
         return line
     try:
-        found = json.loads(line)
+        found = load_json(line)
     except (ValueError, RecursionError) as error:
         return InputError(f"not JSON: {parser_reason(error)}")
     if not isinstance(found, dict):
@@ -275,6 +299,9 @@ def _csv_records(file: File, delimiter: str, name: str) -> Iterator[Record]:
     csv.field_size_limit(MAX_LINE)
     rows = csv.DictReader(_text_lines(file), delimiter=delimiter)
     try:
+        for column, count in Counter(rows.fieldnames or ()).items():
+            if count > 1:
+                raise InputError(f"{name} has two columns {shown(column)}")
         for row in rows:
             extra = row.pop(None, None)  # type: ignore[call-overload]
             filled = {name: value or None for name, value in row.items()}

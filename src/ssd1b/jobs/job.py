@@ -15,7 +15,7 @@ from ssd1b.execution import DEFAULT, Execution
 from ssd1b.inputs import digest_of
 from ssd1b.models.tokenizer import CLIPTokenizer
 from ssd1b.runtime import dtype_name
-from ssd1b.settings import BEFORE, GenerationSettings, Start, numbered
+from ssd1b.settings import BEFORE, GenerationSettings, Start
 
 DRAWING = 2
 """Version of the image generation. Increment it when the same settings give a different image, so that older
@@ -112,9 +112,10 @@ def make_job(
     return Job(key, model, settings, batching.batch_key(settings, tokenizers))
 
 
-def numbered_job(job: Job, number: int, *, fingerprint: str, environment: Mapping[str, Any]) -> Job:
-    """Make the job of one of several images, see ``numbered``; faster than ``make_job``, which tokenizes."""
-    settings = numbered(job.settings, number)
+def seeded_job(
+    job: Job, settings: GenerationSettings, *, fingerprint: str, environment: Mapping[str, Any]
+) -> Job:
+    """Make the job of settings that differ in seeds alone; faster than ``make_job``, which tokenizes."""
     return job._replace(settings=settings, key=_key(settings, fingerprint, environment))
 
 

@@ -33,7 +33,7 @@ from ssd1b.errors import (
 )
 from ssd1b.files import read_file
 from ssd1b.inputs import InputFile, files_in
-from ssd1b.jobs.job import Job, environment, make_job, numbered_job
+from ssd1b.jobs.job import Job, environment, make_job, seeded_job
 from ssd1b.jobs.queue import (
     CANCELLED,
     FAILED,
@@ -410,7 +410,7 @@ class Service:
         self._number += 1
         job = self._job(model, settings)
         decisive: dict[str, Any] = {"fingerprint": self._digests[model], "environment": self._environment}
-        jobs = [numbered_job(job, number, **decisive) for number in range(count)]
+        jobs = [seeded_job(job, numbered(job.settings, number), **decisive) for number in range(count)]
         images = [Image(id=uuid4().hex, job=each) for each in jobs]
         request = Request(
             id=uuid4().hex, number=self._number, client=client, model=model, images=images,
