@@ -66,6 +66,8 @@ def plan_finetune(
         if modules:
             adapt(unet, settings)
         trained = sum(each.numel() for each in trained_parameters(unet).values())
+    low_rank = modules > 0 and settings.kind == "lora"
+    backward = BACKWARD / 2 if low_rank else BACKWARD  # no gradients of the frozen weights
     total, at_once = parameters(layout.unet), train.batch_size // train.micro_batches
     memory = {
         "frozen weights": dtype.itemsize * (total if modules else 0),
@@ -75,13 +77,15 @@ def plan_finetune(
         "averaged weights": FLOAT32 * trained * (train.ema_decay > 0),
         "activations": at_once
         * activations(layout.unet, cells, dtype, place, checkpointed=train.gradient_checkpointing),
-        # Of an adapter, the changed weights of every module are kept for the backward pass.
-        "computed weights": dtype.itemsize * total if modules or dtype.itemsize < FLOAT32 else 0,
+        # The rounded weights of a whole UNet; the changed ones of adapters that change weights.
+        "computed weights": dtype.itemsize * total
+        if not low_rank and (modules or dtype.itemsize < FLOAT32)
+        else 0,
     }
     macs = unet_macs(layout.unet, cells, cells)
     load = model and partial(model.network, "unet")
     speed = measure_speed(load, macs, cells, dtype, place, batch_size=at_once)
     return FinetunePlan(
         modules=modules, trained=trained, parameters=total, memory=memory, speed=speed, device=place,
-        seconds=train.steps * train.batch_size * (1 + BACKWARD) * macs / speed.rate, dtype=dtype_name(dtype),
+        seconds=train.steps * train.batch_size * (1 + backward) * macs / speed.rate, dtype=dtype_name(dtype),
     )  # fmt: skip

@@ -1,9 +1,9 @@
-"""Adapters in training: each adapted weight is computed from its frozen original and a few trained tensors.
+"""Adapters in training, beside frozen weights.
 
-The formulas are those by which adapters are applied (``adapters.kinds``), so an adapter that was trained and
-one that is merged from its file are the same network. The price is one weight-sized product for each module
-and step, which is small beside a forward pass of SDXL. DoRA's norm is part of the gradient, as in the paper's
-equation 5; PEFT treats it as a constant (section 4.3).
+A LoRA's two products run beside each module, as in the paper: neither the changed weight nor its gradient,
+which costs as much as a forward pass, is ever computed. Adapters of other kinds compute the changed weight by
+the formulas with which they are applied (``adapters.kinds``). DoRA's norm is part of the gradient, as in the
+paper's equation 5; PEFT treats it as a constant (section 4.3).
 """
 
 import math
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from ssd1b.adapters.kinds import weight_change
@@ -33,6 +34,37 @@ class Trained(NamedTuple):
 
     tensors: Mapping[str, Tensor]
     scale: float
+
+
+class LowRank(nn.Module):
+    """A LoRA beside a module (2106.09685, equation 3); at first its output is zero.
+
+    Args:
+        module: the frozen module.
+        rank: of the products.
+        scale: what they are multiplied by.
+    """
+
+    def __init__(self, module: nn.Linear | nn.Conv2d, rank: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        tensors = _lora(module.weight, rank)
+        self.tensors = nn.ParameterDict({role: nn.Parameter(each) for role, each in tensors.items()})
+
+    def change(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        """Add the products to the module's output."""
+        down, up = self.tensors["down"], self.tensors["up"]
+        if isinstance(module, nn.Conv2d):
+            inner = F.conv2d(inputs[0], down, None, module.stride, module.padding, module.dilation)
+            return output + F.conv2d(inner, self.scale * up)
+        return output + F.linear(F.linear(inputs[0], down), self.scale * up)
+
+
+def _with_low_rank(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """A hook that finds the adapter in its module, also in a copy of both."""
+    adapter = module.adapter
+    assert isinstance(adapter, LowRank)
+    return adapter.change(module, inputs, output)
 
 
 class AdaptedWeight(nn.Module):
@@ -72,8 +104,12 @@ def adapt(unet: UNet, settings: FinetuneSettings) -> None:
         torch.manual_seed(settings.train.seed)
         for module in chosen.values():
             weight: Tensor = module.weight  # type: ignore[assignment]
-            adapter = AdaptedWeight(weight.detach(), settings.kind, settings.rank, settings.scale)
-            parametrize.register_parametrization(module, "weight", adapter.to(weight.device), unsafe=True)
+            if settings.kind == "lora":
+                module.adapter = LowRank(module, settings.rank, settings.scale).to(weight.device)
+                module.register_forward_hook(_with_low_rank)
+            else:
+                adapter = AdaptedWeight(weight.detach(), settings.kind, settings.rank, settings.scale)
+                parametrize.register_parametrization(module, "weight", adapter.to(weight.device), unsafe=True)
 
 
 def adapted_modules(unet: UNet, settings: FinetuneSettings) -> dict[str, nn.Linear | nn.Conv2d]:
@@ -99,9 +135,9 @@ def trained_adapters(unet: nn.Module) -> dict[Module, Trained]:
     """Return the adapter of each module of a UNet that ``adapt`` changed."""
     found: dict[Module, Trained] = {}
     for name, module in unet.named_modules():
-        if isinstance(module, AdaptedWeight):
+        if isinstance(module, LowRank | AdaptedWeight):
             tensors = {role: each.detach().float().cpu() for role, each in module.tensors.items()}
-            owner = name.removesuffix(".parametrizations.weight.0")
+            owner = name.removesuffix(".adapter").removesuffix(".parametrizations.weight.0")
             found[Module("unet", owner)] = Trained(tensors, module.scale)
     return found
 
