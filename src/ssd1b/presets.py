@@ -1,5 +1,6 @@
 """Presets: named settings with their source, built in or written by users."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from types import MappingProxyType
 import click
 
 from ssd1b.errors import InputError, NotFoundError, prefix_errors, shown, unknown
+from ssd1b.few_steps import KINDS
 from ssd1b.files import expand_path
 from ssd1b.inputs import with_tables
 from ssd1b.settings import ARTICLE, CARD, Preset, check_overrides
@@ -100,6 +102,14 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({
                 settings={"negative_prompt": negative_prompt},
             )
             for name, negative_prompt in NEGATIVE_PROMPTS.items()
+        ),
+        *(
+            # For files whose names do not tell what they are; of others the settings are found.
+            Preset(
+                name=re.sub(r"[^a-z0-9]+", "-", kind.name.lower()), source=kind.source,
+                settings=dict(kind.settings),
+            )
+            for kind in KINDS
         ),
     )
 })  # fmt: skip

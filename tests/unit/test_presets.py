@@ -3,6 +3,7 @@ import json
 import pytest
 
 from ssd1b.errors import InputError
+from ssd1b.few_steps import KINDS
 from ssd1b.presets import NEGATIVE_PROMPTS, PRESETS, load_preset
 from ssd1b.settings import resolve_settings
 
@@ -105,3 +106,20 @@ def test_what_is_neither_preset_nor_file_is_refused(tmp_path):
         load_preset("artcle-detail")
     with pytest.raises(InputError, match=r"cannot read .*none\.toml: No such file"):
         load_preset(str(tmp_path / "none.toml"))
+
+
+def test_each_published_kind_of_few_step_file_has_a_preset():
+    few = {name: each for name, each in PRESETS.items() if each.source in {kind.source for kind in KINDS}}
+    assert len(few) == len(KINDS)
+    assert settled(few["dmd2"]).timesteps == "999,749,499,249"
+    assert (settled(few["sdxl-lightning"]).sampler, settled(few["sdxl-lightning"]).schedule) == (
+        "euler",
+        "trailing",
+    )
+
+
+def test_steps_beside_a_few_step_preset_win():
+    settings = resolve_settings(
+        "x", family="sdxl", model_defaults={}, preset=PRESETS["dmd2"], steps=8, seed=1
+    )
+    assert (settings.steps, settings.timesteps) == (8, None)

@@ -172,6 +172,26 @@ def test_one_step_arrives_where_the_teachers_steps_do(tmp_path: Path) -> None:
     assert single == pytest.approx(before, rel=0.1), "with a single step there is nothing to learn"
 
 
+def test_a_student_learns_the_steps_of_the_teachers_own_images(tmp_path: Path) -> None:
+    """The teacher's images lie around 0, those of the data around 2; the student follows the teacher."""
+    stage = StepStage(
+        method="progressive", guidance=1.0, teacher_steps=6, starts="noise",
+        train=replace(SETTINGS, steps=150, decay_steps=100),
+    )  # fmt: skip
+    assert error(trained(tmp_path, stage), TRAILING) < 0.35 * error(Affine(), TRAILING)
+
+    made = setup(stage, Affine(mean=0.0))
+    seen = {}
+    made.student.register_forward_pre_hook(
+        lambda module, inputs: seen.update({
+            int(t): float(inputs[0][inputs[1] == t].mean()) for t in inputs[1].unique()
+        })
+    )  # fmt: skip
+    METHODS["progressive"](made).update(0, [Images()[0]])
+    assert [*seen] == [249, 499, 749, 999], "all steps of each image are learned"
+    assert all(abs(mean) < 0.15 for mean in seen.values())
+
+
 def test_a_consistency_model_jumps_to_the_end(tmp_path: Path) -> None:
     coarse, fine = (
         error(trained(tmp_path / str(count), StepStage(

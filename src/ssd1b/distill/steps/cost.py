@@ -23,7 +23,8 @@ def step_macs(stage: StepStage, teacher: int, student: int) -> int:
     if stage.method == "guidance":
         return guided + learning
     if stage.method == "progressive":
-        return stage.teacher_steps * guided + learning
+        steps = stage.inference_steps if stage.starts == "noise" else 1
+        return steps * (stage.teacher_steps * guided + learning)
     if stage.method != "dmd":
         return guided + student + learning  # the averaged student's target
     earlier = (stage.inference_steps - 1) * student // 2 if stage.simulate else 0
@@ -50,6 +51,9 @@ def memory(
     critic = (teacher if stage.critic == "teacher" else student) if stage.method == "dmd" else None
     trained = [student, *([critic] if critic else [])]
     count = sum(map(parameters, trained))
+    at_once = train.batch_size // train.micro_batches
+    if stage.starts == "noise":
+        at_once *= stage.inference_steps
     per_weight = OPTIMISER_BYTES[train.optimizer] if train.muon_rate is None else FLOAT32
     found = {
         "trained weights": FLOAT32 * count,
@@ -57,7 +61,7 @@ def memory(
         "optimisers": per_weight * count,
         "averaged weights": FLOAT32 * parameters(student) * (train.ema_decay > 0),
         "teacher's weights": dtype.itemsize * parameters(source),
-        "activations": train.batch_size // train.micro_batches * max(
+        "activations": at_once * max(
             activations(each, cells, dtype, device, checkpointed=train.gradient_checkpointing)
             for each in trained
         ),

@@ -1,6 +1,7 @@
 """The methods whose student follows its teacher's trajectory: one learner and one loss each."""
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -42,26 +43,42 @@ def progressive(setup: Setup) -> Task[LatentBatch]:
     The student's grid is ``trailing`` with the stage's number of steps. The target is the clean image to
     which one step must aim to arrive where the teacher does. Its error has the paper's truncated weight,
     max(SNR, 1), equation 9.
+
+    Steps begin at noised images, one for each image. With ``starts = "noise"`` the guided teacher draws an
+    image from noise for each caption, and the student learns all of its steps: guided images pass through
+    other latents than noised ones.
     """
-    trajectory, count = setup.trajectory, setup.stage.teacher_steps
-    grid = trajectory.grid(setup.stage.inference_steps, "trailing")
+    trajectory, stage = setup.trajectory, setup.stage
+    grid = trajectory.grid(stage.inference_steps, "trailing")
+
+    def taught(noisy: Tensor, start: Tensor, end: Tensor, given: Given, scales: Tensor) -> Tensor:
+        """Return where the teacher arrives."""
+        here = start
+        for number in range(1, stage.teacher_steps + 1):
+            there = (start + (end - start) * number / stage.teacher_steps).round().long()
+            noisy = trajectory.at(setup.by_teacher(noisy, here, given, scales), there)
+            here = there
+        return noisy
 
     def loss(module: nn.Module, batch: LatentBatch) -> dict[str, Tensor]:
         given = setup.given(batch)
-        device = given.clean.device
-        index = spread(len(given.clean), len(grid) - 1, device)
-        start, end = grid.to(device)[index], grid.to(device)[index + 1]
-        scales = setup.scales(len(index), device)
-        noisy = arrived = trajectory.noisy(given.clean, start)
-        here = start
-        for number in range(1, count + 1):
-            there = (start + (end - start) * number / count).round().long()
-            arrived = trajectory.at(setup.by_teacher(arrived, here, given, scales), there)
-            here = there
-        (alpha, sigma), (alpha_end, sigma_end) = trajectory.levels(start), trajectory.levels(end)
+        count, points = len(given.clean), grid.to(given.clean.device)
+        scales = setup.scales(count, given.clean.device)
+        if stage.starts == "noise":
+            path = [torch.randn_like(given.clean)]
+            for start, end in pairwise(points):
+                path.append(taught(path[-1], start.expand(count), end.expand(count), given, scales))
+            noisy, arrived = torch.cat(path[:-1]), torch.cat(path[1:])
+            index = torch.arange(len(points) - 1, device=points.device).repeat_interleave(count)
+            given, scales = given.repeated(len(points) - 1), scales.repeat(len(points) - 1)
+        else:
+            index = spread(count, len(points) - 1, points.device)
+            noisy = trajectory.noisy(given.clean, points[index])
+            arrived = taught(noisy, points[index], points[index + 1], given, scales)
+        (alpha, sigma), (alpha_end, sigma_end) = map(trajectory.levels, (points[index], points[index + 1]))
         ratio = sigma_end / sigma
         target = (arrived - ratio * noisy) / (alpha_end - ratio * alpha)
-        predicted = setup.by_student(module, noisy, start, given, scales)
+        predicted = setup.by_student(module, noisy, points[index], given, scales)
         errors = _squared(predicted.clean, target)
         weights = ((alpha / sigma).square().flatten()).clamp(min=1)
         return {"loss": (errors * weights).mean(), "clean_mse": errors.mean()}

@@ -44,6 +44,14 @@ class Given(NamedTuple):
     captions: Conditions
     empty: Conditions
 
+    def repeated(self, times: int) -> "Given":
+        """Return the whole batch several times in a row."""
+        captions, empty = (
+            Conditions(*(part.repeat(times, *[1] * (part.ndim - 1)) for part in each))
+            for each in (self.captions, self.empty)
+        )
+        return Given(self.clean.repeat(times, 1, 1, 1), captions, empty)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:

@@ -53,6 +53,8 @@ class StepStage:
         guidance_rescale: against overexposure by the teacher's guidance, see ``GenerationSettings``.
         learns_from: "teacher", or "before" for the student of the stage before, without guidance.
         teacher_steps: of ``progressive``: steps of the teacher for one of the student's.
+        starts: of ``progressive``: "images", to which noise is added, or "noise", from which the teacher
+            draws an image for each caption; the student then learns ``inference_steps`` steps per image.
         solver_steps: of ``lcm`` and ``tcd``: number of points on the trajectory between which the teacher
             steps.
         ends: of ``tcd``: where jumps end: "any" point, or the end of their "phases".
@@ -70,6 +72,7 @@ class StepStage:
     guidance_rescale: Annotated[float, Range(0, 1)] = 0.0
     learns_from: Literal["teacher", "before"] = "teacher"
     teacher_steps: Annotated[int, Range(1, 1000)] = 2
+    starts: Literal["images", "noise"] = "images"
     solver_steps: Annotated[int, Range(SMALLEST_GRID, 1000)] = LCM_TIMESTEPS
     ends: Literal["any", "phases"] = "any"
     loss: Literal["huber", "l2"] = "huber"
