@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from ssd1b.errors import InputError, shown
 from ssd1b.server.errors import Explained, answer, respond, too_large
 from ssd1b.server.observing import Observed
-from ssd1b.server.routes import native, openai, operations, page, pictures, sdapi, settings
+from ssd1b.server.routes import controlnet, native, openai, operations, page, pictures, sdapi, settings
 from ssd1b.server.schemas import state_limits
 from ssd1b.server.security import LOOPBACK, Guard
 from ssd1b.server.service import Service
@@ -48,7 +48,7 @@ def make_app(service: Service) -> Any:
     app.add_exception_handler(RequestValidationError, _explain_body)
     app.add_exception_handler(HTTPException, _explain_http)
     app.add_exception_handler(ClientDisconnect, _gone)
-    for routes in (native, pictures, settings, openai, sdapi, operations, page):
+    for routes in (native, pictures, settings, openai, sdapi, controlnet, operations, page):
         app.include_router(routes.router)
     hosts = {"*"} if options.allow_any_host else LOOPBACK | {options.host, *options.allow_host}
     return Observed(Guard(Explained(app), hosts=frozenset(hosts), keys=service.keys), service.metrics)

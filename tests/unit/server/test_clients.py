@@ -448,7 +448,7 @@ def test_librechat(server: Server) -> None:
 def test_gimp(server: Server) -> None:
     """Its addresses end in a bare question mark, and its sampler's name holds the schedule."""
     assert requests.get(f"{server.url}/sdapi/v1/options?").status_code == 200
-    assert requests.get(f"{server.url}/controlnet/model_list").status_code == 404
+    assert requests.get(f"{server.url}/controlnet/model_list?").json() == {"model_list": ["mini-control"]}
     body = {
         "prompt": "a cube", "sampler_index": "DPM++ 2M Karras", "seed": 3, "steps": 3, "batch_size": 2,
         "width": 128, "height": 128, "cfg_scale": 7.5,
