@@ -120,6 +120,11 @@ class Request:
         """The images without a result."""
         return [image for image in self.images if image.made is None]
 
+    @property
+    def done(self) -> list[Image]:
+        """The images that were generated."""
+        return [image for image in self.images if image.made is not None and image.error is None]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:

@@ -1,6 +1,7 @@
 """The ASGI application: routes, errors and limits put together."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
@@ -73,7 +74,11 @@ def _sentence(error: Mapping[str, Any]) -> str:
         return f"the body is no JSON: {context['error']} at character {error['loc'][-1]}"
     name = ".".join(str(step) for step in error["loc"] if step not in ("body", "query", "path", "header"))
     if kind == "missing":
-        return f"{name or 'the body'} is missing"
+        given = error["input"] if isinstance(error["input"], dict) else {}
+        near = get_close_matches(name, map(str, given), 1)
+        return f"{name or 'the body'} is missing" + (
+            f": did you mean it by {shown(near[0])}?" if near else ""
+        )
     if not name:
         return "the body must be a JSON object, of content-type application/json"
     return f"{name} is {shown(error['input'])}: {words(error)}"

@@ -7,12 +7,12 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, WithJsonSchema, 
 
 from ssd1b.controls import MOST as MOST_CONTROLS
 from ssd1b.controls import PREPROCESSORS, Control
-from ssd1b.errors import unknown
+from ssd1b.errors import InputError, shown, unknown
 from ssd1b.inputs import InputFile
 from ssd1b.loras import MOST, Lora
 from ssd1b.server.files import control_name, lora_name
 from ssd1b.server.options import ServerOptions
-from ssd1b.settings import RANDOM_SEED, SEEDS, SETTINGS, GenerationSettings
+from ssd1b.settings import RANDOM_SEED, SEEDS, SETTINGS, GenerationSettings, read_size
 
 FILE_SETTINGS: Mapping[str, dict[str, Any]] = {
     "init_image": {"type": "string", "description": "The picture to start from: base64 of a PNG, JPEG or "
@@ -56,6 +56,17 @@ CONTROL_FIELDS: tuple[str, ...] = tuple(FILE_SETTINGS["controls"]["items"]["prop
 
 CLIENT_SETTINGS = tuple(name for name, each in SETTINGS.items() if not each.local or name in FILE_SETTINGS)
 """Settings that clients may set."""
+
+
+SIZES = {"size": "size", "hires_size": "hires-size"}
+"""Fields that are two settings, and the names of their options."""
+
+ALIASES: Mapping[str, str] = {
+    alias.removeprefix("--").replace("-", "_"): name
+    for name, each in SETTINGS.items() if not each.local
+    for alias in (*each.flags, *each.aliases) if alias != f"--{name.replace('_', '-')}"
+}  # fmt: skip
+"""Other names of settings, which are those of options and of a sweep's axes."""
 
 
 def client_settings(settings: GenerationSettings) -> dict[str, Any]:
@@ -143,13 +154,26 @@ class JobBody(SettingsFields):
         Raises:
             InputError: a field is unknown.
         """
-        for name in self.model_extra or ():
+        extra = self.model_extra or {}
+        for name in extra.keys() - ALIASES.keys():
             raise unknown("setting", name, type(self).model_fields)
         own = JobBody.__annotations__
-        return {
+        found = {
             name: value for name, value in self.model_dump(exclude_unset=True).items()
-            if name not in own and value is not None
+            if name not in own and name not in extra and value is not None
         }  # fmt: skip
+        for alias, value in extra.items():
+            if value is None:
+                continue
+            given = {ALIASES[alias]: value}
+            if alias in SIZES:
+                if not isinstance(value, str):
+                    raise InputError(f"{alias} is {shown(value)}: it must be a text like 1024x768")
+                given = read_size(value, SIZES[alias])
+            if twice := given.keys() & found.keys():
+                raise InputError(f"{alias} and {min(twice)} are the same setting: leave one of them out")
+            found |= given
+        return found
 
 
 class ImageAnswer(BaseModel):

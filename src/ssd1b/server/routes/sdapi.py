@@ -18,7 +18,7 @@ from PIL import Image as Images
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request as HTTPRequest
 
-from ssd1b.errors import InputError, NotFoundError, shown, unknown
+from ssd1b.errors import ConflictError, InputError, NotFoundError, shown, unknown
 from ssd1b.images import MAX_FILE_BYTES, decode_recipe
 from ssd1b.jobs.queue import RUNNING, Request
 from ssd1b.loras import SUFFIX
@@ -221,7 +221,11 @@ async def _answer(
     await controlnet.check_fitting(units, service, complete)
     count = (body.batch_size or 1) * (body.n_iter or 1)
     request = await service.submit(model, complete, count=count, client=client, dialect="sdapi")
-    await finished(http, service, request)
+    try:
+        await finished(http, service, request)
+    except ConflictError:  # interrupted: the client gets what there is, as from AUTOMATIC1111
+        if not request.done:
+            raise
     images = await made(service, request)
     sent = [] if body.send_images is False else [base64_of(image.data) for image in images]
     echo = body.model_dump(mode="json", include=set(type(body).model_fields))  # clients send passwords, too
