@@ -573,6 +573,12 @@ class GenerationSettings:
                 )
 
     @property
+    def pictures(self) -> tuple[InputFile, ...]:
+        """The pictures that it is generated from: ``init_image``, ``mask``, and those of ``controls``."""
+        found = (self.init_image, self.mask, *(each.picture for each in self.controls))
+        return tuple(each for each in found if each is not None)
+
+    @property
     def layout(self) -> Layout:
         """How ``init_image`` and ``mask`` are laid out."""
         return Layout(*(getattr(self, name) for name in Layout._fields))

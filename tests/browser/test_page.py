@@ -965,6 +965,62 @@ def test_loras_are_chosen_with_strengths_and_trigger_words(
     wrong.clear()
 
 
+def test_controls_a_second_pass_and_a_variation_are_set_compactly(
+    page: Page, server: Server, tmp_path: Path
+) -> None:
+    for closed in ("#hires", "#variation"):
+        expect(page.locator(closed)).not_to_have_attribute("open", "")
+    page.locator("#control").select_option("mini-control")
+    file = tmp_path / "cube.png"
+    file.write_bytes(as_bytes(smooth(128, 128)))
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Choose its picture…").click()
+    chooser.value.set_files(file)
+    expect(page.get_by_alt_text("The picture that mini-control follows")).to_be_visible()
+    expect(page.get_by_label("What mini-control reads")).to_have_value("canny")
+    page.get_by_label("Scale of mini-control").fill("0.6")
+    page.locator("#hires > summary").click()
+    page.locator("#hires_scale").fill("1.5")
+    page.locator("#hires_scale").press("Tab")
+    page.locator("#hires_steps").fill("3")
+    page.locator("#variation > summary").click()
+    page.locator("#variation_strength").fill("0.2")
+    page.locator("#variation_seed").fill("7")
+    page.locator("#variation_seed").press("Tab")
+    generate(page)
+    (job,) = server.ask("GET", "/v1/jobs?limit=1")["jobs"]
+    settings = job["settings"]
+    (control,) = settings["controls"]
+    assert (control["model"], control["scale"], control["preprocess"]) == ("mini-control", 0.6, "canny")
+    assert (settings["hires_scale"], settings["hires_steps"]) == (1.5, 3)
+    assert (settings["variation_strength"], settings["variation_seed"]) == (0.2, 7)
+    page.get_by_role("button", name="Back to the model's defaults").click()
+    expect(page.get_by_label("Scale of mini-control")).to_have_count(0)
+    expect(page.locator("#hires_scale")).to_have_value("")
+    page.get_by_role("button", name="Use these settings").click()
+    expect(page.get_by_label("Scale of mini-control")).to_have_value("0.6")
+    expect(page.locator("#hires_scale")).to_have_value("1.5")
+    expect(page.locator("#variation_seed")).to_have_value("7")
+
+
+def test_a_seed_that_is_none_is_reported(page: Page) -> None:
+    page.locator("#seed").fill("abc")
+    page.locator("#seed").press("Tab")
+    expect(page.get_by_text("“abc” is no seed")).to_be_visible()
+
+
+def test_a_preset_takes_back_what_the_one_before_it_set(page: Page, server: Server) -> None:
+    presets = server.ask("GET", "/v1/settings")["presets"]
+    first = next(each for each in presets if "steps" in each["settings"])
+    others = [each for each in presets if "steps" not in each["settings"]]
+    second = next(each for each in others if {*each["settings"]} != {"negative_prompt"})
+    before = page.locator("#steps").input_value()
+    page.locator("#preset").select_option(first["name"])
+    expect(page.locator("#steps")).to_have_value(str(first["settings"]["steps"]))
+    page.locator("#preset").select_option(second["name"])
+    expect(page.locator("#steps")).to_have_value(before)
+
+
 @pytest.mark.parametrize("width", [1440, 390])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing_serious_about_inputs(

@@ -15,10 +15,9 @@ from typing import Any
 
 from ssd1b.errors import InputError
 from ssd1b.files import named
-from ssd1b.inputs import files_in
 from ssd1b.jobs.job import Job
 from ssd1b.jobs.schema import explain_errors, open_database, transaction
-from ssd1b.settings import BEFORE, INPUTS, GenerationSettings
+from ssd1b.settings import BEFORE, GenerationSettings
 
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
 FINISHED = frozenset({DONE, FAILED, CANCELLED})
@@ -120,6 +119,11 @@ class Request:
     def left(self) -> list[Image]:
         """The images without a result."""
         return [image for image in self.images if image.made is None]
+
+    @property
+    def done(self) -> list[Image]:
+        """The images that were generated."""
+        return [image for image in self.images if image.made is not None and image.error is None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -432,8 +436,8 @@ class Queue:
 
 
 def _inputs(settings: GenerationSettings) -> set[str]:
-    """The SHA-256 of the pictures and masks of an image."""
-    return {file.sha256 for name in INPUTS for file in files_in(getattr(settings, name))}
+    """The SHA-256 of the pictures that an image is generated from."""
+    return {file.sha256 for file in settings.pictures}
 
 
 def _settings(text: str) -> GenerationSettings:

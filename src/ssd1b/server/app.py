@@ -1,6 +1,7 @@
 """The ASGI application: routes, errors and limits put together."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
@@ -14,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from ssd1b.errors import InputError, shown
 from ssd1b.server.errors import Explained, answer, respond, too_large
 from ssd1b.server.observing import Observed
-from ssd1b.server.routes import native, openai, operations, page, pictures, sdapi, settings
+from ssd1b.server.routes import controlnet, native, openai, operations, page, pictures, sdapi, settings
 from ssd1b.server.schemas import state_limits
 from ssd1b.server.security import LOOPBACK, Guard
 from ssd1b.server.service import Service
@@ -48,7 +49,7 @@ def make_app(service: Service) -> Any:
     app.add_exception_handler(RequestValidationError, _explain_body)
     app.add_exception_handler(HTTPException, _explain_http)
     app.add_exception_handler(ClientDisconnect, _gone)
-    for routes in (native, pictures, settings, openai, sdapi, operations, page):
+    for routes in (native, pictures, settings, openai, sdapi, controlnet, operations, page):
         app.include_router(routes.router)
     hosts = {"*"} if options.allow_any_host else LOOPBACK | {options.host, *options.allow_host}
     return Observed(Guard(Explained(app), hosts=frozenset(hosts), keys=service.keys), service.metrics)
@@ -73,7 +74,11 @@ def _sentence(error: Mapping[str, Any]) -> str:
         return f"the body is no JSON: {context['error']} at character {error['loc'][-1]}"
     name = ".".join(str(step) for step in error["loc"] if step not in ("body", "query", "path", "header"))
     if kind == "missing":
-        return f"{name or 'the body'} is missing"
+        given = error["input"] if isinstance(error["input"], dict) else {}
+        near = get_close_matches(name, map(str, given), 1)
+        return f"{name or 'the body'} is missing" + (
+            f": did you mean it by {shown(near[0])}?" if near else ""
+        )
     if not name:
         return "the body must be a JSON object, of content-type application/json"
     return f"{name} is {shown(error['input'])}: {words(error)}"

@@ -112,7 +112,7 @@ def respond(
     if path.startswith("/v1/images/"):
         problem = _openai_problem(status, code, message, None)
         return JSONResponse({"error": problem}, status if status != 422 else 400, headers)
-    if path.startswith("/sdapi/"):
+    if path.startswith(("/sdapi/", "/controlnet/")):
         return JSONResponse({"detail": line(message)}, status, headers)
     return JSONResponse({"error": line(message), "code": code}, status, headers)
 

@@ -1,8 +1,8 @@
-"""Files that images are generated from: pictures that clients sent, and LoRAs of the server's folder.
+"""Files that images are generated from: clients' pictures, and LoRAs and controls of the server's folders.
 
-A client never names a path. A picture is known by the SHA-256 of its content, a LoRA by its name. The
-settings of requests have both without folders: ``Files.located`` adds them for the worker, and
-``Files.public`` takes them out of error messages.
+A client never names a path. A picture is known by the SHA-256 of its content, a LoRA or a control by its
+name. The settings of requests have all of them without folders: ``Files.located`` adds them for the worker,
+and ``Files.public`` takes them out of error messages.
 """
 
 import os
@@ -19,16 +19,21 @@ from ssd1b.actions.inspect import trigger_words
 from ssd1b.adapters.matching import match
 from ssd1b.adapters.merging import match_file
 from ssd1b.adapters.reading import open_adapter
+from ssd1b.controls import BUILT_IN, MAX_BYTES, STEMS, Control, find_network
 from ssd1b.decoding import opened
 from ssd1b.errors import InputError, NotFoundError, shown, unknown
-from ssd1b.files import disk_error
+from ssd1b.files import disk_error, named
 from ssd1b.images import FORMATS
-from ssd1b.inputs import InputFile, files_in, with_paths
-from ssd1b.layouts import ModelLayout
+from ssd1b.inputs import InputFile, with_paths
+from ssd1b.layouts import ModelLayout, T2IAdapterLayout
 from ssd1b.loras import SUFFIX, Lora, lora_files, lora_of, only_file, read_tags
 from ssd1b.saving import replacing
 from ssd1b.settings import GenerationSettings
+from ssd1b.speed.controlling import check_t2i_adapter, fitting_control
 from ssd1b.weights.checkpoint import ModelInfo
+from ssd1b.weights.controls import MisfitError
+from ssd1b.weights.files import read_header
+from ssd1b.weights.other_models import control_kind
 
 FOLDER = "uploads"
 """Folder of clients' pictures in the store."""
@@ -53,10 +58,12 @@ class Files:
     Args:
         store: folder of the store.
         loras: folder with LoRAs; None for a server that offers none.
+        controls: folder with ControlNets and T2I-Adapters; None for the built-in ones only.
     """
 
-    def __init__(self, store: Path, loras: Path | None) -> None:
+    def __init__(self, store: Path, loras: Path | None, controls: Path | None = None) -> None:
         self.loras = None if loras is None else Path(os.path.abspath(loras))
+        self.controls = None if controls is None else Path(os.path.abspath(controls))
         self._uploads = Path(os.path.abspath(store)) / FOLDER
 
     @contextmanager
@@ -69,7 +76,8 @@ class Files:
 
     def without_folders(self, message: str) -> str:
         """Take the server's folders out of a message."""
-        for folder in (self._uploads, self.loras):
+        built_in = next(iter(BUILT_IN.values())).parent
+        for folder in (self._uploads, self.loras, self.controls, built_in):
             message = message if folder is None else message.replace(f"{folder}{os.sep}", "")
         return message
 
@@ -89,6 +97,12 @@ class Files:
             moved = with_paths(value, lambda path, folder=folder: place(folder, path))
             if moved is not value:
                 changed[name] = moved
+        if settings.controls:  # their networks are in another folder than their pictures
+            folder = self.controls or Path()
+            changed["controls"] = tuple(
+                replace(moved, model=with_paths(each.model, lambda path: place(folder, path)))
+                for each, moved in zip(settings.controls, changed["controls"], strict=True)
+            )
         return replace(settings, **changed) if changed else settings
 
     # Uploads
@@ -130,11 +144,9 @@ class Files:
 
     def touch_all(self, settings: GenerationSettings) -> None:
         """As ``touch``, for the pictures of an image."""
-        for name in GenerationSettings.__dataclass_fields__:
-            if name != "loras":
-                for file in files_in(getattr(settings, name)):
-                    if not Path(file.path).is_absolute():
-                        self.touch(file.sha256)
+        for file in settings.pictures:
+            if not Path(file.path).is_absolute():  # those of the operator's preset are
+                self.touch(file.sha256)
 
     def size(self) -> int:
         """Bytes of all pictures that clients sent."""
@@ -211,6 +223,66 @@ class Files:
             found.append({"name": path.with_suffix("").as_posix(), "unet": lora.unet, "text": lora.text})
         return found
 
+    # Controls
+
+    def control_paths(self) -> dict[str, tuple[Path, dict[str, Any]]]:
+        """Find the networks that follow pictures: the built-in ones, and those of the folder.
+
+        Returns:
+            By name, its file and the fields of ``Control`` that its folder decides. A name is a path in the
+            folder, of a file without its suffix, or of a folder in diffusers' format.
+        """
+        found = {name: find_network(name) for name in BUILT_IN}
+        for path in () if self.controls is None else sorted(self.controls.rglob(f"*{SUFFIX}")):
+            name = _network_name(path.relative_to(self.controls))
+            if path.name not in STEMS:
+                found[name] = path, {}
+            elif name and name not in found:
+                with suppress(InputError):
+                    found[name] = find_network(str(path.parent))
+        return found
+
+    def control(self, name: str, picture: InputFile, options: Mapping[str, Any]) -> Control:
+        """Make a control of a network's name, or the last part of it, and a picture, which is located.
+
+        Raises:
+            NotFoundError: there is no such network; the message gives the nearest name.
+            InputError: several have the name, its file cannot be read, or an option is not allowed.
+        """
+        paths = self.control_paths()
+        same = [each for each in paths if name in (each, Path(each).name)]
+        if not same:
+            raise unknown("control", name, paths, NotFoundError)
+        if len(same) > 1 and name not in paths:
+            raise InputError(f"control {shown(name)} is the name of several: write {' or '.join(same)}")
+        path, found = paths[name if name in paths else same[0]]
+        return Control(model=_network(path, _stamp(path)), picture=picture, **{**found, **options})
+
+    def check_controls(self, settings: GenerationSettings, layout: ModelLayout) -> None:
+        """Check that the controls of an image, which are located, fit a model and the image's sizes.
+
+        Raises:
+            InputError: one does not, or is damaged.
+        """
+        for control in settings.controls:
+            (part,) = fitting_control(Path(control.model.path), layout).parts.values()
+            if isinstance(part.layout, T2IAdapterLayout):
+                for run, _ in settings.passes:
+                    check_t2i_adapter(control, part.layout, run.layout)
+
+    def same_control(self, control: Control) -> Control | None:
+        """Find the network of a picture's control here; None if it is not.
+
+        Only files of the same name are read, because each may have gigabytes.
+        """
+        for path, _ in self.control_paths().values():
+            if path.name == Path(control.model.path).name:
+                with suppress(InputError):
+                    if (mine := _network(path, _stamp(path))) == control.model:
+                        place = _below(self.controls or Path(), mine.path)
+                        return replace(control, model=replace(mine, path=place))
+        return None
+
 
 def _below(folder: Path, path: str) -> str:
     """The path below a folder; other files, which the server's own preset may name, keep theirs."""
@@ -221,6 +293,25 @@ def lora_name(lora: Lora) -> str:
     """The name of a LoRA in settings without folders; see ``Files.lora_names``."""
     path = Path(lora.file.path)
     return (path.name if path.is_absolute() else path.as_posix()).removesuffix(SUFFIX)
+
+
+def control_name(control: Control) -> str:
+    """The name of a control's network in settings without folders; see ``Files.control_paths``."""
+    path = Path(control.model.path)
+    built_in = (name for name, folder in BUILT_IN.items() if path.is_relative_to(folder))
+    return next(built_in, _network_name(Path(path.name) if path.is_absolute() else path))
+
+
+def _network_name(path: Path) -> str:
+    if path.name in STEMS:
+        return path.parent.as_posix() if path.parent.name else ""
+    return path.with_suffix("").as_posix()
+
+
+@lru_cache(maxsize=1024)
+def _network(path: Path, stamp: tuple[int, int]) -> InputFile:
+    """Identify a network's file; one that is unchanged is not read again."""
+    return InputFile.of(path, most=MAX_BYTES)
 
 
 def picture_format(data: bytes) -> str:
@@ -262,6 +353,43 @@ def identified(path: Path, *, unet: Any = 1.0, text: Any = 1.0) -> Lora:
 @lru_cache(maxsize=1024)
 def _identified(path: Path, stamp: tuple[int, int]) -> Lora:
     return lora_of(path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlFacts:
+    """What is known of a network that follows a picture.
+
+    Attributes:
+        kind: "controlnet" or "t2i_adapter".
+        models: names of the models that it fits.
+    """
+
+    kind: str
+    models: Sequence[str]
+
+
+def control_facts(path: Path, models: Mapping[str, ModelInfo]) -> ControlFacts:
+    """Read what is known of a network that follows a picture, from its header.
+
+    Raises:
+        InputError: it is damaged, or no such network.
+    """
+    return _control_facts(path, _stamp(path), tuple((name, info.layout) for name, info in models.items()))
+
+
+@lru_cache(maxsize=1024)
+def _control_facts(
+    path: Path, stamp: tuple[int, int], models: tuple[tuple[str, ModelLayout], ...]
+) -> ControlFacts:
+    kind = control_kind(read_header(path).tensors)
+    if kind is None:
+        raise InputError(f"{named(path)}: no ControlNet or T2I-Adapter")
+    fits: list[str] = []
+    for name, layout in models:
+        with suppress(MisfitError):
+            fitting_control(path, layout)
+            fits.append(name)
+    return ControlFacts(kind=kind, models=fits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,6 +74,10 @@ class ServerOptions:
     lora_folder: Annotated[Name | None, Option(
         metavar="FOLDER", help="LoRAs that clients may use, by name and in prompts. Default: none.",
     )] = None
+    control_folder: Annotated[Name | None, Option(
+        metavar="FOLDER", help="ControlNets and T2I-Adapters that clients may use by name. Default: only the "
+        "built-in one.",
+    )] = None
     api_key_file: Annotated[Name | None, Option(
         metavar="FILE", help="API keys that clients need, as a .toml or .json file. Default: no keys.",
     )] = None
@@ -168,12 +172,12 @@ class ServerOptions:
         Raises:
             NotFoundError: there is no such folder.
         """
-        if self.lora_folder is None:
-            return None
-        folder = Path(expand_path(self.lora_folder))
-        if not folder.is_dir():
-            raise NotFoundError(f"lora_folder is {named(folder)}: there is no such folder")
-        return folder
+        return _folder("lora_folder", self.lora_folder)
+
+    @property
+    def controls(self) -> Path | None:
+        """The folder of ControlNets and T2I-Adapters, as ``loras``."""
+        return _folder("control_folder", self.control_folder)
 
     @property
     def models(self) -> dict[str, str]:
@@ -246,6 +250,16 @@ class ServerOptions:
         width, height = settings["width"], settings["height"]
         if width * height > self.max_pixels:
             raise InputError(f"size is {width}x{height}: this server allows at most {self.max_pixels} pixels")
+
+
+def _folder(name: str, given: str | None) -> Path | None:
+    """Find the folder that an option names."""
+    if given is None:
+        return None
+    folder = Path(expand_path(given))
+    if not folder.is_dir():
+        raise NotFoundError(f"{name} is {named(folder)}: there is no such folder")
+    return folder
 
 
 @cache

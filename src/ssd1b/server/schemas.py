@@ -5,12 +5,14 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, WithJsonSchema, create_model, model_validator
 
-from ssd1b.errors import unknown
+from ssd1b.controls import MOST as MOST_CONTROLS
+from ssd1b.controls import PREPROCESSORS, Control
+from ssd1b.errors import InputError, shown, unknown
 from ssd1b.inputs import InputFile
 from ssd1b.loras import MOST, Lora
-from ssd1b.server.files import lora_name
+from ssd1b.server.files import control_name, lora_name
 from ssd1b.server.options import ServerOptions
-from ssd1b.settings import RANDOM_SEED, SEEDS, SETTINGS, GenerationSettings
+from ssd1b.settings import RANDOM_SEED, SEEDS, SETTINGS, GenerationSettings, read_size
 
 FILE_SETTINGS: Mapping[str, dict[str, Any]] = {
     "init_image": {"type": "string", "description": "The picture to start from: base64 of a PNG, JPEG or "
@@ -29,24 +31,60 @@ FILE_SETTINGS: Mapping[str, dict[str, Any]] = {
             },
         },
     },
+    "controls": {
+        "type": "array", "maxItems": MOST_CONTROLS,
+        "description": "ControlNets and T2I-Adapters of /v1/controls, and the pictures that they follow.",
+        "items": {
+            "type": "object", "required": ["model", "picture"], "additionalProperties": False,
+            "properties": {
+                "model": {"type": "string"},
+                "picture": {"type": "string", "description": "Given as init_image."},
+                "scale": {"type": "number", "minimum": 0, "maximum": 10, "default": 1},
+                "start": {"type": "number", "minimum": 0, "maximum": 1, "default": 0,
+                          "description": "Where it begins, as a share of the steps."},
+                "end": {"type": "number", "minimum": 0, "maximum": 1, "default": 1},
+                "preprocess": {"enum": [*PREPROCESSORS], "default": "none"},
+                "guess": {"type": "boolean", "default": False,
+                          "description": "Without the prompt, for a ControlNet."},
+            },
+        },
+    },
 }  # fmt: skip
 """JSON schemas of the settings that are files, which clients send or name, and never by a path."""
+
+CONTROL_FIELDS: tuple[str, ...] = tuple(FILE_SETTINGS["controls"]["items"]["properties"])
 
 CLIENT_SETTINGS = tuple(name for name, each in SETTINGS.items() if not each.local or name in FILE_SETTINGS)
 """Settings that clients may set."""
 
 
+SIZES = {"size": "size", "hires_size": "hires-size"}
+"""Fields that are two settings, and the names of their options."""
+
+ALIASES: Mapping[str, str] = {
+    alias.removeprefix("--").replace("-", "_"): name
+    for name, each in SETTINGS.items() if not each.local
+    for alias in (*each.flags, *each.aliases) if alias != f"--{name.replace('_', '-')}"
+}  # fmt: skip
+"""Other names of settings, which are those of options and of a sweep's axes."""
+
+
 def client_settings(settings: GenerationSettings) -> dict[str, Any]:
     """Return an image's prompt and those of its settings that a client can send again."""
-    return {name: _sent(getattr(settings, name)) for name in ("prompt", *CLIENT_SETTINGS)}
+    return {name: sent(getattr(settings, name)) for name in ("prompt", *CLIENT_SETTINGS)}
 
 
-def _sent(value: Any) -> Any:
-    """Write a setting as clients send it: a picture as its id, a LoRA as its name and strengths."""
+def sent(value: Any) -> Any:
+    """Write a setting as clients send it: a picture as its id, LoRAs and controls as tables with names."""
     if isinstance(value, InputFile):
         return value.sha256
-    if isinstance(value, tuple) and any(isinstance(each, Lora) for each in value):
-        return [{"name": lora_name(each), "unet": each.unet, "text": each.text} for each in value]
+    if isinstance(value, list | tuple):
+        return [sent(each) for each in value]
+    if isinstance(value, Lora):
+        return {"name": lora_name(value), "unet": value.unet, "text": value.text}
+    if isinstance(value, Control):
+        numbers = {name: getattr(value, name) for name in CONTROL_FIELDS}
+        return {**numbers, "model": control_name(value), "picture": value.picture.sha256}
     return value
 
 
@@ -116,13 +154,26 @@ class JobBody(SettingsFields):
         Raises:
             InputError: a field is unknown.
         """
-        for name in self.model_extra or ():
+        extra = self.model_extra or {}
+        for name in extra.keys() - ALIASES.keys():
             raise unknown("setting", name, type(self).model_fields)
         own = JobBody.__annotations__
-        return {
+        found = {
             name: value for name, value in self.model_dump(exclude_unset=True).items()
-            if name not in own and value is not None
+            if name not in own and name not in extra and value is not None
         }  # fmt: skip
+        for alias, value in extra.items():
+            if value is None:
+                continue
+            given = {ALIASES[alias]: value}
+            if alias in SIZES:
+                if not isinstance(value, str):
+                    raise InputError(f"{alias} is {shown(value)}: it must be a text like 1024x768")
+                given = read_size(value, SIZES[alias])
+            if twice := given.keys() & found.keys():
+                raise InputError(f"{alias} and {min(twice)} are the same setting: leave one of them out")
+            found |= given
+        return found
 
 
 class ImageAnswer(BaseModel):
@@ -229,6 +280,22 @@ class Loras(BaseModel):
     """The LoRAs, by name."""
 
     loras: list[LoraAnswer]
+
+
+class ControlAnswer(BaseModel):
+    """A ControlNet or T2I-Adapter."""
+
+    name: str = Field(description="For `model` in `controls`.")
+    kind: Literal["controlnet", "t2i_adapter"] | None = None
+    models: list[str] = Field(description="Models of this server that it fits.")
+    error: str | None = Field(default=None, description="Why it cannot be used.")
+
+
+class Controls(BaseModel):
+    """The networks that follow a picture, by name."""
+
+    controls: list[ControlAnswer]
+    preprocessors: list[str]
 
 
 class Problem(BaseModel):

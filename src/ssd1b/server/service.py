@@ -19,6 +19,7 @@ from uuid import uuid4
 
 import torch
 
+from ssd1b.controls import MOST as MOST_CONTROLS
 from ssd1b.decoding import MAX_FILE_BYTES, picture_size, read_source
 from ssd1b.errors import (
     ConflictError,
@@ -31,6 +32,7 @@ from ssd1b.errors import (
     shown,
     unknown,
 )
+from ssd1b.execution import DEFAULT
 from ssd1b.files import read_file
 from ssd1b.inputs import InputFile, files_in
 from ssd1b.jobs.job import Job, environment, make_job, seeded_job
@@ -53,12 +55,20 @@ from ssd1b.presets import PRESETS, load_preset
 from ssd1b.prompts import NETWORK, unsupported
 from ssd1b.runtime import choose_device, choose_dtype
 from ssd1b.server.errors import DeadlineError, DrainingError, QueueFullError, QuotaError
-from ssd1b.server.files import DIGEST, Files, LoraFacts, check_picture, lora_facts
+from ssd1b.server.files import (
+    DIGEST,
+    ControlFacts,
+    Files,
+    LoraFacts,
+    check_picture,
+    control_facts,
+    lora_facts,
+)
 from ssd1b.server.ledger import Ledger, Listener, left
 from ssd1b.server.metrics import Metrics
 from ssd1b.server.options import ServerOptions, read_keys
 from ssd1b.server.scheduler import Scheduler
-from ssd1b.server.schemas import client_settings
+from ssd1b.server.schemas import CONTROL_FIELDS, client_settings, sent
 from ssd1b.server.workers import StartWorker
 from ssd1b.settings import (
     DEFAULTS,
@@ -118,7 +128,7 @@ class Service:
             platform = device, choose_dtype(options.dtype, device)
         self._environment = environment(*platform, options.execution)
         self._digests: dict[str, str] = {}
-        self.files = Files(options.folder, options.loras)
+        self.files = Files(options.folder, options.loras, options.controls)
         self._decoding = asyncio.Lock()
         """Held while a client's picture is decoded, so that many clients take no more memory than one."""
         self._ledger = Ledger(options.folder, self.metrics, self._watched)
@@ -199,7 +209,8 @@ class Service:
             prompt: what to generate; may have tags of LoRAs.
             preset: a built-in one. Others are files, and no file that a client names is opened.
             given: settings by name. Pictures are what ``receive`` returned, or texts as ``_picture_of``
-                takes them, and LoRAs are tables with a name.
+                takes them. LoRAs are tables with a name, and controls tables with the name of a model and a
+                picture.
 
         Returns:
             The settings, whose files have no folders; see ``Files``.
@@ -217,6 +228,8 @@ class Service:
         pictures = {
             name: await self._picture_of(name, given[name]) for name in INPUTS if given.get(name) is not None
         }
+        if "controls" in given:
+            pictures["controls"] = await self._controls(given["controls"])
         complete = partial(self._completed, self.model(model), prompt, layers, chosen, {**given, **pictures})
         async with self._decoding if pictures else nullcontext():
             with self.files.public():
@@ -236,7 +249,12 @@ class Service:
             given["loras"] = (*self._loras(given.get("loras", ())), *tagged)
         for name in INPUTS:
             if isinstance(file := given.get(name), InputFile):
-                given[name] = replace(file, path=str(self.files.path(file)))
+                given[name] = self._located(file)
+        if "controls" in given:
+            given["controls"] = [
+                self.files.control(name, self._located(picture), options)
+                for name, picture, options in given["controls"]
+            ]
         found = resolve_settings(
             prompt, family=model.info.family, model_defaults=layers, preset=preset, **given
         )
@@ -251,7 +269,39 @@ class Service:
             # Past the cache, which would keep clients' pictures in the server's memory.
             read_source.__wrapped__(found.init_image, found.mask, found.layout)
         self.files.check_loras(found.loras, model.layout)
+        if found.controls and self.options.backend != DEFAULT.backend:
+            raise InputError(f"controls are not available on this server, which uses {self.options.backend}")
+        self.files.check_controls(found, model.layout)
         return self.files.unlocated(found)
+
+    def _located(self, upload: InputFile) -> InputFile:
+        return replace(upload, path=str(self.files.path(upload)))
+
+    async def _controls(self, given: Any) -> list[tuple[str, InputFile, dict[str, Any]]]:
+        """Receive the pictures of controls: a list of tables with ``model``, ``picture`` and options.
+
+        Returns:
+            Name of the network, picture, and further fields of ``Control``, for each.
+        """
+        wrong = InputError(
+            f"controls is {shown(given)}: it must be a list of objects with model and picture, at most "
+            f"{MOST_CONTROLS}"
+        )
+        if not isinstance(given, list | tuple) or len(given) > MOST_CONTROLS:
+            raise wrong
+        found: list[tuple[str, InputFile, dict[str, Any]]] = []
+        for each in given:
+            if not isinstance(each, dict) or not isinstance(each.get("model"), str):
+                raise wrong
+            for key in each:
+                if key not in CONTROL_FIELDS:
+                    raise unknown("field of controls", str(key), CONTROL_FIELDS)
+            options = {name: value for name, value in each.items() if value is not None}
+            name, picture = options.pop("model"), options.pop("picture", None)
+            if picture is None:
+                raise InputError(f"control {shown(name)} has no picture")
+            found.append((name, await self._picture_of("picture of controls", picture), options))
+        return found
 
     def _loras(self, given: Any) -> list[Lora]:
         """Find the LoRAs that a client names: a list of tables with ``name``, ``unet`` and ``text``.
@@ -320,8 +370,7 @@ class Service:
     async def size(self, upload: InputFile) -> tuple[int, int]:
         """Width and height of a picture that a client sent, in pixels."""
         async with self._decoding:
-            path = str(self.files.path(upload))
-            return await asyncio.to_thread(picture_size, replace(upload, path=path))
+            return await asyncio.to_thread(picture_size, self._located(upload))
 
     async def upload(self, id: str) -> InputFile:
         """Return a picture that a client sent, by its SHA-256.
@@ -346,12 +395,38 @@ class Service:
             files = [Path(file.path).name for name in INPUTS for file in files_in(getattr(settings, name))]
             missing.append(f"pictures that are not on this server: {', '.join(files)}")
             found |= dict.fromkeys((*INPUTS, "strength"))
+        found["controls"] = []
+        for control in settings.controls:
+            here = await asyncio.to_thread(self.files.same_control, control)
+            try:
+                await self.upload(control.picture.sha256)
+            except NotFoundError:
+                here = None
+            if here is None:
+                missing.append(f"a control that is not on this server: {Path(control.model.path).name}")
+            else:
+                found["controls"] += sent([here])
         if settings.loras:
             found["loras"] = await asyncio.to_thread(self.files.same_loras, settings.loras)
             if not found["loras"]:
                 names = ", ".join(each.name for each in settings.loras)
                 missing.append(f"LoRAs that are not on this server: {names}")
         return found, missing
+
+    async def controls(self) -> dict[str, ControlFacts | InputError]:
+        """What is known of each network that follows a picture, or what is wrong with it, by name."""
+        return await asyncio.to_thread(self._describe_controls)
+
+    def _describe_controls(self) -> dict[str, ControlFacts | InputError]:
+        models = {name: model.info for name, model in self.models.items()}
+        found: dict[str, ControlFacts | InputError] = {}
+        for name, (path, _) in self.files.control_paths().items():
+            try:
+                with self.files.public():
+                    found[name] = control_facts(path, models)
+            except InputError as error:
+                found[name] = error
+        return found
 
     async def loras(self) -> dict[str, LoraFacts | InputError]:
         """What is known of each LoRA of the folder, or what is wrong with it, by name."""

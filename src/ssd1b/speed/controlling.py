@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,8 @@ from ssd1b.models.controlnet import ControlNet
 from ssd1b.models.unet import Additions, PromptKV
 from ssd1b.speed.backends import TorchBackend
 from ssd1b.tensors import Latents, PooledEmbeds, TimeIds
-from ssd1b.weights.controls import open_control
+from ssd1b.weights.checkpoint import Checkpoint
+from ssd1b.weights.controls import MisfitError, open_control
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,15 +56,7 @@ class Controlling:
         return Guide(active, timesteps)
 
     def _load(self, control: Control) -> Any:
-        checkpoint = open_control(control.model.verified(most=MAX_BYTES), self.layout.unet)
-        (part,) = checkpoint.parts.values()
-        layout = part.layout
-        if isinstance(layout, ControlNetLayout) and layout.factor != self.layout.vae.factor:
-            raise InputError(
-                f"{named(control.model.path)}: it has {layout.factor} pixels per latent cell, "
-                f"the model {self.layout.vae.factor}"
-            )
-        return self.backend.load_control(checkpoint)
+        return self.backend.load_control(fitting_control(control.model.verified(most=MAX_BYTES), self.layout))
 
     @torch.inference_mode()
     def _read(self, control: Control, fitting: Layout) -> tuple[Tensor | None, list[Tensor]]:
@@ -73,16 +67,45 @@ class Controlling:
         if isinstance(network, ControlNet):
             return network.hint(picture), []
         layout: T2IAdapterLayout = network.layout
-        if control.guess:
-            raise InputError("guess is for ControlNets: a T2I-Adapter sees no prompt")
-        if fitting.width % layout.factor or fitting.height % layout.factor:
-            raise InputError(
-                f"size is {fitting.width}x{fitting.height}: with a T2I-Adapter both sides must be multiples "
-                f"of {layout.factor}"
-            )
+        check_t2i_adapter(control, layout, fitting)
         if layout.picture_channels == 1:
             picture = _grey(picture)
         return None, network(picture)
+
+
+def fitting_control(path: Path, model: ModelLayout) -> Checkpoint:
+    """Describe a network that follows a picture, from its header.
+
+    Args:
+        path: its file.
+        model: that it is added to.
+
+    Raises:
+        InputError: it is no such network, is damaged, or does not fit the model.
+    """
+    checkpoint = open_control(path, model.unet)
+    (part,) = checkpoint.parts.values()
+    layout = part.layout
+    if isinstance(layout, ControlNetLayout) and layout.factor != model.vae.factor:
+        raise MisfitError(
+            f"{named(path)}: it has {layout.factor} pixels per latent cell, the model {model.vae.factor}"
+        )
+    return checkpoint
+
+
+def check_t2i_adapter(control: Control, layout: T2IAdapterLayout, fitting: Layout) -> None:
+    """Check what a T2I-Adapter cannot do.
+
+    Raises:
+        InputError: it is to guess, or the size is no multiple of its factor.
+    """
+    if control.guess:
+        raise InputError("guess is for ControlNets: a T2I-Adapter sees no prompt")
+    if fitting.width % layout.factor or fitting.height % layout.factor:
+        raise InputError(
+            f"size is {fitting.width}x{fitting.height}: with a T2I-Adapter both sides must be multiples "
+            f"of {layout.factor}"
+        )
 
 
 def control_picture(control: Control, fitting: Layout) -> Tensor:

@@ -56,8 +56,9 @@ def test_a_body_that_is_too_large_is_refused_in_the_dialect_by_its_announcement(
 
 
 LIMITS = {
-    "/v1/images/generations": 2**20, "/sdapi/v1/txt2img": 2**20,
-    **dict.fromkeys(("/v1/jobs", "/v1/check", "/sdapi/v1/img2img"), 48 * 2**20),  # pictures in base64
+    "/v1/images/generations": 2**20,
+    # Pictures in base64.
+    **dict.fromkeys(("/v1/jobs", "/v1/check", "/sdapi/v1/txt2img", "/sdapi/v1/img2img"), 48 * 2**20),
     "/v1/uploads": 64 * 2**20, "/v1/read": 64 * 2**20,
 }  # fmt: skip
 
@@ -117,6 +118,10 @@ def test_what_is_no_request_is_refused_as_json(server: Server, sent: bytes) -> N
         (b"{", "the body is no JSON: "),
         (b"[]", "the body must be a JSON object"),
         (b"{}", "prompt is missing"),
+        (b'{"promt": "x"}', "prompt is missing: did you mean it by 'promt'?"),
+        (b'{"prompt": "x", "cfg": 3, "guidance": 3}', "guidance and guidance_scale are the same setting"),
+        (b'{"prompt": "x", "size": "64x64", "width": 64}', "size and width are the same setting"),
+        (b'{"prompt": "x", "size": 64}', "size is 64: it must be a text like 1024x768"),
         (b'{"prompt": 7}', "prompt is 7: it must be text"),
         (b'{"prompt": "a", "priority": 99}', "priority is 99: it must be at most 10"),
         (b'{"prompt": "a", "count": "x"}', "count is 'x': it must be a whole number"),

@@ -130,6 +130,17 @@ def test_openai_streams_the_image(client: openai.OpenAI, format: Any, kind: str)
         ({"prompt": "x", "n": 65}, openai.BadRequestError, "allows 1 to 64 images"),
         ({"prompt": ""}, openai.BadRequestError, "prompt is empty"),
         ({"prompt": "x", "background": "transparent"}, openai.BadRequestError, "transparent"),
+        ({"prompt": "x", "partial_images": 2}, openai.BadRequestError, "partial_images needs stream"),
+        (
+            {"prompt": "x", "size": "64x64", "extra_body": {"width": 128}},
+            openai.BadRequestError,
+            "width or height",
+        ),
+        (
+            {"prompt": "x", "extra_body": {"cfg_scale": 3, "guidance_scale": 4}},
+            openai.BadRequestError,
+            "leave one of them out",
+        ),
         ({"prompt": "x", "extra_body": {"steps": "many"}}, openai.BadRequestError, "steps is 'many'"),
     ],
 )
@@ -448,7 +459,7 @@ def test_librechat(server: Server) -> None:
 def test_gimp(server: Server) -> None:
     """Its addresses end in a bare question mark, and its sampler's name holds the schedule."""
     assert requests.get(f"{server.url}/sdapi/v1/options?").status_code == 200
-    assert requests.get(f"{server.url}/controlnet/model_list").status_code == 404
+    assert requests.get(f"{server.url}/controlnet/model_list?").json() == {"model_list": ["mini-control"]}
     body = {
         "prompt": "a cube", "sampler_index": "DPM++ 2M Karras", "seed": 3, "steps": 3, "batch_size": 2,
         "width": 128, "height": 128, "cfg_scale": 7.5,
@@ -561,3 +572,33 @@ def test_events_of_a_job_end_with_it(server: Server) -> None:
     last = json.loads(lines[-1].removeprefix("data:"))
     assert last["state"] == "done" and last["images"][0]["url"].startswith("/v1/pictures/")
     assert requests.get(server.url + last["images"][0]["url"]).headers["content-type"] == "image/png"
+
+
+def test_an_interrupted_client_gets_the_images_that_are_finished(tmp_path: Path) -> None:
+    plan = Plan()
+    with serving(tmp_path, plan, max_batch=1) as server:
+        answers: list[requests.Response] = []
+        body = {"prompt": "a cube", "steps": 2, "width": 64, "height": 64, "n_iter": 2, "seed": 3}
+        url = f"{server.url}/sdapi/v1"
+        # The first of both images is stored already.
+        assert requests.post(f"{url}/txt2img", json={**body, "n_iter": 1}).status_code == 200
+        plan.gate.clear()
+        thread = threading.Thread(target=lambda: answers.append(requests.post(f"{url}/txt2img", json=body)))
+        thread.start()
+        deadline = time.monotonic() + 30
+        while requests.get(f"{url}/progress").json()["state"]["job_no"] != 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        requests.post(f"{url}/interrupt")
+        plan.gate.set()
+        thread.join(30)
+        (answer,) = answers
+        assert answer.status_code == 200, answer.text
+        assert len(answer.json()["images"]) == 1 and json.loads(answer.json()["info"])["all_seeds"] == [3]
+
+
+def test_the_native_api_takes_the_names_of_options(server: Server) -> None:
+    body = {"prompt": "a cube", "size": "128x64", "cfg": 3, "negative": "blurry", "sampler": "euler"}
+    settings = requests.post(f"{server.url}/v1/check", json=body, timeout=9).json()["settings"]
+    names = ("width", "height", "guidance_scale", "negative_prompt")
+    assert [settings[name] for name in names] == [128, 64, 3, "blurry"]

@@ -58,7 +58,7 @@ def uploads(server: Server) -> Path:
 
 
 def test_only_listed_settings_of_files_are_the_clients() -> None:
-    assert {"loras", "init_image", "mask"} == {*FILE_SETTINGS} <= {*LOCAL}
+    assert {"controls", "loras", "init_image", "mask"} == {*FILE_SETTINGS} <= {*LOCAL}
     assert {*CLIENT_SETTINGS} == {*SETTINGS} - ({*LOCAL} - {*FILE_SETTINGS})
 
 

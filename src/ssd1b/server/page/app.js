@@ -1,4 +1,5 @@
 // The page: its parts put together, shortcuts of the whole page, and the start.
+import { ControlNets } from "./controls.js";
 import { Help, KeyDialog } from "./dialogs.js";
 import { loadForm } from "./form.js";
 import { Gallery } from "./gallery.js";
@@ -70,7 +71,7 @@ function Controls() {
         <${Prompt} />
         <${NegativePrompt} />
         <${Input} />
-        <${Loras} />
+        <${Loras} /><${ControlNets} />
         <details class="settings" open=${!phone}><summary>Settings</summary><${Settings} /></details>
       </div>
       <${Generate} />

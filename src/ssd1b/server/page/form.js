@@ -11,8 +11,17 @@ const SHOWN = [
   "width", "height",
 ];
 
-/** No picture to start from, and no LoRAs. */
-const PLAIN = { init_image: null, mask: null, strength: null, strength_steps: "diffusers", resize_mode: "crop", loras: [] };
+/** Settings of the second pass, which it has only with a scale or a size. */
+export const HIRES_OFF = {
+  hires_scale: null, hires_width: null, hires_height: null, hires_upscaler: null, hires_strength: null, hires_steps: null,
+  hires_sampler: null, hires_schedule: null, hires_guidance_scale: null, hires_prompt: null, hires_negative_prompt: null,
+};
+
+/** No picture to start from, no LoRAs, no controls, one pass, and the seed's own noise. */
+const PLAIN = {
+  init_image: null, mask: null, strength: null, strength_steps: "diffusers", resize_mode: "crop", loras: [], controls: [],
+  variation_strength: 0, variation_seed: RANDOM, ...HIRES_OFF,
+};
 
 /** Default of each shown setting for a model. */
 export function defaults(options, model) {
@@ -83,7 +92,9 @@ export function takeOver(settings, model = null) {
 /** The body of POST /v1/jobs. */
 export function body(form = now().form) {
   const { extra, schedule, style: _, ...rest } = form;
-  if (!form.init_image) for (const name of ["mask", "strength", "strength_steps", "resize_mode"]) delete rest[name];
+  rest.controls = form.controls.filter(({ picture }) => picture);
+  if (!form.init_image) for (const name of ["mask", "strength", "strength_steps"]) delete rest[name];
+  if (!form.init_image && !rest.controls.length) delete rest.resize_mode;
   // null counts as absent in the API, and then a model's own schedule would win.
   return { ...rest, ...styled(form), ...extra, schedule: schedule ?? "automatic" };
 }
@@ -113,11 +124,20 @@ async function check() {
 /** Whether a preset is nothing but a negative prompt. */
 export const isNegative = (preset) => same(Object.keys(preset.settings), ["negative_prompt"]);
 
+/** What the last preset set; the next one takes it back. */
+let applied = {};
+
 /** Choose a preset: its settings become the form's, where they can be seen and changed. */
 export function usePreset(name) {
   const { options, form } = now();
   const preset = options.presets.find((each) => each.name === name);
-  if (!isNegative(preset)) return change(preset.settings);
+  if (!isNegative(preset)) {
+    const plain = { ...defaults(options, form.model), ...PLAIN, negative_prompt: null };
+    const left = Object.keys(applied).filter((each) => same(form[each], applied[each])); // not changed since
+    change({ ...Object.fromEntries(left.map((each) => [each, plain[each]])), ...preset.settings });
+    applied = preset.settings;
+    return;
+  }
   const words = preset.settings.negative_prompt;
   const present = form.negative_prompt?.trim();
   if (present?.includes(words)) return;

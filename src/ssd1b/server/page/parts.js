@@ -85,7 +85,9 @@ const NAMES = {
   schedule: "Schedule", seed: "Seed", width: "Width", height: "Height", original_size: "Original size",
   crop_top_left: "Crop", target_size: "Target size", model: "Model", count: "Count", prompt: "Prompt",
   style: "Style", init_image: "Picture", mask: "Mask", strength: "Strength", strength_steps: "Steps as in",
-  resize_mode: "Other shapes", loras: "LoRAs",
+  resize_mode: "Other shapes", loras: "LoRAs", controls: "Controls", hires_scale: "Hires scale", hires_width: "Hires width",
+  hires_height: "Hires height", hires_strength: "Hires strength", hires_upscaler: "Upscaler", hires_steps: "Hires steps",
+  variation_seed: "Variation seed", variation_strength: "Variation strength",
 };
 
 /** What a setting is called on the page. */
@@ -96,6 +98,7 @@ export function shownValue(options, setting, value) {
   if (setting === "sampler") return options.samplers.find((each) => each.name === value)?.label ?? value;
   if (setting === "schedule") return options.schedules.find((each) => each.name === (value ?? "automatic"))?.label ?? value;
   if (setting === "loras") return value.map(({ name, unet, text }) => `${name} ${unet}${text === unet ? "" : ` (text ${text})`}`).join(", ");
+  if (setting === "controls") return value.map(({ model, scale }) => `${model} ${scale}`).join(", ");
   if (setting === "init_image" || setting === "mask") return value.slice(0, 8);
   if (Array.isArray(value)) return value.join(setting === "guidance_interval" ? " to " : ", ");
   if (value === "") return "(empty text)";

@@ -1,8 +1,8 @@
 // The controls of the settings, with advice beside them.
-import { change, chooseModel, isNegative, RANDOM, reset, same, usePreset } from "./form.js";
+import { change, chooseModel, HIRES_OFF, isNegative, RANDOM, reset, same, usePreset } from "./form.js";
 import { DraftInput, IconButton, nameOf, shownValue } from "./parts.js";
 import { Plot } from "./plot.js";
-import { now, useStore } from "./store.js";
+import { note, now, useStore } from "./store.js";
 import { STYLES } from "./styles.js";
 import { html } from "./vendor/preact.js";
 
@@ -156,6 +156,13 @@ function Size() {
     </div>`;
 }
 
+/** Take what was typed as a seed. What is no number is reported, because an empty field means another seed each time. */
+function takeSeed(name, text) {
+  const seed = text.trim() === "" ? RANDOM : number(text);
+  if (Number.isInteger(seed)) change({ [name]: seed });
+  else note(`“${text}” is no seed: write a whole number, or nothing for a random one.`, { wrong: true });
+}
+
 function Seed() {
   const [seed, count] = [useForm("seed"), useForm("count")];
   const last = useStore(({ newest, chosen }) => (chosen ?? newest)?.settings.seed);
@@ -166,7 +173,7 @@ function Seed() {
         <div class="field">
           <label for="seed">Seed</label>
           <${DraftInput} id="seed" inputmode="numeric" autocomplete="off" placeholder="random" value=${seed === RANDOM ? "" : seed}
-            take=${(text) => change({ seed: text.trim() === "" ? RANDOM : number(text) ?? seed })} />
+            take=${(text) => takeSeed("seed", text)} />
         </div>
         <${IconButton} icon="dice" label="Random seed" pressed=${seed === RANDOM} onClick=${() => change({ seed: RANDOM })} />
         <${IconButton} icon="last" label="Use the last seed" disabled=${last === undefined} onClick=${() => change({ seed: last })} />
@@ -195,6 +202,59 @@ function Interval() {
     </div>`;
 }
 
+/** A number that may be left out. */
+const Amount = ({ name, label, value, update, ...rest }) => html`
+  <div class="field"><label for=${name}>${label}</label>
+    <${DraftInput} id=${name} type="number" value=${value ?? ""} ...${rest}
+      take=${(text) => update(text.trim() === "" ? null : number(text) ?? value)} /></div>`;
+
+/** The second pass at a larger size. Without a scale or a size there is none, and the other settings mean nothing. */
+function Hires() {
+  const form = useStore(({ form }) => form);
+  const wrong = useWrong("hires_scale", "hires_strength", "hires_steps", "second pass", "the");
+  const { upscalers } = now().options;
+  const sized = Boolean(form.hires_width || form.hires_height);
+  const on = Boolean(form.hires_scale) || sized;
+  const scale = (value) => change(value ? { hires_scale: value, hires_width: null, hires_height: null } : HIRES_OFF);
+  return html`
+    <details class="more" id="hires" open=${on}>
+      <summary>Hires fix</summary>
+      <div class="pair">
+        <${Amount} name="hires_scale" label="Scale" min="1" max="16" step="0.25" placeholder=${sized ? "by size" : "off"}
+          value=${form.hires_scale} update=${scale} />
+        <${Amount} name="hires_strength" label="Strength" min="0" max="1" step="0.05" placeholder="0.5" disabled=${!on}
+          value=${form.hires_strength} update=${(value) => change({ hires_strength: value })} />
+        <${Amount} name="hires_steps" label="Steps" min="1" max="1000" step="1" placeholder=${form.steps} disabled=${!on}
+          value=${form.hires_steps} update=${(value) => change({ hires_steps: value })} />
+        <div class="field"><label for="hires_upscaler">Upscaler</label>
+          <select id="hires_upscaler" disabled=${!on} onChange=${(event) => change({ hires_upscaler: event.currentTarget.value || null })}>
+            <option value="">Default</option>
+            ${upscalers.map((each) => html`<option value=${each.name} selected=${each.name === form.hires_upscaler}>${each.label}</option>`)}
+          </select></div>
+      </div>
+      ${sized && html`<p class="hint">To ${form.hires_width ?? "…"} × ${form.hires_height ?? "…"}.</p>`}
+      <p class=${wrong ? "wrong" : "hint"}>${wrong || "Enlarges the finished image and draws over it in a second pass."}</p>
+    </details>`;
+}
+
+/** Images near the one of a seed. */
+function Variation() {
+  const [seed, strength] = [useForm("variation_seed"), useForm("variation_strength")];
+  const wrong = useWrong("variation_seed", "variation_strength");
+  return html`
+    <details class="more" id="variation" open=${strength > 0}>
+      <summary>Variation seed</summary>
+      <div class="pair">
+        <div class="field"><label for="variation_seed">Seed of the variation</label>
+          <${DraftInput} id="variation_seed" inputmode="numeric" autocomplete="off" placeholder="random"
+            value=${seed === RANDOM ? "" : seed} take=${(text) => takeSeed("variation_seed", text)} /></div>
+        <${Amount} name="variation_strength" label="Strength" min="0" max="1" step="0.05"
+          value=${strength} update=${(value) => change({ variation_strength: value ?? 0 })} />
+      </div>
+      <p class=${wrong ? "wrong" : "hint"}>${wrong || "0 is the image of the seed, 1 that of the variation."}</p>
+    </details>`;
+}
+
 /** Settings without a control, which came with a picture. */
 function Extra() {
   const extra = useForm("extra");
@@ -215,6 +275,7 @@ export function Settings() {
       <summary>More</summary>
       <${Interval} /><${Slider} name="feature_reuse" />
     </details>
+    <${Hires} /><${Variation} />
     <${Extra} />
     <button type="button" class="link" onClick=${reset}>Back to the model's defaults</button>`;
 }

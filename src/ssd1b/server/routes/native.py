@@ -2,18 +2,21 @@
 
 import base64
 from collections.abc import AsyncIterable
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request as HTTPRequest
 
 from ssd1b.advice import advise
+from ssd1b.controls import PREPROCESSORS
 from ssd1b.errors import ConflictError, InputError, NotFoundError, line, unknown
 from ssd1b.jobs.queue import CANCELLED, FAILED, FINISHED, Image, Request
 from ssd1b.server.errors import code_of
-from ssd1b.server.files import LoraFacts
+from ssd1b.server.files import ControlFacts, LoraFacts
 from ssd1b.server.schemas import (
+    ControlAnswer,
+    Controls,
     ImageAnswer,
     JobAnswer,
     JobBody,
@@ -243,6 +246,21 @@ def _lora(name: str, facts: LoraFacts | InputError) -> LoraAnswer:
     if isinstance(facts, InputError):
         return LoraAnswer(name=name, families={}, trigger_words=[], error=line(str(facts)))
     return LoraAnswer(name=name, families=dict(facts.families), trigger_words=list(facts.trigger_words))
+
+
+@router.get("/controls", summary="List ControlNets and T2I-Adapters")
+async def controls(service: TheService) -> Controls:
+    """List the networks that follow a picture: the built-in one, and those of the server's folder."""
+    found = await service.controls()
+    return Controls(
+        controls=[_control(name, each) for name, each in found.items()], preprocessors=[*PREPROCESSORS]
+    )
+
+
+def _control(name: str, facts: ControlFacts | InputError) -> ControlAnswer:
+    if isinstance(facts, InputError):
+        return ControlAnswer(name=name, models=[], error=line(str(facts)))
+    return ControlAnswer(name=name, kind=cast(Any, facts.kind), models=list(facts.models))
 
 
 def answer(service: Service, request: Request) -> JobAnswer:

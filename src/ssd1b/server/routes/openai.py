@@ -83,11 +83,20 @@ class Generation(BaseModel):
         for field, value in (self.model_extra or {}).items():
             name = ALIASES.get(field, field)
             if name in CLIENT_SETTINGS:
+                if value is not None and name in found:
+                    raise InputError(f"{field} says what another field says, too: leave one of them out")
                 found |= {} if value is None else {name: value}
             elif field not in WITHOUT_MEANING:
                 raise unknown("parameter", field, [*CLIENT_SETTINGS, *ALIASES, *type(self).model_fields])
         if self.size not in (None, "auto"):
-            found |= read_size(self.size)
+            size = read_size(self.size)
+            if any(found.get(name, side) != side for name, side in size.items()):
+                raise InputError(
+                    f"size is {shown(self.size)}, and width or height say something else: omit one"
+                )
+            found |= size
+        if self.partial_images and not self.stream:
+            raise InputError("partial_images needs stream")
         return found
 
 

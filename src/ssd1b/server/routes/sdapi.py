@@ -18,7 +18,7 @@ from PIL import Image as Images
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request as HTTPRequest
 
-from ssd1b.errors import InputError, NotFoundError, shown, unknown
+from ssd1b.errors import ConflictError, InputError, NotFoundError, shown, unknown
 from ssd1b.images import MAX_FILE_BYTES, decode_recipe
 from ssd1b.jobs.queue import RUNNING, Request
 from ssd1b.loras import SUFFIX
@@ -26,6 +26,7 @@ from ssd1b.model import Model
 from ssd1b.recipe import Recipe, read_parameters, write_parameters
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
 from ssd1b.server.masks import from_a1111
+from ssd1b.server.routes import controlnet
 from ssd1b.server.routes.native import MAX_PICTURES, Client, TheService
 from ssd1b.server.routes.waiting import Made, base64_of, finished, made
 from ssd1b.server.schemas import A1111Problem, problems
@@ -75,6 +76,7 @@ class TextToImage(BaseModel):
     hr_prompt: str | None = ""
     hr_negative_prompt: str | None = ""
     script_name: str | None = None
+    alwayson_scripts: dict[str, Any] | None = Field(None, description="controlnet, with units in args.")
     init_images: list[str] | None = Field(None, description="For img2img.")
 
 
@@ -102,7 +104,7 @@ class ImageToImage(TextToImage):
     include_init_images: bool | None = False
 
 
-@router.post("/txt2img", summary="Generate images")
+@router.post("/txt2img", max_body_size=MAX_PICTURES, summary="Generate images")
 async def text_to_image(
     body: TextToImage, http: HTTPRequest, service: TheService, client: Client
 ) -> dict[str, Any]:
@@ -209,15 +211,27 @@ async def _answer(
     """Submit a request, wait for its images, and send them."""
     override = body.override_settings or {}
     model = _find_model(service, str(override.get("sd_model_checkpoint") or service.checkpoint))
+    units = await controlnet.controls_of(body.alwayson_scripts or {}, service, settings.get("init_image"))
+    if units:
+        settings["resize_mode"] = controlnet.resize_mode(units, settings.get("resize_mode")) or "crop"
+        settings["controls"] = [
+            {name: value for name, value in unit.items() if name != "resize_mode"} for unit in units
+        ]
     complete = await service.settings(model, prompt, None, settings)
+    await controlnet.check_fitting(units, service, complete)
     count = (body.batch_size or 1) * (body.n_iter or 1)
     request = await service.submit(model, complete, count=count, client=client, dialect="sdapi")
-    await finished(http, service, request)
+    try:
+        await finished(http, service, request)
+    except ConflictError:  # interrupted: the client gets what there is, as from AUTOMATIC1111
+        if not request.done:
+            raise
     images = await made(service, request)
     sent = [] if body.send_images is False else [base64_of(image.data) for image in images]
     echo = body.model_dump(mode="json", include=set(type(body).model_fields))  # clients send passwords, too
     if isinstance(body, ImageToImage) and not body.include_init_images:
         echo |= {"init_images": None, "mask": None}
+    echo["alwayson_scripts"] = {}  # its pictures
     return {"images": sent, "parameters": echo, "info": json.dumps(_info(request, images, service))}
 
 
@@ -246,8 +260,8 @@ def _refuse_what_is_missing(body: TextToImage) -> None:
             wanted.append(name)
     if wanted:
         raise InputError(f"{wanted[0]} is not available yet: leave it out")
-    scripts = fields.get("alwayson_scripts")
-    used = [name for name, each in scripts.items() if each] if isinstance(scripts, dict) else []
+    scripts = body.alwayson_scripts or {}
+    used = [name for name, each in scripts.items() if each and name.lower() != controlnet.SCRIPT]
     if body.script_name or used:
         name = body.script_name or used[0]
         raise InputError(f"Script not found: {shown(name)}: this server has none")
@@ -459,8 +473,8 @@ async def embeddings() -> dict[str, Any]:
 
 @router.get("/scripts", summary="Scripts")
 async def scripts() -> dict[str, list[str]]:
-    """List the scripts: none."""
-    return {"txt2img": [], "img2img": []}
+    """List the scripts."""
+    return {"txt2img": [controlnet.SCRIPT], "img2img": [controlnet.SCRIPT]}
 
 
 def _nothing(path: str, what: str) -> None:

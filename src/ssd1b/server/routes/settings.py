@@ -20,6 +20,7 @@ from ssd1b.server.routes.native import EXACT, MAX_PICTURES, TheService
 from ssd1b.server.schemas import CLIENT_SETTINGS, JobBody, Problem, client_settings, problems
 from ssd1b.server.service import Service
 from ssd1b.settings import GUIDANCE_DEFAULTS, RANGES, SETTINGS
+from ssd1b.upscalers import UPSCALERS
 from ssd1b.validation import Range
 
 router = APIRouter(prefix="/v1", tags=["settings"], responses=problems(Problem), dependencies=EXACT)
@@ -38,7 +39,7 @@ class SettingAnswer(BaseModel):
 
 
 class NameAnswer(BaseModel):
-    """A sampler or a schedule."""
+    """A sampler, a schedule or an upscaler."""
 
     name: str
     label: str = Field(description="As AUTOMATIC1111 calls it.")
@@ -97,6 +98,7 @@ class SettingsAnswer(BaseModel):
     settings: list[SettingAnswer]
     samplers: list[NameAnswer]
     schedules: list[NameAnswer]
+    upscalers: list[NameAnswer] = Field(description="Of the hires fix.")
     presets: list[PresetAnswer]
     models: dict[str, ModelSettings]
     max_pixels: int
@@ -127,6 +129,7 @@ async def settings(service: TheService) -> SettingsAnswer:
             NameAnswer(name=AUTOMATIC, label="Automatic"),
             *(NameAnswer(name=name, label=each[0]) for name, each in SCHEDULES.items()),
         ],
+        upscalers=[NameAnswer(name=name, label=each.a1111 or name) for name, each in UPSCALERS.items()],
         presets=[
             PresetAnswer(name=each.name, source=each.source, settings=dict(each.settings))
             for each in PRESETS.values()

@@ -62,7 +62,7 @@ async def _disconnect(http: HTTPRequest) -> None:
 
 async def made(service: Service, request: Request, format: str = "png", quality: int = 95) -> list[Made]:
     """Read the finished images of a request, in a format of ``images.FORMATS``."""
-    files = [(image.id, service.file(image.job.key)) for image in request.images]
+    files = [(image.id, service.file(image.job.key)) for image in request.done]
     return await asyncio.to_thread(lambda: [_read(id, path, format, quality) for id, path in files])
 
 
