@@ -139,6 +139,7 @@ def _train(
     objective = Objective(
         text=None if settings.data.cache_captions else text, device=device, dtype=dtype,
         schedule=model.info.noise_schedule, max_weight=settings.min_snr,
+        weighting=settings.weighting, noise_offset=settings.noise_offset,
     )  # fmt: skip
     draw = make_sample_validator(model, settings.samples, vae, text) if settings.samples else None
     del read, vae, text  # cached data need no encoders: they leave memory before the UNet enters it

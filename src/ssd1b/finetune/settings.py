@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from ssd1b.errors import InputError, shown
 from ssd1b.table_files import read_table
 from ssd1b.training.data.batches import DataSettings
+from ssd1b.training.objective import WEIGHTINGS
 from ssd1b.training.settings import LoopSettings
 from ssd1b.validation import Flag, Items, Name, OneOf, Range, parse, validated
 
@@ -62,7 +63,10 @@ class FinetuneSettings:
         rslora: multiply by ``alpha / sqrt(rank)`` instead (2312.03732).
         targets: which modules get an adapter, a key of ``TARGETS``.
         blocks: only modules whose names begin with one of these, such as "up_blocks.0"; empty for all.
+        weighting: of the loss over the timesteps, one of ``objective.WEIGHTINGS``; "constant" is the plain
+            loss of diffusers and kohya.
         min_snr: gamma of min-SNR (2303.09556), see ``objective.loss_weights``.
+        noise_offset: see ``objective.noised``; SDXL's base was trained with 0.0357.
         validation: source of other captioned images, whose loss is measured at fixed noise and timesteps.
         samples: prompts generated at each validation, each with its index as seed.
         train: settings of the loop.
@@ -76,7 +80,9 @@ class FinetuneSettings:
     rslora: Flag = False
     targets: Annotated[str, OneOf("targets", TARGETS)] = "transformer"
     blocks: Annotated[tuple[Name, ...], Items(0, 64)] = ()
+    weighting: Annotated[str, OneOf("weighting", WEIGHTINGS)] = "min-snr"
     min_snr: Annotated[float, Range(0.1, 1e6)] = 5.0
+    noise_offset: Annotated[float, Range(0, 1)] = 0.0
     validation: Name | None = None
     samples: Annotated[tuple[Name, ...], Items(0, 16)] = ()
     train: LoopSettings

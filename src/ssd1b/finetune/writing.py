@@ -1,5 +1,6 @@
 """Files of a trained adapter: kohya's names with ``ss_*`` metadata, or diffusers' names."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +21,11 @@ Adapters = Mapping[Module, Trained]
 
 FORMATS = ("kohya", "diffusers")
 """Names of modules in files; diffusers' have no place for LoHa and LoKr."""
+
+_KOHYA_ARGUMENTS: Mapping[str, Mapping[str, str]] = {
+    "lora": {}, "dora": {"dora_wd": "True"}, "loha": {"algo": "loha"}, "lokr": {"algo": "lokr"},
+}  # fmt: skip
+"""What tells the kinds apart in kohya's metadata."""
 
 _KOHYA = {"down": "lora_down.weight", "up": "lora_up.weight", "dora": "dora_scale"}
 
@@ -106,16 +112,24 @@ def kohya_metadata(settings: FinetuneSettings, model: str, family: str, pictures
         "ss_network_module": "networks.lora" if settings.kind in ("lora", "dora") else "lycoris.kohya",
         "ss_network_dim": settings.rank,
         "ss_network_alpha": alpha,
+        "ss_network_args": json.dumps(_KOHYA_ARGUMENTS[settings.kind]),
         "ss_sd_model_name": Path(model).name,
         "ss_base_model_version": "sdxl_base_v1-0" if family == "sdxl" else family,
+        "ss_v2": False,
         "ss_learning_rate": train.learning_rate,
+        "ss_unet_lr": train.learning_rate,
         "ss_optimizer": train.optimizer,
         "ss_max_train_steps": train.steps,
         "ss_steps": train.steps,
+        "ss_lr_warmup_steps": train.warmup_steps,
+        "ss_max_grad_norm": train.max_grad_norm,
+        "ss_gradient_checkpointing": train.gradient_checkpointing,
         "ss_total_batch_size": train.batch_size,
         "ss_num_train_images": pictures,
         "ss_seed": train.seed,
-        "ss_min_snr_gamma": settings.min_snr,
+        "ss_min_snr_gamma": settings.min_snr if settings.weighting == "min-snr" else None,
+        "ss_debiased_estimation": settings.weighting == "debiased",
+        "ss_noise_offset": settings.noise_offset or None,
         "ss_caption_dropout_rate": settings.data.caption_dropout,
         "ss_resolution": settings.data.size,
     }

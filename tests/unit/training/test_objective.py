@@ -70,3 +70,23 @@ def test_each_span_of_time_gives_one_picture_its_noise() -> None:
 def test_pure_noise_has_a_weight_where_v_is_predicted() -> None:
     schedule = NoiseSchedule(prediction_type="v_prediction", rescale_betas_zero_snr=True)
     assert loss_weights(schedule, torch.tensor([999])) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("prediction", "expected"), [("epsilon", 1e-3**0.5), ("v_prediction", 1 / 1001)])
+def test_debiased_weights_are_those_of_sd_scripts(prediction: str, expected: float) -> None:
+    schedule = NoiseSchedule(prediction_type=prediction)
+    snr = schedule.snr(TIMES)
+    found = loss_weights(schedule, TIMES, weighting="debiased")
+    assert snr[0] > 1000 and found[0] == pytest.approx(expected), "capped at an SNR of 1000"
+    plain = snr[2:].rsqrt() if prediction == "epsilon" else 1 / (snr[2:] + 1)
+    torch.testing.assert_close(found[2:], plain)
+    assert loss_weights(schedule, TIMES, weighting="constant").equal(torch.ones(6))
+
+
+def test_a_noise_offset_is_the_same_at_all_places_of_a_channel() -> None:
+    clean, found = torch.zeros(2, 4, 8, 8), []
+    for offset in (0.0, 0.5):
+        torch.manual_seed(2)
+        found.append(noised(NoiseSchedule(), clean, offset=offset).target)
+    added = found[1] - found[0]
+    assert added.std(dim=(2, 3)).max() < 1e-6 and added.mean(dim=(2, 3)).unique().numel() == 8

@@ -1,0 +1,118 @@
+"""A trained adapter in other programs: diffusers with PEFT, and LyCORIS' own modules, compute our network."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from lycoris.modules.loha import LohaModule
+from lycoris.modules.lokr import LokrModule
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ssd1b.adapters.names import kohya_name
+from ssd1b.finetune.layers import adapt, trained_adapters
+from ssd1b.finetune.settings import FinetuneSettings, make_settings
+from ssd1b.finetune.writing import kohya_metadata, write_adapter
+from ssd1b.layouts import MINI_SDXL
+from ssd1b.model import Model
+from ssd1b.models.unet import UNet
+from tiny import inputs
+
+from .test_pipeline import write_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"), MINI_SDXL)
+
+
+@pytest.fixture
+def oracle(folder: Path) -> Iterator[StableDiffusionXLPipeline]:
+    yield StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True)
+
+
+def trained(folder: Path, out: Path, names: str, **given: Any) -> tuple[UNet, FinetuneSettings]:
+    """A UNet whose adapter is as far from zero as after a training, and its file."""
+    settings = make_settings(None, {"rank": 3, "alpha": 4.5, "data.path": "x", **given}, size=64)
+    unet: UNet = Model.find(str(folder)).network("unet", dtype=torch.float32, copied=True)
+    adapt(unet, settings)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for each in unet.parameters():
+            if each.requires_grad:
+                each.add_(0.02 * torch.randn_like(each))
+    metadata = kohya_metadata(settings, "path/to/base", "sdxl", 4)
+    write_adapter(out / "a.safetensors", trained_adapters(unet), MINI_SDXL, names, metadata)
+    return unet, settings
+
+
+def assert_same(ours: Callable[..., Tensor], theirs: Any, *, other: Tensor | None = None) -> None:
+    latents, timesteps, embeds, pooled, time_ids = given = inputs(MINI_SDXL.unet, 8, 8)
+    with torch.no_grad():
+        expected = theirs(
+            latents, timesteps, encoder_hidden_states=embeds,
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids},
+        ).sample  # fmt: skip
+        found = ours(*given)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max().clamp(min=1)
+    assert other is None or (found - other).abs().max() > 1e-3, "the adapter changes something"
+
+
+@pytest.mark.parametrize(("kind", "names"), [("lora", "kohya"), ("lora", "diffusers"), ("dora", "diffusers")])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_diffusers_and_peft_compute_the_trained_unet(
+    folder: Path, oracle: StableDiffusionXLPipeline, tmp_path: Path, kind: str, names: str, rslora: bool
+) -> None:
+    unet, _ = trained(folder, tmp_path, names, kind=kind, rslora=rslora)
+    plain = Model.find(str(folder)).network("unet", dtype=torch.float32)
+    with torch.no_grad():
+        before = plain(*inputs(MINI_SDXL.unet, 8, 8))
+    oracle.load_lora_weights(tmp_path, weight_name="a.safetensors")
+    changed = [each for each in oracle.unet.modules() if hasattr(each, "get_delta_weight")]
+    assert len(changed) == len(trained_adapters(unet))
+    assert_same(unet, oracle.unet, other=before)
+
+
+@pytest.mark.parametrize(("kind", "module"), [("loha", LohaModule), ("lokr", LokrModule)])
+def test_lycoris_computes_the_trained_unet(
+    folder: Path, oracle: StableDiffusionXLPipeline, tmp_path: Path, kind: str, module: Any
+) -> None:
+    unet, _ = trained(folder, tmp_path, "kohya", kind=kind, targets="all")
+    tensors = load_file(tmp_path / "a.safetensors")
+    for owner in trained_adapters(unet):
+        name = kohya_name(owner, MINI_SDXL)
+        roles = [tensors.get(f"{name}.{role}") for role in module.weight_list]
+        layer = oracle.unet.get_submodule(owner.name)
+        with torch.no_grad():
+            adapter = module.make_module_from_state_dict(name, layer, *roles)
+            # Its forward pass uses this; get_diff_weight of version 4.1 multiplies by the scale twice.
+            layer.weight.add_(adapter.get_weight(layer.weight.shape))
+    assert_same(unet, oracle.unet)
+
+
+def test_kohyas_metadata_are_text_under_its_own_keys(folder: Path, tmp_path: Path) -> None:
+    _, settings = trained(folder, tmp_path, "kohya", kind="lokr")
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        found = file.metadata()
+    assert found["ss_network_module"] == "lycoris.kohya" and found["ss_network_args"] == '{"algo": "lokr"}'
+    assert (found["ss_network_dim"], found["ss_network_alpha"]) == ("3", "4.5")
+    assert found["ss_sd_model_name"] == "base" and found["ss_base_model_version"] == "sdxl_base_v1-0"
+    assert found["ss_unet_lr"] == found["ss_learning_rate"] == str(settings.train.learning_rate)
+    assert found["ss_v2"] == "False" and found["ss_max_grad_norm"] == "1.0"
+    assert found["ss_gradient_checkpointing"] == "False" and found["ss_lr_warmup_steps"] == "0"
+    assert set(found) <= set(KOHYA_KEYS)
+
+
+KOHYA_KEYS = """
+ss_network_module ss_network_dim ss_network_alpha ss_network_args ss_sd_model_name ss_base_model_version ss_v2
+ss_learning_rate ss_unet_lr ss_text_encoder_lr ss_optimizer ss_max_train_steps ss_steps ss_lr_warmup_steps
+ss_lr_scheduler ss_total_batch_size ss_batch_size_per_device ss_gradient_accumulation_steps
+ss_gradient_checkpointing ss_max_grad_norm ss_num_train_images ss_num_reg_images ss_seed ss_min_snr_gamma
+ss_debiased_estimation ss_noise_offset ss_prior_loss_weight ss_caption_dropout_rate ss_shuffle_caption
+ss_keep_tokens ss_resolution ss_mixed_precision ss_full_fp16
+""".split()
+"""Of sd-scripts' ``train_network.py``; those of a dataset are in its subsets, too."""
