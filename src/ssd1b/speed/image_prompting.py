@@ -19,6 +19,7 @@ from ssd1b.layouts import IPAdapterLayout, UNetLayout, VisionLayout
 from ssd1b.models.attention import KeysValues
 from ssd1b.models.unet import PromptKV
 from ssd1b.speed.backends import TorchBackend
+from ssd1b.weights.files import is_finite
 from ssd1b.weights.image_encoder import open_image_encoder
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -77,7 +78,13 @@ class ImagePrompting:
         layout = checkpoint.part("ip_adapter").layout
         assert isinstance(layout, IPAdapterLayout)
         embeds = self._embeds(prompt, layout)
-        return self.backend.load_control(checkpoint)(embeds)
+        found: list[KeysValues] = self.backend.load_control(checkpoint)(embeds)
+        if not all(is_finite(tensor) for pair in found for tensor in pair):
+            raise InputError(
+                f"{named(prompt.adapter.path)}: with {named(prompt.encoder.path)} it gives NaN or infinity: "
+                "one of them is damaged, or overflows in this number format"
+            )
+        return found
 
     def _embeds(self, prompt: ImagePrompt, adapter: IPAdapterLayout) -> Tensor:
         """Encode nothing and the picture, ``[2, ...]``, as the kind of adapter takes it.

@@ -11,6 +11,7 @@ from ssd1b.weights.files import Shape
 
 _CONTROLNET, _T2I_ADAPTER = "a ControlNet", "a T2I-Adapter"
 _EMBEDDING = "an embedding (textual inversion)"
+_IP_ADAPTER = "an IP-Adapter"
 _ADAPTER = "a LoRA, which modifies a model: give the model itself"
 
 _KINDS: tuple[tuple[str, str], ...] = (
@@ -31,7 +32,7 @@ _KINDS: tuple[tuple[str, str], ...] = (
         r"lora_(down|up|mid|A|B)\b|\.lora\.(down|up)\.|lora_linear_layer|\.hada_[wt]\d|\.lokr_[wt]\d"
         r"|\.dora_scale$|\.oft_blocks$|\.(diff|diff_b)$|^lora_(unet|te)",
     ),
-    ("an IP-Adapter", r"^(ip_adapter|image_proj)\.|to_k_ip\."),
+    (_IP_ADAPTER, r"^(ip_adapter|image_proj)\.|to_k_ip\."),
     ("a motion module (AnimateDiff)", r"motion_modules\."),
     (_T2I_ADAPTER, r"^(adapter\.)?body\.\d+\.(resnets|block1|in_conv)\."),
     (_EMBEDDING, r"^(emb_params|string_to_param\..*|clip_[lg])$"),
@@ -71,6 +72,11 @@ def _kind(tensors: Mapping[str, tuple[str, Shape]]) -> str | None:
 def is_control_file(tensors: Mapping[str, tuple[str, Shape]]) -> bool:
     """Whether a file with these tensors is a ControlNet or a T2I-Adapter, of any family."""
     return _kind(tensors) in (_CONTROLNET, _T2I_ADAPTER)
+
+
+def is_ip_adapter_file(tensors: Mapping[str, tuple[str, Shape]]) -> bool:
+    """Whether a file with these tensors is an IP-Adapter, of any kind and family."""
+    return _kind(tensors) == _IP_ADAPTER
 
 
 def control_kind(tensors: Mapping[str, tuple[str, Shape]]) -> str | None:
