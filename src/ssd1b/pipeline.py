@@ -203,11 +203,11 @@ class Pipeline:
         text, unet_network = found.text_encoders(load), load("unet")
         loaded = {"unet": unet_network, "text_encoder": text.encoder, "text_encoder_2": text.encoder_2}
         adapting = Adapting(model=found, backend=backend, networks=loaded)
-        controlling, image_prompting = (
-            (Controlling(backend=backend, layout=found.layout), ImagePrompting(backend=backend, unet=unet))
-            if isinstance(backend, TorchBackend)
-            else (None, None)
-        )
+        controlling, image_prompting = None, None
+        if isinstance(backend, TorchBackend):
+            base = found.checkpoint.part("unet").tensors
+            controlling = Controlling(backend=backend, layout=found.layout, base=base)
+            image_prompting = ImagePrompting(backend=backend, unet=unet)
         pipeline = cls(
             identity=found.identity, info=found.info, text=text, unet=unet_network, vae=load("vae"),
             device=target, dtype=number_format, execution=execution, threads=threads, adapting=adapting,

@@ -294,8 +294,8 @@ class GenerationSettings:
     controls: Annotated[tuple[Control, ...], Items(0, MOST_CONTROLS), Setting(
         default=(), before=(), flags=("--control",), metavar="MODEL:PICTURE[:SCALE[:START[:END]]][:canny]",
         example="none", read=read_control, item=Control, local=True,
-        help="A ControlNet or T2I-Adapter and the picture that it follows; may be repeated. canny takes its "
-        "edges; guess and bgr are further words.",
+        help="A ControlNet, Control-LoRA or T2I-Adapter and the picture it follows; may be repeated. "
+        "canny takes its edges; guess and bgr are further words.",
     )] = ()
     """Networks that guide the image by pictures, which are fitted to its size by ``resize_mode``."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd1b.actions.rerun import is_known, reproduction_command
+from ssd1b.adapters.control_loras import open_control_lora
 from ssd1b.adapters.ip_adapters import open_ip_adapter
 from ssd1b.adapters.matching import carried_share, match
 from ssd1b.adapters.merging import open_lora
@@ -174,7 +175,7 @@ def describe_adapter(name: str, model: str | None = None) -> dict[str, Any]:
 
 
 def is_control(name: str) -> bool:
-    """Whether a name is a ControlNet or a T2I-Adapter: built in, a file, or a folder in diffusers' format."""
+    """Whether a name is of a network that follows a picture: built in, a file, or diffusers' folder."""
     path = BUILT_IN.get(name) or Path(expand_path(name))
     if path.is_dir() and not any((path / stem).is_file() for stem in STEMS):
         return False
@@ -188,7 +189,7 @@ def is_control(name: str) -> bool:
 
 
 def describe_control(name: str, model: str | None = None) -> dict[str, Any]:
-    """Return what a ControlNet or T2I-Adapter is, and which models it fits.
+    """Return what a ControlNet, Control-LoRA or T2I-Adapter is, and which models it fits.
 
     Args:
         name: built in, a file, or a folder in diffusers' format.
@@ -198,11 +199,13 @@ def describe_control(name: str, model: str | None = None) -> dict[str, Any]:
         InputError: the file is damaged or for another family, or there is no such model on disk.
     """
     file, configured = find_network(name)
-    part, fits = _fitting(file, model, open_control)
+    kind = control_kind(read_header(file).tensors)
+    is_lora = kind == "control_lora"
+    part, fits = _fitting(file, model, open_control_lora if is_lora else open_control)
     return {
         "path": str(file),
-        "kind": control_kind(read_header(file).tensors),
-        "like": part and _like(part.layout),
+        "kind": kind,
+        "like": None if is_lora else part and _like(part.layout),
         **_sizes(file),
         "order": configured.get("order", "rgb"),
         "models": fits,

@@ -98,7 +98,7 @@ def adapter_text(facts: dict[str, Any]) -> str:
 
 def _control_text(facts: dict[str, Any]) -> str:
     """Format a control network: what it is, and which models it fits."""
-    kinds = {"controlnet": "ControlNet", "t2i_adapter": "T2I-Adapter"}
+    kinds = {"controlnet": "ControlNet", "control_lora": "Control-LoRA", "t2i_adapter": "T2I-Adapter"}
     rows = {
         "control": facts["path"],
         "kind": kinds[facts["kind"]] + (f", with the blocks of {facts['like']}" if facts["like"] else ""),

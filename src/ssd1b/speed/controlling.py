@@ -1,7 +1,7 @@
 """Networks that follow a picture: loaded for a run, and called in each of its steps."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssd1b.adapters.control_loras import is_control_lora, open_control_lora
 from ssd1b.canvas import Layout
 from ssd1b.controls import MAX_BYTES, Control
 from ssd1b.decoding import read_source
@@ -21,6 +22,7 @@ from ssd1b.models.unet import Additions, PromptKV
 from ssd1b.speed.backends import TorchBackend
 from ssd1b.tensors import Latents, PooledEmbeds, TimeIds
 from ssd1b.weights.controls import open_control
+from ssd1b.weights.stored import StoredTensor
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,10 +32,12 @@ class Controlling:
     Attributes:
         backend: prepares the networks.
         layout: of the model.
+        base: the tensors of the model's UNet, which Control-LoRAs change.
     """
 
     backend: TorchBackend
     layout: ModelLayout
+    base: Mapping[str, StoredTensor]
     _networks: dict[str, Any] = field(default_factory=dict)
 
     def guide(self, controls: Sequence[Control], fitting: Layout, timesteps: Sequence[float]) -> "Guide":
@@ -54,7 +58,11 @@ class Controlling:
         return Guide(active, timesteps)
 
     def _load(self, control: Control) -> Any:
-        checkpoint = open_control(control.model.verified(most=MAX_BYTES), self.layout.unet)
+        path = control.model.verified(most=MAX_BYTES)
+        if is_control_lora(path):
+            checkpoint = open_control_lora(path, self.layout.unet, self.base)
+        else:
+            checkpoint = open_control(path, self.layout.unet)
         (part,) = checkpoint.parts.values()
         layout = part.layout
         if isinstance(layout, ControlNetLayout) and layout.factor != self.layout.vae.factor:
