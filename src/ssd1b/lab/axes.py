@@ -175,9 +175,15 @@ def _fields(axis: str) -> Callable[[list[str]], list[Value]]:
     """Read values of a field of all controls or image prompts."""
     read = _numbers(Setting(name=axis, kind=float))
     kind, name = FIELD_AXES[axis]
-    return lambda items: [
-        Value(label=each.label, **{kind: (name, each.settings[axis])}) for each in read(items)
-    ]
+
+    def values(items: list[str]) -> list[Value]:
+        found: list[Value] = []
+        for each in read(items):
+            changed: dict[str, Any] = {kind: (name, each.settings[axis])}
+            found.append(Value(label=each.label, **changed))
+        return found
+
+    return values
 
 
 def _lists(setting: Setting) -> Callable[[list[str]], list[Value]]:

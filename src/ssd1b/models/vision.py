@@ -39,7 +39,7 @@ class _Embeddings(nn.Module):
         self.class_embedding = nn.Parameter(torch.zeros(channels))
         self.patch_embedding = nn.Conv2d(3, channels, patch, stride=patch, bias=False)
         positions = torch.zeros((layout.image_size // patch) ** 2 + 1, channels)
-        self.position_embedding = nn.Embedding(*positions.shape, _weight=positions)
+        self.position_embedding = nn.Embedding(len(positions), channels, _weight=positions)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """``[B, 3, H, W] -> [B, 1 + patches, C]``."""
@@ -57,7 +57,7 @@ class _VisionModel(nn.Module):
         self.pre_layrnorm = nn.LayerNorm(layout.hidden_size, eps=EPS)  # the published name
         layers = nn.ModuleList(TextLayer(layout) for _ in range(layout.layers))
         for layer in layers:
-            cast(TextLayer, layer).self_attn.attend = F.scaled_dot_product_attention  # not causal
+            cast(Any, layer).self_attn.attend = F.scaled_dot_product_attention  # not causal
         self.encoder = nn.ModuleDict({"layers": layers})
         self.post_layernorm = nn.LayerNorm(layout.hidden_size, eps=EPS)
 

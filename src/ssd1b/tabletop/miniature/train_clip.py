@@ -90,8 +90,8 @@ def _vision_from_scratch(encoder: ImageEncoder) -> ImageEncoder:
     nn.init.normal_(embeddings.class_embedding, std=inner)
     nn.init.normal_(embeddings.patch_embedding.weight, std=0.02)
     nn.init.normal_(embeddings.position_embedding.weight, std=0.02)
-    within = dict.fromkeys(("q_proj", "k_proj", "v_proj", "fc2"), outer)
-    _spread(encoder, {**within, "fc1": (2 * width) ** -0.5}, inner)
+    spreads = {name: outer for name in ("q_proj", "k_proj", "v_proj", "fc2")}
+    _spread(encoder, {**spreads, "fc1": (2 * width) ** -0.5}, inner)
     return encoder
 
 
