@@ -7,14 +7,14 @@ numbers and words after it. Both files are identified by their content.
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from ssd1b.decoding import identify_picture
 from ssd1b.errors import InputError, NotFoundError, shown, unknown
 from ssd1b.files import expand_path, named, read_file
-from ssd1b.inputs import InputFile
+from ssd1b.inputs import InputFile, divide
 from ssd1b.numerals import number
 from ssd1b.table_files import parser_reason
 from ssd1b.validation import Flag, OneOf, Range, Text, check, validated
@@ -38,7 +38,6 @@ STEMS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.sa
 """Weight files in a folder, in the order of preference."""
 
 _MAX_CONFIG_BYTES = 2**20
-_MOST_PIECES = 32
 _CLASSES = ("ControlNetModel", "T2IAdapter")
 _FORM = "MODEL:PICTURE, then SCALE:START:END, canny, guess or bgr, all optional"
 
@@ -104,13 +103,10 @@ def read_control(text: str) -> Control:
         NotFoundError: a file does not exist.
         InputError: a file cannot be read, or the text has another form.
     """
-    pieces, words = text.split(":", _MOST_PIECES), list[str]()
-    while len(pieces) > 2 and _existing(pieces) is None:
-        words.insert(0, pieces.pop())
-    model, picture = _existing(pieces) or (pieces[0], ":".join(pieces[1:]))
-    if not model or not picture:
+    paths, words = divide(text, (2,), BUILT_IN)
+    if len(paths) != 2 or not all(paths):
         raise InputError(f"control is {shown(text)}: write {_FORM}")
-    return control_of(model, picture, **_options(words, text))
+    return control_of(*paths, **_options(words, text))
 
 
 def control_of(model: str | Path, picture: str | Path, **options: Any) -> Control:
@@ -128,25 +124,6 @@ def control_of(model: str | Path, picture: str | Path, **options: Any) -> Contro
     file, found = find_network(str(model))
     read = identify_picture(str(picture))
     return Control(model=InputFile.of(file, most=MAX_BYTES), picture=read, **{**found, **options})
-
-
-def with_changes(controls: Sequence[Control], **changes: float) -> tuple[Control, ...]:
-    """Replace fields of all controls.
-
-    Raises:
-        InputError: a value is not allowed.
-    """
-    return tuple(replace(each, **changes) for each in controls)
-
-
-def _existing(pieces: Sequence[str]) -> tuple[str, str] | None:
-    """Divide into model and picture where both exist, since paths may contain colons; None if they do not."""
-    for cut in range(1, len(pieces)):
-        model, picture = ":".join(pieces[:cut]), ":".join(pieces[cut:])
-        known = model in BUILT_IN or os.path.lexists(os.path.expanduser(model))
-        if known and os.path.lexists(os.path.expanduser(picture)):
-            return model, picture
-    return None
 
 
 def _options(words: Sequence[str], text: str) -> dict[str, Any]:

@@ -88,6 +88,16 @@ def picture_size(file: InputFile) -> tuple[int, int]:
         return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
 
 
+def read_picture(file: InputFile) -> "Image":
+    """Decode a picture to RGB, at its own size.
+
+    Raises:
+        InputError: as ``read_source``.
+    """
+    with _decoding(file) as image:
+        return _upright(image, "RGB", "white")
+
+
 @lru_cache(maxsize=8)
 def read_source(picture: InputFile, mask: InputFile | None, layout: Layout) -> Source:
     """Decode a picture and its mask, fit both to a size, and lay them out. The last results stay in memory.
@@ -105,8 +115,7 @@ def read_source(picture: InputFile, mask: InputFile | None, layout: Layout) -> S
     """
     from PIL import Image, ImageOps
 
-    with _decoding(picture) as image:
-        pixels = _upright(image, "RGB", "white")
+    pixels = read_picture(picture)
     grey = None
     if mask is not None:
         with _decoding(mask) as image:

@@ -7,7 +7,7 @@ changed since is refused. The path only says where to look, and is never part of
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from io import BufferedReader
 from pathlib import Path
@@ -18,6 +18,7 @@ from ssd1b.files import disk_error, expand_path, named, open_regular
 from ssd1b.validation import Check, Name, validated
 
 _SHA256 = re.compile("[0-9a-f]{64}")
+_MOST_PIECES = 32
 
 
 def _hexadecimal(text: str) -> None:
@@ -111,6 +112,43 @@ def _digest(file: BufferedReader, path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise disk_error(f"cannot read {named(path)}", error) from None
+
+
+def divide(text: str, counts: Sequence[int], known: Collection[str] = ()) -> tuple[list[str], list[str]]:
+    """Divide an option's value, parts with colons between them, into paths and what comes after them.
+
+    Paths may contain colons, too, so the longest beginning counts that can be divided into files that exist.
+
+    Args:
+        text: the value.
+        counts: numbers of paths that it may begin with, in the order of preference.
+        known: names that count as files.
+
+    Returns:
+        The paths, and the other parts. If files are missing, the paths are the first parts, as many as the
+        last of ``counts``.
+    """
+    pieces, rest = text.split(":", _MOST_PIECES), list[str]()
+    while True:
+        for count in counts:
+            if (paths := _existing(pieces, count, known)) is not None:
+                return paths, rest
+        if len(pieces) <= counts[-1]:
+            return pieces, rest
+        rest.insert(0, pieces.pop())
+
+
+def _existing(pieces: Sequence[str], count: int, known: Collection[str]) -> list[str] | None:
+    """Divide pieces into so many paths that all exist; None if there is no such division."""
+    if count == 0:
+        return None if pieces else []
+    for cut in range(len(pieces) if count == 1 else 1, len(pieces) - count + 2):
+        path = ":".join(pieces[:cut])
+        if path in known or os.path.lexists(os.path.expanduser(path)):
+            others = _existing(pieces[cut:], count - 1, known)
+            if others is not None:
+                return [path, *others]
+    return None
 
 
 def digest_of(value: Any) -> Any:

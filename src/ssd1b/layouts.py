@@ -105,6 +105,58 @@ class T2IAdapterLayout:
     factor: int = 16
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionLayout:
+    """A CLIP image encoder (Dosovitskiy et al. 2021, 2010.11929) with its projection."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    intermediate_size: int
+    projection_dim: int
+    image_size: int
+    patch_size: int
+    activation: str = "gelu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResamplerLayout:
+    """What reads all states of an image encoder for an IP-Adapter "plus".
+
+    Attributes:
+        channels: width of the queries.
+        layers: number of attentions with a perceptron each.
+        heads: attention heads of 64 channels.
+        intermediate_size: width of the perceptrons.
+    """
+
+    channels: int
+    layers: int
+    heads: int
+    intermediate_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IPAdapterLayout:
+    """An IP-Adapter for a UNet.
+
+    Attributes:
+        image_dim: width of the image encoder's output: its embedding's, or with a resampler its states'.
+        tokens: number of tokens that a picture becomes.
+        context_dim: width of the tokens, which is that of the UNet's text.
+        blocks: channels of each of the UNet's transformer blocks, in execution order.
+        head_dim: of the UNet.
+        resampler: None for the plain kind, which projects one embedding.
+    """
+
+    image_dim: int
+    tokens: int
+    context_dim: int
+    blocks: tuple[int, ...]
+    head_dim: int
+    resampler: ResamplerLayout | None = None
+
+
 def encoder_of(unet: UNetLayout, *, transformers: bool = True) -> UNetLayout:
     """Return the layout of an encoder that is a copy of a UNet's, possibly without its transformers."""
     levels = tuple(
@@ -229,6 +281,9 @@ CLIP_MINI_2 = TextLayout(
     hidden_size=96, layers=4, heads=3, intermediate_size=384, activation="gelu", projection_dim=96,
     vocab_size=1024, bos_token_id=1022, eos_token_id=1023, pad_token_id=0,
 )  # fmt: skip
+CLIP_VISION_MINI = VisionLayout(
+    hidden_size=96, layers=4, heads=3, intermediate_size=384, projection_dim=96, image_size=128, patch_size=16
+)
 # Fewer groups than SDXL's 32: in an area of one colour, a group of two channels would keep only a sign.
 VAE_MINI = VAELayout(channels=(16, 32, 64, 64), layers_per_block=1, norm_groups=2, scaling_factor=1.0)
 

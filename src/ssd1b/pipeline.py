@@ -43,6 +43,7 @@ from ssd1b.settings import (
 from ssd1b.speed.adapting import Adapting
 from ssd1b.speed.backends import TorchBackend, check_execution, choose_backend, resolve_auto
 from ssd1b.speed.controlling import Controlling, Guide
+from ssd1b.speed.image_prompting import ImageGuide, ImagePrompting
 from ssd1b.speed.reuse import FeatureReuse
 from ssd1b.tensors import Latents, Pixels
 from ssd1b.threads import Threads, use_threads
@@ -128,6 +129,7 @@ class Pipeline:
         threads: number of CPU threads; see ``load``.
         adapting: merges adapters into the networks; None for networks that no file holds.
         controlling: loads networks that follow pictures; None if the backend cannot use them.
+        image_prompting: reads pictures with IP-Adapters; None if the backend cannot use them.
     """
 
     identity: ModelIdentity
@@ -141,6 +143,7 @@ class Pipeline:
     threads: Threads = None
     adapting: Adapting | None = None
     controlling: Controlling | None = None
+    image_prompting: ImagePrompting | None = None
 
     @classmethod
     def load(
@@ -200,13 +203,15 @@ class Pipeline:
         text, unet_network = found.text_encoders(load), load("unet")
         loaded = {"unet": unet_network, "text_encoder": text.encoder, "text_encoder_2": text.encoder_2}
         adapting = Adapting(model=found, backend=backend, networks=loaded)
-        controlling = (
-            Controlling(backend=backend, layout=found.layout) if isinstance(backend, TorchBackend) else None
-        )
+        controlling, image_prompting = None, None
+        if isinstance(backend, TorchBackend):
+            base = found.checkpoint.part("unet").tensors
+            controlling = Controlling(backend=backend, layout=found.layout, base=base)
+            image_prompting = ImagePrompting(backend=backend, unet=unet)
         pipeline = cls(
             identity=found.identity, info=found.info, text=text, unet=unet_network, vae=load("vae"),
             device=target, dtype=number_format, execution=execution, threads=threads, adapting=adapting,
-            controlling=controlling,
+            controlling=controlling, image_prompting=image_prompting,
         )  # fmt: skip
         if not backend.needs_calibration(found):
             return pipeline
@@ -338,8 +343,9 @@ class Pipeline:
         first = self._varied(noise(), batch)
         original = self._original(batch, before, first)
         guide = self._guide(common, levels.timesteps)
+        pictures = self._image_guide(common, start.steps)
         clock = _Clock()
-        predictors = self._predictors(batch, original, guide, clock)
+        predictors = self._predictors(batch, original, guide, pictures, clock)
         predict = guided(*predictors, guidance, noise_schedule.num_train_timesteps)
         denoise = denoiser(predict, noise_schedule, levels)
         latents = first * levels.initial_scale
@@ -401,6 +407,20 @@ class Pipeline:
             raise InputError("controls need a model from files and backend torch: omit --backend openvino")
         fitting = Layout(settings.width, settings.height, settings.resize_mode)
         return self.controlling.guide(settings.controls, fitting, timesteps)
+
+    def _image_guide(self, settings: GenerationSettings, steps: int) -> ImageGuide | None:
+        """Let IP-Adapters read the pictures of image prompts.
+
+        Raises:
+            InputError: see ``ImagePrompting.guide``; or the backend cannot use them.
+        """
+        if not settings.image_prompts:
+            return None
+        if self.image_prompting is None:
+            raise InputError(
+                "image prompts need a model from files and backend torch: omit --backend openvino"
+            )
+        return self.image_prompting.guide(settings.image_prompts, steps)
 
     def batch_key(self, settings: GenerationSettings) -> tuple[Hashable, ...]:
         """Return what images of one batch must have in common; see ``batching.batch_key``."""
@@ -506,6 +526,7 @@ class Pipeline:
         batch: Sequence[GenerationSettings],
         original: "_Original | None",
         guide: Guide | None,
+        pictures: ImageGuide | None,
         clock: _Clock,
     ) -> tuple[Predict, PredictPair]:
         """Make the forward pass for the prompts, and the one for negative prompts and prompts together.
@@ -513,7 +534,9 @@ class Pipeline:
         Those of each step are encoded when it begins, if they differ from the last ones.
         """
         schedules = [settings.prompts() for settings in batch]
-        make = lru_cache(maxsize=_KEPT_PROMPTS)(partial(self._predictors_of, batch, original, guide))
+        make = lru_cache(maxsize=_KEPT_PROMPTS)(
+            partial(self._predictors_of, batch, original, guide, pictures, clock)
+        )
 
         def current() -> tuple[Predict, PredictPair]:
             return make(tuple(prompts[min(clock.step, len(prompts) - 1)] for prompts in schedules))
@@ -525,12 +548,19 @@ class Pipeline:
         batch: Sequence[GenerationSettings],
         original: "_Original | None",
         guide: Guide | None,
+        pictures: ImageGuide | None,
+        clock: _Clock,
         texts: Texts,
     ) -> tuple[Predict, PredictPair]:
         """Make the forward passes for a prompt and negative prompt of each image."""
         negative, positive = self._conditioning(texts, batch)
         pair = Conditioning(*(torch.cat(parts) for parts in zip(negative, positive, strict=True)))
-        unconditional = self.info.force_zeros_for_empty_prompt and all(text is None for _, text in texts)
+        # Without text there is nothing to attend to, except pictures.
+        unconditional = (
+            self.info.force_zeros_for_empty_prompt
+            and pictures is None
+            and all(text is None for _, text in texts)
+        )
         # Computed by the first step that needs them, for all steps.
         prompt_kv = cache(lambda: self.unet.cross_attention_kv(positive.embeds))
         pair_kv = cache(
@@ -549,6 +579,8 @@ class Pipeline:
             extra: list[Any] = [guidance_embeds, deep_features]
             if guide is not None:
                 extra.append(guide(x.to(self.dtype), timesteps, prompts, pooled, ids, pair=copies == 2))
+            if pictures is not None:
+                prompts = pictures(prompts, clock.step, len(batch), pair=copies == 2)
             if beside is not None:
                 x = torch.cat([x, beside.repeat(copies, 1, 1, 1)], dim=1)
             return self.unet(x.to(self.dtype), timesteps, prompts, pooled, ids, *extra)

@@ -32,6 +32,7 @@ from ssd1b.editing import is_edited, prompts_of
 from ssd1b.embeddings import MOST_EMBEDDINGS, Embedding, read_embedding
 from ssd1b.errors import InputError, prefix_errors, shown, unknown
 from ssd1b.few_steps import Recognised, recognise
+from ssd1b.image_prompts import MOST_IMAGE_PROMPTS, ImagePrompt, read_image_prompt
 from ssd1b.inputs import InputFile
 from ssd1b.loras import MOST, Lora, read_lora
 from ssd1b.numerals import whole_number
@@ -293,10 +294,19 @@ class GenerationSettings:
     controls: Annotated[tuple[Control, ...], Items(0, MOST_CONTROLS), Setting(
         default=(), before=(), flags=("--control",), metavar="MODEL:PICTURE[:SCALE[:START[:END]]][:canny]",
         example="none", read=read_control, item=Control, local=True,
-        help="A ControlNet or T2I-Adapter and the picture that it follows; may be repeated. canny takes its "
-        "edges; guess and bgr are further words.",
+        help="A ControlNet, Control-LoRA or T2I-Adapter and the picture it follows; may be repeated. "
+        "canny takes its edges; guess and bgr are further words.",
     )] = ()
     """Networks that guide the image by pictures, which are fitted to its size by ``resize_mode``."""
+
+    image_prompts: Annotated[tuple[ImagePrompt, ...], Items(0, MOST_IMAGE_PROMPTS), Setting(
+        default=(), before=(), flags=("--ip-adapter",),
+        metavar="FILE:PICTURE[:ENCODER][:SCALE[:START[:END]]][:style]", example="none",
+        read=read_image_prompt, item=ImagePrompt, local=True,
+        help="An IP-Adapter and the picture that the image is like; may be repeated. The image encoder is "
+        "found beside FILE, or given. style and layout limit it to parts of the UNet.",
+    )] = ()
+    """Pictures that are shown to the model by IP-Adapters, beside the prompt."""
 
     embeddings: Annotated[tuple[Embedding, ...], Items(0, MOST_EMBEDDINGS), Check(_different_words), Setting(
         default=(), before=(), flags=("--embedding",), metavar="FILE[:WORD]", example="none",

@@ -23,7 +23,7 @@ SETTINGS = {
     "--variation-strength", "--subseed-strength", "--hires-scale", "--hr-scale", "--hires-size",
     "--hires-strength", "--hires-upscaler", "--hr-upscaler", "--hires-steps", "--hires-sampler",
     "--hires-schedule", "--hires-guidance", "--hires-prompt", "--hires-negative", "--timesteps", "--gamma",
-    "--control", "--embedding", "--prompt-editing",
+    "--control", "--ip-adapter", "--embedding", "--prompt-editing",
 }  # fmt: skip
 MODEL = {
     "--model", "--device", "--dtype", "--threads", "--offline", "--prediction", "--vae", "--unet",

@@ -55,6 +55,7 @@ def test_every_option_is_one_of_the_command_line_and_of_command_lines_that_are_w
         chosen["embeddings"] = [{"file": lora["file"], "word": "x", "vectors": 2}]
         chosen["prompt_editing"] = "on"
         chosen["controls"] = [{"model": picture, "picture": picture}]
+        chosen["image_prompts"] = [{"adapter": picture, "picture": picture, "encoder": picture}]
         written = command_line("x", {**hires, **others, **chosen})
         assert f" --{name} " in written
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ssd1b.actions.rerun import is_known, reproduction_command
+from ssd1b.adapters.control_loras import open_control_lora
+from ssd1b.adapters.ip_adapters import open_ip_adapter
 from ssd1b.adapters.matching import carried_share, match
 from ssd1b.adapters.merging import open_lora
 from ssd1b.adapters.names import dictionary
@@ -18,15 +20,30 @@ from ssd1b.embeddings import read_embedding
 from ssd1b.errors import InputError, shown
 from ssd1b.files import expand_path
 from ssd1b.images import read_recipe
-from ssd1b.layouts import NAMED, UNETS, ControlNetLayout, ModelLayout, encoder_of, model_layout
+from ssd1b.layouts import (
+    NAMED,
+    UNETS,
+    ControlNetLayout,
+    IPAdapterLayout,
+    ModelLayout,
+    UNetLayout,
+    encoder_of,
+    model_layout,
+)
 from ssd1b.loras import lora_of
 from ssd1b.model import Model
 from ssd1b.recipe import Recipe
 from ssd1b.settings import resolve_settings
-from ssd1b.weights.checkpoint import Layout, Part
+from ssd1b.weights.checkpoint import Checkpoint, Layout, Part
 from ssd1b.weights.controls import MisfitError, open_control
 from ssd1b.weights.files import read_header
-from ssd1b.weights.other_models import control_kind, is_adapter_file, is_control_file, is_embedding_file
+from ssd1b.weights.other_models import (
+    control_kind,
+    is_adapter_file,
+    is_control_file,
+    is_embedding_file,
+    is_ip_adapter_file,
+)
 
 
 def describe_image(path: str) -> dict[str, Any]:
@@ -158,7 +175,7 @@ def describe_adapter(name: str, model: str | None = None) -> dict[str, Any]:
 
 
 def is_control(name: str) -> bool:
-    """Whether a name is a ControlNet or a T2I-Adapter: built in, a file, or a folder in diffusers' format."""
+    """Whether a name is of a network that follows a picture: built in, a file, or diffusers' folder."""
     path = BUILT_IN.get(name) or Path(expand_path(name))
     if path.is_dir() and not any((path / stem).is_file() for stem in STEMS):
         return False
@@ -172,7 +189,7 @@ def is_control(name: str) -> bool:
 
 
 def describe_control(name: str, model: str | None = None) -> dict[str, Any]:
-    """Return what a ControlNet or T2I-Adapter is, and which models it fits.
+    """Return what a ControlNet, Control-LoRA or T2I-Adapter is, and which models it fits.
 
     Args:
         name: built in, a file, or a folder in diffusers' format.
@@ -182,25 +199,70 @@ def describe_control(name: str, model: str | None = None) -> dict[str, Any]:
         InputError: the file is damaged or for another family, or there is no such model on disk.
     """
     file, configured = find_network(name)
+    kind = control_kind(read_header(file).tensors)
+    is_lora = kind == "control_lora"
+    part, fits = _fitting(file, model, open_control_lora if is_lora else open_control)
+    return {
+        "path": str(file),
+        "kind": kind,
+        "like": None if is_lora else part and _like(part.layout),
+        **_sizes(file),
+        "order": configured.get("order", "rgb"),
+        "models": fits,
+    }
+
+
+def is_ip_adapter(name: str) -> bool:
+    """Whether a name is a file of an IP-Adapter."""
+    return _is_file_of(Path(expand_path(name)), is_ip_adapter_file)
+
+
+def describe_ip_adapter(name: str, model: str | None = None) -> dict[str, Any]:
+    """Return what an IP-Adapter takes and gives, and which models it fits.
+
+    Args:
+        name: the file.
+        model: the model that it is compared with; None for all published layouts and the miniatures.
+
+    Raises:
+        InputError: the file is damaged or of a kind that is not supported, or there is no such model on disk.
+    """
+    file = Path(expand_path(name))
+    part, fits = _fitting(file, model, open_ip_adapter)
+    layout = part and part.layout
+    known = isinstance(layout, IPAdapterLayout)
+    return {
+        "path": str(file),
+        "kind": None if not known else "plain" if layout.resampler is None else "plus",
+        "tokens": layout.tokens if known else None,
+        "image_channels": layout.image_dim if known else None,
+        **_sizes(file),
+        "models": fits,
+    }
+
+
+def _fitting(
+    file: Path, model: str | None, describe: Callable[[Path, UNetLayout], Checkpoint]
+) -> tuple[Part | None, dict[str, str | None]]:
+    """Return a network as it is for one of the models that it fits, and why it does not fit others."""
     layouts = dict(NAMED) if model is None else {model: Model.find(model, offline=True).layout.unet}
     fits: dict[str, str | None] = {}
     part: Part | None = None
     for each, unet in layouts.items():
         try:
-            (part,) = open_control(file, unet).parts.values()
+            (part,) = describe(file, unet).parts.values()
             fits[each] = None
         except MisfitError as error:
             fits[each] = str(error).removeprefix(f"{file}: ")
+    return part, fits
+
+
+def _sizes(file: Path) -> dict[str, Any]:
     header = read_header(file).tensors
     return {
-        "path": str(file),
-        "kind": control_kind(header),
-        "like": part and _like(part.layout),
         "parameters": sum(prod(shape) for _, shape in header.values()),
         "bytes": file.stat().st_size,
         "dtypes": [*_counts(number for number, _ in header.values())],
-        "order": configured.get("order", "rgb"),
-        "models": fits,
     }
 
 

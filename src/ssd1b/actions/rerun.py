@@ -155,10 +155,13 @@ def find_inputs(settings: GenerationSettings, image: str, folder: str | None = N
     return replace(settings, **found)
 
 
-_LISTED = {"loras": "lora", "controls": "control"}
+_LISTED = {"loras": "lora", "controls": "control", "image_prompts": "ip-adapter"}
 """Settings that are lists of tables with files, and what one of them is called."""
 
-_LIMITS = {"file": loras.MAX_BYTES, "model": controls.MAX_BYTES, "picture": MAX_FILE_BYTES}
+_LIMITS = {
+    "file": loras.MAX_BYTES, **dict.fromkeys(("model", "adapter", "encoder"), controls.MAX_BYTES),
+    "picture": MAX_FILE_BYTES,
+}  # fmt: skip
 """Files in such a table, and their maximum sizes in bytes."""
 
 

@@ -87,7 +87,7 @@ def match(
     if source is not None and source.unet != layout.unet:
         name, through = source.name, _map(layout.unet, source.unet)
     elif len(best) < len(adapter.modules) and not by_name:
-        for family, candidate, layer_map in _larger(layout.unet):
+        for family, candidate, layer_map in larger_layouts(layout.unet):
             larger = replace(layout, unet=candidate)
             found = _resolve(adapter, larger)
             if len(found) > len(best):
@@ -210,7 +210,7 @@ def _misfit(weights: ModuleWeights, layout: ModelLayout) -> str:
     return f"{weights.kind} of {given} does not fit {list(known[f'{modules[0].name}.weight'])}"
 
 
-def _larger(unet: UNetLayout) -> Iterator[tuple[str, UNetLayout, LayerMap]]:
+def larger_layouts(unet: UNetLayout) -> Iterator[tuple[str, UNetLayout, LayerMap]]:
     """Yield the published layouts that a UNet can be a part of, at its widths, with their layer maps."""
     for name, known in UNETS.items():
         if len(known.levels) != len(unet.levels):

@@ -46,6 +46,8 @@ def command(subject: str, model: str | None, as_json: bool) -> None:
         facts, as_text = actions.describe_embedding(subject), _listed
     elif actions.is_control(subject):
         facts, as_text = actions.describe_control(subject, model), _control_text
+    elif actions.is_ip_adapter(subject):
+        facts, as_text = actions.describe_ip_adapter(subject, model), _ip_adapter_text
     else:
         facts, as_text = actions.describe_model(subject), _model_text
     click.echo(json_line(facts) if as_json else as_text(facts))
@@ -96,17 +98,36 @@ def adapter_text(facts: dict[str, Any]) -> str:
 
 def _control_text(facts: dict[str, Any]) -> str:
     """Format a control network: what it is, and which models it fits."""
-    kinds = {"controlnet": "ControlNet", "t2i_adapter": "T2I-Adapter"}
+    kinds = {"controlnet": "ControlNet", "control_lora": "Control-LoRA", "t2i_adapter": "T2I-Adapter"}
     rows = {
         "control": facts["path"],
         "kind": kinds[facts["kind"]] + (f", with the blocks of {facts['like']}" if facts["like"] else ""),
+        **_sizes(facts),
+        "order": facts["order"],
+    }
+    return f"{_listed(rows)}\n\n{_fits(facts)}"
+
+
+def _ip_adapter_text(facts: dict[str, Any]) -> str:
+    """Format an IP-Adapter: what it takes, and which models it fits."""
+    rows = {"IP-Adapter": facts["path"], "kind": facts["kind"] or "for another model", **_sizes(facts)}
+    if facts["kind"]:
+        rows |= {"tokens": facts["tokens"], "image encoder": f"{facts['image_channels']} channels"}
+    return f"{_listed(rows)}\n\n{_fits(facts)}"
+
+
+def _sizes(facts: dict[str, Any]) -> dict[str, str]:
+    return {
         "parameters": f"{facts['parameters']:,}",
         "size": byte_size(facts["bytes"]),
         "dtype": ", ".join(facts["dtypes"]),
-        "order": facts["order"],
     }
+
+
+def _fits(facts: dict[str, Any]) -> str:
+    """Format which models a network fits, and why not others."""
     fits = [(name, "yes" if why is None else "no", line(why or "")) for name, why in facts["models"].items()]
-    return f"{_listed(rows)}\n\n{columns([('MODEL', 'FITS', ''), *fits])}"
+    return columns([("MODEL", "FITS", ""), *fits])
 
 
 def _fit(fit: dict[str, Any], keys: int) -> tuple[str, str, str, str]:

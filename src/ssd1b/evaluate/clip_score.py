@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ssd1b.errors import NotFoundError
 from ssd1b.images import to_pixels
+from ssd1b.layouts import CLIP_VISION_MINI
 from ssd1b.models.text import TextEncoders
-from ssd1b.models.vision import CLIP_VISION_MINI, IMAGE_ENCODER, ImageEncoder
+from ssd1b.models.vision import IMAGE_ENCODER, ImageEncoder
 from ssd1b.weights.files import read_tensors
 
 

@@ -104,7 +104,8 @@ def _digest(name: str, inputs: tuple[Any, ...]) -> bytes:
 def _leaves(value: Any) -> Iterator[Any]:
     """Iterate over what decides an output: tensors, plain values, and the lengths of lists."""
     if isinstance(value, PromptKV):
-        yield value.prompt_embeds
+        yield value.prompt_embeds  # the texts' keys and values follow from them, those of pictures do not
+        yield from _leaves([each[2:] for each in value.keys_values])
     elif isinstance(value, tuple | list):
         yield len(value)
         for each in value:

@@ -39,8 +39,12 @@ none."""
 LORA_STRENGTH = "lora-strength"
 """The axis of the strengths of all LoRAs; with a dot and a name, as ``lora-strength.pixels``, of one."""
 
-CONTROL_AXES = {"control-scale": "scale", "control-start": "start", "control-end": "end"}
-"""Axes of all controls, and the fields of ``controls.Control`` that they set."""
+FIELD_AXES = {
+    f"{option}-{field}": (kind, field)
+    for option, kind in (("control", "control"), ("ip-adapter", "image_prompt"))
+    for field in ("scale", "start", "end")
+}
+"""Axes of a number of all controls or image prompts: the field of ``Value``, and that of each of them."""
 
 _RANGE = re.compile(
     rf"({DECIMAL})\s*-\s*({DECIMAL})\s*(?:\(\s*([+-]?\s*{DECIMAL})\s*\)|\[\s*({DIGITS})\s*\])?"
@@ -61,6 +65,7 @@ class Value:
         words: text to search for in the prompt and negative prompt, and its replacement.
         lora_strength: the name of a LoRA, or None for all, and what its strengths are multiplied by.
         control: a field of ``controls.Control`` and its value, for all controls.
+        image_prompt: the same of ``image_prompts.ImagePrompt``.
     """
 
     label: str
@@ -70,6 +75,7 @@ class Value:
     words: tuple[str, str] | None = None
     lora_strength: tuple[str | None, float] | None = None
     control: tuple[str, float] | None = None
+    image_prompt: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +88,7 @@ class Axis:
 
 def number_of(value: Value) -> float:
     """The number of a value that sets a single numeric setting; otherwise NaN."""
-    if pair := value.lora_strength or value.control:
+    if pair := value.lora_strength or value.control or value.image_prompt:
         return pair[1]
     settings = [*value.settings.values()]
     return float(settings[0]) if len(settings) == 1 and isinstance(settings[0], int | float) else math.nan
@@ -165,12 +171,19 @@ def _lora_strengths(name: str | None) -> Callable[[list[str]], list[Value]]:
     return factors
 
 
-def _controls(name: str) -> Callable[[list[str]], list[Value]]:
-    """Read values of a field of all controls."""
-    read = _numbers(Setting(name=name, kind=float))
-    return lambda items: [
-        Value(label=each.label, control=(CONTROL_AXES[name], each.settings[name])) for each in read(items)
-    ]
+def _fields(axis: str) -> Callable[[list[str]], list[Value]]:
+    """Read values of a field of all controls or image prompts."""
+    read = _numbers(Setting(name=axis, kind=float))
+    kind, name = FIELD_AXES[axis]
+
+    def values(items: list[str]) -> list[Value]:
+        found: list[Value] = []
+        for each in read(items):
+            changed: dict[str, Any] = {kind: (name, each.settings[axis])}
+            found.append(Value(label=each.label, **changed))
+        return found
+
+    return values
 
 
 def _lists(setting: Setting) -> Callable[[list[str]], list[Value]]:
@@ -313,15 +326,15 @@ _READERS: dict[str, Callable[[list[str]], list[Value]]] = {
     "negative-preset": _negative_presets,
     "preset": _presets,
     LORA_STRENGTH: _lora_strengths(None),
-    **{name: _controls(name) for name in CONTROL_AXES},
+    **{name: _fields(name) for name in FIELD_AXES},
     **{name: _reader(name, *settings) for name, settings in OPTIONS.items()},
 }
 """The parser of each axis's values."""
 
 _FIRST = (
-    "model", "lora", LORA_STRENGTH, "control", *CONTROL_AXES, "size", "words", "negative", "negative-preset",
-    "preset", "seed", "sampler", "schedule", "steps", "guidance-interval", "guidance-rescale",
-    "feature-reuse", "guidance",
+    "model", "lora", LORA_STRENGTH, "control", "ip-adapter", *FIELD_AXES, "size", "words", "negative",
+    "negative-preset", "preset", "seed", "sampler", "schedule", "steps", "guidance-interval",
+    "guidance-rescale", "feature-reuse", "guidance",
 )  # fmt: skip
 
 AXES = (*_FIRST, *(name for name in _READERS if name not in _FIRST))
@@ -338,11 +351,11 @@ _ALIASES = {
 }
 """Other names of axes."""
 
+_FIELD_EXAMPLES = {"scale": "0,0.5,1", "start": "0,0.2", "end": "0.5,1"}
+
 _EXAMPLES = {
     "words": "red,blue",
     LORA_STRENGTH: "0,0.5,1",
-    "control-scale": "0,0.5,1",
-    "control-start": "0,0.2",
-    "control-end": "0.5,1",
+    **{name: _FIELD_EXAMPLES[field] for name, (_, field) in FIELD_AXES.items()},
     **{name: setting.example for name, (setting, *_) in OPTIONS.items()},
 }

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ssd1b.controls import Control, with_changes
 from ssd1b.errors import InputError, prefix_errors, shown
 from ssd1b.inputs import with_tables
 from ssd1b.jobs.job import Job, environment, make_job, seeded_job
 from ssd1b.jobs.store import Store
-from ssd1b.lab.axes import AXES, CONTROL_AXES, LORA_STRENGTH, Axis, Value
+from ssd1b.lab.axes import AXES, FIELD_AXES, LORA_STRENGTH, Axis, Value
 from ssd1b.loras import Lora, scaled
 from ssd1b.model import Model
 from ssd1b.models.tokenizer import CLIPTokenizer
@@ -25,6 +24,7 @@ from ssd1b.prompts import NO_PROMPT
 from ssd1b.recipe import NetworkFile
 from ssd1b.settings import (
     RANDOM_SEED,
+    SETTINGS,
     Preset,
     check_overrides,
     resolve_settings,
@@ -37,7 +37,7 @@ MAX_CELLS = 1_000_000
 PROMPT = "prompt"
 """The axis of a sweep's prompts."""
 
-_ORDER = ("model", "lora", LORA_STRENGTH, "control", *CONTROL_AXES, "size", PROMPT, *AXES)
+_ORDER = ("model", "lora", LORA_STRENGTH, "control", "ip-adapter", *FIELD_AXES, "size", PROMPT, *AXES)
 """Outer loops first: the axes that are expensive to change."""
 
 
@@ -113,8 +113,9 @@ class Sweep:
         for axis in self.axes:
             if strength := values[axis.name].lora_strength:
                 settings["loras"] = _scaled(settings.get("loras", ()), *strength)
-            if control := values[axis.name].control:
-                settings["controls"] = _controlled(axis.name, settings.get("controls", ()), *control)
+            for kind in ("control", "image_prompt"):
+                if changed := getattr(values[axis.name], kind):
+                    settings |= _with_field(axis.name, settings, f"{kind}s", *changed)
         if words := values["words"].words if "words" in values else None:
             prompt, settings = _replace_words(prompt, settings, *words)
         return Request(model, prompt, settings)
@@ -227,12 +228,18 @@ def expand(
         yield job
 
 
-def _controlled(axis: str, controls: Sequence[Any], name: str, value: float) -> tuple[Control, ...]:
-    if not controls:
-        raise InputError(f"axis {axis}: there is no control: give one with --control")
+def _with_field(
+    axis: str, settings: Mapping[str, Any], setting: str, field: str, value: float
+) -> dict[str, tuple[Any, ...]]:
+    """Set a field of all items of a setting, such as the scale of all controls."""
+    row = SETTINGS[setting]
+    items: Sequence[Any] = settings.get(setting, ())
+    if not items or row.item is None:
+        option = row.flags[0]
+        raise InputError(f"axis {axis}: there is no {option.removeprefix('--')}: give one with {option}")
     with prefix_errors(f"axis {axis}"):
-        given = [each if isinstance(each, Control) else Control(**each) for each in controls]
-        return with_changes(given, **{name: value})
+        given = [row.item(**each) if isinstance(each, Mapping) else each for each in items]
+        return {setting: tuple(replace(each, **{field: value}) for each in given)}
 
 
 def _scaled(loras: Sequence[Any], name: str | None, factor: float) -> tuple[Lora, ...]:
@@ -302,7 +309,12 @@ def parse_definition(content: Any) -> Sweep:
 
 
 def _parse_value(content: Mapping[str, Any]) -> Value:
-    pairs = ("words", "lora_strength", "control")  # of which earlier versions lack the last ones
+    pairs = (
+        "words",
+        "lora_strength",
+        "control",
+        "image_prompt",
+    )  # of which earlier versions lack the last ones
     fields: dict[str, Any] = {
         **content,
         **{name: tuple(content[name]) for name in pairs if content.get(name)},

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-KeysValues: TypeAlias = tuple[Tensor, Tensor]
+KeysValues: TypeAlias = tuple[Tensor, ...]
 """Keys and values of a context, each ``[B, heads, T, head_dim]``. If B is less than the number of images, the
-first images have no text."""
+first images have no text. Further pairs after them are of pictures (IP-Adapter), for all images; attention to
+each of them is added."""
 
 
 class Attention(nn.Module):
@@ -35,10 +36,13 @@ class Attention(nn.Module):
         """``x`` ``[B, N, C]``, ``context`` ``[B, T, D]`` or its keys and values -> ``[B, N, C]``."""
         if not isinstance(context, tuple):
             context = self.keys_values(x if context is None else context)
-        k, v = context
+        k, v, *pictures = context
         without_text = len(x) - len(k)
-        q = self._heads(self.to_q(x[without_text:]))
-        attended = self.to_out[0](self.attend(q, k, v).transpose(1, 2).flatten(2))
+        q = split_heads(self.to_q(x[without_text:]), self.head_dim)
+        attended = self.attend(q, k, v)
+        for k, v in zip(pictures[::2], pictures[1::2], strict=True):
+            attended = attended + self.attend(q, k, v)
+        attended = self.to_out[0](attended.transpose(1, 2).flatten(2))
         if not without_text:
             return attended
         # Projections without a bias keep zeros, so attention to no text is the output's bias.
@@ -47,11 +51,13 @@ class Attention(nn.Module):
 
     def keys_values(self, context: Tensor) -> KeysValues:
         """Project a context ``[B, T, D]`` to keys and values, which steps with the same text share."""
-        return self._heads(self.to_k(context)), self._heads(self.to_v(context))
+        k, v = self.to_k(context), self.to_v(context)
+        return split_heads(k, self.head_dim), split_heads(v, self.head_dim)
 
-    def _heads(self, tokens: Tensor) -> Tensor:
-        """``[B, N, C] -> [B, heads, N, head_dim]``."""
-        return tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+def split_heads(tokens: Tensor, head_dim: int) -> Tensor:
+    """``[B, N, C] -> [B, C / head_dim, N, head_dim]``."""
+    return tokens.unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

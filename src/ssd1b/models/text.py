@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssd1b.embeddings import Words, find_words
-from ssd1b.layouts import TextLayout
+from ssd1b.layouts import TextLayout, VisionLayout
 from ssd1b.models.tokenizer import CLIPTokenizer
 from ssd1b.prompts import chunk, parse_prompt
 from ssd1b.tensors import PooledEmbeds, PromptEmbeds, TokenIds
@@ -70,7 +70,7 @@ class TextAttention(nn.Module):
 class TextLayer(nn.Module):
     """Attention and a perceptron, each normalised before and added to its input; keeps ``[B, T, C]``."""
 
-    def __init__(self, layout: TextLayout) -> None:
+    def __init__(self, layout: TextLayout | VisionLayout) -> None:
         super().__init__()
         channels = layout.hidden_size
         self.self_attn = TextAttention(channels, layout.heads)

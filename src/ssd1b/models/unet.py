@@ -28,7 +28,8 @@ class PromptKV(NamedTuple):
 
     Attributes:
         prompt_embeds: the embeddings from which they were computed.
-        keys_values: for the cross-attention of each transformer block, in execution order.
+        keys_values: for the cross-attention of each transformer block, in execution order; with those of
+            pictures after them, which do not follow from the embeddings.
     """
 
     prompt_embeds: PromptEmbeds

@@ -360,7 +360,7 @@ class ControlFacts:
     """What is known of a network that follows a picture.
 
     Attributes:
-        kind: "controlnet" or "t2i_adapter".
+        kind: "controlnet", "control_lora" or "t2i_adapter".
         models: names of the models that it fits.
     """
 

@@ -13,9 +13,11 @@ from ssd1b.execution import Execution
 from ssd1b.layouts import UNetLayout
 from ssd1b.model import NETWORKS, Model, load_tensors
 from ssd1b.models.controlnet import ControlNet
+from ssd1b.models.ip_adapter import IPAdapter
 from ssd1b.models.t2i_adapter import T2IAdapter
 from ssd1b.models.unet import Encoder, UNet
 from ssd1b.models.vae import VAE
+from ssd1b.models.vision import ImageEncoder
 from ssd1b.speed.blocks import use_blocks
 from ssd1b.speed.compiling import compile_network
 from ssd1b.speed.fusing import fuse, with_fused
@@ -174,12 +176,12 @@ class TorchBackend:
         return network.to(self.device, self.dtype)
 
     def load_control(self, checkpoint: Checkpoint) -> Any:
-        """Load a network that follows a picture, ready to run.
+        """Load a network that reads a picture, ready to run.
 
         It is prepared as the UNet, but not compiled. With low memory, returns a proxy that loads it on use.
 
         Args:
-            checkpoint: from ``weights.controls.open_control``.
+            checkpoint: its only part is a name of ``CONTROL_NETWORKS``.
 
         Raises:
             InputError: its weights are damaged.
@@ -216,8 +218,10 @@ class TorchBackend:
 CONTROL_NETWORKS: dict[str, Callable[[Any], nn.Module]] = {
     "controlnet": ControlNet,
     "t2i_adapter": T2IAdapter,
+    "image_encoder": ImageEncoder,
+    "ip_adapter": IPAdapter,
 }
-"""The class of each kind of network that follows a picture, built from its layout."""
+"""The class of each kind of network that reads a picture, built from its layout."""
 
 
 def prepare(network: nn.Module, *, compiled: bool = False, quantized: str | None = None) -> None:

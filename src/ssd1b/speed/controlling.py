@@ -1,7 +1,7 @@
 """Networks that follow a picture: loaded for a run, and called in each of its steps."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssd1b.adapters.control_loras import is_control_lora, open_control_lora
 from ssd1b.canvas import Layout
 from ssd1b.controls import MAX_BYTES, Control
 from ssd1b.decoding import read_source
@@ -23,6 +24,7 @@ from ssd1b.speed.backends import TorchBackend
 from ssd1b.tensors import Latents, PooledEmbeds, TimeIds
 from ssd1b.weights.checkpoint import Checkpoint
 from ssd1b.weights.controls import MisfitError, open_control
+from ssd1b.weights.stored import StoredTensor
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,10 +34,12 @@ class Controlling:
     Attributes:
         backend: prepares the networks.
         layout: of the model.
+        base: the tensors of the model's UNet, which Control-LoRAs change.
     """
 
     backend: TorchBackend
     layout: ModelLayout
+    base: Mapping[str, StoredTensor]
     _networks: dict[str, Any] = field(default_factory=dict)
 
     def guide(self, controls: Sequence[Control], fitting: Layout, timesteps: Sequence[float]) -> "Guide":
@@ -56,7 +60,8 @@ class Controlling:
         return Guide(active, timesteps)
 
     def _load(self, control: Control) -> Any:
-        return self.backend.load_control(fitting_control(control.model.verified(most=MAX_BYTES), self.layout))
+        path = control.model.verified(most=MAX_BYTES)
+        return self.backend.load_control(fitting_control(path, self.layout, self.base))
 
     @torch.inference_mode()
     def _read(self, control: Control, fitting: Layout) -> tuple[Tensor | None, list[Tensor]]:
@@ -73,17 +78,23 @@ class Controlling:
         return None, network(picture)
 
 
-def fitting_control(path: Path, model: ModelLayout) -> Checkpoint:
+def fitting_control(
+    path: Path, model: ModelLayout, base: Mapping[str, StoredTensor] | None = None
+) -> Checkpoint:
     """Describe a network that follows a picture, from its header.
 
     Args:
         path: its file.
         model: that it is added to.
+        base: the tensors of its UNet; without them a Control-LoRA cannot be loaded, only described.
 
     Raises:
         InputError: it is no such network, is damaged, or does not fit the model.
     """
-    checkpoint = open_control(path, model.unet)
+    if is_control_lora(path):
+        checkpoint = open_control_lora(path, model.unet, base)
+    else:
+        checkpoint = open_control(path, model.unet)
     (part,) = checkpoint.parts.values()
     layout = part.layout
     if isinstance(layout, ControlNetLayout) and layout.factor != model.vae.factor:

@@ -16,11 +16,13 @@ from ssd1b.errors import InputError, prefix_errors, shown
 from ssd1b.layouts import (
     NAMED,
     ControlNetLayout,
+    IPAdapterLayout,
     ModelLayout,
     T2IAdapterLayout,
     TextLayout,
     UNetLayout,
     VAELayout,
+    VisionLayout,
     family_of,
 )
 from ssd1b.weights.files import first_few
@@ -29,7 +31,9 @@ from ssd1b.weights.keymap import PARTS
 from ssd1b.weights.prediction import VELOCITY, check_agreement
 from ssd1b.weights.stored import StoredTensor
 
-Layout = UNetLayout | VAELayout | TextLayout | ControlNetLayout | T2IAdapterLayout
+Layout = (
+    UNetLayout | VAELayout | TextLayout | ControlNetLayout | T2IAdapterLayout | VisionLayout | IPAdapterLayout
+)
 
 SDXL_SCHEDULER: dict[str, Any] = {
     "_class_name": "EulerDiscreteScheduler",

@@ -30,7 +30,8 @@ CONTROLNET, T2I_ADAPTER = "controlnet", "t2i_adapter"
 """Names of the only part of a checkpoint."""
 
 _PREFIXES = ("control_model.", "controlnet.")
-_HINT = "controlnet_cond_embedding"
+HINT = "controlnet_cond_embedding"
+"""First word of the names of what reads the picture in a ControlNet."""
 
 
 def open_control(path: Path, unet: UNetLayout) -> Checkpoint:
@@ -50,7 +51,7 @@ def open_control(path: Path, unet: UNetLayout) -> Checkpoint:
     header = read_header(path)
     with prefix_errors(str(path)):
         part = control_kind(header.tensors)
-        if part is None:
+        if part not in (CONTROLNET, T2I_ADAPTER):
             kind = other_model_kind(header.tensors) or f"it contains {first_few(header.tensors) or 'nothing'}"
             raise InputError(f"no ControlNet or T2I-Adapter for SDXL's family: {kind}")
     names = {_plain(name) if part == CONTROLNET else unwrapped(name): name for name in header.tensors}
@@ -91,13 +92,23 @@ def _controlnet(shapes: Shapes, unet: UNetLayout) -> ControlNetLayout:
     _check_equal("pooled text channels", added - 6 * unet.time_ids_dim, unet.pooled_dim)
     if (text := _text_width(shapes)) is not None:
         _check_equal("text channels", text, unet.cross_attention_dim)
-    hint = [detect_shape(shapes, f"{_HINT}.conv_in.weight", 4, where)]
-    while (name := f"{_HINT}.blocks.{2 * len(hint) - 1}.weight") in shapes:
-        hint.append(detect_shape(shapes, name, 4, where))
+    hint = hint_widths(shapes, where)
     mid = _depth("mid_block.attentions.0", shapes) if "mid_block.resnets.0.conv1.weight" in shapes else None
     encoder = replace(unet, levels=tuple(levels), mid=mid, in_channels=4, guidance_embed_dim=None)
+    return ControlNetLayout(encoder=encoder, hint=hint)
+
+
+def hint_widths(shapes: Shapes, where: str) -> tuple[int, ...]:
+    """Return the channels of the convolutions that read a ControlNet's picture.
+
+    Raises:
+        InputError: the first one is missing, or does not take three colours.
+    """
+    hint = [detect_shape(shapes, f"{HINT}.conv_in.weight", 4, where)]
+    while (name := f"{HINT}.blocks.{2 * len(hint) - 1}.weight") in shapes:
+        hint.append(detect_shape(shapes, name, 4, where))
     _check_equal("colours", hint[0][1], 3)
-    return ControlNetLayout(encoder=encoder, hint=tuple(each[0] for each in hint))
+    return tuple(each[0] for each in hint)
 
 
 def _t2i_adapter(shapes: Shapes, unet: UNetLayout) -> T2IAdapterLayout:

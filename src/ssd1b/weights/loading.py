@@ -90,7 +90,7 @@ def read_part(
         tensor = cast_weight(source.to(device), dtype or source.dtype)  # move first, since a GPU casts faster
         if copied and tensor is source:
             tensor = source.clone()
-        if tensor is not source:
+        if tensor is not source or stored.computed:
             read += source.nbytes  # otherwise the mapping stays in use
             if not is_finite(tensor):
                 (overflowing if is_finite(source.float()) else broken).append(name)
@@ -111,7 +111,7 @@ def broken_tensors(module: nn.Module) -> list[str]:
 
 
 def _read(handle: Any, stored: StoredTensor) -> Tensor:
-    """Read one tensor in the file's number format, or in float32 if it has a scale.
+    """Read one tensor in the file's number format, or in float32 if it has a scale or something is added.
 
     The result is a view of the mapped file if possible.
     """
@@ -122,6 +122,10 @@ def _read(handle: Any, stored: StoredTensor) -> Tensor:
             by_row = scale.reshape(-1, *[1] * (tensor.ndim - 1)) if scale.numel() > 1 else scale.reshape(())
             tensor = tensor.float() * by_row
         tensor = stored.transform.read(tensor)
+        if stored.added is not None:
+            other = open_file(stored.added.file)
+            up, down = (other.get_tensor(name).float() for name in (stored.added.up, stored.added.down))
+            tensor = tensor.float() + (up.flatten(1) @ down.flatten(1)).view(stored.added.shape)
     except SafetensorError as error:
         raise InputError(f"{stored.file}: changed since it was opened: {reason(error)}") from error
     if tuple(tensor.shape) != stored.shape or tensor.dtype != stored.read_dtype:

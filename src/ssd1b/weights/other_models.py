@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from ssd1b.errors import InputError
 from ssd1b.weights.files import Shape
 
-_CONTROLNET, _T2I_ADAPTER = "a ControlNet", "a T2I-Adapter"
+_CONTROLNET, _T2I_ADAPTER, _CONTROL_LORA = "a ControlNet", "a T2I-Adapter", "a Control-LoRA"
 _EMBEDDING = "an embedding (textual inversion)"
+_IP_ADAPTER = "an IP-Adapter"
 _ADAPTER = "a LoRA, which modifies a model: give the model itself"
 
 _KINDS: tuple[tuple[str, str], ...] = (
-    ("a ControlNet LoRA", r"lora_controlnet$"),
+    (_CONTROL_LORA, r"lora_controlnet$"),
     ("a ControlNet-LLLite", r"^lllite_"),
     ("a ControlNet-Union", r"(^|\.)(task_embedding|control_add_embedding)"),
     (
@@ -31,7 +32,7 @@ _KINDS: tuple[tuple[str, str], ...] = (
         r"lora_(down|up|mid|A|B)\b|\.lora\.(down|up)\.|lora_linear_layer|\.hada_[wt]\d|\.lokr_[wt]\d"
         r"|\.dora_scale$|\.oft_blocks$|\.(diff|diff_b)$|^lora_(unet|te)",
     ),
-    ("an IP-Adapter", r"^(ip_adapter|image_proj)\.|to_k_ip\."),
+    (_IP_ADAPTER, r"^(ip_adapter|image_proj)\.|to_k_ip\."),
     ("a motion module (AnimateDiff)", r"motion_modules\."),
     (_T2I_ADAPTER, r"^(adapter\.)?body\.\d+\.(resnets|block1|in_conv)\."),
     (_EMBEDDING, r"^(emb_params|string_to_param\..*|clip_[lg])$"),
@@ -69,12 +70,17 @@ def _kind(tensors: Mapping[str, tuple[str, Shape]]) -> str | None:
 
 
 def is_control_file(tensors: Mapping[str, tuple[str, Shape]]) -> bool:
-    """Whether a file with these tensors is a ControlNet or a T2I-Adapter, of any family."""
-    return _kind(tensors) in (_CONTROLNET, _T2I_ADAPTER)
+    """Whether a file with these tensors is a ControlNet, Control-LoRA or T2I-Adapter, of any family."""
+    return _kind(tensors) in (_CONTROLNET, _CONTROL_LORA, _T2I_ADAPTER)
+
+
+def is_ip_adapter_file(tensors: Mapping[str, tuple[str, Shape]]) -> bool:
+    """Whether a file with these tensors is an IP-Adapter, of any kind and family."""
+    return _kind(tensors) == _IP_ADAPTER
 
 
 def control_kind(tensors: Mapping[str, tuple[str, Shape]]) -> str | None:
-    """Return "controlnet" or "t2i_adapter" for a file that follows a picture; None for another.
+    """Return "controlnet", "control_lora" or "t2i_adapter" for a file that follows a picture; else None.
 
     Raises:
         InputError: it is a ControlNet for another family of models.
@@ -83,7 +89,8 @@ def control_kind(tensors: Mapping[str, tuple[str, Shape]]) -> str | None:
     if kind == _CONTROLNET and not any(map(_CONDITIONED.search, tensors)):
         text = _by_text_width(tensors) or "a model of another family"
         raise InputError(f"{_CONTROLNET} for {text}; only those for SDXL's family are supported")
-    return {_CONTROLNET: "controlnet", _T2I_ADAPTER: "t2i_adapter"}.get(kind or "")
+    kinds = {_CONTROLNET: "controlnet", _CONTROL_LORA: "control_lora", _T2I_ADAPTER: "t2i_adapter"}
+    return kinds.get(kind or "")
 
 
 def _by_text_width(tensors: Mapping[str, tuple[str, Shape]]) -> str | None:

@@ -1,7 +1,7 @@
 """Location of a network's tensors in files, in any known spelling, with their scales."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -19,6 +19,23 @@ _NUMBERS = ", ".join(FLOATS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LowRank:
+    """A product of two matrices in a file that is added to a tensor.
+
+    Attributes:
+        file: the safetensors file.
+        up: name of the tensor ``[out, rank, ...]``.
+        down: name of the tensor ``[rank, in, ...]``.
+        shape: of the product, ``[out, in, ...]``.
+    """
+
+    file: Path
+    up: str
+    down: str
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
     """Location of one of our tensors.
 
@@ -29,6 +46,7 @@ class StoredTensor:
         shape: our shape, after the transform.
         transform: converts the stored tensor to ours.
         scale: name of the tensor that the stored one is multiplied by first, if any.
+        added: what is added to our tensor, if anything.
     """
 
     file: Path
@@ -37,6 +55,11 @@ class StoredTensor:
     shape: Shape
     transform: TensorTransform = PLAIN
     scale: str | None = None
+    added: LowRank | None = None
+
+    def plus(self, added: LowRank | None) -> "StoredTensor":
+        """Return the sum of this tensor and a product of its shape."""
+        return self if added is None else replace(self, added=added)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -45,8 +68,13 @@ class StoredTensor:
 
     @property
     def read_dtype(self) -> torch.dtype:
-        """Number format of our tensor; float32 if it has a scale."""
-        return self.dtype if self.scale is None else torch.float32
+        """Number format of our tensor; float32 if it is computed."""
+        return torch.float32 if self.computed else self.dtype
+
+    @property
+    def computed(self) -> bool:
+        """Whether it is more than a view of the stored tensor."""
+        return self.scale is not None or self.added is not None
 
 
 def locate_tensors(

@@ -77,6 +77,9 @@ OTHER_SETTINGS = {
     "loras": ({"file": {"sha256": "0" * 64, "path": "/a.safetensors"}},),
     "controls": ({"model": {"sha256": "0" * 64, "path": "/a.safetensors"},
                   "picture": {"sha256": "1" * 64, "path": "/b.png"}},),
+    "image_prompts": ({"adapter": {"sha256": "0" * 64, "path": "/a.safetensors"},
+                       "picture": {"sha256": "1" * 64, "path": "/b.png"},
+                       "encoder": {"sha256": "2" * 64, "path": "/c.safetensors"}},),
     "prompt_editing": "on",
     "embeddings": (
         {"file": {"sha256": "0" * 64, "path": "/a.safetensors"}, "word": "cat", "vectors": 1},

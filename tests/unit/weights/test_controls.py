@@ -116,7 +116,7 @@ def test_published_sizes() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("lora_controlnet", "a ControlNet LoRA"),
+        ("lora_controlnet", "a Control-LoRA"),
         ("task_embedding", "a ControlNet-Union"),
         ("lllite_unet_input_blocks_4_1.down.0.weight", "a ControlNet-LLLite"),
         ("controlnet_x_embedder.weight", "a ControlNet for Flux or Stable Diffusion 3"),

@@ -11,12 +11,12 @@ from torch import nn
 
 from ssd1b.errors import InputError, NotFoundError, unknown
 from ssd1b.evaluate.clip_score import load_image_encoder
-from ssd1b.layouts import MINI_SDXL, ControlNetLayout
+from ssd1b.layouts import CLIP_VISION_MINI, MINI_SDXL, ControlNetLayout
 from ssd1b.model import Model
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
-from ssd1b.models.vision import CLIP_VISION_MINI, IMAGE_ENCODER, ImageEncoder, vision_config
+from ssd1b.models.vision import IMAGE_ENCODER, ImageEncoder, vision_config
 from ssd1b.saving import check_renewable, renewing, replacing
 from ssd1b.tabletop.judge.judge import load_judge
 from ssd1b.tabletop.miniature import train_clip, train_control, train_judge, train_unet, train_vae

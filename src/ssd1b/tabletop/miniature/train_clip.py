@@ -1,6 +1,7 @@
 """Contrastive training of the miniature's text encoders with a small image encoder (2103.00020)."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,9 +13,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ssd1b.layouts import CLIP_MINI, CLIP_MINI_2
+from ssd1b.layouts import CLIP_MINI, CLIP_MINI_2, CLIP_VISION_MINI
 from ssd1b.models.text import TextEncoder, TextEncoders
-from ssd1b.models.vision import CLIP_VISION_MINI, ImageEncoder
+from ssd1b.models.vision import ImageEncoder
 from ssd1b.saving import claim_folder
 from ssd1b.tabletop.miniature.cache import Shards
 from ssd1b.tabletop.world.captions import caption, full_caption
@@ -54,7 +55,7 @@ class ContrastiveTrio(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         width = CLIP_VISION_MINI.projection_dim
-        self.image_encoder = ImageEncoder(CLIP_VISION_MINI)
+        self.image_encoder = _vision_from_scratch(ImageEncoder(CLIP_VISION_MINI))
         self.text_encoder = _from_scratch(TextEncoder(CLIP_MINI))
         self.text_encoder_2 = _from_scratch(TextEncoder(CLIP_MINI_2))
         self.projection = nn.Linear(CLIP_MINI.hidden_size, width, bias=False)
@@ -77,12 +78,30 @@ def _from_scratch(encoder: TextEncoder) -> TextEncoder:
     embeddings = encoder.text_model.embeddings
     nn.init.normal_(embeddings.get_parameter("token_embedding.weight"), std=0.02)
     nn.init.normal_(embeddings.get_parameter("position_embedding.weight"), std=0.01)
-    for name, module in encoder.named_modules():
+    _spread(encoder, spreads, inner)
+    return encoder
+
+
+def _vision_from_scratch(encoder: ImageEncoder) -> ImageEncoder:
+    """Initialise as transformers does (``CLIPPreTrainedModel._init_weights``)."""
+    width = encoder.layout.hidden_size
+    inner, outer = width**-0.5, (2 * width * encoder.layout.layers) ** -0.5
+    embeddings = encoder.vision_model.embeddings
+    nn.init.normal_(embeddings.class_embedding, std=inner)
+    nn.init.normal_(embeddings.patch_embedding.weight, std=0.02)
+    nn.init.normal_(embeddings.position_embedding.weight, std=0.02)
+    spreads = {name: outer for name in ("q_proj", "k_proj", "v_proj", "fc2")}
+    _spread(encoder, {**spreads, "fc1": (2 * width) ** -0.5}, inner)
+    return encoder
+
+
+def _spread(network: nn.Module, spreads: Mapping[str, float], otherwise: float) -> None:
+    """Draw the weights of linear layers with spreads by their names; biases become 0."""
+    for name, module in network.named_modules():
         if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=spreads.get(name.rpartition(".")[2], inner))
+            nn.init.normal_(module.weight, std=spreads.get(name.rpartition(".")[2], otherwise))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    return encoder
 
 
 class PairBatch(NamedTuple):
