@@ -103,6 +103,12 @@ fuse(model)
 whole = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
 predicted = whole(latents, timesteps, model.cross_attention_kv(embeds, without_text=1), pooled, time_ids)
 assert (predicted - expected).norm() / expected.norm() < 1e-5
+texts = model.cross_attention_kv(embeds)
+pairs = [(k, v, k[:, :, :4], 0.5 * v[:, :, :4]) for k, v in texts.keys_values]
+pictures = texts._replace(keys_values=pairs)
+expected = model(latents, timesteps, pictures, pooled, time_ids)
+predicted = whole(latents, timesteps, pictures, pooled, time_ids)
+assert (predicted - expected).norm() / expected.norm() < 1e-5
 """
 
 
