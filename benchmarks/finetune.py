@@ -85,7 +85,7 @@ def ours(layout: str, latent: int, steps: int, begin: Callable[[], None]) -> Non
 
 def theirs(layout: str, latent: int, steps: int, begin: Callable[[], None]) -> None:
     """Run diffusers' loop with peft's adapter on the same modules."""
-    from diffusers import UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from diffusers.training_utils import cast_training_params
     from peft import LoraConfig
 
@@ -122,7 +122,7 @@ MODULES = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "pro
 """Those of kohya's trainer, which is this package's default."""
 
 
-def random_network(make: Callable[[], nn.Module], dtype: torch.dtype) -> Any:
+def random_network(make: Callable[[], Any], dtype: torch.dtype) -> Any:
     """Make a network in a number format, without its weights in float32."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

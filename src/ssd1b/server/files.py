@@ -233,7 +233,9 @@ class Files:
             folder, of a file without its suffix, or of a folder in diffusers' format.
         """
         found = {name: find_network(name) for name in BUILT_IN}
-        for path in () if self.controls is None else sorted(self.controls.rglob(f"*{SUFFIX}")):
+        files = [] if self.controls is None else sorted(self.controls.rglob(f"*{SUFFIX}"))
+        for path in files:
+            assert self.controls is not None
             name = _network_name(path.relative_to(self.controls))
             if path.name not in STEMS:
                 found[name] = path, {}

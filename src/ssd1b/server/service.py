@@ -75,6 +75,7 @@ from ssd1b.settings import (
     INPUTS,
     GenerationSettings,
     Preset,
+    numbered,
     random_seed,
     resolve_settings,
 )
@@ -225,7 +226,7 @@ class Service:
         chosen = None if preset is None else PRESETS[preset]
         # First, so that an error states the limits of this server and not those of all.
         self.options.check({**DEFAULTS, **layers, **(chosen.settings if chosen else {}), **given})
-        pictures = {
+        pictures: dict[str, Any] = {
             name: await self._picture_of(name, given[name]) for name in INPUTS if given.get(name) is not None
         }
         if "controls" in given:
