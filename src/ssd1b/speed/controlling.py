@@ -139,6 +139,10 @@ def _grey(picture: Tensor) -> Tensor:
     return (picture * weights).sum(dim=1, keepdim=True)
 
 
+_MOST_TEXTS = 4
+"""Most texts whose keys and values a control keeps; a prompt that changes during the steps has several."""
+
+
 class _Active(NamedTuple):
     """A control with its network and what that read in the picture."""
 
@@ -159,7 +163,7 @@ class Guide:
     def __init__(self, active: Sequence[_Active], timesteps: Sequence[float]) -> None:
         self._active = active
         self._rising = [-each for each in timesteps]
-        self._prompts: dict[tuple[int, int, bool], PromptKV] = {}
+        self._texts_of: dict[tuple[int, int, bool], tuple[PromptKV, PromptKV]] = {}
 
     @torch.inference_mode()
     def __call__(
@@ -209,14 +213,15 @@ class Guide:
     def _texts(self, index: int, network: Any, prompts: PromptKV, skipped: int) -> PromptKV:
         """Return a network's own keys and values, computed once for all steps."""
         key = (index, id(prompts), bool(skipped))
-        if key not in self._prompts:
+        if key not in self._texts_of:
+            if len(self._texts_of) >= _MOST_TEXTS * len(self._active):
+                del self._texts_of[next(iter(self._texts_of))]
             embeds = prompts.prompt_embeds
             # The UNet's keys and values lack the images without text.
             without = len(embeds) - len(prompts.keys_values[0][0])
-            self._prompts[key] = network.cross_attention_kv(
-                embeds[skipped:], without_text=0 if skipped else without
-            )
-        return self._prompts[key]
+            own = network.cross_attention_kv(embeds[skipped:], without_text=0 if skipped else without)
+            self._texts_of[key] = prompts, own  # while the prompts are kept, no others get their id
+        return self._texts_of[key][1]
 
 
 def _scaled(found: Additions, control: Control, skipped: int) -> Additions:

@@ -19,8 +19,10 @@ from ssd1b.jobs.executor import renderer
 from ssd1b.layouts import SSD_1B, ControlNetLayout, T2IAdapterLayout, encoder_of
 from ssd1b.models.controlnet import ControlNet
 from ssd1b.models.t2i_adapter import T2IAdapter
+from ssd1b.models.unet import PromptKV
 from ssd1b.pipeline import Pipeline
 from ssd1b.speed import backends
+from ssd1b.speed.controlling import _MOST_TEXTS, Guide, _Active
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.writing import save_folder
 from tiny import DRAWABLE, random_weights, tiny
@@ -149,6 +151,22 @@ def test_networks_stay_for_the_next_run_and_leave_with_the_next_choice(
         assert pipeline.controlling is not None
         assert {*pipeline.controlling._networks} == {each.model.sha256 for each in controls}
     assert loaded == ["controlnet", "t2i_adapter", "controlnet"]
+
+
+def test_each_step_has_the_text_of_its_own_prompt(folder: Path) -> None:
+    """Prompts that change are encoded again, and the memory of a discarded one is used by the next."""
+    layout = ControlNetLayout(encoder=encoder_of(LAYOUT.unet), hint=(4, 4, 4, 4))
+    network = ControlNet(layout).eval()
+    network.cross_attention_kv = lambda embeds, without_text: PromptKV(embeds, [])  # type: ignore[method-assign]
+    guide = Guide(
+        [_Active(control_of(str(folder / "net.safetensors"), str(folder / "a.png")), network, None, [])],
+        [1.0],
+    )
+    for number in range(3 * _MOST_TEXTS):
+        prompts = PromptKV(torch.full((1, 1, 1), float(number)), [(torch.zeros(1, 1, 1, 1),) * 2])
+        for _ in range(2):
+            assert guide._texts(0, network, prompts, 0).prompt_embeds.item() == number
+        del prompts
 
 
 def test_with_low_memory_unet_and_controlnet_take_turns(folder: Path) -> None:
