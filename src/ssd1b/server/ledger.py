@@ -221,9 +221,16 @@ class Ledger:
 
     async def load(self, request: str, job: MakeJob) -> Request | None:
         """Return a request by its id, also one that is finished; None if there is none, or it is deleted."""
-        if known := self.open.get(request) or self._unsaved.get(request):
+        if known := self._known(request):
             return known
         return await self.keep(partial(self.queue.load, request, job))
+
+    def current(self, request: Request) -> Request:
+        """Return what is known of a request that was loaded; on a full disk that is more."""
+        return self._known(request.id) or request
+
+    def _known(self, request: str) -> Request | None:
+        return self.open.get(request) or self._unsaved.get(request)
 
     @asynccontextmanager
     async def listen(

@@ -571,7 +571,8 @@ class Service:
     ) -> list[Request]:
         """Return requests, the newest first; see ``Queue.newest``."""
         load = partial(self._ledger.queue.newest, self._job, states, limit=limit, before=before)
-        return [self._ledger.open.get(each.id, each) for each in await self._ledger.keep(load)]
+        found = [self._ledger.current(each) for each in await self._ledger.keep(load)]
+        return [each for each in found if not states or each.state in states]
 
     async def wait(self, request: Request) -> None:
         """Wait until a request is finished, or will not be before the next start."""

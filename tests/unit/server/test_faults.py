@@ -468,6 +468,9 @@ def test_a_full_disk_is_an_answer_and_the_server_goes_on_when_there_is_space(
         assert {each.status_code for each in answers} <= {202, 507}
         states = [finished(server.url, each.json()["id"]) for each in answers if each.status_code == 202]
         assert all(each["state"] in ("done", "failed") for each in states)
+        listed = requests.get(f"{server.url}/v1/jobs?limit=100", timeout=9).json()["jobs"]
+        assert {each["state"] for each in listed} <= {"done", "failed"}, "also those whose end is not on disk"
+        assert not requests.get(f"{server.url}/v1/jobs?state=running", timeout=9).json()["jobs"]
         waited = requests.post(f"{server.url}/v1/images/generations", json=JOB | {"seed": 99}, timeout=60)
         assert waited.status_code == 507, waited.text
         assert requests.get(f"{server.url}/healthz", timeout=9).status_code == 200
