@@ -36,6 +36,7 @@ def test_defaults_of_ssd_1b_are_those_of_its_model_card():
         "feature_reuse": 0.0,
         "loras": (),
         "controls": (),
+        "image_prompts": (),
         "embeddings": (),
         "prompt_editing": "off",
         "steps": 25,
