@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ssd1b.bench.machine import machine
 from ssd1b.finetune.layers import adapt
-from ssd1b.finetune.run import squared_error
+from ssd1b.finetune.prior import loss_terms
 from ssd1b.finetune.settings import make_settings
 from ssd1b.layouts import model_layout
 from ssd1b.models.text import Conditioning
@@ -74,7 +74,7 @@ def ours(layout: str, latent: int, steps: int, begin: Callable[[], None]) -> Non
 
     def loss(module: nn.Module, batch: LatentBatch) -> dict[str, Tensor]:
         begin()
-        return {"loss": squared_error(objective, computing_in(dtype, module), batch)}
+        return loss_terms(objective, computing_in(dtype, module), batch, None, 1.0)
 
     with tempfile.TemporaryDirectory() as folder:
         train(

@@ -49,6 +49,16 @@ def _needs(given: Mapping[str, Any]) -> tuple[str, ...]:
 @click.option("--learning-rate", type=float, help="Default: 1e-4 for lora, 1e-6 for full.")
 @click.option("--seed", type=int, help="Seed of data, noise and the adapter.")
 @click.option(
+    "--prior", type=PATH, metavar="DATA", help="Captioned images of the class, learned beside (DreamBooth)."
+)
+@click.option(
+    "--prior-prompt",
+    multiple=True,
+    metavar="PROMPT",
+    help="Predict for this what the model did before. Repeatable.",
+)
+@click.option("--prior-weight", type=float, help="Weight of the prior's loss. Default: 1.")
+@click.option(
     "--validation", type=PATH, metavar="DATA", help="Other captioned images, to measure the loss on."
 )
 @click.option(
@@ -68,7 +78,8 @@ def command(
     model: str, data: str | None, method: str | None, file: str | None, out: str | None, cache: str | None,
     kind: str | None, rank: int | None, alpha: float | None, rslora: bool, targets: str | None,
     block: tuple[str, ...], steps: int | None, batch_size: int | None, learning_rate: float | None,
-    seed: int | None, validation: str | None, sample: tuple[str, ...], names: str, no_metadata: bool,
+    seed: int | None, prior: str | None, prior_prompt: tuple[str, ...], prior_weight: float | None,
+    validation: str | None, sample: tuple[str, ...], names: str, no_metadata: bool,
     dry_run: bool, resume: bool, overwrite: bool, device: str | None, offline: bool, prediction: str | None,
 ) -> None:  # fmt: skip
     """Train an adapter of a model's UNet, or the whole UNet, on captioned images.
@@ -91,7 +102,8 @@ def command(
 
     given = {
         "method": method, "kind": kind, "rank": rank, "alpha": alpha, "rslora": rslora or None,
-        "targets": targets, "blocks": block, "validation": validation, "samples": sample, "data.path": data,
+        "targets": targets, "blocks": block, "prior": prior, "prior_prompts": prior_prompt,
+        "prior_weight": prior_weight, "validation": validation, "samples": sample, "data.path": data,
         "train.steps": steps, "train.batch_size": batch_size, "train.learning_rate": learning_rate,
         "train.seed": seed,
     }  # fmt: skip

@@ -68,14 +68,17 @@ def plan_finetune(
         trained = sum(each.numel() for each in trained_parameters(unet).values())
     low_rank = modules > 0 and settings.kind == "lora"
     backward = BACKWARD / 2 if low_rank else BACKWARD  # no gradients of the frozen weights
+    # Each prior needs a pass of its own; that of prompts also one of the model before.
+    passes = 1 + (settings.prior is not None) + bool(settings.prior_prompts)
     total, at_once = parameters(layout.unet), train.batch_size // train.micro_batches
     memory = {
-        "frozen weights": dtype.itemsize * (total if modules else 0),
+        "frozen weights": dtype.itemsize * (total if modules or settings.prior_prompts else 0),
         "trained weights": FLOAT32 * trained,
         "gradients": FLOAT32 * trained,
         "optimiser": trained * (OPTIMISER_BYTES[train.optimizer] if train.muon_rate is None else FLOAT32),
         "averaged weights": FLOAT32 * trained * (train.ema_decay > 0),
-        "activations": at_once
+        "activations": passes
+        * at_once
         * activations(layout.unet, cells, dtype, place, checkpointed=train.gradient_checkpointing),
         # The rounded weights of a whole UNet; the changed ones of adapters that change weights.
         "computed weights": dtype.itemsize * total
@@ -87,5 +90,10 @@ def plan_finetune(
     speed = measure_speed(load, macs, cells, dtype, place, batch_size=at_once)
     return FinetunePlan(
         modules=modules, trained=trained, parameters=total, memory=memory, speed=speed, device=place,
-        seconds=train.steps * train.batch_size * (1 + backward) * macs / speed.rate, dtype=dtype_name(dtype),
+        seconds=train.steps
+        * train.batch_size
+        * (passes * (1 + backward) + bool(settings.prior_prompts))
+        * macs
+        / speed.rate,
+        dtype=dtype_name(dtype),
     )  # fmt: skip

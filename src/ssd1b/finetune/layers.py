@@ -47,12 +47,14 @@ class LowRank(nn.Module):
 
     def __init__(self, module: nn.Linear | nn.Conv2d, rank: int, scale: float) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale, self.enabled = scale, True
         tensors = _lora(module.weight, rank)
         self.tensors = nn.ParameterDict({role: nn.Parameter(each) for role, each in tensors.items()})
 
     def change(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         """Add the products to the module's output."""
+        if not self.enabled:
+            return output
         down, up = self.tensors["down"], self.tensors["up"]
         if isinstance(module, nn.Conv2d):
             inner = F.conv2d(inputs[0], down, None, module.stride, module.padding, module.dilation)
@@ -79,7 +81,7 @@ class AdaptedWeight(nn.Module):
 
     def __init__(self, weight: Tensor, kind: str, rank: int, scale: float) -> None:
         super().__init__()
-        self._kind, self.scale = _OF_KIND[kind], scale
+        self._kind, self.scale, self.enabled = _OF_KIND[kind], scale, True
         tensors = _INITIAL[_OF_KIND[kind]](weight, rank)
         if kind == "dora":
             norms = torch.linalg.vector_norm(weight.float().flatten(1), dim=1)
@@ -88,6 +90,8 @@ class AdaptedWeight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight with the change, in the weight's number format."""
+        if not self.enabled:
+            return weight
         change = weight_change(self._kind, weight, dict(self.tensors.items()), {"scale": self.scale})
         return weight + change.to(weight.dtype)
 

@@ -1,7 +1,8 @@
 """A fine-tuning: data are encoded, the encoders leave memory, the UNet learns, and files are written."""
 
+import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
@@ -15,10 +16,11 @@ from ssd1b.distill.run import join_processes, record_config, write_model
 from ssd1b.distill.validation import make_sample_validator
 from ssd1b.errors import ConflictError, FailedError, InputError
 from ssd1b.finetune.layers import adapt, trained_adapters
+from ssd1b.finetune.prior import Pairs, Preservation, loss_terms, weighted_error, without_adapters
 from ssd1b.finetune.settings import FinetuneSettings
 from ssd1b.finetune.writing import check_names, kohya_metadata, prove_saving, write_adapter
 from ssd1b.model import Model
-from ssd1b.models.text import TextEncoders
+from ssd1b.models.text import Conditioning, TextEncoders
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.runtime import choose_device
@@ -131,7 +133,11 @@ def _train(
             batch_size=settings.train.batch_size, seed=settings.train.seed,
         )  # fmt: skip
 
-    batches = group.first_before_others(partial(read, settings.data, "data.json"))
+    own = group.first_before_others(partial(read, settings.data, "data.json"))
+    batches: Batches[Any] = own
+    if settings.prior is not None:
+        of_class = replace(settings.data, path=settings.prior)
+        batches = Pairs(own, group.first_before_others(partial(read, of_class, "prior.json")))
     others = None
     if settings.validation is not None:
         held_out = replace(settings.data, path=settings.validation, caption_dropout=0.0)
@@ -141,6 +147,11 @@ def _train(
         schedule=model.info.noise_schedule, max_weight=settings.min_snr,
         weighting=settings.weighting, noise_offset=settings.noise_offset,
     )  # fmt: skip
+    prompts = None
+    if settings.prior_prompts:
+        # Tensors from inference mode could not take part in a training.
+        embeds, pooled = text.encode(text.tokenize(settings.prior_prompts))
+        prompts = Conditioning(embeds.clone(), pooled.clone())
     draw = make_sample_validator(model, settings.samples, vae, text) if settings.samples else None
     del read, vae, text  # cached data need no encoders: they leave memory before the UNet enters it
 
@@ -150,14 +161,18 @@ def _train(
         adapt(unet, settings)
         convert_frozen(unet, dtype)
         group.decide(partial(prove_saving, out, trained_adapters(unet), model.layout, names))
+        before = partial(_without_adapters, unet)
     else:
+        before = None if prompts is None else copy.deepcopy(unet).requires_grad_(False).to(dtype)
         unet.requires_grad_(True)
         # A compiled block cannot be recomputed.
         if device == "cpu" and not settings.train.gradient_checkpointing:
             use_fast_cpu_kernels(unet, dtype)
 
-    def loss(module: nn.Module, batch: LatentBatch) -> dict[str, Tensor]:
-        return {"loss": squared_error(objective, computing_in(dtype, module), batch)}
+    preservation = None if prompts is None or before is None else Preservation(prompts, before)
+
+    def loss(module: nn.Module, batch: Any) -> dict[str, Tensor]:
+        return loss_terms(objective, computing_in(dtype, module), batch, preservation, settings.prior_weight)
 
     checks: list[Validate] = [] if draw is None else [draw]
     if others is not None:
@@ -167,14 +182,12 @@ def _train(
         validate=_together(checks) if checks else None,
     )  # fmt: skip
     assert isinstance(trained, UNet)
-    return trained, sum(map(len, batches.pictures))
+    return trained, sum(map(len, own.pictures))
 
 
-def squared_error(objective: Objective, predict: Callable[..., Any], batch: LatentBatch) -> Tensor:
-    """Return the weighted mean squared error of a batch, with noise from torch's global generator."""
-    example = objective(batch)
-    errors = (predict(*example.inputs).float() - example.target).square().flatten(1).mean(1)
-    return (errors * example.weights).mean()
+def _without_adapters(unet: UNet, *inputs: Tensor) -> Tensor:
+    with without_adapters(unet):
+        return unet(*inputs)
 
 
 def make_loss_validator(objective: Objective, batches: Batches[LatentBatch]) -> Validate:
@@ -191,7 +204,7 @@ def make_loss_validator(objective: Objective, batches: Batches[LatentBatch]) -> 
         with torch.random.fork_rng():
             torch.manual_seed(0)
             each = [
-                squared_error(objective, predict, batches[number]) for number in range(_VALIDATION_BATCHES)
+                weighted_error(predict, objective(batches[number])) for number in range(_VALIDATION_BATCHES)
             ]
         found[step] = float(sum(each)) / len(each)
         best = min(found, key=lambda step: found[step])

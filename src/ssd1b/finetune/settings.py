@@ -67,6 +67,10 @@ class FinetuneSettings:
             loss of diffusers and kohya.
         min_snr: gamma of min-SNR (2303.09556), see ``objective.loss_weights``.
         noise_offset: see ``objective.noised``; SDXL's base was trained with 0.0357.
+        prior: source of captioned images of the subject's class, which are learned beside it (DreamBooth).
+        prior_prompts: prompts of the class, for which the model is to predict what it did before; needs no
+            images.
+        prior_weight: of the loss of either.
         validation: source of other captioned images, whose loss is measured at fixed noise and timesteps.
         samples: prompts generated at each validation, each with its index as seed.
         train: settings of the loop.
@@ -83,6 +87,9 @@ class FinetuneSettings:
     weighting: Annotated[str, OneOf("weighting", WEIGHTINGS)] = "min-snr"
     min_snr: Annotated[float, Range(0.1, 1e6)] = 5.0
     noise_offset: Annotated[float, Range(0, 1)] = 0.0
+    prior: Name | None = None
+    prior_prompts: Annotated[tuple[Name, ...], Items(0, 256)] = ()
+    prior_weight: Annotated[float, Range(0, 100)] = 1.0
     validation: Name | None = None
     samples: Annotated[tuple[Name, ...], Items(0, 16)] = ()
     train: LoopSettings

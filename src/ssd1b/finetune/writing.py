@@ -126,6 +126,7 @@ def kohya_metadata(settings: FinetuneSettings, model: str, family: str, pictures
         "ss_gradient_checkpointing": train.gradient_checkpointing,
         "ss_total_batch_size": train.batch_size,
         "ss_num_train_images": pictures,
+        "ss_prior_loss_weight": settings.prior_weight if settings.prior else None,
         "ss_seed": train.seed,
         "ss_min_snr_gamma": settings.min_snr if settings.weighting == "min-snr" else None,
         "ss_debiased_estimation": settings.weighting == "debiased",

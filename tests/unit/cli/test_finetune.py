@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 from picture_files import smooth
+from ssd1b.finetune import prior
 from ssd1b.finetune import run as running
 from ssd1b.finetune.layers import adapt
 from ssd1b.finetune.settings import make_settings
@@ -110,6 +111,28 @@ def test_a_run_that_was_stopped_resumes_to_the_same_bits(run, tmp_path, model, p
     assert whole == parts
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_what_the_model_knew_is_learned_beside(run, tmp_path, model, pictures, method):
+    of_class = tmp_path / "class"
+    of_class.mkdir()
+    for number in range(2):
+        smooth(64, 64, seed=10 + number).save(of_class / f"{number}.png")
+        (of_class / f"{number}.txt").write_text("a thing")
+    (tmp_path / "run.toml").write_text("[train]\nlog_steps = 1\n")
+    more = ["--prior", of_class, "--prior-prompt", "a thing", "--prior-prompt", "another", "--method", method]
+    result = run(*call(model, pictures, "--file", "run.toml", "--prior-weight", 2, *more))
+    assert result.code == 0, result.err
+    lines = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert line["loss"] == pytest.approx(
+            line["subject"] + 2 * (line["prior"] + line["preserved"]), rel=1e-4
+        )
+    assert lines[0]["preserved"] < 1e-9 < lines[-1]["preserved"], "before the first step it is the same model"
+    assert json.loads((tmp_path / "out/prior.json").read_text())
+    result = run(*call(model, pictures, "--prior", tmp_path / "nothing", out="other"))
+    assert result.code == 2 and "nothing" in result.err and result.err.count("\n") == 1
+
+
 def test_a_whole_model_is_trained_with_validation_and_samples(run, tmp_path, model, pictures):
     (tmp_path / "run.toml").write_text(
         'method = "full"\nsamples = ["a cat"]\n[train]\nvalidation_steps = 1\n'
@@ -128,9 +151,10 @@ def test_a_whole_model_is_trained_with_validation_and_samples(run, tmp_path, mod
 def test_overfitting_is_reported_with_its_step(model, monkeypatch):
     losses = iter([2.0, 1.0, 1.1, 1.2, 1.3, 1.4])
     monkeypatch.setattr(running, "_VALIDATION_BATCHES", 1)
-    monkeypatch.setattr(running, "squared_error", lambda *_: torch.tensor(next(losses)))
+    monkeypatch.setattr(running, "weighted_error", lambda *_: torch.tensor(next(losses)))
     unet = Model.find(str(model)).network("unet")
     objective = running.Objective(text=None, device="cpu", dtype=torch.float32)
+    monkeypatch.setattr(running.Objective, "__call__", lambda self, batch: None)
     validate = running.make_loss_validator(objective, {0: None})
     for step in (10, 20, 30, 40):
         validate(unet, step)
@@ -152,10 +176,10 @@ def test_a_dry_run_reports_memory_by_part_and_writes_nothing(run, tmp_path, mode
 
 
 def test_a_gradient_that_explodes_leaves_no_adapter(run, tmp_path, model, pictures, monkeypatch):
-    def broken(objective, predict, batch):
-        return predict(*objective(batch).inputs).mean() * float("nan")
+    def broken(predict, example):
+        return predict(*example.inputs).mean() * float("nan")
 
-    monkeypatch.setattr(running, "squared_error", broken)
+    monkeypatch.setattr(prior, "weighted_error", broken)
     (tmp_path / "run.toml").write_text("train = { max_skipped = 1 }")
     result = run(*call(model, pictures, "--file", "run.toml"))
     assert result.code == 2 and not (tmp_path / "out/adapter.safetensors").exists()
