@@ -61,8 +61,8 @@ OPTIONS = {
     "finetune": {
         "--data", "--method", "--file", "--out", "--cache", "--kind", "--rank", "--alpha", "--rslora",
         "--targets", "--block", "--steps", "--batch-size", "--learning-rate", "--seed", "--prior",
-        "--prior-prompt", "--prior-weight", "--validation", "--sample", "--names", "--no-metadata", "--dry-run",
-        "--resume", "--overwrite", "--model", "--device", "--offline", "--prediction",
+        "--prior-prompt", "--prior-weight", "--validation", "--sample", "--names", "--no-metadata",
+        "--dry-run", "--resume", "--overwrite", "--model", "--device", "--offline", "--prediction",
     },
     "distill": {
         "--teacher", "--student", "--data", "--stages", "--out", "--cache", "--steps", "--batch-size",
