@@ -29,9 +29,10 @@ def previews(pipeline: Pipeline, show: Callable[[Image.Image], object]) -> Watch
 
     def watch(step: Step) -> None:
         nonlocal sketch
-        if step.index == 0:  # a new image
-            sketch = None
         begin, latents = time.perf_counter(), step.denoised[:1]
+        # A new image, or the second pass of the hires fix.
+        if step.index == 0 or (sketch is not None and sketch.latents.shape != latents.shape):
+            sketch = None
         if begin >= due["decoding"]:
             kind = "decoding"
             (image,) = pipeline.preview(latents)

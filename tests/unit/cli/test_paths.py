@@ -169,7 +169,17 @@ def test_every_path_of_every_command_is_checked_when_it_is_read():
 
     context = click.Context(app.cli)
     # Checked where they are opened.
-    lowest = {"--preset", "--stages", "--model", "--lora", "--embedding", "loras", "subject", "name"}
+    lowest = {
+        "--preset",
+        "--stages",
+        "--model",
+        "--lora",
+        "--embedding",
+        "--ip-adapter",
+        "loras",
+        "subject",
+        "name",
+    }
     unchecked = [
         f"{command.name} {parameter.opts[0]}"
         for command in commands(app.cli, context)
