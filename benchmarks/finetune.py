@@ -34,6 +34,7 @@ from ssd1b.layouts import model_layout
 from ssd1b.models.text import Conditioning
 from ssd1b.models.unet import UNet
 from ssd1b.training.batches import LatentBatch
+from ssd1b.training.kernels import use_fast_cpu_kernels
 from ssd1b.training.loop import train
 from ssd1b.training.objective import Objective
 from ssd1b.training.precision import computing_in, training_dtype
@@ -70,6 +71,7 @@ def ours(layout: str, latent: int, steps: int, begin: Callable[[], None]) -> Non
     dtype = training_dtype("cpu")
     unet = random_network(lambda: UNet(model_layout(layout).unet), dtype)
     adapt(unet, settings)
+    use_fast_cpu_kernels(unet, dtype)
     objective = Objective(text=None, device="cpu", dtype=dtype)
 
     def loss(module: nn.Module, batch: LatentBatch) -> dict[str, Tensor]:

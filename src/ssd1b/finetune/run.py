@@ -40,6 +40,8 @@ CONFIG_FILE, CARD = "finetune.json", "README.md"
 ADAPTER = "adapter.safetensors"
 _RESULTS = (ADAPTER, CARD, "model", "model.safetensors")
 _VALIDATION_BATCHES = 8
+_COMPILED_STEPS = 200
+"""Fewest steps for which faster steps on a CPU pay for the compiler's minute."""
 _RISES = 3
 """Validations in a row above the best one after which a run is said to overfit."""
 
@@ -165,9 +167,10 @@ def _train(
     else:
         before = None if prompts is None else copy.deepcopy(unet).requires_grad_(False).to(dtype)
         unet.requires_grad_(True)
-        # A compiled block cannot be recomputed.
-        if device == "cpu" and not settings.train.gradient_checkpointing:
-            use_fast_cpu_kernels(unet, dtype)
+    # A compiled block cannot be recomputed, and compiling takes a minute.
+    compiles = settings.train.steps >= _COMPILED_STEPS and not settings.train.gradient_checkpointing
+    if device == "cpu" and compiles:
+        use_fast_cpu_kernels(unet, dtype)
 
     preservation = None if prompts is None or before is None else Preservation(prompts, before)
 
