@@ -1,6 +1,6 @@
 """Compare fine-tuning steps of SSD-1B and SDXL at full size, and this package with diffusers and peft.
 
-    python benchmarks/finetune.py docs/log/finetune                           # about 20 minutes on two cores
+    python benchmarks/finetune.py docs/log/finetune                           # about ten minutes on two cores
     python benchmarks/finetune.py /tmp/finetune --latent 32 --rounds 1 --cases ssd1b:ssd-1b
 
 A step is forward, backward and update for one image with cached latents and text embeddings; the weights are

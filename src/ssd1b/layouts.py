@@ -121,7 +121,7 @@ class VisionLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResamplerLayout:
-    """What reads all states of an image encoder for an IP-Adapter "plus".
+    """Resampler of an IP-Adapter "plus": attention from learned queries to an image encoder's hidden states.
 
     Attributes:
         channels: width of the queries.

@@ -27,7 +27,7 @@ MARKER = "lora_controlnet"
 """Name of a tensor that every such file has."""
 
 _NEW = (HINT, "controlnet_down_blocks", "controlnet_mid_block")
-"""What a ControlNet has beside a UNet's encoder, by the first word of its names."""
+"""Parts of a ControlNet that a UNet's encoder lacks, by the first component of their tensor names."""
 
 
 def is_control_lora(path: Path) -> bool:

@@ -97,6 +97,8 @@ class FinetuneSettings:
 
     def __post_init__(self) -> None:
         """Check combinations of fields."""
+        if self.prior_weight != 1 and self.prior is None and not self.prior_prompts:
+            raise InputError("prior_weight needs prior (--prior) or prior_prompts (--prior-prompt)")
         if self.method == "lora" and self.train.fsdp:
             raise InputError("fsdp is for method full: an adapter fits on each device")
         if self.method == "lora" and self.train.muon_rate is not None:

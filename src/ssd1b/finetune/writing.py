@@ -25,7 +25,7 @@ FORMATS = ("kohya", "diffusers")
 _KOHYA_ARGUMENTS: Mapping[str, Mapping[str, str]] = {
     "lora": {}, "dora": {"dora_wd": "True"}, "loha": {"algo": "loha"}, "lokr": {"algo": "lokr"},
 }  # fmt: skip
-"""What tells the kinds apart in kohya's metadata."""
+"""kohya's ``ss_network_args`` for each kind of adapter."""
 
 _KOHYA = {"down": "lora_down.weight", "up": "lora_up.weight", "dora": "dora_scale"}
 

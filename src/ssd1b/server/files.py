@@ -359,7 +359,7 @@ def _identified(path: Path, stamp: tuple[int, int]) -> Lora:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlFacts:
-    """What is known of a network that follows a picture.
+    """Description of a ControlNet, Control-LoRA or T2I-Adapter.
 
     Attributes:
         kind: "controlnet", "control_lora" or "t2i_adapter".

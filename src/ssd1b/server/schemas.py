@@ -286,7 +286,7 @@ class ControlAnswer(BaseModel):
     """A ControlNet or T2I-Adapter."""
 
     name: str = Field(description="For `model` in `controls`.")
-    kind: Literal["controlnet", "t2i_adapter"] | None = None
+    kind: Literal["controlnet", "control_lora", "t2i_adapter"] | None = None
     models: list[str] = Field(description="Models of this server that it fits.")
     error: str | None = Field(default=None, description="Why it cannot be used.")
 

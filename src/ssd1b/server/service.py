@@ -415,7 +415,7 @@ class Service:
         return found, missing
 
     async def controls(self) -> dict[str, ControlFacts | InputError]:
-        """What is known of each network that follows a picture, or what is wrong with it, by name."""
+        """Return the description of each control network, or the error in its file, by name."""
         return await asyncio.to_thread(self._describe_controls)
 
     def _describe_controls(self) -> dict[str, ControlFacts | InputError]:

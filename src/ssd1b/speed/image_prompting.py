@@ -29,7 +29,7 @@ _DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(slots=True, kw_only=True)
 class ImagePrompting:
-    """What IP-Adapters read in pictures, for a loaded model.
+    """Keys and values that IP-Adapters compute from pictures, for a loaded model.
 
     Neither they nor the image encoders stay in memory: an encoder may be larger than the UNet, and what they
     read is small, and stays for the next run.
@@ -131,7 +131,7 @@ def clip_pixels(picture: InputFile, side: int) -> Tensor:
 
 
 class ImageGuide:
-    """What image prompts add to the texts in the steps of one run.
+    """Adds the keys and values of image prompts to those of the texts, in the steps of one run.
 
     Args:
         prompts: each with keys and values ``[2, heads, T, head_dim]``, of nothing and of its picture, for

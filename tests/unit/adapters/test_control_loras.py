@@ -120,6 +120,16 @@ def test_low_memory(folder: Path, file: Path) -> None:
     assert (found - expected).norm() / expected.norm() < 0.1
 
 
+def test_a_server_lists_it_with_the_models_that_it_fits(file: Path) -> None:
+    from ssd1b.server.files import control_facts
+    from ssd1b.server.routes.native import _control
+
+    models = {name: ModelInfo(layout=layout) for name, layout in MODELS.items()}
+    answer = _control("lora", control_facts(file, models))
+    assert (answer.kind, answer.error) == ("control_lora", None)
+    assert {"sdxl", "ssd-1b"} <= {*answer.models}
+
+
 def test_it_is_known_by_its_marker(folder: Path, file: Path) -> None:
     assert is_control_lora(file)
     assert not is_control_lora(folder / "sdxl/unet/diffusion_pytorch_model.safetensors")

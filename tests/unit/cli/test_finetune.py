@@ -190,6 +190,8 @@ def test_a_gradient_that_explodes_leaves_no_adapter(run, tmp_path, model, pictur
     [
         (["--kind", "lorra"], "lora"),
         (["--rank", 0], "rank"),
+        (["--prior-weight", 2], "prior_weight needs prior"),
+        (["--prior-weight", -1, "--prior-prompt", "x"], "prior_weight"),
         (["--block", "up_blocks.9"], "up_blocks.9"),
         (["--names", "diffuser"], "diffusers"),
         (["--names", "diffusers", "--kind", "lokr"], "diffusers has no names for lokr"),
