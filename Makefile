@@ -6,16 +6,16 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 PROMPT ?= a large red metal sphere on a blue background
 
-.PHONY: demo test coverage browser check docs full-size clean
+.PHONY: demo test coverage browser check types layers site docs full-size clean
 
 demo: $(VENV)/installed  ## Set up and draw the first picture.
 	$(BIN)/ssd1b generate "$(PROMPT)" --seed 0 --out pictures
 
 test: $(VENV)/installed-dev  ## Set up and run every test that needs neither a GPU nor a full-size model.
-	$(BIN)/python -m pytest --numprocesses 2 --quiet
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --quiet
 
 coverage: $(VENV)/installed-dev  ## As test, and print the share of lines that the tests ran, by module.
-	$(BIN)/python -m pytest --numprocesses 2 --quiet --cov
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --quiet --cov
 
 browser: $(VENV)/installed-dev  ## Find a Chromium for the browser tests; root on Debian installs it.
 	$(BIN)/python tests/browsers.py
@@ -23,13 +23,21 @@ browser: $(VENV)/installed-dev  ## Find a Chromium for the browser tests; root o
 check: $(VENV)/installed-dev  ## Lint, types, layers, links of the documentation.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory --jobs 2 types layers site
+
+# The type checker takes as long as everything else together, on one core.
+types:
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+layers:
 	$(BIN)/lint-imports --no-cache
+
+site:
 	$(BIN)/zensical build --clean --strict
 
 docs: $(VENV)/installed-docs  ## Write the references and build the site in site/; a broken link fails.
 	$(BIN)/python tools/reference.py
-	$(BIN)/zensical build --clean --strict
+	$(MAKE) --no-print-directory site
 
 full-size: $(VENV)/installed-dev  ## Draw and distill SSD-1B and SDXL at full size on random weights: 20 GB of memory, ten minutes.
 	$(BIN)/python -m pytest --full-size tests/full_size
@@ -43,6 +51,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(INSTALL) --editable '.[dev]'
+	$(INSTALL) --no-deps spandrel  # see docs/adr/0031-upscalers.md
 	touch $@
 
 $(VENV)/installed-docs: $(VENV)/installed

@@ -1,10 +1,12 @@
 """Count what is right in a few-step student's images beside its teacher's, on Tabletop, with equal captions.
 
     python benchmarks/few_steps.py STUDENT RESULT.json [--captions 240] [--teacher mini-ssd-1b]
+        [--known EARLIER.json]
 
-STUDENT is a model of ``ssd1b distill --steps-method``. Both draw the same captions from the same noise.
-RESULT has each image's scores, and for each run the mean and its difference from the teacher at 20 steps with
-guidance, paired by caption, with 95% intervals.
+STUDENT is a model of ``ssd1b distill --steps-method``. Both draw the same captions from the same noise. Of
+EARLIER, a result with the same captions and teacher, the teacher's scores are taken, and its images not drawn
+again. RESULT has each image's scores, and for each run the mean and its difference from the teacher at 20
+steps with guidance, paired by caption, with 95% intervals.
 """
 
 import argparse
@@ -70,13 +72,18 @@ def main() -> None:
     parser.add_argument("result", type=Path)
     parser.add_argument("--captions", type=int, default=240)
     parser.add_argument("--teacher", default="mini-ssd-1b")
+    parser.add_argument("--known", type=Path)
     given = parser.parse_args()
+    known = json.loads(given.known.read_text()) if given.known else {"captions": given.captions, "runs": {}}
+    if known["captions"] != given.captions:
+        parser.error(f"{given.known} has {known['captions']} captions, not {given.captions}")
     judge, chosen = load_judge(), cases(given.captions)
     pipelines = {name: Pipeline.load(name, device="cpu") for name in (given.teacher, given.student)}
     found: dict[str, Any] = {}
     for label, (model, settings) in runs(given.teacher, given.student).items():
         begin = time.perf_counter()
-        row = measure(pipelines[model], judge, chosen, settings)
+        is_known = model == given.teacher and label in known["runs"]
+        row = known["runs"][label] if is_known else measure(pipelines[model], judge, chosen, settings)
         reference = found.get(REFERENCE, row)
         for name in SCORES:
             row[f"{name}_mean"] = estimate(row[name])._asdict()

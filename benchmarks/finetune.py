@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ssd1b.bench.machine import machine
+from ssd1b.finetune.int8_base import store_in_int8
 from ssd1b.finetune.layers import adapt
 from ssd1b.finetune.prior import loss_terms
 from ssd1b.finetune.settings import make_settings
@@ -37,11 +39,13 @@ from ssd1b.training.batches import LatentBatch
 from ssd1b.training.kernels import use_fast_cpu_kernels
 from ssd1b.training.loop import train
 from ssd1b.training.objective import Objective
-from ssd1b.training.precision import computing_in, training_dtype
+from ssd1b.training.precision import computing_in, convert_frozen, training_dtype
 from ssd1b.weights.configs import unet_config
 
 RANK = 16
 CASES = ("ssd1b:ssd-1b", "ssd1b:sdxl", "diffusers:ssd-1b", "diffusers:sdxl")
+INT8_CASES = ("ssd1b-int8:ssd-1b", "ssd1b-int8:sdxl")
+"""Frozen weights in int8, as ``--int8-base``; only if they are named."""
 
 
 def batch(latent: int) -> LatentBatch:
@@ -65,11 +69,14 @@ class Same:
         return self._item
 
 
-def ours(layout: str, latent: int, steps: int, begin: Callable[[], None]) -> None:
+def ours(layout: str, latent: int, steps: int, begin: Callable[[], None], *, int8_base: bool = False) -> None:
     """Run the loop of ``ssd1b finetune``."""
     settings = make_settings(None, {"rank": RANK, "train.steps": steps, "data.path": "x"}, size=1024)
     dtype = training_dtype("cpu")
     unet = random_network(lambda: UNet(model_layout(layout).unet), dtype)
+    if int8_base:
+        store_in_int8(unet.requires_grad_(False))
+        convert_frozen(unet, dtype)
     adapt(unet, settings)
     use_fast_cpu_kernels(unet, dtype)
     objective = Objective(text=None, device="cpu", dtype=dtype)
@@ -145,7 +152,8 @@ def measure(case: str, latent: int, steps: int) -> dict[str, Any]:
         wall.append(time.perf_counter())
         processor.append(time.process_time())
 
-    (ours if program == "ssd1b" else theirs)(layout, latent, steps + 2, begin)
+    programs = {"ssd1b": ours, "ssd1b-int8": partial(ours, int8_base=True), "diffusers": theirs}
+    programs[program](layout, latent, steps + 2, begin)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     differences = {
         name: [after - before for before, after in itertools.pairwise(times[2:])]
@@ -157,11 +165,11 @@ def measure(case: str, latent: int, steps: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument("--cases", nargs="*", choices=CASES + INT8_CASES, default=list(CASES))
     parser.add_argument("--latent", type=int, default=64)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--case", choices=CASES, help="measure one case in this process, and print it")
+    parser.add_argument("--case", choices=CASES + INT8_CASES, help="measure one case here, and print it")
     given = parser.parse_args()
     if given.case:
         print(json.dumps(measure(given.case, given.latent, given.steps)))

@@ -6,33 +6,45 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from rounds import rounds
+
 # Several test processes share the cores: one thread each, or OpenMP's would wait for each other. Set
 # before torch is imported, and so that programs which the tests start inherit it.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Whether an example is found must not depend on how busy the machine is.
-settings.register_profile("ssd1b", deadline=None)
-settings.load_profile("ssd1b")
+# Commands that the tests start would compile every module again, a tenth of a second each.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full-size", action="store_true", help="run the tests that build models at full size")
+    thorough = "repeat random damage, kills and examples often instead of a few times"
+    parser.addoption("--thorough", action="store_true", help=thorough)
     seconds = "try each target of tests/fuzz for so many seconds; by default one round, the same in every run"
     parser.addoption("--fuzz-seconds", type=float, default=0.0, help=seconds)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--thorough"):
+        os.environ["SSD1B_THOROUGH"] = "1"  # before the tests are imported, here and in other processes
+    # Whether an example is found must not depend on how busy the machine is.
+    settings.register_profile("ssd1b", deadline=None, max_examples=rounds(50, 200))
+    settings.load_profile("ssd1b")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Run the tests of a cluster in one process, one after the other; two clusters would starve each other.
+    """Run the tests of a file in one process, which makes what they share once.
 
-    ``--dist loadgroup`` does the same by a mark, but has no effect with pytest 9.2 and xdist 3.8.
+    Those of a cluster run in one process, too: two clusters would starve each other. ``--dist loadgroup``
+    does the same by a mark, but has no effect with pytest 9.2 and xdist 3.8.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "cluster" if nodeid.startswith("tests/unit/cluster/") else nodeid
+            return "cluster" if nodeid.startswith("tests/unit/cluster/") else nodeid.split("::")[0]
 
     return Scheduling(config, log)
 

@@ -33,7 +33,7 @@ NEEDED = {
     "generate": ["a cube", "--steps", "0"], "rerun": ["none.png"], "inspect": ["none.png"],
     "sweep": ["a cube", "--out", "s", "--axis", "steps=0"], "report": ["--sweep", "none"],
     "tune": ["--out", "t", "--trials", "0"], "guide": ["--out", "g", "--pairs", "0"],
-    "evaluate": ["--seeds", "0"],
+    "evaluate": ["--seeds", "0"], "upscale": ["none.png", "--out", "u"],
     "distill": ["--teacher", "none/none", "--out", "d", "--offline"], "bench": ["--rounds", "0"],
     "tabletop render": ["--out", "r", "--count", "0"], "tabletop show": ["--out", "s.png", "--count", "0"],
     "tabletop examine": ["--count", "0"], "tabletop train": ["vae", "--out", "v", "--steps", "0"],

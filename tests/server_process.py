@@ -12,10 +12,12 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import requests
 import uvicorn
 
 from server_workers import Plan
@@ -23,6 +25,7 @@ from ssd1b.server.app import make_app
 from ssd1b.server.connections import Connection
 from ssd1b.server.options import ServerOptions
 from ssd1b.server.service import Service
+from waiting import wait_for
 
 
 class Server:
@@ -88,6 +91,20 @@ def exchange(server: Server, text: bytes, *, seconds: float = 30) -> bytes:
             while block := client.recv(65536):
                 answer += block
     return answer
+
+
+def leave(server: Server, path: str, prompt: str, steps: int) -> None:
+    """Post a request that waits for its image, and close the connection when its job is there."""
+    address = urlsplit(server.url)
+    with closing(HTTPConnection(address.hostname or "", address.port)) as client:
+        body = json.dumps({"prompt": prompt, "steps": steps})
+        client.request("POST", path, body, {"content-type": "application/json"})
+        wait_for(lambda: prompt in states(server.url))
+
+
+def states(url: str) -> dict[str, str]:
+    """Return the states of the newest jobs of a server, by their prompts."""
+    return {job["prompt"]: job["state"] for job in requests.get(f"{url}/v1/jobs", timeout=60).json()["jobs"]}
 
 
 def connect(server: Server) -> socket.socket:

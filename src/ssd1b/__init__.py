@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ssd1b.actions.report import write_report
     from ssd1b.actions.rerun import reproduce
     from ssd1b.actions.steps import distill_steps, make_step_stages, plan_steps
+    from ssd1b.actions.upscale import upscale
     from ssd1b.advice import advise
     from ssd1b.errors import (
         ConflictError,
@@ -47,7 +48,7 @@ __all__ = [
     "distill_model", "distill_steps", "evaluate_folder", "evaluate_tabletop", "generate_bulk", "guide",
     "load_preset", "make_stages", "make_step_stages", "parse_axis", "plan_distillation", "plan_steps",
     "read_goal", "read_recipe", "reproduce", "save_picture", "sweep",
-    "tune", "write_report",
+    "tune", "upscale", "write_report",
 ]  # fmt: skip
 
 _NAMES = {
@@ -61,6 +62,7 @@ _NAMES = {
     "actions.report": "write_report",
     "actions.rerun": "reproduce",
     "actions.steps": "distill_steps make_step_stages plan_steps",
+    "actions.upscale": "upscale",
     "advice": "advise",
     "errors": "ConflictError FailedError InputError NotFoundError OutOfSpaceError UnavailableError",
     "execution": "Execution",

@@ -18,7 +18,8 @@ PROGRAM = "AUTOMATIC1111"
 
 HARMLESS = frozenset({
     "App", "Backend", "Batch count", "Batch pos", "Batch size", "CFG scale", "Created Date", "Hashes",
-    "Model", "Negative Template", "Operations", "Pipeline", "Sampler", "Schedule type", "Seed", "Size",
+    "Model", "Negative Template", "Operations", "Pipeline", "Sampler", "Schedule type", "Seed",
+    "Seed resize from", "Size",
     "Steps", "Template", "Time taken", "User", "Variation seed",
     "Variation seed strength", "Version",
 })  # fmt: skip
@@ -106,6 +107,25 @@ def hires_of(values: Mapping[str, str]) -> dict[str, Any]:
         )
     sides = {"hires_width": width, "hires_height": height}
     return found | {name: side // SIDE_MULTIPLE * SIDE_MULTIPLE for name, side in sides.items() if side}
+
+
+def seed_resize_of(values: Mapping[str, str]) -> dict[str, int]:
+    """Read the size whose noise is in the middle of the image's, rounded down to cells; empty without one.
+
+    Raises:
+        InputError: the size is not one.
+    """
+    if (text := values.get("Seed resize from")) is None:
+        return {}
+    if (size := SIZE.fullmatch(text.strip())) is None:
+        raise InputError(f"Seed resize from is {shown(text)}: it must be like 1024x768")
+    return seed_resize(int(size[1]), int(size[2]))
+
+
+def seed_resize(width: int, height: int) -> dict[str, int]:
+    """Make the settings of "resize seed from", whose sides are rounded down to cells; 0 and less is none."""
+    sides = {"seed_resize_width": width, "seed_resize_height": height}
+    return {name: side // SIDE_MULTIPLE * SIDE_MULTIPLE for name, side in sides.items() if side > 0}
 
 
 def _upscaler_of(values: Mapping[str, str]) -> str | None:

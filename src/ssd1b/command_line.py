@@ -26,7 +26,7 @@ def command_line(prompt: str, settings: Mapping[str, Any], **options: str | None
     texts = (prompt, *(settings.get(name) or "" for name in names))
     if settings.get("prompt_editing") == ("on" if any(map(is_edited, texts)) else "off"):
         settings = {name: each for name, each in settings.items() if name != "prompt_editing"}
-    # The size comes first: it is the only option of two settings.
+    # Sizes come first, the options of two settings.
     for group in sorted(OPTIONS.values(), key=len, reverse=True):
         values = [settings.get(each.name) for each in group]
         if None not in values:

@@ -83,9 +83,14 @@ def picture_size(file: InputFile) -> tuple[int, int]:
     """
     with _decoding(file) as image:
         image.load()
-        orientation = image.getexif().get(0x0112, 1)
-        width, height = image.size
-        return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+        return upright_size(image)
+
+
+def upright_size(image: "Image") -> tuple[int, int]:
+    """Return the width and height of an opened picture after its EXIF rotation."""
+    orientation = image.getexif().get(0x0112, 1)
+    width, height = image.size
+    return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
 
 
 def read_picture(file: InputFile) -> "Image":
@@ -96,6 +101,14 @@ def read_picture(file: InputFile) -> "Image":
     """
     with _decoding(file) as image:
         return _upright(image, "RGB", "white")
+
+
+def layered(image: "Image") -> "Image":
+    """Convert an opened picture to RGB, or RGBA if it has transparency, and apply its EXIF orientation."""
+    from PIL import ImageOps
+
+    image = ImageOps.exif_transpose(_in_8_bits(image))
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 @lru_cache(maxsize=8)

@@ -7,14 +7,14 @@ read here.
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from ssd1b.errors import InputError, NotFoundError, shown, unknown
+from ssd1b.errors import InputError, shown, unknown
 from ssd1b.files import expand_path, named, read_shapes
-from ssd1b.inputs import InputFile
+from ssd1b.inputs import InputFile, files_by_name, only_file
 from ssd1b.validation import Check, Range, validated
 
 MAX_BYTES = 16 * 2**30
@@ -29,8 +29,6 @@ MOST_EMBEDDINGS = 32
 ENCODERS = ("clip_l", "clip_g")
 """Names of the vectors for the first and the second text encoder."""
 
-SUFFIX = ".safetensors"
-
 Words = tuple[tuple[str, int], ...]
 """Words that stand for embeddings, with the number of their vectors."""
 
@@ -44,8 +42,12 @@ def _plain_word(word: str) -> None:
     if not 0 < len(word) <= 100 or word != word.strip() or _SPECIAL.search(word):
         raise InputError(
             f"word is {shown(word)}: it must have 1 to 100 characters, and none of []()\\:|, which have a "
-            "meaning in prompts; give another one, as in FILE:WORD"
+            "meaning in prompts"
         )
+
+
+Word = Annotated[str, Check(_plain_word)]
+"""A word that can stand for an embedding in prompts."""
 
 
 @validated
@@ -60,7 +62,7 @@ class Embedding:
     """
 
     file: InputFile
-    word: Annotated[str, Check(_plain_word)]
+    word: Word
     vectors: Annotated[int, Range(1, MOST_VECTORS)] = field(compare=False)
 
     def __str__(self) -> str:
@@ -171,22 +173,24 @@ def _whole(word: str) -> str:
     return rf"(?:\bembedding:\s*)?{before}{re.escape(word)}{after}"
 
 
-def used_in(prompts: Iterable[str], folder: str | Path) -> tuple[Embedding, ...]:
+def used_in(
+    prompts: Iterable[str], folder: str | Path, identify: Callable[[Path], Embedding] = embedding_of
+) -> tuple[Embedding, ...]:
     """Find the embeddings in a folder, and the folders in it, whose names are words of the prompts.
+
+    Args:
+        prompts: the prompts.
+        folder: where the files are.
+        identify: as ``embedding_of``.
 
     Raises:
         NotFoundError: there is no such folder.
         InputError: a file that is used is no embedding for SDXL, or two have its name.
     """
-    place = Path(expand_path(str(folder)))
-    if not place.is_dir():
-        raise NotFoundError(f"{named(place)}: no such folder, in which embeddings are looked for")
     files: dict[str, list[Path]] = {}
-    for path in sorted(place.rglob(f"*{SUFFIX}")):
-        files.setdefault(path.stem.lower(), []).append(path)
+    for name, paths in files_by_name(Path(expand_path(str(folder))), "embeddings").items():
+        if name == paths[0].stem:  # the others have folders, and are no words
+            files.setdefault(name.lower(), []).extend(paths)
     names = [*files]
     used = {names[which] for prompt in prompts for _, _, which in find_words(prompt, names)}
-    for name in used:
-        if len(files[name]) > 1:
-            raise InputError(f"embedding {shown(name)} is the name of several files: {named(files[name][0])}")
-    return tuple(embedding_of(files[name][0]) for name in names if name in used)
+    return tuple(identify(only_file("embedding", name, files)) for name in names if name in used)

@@ -7,8 +7,9 @@ from difflib import get_close_matches
 _COMPARED = 200
 """Characters of a name that are compared with the valid ones, since the time grows quadratically."""
 
-_LISTED = 24
-"""Valid names that a message lists; all names of samplers and models, but not all options or axes."""
+_LISTED, _LONGEST = 24, 300
+"""Most valid names that a message lists, and most characters of them: all samplers and models, but not all
+options or axes."""
 
 
 class InputError(ValueError):
@@ -55,13 +56,15 @@ def unknown(
 ) -> InputError:
     """Build the error for a name that is not in ``allowed``; it suggests the nearest valid name.
 
-    Of more than ``_LISTED`` names only the nearest ones are listed.
+    Of many names only the nearest ones are listed.
     """
     names = sorted(allowed)
     nearest = get_close_matches(given[:_COMPARED].lower(), names, n=_LISTED, cutoff=0.0)
     near = get_close_matches(given[:_COMPARED].lower(), nearest, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    left_out = len(names) - _LISTED
+    while len(nearest) > 1 and len(", ".join(nearest)) > _LONGEST:
+        nearest = nearest[:-1]
+    left_out = len(names) - len(nearest)
     listed = names if left_out <= 0 else [*sorted(nearest), f"and {left_out} more"]
     return error(f"unknown {kind} {shown(given)}: {hint}allowed: {', '.join(listed) or 'none'}")
 

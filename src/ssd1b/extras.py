@@ -14,6 +14,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "cluster": ("ray",),
     "openvino": ("nncf", "openvino"),
     "quantize": ("torchao",),
+    "upscale": ("spandrel",),
     "bench": ("accelerate", "diffusers", "matplotlib", "openvino", "psutil"),
 }
 """Libraries of each extra, by import name (``pyproject.toml`` has the package names)."""

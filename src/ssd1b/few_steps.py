@@ -92,6 +92,10 @@ GUIDANCE_EMBEDDED = FewSteps(
 
 KINDS: tuple[FewSteps, ...] = (
     FewSteps(
+        name="mini-ssd-1b-turbo", pattern=re.compile("mini-ssd-1b-turbo"), settings=_DDIM, steps=(2, 8),
+        samplers=_TRAILING, source="docs/guide/few-steps.md",
+    ),
+    FewSteps(
         name="Hyper-SD with guidance", pattern=re.compile(r"hyper[-_ ]?sd(xl)?.*(?<![a-z])cfg"),
         settings={**_DDIM, "steps": 8, "guidance_scale": 5.0}, steps=(8, 12), exact=True, guidance=(5.0, 8.0),
         samplers=_TRAILING, source=_HYPER,

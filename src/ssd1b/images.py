@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -29,7 +30,7 @@ from torch import Tensor
 from ssd1b.decoding import MAX_FILE_BYTES, opened
 from ssd1b.errors import InputError, prefix_errors, unknown
 from ssd1b.files import check_path, disk_error, named, read_file, reason
-from ssd1b.foreign import KEYS, PARAMETERS, read_foreign
+from ssd1b.foreign import KEYS, PARAMETERS, XMP, read_foreign
 from ssd1b.metadata import JSON_MARK, UTF16_MARK, read_stealth, read_texts
 from ssd1b.recipe import Parameters, Recipe, read_json, read_parameters, write_json, write_parameters
 from ssd1b.saving import check_folder, sync, take_name
@@ -44,6 +45,9 @@ QUALITY = 95
 
 MAX_TEXT_LENGTH = 2**20
 """Maximum length of each recipe in a file, in characters."""
+
+POSTPROCESSING = "postprocessing"
+"""Key of a text in PNG that says how an image was changed after it was generated, as in AUTOMATIC1111."""
 
 _SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 _OTHER_SUFFIXES = {
@@ -94,41 +98,57 @@ def to_levels(mask: Image.Image | None, size: tuple[int, int]) -> Float[Tensor, 
 
 
 def encode_picture(picture: Picture, format: str, quality: int = QUALITY) -> bytes:
-    """Encode an image with its recipe in one of ``FORMATS``.
+    """Encode an image with its recipe in one of ``FORMATS``; see ``encode_image``."""
+    recipe = picture.recipe
+    texts = {PARAMETERS: write_parameters(recipe), "ssd1b": write_json(recipe)}
+    return encode_image(picture.image, texts, format, quality)
+
+
+def encode_image(
+    image: Image.Image, texts: Mapping[str, str], format: str, quality: int = QUALITY, **options: Any
+) -> bytes:
+    """Encode an image with texts in one of ``FORMATS``.
 
     Args:
-        picture: the image and its recipe.
+        image: the image.
+        texts: by their keys in PNG; JPEG and WebP keep only ``parameters`` and ``ssd1b``.
         format: of ``FORMATS``.
         quality: of JPEG and WebP, 0 to 100.
+        options: of Pillow.
 
     Raises:
-        InputError: the format is unknown, or the recipe is too long for it (JPEG holds 64 KiB of EXIF).
+        InputError: the format is unknown, the texts are too long for it (JPEG holds 64 KiB of EXIF), or the
+            image is too large for it (a side of a WebP has 16383 pixels at most).
     """
     if format not in FORMATS:
         raise unknown("image format", format, FORMATS)
-    recipe, file = picture.recipe, io.BytesIO()
-    options: dict[str, Any] = (
-        {"pnginfo": _text_chunks(recipe)} if format == "png" else {"exif": _exif(recipe), "quality": quality}
-    )
+    if format == "png":
+        options |= {"pnginfo": _text_chunks(texts)}
+    else:
+        options |= {"exif": _exif(texts), "quality": quality}
+    file = io.BytesIO()
     try:
-        picture.image.save(file, format, **options)
-    except ValueError as error:
+        image.save(file, format, **options)
+    except (OSError, ValueError) as error:
         raise InputError(f"cannot write the image as {format}: {reason(error)}; use png") from None
     return file.getvalue()
 
 
-def _text_chunks(recipe: Recipe) -> PngImagePlugin.PngInfo:
+def _text_chunks(texts: Mapping[str, str]) -> PngImagePlugin.PngInfo:
     chunks = PngImagePlugin.PngInfo()
-    chunks.add_text("parameters", write_parameters(recipe))
-    chunks.add_text("ssd1b", write_json(recipe))
+    for key, text in texts.items():
+        add = chunks.add_itxt if key == XMP else chunks.add_text
+        add(key, text)
     return chunks
 
 
-def _exif(recipe: Recipe) -> Image.Exif:
+def _exif(texts: Mapping[str, str]) -> Image.Exif:
     exif = Image.Exif()
     fields = exif.get_ifd(IFD.Exif)
-    fields[Base.MakerNote] = JSON_MARK + write_json(recipe).encode()
-    fields[Base.UserComment] = UTF16_MARK + write_parameters(recipe).encode("utf-16-be")
+    if "ssd1b" in texts:
+        fields[Base.MakerNote] = JSON_MARK + texts["ssd1b"].encode()
+    if PARAMETERS in texts:
+        fields[Base.UserComment] = UTF16_MARK + texts[PARAMETERS].encode("utf-16-be")
     return exif
 
 
@@ -153,7 +173,7 @@ def save_picture(picture: Picture, path: str | Path, format: str | None = None) 
     data = encode_picture(picture, _SUFFIXES[suffix.lower()])
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return _write_new(data, folder, stem or picture_stem(picture.recipe.settings), suffix)
+        return write_new(data, folder, stem or picture_stem(picture.recipe.settings), suffix)
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         raise disk_error(f"cannot write {named(path)}", error) from None
 
@@ -213,8 +233,12 @@ def picture_stem(settings: GenerationSettings) -> str:
     return f"{settings.seed}-{slug}".rstrip("-")
 
 
-def _write_new(data: bytes, folder: Path, stem: str, suffix: str) -> Path:
-    """Write a temporary file, then move it to the first free name."""
+def write_new(data: bytes, folder: Path, stem: str, suffix: str) -> Path:
+    """Write a temporary file in a folder, then move it to the first free name, with a number if necessary.
+
+    Raises:
+        OSError: the disk refused.
+    """
     part = folder / f".{secrets.token_hex(8)}.part"
     try:
         with part.open("xb") as file:
@@ -258,19 +282,41 @@ def open_picture(path: str | Path) -> Image.Image:
 _KEYS = KEYS | {"ssd1b"}
 
 
-def decode_recipe(data: bytes) -> Recipe | Parameters:
-    """Read the recipe in the bytes of an image file; see ``read_recipe``."""
-    with opened(data) as image:
+def settings_texts(image: Image.Image) -> dict[str, str]:
+    """Read the texts of an image in which programs write its settings, by their PNG keys.
+
+    Raises:
+        InputError: one is too long, or damaged.
+    """
+    found = read_texts(image)
+    if not _KEYS & found.keys():
+        image.load()  # some programs put text after the pixels, or into them
         found = read_texts(image)
-        if not _KEYS & found.keys():
-            image.load()  # some programs put text after the pixels, or into them
-            found = read_texts(image)
-        if not _KEYS & found.keys():
-            hidden = read_stealth(image, most=MAX_TEXT_LENGTH)
-            found = {} if hidden is None else {PARAMETERS: hidden}
+    if not _KEYS & found.keys():
+        hidden = read_stealth(image, most=MAX_TEXT_LENGTH)
+        found = {} if hidden is None else {PARAMETERS: hidden}
     for key in _KEYS & found.keys():
         if len(found[key]) > MAX_TEXT_LENGTH:
             raise InputError(f"the recipe is too long: at most {MAX_TEXT_LENGTH} characters are allowed")
+    return found
+
+
+def kept_texts(image: Image.Image) -> dict[str, str]:
+    """Read the texts of an image that one made from it keeps: its settings, also another program's."""
+    try:
+        found = settings_texts(image)
+    except InputError:  # an image is more than its settings
+        return {}
+    return {key: text for key, text in found.items() if key in _KEYS | _KEPT}
+
+
+_KEPT = {"workflow", POSTPROCESSING}
+
+
+def decode_recipe(data: bytes) -> Recipe | Parameters:
+    """Read the recipe in the bytes of an image file; see ``read_recipe``."""
+    with opened(data) as image:
+        found = settings_texts(image)
     if "ssd1b" in found:
         return read_json(found["ssd1b"])
     if (foreign := read_foreign(found)) is not None:

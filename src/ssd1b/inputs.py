@@ -13,9 +13,12 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Annotated, Any
 
-from ssd1b.errors import ConflictError, InputError, shown
+from ssd1b.errors import ConflictError, InputError, NotFoundError, shown, unknown
 from ssd1b.files import disk_error, expand_path, named, open_regular
 from ssd1b.validation import Check, Name, validated
+
+SUFFIX = ".safetensors"
+"""Of files with weights."""
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _MOST_PIECES = 32
@@ -149,6 +152,47 @@ def _existing(pieces: Sequence[str], count: int, known: Collection[str]) -> list
             if others is not None:
                 return [path, *others]
     return None
+
+
+def files_by_name(folder: Path, what: str) -> dict[str, list[Path]]:
+    """List the safetensors files below a folder by name, and by path without suffix.
+
+    Args:
+        folder: where they are.
+        what: they are, for the error.
+
+    Raises:
+        NotFoundError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise NotFoundError(f"{named(folder)}: no such folder, in which {what} are looked for")
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob(f"*{SUFFIX}")):
+        for name in {path.stem, path.relative_to(folder).with_suffix("").as_posix()}:
+            found.setdefault(name, []).append(path)
+    return found
+
+
+def only_file(kind: str, name: str, files: Mapping[str, Sequence[Path]]) -> Path:
+    """Choose the file of a name from those of ``files_by_name``.
+
+    Args:
+        kind: what it is, such as "lora", for errors.
+        name: the name.
+        files: by name.
+
+    Raises:
+        NotFoundError: there is none; the message gives the nearest name.
+        InputError: there are several.
+    """
+    paths = files.get(name)
+    if not paths:
+        raise unknown(kind, name, files, NotFoundError)
+    if len(paths) > 1:
+        raise InputError(
+            f"{kind} {shown(name)} is the name of several files: write the folder, too: {named(paths[0])}"
+        )
+    return paths[0]
 
 
 def digest_of(value: Any) -> Any:

@@ -7,14 +7,14 @@ first number is the text encoders' strength and the second the UNet's, or ``te=`
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-from ssd1b.errors import InputError, NotFoundError, shown, unknown
+from ssd1b.errors import InputError, shown, unknown
 from ssd1b.files import disk_error, expand_path, header_length, named, open_regular
-from ssd1b.inputs import InputFile
+from ssd1b.inputs import SUFFIX, InputFile, files_by_name, only_file
 from ssd1b.numerals import number
 from ssd1b.validation import Range, Text, validated
 
@@ -23,8 +23,6 @@ MAX_BYTES = 16 * 2**30
 
 MOST = 32
 """Maximum number of adapters of one image."""
-
-SUFFIX = ".safetensors"
 
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """Names in PEFT's folders."""
@@ -172,10 +170,10 @@ def read_tags(
     found: dict[str, Lora] = {}
     files: dict[str, list[Path]] = {}
     for tag in _TAG.finditer(prompt):
-        files = files or lora_files(Path(expand_path(str(folder))))
+        files = files or files_by_name(Path(expand_path(str(folder))), "<lora:...>")
         name = tag[1].strip()
         strengths = _strengths(tag[2].split(":")[1:], tag[0])
-        found[name] = identify(only_file(name, files), **strengths)
+        found[name] = identify(only_file("lora", name, files), **strengths)
     return (_TAG.sub("", prompt).strip(), tuple(found.values())) if found else (prompt, ())
 
 
@@ -194,38 +192,6 @@ def _strengths(values: Iterable[str], tag: str) -> dict[str, float]:
                 ) from None
     text = given.get("te", 1.0)
     return {"unet": given.get("unet", text), "text": text}
-
-
-def lora_files(folder: Path) -> dict[str, list[Path]]:
-    """List the files below a folder by name, and by path without suffix.
-
-    Raises:
-        NotFoundError: there is no such folder.
-    """
-    if not folder.is_dir():
-        raise NotFoundError(f"{named(folder)}: no such folder, in which <lora:...> are looked for")
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob(f"*{SUFFIX}")):
-        for name in {path.stem, path.relative_to(folder).with_suffix("").as_posix()}:
-            found.setdefault(name, []).append(path)
-    return found
-
-
-def only_file(name: str, files: Mapping[str, Sequence[Path]]) -> Path:
-    """Choose the file of a name from those of ``lora_files``.
-
-    Raises:
-        NotFoundError: there is none; the message gives the nearest name.
-        InputError: there are several.
-    """
-    paths = files.get(name)
-    if not paths:
-        raise unknown("lora", name, files, NotFoundError)
-    if len(paths) > 1:
-        raise InputError(
-            f"lora {shown(name)} is the name of several files: write the folder, too: {named(paths[0])}"
-        )
-    return paths[0]
 
 
 def write_tags(loras: Iterable[Lora]) -> str:

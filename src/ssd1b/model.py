@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ssd1b.errors import InputError
 from ssd1b.few_steps import Recognised, recognise_model
 from ssd1b.files import expand_path
 from ssd1b.layouts import ModelLayout
-from ssd1b.loras import Lora
+from ssd1b.loras import Lora, lora_of
 from ssd1b.models.text import TextEncoder, TextEncoders
 from ssd1b.models.tokenizer import CLIPTokenizer
 from ssd1b.models.unet import UNet
@@ -24,7 +25,7 @@ from ssd1b.recipe import MAX_NETWORK_BYTES, ModelIdentity, NetworkFile
 from ssd1b.settings import DEFAULT_MODEL
 from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import SETTINGS_FILE, Checkpoint, Layout, ModelInfo
-from ssd1b.weights.files import is_finite, json_text, read_json
+from ssd1b.weights.files import json_text, read_json
 from ssd1b.weights.loading import cast_weight, load_component, read_part
 from ssd1b.weights.opening import open_checkpoint, with_network
 from ssd1b.weights.vocabulary import load_tokenizers
@@ -55,6 +56,7 @@ class Model:
         half: prefer a folder's fp16 files, for running in 16 bits.
         prediction: what the UNet predicts, "epsilon" or "v"; None takes it from the files.
         networks: files with networks that replace the model's own.
+        own: adapters that belong to the model, see ``hub.LORAS``; those of ``loras`` come on top.
         loras: adapters that are merged into the weights.
     """
 
@@ -64,6 +66,7 @@ class Model:
     half: bool = False
     prediction: str | None = None
     networks: tuple[NetworkFile, ...] = ()
+    own: tuple[Lora, ...] = ()
     loras: tuple[Lora, ...] = ()
 
     @classmethod
@@ -94,12 +97,13 @@ class Model:
                 or has changed.
         """
         found = hub.resolve(name, offline=offline, half=half, token=token, paths=paths)
+        is_lora = name in hub.LORAS and found.path == hub.BUILT_IN[name]  # and not a path of that name
         replaced = tuple(networks)
         for each in replaced:
             each.file.verified(most=MAX_NETWORK_BYTES)
         return cls(
             name=name, path=found.path, commit=found.commit, half=half, prediction=prediction,
-            networks=replaced,
+            networks=replaced, own=(lora_of(hub.LORAS[name]),) if is_lora else (),
         )  # fmt: skip
 
     def with_loras(self, loras: Iterable[Lora]) -> "Model":
@@ -108,6 +112,22 @@ class Model:
         for name in ("checkpoint", "info", "tokenizers"):
             if name in self.__dict__:
                 found.__dict__[name] = self.__dict__[name]
+        return found
+
+    def with_zero_snr(self) -> "Model":
+        """Return the same model with a schedule that ends in pure noise (2305.08891, algorithm 1).
+
+        Raises:
+            InputError: it predicts the noise, from which nothing is learned where nothing else is left.
+        """
+        if self.info.noise_schedule.prediction_type != "v_prediction":
+            raise InputError(
+                f"zero_terminal_snr needs a model that predicts v; {self.name} predicts the noise: if that "
+                "is wrong, --prediction v"
+            )
+        scheduler = {**self.info.scheduler, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        found = self.with_loras(self.loras)
+        found.__dict__["info"] = replace(self.info, scheduler=scheduler)
         return found
 
     @cached_property
@@ -126,15 +146,16 @@ class Model:
     def info(self) -> ModelInfo:
         """Everything but the weights: layout, family, noise schedule, recommended settings.
 
-        A published few-step model whose files recommend nothing gets its kind's settings.
+        A few-step model whose files recommend nothing, or that is a LoRA of another model, gets its kind's
+        settings.
 
         Raises:
             InputError: networks are missing or do not fit together.
         """
         info = self.checkpoint.info
-        return (
-            info if info.settings or not self.few_steps else replace(info, settings=self.few_steps.settings)
-        )
+        if self.few_steps and (self.own or not info.settings):
+            return replace(info, settings=self.few_steps.settings)
+        return info
 
     @property
     def few_steps(self) -> Recognised | None:
@@ -184,6 +205,8 @@ class Model:
         for file in files:
             found = _without_world(file) if file.name == SETTINGS_FILE else None
             digest.update(f"{file.relative_to(self.path)} {found or file_digest(file)}\n".encode())
+        for lora in self.own:
+            digest.update(f"lora {lora.file.sha256}\n".encode())
         for each in sorted(self.networks, key=lambda each: each.network):
             digest.update(f"{each.network} {each.file.sha256}\n".encode())
         if self.prediction is not None:
@@ -202,7 +225,7 @@ class Model:
             return stamps
         merged = [
             (each.file.sha256, each.unet if part == "unet" else each.text, *filter(None, [each.config]))
-            for each in self.loras
+            for each in (*self.own, *self.loras)
         ]
         return [*stamps, (hashlib.sha256(repr(merged).encode()).hexdigest(), 0, 0)]
 
@@ -240,13 +263,14 @@ class Model:
 
     @cached_property
     def changes(self) -> dict[str, Changes]:
-        """The changes that the adapters make to the tensors of each network, by ``keymap.PARTS``.
+        """The changes that all adapters make to the tensors of each network, by ``keymap.PARTS``.
 
         Raises:
             InputError: a file has changed, is no adapter, or does not fit the model.
         """
         unchanged: dict[str, Changes] = {part: {} for part in NETWORKS}
-        return unchanged | find_changes(self.loras, self.layout) if self.loras else unchanged
+        merged = (*self.own, *self.loras)
+        return unchanged | find_changes(merged, self.layout) if merged else unchanged
 
     def tensors(
         self, part: str, names: Collection[str], *, device: torch.device | str, dtype: torch.dtype
@@ -260,21 +284,20 @@ class Model:
             dtype: number format of the result.
 
         Yields:
-            Name and tensor, which stays in the mapped file if nothing changes it and the formats agree.
+            Name and tensor, those of a module's layers one after the other. A tensor stays in the mapped file
+            if nothing changes it and the formats agree.
 
         Raises:
             InputError: an adapter holds NaN or infinity, or a sum overflows in ``dtype``.
         """
         changes = self.changes[part]
-        for name, stored in read_part(self.checkpoint, part, names=names).items():
-            tensor = stored.to(device)  # first, since a GPU computes faster
-            if name not in changes:
+        stored = read_part(self.checkpoint, part, names=names)
+        for name in sorted(stored, key=_owner):
+            tensor = stored.pop(name).to(device)  # first, since a GPU computes faster
+            if name in changes:
+                yield name, merge(name, tensor, changes[name], dtype)
+            else:
                 yield name, cast_weight(tensor, dtype)
-                continue
-            merged = merge(name, tensor, changes[name]).to(dtype)
-            if not is_finite(merged):
-                raise InputError(f"{self.name}: {name} overflows in {dtype} with adapters; use bfloat16")
-            yield name, merged
 
     def text_encoders(self, load: Callable[[str], Any]) -> TextEncoders:
         """Return both text encoders with their tokenizers.
@@ -287,20 +310,24 @@ class Model:
         return TextEncoders(encoder=encoder, encoder_2=encoder_2, tokenizer=first, tokenizer_2=second)
 
 
-_BYTES_AT_ONCE = 2**28
-"""Bytes of tensors that are loaded into a network at once."""
-
-
 def load_tensors(network: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Copy tensors into a network, also into a fused, packed or quantized one, by their published names."""
-    pending: dict[str, Tensor] = {}
+    """Copy tensors into a network, also into a fused, packed or quantized one, by their published names.
+
+    They are loaded module by module, so that each is prepared while the cache has it, and memory holds few.
+
+    Args:
+        network: the network.
+        tensors: by name, in the order of ``Model.tensors``.
+    """
     with torch.no_grad():
-        for name, tensor in tensors:
-            pending[name] = tensor
-            if sum(each.nbytes for each in pending.values()) > _BYTES_AT_ONCE:
-                network.load_state_dict(pending, strict=False)
-                pending = {}
-        network.load_state_dict(pending, strict=False)
+        for owner, group in groupby(tensors, key=lambda each: _owner(each[0])):
+            state = {name.removeprefix(f"{owner}."): tensor for name, tensor in group}
+            network.get_submodule(owner).load_state_dict(state, strict=False)
+
+
+def _owner(name: str) -> str:
+    """Name the module of a tensor's layer. One that fuses its layers needs all of their tensors at once."""
+    return ".".join(name.split(".")[:-2])
 
 
 def _without_world(file: Path) -> str | None:

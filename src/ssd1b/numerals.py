@@ -1,4 +1,4 @@
-"""Parsing of numbers from users and other programs.
+"""Numbers from users and other programs, and for them.
 
 ``int`` and ``float`` also accept "٦٤", "1_000", " 5 ", "+5" and "nan", and reject 5,000 digits with another
 error. Here a number consists of ASCII digits, with a sign only if it is negative.
@@ -39,6 +39,12 @@ def number(text: str) -> float:
     if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
         raise InputError(f"{shown(text)} is not a number in plain digits, such as 7.5")
     return float(text)
+
+
+def counted(count: int | float, unit: str) -> str:
+    """Write a number of things: "1 row", "2 rows", "0.5 GPUs"."""
+    text = f"{count:g}" if isinstance(count, float) else str(count)
+    return f"{text} {unit}{'s' * (count != 1)}"
 
 
 def byte_size(count: int) -> str:

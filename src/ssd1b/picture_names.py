@@ -13,6 +13,17 @@ UNREAD = (
 )  # fmt: skip
 """Suffixes of image files that cannot be read and are reported as skipped."""
 
+MASKS = (".mask.png", "-masklabel.png")
+"""Ends of the names of masks beside images, ``NAME.mask.png`` and OneTrainer's ``NAME-masklabel.png``."""
+
+
+def masks_by_picture(files: Iterable[Path]) -> dict[Path, Path]:
+    """Map images to the masks beside them; others are omitted."""
+    there = set(files)
+    pictures = (path for path in there if path.suffix.lower() in PICTURES)
+    beside = ((path, path.with_name(path.stem + end)) for path in pictures for end in reversed(MASKS))
+    return {path: mask for path, mask in beside if mask in there}
+
 
 def captions_by_picture(files: Iterable[Path]) -> dict[Path, Path]:
     """Map images to their caption files, ``.txt`` or ``.TXT`` of the same stem; others are omitted."""

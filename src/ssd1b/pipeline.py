@@ -15,14 +15,16 @@ from ssd1b.canvas import Layout, Source, put_back
 from ssd1b.decoding import read_source
 from ssd1b.diffusion.denoiser import Denoise, Guidance, Predict, PredictPair, denoiser, guided
 from ssd1b.diffusion.inpainting import Mask, cell_mask, inpainting
-from ssd1b.diffusion.noise import noise_source, slerp
+from ssd1b.diffusion.noise import centred, noise_source, slerp
 from ssd1b.diffusion.samplers import SAMPLERS, Step
 from ssd1b.diffusion.schedule import drawn_schedule, lower_levels, steps_for
 from ssd1b.diffusion.upscaling import Enlarged, covering, cut, enlarge_latents
 from ssd1b.embeddings import words_of
+from ssd1b.enlarging import enlarge, load_network
 from ssd1b.errors import FailedError, InputError
 from ssd1b.execution import DEFAULT, Execution
 from ssd1b.images import Picture, to_images, to_levels, to_pixels
+from ssd1b.inputs import InputFile
 from ssd1b.layouts import ModelLayout
 from ssd1b.model import Model
 from ssd1b.models.layers import guidance_embedding
@@ -340,7 +342,7 @@ class Pipeline:
         size = (common.height // factor, common.width // factor)
         use_threads(self.threads, self.layout.unet, *size, len(batch))
         noise = noise_source([settings.seed for settings in batch], *size, self.device)
-        first = self._varied(noise(), batch)
+        first = self._chosen(noise(), batch)
         original = self._original(batch, before, first)
         guide = self._guide(common, levels.timesteps)
         pictures = self._image_guide(common, start.steps)
@@ -359,30 +361,37 @@ class Pipeline:
             clock.step = step.index + 1
             yield step
 
-    def _varied(self, noise: Latents, batch: Sequence[GenerationSettings]) -> Latents:
-        """Turn the noise towards that of the variation seeds."""
-        shares = torch.tensor([settings.variation_strength for settings in batch], device=self.device)
-        if not shares.any():
-            return noise
-        seeds = [settings.variation_seed for settings in batch]
-        height, width = noise.shape[2:]
-        return slerp(noise, noise_source(seeds, height, width, self.device)(), shares)
+    def _chosen(self, noise: Latents, batch: Sequence[GenerationSettings]) -> Latents:
+        """Turn each image's noise towards that of its variation seed, and take it from another size."""
+        return torch.cat([self._varied(*each) for each in zip(noise.split(1), batch, strict=True)])
+
+    def _varied(self, own: Latents, settings: GenerationSettings) -> Latents:
+        sides = (settings.seed_resize_height or settings.height, settings.seed_resize_width or settings.width)
+        height, width = (side // self.layout.vae.factor for side in sides)
+
+        def of(seed: int) -> Latents:
+            return noise_source([seed], height, width, self.device)()
+
+        resized = own.shape[2:] != (height, width)
+        noise = of(settings.seed) if resized else own
+        if share := settings.variation_strength:
+            noise = slerp(noise, of(settings.variation_seed), torch.tensor([share]))
+        return centred(noise, own) if resized else noise
 
     def _enlarged(self, latents: Latents, settings: GenerationSettings) -> Enlarged:
         """Enlarge the latents of the first pass to the size of the second, for the hires fix."""
         factor = self.layout.vae.factor
-        upscaler = UPSCALERS[settings.hires_upscaler or DEFAULT_UPSCALER]
+        upscaler = settings.hires_upscaler or DEFAULT_UPSCALER
         width, height = settings.final_size
         cells = (height // factor, width // factor)
         cover = covering((latents.shape[2], latents.shape[3]), cells)
-        if upscaler.latent:
-            enlarged = enlarge_latents(latents, cover, upscaler)
-        else:
-            side = (cover[1] * factor, cover[0] * factor)
-            resample = Image.Resampling[upscaler.mode.upper()]
-            images = [image.resize(side, resample) for image in self.preview(latents)]
-            enlarged = torch.cat([self._encode(to_pixels(image)) for image in images])
-        return cut(enlarged, cells)
+        if isinstance(upscaler, str) and UPSCALERS[upscaler].latent:
+            return cut(enlarge_latents(latents, cover, UPSCALERS[upscaler]), cells)
+        by = load_network(upscaler, self.device) if isinstance(upscaler, InputFile) else upscaler
+        images = [
+            enlarge(image, (cover[1] * factor, cover[0] * factor), by) for image in self.preview(latents)
+        ]
+        return cut(torch.cat([self._encode(to_pixels(image)) for image in images]), cells)
 
     def _use_loras(self, settings: GenerationSettings) -> None:
         """Merge the adapters of a batch.

@@ -55,5 +55,6 @@ def progress_bar(
         return tqdm(items, leave=keep, bar_format=style, **common)
     # The monitor would set the interval back to its own maximum.
     return _Lines(
-        items, leave=False, ncols=0, delay=SECONDS, mininterval=SECONDS, maxinterval=SECONDS, **common
-    )
+        items, leave=False, ncols=0, bar_format=style, delay=SECONDS, mininterval=SECONDS,
+        maxinterval=SECONDS, **common,
+    )  # fmt: skip

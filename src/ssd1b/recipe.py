@@ -21,7 +21,7 @@ from ssd1b.numerals import number, whole_number
 from ssd1b.sampler_names import SAMPLERS, SCHEDULES
 from ssd1b.settings import BEFORE, HIRES_SETTINGS, SEED_SETTINGS, SETTINGS, GenerationSettings, equal_seed
 from ssd1b.table_files import load_json, parser_reason
-from ssd1b.upscalers import DEFAULT_UPSCALER, UPSCALERS
+from ssd1b.upscalers import DEFAULT_UPSCALER, upscaler_label
 from ssd1b.validation import Items, OneOf, Range, Text, parse, validated
 
 FORMAT = 1
@@ -226,7 +226,7 @@ class Parameters:
             if size is None:
                 raise InputError(f"Size is {shown(self.values['Size'])}: it must be like 1024x768")
             overrides |= {"width": int(size[1]), "height": int(size[2])}
-        return overrides | hires
+        return overrides | automatic1111.seed_resize_of(self.values) | hires
 
     def unreproduced(self) -> list[str]:
         """List what of the image cannot be reproduced, a phrase for each cause."""
@@ -234,7 +234,7 @@ class Parameters:
 
 
 _READERS: Mapping[type, Callable[[str], Any]] = {int: whole_number, float: number, str: str}
-_READ_APART = ("Schedule type", "Size", "Hires resize", "Hires upscaler")
+_READ_APART = ("Schedule type", "Size", "Seed resize from", "Hires resize", "Hires upscaler")
 _SAME = ("Use same sampler", "Use same scheduler")
 """What some programs write of the second pass where AUTOMATIC1111 writes nothing."""
 _NEGATIVE = "Negative prompt:"
@@ -275,12 +275,13 @@ def _lora_hashes(settings: GenerationSettings) -> dict[str, str]:
 
 
 def _variation(settings: GenerationSettings) -> dict[str, object]:
-    if settings.variation_strength == 0:
-        return {}
-    return {
-        "Variation seed": settings.variation_seed,
-        "Variation seed strength": f"{settings.variation_strength:g}",
-    }
+    found: dict[str, object] = {}
+    if settings.variation_strength:
+        found["Variation seed"] = settings.variation_seed
+        found["Variation seed strength"] = f"{settings.variation_strength:g}"
+    if settings.seed_resize_width:
+        found["Seed resize from"] = f"{settings.seed_resize_width}x{settings.seed_resize_height}"
+    return found
 
 
 def _embedding_hashes(settings: GenerationSettings) -> dict[str, str]:
@@ -319,7 +320,7 @@ def _hires(settings: GenerationSettings) -> dict[str, object]:
     found = {
         "Hires upscale": None if settings.hires_scale is None else f"{settings.hires_scale:g}",
         "Hires resize": f"{settings.hires_width}x{settings.hires_height}" if settings.hires_width else None,
-        "Hires upscaler": UPSCALERS[upscaler].a1111 or upscaler,
+        "Hires upscaler": upscaler_label(upscaler),
         "Hires steps": settings.hires_steps,
         "Hires sampler": None if sampler is None else SAMPLERS[sampler].a1111,
         "Hires schedule type": None if schedule is None else SCHEDULES[schedule][0],

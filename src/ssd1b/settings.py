@@ -37,7 +37,7 @@ from ssd1b.inputs import InputFile
 from ssd1b.loras import MOST, Lora, read_lora
 from ssd1b.numerals import whole_number
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES, resolve, resolve_schedule
-from ssd1b.upscalers import DEFAULT_UPSCALER, UPSCALERS, resolve_upscaler
+from ssd1b.upscalers import DEFAULT_UPSCALER, UPSCALERS, find_upscaler
 from ssd1b.validation import Check, Items, OneOf, Range, Text, plain_type, validate, validated
 
 ARTICLE = "Segmind, 'SSD-1B: Best settings for crafting compelling images'"
@@ -158,6 +158,7 @@ class Setting:
         per_picture: may differ between the images of a batch.
         read: reads one item of a setting that is a list, whose option can be repeated; None for others.
         item: class of these items, made from a table as ``item(**table)``; written as text by ``str``.
+        identify: turns a text into the value of a setting that is a file, or may be one.
         local: names files of this machine, so that a server takes it from clients only where its API has
             another way to give it (``server.schemas.FILE_SETTINGS``).
         a1111: key in AUTOMATIC1111's text.
@@ -178,6 +179,7 @@ class Setting:
     per_picture: bool = False
     read: Callable[[str], Any] | None = None
     item: Callable[..., Any] | None = None
+    identify: Callable[[str], Any] | None = None
     local: bool = False
     a1111: str | None = None
     sdapi: str | None = None
@@ -371,6 +373,20 @@ class GenerationSettings:
     )]
     """Seed of the noise that is mixed in; 0 if ``variation_strength`` is 0, since it then has no effect."""
 
+    seed_resize_width: Annotated[Pixels | None, Setting(
+        default=None, before=None, flags=("--seed-resize-from",), metavar="WIDTHxHEIGHT",
+        example="512,512x768", per_picture=True, a1111="Seed resize from", sdapi="seed_resize_from_w",
+        help="Put the seed's noise of this size in the middle: another --size gives a similar image.",
+    )]
+    """Width in pixels of an image whose noise is put in the middle of this one's, see
+    ``diffusion.noise.centred``; None takes the noise of the image's own size."""
+
+    seed_resize_height: Annotated[Pixels | None, Setting(
+        default=None, before=None, flags=("--seed-resize-from",), per_picture=True,
+        a1111="Seed resize from", sdapi="seed_resize_from_h",
+    )]
+    """Height in pixels of that image."""
+
     width: Annotated[Pixels, Setting(
         default=1024, flags=("--size",), metavar="WIDTHxHEIGHT", example="512,512x768", a1111="Size",
         sdapi="width", openai="size", help="Size in pixels; one number for a square.",
@@ -384,14 +400,15 @@ class GenerationSettings:
 
     init_image: Annotated[InputFile | None, Setting(
         default=None, before=None, flags=("--from", "--init-image"), metavar="PICTURE", per_picture=True,
-        local=True, example="sketch.png,photo.jpg",
+        local=True, identify=identify_picture, example="sketch.png,photo.jpg",
         help="Start from this PNG, JPEG or WebP. Without --size, the image gets its size.",
     )]
     """The picture to start from; None starts from noise. In Python also a path."""
 
     mask: Annotated[InputFile | None, Setting(
         default=None, before=None, flags=("--mask",), metavar="PICTURE", per_picture=True, local=True,
-        example="none,sky.png", help="Change --from only where this picture is white; grey changes it less.",
+        identify=identify_picture, example="none,sky.png",
+        help="Change --from only where this picture is white; grey changes it less.",
     )]
     """Where ``init_image`` is repainted: white, and in grey parts during the last steps only; black is kept.
     None repaints everything. In Python also a path."""
@@ -489,12 +506,13 @@ class GenerationSettings:
     """Where in its schedule the second pass starts; it always runs all of its steps, as in AUTOMATIC1111 and
     ComfyUI. None without a second pass."""
 
-    hires_upscaler: Annotated[Annotated[str, OneOf("upscaler", UPSCALERS)] | None, Setting(
-        default=None, before=None, flags=("--hires-upscaler", "--hr-upscaler"), metavar="NAME",
-        example="lanczos,latent-bicubic", a1111="Hires upscaler",
-        help=f"{', '.join(UPSCALERS)}; or AUTOMATIC1111's names. Default: {DEFAULT_UPSCALER}.",
+    hires_upscaler: Annotated[Annotated[str, OneOf("upscaler", UPSCALERS)] | InputFile | None, Setting(
+        default=None, before=None, flags=("--hires-upscaler", "--hr-upscaler"), metavar="NAME|FILE",
+        identify=find_upscaler, example="lanczos,latent-bicubic", a1111="Hires upscaler",
+        help=f"{', '.join(UPSCALERS)}; AUTOMATIC1111's names; or the file of a network such as ESRGAN. "
+        f"Default: {DEFAULT_UPSCALER}.",
     )]
-    """A name of ``upscalers.UPSCALERS``; None without a second pass."""
+    """A name of ``upscalers.UPSCALERS``, or a network; None without a second pass."""
 
     hires_steps: Annotated[Annotated[int, Range(1, 1000)] | None, Setting(
         default=None, before=None, flags=("--hires-steps",), metavar="N", example="5,10,20",
@@ -584,9 +602,9 @@ class GenerationSettings:
 
     @property
     def pictures(self) -> tuple[InputFile, ...]:
-        """The pictures that it is generated from: ``init_image``, ``mask``, and those of ``controls``."""
-        found = (self.init_image, self.mask, *(each.picture for each in self.controls))
-        return tuple(each for each in found if each is not None)
+        """The pictures that it is generated from, also those of ``controls`` and ``image_prompts``."""
+        inside = (each.picture for each in (*self.controls, *self.image_prompts))
+        return tuple(each for each in (self.init_image, self.mask, *inside) if each is not None)
 
     @property
     def layout(self) -> Layout:
@@ -710,6 +728,8 @@ _NEEDS: Mapping[str, tuple[tuple[str, ...], str]] = MappingProxyType({
     **dict.fromkeys(("mask", "strength", "outpaint"), _PICTURE),
     "mask_blur": (("mask", "outpaint"), "mask (--mask) or outpaint (--outpaint)"),
     **{name: _HIRES for name in HIRES_SETTINGS if name not in HIRES_SIZES},
+    "seed_resize_width": (("seed_resize_height",), "seed_resize_height, the other side"),
+    "seed_resize_height": (("seed_resize_width",), "seed_resize_width, the other side"),
 })  # fmt: skip
 """Settings that have no effect alone: what they need, of which one is enough, and how to say so."""
 
@@ -973,17 +993,22 @@ def equal_seed(seed: Any) -> Any:
 
 
 def identified(settings: Mapping[str, object]) -> dict[str, object]:
-    """Replace the paths of pictures, and the tables of ``with_tables``, by ``InputFile``s.
+    """Replace the paths of files, and the tables of ``with_tables``, by ``InputFile``s.
 
     Raises:
-        InputError: a file does not exist, is no picture, or is too large.
+        InputError: a file does not exist, has another format, or is too large.
     """
-    return {name: _identified(each) if name in INPUTS else each for name, each in settings.items()}
+    return {
+        name: _identified(each, SETTINGS[name]) if name in SETTINGS else each
+        for name, each in settings.items()
+    }
 
 
-def _identified(value: object) -> object:
+def _identified(value: object, setting: Setting) -> object:
+    if setting.identify is None:
+        return value
     if isinstance(value, str | Path):
-        return identify_picture(str(value))
+        return setting.identify(str(value))
     return InputFile(**value) if isinstance(value, Mapping) else value
 
 
@@ -1009,8 +1034,6 @@ def _canonical(layer: Mapping[str, object]) -> dict[str, object]:
             settings[name] = tuple(read(each) if isinstance(each, str) else each for each in items)
     for prefix in ("", "hires_"):
         _name_sampler(settings, f"{prefix}sampler", f"{prefix}schedule")
-    if isinstance(upscaler := settings.get("hires_upscaler"), str):
-        settings["hires_upscaler"] = resolve_upscaler(upscaler)
     if isinstance(timesteps := settings.get("timesteps"), str):
         settings["timesteps"] = ",".join(map(str, read_timesteps(timesteps)))
     return settings

@@ -1,16 +1,21 @@
-"""How the hires fix enlarges an image between its passes, in the spelling of AUTOMATIC1111; no torch.
+"""How images are enlarged, in the spelling of AUTOMATIC1111, or by the file of a network; no torch.
 
-Latent modes enlarge the latents. The others decode the first image, enlarge its pixels, and encode them.
+Between the passes of the hires fix, latent modes enlarge the latents. The others decode the first image,
+enlarge its pixels, and encode them, and so do networks such as ESRGAN (``enlarging``).
 Sources are ``latent_upscale_modes`` of ``modules/shared_items.py`` and ``modules/upscaler.py`` of version
 1.10; ``area`` is ComfyUI's (``nodes.LatentUpscale``).
 """
 
+import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from ssd1b.errors import unknown
+from ssd1b.errors import InputError, NotFoundError, unknown
+from ssd1b.files import read_shapes
+from ssd1b.inputs import InputFile
 
 
 class Upscaler(NamedTuple):
@@ -44,6 +49,12 @@ UPSCALERS: Mapping[str, Upscaler] = MappingProxyType({
     "latent-area": Upscaler("area", True),
 })  # fmt: skip
 
+PIXEL_UPSCALERS = tuple(name for name, each in UPSCALERS.items() if not each.latent)
+"""Those that enlarge pixels."""
+
+MAX_BYTES = 4 * 2**30
+"""Maximum size of a network's file; the largest published ones have 0.6 GB."""
+
 DEFAULT_UPSCALER = "lanczos"
 """Of pixels, because enlarged latents decode to a blurred image unless the second pass is strong."""
 
@@ -63,8 +74,58 @@ def resolve_upscaler(name: str) -> str:
     """Find the canonical name of an upscaler ("Latent (bicubic)" -> latent-bicubic).
 
     Raises:
-        InputError: the name is unknown. Networks such as ESRGAN are not available.
+        InputError: the name is unknown.
     """
-    if _key(name) not in _NAMES:
+    if not is_upscaler(name):
         raise unknown("upscaler", name, UPSCALERS)
     return _NAMES[_key(name)]
+
+
+def is_upscaler(name: str) -> bool:
+    """Whether a name is that of an upscaler without a network."""
+    return _key(name) in _NAMES
+
+
+def find_upscaler(text: str) -> str | InputFile:
+    """Find an upscaler: the canonical name of one, or the file of a network.
+
+    Raises:
+        NotFoundError: there is no such file.
+        InputError: the name is unknown, or the file is not safetensors.
+    """
+    is_path = os.path.basename(text) != text or Path(text).suffix or os.path.lexists(text)
+    return identify_network(text) if is_path and not is_upscaler(text) else resolve_upscaler(text)
+
+
+def identify_network(path: str | Path) -> InputFile:
+    """Identify the file of a network that enlarges images; its header is read.
+
+    Raises:
+        NotFoundError: there is no such file.
+        InputError: it is not safetensors; the message says how to convert a pickle.
+    """
+    file = InputFile.of(path, most=MAX_BYTES)
+    try:
+        read_shapes(file.path)
+    except NotFoundError:
+        raise
+    except InputError as error:
+        raise InputError(f"{error}{_CONVERT if Path(path).suffix in _PICKLES else ''}") from None
+    return file
+
+
+def upscaler_label(upscaler: str | InputFile) -> str:
+    """Return what AUTOMATIC1111 calls an upscaler; a network is called like its file, without suffix."""
+    if isinstance(upscaler, InputFile):
+        return Path(upscaler.path).stem
+    return UPSCALERS[upscaler].a1111 or upscaler
+
+
+_PICKLES = (".pth", ".pt", ".ckpt", ".bin")
+
+_CONVERT = (
+    '. Convert it: python -c "import sys, torch, safetensors.torch as s; d = torch.load(sys.argv[1], '
+    "'cpu', weights_only=True); s.save_file(d.get('params_ema', d.get('params', d)), sys.argv[2])\" "
+    "FILE.pth FILE.safetensors"
+)
+"""The names are those under which ESRGAN's training code stores the weights."""

@@ -14,16 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Browser, Page, Route, expect
+from safetensors.torch import save_file
 
 from adapter_files import attention, random_lora, write_lora
+from image_prompt_files import write_adapter, write_encoder
 from picture_files import COMFY, as_bytes, smooth
 from server_process import ServerProcess
 from ssd1b.jobs.queue import Queue
 from ssd1b.jobs.store import Store
 from ssd1b.layouts import model_layout
+from ssd1b.server.routes.page import page_files
+from upscaler_files import write_compact
 
 PATIENCE = 60_000
 """Milliseconds; the machine may be busy."""
@@ -168,11 +173,14 @@ def page(server: Server, enter: Callable[..., Page]) -> Iterator[Page]:
 
 def generate(page: Page, steps: int = 4, **fields: str) -> str:
     """Generate with the button; returns the id of the picture, which is shown."""
-    before = page.locator("#result").get_attribute("data-id") if page.locator("#result").count() else None
     for name, value in {"steps": str(steps), **fields}.items():
         put(page, name, value)
-    page.get_by_role("button", name="Generate", exact=True).click()
-    result = page.locator(f"#result:not([data-id='{before}'])")
+    with page.expect_response(
+        lambda answer: answer.request.method == "POST" and "/v1/jobs" in answer.url
+    ) as asked:
+        page.get_by_role("button", name="Generate", exact=True).click()
+    # An earlier picture may be shown meanwhile, and after a reload it may not be there yet.
+    result = page.locator(f"#result[data-job='{asked.value.json()['id']}']")
     expect(result).to_be_visible()
     return result.get_attribute("data-id") or ""
 
@@ -216,6 +224,18 @@ def test_files_have_their_types_and_are_asked_for_again_only_if_they_changed(ser
 def test_nothing_else_is_served(server: Server, path: str) -> None:
     with pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(f"{server.url}/page/{path}")
+
+
+def test_every_module_is_asked_for_at_once() -> None:
+    """The browser would learn of another one only when the module that imports it has arrived."""
+    files = {name: file.content.decode() for name, file in page_files().items()}
+    imported = {
+        name
+        for text in files.values()
+        for name in re.findall(r'^(?:import|export) .*?from "\./([\w./]+)";', text, re.MULTILINE)
+    }
+    preloaded = re.findall(r'modulepreload" href="/page/([\w./]+)"', files["index.html"])
+    assert set(preloaded) == imported and len(preloaded) == len(imported) > 20
 
 
 def test_the_first_paint_needs_no_data(
@@ -404,13 +424,29 @@ def test_a_refusal_is_explained_where_it_belongs(page: Page, wrong: list[str]) -
     page.get_by_label("Width", exact=True).fill("100")
     page.get_by_label("Width", exact=True).press("Tab")
     expect(page.locator(".field:has(> .size) .wrong")).to_contain_text("width is 100")
-    page.get_by_role("button", name="Generate", exact=True).click()
+    with page.expect_response("**/v1/jobs"):  # the check of the form has shown the same text already
+        page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.locator(".generate .wrong")).to_contain_text("width is 100")
     page.locator("#size").select_option("128x128")
     expect(page.locator(".generate .wrong")).to_have_count(0)
     page.locator("#prompt").fill(" ")
     page.locator("#prompt").press("Control+Enter")
     expect(page.locator("#prompt-wrong")).to_have_text("Write what to generate first.")
+    assert all("422" in each for each in wrong)
+    wrong.clear()
+
+
+def test_a_refusal_of_what_was_changed_meanwhile_does_not_stay(page: Page, wrong: list[str]) -> None:
+    late: list[Route] = []
+    page.route("**/v1/jobs", lambda route: late.append(route))
+    put(page, "steps", "1000")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    while not late:
+        page.wait_for_timeout(20)
+    put(page, "steps", "4")
+    late[0].continue_()
+    expect(page.locator(".notes-layer")).to_contain_text("from 1 to 150")
+    expect(page.locator(".generate .wrong")).to_have_count(0)
     assert all("422" in each for each in wrong)
     wrong.clear()
 
@@ -861,8 +897,14 @@ def test_a_picture_without_settings_is_what_images_start_from(page: Page, way: s
 def test_a_file_with_settings_can_also_be_the_input(page: Page) -> None:
     page.evaluate(DROP, [list(foreign("a cat")), "drop"])
     expect(page.locator("#prompt")).to_have_value("a cat")
+    expect(page.locator("#hires_scale")).to_have_value("2")
     page.locator(".reading").get_by_role("button", name="Use as input").click()
     expect(page.locator("#source")).to_be_visible()
+    expect(page.locator("#hires_scale")).to_have_value("")
+    expect(page.locator("#hires_scale")).to_be_disabled()
+    with page.expect_response("**/v1/check") as response:
+        put(page, "steps", "7")
+    assert response.value.ok, "only images from text have a second pass"
 
 
 def paint(page: Page, *points: tuple[float, float]) -> None:
@@ -966,7 +1008,7 @@ def test_loras_are_chosen_with_strengths_and_trigger_words(
 
 
 def test_controls_a_second_pass_and_a_variation_are_set_compactly(
-    page: Page, server: Server, tmp_path: Path
+    page: Page, server: Server, tmp_path: Path, wrong: list[str]
 ) -> None:
     for closed in ("#hires", "#variation"):
         expect(page.locator(closed)).not_to_have_attribute("open", "")
@@ -987,6 +1029,8 @@ def test_controls_a_second_pass_and_a_variation_are_set_compactly(
     page.locator("#variation_strength").fill("0.2")
     page.locator("#variation_seed").fill("7")
     page.locator("#variation_seed").press("Tab")
+    put(page, "seed_resize_width", "64")
+    put(page, "seed_resize_height", "96")
     generate(page)
     (job,) = server.ask("GET", "/v1/jobs?limit=1")["jobs"]
     settings = job["settings"]
@@ -994,6 +1038,7 @@ def test_controls_a_second_pass_and_a_variation_are_set_compactly(
     assert (control["model"], control["scale"], control["preprocess"]) == ("mini-control", 0.6, "canny")
     assert (settings["hires_scale"], settings["hires_steps"]) == (1.5, 3)
     assert (settings["variation_strength"], settings["variation_seed"]) == (0.2, 7)
+    assert (settings["seed_resize_width"], settings["seed_resize_height"]) == (64, 96)
     page.get_by_role("button", name="Back to the model's defaults").click()
     expect(page.get_by_label("Scale of mini-control")).to_have_count(0)
     expect(page.locator("#hires_scale")).to_have_value("")
@@ -1001,6 +1046,75 @@ def test_controls_a_second_pass_and_a_variation_are_set_compactly(
     expect(page.get_by_label("Scale of mini-control")).to_have_value("0.6")
     expect(page.locator("#hires_scale")).to_have_value("1.5")
     expect(page.locator("#variation_seed")).to_have_value("7")
+    expect(page.locator("#seed_resize_height")).to_have_value("96")
+    put(page, "seed_resize_height", "")
+    expect(page.locator("#variation .wrong")).to_contain_text("seed_resize_width")
+    assert all("422" in each for each in wrong)
+    wrong.clear()
+
+
+@pytest.fixture
+def stocked(tmp_path: Path) -> Iterator[Server]:
+    """A server with styles, embeddings, an IP-Adapter and an enlarging network."""
+    layout = model_layout("mini-ssd-1b")
+    folders = {name: tmp_path / name for name in ("embedding", "ip-adapter", "upscaler")}
+    for folder in folders.values():
+        folder.mkdir()
+    write_encoder(folders["ip-adapter"])
+    write_adapter(folders["ip-adapter"] / "ip-adapter_mini.safetensors", plus=False, seed=0)
+    write_compact(folders["upscaler"] / "2x-tiny.safetensors")
+    widths = {"clip_l": layout.text_encoder.hidden_size, "clip_g": layout.text_encoder_2.hidden_size}
+    vectors = {name: torch.zeros(2, width) for name, width in widths.items()}
+    save_file(vectors, folders["embedding"] / "soft light.safetensors")
+    (folders["embedding"] / "broken.safetensors").write_bytes(b"no embedding")
+    (tmp_path / "styles.csv").write_text('name,prompt,negative_prompt\nInk,"ink drawing of {prompt}",photo\n')
+    options = [each for name, folder in folders.items() for each in (f"--{name}-folder", str(folder))]
+    server = Server(tmp_path / "store", "--styles", str(tmp_path / "styles.csv"), *options)
+    server.wait()
+    yield server
+    server.stop()
+
+
+def test_what_the_servers_folders_have_is_chosen_by_name(
+    stocked: Server, enter: Callable[..., Page], tmp_path: Path
+) -> None:
+    page = enter(stocked)
+    page.locator("#prompt").fill(SPHERE)
+    page.locator("#style").select_option(label="Ink")
+    expect(page.locator("#style-words")).to_have_text("Sent as “ink drawing of …”, away from “photo”.")
+    expect(page.locator("#embedding option[disabled]").first).to_have_text("broken (damaged)")
+    page.locator("#embedding").select_option("negative_prompt soft light")
+    expect(page.locator("#negative")).to_have_value("soft light")
+    page.locator("#image-prompt").select_option("ip-adapter_mini")
+    expect(page.get_by_text("It counts when it has a picture.")).to_be_visible()
+    file = tmp_path / "cube.png"
+    file.write_bytes(as_bytes(smooth(128, 96)))
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Choose its picture…").click()
+    chooser.value.set_files(file)
+    expect(page.get_by_alt_text("The picture that ip-adapter_mini shows")).to_be_visible()
+    page.get_by_label("Scale of ip-adapter_mini").fill("0.4")
+    page.get_by_label("Scale of ip-adapter_mini").press("Tab")
+    page.get_by_label("What ip-adapter_mini counts in").select_option("style")
+    page.locator("#hires > summary").click()
+    put(page, "hires_scale", "1.5")
+    page.locator("#hires_upscaler").select_option("2x-tiny")
+    assert problems(page) == []
+    generate(page)
+    (job,) = stocked.ask("GET", "/v1/jobs?limit=1")["jobs"]
+    settings = job["settings"]
+    assert settings["prompt"] == f"ink drawing of {SPHERE}"
+    assert settings["negative_prompt"] == "soft light, photo"
+    assert settings["embeddings"] == [{"name": "soft light", "word": "soft light"}]
+    (prompt,) = settings["image_prompts"]
+    assert (prompt["adapter"], prompt["scale"], prompt["layers"]) == ("ip-adapter_mini", 0.4, ["style"])
+    assert settings["hires_upscaler"] == "2x-tiny"
+    page.get_by_role("button", name="Back to the model's defaults").click()
+    expect(page.get_by_label("Scale of ip-adapter_mini")).to_have_count(0)
+    page.get_by_role("button", name="Use these settings").click()
+    expect(page.get_by_label("Scale of ip-adapter_mini")).to_have_value("0.4")
+    expect(page.get_by_label("What ip-adapter_mini counts in")).to_have_value("style")
+    expect(page.locator("#style")).to_have_value("")
 
 
 def test_a_seed_that_is_none_is_reported(page: Page) -> None:

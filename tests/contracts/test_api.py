@@ -18,7 +18,7 @@ NAMES = [
     "distill_model", "distill_steps", "evaluate_folder", "evaluate_tabletop", "generate_bulk", "guide",
     "load_preset", "make_stages", "make_step_stages", "parse_axis", "plan_distillation", "plan_steps",
     "read_goal", "read_recipe", "reproduce", "save_picture", "sweep",
-    "tune", "write_report",
+    "tune", "upscale", "write_report",
 ]  # fmt: skip
 """Programs depend on these: none may go without a deprecation."""
 

@@ -23,7 +23,7 @@ SETTINGS = {
     "--variation-strength", "--subseed-strength", "--hires-scale", "--hr-scale", "--hires-size",
     "--hires-strength", "--hires-upscaler", "--hr-upscaler", "--hires-steps", "--hires-sampler",
     "--hires-schedule", "--hires-guidance", "--hires-prompt", "--hires-negative", "--timesteps", "--gamma",
-    "--control", "--ip-adapter", "--embedding", "--prompt-editing",
+    "--seed-resize-from", "--control", "--ip-adapter", "--embedding", "--prompt-editing",
 }  # fmt: skip
 MODEL = {
     "--model", "--device", "--dtype", "--threads", "--offline", "--prediction", "--vae", "--unet",
@@ -57,17 +57,22 @@ OPTIONS = {
     "guide": {
         "--file", "--pairs", "--only", "--out", "--overwrite", *SETTINGS - {"--preset"}, *MODEL, *CLUSTER
     },
-    "presets": {"--keep", "--name", "--json"},
+    "presets": {"--keep", "--name", "--finetune", "--json"},
     "finetune": {
-        "--data", "--method", "--file", "--out", "--cache", "--kind", "--rank", "--alpha", "--rslora",
-        "--targets", "--block", "--steps", "--batch-size", "--learning-rate", "--seed", "--prior",
-        "--prior-prompt", "--prior-weight", "--validation", "--sample", "--names", "--no-metadata",
-        "--dry-run", "--resume", "--overwrite", "--model", "--device", "--offline", "--prediction",
+        "--data", "--preset", "--method", "--file", "--out", "--cache", "--kind", "--rank", "--alpha",
+        "--rslora", "--targets", "--block", "--text-encoders", "--text-rate", "--int8-base", "--token",
+        "--vectors", "--init-word", "--template", "--steps", "--epochs", "--batch-size", "--learning-rate",
+        "--optimizer", "--gradient-checkpointing", "--seed", "--size", "--flip", "--trigger",
+        "--caption-dropout", "--caption-lines", "--shuffle-captions", "--keep-tokens", "--tag-dropout",
+        "--masks", "--unmasked-weight", "--weighting", "--min-snr", "--noise-offset", "--zero-terminal-snr",
+        "--prior", "--prior-prompt", "--prior-weight", "--validation", "--validation-steps", "--sample",
+        "--names", "--no-metadata", "--dry-run", "--resume", "--overwrite", "--model", "--device",
+        "--offline", "--prediction",
     },
     "distill": {
         "--teacher", "--student", "--data", "--stages", "--out", "--cache", "--steps", "--batch-size",
-        "--steps-method", "--inference-steps", "--seed", "--dry-run", "--resume", "--overwrite", "--device",
-        "--offline", "--prediction", *CLUSTER,
+        "--steps-method", "--inference-steps", "--rank", "--seed", "--dry-run", "--resume", "--overwrite",
+        "--device", "--offline", "--prediction", *CLUSTER,
     },
     "bench": {
         "--layout", "--part", "--latent", "--batch", "--steps", "--peers", "--rounds", "--device", "--dtype",
@@ -76,6 +81,7 @@ OPTIONS = {
     "selftest": {"--steps", "--size", "--device", "--dtype", "--minutes", "--offline", "--json"},
     "serve": {f"--{name.replace('_', '-')}" for name in SERVER_OPTIONS} | {"--config", "--open"},
     "rerun": {"--out", "--trust-recipe", "--inputs", *MODEL, *COMPUTING},
+    "upscale": {"--model", "--scale", "--tile", "--out", "--format", "--device", "--json"},
     "inspect": {"--json", "--model"},
     "lora convert": {"--to", "--transfer", "--teacher", "--partial", "--model", *ADAPTER},
     "lora merge": {"--model", *ADAPTER, *CUT},
@@ -85,7 +91,7 @@ OPTIONS = {
     "lora inspect": {"--json", "--model"},
     "models": {"--json"},
     "env": {"--json"},
-    "tabletop render": {"--count", "--seed", "--split", "--world", "--out", "--overwrite"},
+    "tabletop render": {"--count", "--seed", "--split", "--subject", "--world", "--out", "--overwrite"},
     "tabletop show": {"--count", "--seed", "--split", "--world", "--model", "--out", "--overwrite"},
     "tabletop examine": {"--count", "--through", "--judge", "--out", "--overwrite"},
     "tabletop train": {

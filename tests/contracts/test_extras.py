@@ -25,7 +25,7 @@ IMPORTED_AS = {
 }  # fmt: skip
 COMES_WITH = {
     "markupsafe": "jinja2", "huggingface_hub": "transformers", "openvino_telemetry": "openvino",
-    "pydantic_core": "pydantic", "starlette": "fastapi", "h11": "uvicorn",
+    "pydantic_core": "pydantic", "torchvision": "spandrel", "starlette": "fastapi", "h11": "uvicorn",
 }  # fmt: skip
 
 

@@ -101,9 +101,48 @@ def test_a_signal_removes_what_is_not_finished(tmp_path, number):
     assert [path.name for path in out.glob("*.png")] == []
 
 
+def _with_default_signals(call, folder):
+    """Run a process; a parent such as nohup leaves signals ignored."""
+
+    def default():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+
+    return subprocess.run(call, cwd=folder, capture_output=True, timeout=60, preexec_fn=default)
+
+
+@pytest.mark.parametrize(("number", "word"), [("SIGINT", b"interrupted\n"), ("SIGTERM", b"terminated\n")])
+def test_a_signal_that_an_import_would_discard(tmp_path, number, word):
+    """As C++ does while it initialises a module: torch lost some, and aborted the process at others."""
+    (tmp_path / "discards.py").write_text(
+        f"import signal\ntry:\n    signal.raise_signal(signal.{number})\nexcept BaseException:\n    pass\n"
+    )
+    code = (
+        "import time; from ssd1b.cli import process; "
+        "process.main = lambda: (__import__('discards'), time.sleep(60)); raise SystemExit(process.run())"
+    )
+    done = _with_default_signals([sys.executable, "-c", code], tmp_path)
+    assert (done.returncode, done.stderr) == (128 + getattr(signal, number), word)
+
+
+def test_a_signal_that_arrives_just_before_the_main_thread_waits_is_sent_again(tmp_path):
+    """Python notes it, and would run its handler only after the system call, a minute later."""
+    (tmp_path / "discards.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    code = (
+        "import signal, time; from ssd1b.cli import process; send, lost = signal.pthread_kill, []; "
+        "signal.pthread_kill = lambda *given: send(*given) if len(lost) == 3 else lost.append(given); "
+        "process.main = lambda: (__import__('discards'), time.sleep(60)); raise SystemExit(process.run())"
+    )
+    done = _with_default_signals([sys.executable, "-c", code], tmp_path)
+    assert (done.returncode, done.stderr) == (130, b"interrupted\n")
+
+
 def test_control_c_while_modules_are_imported(tmp_path):
-    """torch among them; before our first line, Python itself may print a traceback."""
-    begun = "import os; from ssd1b.__main__ import run; os.write(1, b'.'); raise SystemExit(run())"
+    """torch among them; before our handler is there, Python itself may print a traceback."""
+    begun = (
+        "import os, signal; from ssd1b.__main__ import run; handle = signal.signal; "
+        "signal.signal = lambda *given: (handle(*given), os.write(1, b'.'))[0]; raise SystemExit(run())"
+    )
     ends = []
     for wait in (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8):
         with subprocess.Popen(
@@ -113,7 +152,7 @@ def test_control_c_while_modules_are_imported(tmp_path):
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ) as process:
             assert process.stdout.read(1) == b"."
-            time.sleep(0.005 + wait)
+            time.sleep(wait)
             process.send_signal(signal.SIGINT)
             _, told = process.communicate()
         ends.append((process.returncode, told))

@@ -22,6 +22,7 @@ SOURCE = Path(ssd1b.__file__).parent
 HIRES = resolve_settings(
     "x", family="sdxl", model_defaults={"seed": 7}, preset=None, hires_width=1024, hires_steps=5,
     hires_guidance_scale=3.0, hires_prompt="y", hires_negative_prompt="z",
+    seed_resize_width=512, seed_resize_height=512,
 )  # fmt: skip
 SETTLED = resolve_settings("x", family="sdxl", model_defaults={"seed": 7}, preset=None)
 
@@ -85,7 +86,8 @@ def test_every_setting_can_be_overridden_and_says_whether_a_batch_shares_it(name
 def test_automatic1111s_names_are_read() -> None:
     values = {"CFG scale": "7", "Denoising strength": "0.5", "Steps": "3", "Sampler": "Euler", "Seed": "5",
               "Schedule type": "Karras", "Size": "64x128", "Variation seed": "3",
-              "Variation seed strength": "0.5", "Hires upscale": "2", "Hires resize": "128x256",
+              "Variation seed strength": "0.5", "Seed resize from": "64x64", "Hires upscale": "2",
+              "Hires resize": "128x256",
               "Hires upscaler": "Lanczos", "Hires steps": "2", "Hires sampler": "DDIM",
               "Hires schedule type": "Karras", "Hires CFG Scale": "3", "Hires prompt": "y",
               "Hires negative prompt": "z"}  # fmt: skip

@@ -9,66 +9,27 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tests.parity.test_pipeline import PROMPT, write_model
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from image_prompt_files import VISION, loud, write_adapter, write_encoder
 from ssd1b.adapters.ip_adapters import block_names
 from ssd1b.image_prompts import ImagePrompt, image_prompt_of
 from ssd1b.inputs import InputFile
-from ssd1b.layouts import (
-    MINI_SDXL,
-    SDXL_MINI,
-    SSD_1B_MINI,
-    IPAdapterLayout,
-    ResamplerLayout,
-    UNetLayout,
-    VisionLayout,
-)
-from ssd1b.models.ip_adapter import IPAdapter
+from ssd1b.layouts import MINI_SDXL, SDXL_MINI, SSD_1B_MINI, UNetLayout
 from ssd1b.models.vision import ImageEncoder, vision_config
 from ssd1b.pipeline import Pipeline
 from ssd1b.speed.image_prompting import clip_pixels
 
 SIDE = 64
 STEPS = 4
-VISION = VisionLayout(
-    hidden_size=96, layers=3, heads=3, intermediate_size=64, projection_dim=40, image_size=32, patch_size=8
-)
-RESAMPLER = ResamplerLayout(channels=48, layers=4, heads=2, intermediate_size=192)
 CARRIED = [
     1, 3, 5, 7, 9, 11, 13, 21, 29, 31, 33, 41,
     49, 51, 53, 61, 69, 71, 73, 81, *range(89, 109, 2), 109, 111, 113, 117,
 ]  # fmt: skip
 """Numbers in a file for SDXL of SSD-1B's cross-attentions, in the order of a file for SSD-1B."""
-
-
-@torch.no_grad()
-def loud(network: nn.Module, seed: int) -> dict[str, Tensor]:
-    torch.manual_seed(seed)
-    for parameter in network.parameters():
-        parameter.normal_(std=0.3)
-    return {name: each.clone() for name, each in network.state_dict().items()}
-
-
-def write_adapter(path: Path, *, plus: bool, seed: int) -> Path:
-    """Write an IP-Adapter for SDXL's blocks at the miniature's widths."""
-    widths = (48,) * 4 + (96,) * 50 + (48,) * 6 + (96,) * 10
-    layout = IPAdapterLayout(
-        image_dim=VISION.hidden_size if plus else VISION.projection_dim, tokens=5 if plus else 4,
-        context_dim=SDXL_MINI.cross_attention_dim, blocks=widths, head_dim=SDXL_MINI.head_dim,
-        resampler=RESAMPLER if plus else None,
-    )  # fmt: skip
-    state = loud(IPAdapter(layout), seed)
-    numbered = {}
-    for name, each in state.items():
-        if name.startswith("ip_adapter."):
-            _, index, rest = name.split(".", 2)
-            name = f"ip_adapter.{2 * int(index) + 1}.{rest}"
-        numbered[name] = each
-    save_file(numbered, path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, unet in {"sdxl": SDXL_MINI, "ssd-1b": SSD_1B_MINI}.items():
         (folder / name).mkdir()
         write_model(folder / name, replace(MINI_SDXL, unet=unet))
-    (folder / "image_encoder").mkdir()
-    save_file(loud(ImageEncoder(VISION), 1), folder / "image_encoder/model.safetensors")
+    write_encoder(folder)
     for seed, name in enumerate(("plain", "other", "plus")):
         write_adapter(folder / f"{name}.safetensors", plus=name == "plus", seed=seed)
     for seed, name in enumerate("ab"):

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from ssd1b.cli import main
 from ssd1b.tabletop.miniature import cache, train_unet
@@ -38,6 +40,18 @@ def worded_model(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "worded"
     save_folder(path, ModelInfo(layout=DRAWABLE, settings={"steps": 2}), worded_weights(DRAWABLE))
     return path
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a network, an image encoder beside it and another one, and two pictures."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "image_encoder").mkdir()
+    for seed, name in enumerate(("net.safetensors", "image_encoder/model.safetensors", "vit.safetensors")):
+        save_file({"x": torch.full((3,), float(seed))}, name)
+    Image.new("RGB", (64, 32), "red").save("a.png")
+    Image.new("RGB", (64, 32), "blue").save("b.png")
+    return tmp_path
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ def test_of_a_plain_text_all_is_reproduced():
     "field",
     ["Hires steps", "Hires upscaler", "Hires checkpoint", "Denoising strength", "ENSD", "Eta",
      "Clip skip", "Lora hashes", "TI hashes", "Model hash", "VAE", "VAE hash",
-     "Seed resize from", "Refiner", "Refiner switch at", "FreeU Stages",
+     "Refiner", "Refiner switch at", "FreeU Stages",
      "ControlNet 0", "Schedule max sigma", "Schedule min sigma", "Schedule rho", "Discard penultimate sigma",
      "Sigma churn", "Face restoration", "Token merging ratio", "ADetailer model", "Distilled CFG Scale",
      "Tiling", "Image CFG scale", "Mask blur", "Emphasis", "FP8 weight", "NGMS",

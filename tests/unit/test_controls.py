@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from option_texts import check_wrong, wrong_texts
 from ssd1b.actions.rerun import find_inputs
 from ssd1b.command_line import command_line
 from ssd1b.controls import Control, control_of, read_control
@@ -19,16 +20,6 @@ from ssd1b.lab.axes import make_axis
 from ssd1b.lab.sweep import Sweep, definition, parse_definition
 from ssd1b.recipe import ModelIdentity, Recipe, read_json, write_json
 from ssd1b.settings import GenerationSettings, check_overrides, resolve_settings
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a network, and two pictures."""
-    monkeypatch.chdir(tmp_path)
-    save_file({"x": torch.ones(3)}, "net.safetensors")
-    Image.new("RGB", (64, 32), "red").save("a.png")
-    Image.new("RGB", (64, 32), "blue").save("b.png")
-    return tmp_path
 
 
 def settings(**given: object) -> GenerationSettings:
@@ -67,25 +58,13 @@ def test_paths_may_have_colons(here: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("net.safetensors", "control is 'net.safetensors': write MODEL:PICTURE"),
-        ("", "write MODEL:PICTURE"),
-        ("net.safetensors:", "write MODEL:PICTURE"),
-        (":::", "write MODEL:PICTURE"),
-        ("net.safetensors:a.png:0.5:0.2:1:4", "too many numbers"),
+        *wrong_texts("control", "MODEL:PICTURE"),
         ("net.safetensors:a.png:cany", "'cany': did you mean 'canny'"),
-        ("net.safetensors:a.png:11", "scale is 11.0: it must be a number from 0 to 10"),
-        ("net.safetensors:a.png:1:0.5:0.5", "start 0.5 must be less than end 0.5"),
-        ("net.safetensors:no.png:0.5", "no.png"),
-        ("no.safetensors:a.png:0.5", "no.safetensors"),
         ("mini-contrl:a.png", "unknown control model 'mini-contrl': did you mean 'mini-control'"),
-        ("net.safetensors:net.safetensors", "not a readable PNG, JPEG or WebP"),
-        (":".join(["net.safetensors"] * 1000), "net.safetensors"),
     ],
 )
 def test_mistakes_are_told_in_one_line(here: Path, text: str, message: str) -> None:
-    with pytest.raises(InputError) as error:
-        read_control(text)
-    assert message in str(error.value) and "\n" not in str(error.value)
+    check_wrong(read_control, text, message)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import gzip
 import io
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from ssd1b.errors import InputError
 from ssd1b.images import decode_recipe
 from ssd1b.recipe import Parameters
 from ssd1b.settings import resolve_settings
+from timing import at_most
 
 SWARM = {
     "sui_image_params": {
@@ -265,28 +265,25 @@ def test_a_long_chain_of_nodes_is_walked_once() -> None:
     assert read(png(prompt=json.dumps(nodes))).prompt == "a cat"
 
 
-def timed(data: bytes) -> float:
-    begin = time.process_time()
-    with pytest.raises(InputError):
-        read(data)
-    return time.process_time() - begin
-
-
 @pytest.mark.parametrize(
     "text", ["<exif:UserComment>", "<exif:UserComment><rdf:li", "<exif:UserComment><rdf:li>"]
 )
 def test_xmp_that_begins_again_and_again_takes_no_time(text: str) -> None:
-    assert timed(png(XMP=text * 3000)) < 1
+    data = png(XMP=text * 3000)
+    with at_most(5), pytest.raises(InputError):
+        read(data)
 
 
 def test_many_nodes_that_sample_take_no_time() -> None:
     nodes: dict[str, Any] = {
         str(number): {"class_type": "Reroute", "inputs": {"a": [str(number + 1), 0]}}
-        for number in range(1500)
+        for number in range(15_000)
     }
     links = {name: ["0", 0] for name in ("positive", "negative", "latent_image", "model")}
-    nodes |= {f"s{number}": {"class_type": "KSampler", "inputs": links} for number in range(300)}
-    assert timed(png(prompt=json.dumps(nodes))) < 1
+    nodes |= {f"s{number}": {"class_type": "KSampler", "inputs": links} for number in range(3000)}
+    data = png(prompt=json.dumps(nodes))
+    with at_most(5), pytest.raises(InputError):
+        read(data)
 
 
 @pytest.mark.parametrize("steps", ["true", "[]", "{}", "9" * 5000, "NaN", json.dumps("x" * 90)])

@@ -3,19 +3,23 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from landscape import settings
 from ssd1b.diffusion.noise import noise_source, slerp
 from ssd1b.diffusion.upscaling import covering, cut, enlarge_latents
 from ssd1b.errors import InputError
-from ssd1b.jobs.job import make_job
+from ssd1b.inputs import InputFile, with_tables
+from ssd1b.jobs.job import Job, make_job
 from ssd1b.pipeline import Pipeline
 from ssd1b.recipe import read_json, read_parameters, write_json, write_parameters
 from ssd1b.settings import DEFAULT_HIRES_STRENGTH, GenerationSettings, numbered, resolve_settings
 from ssd1b.upscalers import DEFAULT_UPSCALER, UPSCALERS, resolve_upscaler
+from upscaler_files import write_compact
 
 PROMPT = "a large red metal sphere on a blue background"
 
@@ -23,11 +27,6 @@ PROMPT = "a large red metal sphere on a blue background"
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
     return Pipeline.load("mini-ssd-1b", device="cpu", dtype="fp32")
-
-
-def settings(**given: Any) -> GenerationSettings:
-    common = {"seed": 7, "width": 512, "height": 384}
-    return resolve_settings("x", family="sdxl", model_defaults={}, preset=None, **(common | given))
 
 
 @pytest.mark.parametrize(
@@ -136,20 +135,22 @@ def test_several_variations_have_one_seed() -> None:
     assert settings(variation_seed=5) == plain, "without strength it has no effect"
 
 
-def test_keys_depend_on_both_and_are_unchanged_without(pipeline: Pipeline) -> None:
+def _job(pipeline: Pipeline, found: GenerationSettings) -> Job:
     tokenizers = (pipeline.text.tokenizer, pipeline.text.tokenizer_2)
+    return make_job("m", found, fingerprint="f", tokenizers=tokenizers, environment={})
 
-    def key(found: GenerationSettings) -> str:
-        return make_job("m", found, fingerprint="f", tokenizers=tokenizers, environment={}).key
 
-    assert key(resolve_settings("x", family="sdxl", model_defaults={}, preset=None, seed=7)) == (
+def _key(pipeline: Pipeline, found: GenerationSettings) -> str:
+    return _job(pipeline, found).key
+
+
+def test_keys_depend_on_both_and_are_unchanged_without(pipeline: Pipeline) -> None:
+    assert _key(pipeline, resolve_settings("x", family="sdxl", model_defaults={}, preset=None, seed=7)) == (
         "e3c4e9bb3d946abd3c36b59cb3494fa0189e1974868525da27eb2da45887fadc"
     )
     others = [{}, {"hires_scale": 2}, {"hires_scale": 2, "hires_strength": 0.6}, {"variation_strength": 0.1}]
-    assert len({key(settings(**each)) for each in others}) == len(others)
-    job = make_job(
-        "m", settings(hires_scale=2, steps=10), fingerprint="f", tokenizers=tokenizers, environment={}
-    )
+    assert len({_key(pipeline, settings(**each)) for each in others}) == len(others)
+    job = _job(pipeline, settings(hires_scale=2, steps=10))
     assert job.cost == (10 * 2 * 512 * 384 * (1 + 4))
 
 
@@ -173,6 +174,24 @@ def test_recipes_and_automatic1111s_text_give_the_settings_back(
     found = settings(**text.settings())
     assert found == replace(recipe.settings, schedule=found.schedule)
     assert text.unreproduced() == []
+
+
+def test_a_network_is_an_upscaler(pipeline: Pipeline, tmp_path: Path) -> None:
+    """It is identified by its content, in keys, recipes and tables."""
+    path = write_compact(tmp_path / "2x-tiny.safetensors")
+    found = settings(hires_scale=1.5, hires_upscaler=str(path))
+    assert found.hires_upscaler == InputFile.of(path, most=10**6)
+    assert settings(**with_tables({"hires_scale": 1.5, "hires_upscaler": found.hires_upscaler})) == found
+    recipe = pipeline.recipe(found)
+    assert read_json(write_json(recipe)) == recipe
+    assert "Hires upscaler: 2x-tiny," in write_parameters(recipe)
+    assert found.passes[1].settings.hires_upscaler is None
+    moved = path.rename(tmp_path / "other.safetensors")
+    assert _key(pipeline, settings(hires_scale=1.5, hires_upscaler=str(moved))) == _key(pipeline, found)
+    write_compact(path, seed=1)
+    assert _key(pipeline, settings(hires_scale=1.5, hires_upscaler=str(path))) != _key(pipeline, found)
+    with pytest.raises(InputError, match=r"x\.safetensors"):
+        settings(hires_scale=1.5, hires_upscaler="x.safetensors")
 
 
 def test_recipes_of_earlier_versions_have_one_pass(pipeline: Pipeline) -> None:

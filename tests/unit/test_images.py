@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from PIL.ExifTags import IFD, Base
 
+from rounds import rounds
 from ssd1b.decoding import MAX_READ_PIXELS
 from ssd1b.errors import InputError
 from ssd1b.images import (
@@ -279,7 +280,7 @@ WHOLE = {format: encode_picture(picture(), format) for format in FORMATS}
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@settings(max_examples=150)
+@settings(max_examples=rounds(50, 150))
 @given(
     damage=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6)
 )

@@ -47,6 +47,8 @@ def test_defaults_of_ssd_1b_are_those_of_its_model_card():
         "seed": 7,
         "variation_strength": 0.0,
         "variation_seed": 0,
+        "seed_resize_width": None,
+        "seed_resize_height": None,
         "width": 1024,
         "height": 1024,
         "original_size": (1024, 1024),
@@ -198,7 +200,7 @@ def test_numbers_of_numpy_become_plain_ones():
     assert type(settings(guidance_scale=7).guidance_scale) is float
 
 
-@pytest.mark.parametrize("name", REFUSED.keys() - {"prompt"})
+@pytest.mark.parametrize("name", sorted(REFUSED.keys() - {"prompt"}))
 def test_a_few_settings_are_checked_by_themselves(name):
     for value in REFUSED[name]:
         if name == "seed" and value == -1 and value is not True:

@@ -2,7 +2,6 @@
 
 import math
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -27,6 +26,7 @@ from ssd1b.validation import (
     validate,
     validated,
 )
+from timing import at_most
 
 Whole = Annotated[int, Range(0, 100)]
 
@@ -151,12 +151,10 @@ def test_deep_and_long_values_are_refused_in_little_time() -> None:
     deep: list[object] = []
     for _ in range(100_000):
         deep = [deep]
-    started = time.process_time()
     for name in ("number", "pair", "rows", "text", "named", "inner"):
         for value in (deep, [-1] * 100_000, [[[]]] * 100_000, "x" * 10_000_000):
-            with pytest.raises(InputError):
+            with at_most(5), pytest.raises(InputError):
                 parse(Example, {"number": 1, name: value}, "here")
-    assert time.process_time() - started < 5
 
 
 def test_one_value_alone() -> None:

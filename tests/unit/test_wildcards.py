@@ -1,8 +1,8 @@
 """Words that are drawn, and styles."""
 
 import json
-import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ssd1b.errors import InputError, NotFoundError
 from ssd1b.styles import Style, apply_styles, read_styles
 from ssd1b.wildcards import Wildcards
+from timing import at_most
 
 PLAIN = Wildcards()
 
@@ -95,13 +96,9 @@ def test_any_text_is_drawn_or_refused(text: str) -> None:
 
 @pytest.mark.parametrize("piece", ["{", "}", "{a|", "|}", "{a|b}", "__", "{{"])
 def test_drawing_takes_time_in_proportion_to_the_text(piece: str) -> None:
-    begin = time.process_time()
     for text in (piece * (10_000 // len(piece)), "{" * 5000 + piece + "}" * 5000):
-        try:
+        with at_most(5), suppress(InputError):
             PLAIN.draw(text, 1)
-        except InputError:
-            pass
-    assert time.process_time() - begin < 1
 
 
 CSV = '''name,prompt,negative_prompt

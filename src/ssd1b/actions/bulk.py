@@ -1,7 +1,7 @@
 """Generate an image for each row of a table, into shards with a manifest."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -15,7 +15,7 @@ from ssd1b.actions.loading import AUTO, Loading, Progress, silent
 from ssd1b.bulk.rows import Row, count_rows, read_rows
 from ssd1b.bulk.shards import Destination, Shard, divide, index_of
 from ssd1b.errors import ConflictError, InputError
-from ssd1b.files import named
+from ssd1b.files import disk_error, named
 from ssd1b.jobs.driver import draw_jobs, plan
 from ssd1b.jobs.job import Job, environment, make_job
 from ssd1b.lab.sweep import ModelDescription
@@ -68,7 +68,7 @@ class Generated:
 
     Attributes:
         rows: number of rows of the input, in its part.
-        failed: number of rows in this run's shards that failed, by reason.
+        failed: number of rows that failed, in this run's shards or in those published before, by reason.
         shards: number of shards that this run wrote, or would write.
         known: number of shards that were published before.
         others: number of published shards at the positions of this part that are not of these rows and
@@ -108,25 +108,30 @@ def generate_bulk(
     if what.settings.get("seed") == RANDOM_SEED:
         raise InputError("seed is -1: a second run could not find random images")
     destination = Destination(what.out, what.arrangement, what.form, what.keep, work)
-    found = Generated()
+    k, n = what.part
+    published = {name for name in destination.published() if index_of(name) % n == k - 1}
+    table = read_rows(what.rows, keep=what.keep)
+    table = chain([next(table)], table)  # before anything is written or started: it finds wrong columns
+    found, names = Generated(), set[str]()
     with ExitStack() as stack:
-        place = stack.enter_context(workplace(work, loading))
-        shards = _shards(what, place.describe(what.model), place)
-        first = next(shards, None)  # before anything is written: it finds wrong columns
+        if loading.cluster and not dry_run and work.is_dir():
+            with _alone(work, what.out):  # now, because a cluster takes half a minute to start
+                pass
+        place = stack.enter_context(workplace(work, loading, [what.model]))
         if not dry_run:
             stack.enter_context(_alone(work, what.out))
         advance = stack.enter_context(progress("rows", _rows_of_part(what)))
-        k, n = what.part
-        published = {name for name in destination.published() if index_of(name) % n == k - 1}
-        names = set[str]()
-        for shard in chain([first] if first else [], shards):
+        for shard in _shards(what, table, place):
             name = destination.name(shard)
             names.add(name)
             found.rows += len(shard.rows)
-            if name in published and not (retry and destination.failures(name)):
-                found.known += 1
-                advance(len(shard.rows))
-                continue
+            if name in published:
+                failures = destination.failures(name)
+                if not (retry and failures):
+                    found.known += 1
+                    found.failed.update(failures)
+                    advance(len(shard.rows))
+                    continue
             found.shards += 1
             if dry_run:
                 failures = [row.error for row in shard.rows if row.error]
@@ -140,10 +145,10 @@ def generate_bulk(
     return found
 
 
-def _shards(what: Bulk, model: ModelDescription, place: Workplace) -> Iterator[Shard]:
-    runtime = environment(place.device, place.dtype)
+def _shards(what: Bulk, table: Iterable[Row], place: Workplace) -> Iterator[Shard]:
+    model, runtime = place.describe(what.model), environment(place.device, place.dtype)
     k, n = what.part
-    for index, rows in islice(divide(read_rows(what.rows, keep=what.keep), what.shard_size), k - 1, None, n):
+    for index, rows in islice(divide(table, what.shard_size), k - 1, None, n):
         jobs: dict[int, Job] = {}
         for position, row in enumerate(rows):
             if row.error is None:
@@ -196,7 +201,10 @@ def _alone(work: Path, out: str) -> Generator[None, None, None]:
         raise ConflictError(
             f"{named(work)} contains files that ssd1b bulk did not write: choose another folder"
         )
-    work.mkdir(parents=True, exist_ok=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(f"cannot write {named(work)}", error) from None
     try:
         with FileLock(lock, blocking=False):
             lock.touch()  # on some systems it is removed when it is released

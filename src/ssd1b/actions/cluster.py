@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from ssd1b.actions.loading import Loading
-from ssd1b.cluster.actor import Open, choose_platform
+from ssd1b.cluster.actor import Open, check_local, choose_platform
 from ssd1b.cluster.connection import connected
 from ssd1b.cluster.executor import ClusterExecutor
 from ssd1b.cluster.options import ClusterOptions
@@ -31,8 +31,9 @@ def cluster_executor(
     """
     there = replace(loading, cluster=None, notify=_quiet)
     choose = partial(choose_platform, loading.device, loading.dtype)
+    check_local(options, choose)
     with (
-        connected(options.address),
+        connected(options.address, loading.notify),
         closing(
             ClusterExecutor(options, choose, lambda name: open_model(name, there), loading.notify)
         ) as executor,

@@ -11,6 +11,7 @@ import torch
 
 from ssd1b.actions import TABLETOP_DATA
 from ssd1b.actions.loading import Notify
+from ssd1b.cluster.actor import check_local, choose_platform
 from ssd1b.cluster.connection import connected
 from ssd1b.cluster.options import ClusterOptions
 from ssd1b.cluster.training import train
@@ -261,7 +262,8 @@ def distill_model(
     minutes = max(each.train.timeout_minutes for each in stages)
     if device == "cpu" and cluster.gpus is None:
         cluster = replace(cluster, gpus=0)
-    with connected(cluster.address):
+    check_local(cluster, partial(choose_platform, device, None))
+    with connected(cluster.address, notify):
         return train(cluster, work, partial(saved, out.absolute()), step_minutes=minutes, notify=notify)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 
 from ssd1b.actions.cluster import cluster_executor
-from ssd1b.actions.loading import AUTO, Loading
+from ssd1b.actions.loading import AUTO, Loading, check_model
 from ssd1b.cluster.actor import Open, Platform, choose_platform
 from ssd1b.cluster.executor import ClusterExecutor
 from ssd1b.cluster.options import ClusterOptions
@@ -97,7 +97,7 @@ def evaluate_tabletop(
     tasks = [(case.caption, case.seed) for case in chosen]
     load = lru_cache(maxsize=1)(Loading.load)  # the same pipeline generates and measures, on one machine
     found = []
-    with _studio(loading, load) as studio:
+    with _studio(models, loading, load) as studio:
         for name in models:
             model = studio.find(name)
             if model.info.world != "tabletop":
@@ -144,7 +144,7 @@ def evaluate_folder(
     pairs = read_captions(folder)[:captions]
     tasks = [(pair.caption, seed) for pair in pairs for seed in range(seeds)]
     found = []
-    with _studio(loading) as studio:
+    with _studio(models, loading) as studio:
         device = choose_device(studio.here.device)
         for name in models:
             model = studio.find(name)
@@ -174,10 +174,12 @@ class _Studio(NamedTuple):
 
 @contextmanager
 def _studio(
-    loading: Loading, load: Callable[[Loading, str], Pipeline] = Loading.load
+    models: Sequence[str], loading: Loading, load: Callable[[Loading, str], Pipeline] = Loading.load
 ) -> Generator[_Studio, None, None]:
     """Generate on this machine, with pipelines from ``load``, or on the cluster of ``loading``."""
     if loading.cluster is not None:
+        for name in models:
+            check_model(name)  # now, because a cluster takes half a minute to start
         with _on_cluster(loading.cluster, loading) as studio:
             yield studio
         return

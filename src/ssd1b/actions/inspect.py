@@ -89,7 +89,7 @@ def describe_model(name: str) -> dict[str, Any]:
         "scheduler": checkpoint.scheduler,
         "prediction": checkpoint.prediction,
         "settings": settings,
-        "notes": [*checkpoint.notes, *problems],
+        "notes": [*(f"with the LoRA {each.file.path}" for each in found.own), *checkpoint.notes, *problems],
     }
 
 

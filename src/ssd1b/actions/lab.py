@@ -5,7 +5,7 @@ A ``Workplace`` combines the store of a folder, the models, their metrics and an
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -37,6 +37,7 @@ from ssd1b.lab.sweep import ModelDescription, Sweep, describe, expand, record
 from ssd1b.lab.tune import RIVALS, Tuned, prove, search
 from ssd1b.lab.tune_files import open_study, write_tuned
 from ssd1b.runtime import DTYPES, choose_device, choose_dtype
+from ssd1b.saving import check_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,19 +65,22 @@ def ground_truth(model: ModelDescription) -> GroundTruth | None:
 
 
 @contextmanager
-def workplace(folder: Path, loading: Loading) -> Generator[Workplace, None, None]:
+def workplace(folder: Path, loading: Loading, models: Iterable[str]) -> Generator[Workplace, None, None]:
     """Open a folder of jobs.
 
     Args:
         folder: created with the first job.
         loading: how models are found and loaded.
+        models: names of those that are used; found before a cluster is started, which takes half a minute.
 
     Raises:
-        InputError: no such device or number format, or the folder is no store.
+        InputError: no such model, device or number format, or the folder is no store.
     """
     with ExitStack() as stack:
         store = stack.enter_context(closing(Store(folder)))
         described = cache(partial(_describe, loading, store.file_digest))
+        for name in models:
+            described(name)
         if loading.cluster is None:
             device = choose_device(loading.device)
             dtype = choose_dtype(loading.dtype, device)
@@ -84,12 +88,18 @@ def workplace(folder: Path, loading: Loading) -> Generator[Workplace, None, None
                 Inline(lambda name: _open(name, described(name).fingerprint, loading, store.file_digest))
             ))  # fmt: skip
         else:
+            check_folder(folder)  # now, because a cluster takes half a minute to start
             executor = stack.enter_context(
                 cluster_executor(loading.cluster, loading, partial(_open_there, described))
             )
             platform = executor.platform()
             device, dtype = torch.device(platform.device), DTYPES[platform.dtype]
         yield Workplace(store=store, executor=executor, describe=described, device=device, dtype=dtype)
+
+
+def models_of(model: str, axes: Iterable[Axis]) -> list[str]:
+    """Return the names of the models on the axes; that of ``model`` if none of them has models."""
+    return [value.model for axis in axes for value in axis.values if value.model is not None] or [model]
 
 
 def _describe(loading: Loading, file_digest: Callable[[Path], str], name: str) -> ModelDescription:
@@ -156,7 +166,7 @@ def sweep(
     Raises:
         InputError: a model cannot be loaded, a setting is out of range, or a file cannot be written.
     """
-    with workplace(folder, loading) as place:
+    with workplace(folder, loading, models_of(what.model, what.axes)) as place:
         store = place.store
         jobs = expand(what, place.describe, device=place.device, dtype=place.dtype)
         planned = plan(jobs, store, retry=retry)
@@ -217,7 +227,7 @@ def tune(
             prompts, an image failed, or a file cannot be written.
     """
     base = base or {}
-    with workplace(folder, loading) as place:
+    with workplace(folder, loading, models_of(model, axes)) as place:
         described = place.describe(model)
         first, second = make_pairs(prompts, ground_truth(described), pairs, fresh)
         evaluator = CellEvaluator(
@@ -278,7 +288,7 @@ def guide(
     """
     base = base or {}
     chosen = [each for each in EXPERIMENTS if not only or each.name in only]
-    with workplace(folder / "cells", loading) as place:
+    with workplace(folder / "cells", loading, [model]) as place:
         store, described = place.store, place.describe(model)
         model_settings, truth = default_settings(described, base), ground_truth(described)
         prompts = prompts or captions(truth, pairs, stream=STREAM)

@@ -1,13 +1,14 @@
 """How use cases find and load models, and how they report progress."""
 
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 
 from ssd1b.cluster.options import ClusterOptions
+from ssd1b.errors import UnavailableError
 from ssd1b.execution import DEFAULT, Execution
 from ssd1b.model import Model
 from ssd1b.pipeline import Pipeline, reads_half
@@ -86,6 +87,16 @@ class Loading:
             model, offline=self.offline, half=reads_half(self.execution, dtype), prediction=self.prediction,
             token=self.token, paths=self.paths, networks=self.networks,
         )  # fmt: skip
+
+
+def check_model(name: str) -> None:
+    """Check that there is a model, as far as that is known without the network and its weights.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    with suppress(UnavailableError):  # it is not downloaded yet
+        _ = Model.find(name, offline=True, half=True).layout
 
 
 AUTO = Loading()

@@ -1,8 +1,8 @@
 """Generate an image again from the recipe in its file, and compare the pixels.
 
 A recipe may come from a stranger. Its model is used without asking only if it is built in, published under a
-short name, or in the hub's cache. A picture, adapter or control network at a recorded path is used only if
-its SHA-256 is the recorded one.
+short name, or in the hub's cache. A picture, or a network beside the model, at a recorded path is used only
+if its SHA-256 is the recorded one.
 """
 
 import os
@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image, ImageChops, UnidentifiedImageError
 
-from ssd1b import controls, loras
+from ssd1b import controls, loras, upscalers
 from ssd1b.actions.loading import AUTO, Loading
 from ssd1b.command_line import command_line
 from ssd1b.controls import BUILT_IN
@@ -30,7 +30,7 @@ from ssd1b.pipeline import Pipeline, Watch, ignore
 from ssd1b.recipe import ModelIdentity, Parameters, Recipe
 from ssd1b.runtime import choose_device
 from ssd1b.sampler_names import AUTOMATIC
-from ssd1b.settings import DEFAULT_MODEL, SETTINGS, GenerationSettings, Prompt, check_overrides
+from ssd1b.settings import DEFAULT_MODEL, INPUTS, SETTINGS, GenerationSettings, Prompt, check_overrides
 from ssd1b.validation import check
 from ssd1b.weights import hub
 
@@ -122,7 +122,7 @@ def reproduce(
 
 
 def find_inputs(settings: GenerationSettings, image: str, folder: str | None = None) -> GenerationSettings:
-    """Find the files that an image was generated from: pictures, adapters, control networks.
+    """Find the files that an image was generated from: pictures, adapters, control networks, upscalers.
 
     Each is looked for under its name in ``folder``, beside the image and in the package, then at the
     recorded path. Only a file with the recorded content is taken.
@@ -143,7 +143,8 @@ def find_inputs(settings: GenerationSettings, image: str, folder: str | None = N
     for name in SETTINGS:
         value = getattr(settings, name)
         if isinstance(value, InputFile):
-            found[name] = _find_input(name, value, folders, MAX_FILE_BYTES)
+            most = MAX_FILE_BYTES if name in INPUTS else upscalers.MAX_BYTES
+            found[name] = _find_input(name, value, folders, most)
         elif value and name in _LISTED:
             found[name] = tuple(
                 replace(each, **{

@@ -10,7 +10,7 @@ from ssd1b.errors import printable
 from ssd1b.model import Model
 from ssd1b.runtime import DTYPES, choose_device, choose_dtype
 from ssd1b.settings import DEFAULT_MODEL
-from ssd1b.weights.hub import ALIASES, BUILT_IN
+from ssd1b.weights.hub import ALIASES, BUILT_IN, LORAS
 from ssd1b.weights.opening import check_is_model
 
 
@@ -71,7 +71,9 @@ def _identify(model: Model) -> tuple[str, str | None]:
     """Return a title without the model's path, and the layout that its name promises."""
     if model.is_local:
         return printable(model.path.resolve().name), None
-    name, plain = model.name, model.source
-    known = {alias.lower(): alias for alias in ALIASES} | {hub_id.lower(): a for a, hub_id in ALIASES.items()}
-    expected = name if name in BUILT_IN else known.get(plain.lower())
-    return (f"{plain} at commit {model.commit}" if model.commit else plain), expected
+    plain = model.source
+    promised = {alias.lower(): alias for alias in ALIASES}
+    promised |= {hub_id.lower(): alias for alias, hub_id in ALIASES.items()}
+    promised |= {each: each for each in BUILT_IN} | {each: BUILT_IN[each].name for each in LORAS}
+    title = f"{plain} at commit {model.commit}" if model.commit else plain
+    return title, promised.get(plain.lower())

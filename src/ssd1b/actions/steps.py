@@ -21,7 +21,7 @@ from ssd1b.distill.run import (
     record_config,
 )
 from ssd1b.distill.steps.cost import memory, step_macs
-from ssd1b.distill.steps.run import check_layouts, check_pair, config_of, run
+from ssd1b.distill.steps.run import LORA_FILE, check_layouts, check_pair, config_of, run
 from ssd1b.distill.steps.stages import (
     StepStage,
     checked,
@@ -36,6 +36,7 @@ from ssd1b.layer_map import parameters
 from ssd1b.layouts import ModelLayout, family_of
 from ssd1b.model import Model
 from ssd1b.runtime import choose_device, dtype_name
+from ssd1b.saving import check_renewable
 from ssd1b.settings import GUIDANCE_DEFAULTS
 from ssd1b.training.precision import training_dtype
 from ssd1b.training.processes import report_lost_processes
@@ -83,7 +84,8 @@ class StepPlan:
 
 def make_step_stages(
     file: Path | None = None, *, method: str | None = None, inference_steps: int | None = None,
-    steps: int | None = None, batch_size: int | None = None, seed: int | None = None,
+    rank: int | None = None, steps: int | None = None, batch_size: int | None = None,
+    seed: int | None = None,
 ) -> list[StepStage]:  # fmt: skip
     """Make the stages of a step distillation: one of a method, or those of a file with changes.
 
@@ -91,6 +93,7 @@ def make_step_stages(
         file: a ``.toml`` file; None for a single stage of ``method``.
         method: of the single stage.
         inference_steps: number of steps for which the (last) student is made.
+        rank: of the LoRA that all stages train; None for what they say.
         steps: optimiser steps of all stages together, distributed in proportion to the stages' own.
         batch_size: images per step.
         seed: of data and noise.
@@ -107,6 +110,7 @@ def make_step_stages(
         stages = checked([StepStage(method=str(method))])
     if inference_steps is not None:
         stages = [*stages[:-1], replace(stages[-1], inference_steps=inference_steps)]
+    stages = stages if rank is None else [replace(each, rank=rank) for each in stages]
     stages = stages if steps is None else with_total_steps(stages, steps)
     given = {"batch_size": batch_size, "seed": seed}
     changes = {name: value for name, value in given.items() if value is not None}
@@ -170,6 +174,8 @@ def distill_steps(
 ) -> StudentFiles | None:  # fmt: skip
     """Train a student that needs few steps, and write it to ``out/model`` and ``out/model.safetensors``.
 
+    If the stages have a rank, the LoRA is in ``out/lora.safetensors``, and merged into the model.
+
     Started by ``torchrun``, each process calls this with the same arguments.
 
     Args:
@@ -194,6 +200,8 @@ def distill_steps(
         LostProcessError: another process ended, or does not answer.
     """
     check_run_folder(out, resume=resume, overwrite=overwrite)
+    if stages[0].rank is not None:
+        check_renewable(out / LORA_FILE, overwrite=overwrite)
     place = str(choose_device(device))
     group = join_processes(place, [each.train for each in stages])
     with report_lost_processes():

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from ssd1b.actions.loading import Loading, Progress, silent
+from ssd1b.errors import InputError, unknown
 from ssd1b.evaluate.sheets import contact_sheet
 from ssd1b.evaluate.statistics import Estimate
 from ssd1b.saving import renewing, writing
@@ -19,6 +20,7 @@ from ssd1b.tabletop.world.captions import full_caption
 from ssd1b.tabletop.world.gallery import side_by_side
 from ssd1b.tabletop.world.renderer import render, render_batch
 from ssd1b.tabletop.world.scenes import WORLDS, Split, scene
+from ssd1b.tabletop.world.subjects import SUBJECTS, subject_scene
 from ssd1b.weights.files import write_json
 
 LOCAL = Loading(offline=True)
@@ -31,6 +33,7 @@ def render_dataset(
     seed: int = 0,
     split: Split = "train",
     world: str = "plain",
+    subject: str | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> None:
@@ -42,16 +45,25 @@ def render_dataset(
         seed: of the scenes; trainings use 0 to 5.
         split: "held_out" for combinations that no training image shows.
         world: "plain", or "rich" for more solids, patterns and lighting.
+        subject: a key of ``subjects.SUBJECTS``, which no training image shows: each image has one solid with
+            it, of the plain world and the split "train".
         overwrite: replace files of the same name.
         progress: shows the number of images rendered.
 
     Raises:
         InputError: a file is in the way, or cannot be written.
     """
+    if subject is not None and (split, world) != ("train", "plain"):
+        raise InputError("subject needs the split train and the world plain")
+    if subject is not None and subject not in SUBJECTS:
+        raise unknown("subject", subject, SUBJECTS)
     with progress("render", count) as advance:
         for index in range(count):
-            each = scene(seed, index, split=split, world=WORLDS[world])
-            stem = f"{split}-{seed}-{index:06d}"
+            if subject is not None:
+                each = subject_scene(subject, seed, index)
+            else:
+                each = scene(seed, index, split=split, world=WORLDS[world])
+            stem = f"{subject or split}-{seed}-{index:06d}"
             with writing(folder / f"{stem}.png", overwrite=overwrite) as aside:
                 Image.fromarray(render(each)).save(aside, "PNG")
             with writing(folder / f"{stem}.txt", overwrite=overwrite) as aside:

@@ -45,11 +45,14 @@ class Kind:
         change: returns the change of the weight, of the weight's shape. Raises KeyError for a missing role,
             ShapeError or RuntimeError for shapes that do not fit.
         ranked: role of the tensor whose first axis is the rank; several for alternatives; none without rank.
+        by_row: roles of tensors with a row for each row of the weight, if a row of the change needs only its
+            own row of them and of the weight; none if rows depend on each other.
     """
 
     roles: frozenset[str]
     change: Callable[[Tensor, Tensors, Numbers], Tensor]
     ranked: tuple[str, ...] = ()
+    by_row: frozenset[str] = frozenset()
 
 
 COMMON = frozenset({"alpha", "dora", "magnitude", "diff_b"})
@@ -75,7 +78,7 @@ def _lora(weight: Tensor, t: Tensors, n: Numbers) -> Tensor:
     """``up @ down``, or for convolutions optionally with a core ``mid`` between them (LoCon, LoRA-C3Lier)."""
     up, down = t["up"].flatten(1), t["down"].flatten(1)
     product = _tucker(t["mid"], up, down) if "mid" in t else up @ down
-    return n["scale"] * _like(product, weight)
+    return _like(product, weight).mul_(n["scale"])
 
 
 def _loha(weight: Tensor, t: Tensors, n: Numbers) -> Tensor:
@@ -85,7 +88,7 @@ def _loha(weight: Tensor, t: Tensors, n: Numbers) -> Tensor:
         a, b = t[f"hada_w{i}_a"], t[f"hada_w{i}_b"]
         core = t.get(f"hada_t{i}")
         halves.append(a.flatten(1) @ b.flatten(1) if core is None else _tucker(core, a.T, b))
-    return n["scale"] * _like(halves[0] * halves[1], weight)
+    return _like(halves[0] * halves[1], weight).mul_(n["scale"])
 
 
 def _lokr(weight: Tensor, t: Tensors, n: Numbers) -> Tensor:
@@ -165,18 +168,18 @@ def _oft(weight: Tensor, t: Tensors, n: Numbers) -> Tensor:
 
 
 KINDS: Mapping[str, Kind] = MappingProxyType({
-    "LoRA": Kind(frozenset({"down", "up", "mid", "up_bias"}), _lora, ("down",)),
+    "LoRA": Kind(frozenset({"down", "up", "mid", "up_bias"}), _lora, ("down",), frozenset({"up"})),
     "LoHa": Kind(
         frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"}),
-        _loha, ("hada_w1_b",),
+        _loha, ("hada_w1_b",), frozenset({"hada_w1_a", "hada_w2_a"}),
     ),
     "LoKr": Kind(
         frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"}),
         _lokr, ("lokr_w2_b", "lokr_w1_b"),
     ),
-    "difference": Kind(frozenset({"diff"}), _difference),
+    "difference": Kind(frozenset({"diff"}), _difference, by_row=frozenset({"diff"})),
     "norm": Kind(frozenset({"w_norm", "b_norm"}), _difference),
-    "replacement": Kind(frozenset({"set_weight"}), _replacement),
+    "replacement": Kind(frozenset({"set_weight"}), _replacement, by_row=frozenset({"set_weight"})),
     "GLoRA": Kind(frozenset({"a1", "a2", "b1", "b2", "bm"}), _glora, ("a2",)),
     "IA3": Kind(frozenset({"weight", "on_input", "ia3_l"}), _ia3),
     "OFT": Kind(frozenset({"oft_blocks", "rescale"}), _oft),
@@ -184,8 +187,22 @@ KINDS: Mapping[str, Kind] = MappingProxyType({
 })  # fmt: skip
 """All kinds by name."""
 
+_MIXING = frozenset({"mid", "hada_t1", "hada_t2", "dora", "magnitude"})
+"""Roles of tensors with which the rows of any change depend on each other, or are columns of its tensors."""
+
 ADDITIVE = frozenset({"LoRA", "LoHa", "LoKr", "difference", "norm", "bias"})
 """Kinds whose change does not depend on the weight."""
+
+
+def is_by_row(kind: str, roles: frozenset[str]) -> bool:
+    """Whether a change with tensors of these roles can be computed some rows at a time, see ``rows_of``."""
+    return bool(KINDS[kind].by_row & roles) and not _MIXING & roles
+
+
+def rows_of(kind: str, tensors: Tensors, rows: slice) -> Tensors:
+    """Return the tensors from which ``weight_change`` computes these rows, given these rows of the weight."""
+    by_row = KINDS[kind].by_row
+    return {role: tensor[rows] if role in by_row else tensor for role, tensor in tensors.items()}
 
 
 def kind_of(roles: frozenset[str]) -> str | None:

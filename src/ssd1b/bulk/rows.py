@@ -7,14 +7,19 @@ table of settings: fields (``guidance_scale``), options (``guidance``), aliases 
 import csv
 import io
 import json
+import math
 import sys
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
+from hashlib import blake2b
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
 
-from ssd1b.errors import InputError, NotFoundError, shown, unknown
+from ssd1b.errors import InputError, NotFoundError, prefix_errors, shown, unknown
 from ssd1b.extras import require
 from ssd1b.files import check_path, named, open_regular, reason
 from ssd1b.numerals import number, whole_number
@@ -34,10 +39,19 @@ MAX_LINE = 2**20
 MAX_KEPT = 10_000
 """Most characters of a value that is copied to the manifest."""
 
+MAX_COLUMNS = 10_000
+"""Most columns that are remembered for an error; JSON lines may have other ones in each row."""
+
+LONGEST_ID = 1000
+"""Most characters of an id."""
+
 PROMPT, ID = "prompt", "id"
 
 Record = Mapping[str, Any] | InputError
 """A row as it was read: values by column, or why it cannot be read."""
+
+Header = Sequence[str] | None
+"""The columns of a table; None for JSON lines, each of which names its own."""
 
 
 class Row(NamedTuple):
@@ -74,22 +88,96 @@ def read_rows(path: str, *, keep: Collection[str] = ()) -> Iterator[Row]:
         keep: columns that are no settings and are copied to the manifest.
 
     Raises:
-        InputError: the file cannot be read, has no rows, or its first row has a column that is neither a
-            setting nor in ``keep``.
+        InputError: the file cannot be read, has no rows or no prompts, or has a column that is neither a
+            setting nor in ``keep``, by its header or, in JSON lines, by its first row; or no row has a column
+            of ``keep``, which standard input cannot tell beforehand.
     """
-    columns: dict[str, str] = {}
+    if keep and path != STDIN:
+        _check_kept(path, keep)
+    ids = _Ids()
     position = -1
-    for position, record in enumerate(_records(path)):
-        if not isinstance(record, InputError):
-            try:
-                columns |= {name: _field(name, keep) for name in record if name not in columns}
-            except InputError as error:
-                if position == 0:  # nothing was generated yet
-                    raise
-                record = error
-        yield _row(position, record, columns)
+    with _table(path) as (header, records):
+        with prefix_errors(named(path)):
+            columns = _columns(header or (), keep)
+            if header:
+                _check_prompts(columns, all_columns=True)
+        for position, record in enumerate(records):
+            if not isinstance(record, InputError):
+                try:
+                    columns |= _columns([name for name in record if name not in columns], keep)
+                    if position == 0:
+                        _check_prompts(columns, all_columns=False)
+                except InputError as error:
+                    if position == 0:  # nothing was generated yet
+                        raise InputError(f"{named(path)}: {error}") from None
+                    record = error
+            row = _row(position, record, columns)
+            yield ids.checked(row) if ID in columns.values() else row
     if position < 0:
         raise InputError(f"{named(path)} has no rows")
+
+
+def _check_prompts(columns: Mapping[str, str], *, all_columns: bool) -> None:
+    """Check that a column has prompts.
+
+    Args:
+        columns: fields by column.
+        all_columns: no later row has other columns.
+
+    Raises:
+        InputError: none has, or only one that is copied to the manifest instead.
+    """
+    if PROMPT in columns.values():
+        return
+    if kept := [
+        column for column, field in columns.items() if field == _KEPT and _NAMES.get(column.lower()) == PROMPT
+    ]:
+        raise InputError(f"--keep {kept[0]} takes the prompts away; the manifest has them in any case")
+    if all_columns:
+        raise InputError(f"there is no column {PROMPT!r}, nor one called text or caption")
+
+
+def _check_kept(path: str, keep: Collection[str]) -> None:
+    """Check that a table has all columns to keep, reading no more rows than necessary.
+
+    Raises:
+        InputError: no row has one of them.
+    """
+    missing, known = set(keep), set[str]()
+    with _table(path) as (header, records):
+        for record in records if header is None else [dict.fromkeys(header)]:
+            if not isinstance(record, InputError):
+                missing.difference_update(record)
+                known.update(islice(record, MAX_COLUMNS - len(known)))
+            if not missing:
+                return
+    with prefix_errors(f"{named(path)}, columns to keep"):
+        raise unknown("column", min(missing), known)
+
+
+class _Ids:
+    """The ids of all rows so far: their hashes, since the first row of a table with ids.
+
+    Earlier rows have their numbers.
+    """
+
+    def __init__(self) -> None:
+        self._known = set[bytes]()
+        self._begin: int | None = None
+
+    def checked(self, row: Row) -> Row:
+        """Let a row fail whose id an earlier one has that did not fail."""
+        if self._begin is None:
+            self._begin = row.number
+        if row.error is not None:
+            return row
+        digest = blake2b(row.id.encode(), digest_size=16).digest()
+        is_number = len(row.id) < 20 and row.id.isdecimal() and str(int(row.id)) == row.id
+        if digest not in self._known and not (is_number and int(row.id) < self._begin):
+            self._known.add(digest)
+            return row
+        problem = f"id is {shown(row.id)}, as that of an earlier row: each row needs its own"
+        return row._replace(error=f"{problem}; --keep copies a column with equal values")
 
 
 def count_rows(path: str) -> int | None:
@@ -99,7 +187,7 @@ def count_rows(path: str) -> int | None:
     form = _format(path)
     with _opened(path) as file:
         if form == ".parquet":
-            return int(_parquet(file).metadata.num_rows)
+            return int(_parquet(file, path).metadata.num_rows)
         lines = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
     return None if form in _DELIMITERS else lines  # a cell of a CSV file may contain line breaks
 
@@ -117,7 +205,7 @@ def _row(position: int, record: Record, columns: Mapping[str, str]) -> Row:
             if field == _KEPT:
                 kept[column] = _text(value)[:MAX_KEPT]
             elif field == ID:
-                id = _text(value)[:MAX_KEPT] or id
+                id = _id(value) or id
             elif field == PROMPT:
                 prompt = value
             elif value is not None:
@@ -155,10 +243,32 @@ def _text(value: Any) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def _id(value: Any) -> str:
+    """Write an id as text; empty if there is none.
+
+    Raises:
+        InputError: it is neither text of one line nor a whole number.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # see _setting
+    if not isinstance(value, str | int | None) or isinstance(value, bool):
+        raise InputError(f"id is {shown(value)}: it must be text or a whole number")
+    text = _text(value)
+    if len(text) > LONGEST_ID or any(unicodedata.category(each) == "Cc" for each in text):
+        raise InputError(
+            f"id is {shown(text)}: it must have at most {LONGEST_ID} characters, and no control characters"
+        )
+    return text
+
+
 def _setting(field: str, value: Any) -> dict[str, Any]:
     """Convert a value, which is text in a CSV file."""
     if field == "size":
         return read_size(str(value))
+    if isinstance(value, float) and SETTINGS[field].kind is int and value.is_integer():
+        return {field: int(value)}  # pandas makes such numbers of a column with an empty cell
+    if isinstance(value, list) and SETTINGS[field].kind is str and all(isinstance(e, int) for e in value):
+        return {field: ",".join(map(str, value))}  # timesteps
     if not isinstance(value, str):
         return {field: tuple(cast("list[Any]", value)) if isinstance(value, list) else value}
     if read_item := SETTINGS[field].read:
@@ -171,8 +281,8 @@ def _setting(field: str, value: Any) -> dict[str, Any]:
 
 def _read(kind: type, text: str) -> Any:
     if kind in (int, float):
-        read: Callable[[str], Any] = whole_number if kind is int else number
-        return read(text.strip())
+        text = text.strip()
+        return whole_number(text.removesuffix(".0")) if kind is int else number(text)
     if kind is tuple:
         parts = [number(each.strip()) for each in text.split(",")]
         return tuple(int(each) if each == int(each) else each for each in parts)
@@ -199,6 +309,10 @@ def _names() -> dict[str, str]:
 _NAMES = _names()
 
 
+def _columns(header: Sequence[str], keep: Collection[str]) -> dict[str, str]:
+    return {column: _field(column, keep) for column in header}
+
+
 def _field(column: str, keep: Collection[str]) -> str:
     if column in keep:
         return _KEPT
@@ -214,6 +328,9 @@ def _field(column: str, keep: Collection[str]) -> str:
 
 _COMPRESSED = (".gz", ".bz2", ".xz")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_CALLED = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
+"""Delimiters as they are called."""
+
 FORMATS = (".jsonl", ".ndjson", *_DELIMITERS, ".parquet", ".txt")
 
 
@@ -230,17 +347,38 @@ def _format(path: str) -> str:
     return form
 
 
-def _records(path: str) -> Iterator[Record]:
+def _check_header(name: str, header: Sequence[str]) -> None:
+    counts = Counter(header)
+    for place, column in enumerate(header, 1):
+        if not column.strip():
+            raise InputError(
+                f"{name}: column {place} has no name; pandas writes its index so, unless index=False"
+            )
+        if counts[column] > 1:
+            raise InputError(f"{name} has two columns {shown(column)}")
+
+
+@contextmanager
+def _table(path: str) -> Generator[tuple[Header, Iterator[Record]], None, None]:
+    """Open a table, and yield its header and its rows.
+
+    Raises:
+        InputError: it cannot be read, or a column has no name or that of another one.
+    """
     form = ".jsonl" if path == STDIN else _format(path)
+    name = "the standard input" if path == STDIN else named(path)
     with _opened(path) as file:
         if form == ".parquet":
-            yield from _parquet_records(file)
+            table = _parquet(file, path)
+            header, records = table.schema_arrow.names, _parquet_records(table)
         elif form in _DELIMITERS:
-            yield from _csv_records(file, _DELIMITERS[form], named(path))
+            header, records = _csv_table(file, form, name)
         elif form == ".txt":
-            yield from (each if isinstance(each, InputError) else {PROMPT: each} for each in _lines(file))
+            header, records = [PROMPT], map(_text_record, _full_lines(file, name))
         else:
-            yield from map(_json_record, _lines(file))
+            header, records = None, _json_records(_full_lines(file, name), name)
+        _check_header(name, header or ())
+        yield header, records
 
 
 @contextmanager
@@ -268,19 +406,48 @@ def _opened(path: str) -> Generator[File, None, None]:
         raise kind(f"cannot read {named(path)}: {reason(error)}") from None
 
 
-def _lines(file: File) -> Iterator[str | InputError]:
-    first = True
+def _lines(file: File, name: str) -> Iterator[str | InputError]:
+    """Decode a file's lines, with their ends.
+
+    Raises:
+        InputError: the file is UTF-16 or UTF-32, so that none of its lines can be read.
+    """
+    encoding = "utf-8-sig"
     while line := file.readline(MAX_LINE + 1):
+        if encoding == "utf-8-sig" and (line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line[:4]):
+            raise InputError(f"{name} is UTF-16, UTF-32 or no text: save it as UTF-8")
         if len(line) > MAX_LINE:
             while not line.endswith(b"\n") and (line := file.readline(MAX_LINE)):
                 pass
-            yield InputError(f"the line is longer than {MAX_LINE} bytes")
-        elif line.strip():
+            yield InputError(f"longer than {MAX_LINE} bytes")
+        else:
             try:
-                yield line.decode("utf-8-sig" if first else "utf-8").rstrip("\r\n")
+                yield line.decode(encoding)
             except UnicodeDecodeError:
-                yield InputError("the line is not UTF-8")
-        first = False
+                yield InputError("not UTF-8: save the file as UTF-8")
+        encoding = "utf-8"
+
+
+def _full_lines(file: File, name: str) -> Iterator[str | InputError]:
+    """Read the lines that are not empty, each of which is a row."""
+    for line in _lines(file, name):
+        if isinstance(line, InputError):
+            yield InputError(f"the line is {line}")
+        elif line.strip():
+            yield line.rstrip("\r\n")
+
+
+def _text_record(line: str | InputError) -> Record:
+    return line if isinstance(line, InputError) else {PROMPT: line}
+
+
+def _json_records(lines: Iterator[str | InputError], name: str) -> Iterator[Record]:
+    for position, line in enumerate(lines):
+        if position == 0 and isinstance(line, str) and (line.lstrip().startswith("[") or line.strip() == "{"):
+            raise InputError(
+                f"{name} is JSON, not JSON lines with an object on each: jq -c '.[]' converts an array"
+            )
+        yield _json_record(line)
 
 
 def _json_record(line: str | InputError) -> Record:
@@ -295,31 +462,63 @@ def _json_record(line: str | InputError) -> Record:
     return cast("dict[str, Any]", found)
 
 
-def _csv_records(file: File, delimiter: str, name: str) -> Iterator[Record]:
+def _csv_table(file: File, form: str, name: str) -> tuple[Sequence[str], Iterator[Record]]:
+    delimiter = _DELIMITERS[form]
+    rows = _csv_rows(file, delimiter, name)
+    header = next(rows, [])
+    if isinstance(header, InputError):
+        raise InputError(f"{name}, {header}")
+    if len(header) == 1 and (other := next((each for each in _CALLED if each in header[0]), None)):
+        called, rename = _CALLED[delimiter], {each: form for form, each in _DELIMITERS.items()}.get(other)
+        raise InputError(
+            f"{name}, line 1: the columns are separated by {_CALLED[other]}, and {form} has {called}: "
+            + (f"rename it to {rename}" if rename else f"save it with {called}")
+        )
+
+    def record(cells: Sequence[str] | InputError) -> Record:
+        if isinstance(cells, InputError):
+            return cells
+        if len(cells) > len(header):
+            return InputError("the row has more cells than the first line has names")
+        return {column: value or None for column, value in zip_longest(header, cells)}
+
+    return header, map(record, rows)
+
+
+def _csv_rows(file: File, delimiter: str, name: str) -> Iterator[list[str] | InputError]:
+    """Read the rows that are not empty; one with misplaced quotes is an error.
+
+    Raises:
+        InputError: a line cannot be read, or a quote is not closed, so that it is unknown where rows begin.
+    """
+
+    def lines() -> Iterator[str]:
+        for count, line in enumerate(_lines(file, name), 1):
+            if isinstance(line, InputError):
+                raise InputError(f"{name}, line {count}: {line}")
+            yield line
+
     csv.field_size_limit(MAX_LINE)
-    rows = csv.DictReader(_text_lines(file), delimiter=delimiter)
-    try:
-        for column, count in Counter(rows.fieldnames or ()).items():
-            if count > 1:
-                raise InputError(f"{name} has two columns {shown(column)}")
-        for row in rows:
-            extra = row.pop(None, None)  # type: ignore[call-overload]
-            filled = {name: value or None for name, value in row.items()}
-            yield InputError("the row has more cells than the first line has names") if extra else filled
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{name}, line {rows.line_num + 1}: {reason(error)}") from None
+    rows = csv.reader(lines(), delimiter=delimiter, strict=True)
+    while True:
+        begin = rows.line_num + 1
+        try:
+            if cells := next(rows):
+                yield cells
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if rows.line_num > begin:
+                raise InputError(
+                    f"{name}, line {begin}: a cell begins with a quote that is not closed ({reason(error)}): "
+                    "close it, and write quotes inside a cell twice"
+                ) from None
+            yield InputError(
+                f"line {begin}: misplaced quotes ({reason(error)}): write those inside a cell twice"
+            )
 
 
-def _text_lines(file: File) -> Iterator[str]:
-    encoding = "utf-8-sig"
-    while line := file.readline(MAX_LINE + 1):
-        if len(line) > MAX_LINE:
-            raise csv.Error(f"longer than {MAX_LINE} bytes")
-        yield line.decode(encoding)
-        encoding = "utf-8"
-
-
-def _parquet(file: File) -> Any:
+def _parquet(file: File, path: str) -> Any:
     require("reading Parquet", "pyarrow")
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
@@ -327,9 +526,29 @@ def _parquet(file: File) -> Any:
     try:
         return ParquetFile(file)
     except ArrowException as error:
-        raise InputError(f"not a Parquet file: {reason(error)}") from None
+        raise InputError(f"{named(path)} is not a Parquet file: {reason(error)}") from None
 
 
-def _parquet_records(file: File) -> Iterable[Record]:
-    for batch in _parquet(file).iter_batches(batch_size=1024):
-        yield from batch.to_pylist()
+def _parquet_records(table: Any) -> Iterator[Record]:
+    for batch in table.iter_batches(batch_size=1024):
+        for row in batch.to_pylist():
+            yield {name: _plain(value) for name, value in row.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Convert a value of Parquet to one of JSON's kinds; those that JSON lacks become text."""
+    match value:
+        case float() if math.isnan(value):
+            return None  # pandas writes an empty cell as NaN
+        case Decimal():
+            return int(value) if value == int(value) else float(value)
+        case bytes():
+            return value.decode(errors="replace")
+        case list():
+            return [_plain(each) for each in cast("list[Any]", value)]
+        case dict():
+            return {str(name): _plain(each) for name, each in cast("dict[Any, Any]", value).items()}
+        case str() | int() | float() | None:
+            return value
+        case _:
+            return str(value)

@@ -21,14 +21,14 @@ from typing import Any, TypeAlias, cast
 from PIL import Image
 
 from ssd1b.bulk.rows import Row
-from ssd1b.errors import InputError, unknown
+from ssd1b.errors import ConflictError, InputError, unknown
 from ssd1b.files import disk_error, named, reason
 from ssd1b.images import Picture, decode_recipe, encode_picture
 from ssd1b.inputs import digest_of
 from ssd1b.jobs.job import Job
 from ssd1b.jobs.store import DONE, FAILED, Outcome, Store
 from ssd1b.recipe import Recipe, write_json
-from ssd1b.saving import replacing
+from ssd1b.saving import check_folder, replacing
 
 Write: TypeAlias = Callable[[str, Mapping[str, bytes]], tuple[str, int]]
 
@@ -42,6 +42,9 @@ ARRANGEMENTS = {"webdataset": "shards", "folder": "pictures"}
 """How a shard is stored, a tar or a folder, with the folder that shards of that kind are in."""
 
 _MANIFEST = "manifest"
+_PUBLISHED = (".parquet", ".tar", "")
+"""Suffixes of a shard's part of the manifest, its tar or its folder; temporary files have others."""
+
 _KEPT = "kept_"
 """Begins the names of copied columns in the manifest, so that they hide none of its own."""
 
@@ -102,7 +105,8 @@ class Destination:
         work: folder on a local disk for files that are uploaded.
 
     Raises:
-        InputError: there is no such arrangement, format or file system, or a library is missing.
+        InputError: there is no such arrangement, format or file system, a library is missing, or the folder
+            cannot be written.
     """
 
     def __init__(self, url: str, arrangement: str, form: str, keep: Iterable[str], work: Path) -> None:
@@ -118,26 +122,46 @@ class Destination:
         except (ImportError, ValueError) as error:
             raise InputError(f"cannot write to {named(url)}: {reason(error)}") from None
         self._is_local = isinstance(self._files, LocalFileSystem)
+        if self._is_local:
+            check_folder(Path(self.root))
         self._arrangement, self._form, self._keep = arrangement, form, keep
         self._work = work
 
     def published(self) -> set[str]:
-        """The names of the shards that are complete."""
-        with self._errors(_MANIFEST):
-            folder = f"{self.root}/{_MANIFEST}"
-            if not self._files.exists(folder):
+        """The names of the shards that are complete.
+
+        Raises:
+            InputError: they have another arrangement, so that the manifest would have each row twice.
+        """
+        names = self._names(_MANIFEST)
+        for other in ARRANGEMENTS.keys() - {self._arrangement}:
+            if names and names & self._names(ARRANGEMENTS[other]):
+                raise ConflictError(
+                    f"{named(self.root)} has images of --as {other}, and its manifest describes them: choose "
+                    f"another --out for {self._arrangement}"
+                )
+        return names
+
+    def _names(self, folder: str) -> set[str]:
+        """The names of the shards in a folder."""
+        with self._errors(folder):
+            path = f"{self.root}/{folder}"
+            if not self._files.exists(path):
                 return set()
             self._files.invalidate_cache()
             return {
-                Path(each).stem for each in self._files.ls(folder, detail=False) if each.endswith(".parquet")
+                Path(each).stem
+                for each in self._files.ls(path, detail=False)
+                if Path(each).suffix in _PUBLISHED
             }
 
-    def failures(self, name: str) -> int:
-        """The number of rows of a published shard that failed."""
+    def failures(self, name: str) -> list[str]:
+        """The reasons of all failures in a published shard."""
         from pyarrow.parquet import read_table
 
         with self._errors(_MANIFEST), self._files.open(self._manifest(name), "rb") as file:
-            return read_table(file, columns=["state"])["state"].to_pylist().count(FAILED)
+            found = read_table(file, columns=["state", "error"]).to_pylist()
+        return [entry["error"] for entry in found if entry["state"] == FAILED]
 
     def name(self, shard: Shard) -> str:
         """The shard's name here."""

@@ -6,7 +6,7 @@ A subcommand's module is imported when it is called, and imports torch only afte
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 
 import click
@@ -20,13 +20,14 @@ from ssd1b.files import named, reason
 COMMANDS = {
     "generate": "Generate images from prompts.",
     "rerun": "Reproduce an image from the recipe inside it.",
+    "upscale": "Upscale images, with a model such as ESRGAN or by interpolation.",
     "bulk": "Generate an image for each row of a table, into shards.",
     "sweep": "Compare settings: generate and measure every combination.",
     "report": "Write a sweep's results as an HTML page, CSV and Parquet.",
     "tune": "Search for the best settings, and test them on fresh pairs.",
     "guide": "Test the published advice about settings on a model.",
     "presets": "List and store named settings, with their evidence.",
-    "finetune": "Train a LoRA or a whole model on your own images.",
+    "finetune": "Train a LoRA, a whole model or a new word on your own images.",
     "distill": "Distill a smaller model from a large one.",
     "evaluate": "Evaluate a model's images, with confidence intervals.",
     "serve": "Serve images over HTTP: a page, and APIs for clients.",
@@ -102,14 +103,13 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-def main(arguments: Sequence[str] | None = None, was_interrupted: Callable[[], bool] = lambda: False) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     A user's mistake is reported as one line on standard error. A traceback is a bug.
 
     Args:
         arguments: None for those of the process.
-        was_interrupted: tells whether Ctrl-C was pressed; an interrupted import may end with another error.
 
     Returns:
         The exit code.
@@ -132,9 +132,6 @@ def main(arguments: Sequence[str] | None = None, was_interrupted: Callable[[], b
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if was_interrupted():
-            click.echo("interrupted", err=True)
-            return INTERRUPTED
         explanation = _explain(error)
         if explanation is None:
             raise

@@ -9,6 +9,7 @@ import click
 from platformdirs import user_cache_path
 
 from ssd1b.cli.command import AGAIN, Command
+from ssd1b.cli.messages import SHOWN_REASONS, report_failures
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
@@ -20,11 +21,11 @@ from ssd1b.cli.options import (
 from ssd1b.cli.paths import OUT_FOLDER, PATH_OR_URL
 from ssd1b.errors import InputError, shown
 from ssd1b.files import named
+from ssd1b.numerals import counted
 from ssd1b.settings import RANDOM_SEED, SETTINGS, Preset
 from ssd1b.validation import Range, check
 
 SHARD = Annotated[int, Range(1, 100_000)]
-SHOWN_REASONS = 10
 RANDOM = "seed is -1: a second run could not find random images; without a seed, row N has seed N"
 
 
@@ -96,7 +97,7 @@ def command(
     row does not set comes from the options; without a seed, row N has seed N. A shard is written completely
     or not at all, and the same command skips finished ones. OUT/manifest says for each row where its image
     is, with SHA-256, recipe and metrics, or why it failed. `ssd1b distill --data OUT/shards` reads the
-    shards.
+    shards. The exit code is 1 if rows failed, in this run or an earlier one.
 
     \b
     Examples:
@@ -122,26 +123,25 @@ def command(
     done = generate_bulk(what, folder, choice.loading(), retry=retry, dry_run=dry_run, progress=progress)
     verb = "would be generated" if dry_run else "generated"
     click.echo(
-        f"{_count(done.rows, 'row')}: {_count(done.shards, 'shard')} {verb}, {done.known} known"
+        f"{counted(done.rows, 'row')}: {counted(done.shards, 'shard')} {verb}, {done.known} known"
         + ("" if dry_run else f", in {named(out)}")
     )
-    for reason, count in done.failed.most_common(SHOWN_REASONS):
-        click.echo(f"{count} failed: {reason}", err=True)
-    if len(done.failed) > SHOWN_REASONS:
-        click.echo(f"and for {len(done.failed) - SHOWN_REASONS} other reasons: see the manifest", err=True)
     if done.others:
-        left = f"{_count(done.others, 'shard')} of other rows or settings, which were left there"
-        click.echo(f"{named(out)} also has {left}", err=True)
-
-
-def _count(number: int, unit: str) -> str:
-    return f"{number} {unit}{'s' * (number != 1)}"
+        left = f"{counted(done.others, 'shard')} of other rows or settings"
+        click.echo(f"{named(out)} also has {left}, which stay there and in the manifest", err=True)
+    # A dry run writes no manifest, which has the others.
+    why = f"the column error of {named(out)}/manifest says why"
+    others = "the others" if done.failed.total() < done.rows else "no row"
+    advice, most = (f"{others} can be generated", None) if dry_run else (why, SHOWN_REASONS)
+    report_failures(done.failed, counted(done.rows, "row"), advice, most=most)
 
 
 def _part(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text, re.ASCII)
     if match is None:
-        raise InputError(f"part is {shown(text)}: it must be K/N with K from 1 to N, such as 3/8")
+        raise InputError(
+            f"part is {shown(text)}: it must be K/N with K from 1 to N, and N below a million, such as 3/8"
+        )
     return int(match[1]), int(match[2])
 
 

@@ -27,7 +27,10 @@ _PREVIEW_MARK = "ssd1b-preview"
 """Key of a text chunk that tells a preview from a user's image."""
 
 _CELLS = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-_UNITS = {"search": "trial", "prove": "setting", "render": "image", "rows": "row", "modules": "module"}
+_UNITS = {
+    "search": "trial", "prove": "setting", "render": "image", "rows": "row", "modules": "module",
+    "upscale": "tile",
+}  # fmt: skip
 
 
 @contextmanager

@@ -64,6 +64,12 @@ def _needs(given: Mapping[str, Any]) -> tuple[str, ...]:
 @click.option(
     "--inference-steps", type=int, metavar="N", help="Number of steps for which --steps-method trains."
 )
+@click.option(
+    "--rank",
+    type=int,
+    metavar="N",
+    help="With --steps-method: train a LoRA of this rank instead of the whole student.",
+)
 @click.option("--steps", type=int, help="Optimiser steps of all stages together.")
 @click.option("--batch-size", type=int, help="Images per step.")
 @click.option("--seed", type=int, help="Seed of data and noise.")
@@ -85,6 +91,7 @@ def command(
     cache: str | None,
     steps_method: str | None,
     inference_steps: int | None,
+    rank: int | None,
     steps: int | None,
     batch_size: int | None,
     seed: int | None,
@@ -129,7 +136,8 @@ def command(
         _steps(
             teacher, student or teacher, data, out,
             stages={
-                "file": file, "method": steps_method, "inference_steps": inference_steps, **numbers
+                "file": file, "method": steps_method, "inference_steps": inference_steps, "rank": rank,
+                **numbers,
             },
             dry_run=dry_run,
             common={
@@ -139,8 +147,9 @@ def command(
             device=device,
         )  # fmt: skip
         return
-    if inference_steps is not None:
-        raise InputError("--inference-steps needs --steps-method, or --stages with methods")
+    for option, value in (("--inference-steps", inference_steps), ("--rank", rank)):
+        if value is not None:
+            raise InputError(f"{option} needs --steps-method, or --stages with methods")
 
     from ssd1b.actions.distill import (
         LAYER_FILES,

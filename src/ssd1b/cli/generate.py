@@ -9,7 +9,7 @@ import click
 
 from ssd1b.advice import advise
 from ssd1b.cli.command import Command
-from ssd1b.cli.composing import Composer, composing_options
+from ssd1b.cli.composing import composing_options
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
@@ -22,6 +22,7 @@ from ssd1b.cli.options import (
     speed_option,
 )
 from ssd1b.cli.paths import echo_path
+from ssd1b.composing import Composer
 from ssd1b.errors import InputError
 from ssd1b.prompts import NO_PROMPT
 from ssd1b.settings import SEEDS, GenerationSettings, Preset, few_step_loras, numbered

@@ -15,7 +15,7 @@ import click
 from ssd1b.cli.command import TEXT
 from ssd1b.cli.messages import format_warnings, notify
 from ssd1b.cli.paths import PATH
-from ssd1b.cluster.options import ClusterOptions
+from ssd1b.cluster.options import ClusterOptions, option_names
 from ssd1b.embeddings import find_words, without_words
 from ssd1b.errors import InputError, prefix_errors, shown, unknown
 from ssd1b.execution import DEFAULT, Execution
@@ -220,7 +220,7 @@ def ray_options(
             given = {name: value for name, value in shares.items() if value is not None}
             cluster = None
             if ray is not None:
-                with prefix_errors("--ray"):
+                with option_names("--ray", "-"):
                     cluster = ClusterOptions(address=ray, **given)
             elif given:
                 raise InputError(f"--ray-{next(iter(given))} needs --ray")
@@ -304,6 +304,8 @@ def speed_option(command: Callable[..., None]) -> Callable[..., None]:
             if speed not in SPEEDS:
                 raise unknown("speed", speed, SPEEDS)
             named = SPEEDS[speed]
+            if named.variants:
+                choice = replace(choice, model=_variant(speed, choice.name))
             click.echo(f"speed {speed}: {named.price}", err=True)
             overrides = {**named.settings, **overrides}
             if choice.execution == DEFAULT:
@@ -311,6 +313,17 @@ def speed_option(command: Callable[..., None]) -> Callable[..., None]:
         command(*args, overrides=overrides, choice=choice, **rest)
 
     return bundled
+
+
+def _variant(speed: str, model: str) -> str:
+    """Return the few-step variant of a model, which may be one itself."""
+    known = SPEEDS[speed].variants
+    if model not in {*known, *known.values()}:
+        raise InputError(
+            f"--speed {speed}: {shown(model)} has no few-step variant, {', '.join(known)} has; others need a "
+            "few-step LoRA or ssd1b distill --steps-method"
+        )
+    return known.get(model, model)
 
 
 def _negative(overrides: Mapping[str, Any], preset: str | None) -> dict[str, str]:

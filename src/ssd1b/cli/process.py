@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 import threading
+import time
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -57,41 +59,22 @@ class _Messages(io.FileIO):
             return memoryview(data).nbytes
 
 
-class _Interrupts:
-    """Handler of Ctrl-C that remembers it, because an interrupted import may end with another error."""
-
-    happened = False
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.happened = True
-        raise KeyboardInterrupt
-
-    def lost(self, ignored: "sys.UnraisableHookArgs") -> None:
-        """Repeat an interrupt that Python could not raise: in a destructor or in a callback."""
-        if isinstance(ignored.exc_value, KeyboardInterrupt):
-            threading.Timer(0.05, signal.raise_signal, (signal.SIGINT,)).start()
-        else:
-            sys.__unraisablehook__(ignored)
-
-
 def run() -> int:
     """Run the command line of this process, and return its exit code."""
     _open_streams()
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = SPINS  # read when torch is first imported
-    interrupts = _Interrupts()
-    _handle_signals(interrupts)
+    _handle_signals()
     try:
-        return main(was_interrupted=lambda: interrupts.happened)
+        return main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
     except SystemExit as ended:  # by a signal
         print("terminated", file=sys.stderr)  # noqa: T201
         return ended.code if isinstance(ended.code, int) else 1
-    except BaseException:
-        if not interrupts.happened:
-            raise
-        print("interrupted", file=sys.stderr)  # noqa: T201
-        return INTERRUPTED
     finally:
+        _waiting.clear()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to interrupt
 
 
@@ -110,14 +93,76 @@ def _open_streams() -> None:
     sys.stderr = io.TextIOWrapper(raw, encodings[1], "backslashreplace", write_through=True)
 
 
-def _handle_signals(interrupts: _Interrupts) -> None:
-    def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
+def _handle_signals() -> None:
     # Signals that are ignored, as under nohup, stay ignored.
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, interrupts)
-        sys.unraisablehook = interrupts.lost
+        signal.signal(signal.SIGINT, _raising(KeyboardInterrupt))
     for each in _ENDING:
         if signal.getsignal(each) is signal.SIG_DFL:
-            signal.signal(each, end)
+            signal.signal(each, _raising(SystemExit, 128 + each))
+    sys.unraisablehook = _repeat
+
+
+_waiting: set[int] = set()
+"""Numbers of signals that are to be raised as soon as they can be."""
+
+_sent_again: set[int] = set()
+"""Those of ``_waiting`` that were sent again and did not arrive yet."""
+
+
+def _raising(kind: type[BaseException], *arguments: object) -> Callable[[int, FrameType | None], None]:
+    """Return a handler that raises an exception as soon as no import is under way.
+
+    C++ that initialises a module may discard an exception, report another one, or abort the process.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number in _sent_again:
+            _sent_again.discard(number)
+            if number not in _waiting:  # it was raised meanwhile
+                return
+        if _importing(frame):
+            _raise_later(number)
+        else:
+            _waiting.discard(number)
+            raise kind(*arguments)
+
+    return handle
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib._bootstrap"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _raise_later(number: int) -> None:
+    if number not in _waiting:
+        _waiting.add(number)
+        threading.Thread(target=_send_again, args=(number,), daemon=True).start()
+
+
+def _send_again(number: int) -> None:
+    """Send a signal to the main thread until it was raised.
+
+    Python would not notice one that arrives just before a system call begins to wait.
+    """
+    while True:
+        time.sleep(0.005)
+        if number not in _waiting:
+            return
+        _sent_again.add(number)
+        if sys.platform == "win32":
+            signal.raise_signal(number)
+        else:  # what the main thread waits for must end, too
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+
+def _repeat(ignored: "sys.UnraisableHookArgs") -> None:
+    """Repeat an interrupt that Python could not raise: in a destructor or in a callback."""
+    if isinstance(ignored.exc_value, KeyboardInterrupt):
+        _raise_later(signal.SIGINT)
+    else:
+        sys.__unraisablehook__(ignored)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 
 from ssd1b.cli.command import AGAIN, TEXT, Command
+from ssd1b.cli.messages import report_failures
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
@@ -74,7 +75,7 @@ def command(
     by || if they contain commas; numbers may be ranges: 1-10, 1-10 (+2), 1-10 [5], or 5, 10, .., 30.
 
     Cells that exist, from whichever sweep, are not generated again: the same command resumes a sweep, and
-    several processes may share a folder.
+    several processes may share a folder. The exit code is 1 if images failed, in this run or an earlier one.
 
     \b
     Examples:
@@ -103,8 +104,7 @@ def command(
     if dry_run:
         return
     click.echo(f"{done.images} images in {named(out)}")
-    for reason, count in done.failures.items():
-        click.echo(f"{count} failed: {reason}", err=True)
+    report_failures(done.failures, f"{done.images + done.failures.total()} images", "--retry tries again")
 
 
 def _read_axes(path: Path) -> "list[Axis]":

@@ -58,14 +58,22 @@ def world_options(command: Callable[..., None]) -> Callable[..., None]:
 @command.command("render")
 @click.option("--count", type=int, default=16, show_default=True, help="Number of images.")
 @world_options
+@click.option(
+    "--subject",
+    metavar="NAME",
+    help="octahedron or banded: a shape or a material that no training image shows, to fine-tune on.",
+)
 @out_option("Where to write images, each with its caption in a .txt file.", required=True)
 @overwrite_option
-def render_command(count: int, seed: int, split: Split, world: str, out: str, overwrite: bool) -> None:
+def render_command(
+    count: int, seed: int, split: Split, world: str, subject: str | None, out: str, overwrite: bool
+) -> None:
     """Render images with exact captions, as training data.
 
     \b
-    Example:
+    Examples:
       ssd1b tabletop render --count 1000 --out data --split held_out
+      ssd1b tabletop render --count 12 --subject octahedron --out subject
     """  # noqa: D301 (\b keeps click from wrapping)
     check("count", count, COUNT)
     check("seed", seed, Seed)
@@ -74,8 +82,9 @@ def render_command(count: int, seed: int, split: Split, world: str, out: str, ov
     from ssd1b.cli.display import progress
 
     render_dataset(
-        Path(out), count, seed=seed, split=split, world=world, overwrite=overwrite, progress=progress
-    )
+        Path(out), count, seed=seed, split=split, world=world, subject=subject, overwrite=overwrite,
+        progress=progress,
+    )  # fmt: skip
     echo_path(out)
 
 
@@ -220,6 +229,8 @@ def train_command(
 
     place = str(choose_device(device or "cpu"))
     first = None
+    if start in hub.LORAS:
+        raise InputError(f"{start} is a LoRA of {hub.BUILT_IN[start].name}, which --from can take")
     if start is not None:
         first = Path(expand_path(start)) if part == "judge" else hub.resolve(start, offline=True).path
     made = train_part(

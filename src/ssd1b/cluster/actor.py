@@ -1,5 +1,6 @@
 """The actors: processes of the cluster that each keep a model loaded."""
 
+import re
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -7,9 +8,11 @@ from importlib.metadata import version
 from typing import Any, NamedTuple, TypeAlias
 
 from ssd1b.cluster.connection import Share
-from ssd1b.errors import ConflictError, FailedError, InputError, line, prefix_errors
+from ssd1b.cluster.options import LOCAL, ClusterOptions
+from ssd1b.errors import ConflictError, FailedError, InputError, UnavailableError, line, prefix_errors
 from ssd1b.jobs.executor import Render, Result
 from ssd1b.jobs.session import CancelledError
+from ssd1b.numerals import counted
 from ssd1b.pipeline import ignore
 from ssd1b.runtime import choose_device, choose_dtype, dtype_name
 from ssd1b.settings import GenerationSettings
@@ -38,6 +41,20 @@ def choose_platform(device: str | None, dtype: str | None) -> Platform:
     """
     chosen = choose_device(device)
     return Platform(chosen.type, dtype_name(choose_dtype(dtype, chosen)))
+
+
+def check_local(options: ClusterOptions, choose: Callable[[], Platform]) -> None:
+    """Check for a local cluster, before it is started, that this machine has what its actors need.
+
+    Raises:
+        InputError: it lacks the device, or a GPU.
+    """
+    if options.address == LOCAL:
+        choose()
+        if options.gpus and choose_device(None).type in ("cpu", "mps"):  # Ray counts no GPU of MPS
+            raise UnavailableError(
+                f"an actor needs {counted(options.gpus, 'GPU')}, and this machine has none"
+            )
 
 
 class Actor:
@@ -108,6 +125,22 @@ def error_of(error: BaseException) -> Exception | None:
         return None
     cause = error.cause
     return cause if isinstance(cause, InputError | CancelledError) else FailedError(line(str(cause)))
+
+
+class LowMemoryError(UnavailableError):
+    """Ray ended an actor because its node had too little memory."""
+
+
+def end_of(error: BaseException) -> UnavailableError:
+    """Return the error for an actor that ended, from that of Ray."""
+    from ray.exceptions import OutOfMemoryError
+
+    if not isinstance(error, OutOfMemoryError):
+        return UnavailableError(reason_of(str(error)))
+    used = re.search(r"was ([0-9.]+ ?[KMGT]?B) used / ([0-9.]+ ?[KMGT]?B)", str(error))
+    figures = f" ({used[1]} of {used[2]} used)" if used else ""
+    what = f"the actor's node is short of memory{figures}"
+    return LowMemoryError(f"{what}; fewer actors need less, see --ray-actors")
 
 
 def reason_of(text: str) -> str:

@@ -14,7 +14,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, Generic
 
-from ssd1b.cluster.actor import Actor, Open, Platform, error_of, reason_of, start
+from ssd1b.cluster.actor import Actor, LowMemoryError, Open, Platform, end_of, error_of, start
 from ssd1b.cluster.connection import Share, divide
 from ssd1b.cluster.options import ClusterOptions
 from ssd1b.errors import ConflictError, FailedError, InputError, UnavailableError, line
@@ -25,8 +25,14 @@ from ssd1b.settings import GenerationSettings
 MAX_DEATHS = 5
 """Actors that may end while they generate a batch, before the batch is lost."""
 
+MAX_LOST = 3
+"""Batches in a row that may be lost before the run ends."""
+
 MAX_FAILED_STARTS = 20
 """Actors that may end while they start before the run does, unless one loads or generates meanwhile."""
+
+MAX_SHORT_OF_MEMORY = 5
+"""The same for actors that Ray ends because memory is short, while no other is left."""
 
 GROW_SECONDS = 10.0
 """Interval for looking for nodes that have joined the cluster."""
@@ -85,6 +91,8 @@ class ClusterExecutor(Generic[Result]):
         self._waiting: deque[_Batch] = deque()
         self._unfinished: set[_Batch] = set()
         self._failed_starts = 0
+        self._left_out = 0  # actors that there is room for, but no memory
+        self._lost = 0  # batches in a row
         self._error: Exception | None = None
         self._looked = time.monotonic()
         self._call(self._grow)
@@ -138,8 +146,7 @@ class ClusterExecutor(Generic[Result]):
         except TimeoutError:
             if future.done():
                 raise
-        share = self._share
-        self._notify(f"waiting for actors with {share.cpus:g} CPUs and {share.gpus:g} GPUs each")
+        self._notify(f"waiting for actors with {self._share.of_each} each")
         return future.result()
 
     # What follows runs in the executor's thread.
@@ -154,10 +161,10 @@ class ClusterExecutor(Generic[Result]):
             self._stop(FailedError(line(f"{type(error).__name__}: {error}")))
 
     def _grow(self) -> None:
-        """Start actors until there are as many as the cluster has room for."""
+        """Start actors until there are as many as the cluster has room and memory for."""
         self._looked = time.monotonic()
         self._share = divide(self._options) if self._workers else self._share
-        while len(self._workers) < self._share.actors and self._error is None:
+        while len(self._workers) < max(1, self._share.actors - self._left_out) and self._error is None:
             self._start()
 
     def _start(self) -> None:
@@ -239,7 +246,7 @@ class ClusterExecutor(Generic[Result]):
         worker.batches.remove(task)
         error = self._error_of(worker, results)
         if error is None:
-            self._failed_starts = 0
+            self._failed_starts = self._lost = 0
             self._unfinished.discard(task)
             if not task.result.done():
                 task.result.set_result(results.result())
@@ -251,8 +258,13 @@ class ClusterExecutor(Generic[Result]):
             if task.deaths < MAX_DEATHS:
                 self._waiting.appendleft(task)
             else:
-                reason = f"{task.deaths} actors ended while they generated this batch: {error}"
-                self._fail(task, LostError(reason))
+                reason = LostError(f"{task.deaths} actors ended while they generated this batch: {error}")
+                self._fail(task, reason)
+                self._lost += 1
+                if self._lost == MAX_LOST:
+                    self._stop(
+                        UnavailableError(f"{MAX_LOST} batches in a row failed, the last one because {reason}")
+                    )
         self._dispatch()
 
     def _fail(self, task: _Batch, error: Exception) -> None:
@@ -261,7 +273,7 @@ class ClusterExecutor(Generic[Result]):
             task.result.set_exception(error)
 
     def _error_of(self, worker: _Worker, future: "Future[Any]") -> Exception | None:
-        """Return the error of a call. An actor that ended is replaced."""
+        """Return the error of a call. An actor that ended is replaced, unless its node is short of memory."""
         import ray
 
         error = future.exception()
@@ -269,17 +281,22 @@ class ClusterExecutor(Generic[Result]):
             return None
         if (own := error_of(error)) is not None:
             return own
-        reason = reason_of(str(error))
+        reason = end_of(error)
         if worker in self._workers:
-            self._notify(f"an actor ended and is replaced: {reason}")
             self._workers.remove(worker)
             ray.kill(worker.handle)
-            self._start()
-        return UnavailableError(reason)
+            if isinstance(reason, LowMemoryError) and self._workers:
+                self._left_out += 1
+                self._notify(f"an actor ended and is not replaced: {reason}")
+            else:
+                self._notify(f"an actor ended and is replaced: {reason}")
+                self._start()
+        return reason
 
     def _fail_start(self, worker: _Worker, error: Exception) -> None:
         self._failed_starts += 1
-        if worker in self._workers or self._failed_starts >= MAX_FAILED_STARTS:
+        most = MAX_SHORT_OF_MEMORY if isinstance(error, LowMemoryError) else MAX_FAILED_STARTS
+        if worker in self._workers or self._failed_starts >= most:
             self._stop(error)
 
     def _stop(self, error: Exception) -> None:

@@ -1,13 +1,20 @@
 """Options of a cluster; no torch and no Ray."""
 
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated
 
 from ssd1b.errors import InputError, shown
+from ssd1b.numerals import counted
 from ssd1b.validation import Name, Range, validated
 
 LOCAL = "local"
 """Starts a cluster on this machine, which ends with the process."""
+
+AUTO = "auto"
+"""The cluster that this machine belongs to."""
 
 
 @validated
@@ -40,7 +47,25 @@ class ClusterOptions:
                 f"address is {shown(self.address)}: run the command on a machine of the cluster, and give "
                 "HOST:PORT, auto or local"
             )
-        if self.address not in (LOCAL, "auto") and ":" not in self.address:
+        if self.address not in (LOCAL, AUTO) and ":" not in self.address:
             raise InputError(f"address is {shown(self.address)}: allowed are HOST:PORT, auto and local")
         if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
             raise InputError(f"gpus is {self.gpus}: allowed are fractions below 1 and whole numbers")
+        if self.address == LOCAL and (self.cpus or 0) > (have := os.cpu_count() or 1):
+            raise InputError(f"cpus is {self.cpus:g}: this machine has {counted(have, 'CPU')}")
+
+
+@contextmanager
+def option_names(ray: str, separator: str) -> Generator[None, None, None]:
+    """Let errors of ``ClusterOptions`` name the options as users write them.
+
+    Args:
+        ray: the option of the address, such as "--ray".
+        separator: what the names of the other options have behind it: "-" for "--ray-cpus".
+    """
+    try:
+        yield
+    except InputError as error:
+        text = str(error)
+        named = text.removeprefix("address") if text.startswith("address ") else f"{separator}{text}"
+        raise type(error)(f"{ray}{named}") from None

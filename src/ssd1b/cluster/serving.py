@@ -12,7 +12,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from ssd1b.cluster.actor import Actor, Platform, error_of, start
+from ssd1b.cluster.actor import Actor, LowMemoryError, Platform, end_of, error_of, start
 from ssd1b.cluster.connection import Share
 from ssd1b.errors import UnavailableError, prefix_errors, shown
 from ssd1b.jobs.executor import JobResult
@@ -87,7 +87,9 @@ def probe(share: Share, choose: Callable[[], Platform]) -> Platform:
     try:
         return ray.get(actor.platform.remote(version("ssd1b"), choose))
     except RayError as error:
-        raise error_of(error) or UnavailableError("an actor ended while it started") from None
+        raise error_of(error) or UnavailableError(
+            f"an actor ended while it started: {end_of(error)}"
+        ) from None
     finally:
         ray.kill(actor)
 
@@ -171,7 +173,9 @@ class ClusterWorker:
         found = error_of(error)
         if found is None:
             self._ended = True
-            found = UnavailableError(f"the process of the model {shown(self.model)} ended unexpectedly")
+            reason = end_of(error)
+            why = f"because {reason}" if isinstance(reason, LowMemoryError) else "unexpectedly"
+            found = UnavailableError(f"the process of the model {shown(self.model)} ended {why}")
         outer.set_exception(found)
 
     def _listen(self) -> None:
@@ -182,5 +186,5 @@ class ClusterWorker:
                 reference = self._handle.progress.options(concurrency_group="progress").remote()
                 for each in ray.get(reference):
                     self._report(each)
-            except Exception:  # the actor ended, which the batch's future says
-                return
+            except Exception:  # the actor ended; if it generates, the batch's future says so, too
+                self._ended = True

@@ -94,8 +94,7 @@ def train(
         Thread(target=_fulfil, args=(trained, trainer.fit), name="training", daemon=True).start()
         try:
             if not _show(board, trained, seconds=_PATIENCE):
-                room = f"{share.cpus:g} CPUs and {share.gpus:g} GPUs"
-                notify(f"waiting for {share.actors} processes with {room} each")
+                notify(f"waiting for the training's processes: {share.actors}, with {share.of_each} each")
             while not trained.done():
                 _show(board, trained)
             _show(board, trained)  # what was written last

@@ -39,6 +39,33 @@ def noise_source(seeds: Sequence[int], height: int, width: int, device: torch.de
     return draw
 
 
+def centred(noise: Float[Tensor, "batch 4 other_high other_wide"], ground: Latents) -> Latents:
+    """Put noise of another size in the middle of noise: what is larger is cut, and what is left over stays.
+
+    As AUTOMATIC1111's "resize seed from" (``modules/rng.ImageRNG.first``), also in how odd differences are
+    rounded, so that the objects of an image remain at another size.
+
+    Args:
+        noise: standard normal latents of any size.
+        ground: standard normal latents of the image's size.
+
+    Returns:
+        New latents of the image's size.
+    """
+    found = ground.clone()
+    into, out = zip(*map(_middle, ground.shape[2:], noise.shape[2:]), strict=True)
+    found[..., into[0], into[1]] = noise[..., out[0], out[1]]
+    return found
+
+
+def _middle(side: int, other: int) -> tuple[slice, slice]:
+    """Cells of a side into which another one's middle is put, and the other's cells that are put there."""
+    offset = (side - other) // 2
+    count = other if offset >= 0 else other + 2 * offset
+    into, out = max(offset, 0), max(-offset, 0)
+    return slice(into, into + count), slice(out, out + count)
+
+
 def slerp(low: Latents, high: Latents, share: Float[Tensor, " batch"]) -> Latents:
     """Turn noise towards other noise along the arc between them, which keeps its variance.
 

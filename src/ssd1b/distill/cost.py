@@ -1,7 +1,7 @@
 """The cost of a stage before it is run: memory, counted on meta tensors, and time, measured briefly."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -106,7 +106,18 @@ def activations(
     for module in unet.modules():
         if isinstance(module, Attention):
             module.attend = kernel
-    weights = {_storage(parameter) for parameter in unet.parameters()}
+    return kept_for_backward(unet, inputs, checkpointed=checkpointed)
+
+
+def kept_for_backward(network: nn.Module, inputs: Iterable[Tensor], *, checkpointed: bool = False) -> int:
+    """Count the bytes that a forward pass on meta tensors keeps for the backward pass, without the weights.
+
+    Args:
+        network: on the meta device.
+        inputs: of its forward pass, likewise.
+        checkpointed: see ``activations``.
+    """
+    weights = {_storage(parameter) for parameter in network.parameters()}
     # Of the network and, last, of the current block; holding the storages keeps their addresses unique.
     kept: list[dict[int, torch.UntypedStorage]] = [{}]
     recomputed = [0]
@@ -125,11 +136,11 @@ def activations(
         recomputed.append(_bytes(kept.pop()))
 
     if checkpointed:
-        for block in checkpointed_blocks(unet):
+        for block in checkpointed_blocks(network):
             block.register_forward_pre_hook(enter)
             block.register_forward_hook(leave)
     with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        unet(*inputs)
+        network(*inputs)
     return _bytes(kept[0]) + max(recomputed)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from ssd1b.distill.importance import block_importance
 from ssd1b.distill.plan import PlannedStage
@@ -50,10 +51,17 @@ EXAMPLES, EXAMPLE_SIZE = 8, 8
 
 
 class StudentFiles(NamedTuple):
-    """The results of a distillation: the model as a folder, and as one file if the format allows it."""
+    """The results of a distillation.
+
+    Attributes:
+        folder: the model in diffusers' format.
+        file: the model as one file, if the format allows it.
+        lora: the LoRA that makes the model of the one from which the training started, if that was trained.
+    """
 
     folder: Path
     file: Path | None
+    lora: Path | None = None
 
 
 def measure_importance(
@@ -230,12 +238,12 @@ def _write_student(folder: Path, student: UNet) -> None:
 
 def write_model(
     out: Path, student: UNet, teacher: Model, *, settings: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
+    text: Mapping[str, nn.Module] | None = None, overwrite: bool = False,
 ) -> StudentFiles:  # fmt: skip
     """Write the student with its teacher's other networks, tokenizers, scheduler and settings.
 
     A model that this function wrote there earlier is replaced; with ``overwrite`` so is any other file, but
-    never a folder. ``settings`` replace the teacher's recommended ones.
+    never a folder. ``settings`` replace the teacher's recommended ones, ``text`` its text encoders.
 
     Returns:
         ``out/model`` in diffusers' format, and ``out/model.safetensors`` with the original names. There is no
@@ -245,8 +253,9 @@ def write_model(
     if settings is not None:
         info = replace(info, settings=dict(settings))
     parts = {part: read_part(teacher.checkpoint, part) for part in PARTS if part != "unet"}
-    dtype = teacher.checkpoint.part("unet").dtype
-    parts["unet"] = {name: tensor.to(dtype) for name, tensor in student.state_dict().items()}
+    for part, network in {"unet": student, **(text or {})}.items():
+        dtype = teacher.checkpoint.part(part).dtype
+        parts[part] = {name: tensor.to("cpu", dtype) for name, tensor in network.state_dict().items()}
     made = _student_files(out, teacher)
     with renewing(made.folder) as aside:
         save_folder(aside, info, parts)

@@ -14,7 +14,9 @@ from ssd1b.pipeline import Pipeline
 from ssd1b.training.loop import Validate
 
 
-def make_sample_validator(teacher: Model, captions: Sequence[str], vae: VAE, text: TextEncoders) -> Validate:
+def make_sample_validator(
+    teacher: Model, captions: Sequence[str], vae: VAE, text: TextEncoders, *, embeddings: Sequence[str] = ()
+) -> Validate:
     """Return a validation that generates the captions side by side, with the teacher's recommended settings.
 
     Args:
@@ -22,6 +24,7 @@ def make_sample_validator(teacher: Model, captions: Sequence[str], vae: VAE, tex
         captions: each is generated with its index as seed.
         vae: the teacher's, in float32.
         text: the teacher's encoders.
+        embeddings: see ``GenerationSettings``.
     """
 
     def validate(student: nn.Module, step: int) -> dict[str, Tensor]:
@@ -30,7 +33,10 @@ def make_sample_validator(teacher: Model, captions: Sequence[str], vae: VAE, tex
             identity=teacher.identity, info=teacher.info, unet=student, vae=vae, text=text,
             device=vae.device, dtype=student.dtype,
         )  # fmt: skip
-        chosen = [pipeline.settings(caption, seed=seed) for seed, caption in enumerate(captions)]
+        chosen = [
+            pipeline.settings(caption, seed=seed, embeddings=list(embeddings))
+            for seed, caption in enumerate(captions)
+        ]
         images = [np.asarray(picture.image) for settings in chosen for picture in pipeline.draw([settings])]
         side_by_side = torch.from_numpy(np.concatenate(images, axis=1))
         return {"drawn": side_by_side.permute(2, 0, 1) / 255}

@@ -5,16 +5,30 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import nn
 
-from ssd1b.distill.cost import BACKWARD, FLOAT32, OPTIMISER_BYTES, Throughput, activations, measure_speed
+from ssd1b.distill.cost import (
+    BACKWARD,
+    FLOAT32,
+    OPTIMISER_BYTES,
+    Throughput,
+    activations,
+    kept_for_backward,
+    measure_speed,
+)
+from ssd1b.embeddings import ENCODERS
 from ssd1b.evaluate.cost import unet_macs
-from ssd1b.finetune.layers import adapt, adapted_modules
+from ssd1b.finetune.layers import AdaptedWeight
+from ssd1b.finetune.networks import Networks, prepare
 from ssd1b.finetune.settings import FinetuneSettings
 from ssd1b.layer_map import parameters
 from ssd1b.layouts import ModelLayout
 from ssd1b.model import Model
+from ssd1b.models.text import CONTEXT, TextEncoder
 from ssd1b.models.unet import UNet
 from ssd1b.runtime import choose_device, dtype_name
+from ssd1b.training.kernels import use_fast_cpu_text_kernels
+from ssd1b.training.low_rank import LowRank
 from ssd1b.training.precision import training_dtype
 from ssd1b.training.trained import trained_parameters
 
@@ -24,9 +38,12 @@ class FinetunePlan:
     """What a fine-tuning would train, and what it would cost.
 
     Attributes:
-        modules: number of modules that get an adapter; 0 for a whole UNet.
+        method: see ``FinetuneSettings``.
+        modules: number of modules that get an adapter; 0 for other methods than "lora".
+        vectors: number of vectors of a new word for each text encoder; 0 for other methods.
+        text_encoders: whether both text encoders are in memory during the training.
         trained: number of trained parameters.
-        parameters: of the UNet.
+        parameters: of the UNet, and of both text encoders if they are in memory.
         memory: bytes on the device during a step, by purpose.
         seconds: estimated training time, without encoding the data.
         speed: of the device, as measured.
@@ -34,7 +51,10 @@ class FinetunePlan:
         dtype: number format of the computation there.
     """
 
+    method: str
     modules: int
+    vectors: int
+    text_encoders: bool
     trained: int
     parameters: int
     memory: Mapping[str, int]
@@ -60,40 +80,73 @@ def plan_finetune(
     """
     place = str(choose_device(device))
     dtype, cells, train = training_dtype(place), settings.data.size // layout.vae.factor, settings.train
-    with torch.device("meta"):
-        unet = UNet(layout.unet)
-        modules = len(adapted_modules(unet, settings)) if settings.method == "lora" else 0
-        if modules:
-            adapt(unet, settings)
-        trained = sum(each.numel() for each in trained_parameters(unet).values())
-    low_rank = modules > 0 and settings.kind == "lora"
-    backward = BACKWARD / 2 if low_rank else BACKWARD  # no gradients of the frozen weights
+    networks = _networks(layout, settings)
+    total = sum(each.numel() for network in networks.parts.values() for each in network.parameters())
+    encoders = [each for each in networks.parts.values() if isinstance(each, TextEncoder)]
+    prepare(networks, settings)
+    frozen = [each for each in networks.parameters() if not each.requires_grad]
+    largest = max((each.numel() for each in frozen if not each.is_floating_point()), default=0)
+    modules = sum(isinstance(each, LowRank | AdaptedWeight) for each in networks.modules())
+    trained = sum(each.numel() for each in trained_parameters(networks).values())
+    full, changed = settings.method == "full", modules > 0 and settings.kind != "lora"
+    backward = BACKWARD if full or changed else BACKWARD / 2  # no gradients of the frozen weights
     # Each prior needs a pass of its own; that of prompts also one of the model before.
     passes = 1 + (settings.prior is not None) + bool(settings.prior_prompts)
-    total, at_once = parameters(layout.unet), train.batch_size // train.micro_batches
+    at_once = train.batch_size // train.micro_batches
+    before = parameters(layout.unet) if full and settings.prior_prompts else 0
     memory = {
-        "frozen weights": dtype.itemsize * (total if modules or settings.prior_prompts else 0),
+        "frozen weights": dtype.itemsize * before
+        + sum(each.numel() * (dtype.itemsize if each.is_floating_point() else 1) for each in frozen),
         "trained weights": FLOAT32 * trained,
         "gradients": FLOAT32 * trained,
         "optimiser": trained * (OPTIMISER_BYTES[train.optimizer] if train.muon_rate is None else FLOAT32),
         "averaged weights": FLOAT32 * trained * (train.ema_decay > 0),
         "activations": passes
         * at_once
-        * activations(layout.unet, cells, dtype, place, checkpointed=train.gradient_checkpointing),
-        # The rounded weights of a whole UNet; the changed ones of adapters that change weights.
-        "computed weights": dtype.itemsize * total
-        if not low_rank and (modules or dtype.itemsize < FLOAT32)
-        else 0,
+        * (
+            activations(layout.unet, cells, dtype, place, checkpointed=train.gradient_checkpointing)
+            + sum(_text_activations(each, dtype, place, settings) for each in encoders)
+        ),
+        # The rounded weights of whole networks; the changed ones of adapters that change weights; the largest
+        # one that is stored in int8.
+        "computed weights": dtype.itemsize
+        * (total if changed or (full and dtype.itemsize < FLOAT32) else largest),
     }
     macs = unet_macs(layout.unet, cells, cells)
     load = model and partial(model.network, "unet")
     speed = measure_speed(load, macs, cells, dtype, place, batch_size=at_once)
+    step = passes * (1 + backward) * (macs + sum(map(_text_macs, encoders)))
+    step += bool(settings.prior_prompts) * macs
     return FinetunePlan(
-        modules=modules, trained=trained, parameters=total, memory=memory, speed=speed, device=place,
-        seconds=train.steps
-        * train.batch_size
-        * (passes * (1 + backward) + bool(settings.prior_prompts))
-        * macs
-        / speed.rate,
-        dtype=dtype_name(dtype),
+        method=settings.method, modules=modules, vectors=settings.vectors if settings.token else 0,
+        text_encoders=bool(encoders), trained=trained, parameters=total, memory=memory, speed=speed,
+        device=place, seconds=train.steps * train.batch_size * step / speed.rate, dtype=dtype_name(dtype),
     )  # fmt: skip
+
+
+def _networks(layout: ModelLayout, settings: FinetuneSettings) -> Networks:
+    texts = (layout.text_encoder, layout.text_encoder_2)
+    with torch.device("meta"):
+        encoders = (TextEncoder(texts[0]), TextEncoder(texts[1])) if settings.learns_text else None
+        count = settings.vectors if settings.token else 0
+        vectors = {
+            name: torch.empty(count, each.hidden_size) for name, each in zip(ENCODERS, texts, strict=True)
+        }
+        return Networks(UNet(layout.unet), encoders, vectors if count else {})
+
+
+def _text_activations(
+    encoder: TextEncoder, dtype: torch.dtype, device: str, settings: FinetuneSettings
+) -> int:
+    """Count the bytes that a text encoder keeps of one chunk of 77 tokens for the backward pass."""
+    with torch.device("meta"):
+        plain = TextEncoder(encoder.layout).to(dtype)
+        ids = torch.zeros(1, CONTEXT, dtype=torch.int64)
+    if device == "cpu":
+        use_fast_cpu_text_kernels(plain)
+    return kept_for_backward(plain, [ids], checkpointed=settings.train.gradient_checkpointing)
+
+
+def _text_macs(encoder: TextEncoder) -> int:
+    """Count the MACs of a text encoder's products with weights for 77 tokens."""
+    return CONTEXT * sum(each.weight.numel() for each in encoder.modules() if isinstance(each, nn.Linear))

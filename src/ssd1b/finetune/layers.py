@@ -1,9 +1,8 @@
 """Adapters in training, beside frozen weights.
 
-A LoRA's two products run beside each module, as in the paper: neither the changed weight nor its gradient,
-which costs as much as a forward pass, is ever computed. Adapters of other kinds compute the changed weight by
-the formulas with which they are applied (``adapters.kinds``). DoRA's norm is part of the gradient, as in the
-paper's equation 5; PEFT treats it as a constant (section 4.3).
+A LoRA is a ``training.low_rank.LowRank``. Adapters of other kinds compute the changed weight by the formulas
+with which they are applied (``adapters.kinds``). DoRA's norm is part of the gradient, as in the paper's
+equation 5; PEFT treats it as a constant (section 4.3).
 """
 
 import math
@@ -12,14 +11,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from ssd1b.adapters.kinds import weight_change
-from ssd1b.adapters.names import Module
+from ssd1b.adapters.names import PARTS, Module
 from ssd1b.errors import InputError, shown
-from ssd1b.finetune.settings import TARGETS, FinetuneSettings
+from ssd1b.finetune.settings import TARGETS, TEXT_TARGETS, FinetuneSettings
+from ssd1b.models.text import TextEncoder
 from ssd1b.models.unet import UNet
+from ssd1b.training.low_rank import LowRank, attach, lora_tensors
 
 _OF_KIND = {"lora": "LoRA", "dora": "LoRA", "loha": "LoHa", "lokr": "LoKr"}
 
@@ -34,39 +34,6 @@ class Trained(NamedTuple):
 
     tensors: Mapping[str, Tensor]
     scale: float
-
-
-class LowRank(nn.Module):
-    """A LoRA beside a module (2106.09685, equation 3); at first its output is zero.
-
-    Args:
-        module: the frozen module.
-        rank: of the products.
-        scale: what they are multiplied by.
-    """
-
-    def __init__(self, module: nn.Linear | nn.Conv2d, rank: int, scale: float) -> None:
-        super().__init__()
-        self.scale, self.enabled = scale, True
-        tensors = _lora(module.weight, rank)
-        self.tensors = nn.ParameterDict({role: nn.Parameter(each) for role, each in tensors.items()})
-
-    def change(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        """Add the products to the module's output."""
-        if not self.enabled:
-            return output
-        down, up = self.tensors["down"], self.tensors["up"]
-        if isinstance(module, nn.Conv2d):
-            inner = F.conv2d(inputs[0], down, None, module.stride, module.padding, module.dilation)
-            return output + F.conv2d(inner, self.scale * up)
-        return output + F.linear(F.linear(inputs[0], down), self.scale * up)
-
-
-def _with_low_rank(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    """A hook that finds the adapter in its module, also in a copy of both."""
-    adapter = module.adapter
-    assert isinstance(adapter, LowRank)
-    return adapter.change(module, inputs, output)
 
 
 class AdaptedWeight(nn.Module):
@@ -96,37 +63,49 @@ class AdaptedWeight(nn.Module):
         return weight + change.to(weight.dtype)
 
 
-def adapt(unet: UNet, settings: FinetuneSettings) -> None:
-    """Freeze a UNet and give its chosen modules adapters, with random numbers from the settings' seed.
+def adapt(network: UNet | TextEncoder, settings: FinetuneSettings, part: str = "unet") -> None:
+    """Freeze a network and give its chosen modules adapters, with random numbers from the settings' seed.
+
+    Args:
+        network: the UNet or a text encoder.
+        settings: kind, rank, and which modules.
+        part: which network it is, one of ``names.PARTS``.
 
     Raises:
         InputError: no module is chosen.
     """
-    unet.requires_grad_(False)
-    chosen = adapted_modules(unet, settings)
+    network.requires_grad_(False)
+    chosen = adapted_modules(network, settings, part)
     with torch.random.fork_rng():
-        torch.manual_seed(settings.train.seed)
+        torch.manual_seed(settings.train.seed + PARTS.index(part))
         for module in chosen.values():
             weight: Tensor = module.weight  # type: ignore[assignment]
             if settings.kind == "lora":
-                module.adapter = LowRank(module, settings.rank, settings.scale).to(weight.device)
-                module.register_forward_hook(_with_low_rank)
+                attach(module, settings.rank, settings.scale)
             else:
                 adapter = AdaptedWeight(weight.detach(), settings.kind, settings.rank, settings.scale)
                 parametrize.register_parametrization(module, "weight", adapter.to(weight.device), unsafe=True)
 
 
-def adapted_modules(unet: UNet, settings: FinetuneSettings) -> dict[str, nn.Linear | nn.Conv2d]:
-    """Return the modules that the settings choose, by name.
+def adapted_modules(
+    network: UNet | TextEncoder, settings: FinetuneSettings, part: str = "unet"
+) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Return the modules of a network that the settings choose, by name.
+
+    The last layer of the first text encoder is left out: the UNet gets the states before it.
 
     Raises:
-        InputError: there are none, or no module's name begins with one of ``blocks``.
+        InputError: there are none, or no module of the UNet begins with one of ``blocks``.
     """
+    ends = TARGETS if isinstance(network, UNet) else TEXT_TARGETS
     found = {
         name: module
-        for name, module in unet.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and name.endswith(TARGETS[settings.targets])
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and name.endswith(ends[settings.targets])
     }
+    if isinstance(network, TextEncoder):
+        unused = f"text_model.encoder.layers.{network.layout.layers - 1}"
+        return {n: each for n, each in found.items() if part != "text_encoder" or not _below(n, unused)}
     for block in settings.blocks:
         if not any(_below(name, block) for name in found):
             known = ", ".join(_blocks(found))
@@ -135,14 +114,14 @@ def adapted_modules(unet: UNet, settings: FinetuneSettings) -> dict[str, nn.Line
     return {name: each for name, each in found.items() if not blocks or any(_below(name, b) for b in blocks)}
 
 
-def trained_adapters(unet: nn.Module) -> dict[Module, Trained]:
-    """Return the adapter of each module of a UNet that ``adapt`` changed."""
+def trained_adapters(network: nn.Module, part: str = "unet") -> dict[Module, Trained]:
+    """Return the adapter of each module of a network that ``adapt`` changed."""
     found: dict[Module, Trained] = {}
-    for name, module in unet.named_modules():
+    for name, module in network.named_modules():
         if isinstance(module, LowRank | AdaptedWeight):
             tensors = {role: each.detach().float().cpu() for role, each in module.tensors.items()}
-            owner = name.removesuffix(".adapter").removesuffix(".parametrizations.weight.0")
-            found[Module("unet", owner)] = Trained(tensors, module.scale)
+            owner = name.removesuffix(".adapter").split(".parametrizations.")[0]
+            found[Module(part, owner)] = Trained(tensors, module.scale)
     return found
 
 
@@ -153,14 +132,6 @@ def _below(name: str, block: str) -> bool:
 def _blocks(names: Mapping[str, object]) -> list[str]:
     depth = {"down_blocks": 2, "up_blocks": 2}
     return sorted({".".join(name.split(".")[: depth.get(name.split(".")[0], 1)]) for name in names})
-
-
-def _lora(weight: Tensor, rank: int) -> dict[str, Tensor]:
-    """A random down and a zero up (2106.09685, section 4.1)."""
-    out, channels, *kernel = weight.shape
-    down = torch.empty(rank, channels, *kernel)
-    nn.init.kaiming_uniform_(down, a=math.sqrt(5))
-    return {"down": down, "up": torch.zeros(out, rank, *[1] * len(kernel))}
 
 
 def _loha(weight: Tensor, rank: int) -> dict[str, Tensor]:
@@ -187,4 +158,4 @@ def _factor(size: int) -> int:
     return next(each for each in range(math.isqrt(size), 0, -1) if size % each == 0)
 
 
-_INITIAL = {"LoRA": _lora, "LoHa": _loha, "LoKr": _lokr}
+_INITIAL = {"LoRA": lora_tensors, "LoHa": _loha, "LoKr": _lokr}

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssd1b.finetune.layers import AdaptedWeight, LowRank
+from ssd1b.finetune.layers import AdaptedWeight
 from ssd1b.models.text import Conditioning
+from ssd1b.models.unet_inputs import UNetInputs
 from ssd1b.training.batches import Batches, LatentBatch
+from ssd1b.training.low_rank import LowRank
 from ssd1b.training.objective import Example, Objective
 
 Predict = Callable[..., Any]
@@ -43,12 +45,14 @@ class Preservation:
     """Prompts for which the model is to predict what it did before the training.
 
     Attributes:
-        prompts: their embeddings, on the UNet's device.
+        prompts: their embeddings before the training, on the UNet's device.
         before: the model before the training.
+        encode: encodes the prompts of these numbers with the encoders in training; None if they are frozen.
     """
 
     prompts: Conditioning
     before: Predict
+    encode: Callable[[Tensor], Conditioning] | None = None
 
     def error(self, predict: Predict, example: Example) -> Tensor:
         """Return the weighted mean squared difference from the model before, at an example's noisy latents.
@@ -56,20 +60,30 @@ class Preservation:
         Prompts are drawn with torch's global generator.
         """
         latents = example.inputs.latents
-        drawn = torch.randint(len(self.prompts.embeds), (len(latents),)).to(latents.device)
-        inputs = example.inputs._replace(
-            prompt_embeds=self.prompts.embeds[drawn].to(latents.dtype),
-            pooled_prompt_embeds=self.prompts.pooled[drawn].to(latents.dtype),
-        )
+        drawn = torch.randint(len(self.prompts.embeds), (len(latents),))
+        on_device = drawn.to(latents.device)
+
+        def inputs(text: Conditioning) -> UNetInputs:
+            embeds, pooled = (part.to(latents.dtype) for part in text)
+            return example.inputs._replace(prompt_embeds=embeds, pooled_prompt_embeds=pooled)
+
+        kept = inputs(Conditioning(*(part[on_device] for part in self.prompts)))
         with torch.no_grad():
-            target = self.before(*inputs).float()
-        return weighted_error(predict, Example(inputs, target, example.weights))
+            target = self.before(*kept).float()
+        now = kept if self.encode is None else inputs(self.encode(drawn))
+        return weighted_error(predict, Example(now, target, example.weights))
 
 
 def weighted_error(predict: Predict, example: Example) -> Tensor:
-    """Return the weighted mean squared error of a prediction."""
-    errors = (predict(*example.inputs).float() - example.target).square().flatten(1).mean(1)
-    return (errors * example.weights).mean()
+    """Return the weighted mean squared error of a prediction.
+
+    It is a mean over all places, whatever they weigh, so that the mean over micro-batches is that of the
+    batch: an image of which less counts is learned less.
+    """
+    errors = (predict(*example.inputs).float() - example.target).square()
+    if example.cell_weights is not None:
+        errors = errors * example.cell_weights
+    return (errors.flatten(1).mean(1) * example.weights).mean()
 
 
 def loss_terms(

@@ -1,57 +1,53 @@
-"""A fine-tuning: data are encoded, the encoders leave memory, the UNet learns, and files are written."""
+"""A fine-tuning: data are encoded, encoders that learn nothing leave memory, and the rest is trained."""
 
 import copy
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssd1b.distill.run import join_processes, record_config, write_model
-from ssd1b.distill.validation import make_sample_validator
-from ssd1b.errors import ConflictError, FailedError, InputError
-from ssd1b.finetune.layers import adapt, trained_adapters
-from ssd1b.finetune.prior import Pairs, Preservation, loss_terms, weighted_error, without_adapters
+from ssd1b.distill.run import join_processes, record_config
+from ssd1b.errors import ConflictError, InputError, shown
+from ssd1b.finetune.inversion import check_captions, new_vectors
+from ssd1b.finetune.networks import Networks, prepare
+from ssd1b.finetune.prior import Pairs, Predict, Preservation, loss_terms, without_adapters
+from ssd1b.finetune.results import Results, result_names
 from ssd1b.finetune.settings import FinetuneSettings
-from ssd1b.finetune.writing import check_names, kohya_metadata, prove_saving, write_adapter
+from ssd1b.finetune.validation import make_drawing, make_loss_validator, together
+from ssd1b.finetune.writing import check_names
 from ssd1b.model import Model
-from ssd1b.models.text import Conditioning, TextEncoders
+from ssd1b.models.text import Conditioning, TextEncoder, TextEncoders, Tokens
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.runtime import choose_device
-from ssd1b.saving import check_renewable, claim_folder, renewing
+from ssd1b.saving import check_renewable, claim_folder
 from ssd1b.training.batches import Batches, LatentBatch
 from ssd1b.training.checkpoints import FOLDER as CHECKPOINTS
 from ssd1b.training.data.batches import DataSettings, PictureBatches, open_data
+from ssd1b.training.data.captions import with_trigger
 from ssd1b.training.digests import digest_of_modules
-from ssd1b.training.kernels import use_fast_cpu_kernels
+from ssd1b.training.kernels import use_fast_cpu_kernels, use_fast_cpu_text_kernels
+from ssd1b.training.logs import FILE as LOG_FILE
 from ssd1b.training.loop import Validate, train
 from ssd1b.training.objective import Objective
 from ssd1b.training.precision import computing_in, convert_frozen, training_dtype
 from ssd1b.training.processes import Group, check_shares, report_lost_processes
-from ssd1b.weights.files import is_finite
 
-CONFIG_FILE, CARD = "finetune.json", "README.md"
-ADAPTER = "adapter.safetensors"
-_RESULTS = (ADAPTER, CARD, "model", "model.safetensors")
-_VALIDATION_BATCHES = 8
+CONFIG_FILE = "finetune.json"
 _COMPILED_STEPS = 200
 """Fewest steps for which faster steps on a CPU pay for the compiler's minute."""
-_RISES = 3
-"""Validations in a row above the best one after which a run is said to overfit."""
 
 
 def finetune(
     model: Model, settings: FinetuneSettings, out: Path, *, device: str | None = None,
     cache: Path | None = None, names: str = "kohya", metadata: bool = True, resume: bool = False,
-    overwrite: bool = False,
+    overwrite: bool = False, notify: Callable[[str], None] = lambda message: None,
 ) -> list[Path]:  # fmt: skip
-    """Fine-tune a model's UNet on captioned images, and write an adapter or a model.
+    """Fine-tune a model on captioned images, and write an adapter, a model or an embedding.
 
     Started by ``torchrun``, each process calls this with the same arguments.
 
@@ -65,6 +61,7 @@ def finetune(
         metadata: write kohya's ``ss_*`` metadata into the adapter.
         resume: continue the run in ``out``.
         overwrite: also replace files of another origin.
+        notify: called with the numbers of images, steps and passes before the training.
 
     Returns:
         The files and folders written; nothing in all processes of ``torchrun`` except the first one.
@@ -76,17 +73,17 @@ def finetune(
     """
     check_model(model)
     check_names(settings, names)
+    if settings.zero_terminal_snr:
+        model = model.with_zero_snr()
     place = str(choose_device(device))
     group = join_processes(place, [settings.train])
     with report_lost_processes():
         check_shares(settings.train, group.count)
         group.check_shared(out)
         group.decide(partial(_begin, out, model, settings, names, resume=resume, overwrite=overwrite))
-        unet, pictures = _train(model, settings, out, cache or out, group, place, names, resume=resume)
-        write = partial(
-            _write, out, model, settings, unet, pictures, names, metadata=metadata, overwrite=overwrite
-        )
-        written = group.decide(write)
+        results = Results(out=out, model=model, names=names, metadata=metadata, overwrite=overwrite)
+        done = _train(results, settings, cache or out, group, place, notify, resume=resume)
+        written = group.decide(partial(results.write, *done))
     return written if group.first else []
 
 
@@ -106,9 +103,10 @@ def _begin(
     out: Path, model: Model, settings: FinetuneSettings, names: str, *, resume: bool, overwrite: bool
 ) -> None:
     """Write the run's configuration, or compare it with that of the run to resume."""
-    for name in _RESULTS:
+    results = result_names(settings)
+    for name in results:
         check_renewable(out / name, overwrite=overwrite)
-    left = (CHECKPOINTS, *_RESULTS)  # a run whose data were unusable leaves none of them
+    left = (CHECKPOINTS, *results)  # a run whose data were unusable leaves none of them
     begun = (out / CONFIG_FILE).exists() and any((out / name).exists() for name in left)
     if begun and not resume:
         raise ConflictError(
@@ -121,151 +119,124 @@ def _begin(
 
 
 def _train(
-    model: Model, settings: FinetuneSettings, out: Path, cache: Path, group: Group, device: str, names: str,
-    *, resume: bool,
-) -> tuple[UNet, int]:  # fmt: skip
-    dtype = training_dtype(device)
-    text: TextEncoders | None = model.text_encoders(partial(model.network, device=device, dtype=dtype))
-    vae: VAE | None = model.network("vae", device=device, dtype=torch.float32)
+    results: Results, settings: FinetuneSettings, cache: Path, group: Group, device: str,
+    notify: Callable[[str], None], *, resume: bool,
+) -> tuple[FinetuneSettings, Networks, PictureBatches]:  # fmt: skip
+    """Train; return also the settings with the steps that ``epochs`` are, and the data."""
+    model, out = results.model, results.out
+    dtype, learns_text = training_dtype(device), settings.learns_text
+    load = partial(model.network, device=device)
+    text: TextEncoders | None = model.text_encoders(
+        partial(load, dtype=torch.float32, copied=True) if learns_text else partial(load, dtype=dtype)
+    )
+    vae: VAE | None = load("vae", dtype=torch.float32)
     assert text is not None and vae is not None
-
-    def read(data: DataSettings, report: str) -> PictureBatches:
-        return open_data(
-            data, vae=vae, text=text, cache=cache / "encoded", report=out / report,
-            batch_size=settings.train.batch_size, seed=settings.train.seed,
-        )  # fmt: skip
-
-    own = group.first_before_others(partial(read, settings.data, "data.json"))
-    batches: Batches[Any] = own
-    if settings.prior is not None:
-        of_class = replace(settings.data, path=settings.prior)
-        batches = Pairs(own, group.first_before_others(partial(read, of_class, "prior.json")))
-    others = None
-    if settings.validation is not None:
-        held_out = replace(settings.data, path=settings.validation, caption_dropout=0.0)
-        others = group.first_before_others(partial(read, held_out, "validation.json"))
+    own, of_class, held_out = _open_data(settings, vae, text, out, cache, group)
+    settings = settings.for_images(own.seen)
+    batches: Batches[Any] = own if of_class is None else Pairs(own, of_class)
     objective = Objective(
-        text=None if settings.data.cache_captions else text, device=device, dtype=dtype,
+        text=None if settings.data.cache_captions or learns_text else text, device=device, dtype=dtype,
         schedule=model.info.noise_schedule, max_weight=settings.min_snr,
         weighting=settings.weighting, noise_offset=settings.noise_offset,
     )  # fmt: skip
-    prompts = None
-    if settings.prior_prompts:
-        # Tensors from inference mode could not take part in a training.
-        embeds, pooled = text.encode(text.tokenize(settings.prior_prompts))
-        prompts = Conditioning(embeds.clone(), pooled.clone())
-    draw = make_sample_validator(model, settings.samples, vae, text) if settings.samples else None
-    del read, vae, text  # cached data need no encoders: they leave memory before the UNet enters it
+    checks: list[Validate] = [make_drawing(model, settings, vae, text)] if settings.samples else []
+    if held_out is not None:
+        keep = partial(results.keep_best, settings, own, group) if results.keeps_best(settings) else None
+        checks.append(make_loss_validator(objective, held_out, out / LOG_FILE, group, keep))
+    kept = text.tokenize(settings.prior_prompts) if settings.prior_prompts else []
+    # Tensors from inference mode could not take part in a training.
+    prompts = Conditioning(*(part.clone() for part in text.encode(kept))) if kept else None
+    vectors = new_vectors(text, settings) if settings.token else {}
+    encoders = (text.encoder, text.encoder_2) if learns_text else None
+    del vae, text  # cached data need no encoders: they leave memory before the UNet enters it
 
-    unet: UNet = model.network("unet", device=device, dtype=torch.float32, copied=True)
-    group.check_same(f"the UNet of {model.name}", partial(digest_of_modules, [unet], ""))
-    if settings.method == "lora":
-        adapt(unet, settings)
-        convert_frozen(unet, dtype)
-        group.decide(partial(prove_saving, out, trained_adapters(unet), model.layout, names))
-        before = partial(_without_adapters, unet)
-    else:
-        before = None if prompts is None else copy.deepcopy(unet).requires_grad_(False).to(dtype)
-        unet.requires_grad_(True)
-    # A compiled block cannot be recomputed, and compiling takes a minute.
-    compiles = settings.train.steps >= _COMPILED_STEPS and not settings.train.gradient_checkpointing
-    if device == "cpu" and compiles:
-        use_fast_cpu_kernels(unet, dtype)
+    # Weights that become int8 are read as published: the whole UNet in float32 would need four times as much.
+    unet: UNet = load("unet", dtype=None if settings.int8_base else torch.float32, copied=True)
+    networks = Networks(unet, encoders, vectors)
+    group.check_same(f"the networks of {model.name}", partial(digest_of_modules, [networks], ""))
+    preservation = prompts and Preservation(prompts, _before(unet, settings, dtype))
+    prepare(networks, settings)
+    convert_frozen(networks, dtype)
+    group.decide(partial(results.prove, settings, networks))
+    if device == "cpu":
+        _speed_up(networks, settings, dtype)
 
-    preservation = None if prompts is None or before is None else Preservation(prompts, before)
+    def loss(module: Any, batch: Any) -> dict[str, Tensor]:
+        def encode(drawn: Tensor) -> Conditioning:
+            return module.encode([Tokens(ids[drawn], weights[drawn]) for ids, weights in kept], dtype)
 
-    def loss(module: nn.Module, batch: Any) -> dict[str, Tensor]:
-        return loss_terms(objective, computing_in(dtype, module), batch, preservation, settings.prior_weight)
+        alone = isinstance(batch, LatentBatch)
+        encoded = module.encoded(batch, dtype) if alone else tuple(module.encoded(b, dtype) for b in batch)
+        prior = replace(preservation, encode=encode) if preservation and learns_text else preservation
+        predict = computing_in(dtype, module.unet)
+        return loss_terms(objective, predict, encoded, prior, settings.prior_weight)
 
-    checks: list[Validate] = [] if draw is None else [draw]
-    if others is not None:
-        checks.append(make_loss_validator(objective, others))
+    if group.first:
+        notify(passes(settings, own))
     trained = train(
-        unet, batches, loss, settings.train, out, resume=resume, label="finetune",
-        validate=_together(checks) if checks else None,
+        networks, batches, loss, settings.train, out, resume=resume, label="finetune",
+        validate=together(checks),
     )  # fmt: skip
-    assert isinstance(trained, UNet)
-    return trained, sum(map(len, own.pictures))
+    assert isinstance(trained, Networks)
+    return settings, trained, own
+
+
+def _open_data(
+    settings: FinetuneSettings, vae: VAE, text: TextEncoders, out: Path, cache: Path, group: Group
+) -> tuple[PictureBatches, PictureBatches | None, PictureBatches | None]:
+    """Return the images to learn, those of the class, and those that are held out."""
+
+    def read(data: DataSettings, report: str) -> PictureBatches:
+        encode = partial(
+            open_data, data, vae=vae, text=text, cache=cache / "encoded", report=out / report,
+            batch_size=settings.train.batch_size, seed=settings.train.seed,
+            captions=settings.captions, words=settings.words,
+        )  # fmt: skip
+        return group.first_before_others(encode)
+
+    data, of_class, held_out = settings.data, settings.prior, settings.validation
+    own = read(data, "data.json")
+    if own.masks is None and any(each.masks for each in data.all_sources):
+        raise InputError(f"masks is {shown(settings.data.masks)}, but no image has one")
+    if settings.token is not None:
+        scanned = [picture.scanned for few in own.pictures for picture in few]
+        captions = (with_trigger(text, s.example.trigger) for s in scanned for text in s.captions)
+        check_captions(captions, settings.token)
+    return (
+        own,
+        None if of_class is None else read(data.of_others(of_class), "prior.json"),
+        None if held_out is None else read(data.held_out(held_out), "validation.json"),
+    )
+
+
+def passes(settings: FinetuneSettings, data: PictureBatches) -> str:
+    """Say how many images are learned, and how often."""
+    repeated = f" ({data.seen} with repeats)" if data.seen != data.different else ""
+    train = settings.train
+    count = train.steps * train.batch_size / data.seen
+    return (
+        f"training on {data.different} images{repeated}: {train.steps} steps of {train.batch_size}, "
+        f"{count:.3g} passes"
+    )
+
+
+def _before(unet: UNet, settings: FinetuneSettings, dtype: torch.dtype) -> Predict:
+    """Return the UNet as it was before the training: the same without its adapters, or a frozen copy."""
+    if settings.method == "full":
+        return copy.deepcopy(unet).requires_grad_(False).to(dtype)
+    return partial(_without_adapters, unet)
+
+
+def _speed_up(networks: Networks, settings: FinetuneSettings, dtype: torch.dtype) -> None:
+    """Take the kernels that are fast on a CPU."""
+    for network in networks.parts.values():
+        if isinstance(network, TextEncoder):
+            use_fast_cpu_text_kernels(network)
+    # A compiled block cannot be recomputed, and compiling takes a minute.
+    if settings.train.steps >= _COMPILED_STEPS and not settings.train.gradient_checkpointing:
+        use_fast_cpu_kernels(networks.unet, dtype)
 
 
 def _without_adapters(unet: UNet, *inputs: Tensor) -> Tensor:
     with without_adapters(unet):
         return unet(*inputs)
-
-
-def make_loss_validator(objective: Objective, batches: Batches[LatentBatch]) -> Validate:
-    """Return a validation of the loss with the same images, noise and timesteps each time.
-
-    It warns once when the loss has been above its minimum three times in a row.
-    """
-    found: dict[int, float] = {}
-    warned = False
-
-    def validate(unet: nn.Module, step: int) -> dict[str, float]:
-        nonlocal warned
-        predict = computing_in(objective.dtype, unet)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            each = [
-                weighted_error(predict, objective(batches[number])) for number in range(_VALIDATION_BATCHES)
-            ]
-        found[step] = float(sum(each)) / len(each)
-        best = min(found, key=lambda step: found[step])
-        if not warned and list(found).index(best) + _RISES < len(found):
-            warned = True
-            warnings.warn(
-                f"the validation loss was lowest after step {best} and is higher since: the model overfits; "
-                f"train again with --steps {best}",
-                stacklevel=2,
-            )
-        return {"validation_loss": found[step]}
-
-    return validate
-
-
-def _together(checks: list[Validate]) -> Validate:
-    def validate(unet: nn.Module, step: int) -> dict[str, float | Tensor]:
-        return {name: value for check in checks for name, value in check(unet, step).items()}
-
-    return validate
-
-
-def _write(
-    out: Path, model: Model, settings: FinetuneSettings, unet: UNet, pictures: int, names: str, *,
-    metadata: bool, overwrite: bool,
-) -> list[Path]:  # fmt: skip
-    if settings.method == "lora":
-        about = kohya_metadata(settings, model.name, model.info.family, pictures) if metadata else {}
-        adapters = trained_adapters(unet)
-        write_adapter(out / ADAPTER, adapters, model.layout, names, about, overwrite=overwrite)
-        written = [out / ADAPTER]
-    else:
-        if broken := next((name for name, each in unet.state_dict().items() if not is_finite(each)), None):
-            raise FailedError(f"{broken} is NaN or infinite: not saved; take a lower learning rate")
-        made = write_model(out, unet.cpu(), model, overwrite=overwrite)
-        written = [path for path in made if path is not None]
-    with renewing(out / CARD, overwrite=overwrite) as aside:
-        aside.write_text(card(model.name, settings, pictures, written), encoding="utf-8")
-    return [*written, out / CARD]
-
-
-def card(model: str, settings: FinetuneSettings, pictures: int, written: list[Path]) -> str:
-    """Return a model card: what was trained, on how many images, with which settings, and how to use it."""
-    use = f"--lora {ADAPTER}:1 --model {model}" if settings.method == "lora" else "--model model"
-    method = f"A {settings.kind} of rank {settings.rank}" if settings.method == "lora" else "A whole UNet"
-    shown = {name: value for name, value in asdict(settings).items() if name not in ("data", "validation")}
-    return "\n".join([
-        f"# {written[0].parent.absolute().name}", "",
-        f"{method}, trained from `{model}` by ssd1b {version('ssd1b')} on {pictures} images for "
-        f"{settings.train.steps} steps of {settings.train.batch_size}.", "",
-        f'    ssd1b generate "..." {use}', "",
-        "## Settings", "", *_rows(shown), "",
-    ])  # fmt: skip
-
-
-def _rows(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    found: list[str] = [] if prefix else ["| setting | value |", "|---|---|"]
-    for name, value in values.items():
-        nested = isinstance(value, dict)
-        found += _rows(value, f"{name}.") if nested else [f"| {prefix}{name} | {value} |"]
-    return found

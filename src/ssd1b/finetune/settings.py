@@ -1,12 +1,16 @@
-"""Settings of a fine-tuning: defaults of the method, a TOML file, and options over them."""
+"""Settings of a fine-tuning: defaults of the method, a preset, a TOML file, and options over them."""
 
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from ssd1b.errors import InputError, shown
+from ssd1b.embeddings import MOST_VECTORS, Word, Words
+from ssd1b.errors import InputError, shown, unknown
+from ssd1b.finetune.presets import PRESETS, TABLES, nested
+from ssd1b.inputs import SUFFIX
 from ssd1b.table_files import read_table
 from ssd1b.training.data.batches import DataSettings
 from ssd1b.training.objective import WEIGHTINGS
@@ -33,20 +37,54 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
 """Modules of the UNet that get an adapter, by the ends of their names: diffusers' default, kohya's default,
 and also the convolutions and the linear layers outside of the transformers."""
 
+_TEXT_ATTENTION = (".q_proj", ".k_proj", ".v_proj", ".out_proj")
+TEXT_TARGETS: Mapping[str, tuple[str, ...]] = {
+    "attention": _TEXT_ATTENTION,
+    "transformer": (*_TEXT_ATTENTION, ".fc1", ".fc2"),
+    "all": (*_TEXT_ATTENTION, ".fc1", ".fc2"),
+}
+"""Modules of a text encoder that get an adapter, as ``TARGETS``: diffusers' default, and kohya's."""
+
+TEMPLATES: Mapping[str, tuple[str, ...]] = {
+    "subject": (
+        "a photo of {}", "a photo of one {}", "a close-up of {}", "a picture of {}, seen from the front",
+        "a picture of {} in its surroundings", "a bright photo of {}", "a dark photo of {}",
+        "a detailed photo of {}", "a plain picture that shows {}", "{}",
+    ),
+    "style": (
+        "a picture in the style of {}", "a painting in the style of {}", "a drawing in the style of {}",
+        "a scene in the style of {}", "a portrait in the style of {}", "a landscape in the style of {}",
+        "a detailed work in the style of {}", "in the style of {}",
+    ),
+}  # fmt: skip
+"""Captions with the new word for images that have none (2208.01618, section 3.2 has the idea)."""
+
 _TRAIN: Mapping[str, Mapping[str, Any]] = {
     # diffusers' train_text_to_image_lora_sdxl.py: 1e-4, constant.
-    "lora": {"learning_rate": 1e-4},
+    "lora": {"train.learning_rate": 1e-4},
     # SSD-1B's model card: 1e-6.
-    "full": {"learning_rate": 1e-6},
+    "full": {"train.learning_rate": 1e-6},
+    # diffusers' README_sdxl.md of textual inversion: 5e-4. A decay would pull the vectors to zero. Only
+    # captions teach the word.
+    "textual-inversion": {
+        "train.learning_rate": 5e-4,
+        "train.weight_decay": 0.0,
+        "data.cache_captions": False,
+        "data.caption_dropout": 0.0,
+    },
 }
 _COMMON = {
-    "steps": 1000,
-    "batch_size": 1,
-    "warmup_steps": 0,
-    "decay_steps": 0,
-    "betas": (0.9, 0.999),
-    "ema_decay": 0.0,
+    "train.steps": 1000,
+    "train.batch_size": 1,
+    "train.warmup_steps": 0,
+    "train.decay_steps": 0,
+    "train.betas": (0.9, 0.999),
+    "train.ema_decay": 0.0,
+    "train.validation_steps": 100,
 }
+
+_REPLACED = {"train.steps": "epochs", "data.path": "data.sources", "data.sources": "data.path"}
+"""Settings that replace another one of a lower layer."""
 
 
 @validated
@@ -55,18 +93,30 @@ class FinetuneSettings:
     """Settings of a fine-tuning.
 
     Attributes:
-        method: "lora" trains an adapter of the UNet, "full" all of the UNet.
+        method: "lora" trains an adapter of the UNet, "full" all of the UNet, "textual-inversion" the vectors
+            of a new word, and nothing else.
         kind: of the adapter, one of ``KINDS``.
         rank: of the adapter's products.
         alpha: the change of a weight is multiplied by ``alpha / rank``; None is the rank. With the same
             learning rate, alpha 1 at rank 16 learns much more slowly than alpha 16.
         rslora: multiply by ``alpha / sqrt(rank)`` instead (2312.03732).
         targets: which modules get an adapter, a key of ``TARGETS``.
-        blocks: only modules whose names begin with one of these, such as "up_blocks.0"; empty for all.
+        blocks: only modules of the UNet whose names begin with one of these, such as "up_blocks.0"; empty for
+            all.
+        text_encoders: with "lora" and "full", train both text encoders, too.
+        int8_base: with other methods than "full", store frozen weights in int8 during the training, see
+            ``int8_base.store_in_int8``.
+        token: the new word, for prompts; it need not be one of CLIP's tokens.
+        vectors: number of its vectors, each of which takes the place of a token.
+        init_word: word whose vectors the new ones start from; None for random ones.
+        template: a key of ``TEMPLATES``, captions with the new word; None for the data's own.
         weighting: of the loss over the timesteps, one of ``objective.WEIGHTINGS``; "constant" is the plain
             loss of diffusers and kohya.
         min_snr: gamma of min-SNR (2303.09556), see ``objective.loss_weights``.
         noise_offset: see ``objective.noised``; SDXL's base was trained with 0.0357.
+        zero_terminal_snr: train a model that predicts v with a schedule that ends in pure noise, which a
+            whole model's files then declare; a LoRA is for models with that schedule.
+        epochs: number of passes over the images, which replaces ``train.steps``.
         prior: source of captioned images of the subject's class, which are learned beside it (DreamBooth).
         prior_prompts: prompts of the class, for which the model is to predict what it did before; needs no
             images.
@@ -84,9 +134,17 @@ class FinetuneSettings:
     rslora: Flag = False
     targets: Annotated[str, OneOf("targets", TARGETS)] = "transformer"
     blocks: Annotated[tuple[Name, ...], Items(0, 64)] = ()
+    text_encoders: Flag = False
+    int8_base: Flag = False
+    token: Word | None = None
+    vectors: Annotated[int, Range(1, MOST_VECTORS)] = 1
+    init_word: Name | None = None
+    template: Annotated[str, OneOf("template", TEMPLATES)] | None = None
     weighting: Annotated[str, OneOf("weighting", WEIGHTINGS)] = "min-snr"
     min_snr: Annotated[float, Range(0.1, 1e6)] = 5.0
     noise_offset: Annotated[float, Range(0, 1)] = 0.0
+    zero_terminal_snr: Flag = False
+    epochs: Annotated[float, Range(0.001, 100_000)] | None = None
     prior: Name | None = None
     prior_prompts: Annotated[tuple[Name, ...], Items(0, 256)] = ()
     prior_weight: Annotated[float, Range(0, 100)] = 1.0
@@ -99,10 +157,57 @@ class FinetuneSettings:
         """Check combinations of fields."""
         if self.prior_weight != 1 and self.prior is None and not self.prior_prompts:
             raise InputError("prior_weight needs prior (--prior) or prior_prompts (--prior-prompt)")
-        if self.method == "lora" and self.train.fsdp:
-            raise InputError("fsdp is for method full: an adapter fits on each device")
-        if self.method == "lora" and self.train.muon_rate is not None:
+        if self.int8_base and self.method == "full":
+            raise InputError("int8_base (--int8-base) is for frozen weights: method full trains all of them")
+        if self.train.fsdp and (self.method != "full" or self.text_encoders):
+            raise InputError("fsdp is for method full without text_encoders")
+        if self.method != "full" and self.train.muon_rate is not None:
             raise InputError("muon_rate is for method full")
+        if self.train.text_rate is not None and not self.text_encoders:
+            raise InputError("text_rate needs text_encoders (--text-encoders)")
+        if self.learns_text and self.data.cache_captions:
+            raise InputError("cache_captions is for frozen text encoders: leave it out")
+        if self.method == "textual-inversion":
+            self._check_inversion()
+        elif given := next(
+            (each for each in ("token", "init_word", "template") if getattr(self, each)), None
+        ):
+            raise InputError(f"{given} is for method textual-inversion, got {self.method}")
+        elif self.vectors != 1:
+            raise InputError(f"vectors is for method textual-inversion, got {self.method}")
+
+    def _check_inversion(self) -> None:
+        if self.token is None:
+            raise InputError("method textual-inversion needs token (--token): the new word, such as my-cat")
+        if not self.embedding_file.removesuffix(SUFFIX) or "/" in self.token:
+            raise InputError(
+                f"token {shown(self.token)} names the file, too: it needs a letter or a digit, and no /"
+            )
+        if self.text_encoders:
+            raise InputError("textual-inversion keeps the text encoders frozen: leave out text_encoders")
+        if self.prior is not None or self.prior_prompts:
+            raise InputError("textual-inversion changes no other word: leave out prior and prior_prompts")
+
+    @property
+    def learns_text(self) -> bool:
+        """Whether captions are encoded in each step, with gradients."""
+        return self.text_encoders or self.method == "textual-inversion"
+
+    @property
+    def words(self) -> Words:
+        """The new word with the number of its vectors, if there is one."""
+        return () if self.token is None else ((self.token, self.vectors),)
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """Captions that replace those of the data; none without ``template``."""
+        templates = () if self.template is None else TEMPLATES[self.template]
+        return tuple(each.format(self.token) for each in templates)
+
+    @property
+    def embedding_file(self) -> str:
+        """Name of the embedding's file: the word, without signs that names of files cannot have."""
+        return re.sub(r"[^\w.-]", "", str(self.token)).strip(".") + SUFFIX
 
     @property
     def scale(self) -> float:
@@ -110,41 +215,68 @@ class FinetuneSettings:
         alpha = self.rank if self.alpha is None else self.alpha
         return alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
+    def for_images(self, images: int) -> "FinetuneSettings":
+        """Return the settings of a training on a number of images, with the steps that ``epochs`` are.
 
-def make_settings(file: str | None, given: Mapping[str, Any], *, size: int) -> FinetuneSettings:
-    """Combine the method's defaults, a TOML file, and options.
+        Validations are at least one, after the last step.
+
+        Args:
+            images: number of images in a pass, each as often as it is repeated.
+        """
+        steps = self.train.steps
+        if self.epochs is not None:
+            steps = max(1, math.ceil(self.epochs * images / self.train.batch_size - 1e-6))
+        validations = min(self.train.validation_steps or steps, steps)
+        return replace(self, train=replace(self.train, steps=steps, validation_steps=validations))
+
+
+def make_settings(
+    file: str | None, given: Mapping[str, Any], *, size: int, preset: str | None = None
+) -> FinetuneSettings:
+    """Combine the method's defaults, a preset, a TOML file, and options.
 
     Args:
         file: the TOML file: fields of ``FinetuneSettings``, with the tables ``[train]`` and ``[data]``.
         given: options with their names; those of the tables as ``train.steps`` and ``data.path``.
             None is not given.
         size: of the model's images in pixels.
+        preset: one of ``PRESETS``.
 
     Raises:
-        InputError: the file cannot be read, or a setting is unknown or out of range.
+        InputError: there is no such preset, the file cannot be read, or a setting is unknown or out of range.
     """
+    if preset is not None and preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
     where = file or "settings"
-    table: Any = {} if file is None else read_table(_toml(file))
-    tables = {name: table.get(name, {}) for name in ("train", "data")}
-    for name, each in tables.items():
-        if not isinstance(each, Mapping):
-            raise InputError(f"{name} of {where} is {shown(each)}: it must be a table")
-    plain = {name: value for name, value in table.items() if name not in tables}
     options = {name: value for name, value in given.items() if value is not None and value != ()}
-    plain |= {name: value for name, value in options.items() if "." not in name}
+    layers = [
+        {} if preset is None else PRESETS[preset].settings,
+        {} if file is None else _flat(read_table(_toml(file)), where),
+        options,
+    ]
+    over = {name: value for layer in layers for name, value in layer.items()}
+    defaults = {"data.size": size, **_COMMON, **_TRAIN.get(str(over.get("method", "lora")), {})}
+    if over.get("text_encoders"):
+        defaults["data.cache_captions"] = False
+    merged: dict[str, Any] = {}
+    for layer in (defaults, *layers):
+        for name in layer.keys() & _REPLACED:
+            if _REPLACED[name] in layer:
+                raise InputError(f"{where}: give {name} or {_REPLACED[name]}, not both")
+            merged.pop(_REPLACED[name], None)
+        merged |= layer
+    return parse(FinetuneSettings, nested(merged), where)
 
-    def part(name: str) -> dict[str, Any]:
-        return {
-            key.removeprefix(f"{name}."): each for key, each in options.items() if key.startswith(f"{name}.")
-        }
 
-    defaults = _TRAIN.get(str(plain.get("method", "lora")), {})
-    merged = {
-        **plain,
-        "train": {**_COMMON, **defaults, **tables["train"], **part("train")},
-        "data": {"size": size, **tables["data"], **part("data")},
-    }
-    return parse(FinetuneSettings, merged, where)
+def _flat(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Name the settings of the tables as ``train.steps``."""
+    flat = {name: value for name, value in table.items() if name not in TABLES}
+    for name in TABLES:
+        inside = table.get(name, {})
+        if not isinstance(inside, Mapping):
+            raise InputError(f"{name} of {where} is {shown(inside)}: it must be a table")
+        flat |= {f"{name}.{key}": each for key, each in inside.items()}
+    return flat
 
 
 def _toml(name: str) -> Path:

@@ -104,8 +104,19 @@ def write_adapter(
         write_tensors(aside, tensors, metadata)
 
 
-def kohya_metadata(settings: FinetuneSettings, model: str, family: str, pictures: int) -> dict[str, str]:
-    """Return what other programs show of a LoRA, by sd-scripts' keys; all values are text."""
+def kohya_metadata(
+    settings: FinetuneSettings, model: str, family: str, pictures: int, steps: int
+) -> dict[str, str]:
+    """Return what other programs show of a LoRA, by sd-scripts' keys; all values are text.
+
+    Args:
+        settings: of the training.
+        model: name of the model it began with.
+        family: of the model.
+        pictures: number of images in a pass, each as often as it is repeated.
+        steps: after which the LoRA is saved.
+    """
+    data = settings.data
     alpha = settings.rank if settings.alpha is None else settings.alpha
     train = settings.train
     values = {
@@ -118,9 +129,10 @@ def kohya_metadata(settings: FinetuneSettings, model: str, family: str, pictures
         "ss_v2": False,
         "ss_learning_rate": train.learning_rate,
         "ss_unet_lr": train.learning_rate,
+        "ss_text_encoder_lr": (train.text_rate or train.learning_rate) if settings.text_encoders else None,
         "ss_optimizer": train.optimizer,
         "ss_max_train_steps": train.steps,
-        "ss_steps": train.steps,
+        "ss_steps": steps,
         "ss_lr_warmup_steps": train.warmup_steps,
         "ss_max_grad_norm": train.max_grad_norm,
         "ss_gradient_checkpointing": train.gradient_checkpointing,
@@ -131,7 +143,12 @@ def kohya_metadata(settings: FinetuneSettings, model: str, family: str, pictures
         "ss_min_snr_gamma": settings.min_snr if settings.weighting == "min-snr" else None,
         "ss_debiased_estimation": settings.weighting == "debiased",
         "ss_noise_offset": settings.noise_offset or None,
-        "ss_caption_dropout_rate": settings.data.caption_dropout,
-        "ss_resolution": settings.data.size,
+        "ss_zero_terminal_snr": settings.zero_terminal_snr,
+        "ss_caption_dropout_rate": data.caption_dropout,
+        "ss_caption_tag_dropout_rate": data.tag_dropout,
+        "ss_shuffle_caption": data.shuffle_captions,
+        "ss_keep_tokens": data.keep_tokens,
+        "ss_flip_aug": data.flip,
+        "ss_resolution": data.size,
     }
     return {key: str(value) for key, value in values.items()}

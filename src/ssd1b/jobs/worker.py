@@ -168,10 +168,10 @@ def _start(channel: Connection, cancelled: "Synchronized[int]", previewed: Event
     global _channel, _cancelled, _previewed
     _channel, _cancelled, _previewed = channel, cancelled, previewed
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End this process when its parent ends, whatever it is computing."""
     parent = parent_process()
     if parent is not None:

@@ -14,13 +14,14 @@ from decimal import ROUND_DOWN, Decimal
 from typing import Any
 
 from ssd1b.errors import InputError, prefix_errors, shown, unknown
-from ssd1b.inputs import InputFile
+from ssd1b.loras import Lora, scaled
 from ssd1b.numerals import DECIMAL, DIGITS
 from ssd1b.presets import NEGATIVE_PROMPTS, load_preset
 from ssd1b.settings import (
     OPTIONS,
     RANDOM_SEED,
     SEED_SETTINGS,
+    SETTINGS,
     Setting,
     check_overrides,
     identified,
@@ -77,6 +78,12 @@ class Value:
     control: tuple[str, float] | None = None
     image_prompt: tuple[str, float] | None = None
 
+    @property
+    def changes(self) -> set[str]:
+        """Names of the settings that it sets, or in which it changes something."""
+        inside = {"loras": self.lora_strength, "controls": self.control, "image_prompts": self.image_prompt}
+        return {*self.settings, *(name for name, changed in inside.items() if changed)}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
@@ -97,6 +104,46 @@ def number_of(value: Value) -> float:
 def settings_of(axes: Iterable[Axis]) -> set[str]:
     """Name the settings that axes set."""
     return {name for axis in axes for value in axis.values for name in value.settings}
+
+
+def applied(settings: Mapping[str, Any], values: Mapping[str, Value]) -> dict[str, Any]:
+    """Apply values of axes to settings: first what they set, then what they change in LoRAs and pictures.
+
+    Args:
+        settings: by name; items of lists may be tables.
+        values: by the axis; of several that set the same setting, the last one counts.
+
+    Raises:
+        InputError: there is nothing to change, or a changed number is out of range.
+    """
+    found = dict(settings)
+    for value in values.values():
+        found |= value.settings
+    for axis, value in values.items():
+        if value.lora_strength:
+            found["loras"] = _scaled(found.get("loras", ()), *value.lora_strength)
+        for setting, changed in (("controls", value.control), ("image_prompts", value.image_prompt)):
+            if changed:
+                found[setting] = _with_field(axis, setting, found.get(setting, ()), *changed)
+    return found
+
+
+def _with_field(axis: str, setting: str, items: Sequence[Any], field: str, value: float) -> tuple[Any, ...]:
+    """Set a field of all items of a setting, such as the scale of all controls."""
+    row = SETTINGS[setting]
+    if not items or row.item is None:
+        option = row.flags[0]
+        raise InputError(f"axis {axis}: there is no {option.removeprefix('--')}: give one with {option}")
+    with prefix_errors(f"axis {axis}"):
+        given = [row.item(**each) if isinstance(each, Mapping) else each for each in items]
+        return tuple(replace(each, **{field: value}) for each in given)
+
+
+def _scaled(loras: Sequence[Any], name: str | None, factor: float) -> tuple[Lora, ...]:
+    """Multiply the strengths of one LoRA, or of all."""
+    if not loras:
+        raise InputError(f"axis {LORA_STRENGTH}: there is no LoRA: give one with --lora")
+    return scaled([each if isinstance(each, Lora) else Lora(**each) for each in loras], factor, name)
 
 
 def parse_axis(text: str) -> Axis:
@@ -317,7 +364,9 @@ def _reader(option: str, setting: Setting, *others: Setting) -> Callable[[list[s
         return _sizes(option)
     if setting.read:
         return _lists(setting)
-    return {tuple: _pairs, str: _texts, InputFile: _files}.get(setting.kind, _numbers)(setting)
+    if setting.identify:
+        return _files(setting)
+    return {tuple: _pairs, str: _texts}.get(setting.kind, _numbers)(setting)
 
 
 _READERS: dict[str, Callable[[list[str]], list[Value]]] = {

@@ -12,19 +12,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ssd1b.errors import InputError, prefix_errors, shown
+from ssd1b.errors import InputError, shown
 from ssd1b.inputs import with_tables
 from ssd1b.jobs.job import Job, environment, make_job, seeded_job
 from ssd1b.jobs.store import Store
-from ssd1b.lab.axes import AXES, FIELD_AXES, LORA_STRENGTH, Axis, Value
-from ssd1b.loras import Lora, scaled
+from ssd1b.lab.axes import AXES, FIELD_AXES, LORA_STRENGTH, Axis, Value, applied
 from ssd1b.model import Model
 from ssd1b.models.tokenizer import CLIPTokenizer
 from ssd1b.prompts import NO_PROMPT
 from ssd1b.recipe import NetworkFile
 from ssd1b.settings import (
     RANDOM_SEED,
-    SETTINGS,
     Preset,
     check_overrides,
     resolve_settings,
@@ -107,15 +105,8 @@ class Sweep:
         prompt = values[PROMPT].prompt
         assert model is not None and prompt is not None
         # In the order in which the axes were given, not that of all_axes.
-        settings = {**(self.preset.settings if self.preset else {}), **self.settings}
-        for axis in self.axes:
-            settings |= values[axis.name].settings
-        for axis in self.axes:
-            if strength := values[axis.name].lora_strength:
-                settings["loras"] = _scaled(settings.get("loras", ()), *strength)
-            for kind in ("control", "image_prompt"):
-                if changed := getattr(values[axis.name], kind):
-                    settings |= _with_field(axis.name, settings, f"{kind}s", *changed)
+        given = {**(self.preset.settings if self.preset else {}), **self.settings}
+        settings = applied(given, {axis.name: values[axis.name] for axis in self.axes})
         if words := values["words"].words if "words" in values else None:
             prompt, settings = _replace_words(prompt, settings, *words)
         return Request(model, prompt, settings)
@@ -226,26 +217,6 @@ def expand(
             made.clear()
         made[others] = job
         yield job
-
-
-def _with_field(
-    axis: str, settings: Mapping[str, Any], setting: str, field: str, value: float
-) -> dict[str, tuple[Any, ...]]:
-    """Set a field of all items of a setting, such as the scale of all controls."""
-    row = SETTINGS[setting]
-    items: Sequence[Any] = settings.get(setting, ())
-    if not items or row.item is None:
-        option = row.flags[0]
-        raise InputError(f"axis {axis}: there is no {option.removeprefix('--')}: give one with {option}")
-    with prefix_errors(f"axis {axis}"):
-        given = [row.item(**each) if isinstance(each, Mapping) else each for each in items]
-        return {setting: tuple(replace(each, **{field: value}) for each in given)}
-
-
-def _scaled(loras: Sequence[Any], name: str | None, factor: float) -> tuple[Lora, ...]:
-    if not loras:
-        raise InputError(f"axis {LORA_STRENGTH}: there is no LoRA: give one with --lora")
-    return scaled([each if isinstance(each, Lora) else Lora(**each) for each in loras], factor, name)
 
 
 def _replace_words(

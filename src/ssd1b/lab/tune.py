@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ssd1b.errors import InputError
 from ssd1b.evaluate.statistics import Estimate, difference, differences, estimate
-from ssd1b.lab.axes import Axis, number_of
+from ssd1b.lab.axes import Axis, applied, number_of
 from ssd1b.lab.goal import Goal
 
 if TYPE_CHECKING:
@@ -312,12 +312,16 @@ def fixed_axes(axes: Sequence[Axis], combination: Combination | None) -> tuple[A
     return tuple(Axis(name=axis.name, values=(axis.values[place],)) for axis, place in places)
 
 
-def settings_of(axes: Sequence[Axis], combination: Combination | None) -> dict[str, Any]:
-    """The settings of a combination; those of the baseline are empty."""
-    settings: dict[str, Any] = {}
-    for axis in fixed_axes(axes, combination):
-        settings |= axis.values[0].settings
-    return settings
+def settings_of(
+    axes: Sequence[Axis], combination: Combination | None, base: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The settings of a combination, also the LoRAs, controls and image prompts of ``base`` that it changes.
+
+    What only ``base`` sets is left out, so those of the baseline are empty.
+    """
+    values = {axis.name: axis.values[0] for axis in fixed_axes(axes, combination)}
+    changed = {name for value in values.values() for name in value.changes}
+    return {name: each for name, each in applied(base, values).items() if name in changed}
 
 
 def labels_of(axes: Sequence[Axis], combination: Combination | None) -> list[str]:

@@ -76,11 +76,13 @@ def open_study(out: Path, axes: Sequence[Axis], goal: Goal, context: Mapping[str
         ) from error
 
 
-def as_json(tuned: Tuned, axes: Sequence[Axis], goal: Goal, model: str) -> dict[str, Any]:
+def as_json(
+    tuned: Tuned, axes: Sequence[Axis], goal: Goal, model: str, base: Mapping[str, Any]
+) -> dict[str, Any]:
     """The result as JSON."""
 
     def describe(each: Candidate) -> dict[str, Any]:
-        return {"settings": with_tables(settings_of(axes, each.combination)), "passes": each.passes}
+        return {"settings": with_tables(settings_of(axes, each.combination, base)), "passes": each.passes}
 
     return {
         "model": model,
@@ -129,10 +131,10 @@ def write_tuned(
         f"{gain.high:+.3g}) against {describe_baseline(base)}; {ties} of {len(tuned.comparisons)} rivals are "
         "not distinguishable"
     )
-    settings = with_tables({**base, **settings_of(axes, tuned.winner.combination)})
+    settings = with_tables({**base, **settings_of(axes, tuned.winner.combination, base)})
     preset = {"name": "tuned", "source": source, "settings": settings}
     paths = [out / name for name in FILES]
-    for path, content in zip(paths, (as_json(tuned, axes, goal, model), preset), strict=True):
+    for path, content in zip(paths, (as_json(tuned, axes, goal, model, base), preset), strict=True):
         with renewing(path, overwrite=overwrite) as aside:
             write_json(aside, content)
     return paths

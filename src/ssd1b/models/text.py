@@ -1,10 +1,11 @@
 """SDXL's two CLIP text encoders, from prompts to conditioning (Radford et al. 2021, 2103.00020)."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import NamedTuple, cast
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
@@ -164,6 +165,12 @@ class TextEncoders:
     tokenizer: CLIPTokenizer
     tokenizer_2: CLIPTokenizer
 
+    def without_weights(self) -> "TextEncoders":
+        """Return encoders on the meta device, which can only tokenize, for a process that does no more."""
+        with torch.device("meta"):
+            encoder, encoder_2 = (TextEncoder(each.layout) for each in (self.encoder, self.encoder_2))
+        return replace(self, encoder=encoder, encoder_2=encoder_2)
+
     def tokenize(self, prompts: Sequence[str], words: Words = (), chunks: int = 1) -> "list[Tokens]":
         """Split prompts into chunks of 77 tokens, once per tokenizer.
 
@@ -182,27 +189,9 @@ class TextEncoders:
     def encode(
         self, tokens: "Sequence[Tokens]", vectors: Sequence[Tensor | None] = (None, None)
     ) -> Conditioning:
-        """Encode tokenized prompts.
-
-        Args:
-            tokens: for each encoder, from ``tokenize``.
-            vectors: of the embeddings, for each encoder, ``[n, hidden_size]`` in the order of the words.
-
-        Chunks are encoded separately and concatenated, as in AUTOMATIC1111 and ComfyUI; the pooled embedding
-        is the first chunk's, from the second encoder.
-        """
-        embeds = []
-        pooled = None
-        for encoder, part, new in zip((self.encoder, self.encoder_2), tokens, vectors, strict=True):
-            prompts, chunks = part.ids.shape[:2]
-            device = encoder.text_model.final_layer_norm.weight.device
-            ids = part.ids.flatten(0, 1).to(device)
-            states, ends = encoder(ids) if new is None else encoder(ids, new.to(device))
-            states = _emphasised(states, part.weights.flatten(0, 1).to(states))
-            embeds.append(states.unflatten(0, (prompts, chunks)).flatten(1, 2))
-            pooled = ends.unflatten(0, (prompts, chunks))[:, 0]
-        assert pooled is not None
-        return Conditioning(torch.cat(embeds, dim=-1), pooled)
+        """Encode tokenized prompts, without gradients; see ``encode_tokens``."""
+        device = self.encoder.text_model.final_layer_norm.weight.device
+        return encode_tokens((self.encoder, self.encoder_2), tokens, vectors, device)
 
 
 class Tokens(NamedTuple):
@@ -212,6 +201,36 @@ class Tokens(NamedTuple):
     weights: Tensor
 
 
+def encode_tokens(
+    encoders: Sequence[Callable[..., tuple[Tensor, Tensor]]],
+    tokens: Sequence[Tokens],
+    vectors: Sequence[Tensor | None],
+    device: torch.device,
+) -> Conditioning:
+    """Encode tokenized prompts; gradients reach the encoders and the vectors.
+
+    Chunks are encoded separately and concatenated, as in AUTOMATIC1111 and ComfyUI; the pooled embedding is
+    the first chunk's, from the second encoder.
+
+    Args:
+        encoders: both, as ``TextEncoder``.
+        tokens: for each encoder, from ``TextEncoders.tokenize``.
+        vectors: of the embeddings, for each encoder, ``[n, hidden_size]`` in the order of the words.
+        device: of the encoders.
+    """
+    embeds = []
+    pooled = None
+    for encoder, part, new in zip(encoders, tokens, vectors, strict=True):
+        prompts, chunks = part.ids.shape[:2]
+        ids = part.ids.flatten(0, 1).to(device)
+        states, ends = encoder(ids) if new is None else encoder(ids, new.to(device))
+        states = _emphasised(states, part.weights.flatten(0, 1).to(states))
+        embeds.append(states.unflatten(0, (prompts, chunks)).flatten(1, 2))
+        pooled = ends.unflatten(0, (prompts, chunks))[:, 0]
+    assert pooled is not None
+    return Conditioning(torch.cat(embeds, dim=-1), pooled)
+
+
 def chunk_count(tokenizers: Iterable[CLIPTokenizer], prompts: Iterable[str], words: Words = ()) -> int:
     """Count the chunks of the longest prompt, to which all are padded; see ``TextEncoders.tokenize``.
 
@@ -219,13 +238,18 @@ def chunk_count(tokenizers: Iterable[CLIPTokenizer], prompts: Iterable[str], wor
     and there always a separate token.
     """
     texts = list(prompts)
-    return max((_count(tokenizer, text, words) for tokenizer in tokenizers for text in texts), default=1)
+    return max((_count(ref(tokenizer), text, words) for tokenizer in tokenizers for text in texts), default=1)
 
 
 @lru_cache(maxsize=4096)
-def _count(tokenizer: CLIPTokenizer, prompt: str, words: Words) -> int:
-    """Count a prompt's chunks; cached, because a sweep asks for a few prompts a million times."""
-    return len(_chunks(tokenizer, prompt, words))
+def _count(tokenizer: ref[CLIPTokenizer], prompt: str, words: Words) -> int:
+    """Count a prompt's chunks; cached, because a sweep asks for a few prompts a million times.
+
+    The cache has weak references: a tokenizer takes 25 MB, and is freed with its model.
+    """
+    found = tokenizer()
+    assert found is not None
+    return len(_chunks(found, prompt, words))
 
 
 def _chunks(tokenizer: CLIPTokenizer, prompt: str, words: Words) -> list[list[tuple[int, float]]]:

@@ -12,7 +12,7 @@ _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\
 """CLIP's pattern of a word (openai/CLIP ``clip/simple_tokenizer.py``)."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class CLIPTokenizer:
     """A byte-pair tokenizer, from texts to token ids without begin, end and padding.
 

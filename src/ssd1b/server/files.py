@@ -1,8 +1,8 @@
-"""Files that images are generated from: clients' pictures, and LoRAs and controls of the server's folders.
+"""Files that images are generated from: clients' pictures, and those of the server's folders.
 
-A client never names a path. A picture is known by the SHA-256 of its content, a LoRA or a control by its
-name. The settings of requests have all of them without folders: ``Files.located`` adds them for the worker,
-and ``Files.public`` takes them out of error messages.
+A client never names a path. A picture is known by the SHA-256 of its content, a LoRA, control, IP-Adapter,
+embedding or upscaler by its name. The settings of requests have all of them without folders:
+``Files.located`` adds them for the worker, and ``Files.public`` takes them out of error messages.
 """
 
 import os
@@ -13,27 +13,36 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ssd1b.actions.inspect import trigger_words
+from ssd1b.adapters.ip_adapters import open_ip_adapter
 from ssd1b.adapters.matching import match
 from ssd1b.adapters.merging import match_file
 from ssd1b.adapters.reading import open_adapter
+from ssd1b.composing import Composer
 from ssd1b.controls import BUILT_IN, MAX_BYTES, STEMS, Control, find_network
 from ssd1b.decoding import opened
+from ssd1b.embeddings import Embedding, embedding_of
 from ssd1b.errors import InputError, NotFoundError, shown, unknown
-from ssd1b.files import disk_error, named
+from ssd1b.files import disk_error, expand_path, named
+from ssd1b.image_prompts import ImagePrompt, find_encoder
 from ssd1b.images import FORMATS
-from ssd1b.inputs import InputFile, with_paths
+from ssd1b.inputs import SUFFIX, InputFile, files_by_name, only_file, with_paths
 from ssd1b.layouts import ModelLayout, T2IAdapterLayout
-from ssd1b.loras import SUFFIX, Lora, lora_files, lora_of, only_file, read_tags
+from ssd1b.loras import Lora, lora_of
 from ssd1b.saving import replacing
 from ssd1b.settings import GenerationSettings
 from ssd1b.speed.controlling import check_t2i_adapter, fitting_control
+from ssd1b.speed.image_prompting import check_image_prompt
+from ssd1b.styles import Style, read_styles
+from ssd1b.upscalers import UPSCALERS, identify_network, is_upscaler, resolve_upscaler
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.controls import MisfitError
 from ssd1b.weights.files import read_header
 from ssd1b.weights.other_models import control_kind
+from ssd1b.wildcards import Wildcards
 
 FOLDER = "uploads"
 """Folder of clients' pictures in the store."""
@@ -57,14 +66,22 @@ class Files:
 
     Args:
         store: folder of the store.
-        loras: folder with LoRAs; None for a server that offers none.
-        controls: folder with ControlNets and T2I-Adapters; None for the built-in ones only.
+        folders: those of the files that clients name, by setting; see ``ServerOptions.folders``.
+        styles: file with styles.
+        wildcards: folder with words that are drawn; None draws none.
     """
 
-    def __init__(self, store: Path, loras: Path | None, controls: Path | None = None) -> None:
-        self.loras = None if loras is None else Path(os.path.abspath(loras))
-        self.controls = None if controls is None else Path(os.path.abspath(controls))
+    def __init__(
+        self,
+        store: Path,
+        folders: Mapping[str, Path] = MappingProxyType({}),
+        styles: str | None = None,
+        wildcards: Path | None = None,
+    ) -> None:
+        self.folders = {name: Path(os.path.abspath(folder)) for name, folder in folders.items()}
         self._uploads = Path(os.path.abspath(store)) / FOLDER
+        self._styles = None if styles is None else Path(os.path.abspath(expand_path(styles)))
+        self._wildcards = None if wildcards is None else Path(os.path.abspath(wildcards))
 
     @contextmanager
     def public(self) -> Generator[None, None, None]:
@@ -77,33 +94,86 @@ class Files:
     def without_folders(self, message: str) -> str:
         """Take the server's folders out of a message."""
         built_in = next(iter(BUILT_IN.values())).parent
-        for folder in (self._uploads, self.loras, self.controls, built_in):
+        others = (self._wildcards, None if self._styles is None else self._styles.parent)
+        for folder in (self._uploads, *self.folders.values(), *others, built_in):
             message = message if folder is None else message.replace(f"{folder}{os.sep}", "")
         return message
 
     def located(self, settings: GenerationSettings) -> GenerationSettings:
         """Say where the files of an image are."""
-        return self._placed(settings, lambda folder, path: str(folder / path))
+
+        def place(folder: Path, path: str) -> str:
+            return str((self._uploads if _UPLOAD.fullmatch(path) else folder) / path)
+
+        return self._placed(settings, place)
 
     def unlocated(self, settings: GenerationSettings) -> GenerationSettings:
         """Name the files of an image without the server's folders; the inverse of ``located``."""
-        return self._placed(settings, _below)
+        return self._placed(settings, lambda folder, path: _below(folder, _below(self._uploads, path)))
 
     def _placed(self, settings: GenerationSettings, place: Callable[[Path, str], str]) -> GenerationSettings:
         changed: dict[str, Any] = {}
         for name in GenerationSettings.__dataclass_fields__:
             value = getattr(settings, name)
-            folder = self.loras or Path() if name == "loras" else self._uploads
+            folder = self.folders.get(name, Path())
             moved = with_paths(value, lambda path, folder=folder: place(folder, path))
             if moved is not value:
                 changed[name] = moved
-        if settings.controls:  # their networks are in another folder than their pictures
-            folder = self.controls or Path()
-            changed["controls"] = tuple(
-                replace(moved, model=with_paths(each.model, lambda path: place(folder, path)))
-                for each, moved in zip(settings.controls, changed["controls"], strict=True)
-            )
         return replace(settings, **changed) if changed else settings
+
+    # Prompts
+
+    def composer(self, styles: Sequence[str] = ()) -> Composer:
+        """Return how prompts are composed.
+
+        Args:
+            styles: names of those that are put around the prompt.
+
+        Raises:
+            InputError: the files of styles or wildcards are gone or damaged.
+        """
+        return Composer(
+            names=tuple(styles), styles=self.styles(),
+            wildcards=None if self._wildcards is None else Wildcards.of(str(self._wildcards)),
+            lora_folder=self.folders.get("loras"), embedding_folder=self.folders.get("embeddings"),
+            identify_lora=identified, identify_embedding=embedding,
+        )  # fmt: skip
+
+    def styles(self) -> Mapping[str, Style]:
+        """Return the styles by name. The file is read again when it has changed."""
+        return {} if self._styles is None else _read_styles(self._styles, _stamp(self._styles))
+
+    # Files by name
+
+    def names(self, setting: str) -> dict[str, Path]:
+        """List the files of a setting's folder by their paths in it, without suffix. New ones count, too."""
+        folder = self.folders.get(setting)
+        if folder is None or not folder.is_dir():
+            return {}
+        return {path.relative_to(folder).with_suffix("").as_posix(): path for path in _weights(folder)}
+
+    def path_of(self, setting: str, name: str) -> Path:
+        """Return the file of a name, or of the last part of one.
+
+        Raises:
+            NotFoundError: there is none; the message gives the nearest name.
+            InputError: there are several.
+        """
+        folder = self.folders.get(setting)
+        kind = KINDS[setting]
+        return only_file(kind, name, {} if folder is None else files_by_name(folder, f"{kind}s"))
+
+    def same_file(self, setting: str, wanted: InputFile) -> InputFile | None:
+        """Find a file with the name and content of one from elsewhere; None if there is none.
+
+        Only files of the same name are read, because each may have gigabytes.
+        """
+        for path in self.names(setting).values():
+            if path.name == Path(wanted.path).name:
+                with suppress(InputError):
+                    if (mine := _network(path, _stamp(path))) == wanted:
+                        return replace(mine, path=_below(self.folders[setting], mine.path))
+        return None
 
     # Uploads
 
@@ -170,35 +240,13 @@ class Files:
 
     # LoRAs
 
-    def lora_names(self) -> list[str]:
-        """Names of the LoRAs: their paths in the folder, without suffix. New files are found at once."""
-        if self.loras is None or not self.loras.is_dir():
-            return []
-        found = {path for paths in lora_files(self.loras).values() for path in paths}
-        return sorted(path.relative_to(self.loras).with_suffix("").as_posix() for path in found)
-
-    def lora_path(self, name: str) -> Path:
-        """Return the file of a LoRA, by its name or by the last part of it.
-
-        Raises:
-            NotFoundError: there is none.
-            InputError: there are several.
-        """
-        if self.loras is None:
-            raise unknown("lora", name, [], NotFoundError)
-        return only_file(name, lora_files(self.loras))
-
     def lora(self, name: str, unet: Any, text: Any) -> Lora:
         """Identify a LoRA by its name; see ``lora_of``. Strengths may be anything that a client sent.
 
         Raises:
-            InputError: as ``lora_path``, or the file cannot be read, or a strength is not allowed.
+            InputError: as ``path_of``, or the file cannot be read, or a strength is not allowed.
         """
-        return identified(self.lora_path(name), unet=unet, text=text)
-
-    def tagged(self, prompt: str) -> tuple[str, tuple[Lora, ...]]:
-        """Read the tags of LoRAs in a prompt; see ``read_tags``. Without a folder they stay there."""
-        return (prompt, ()) if self.loras is None else read_tags(prompt, self.loras, identified)
+        return identified(self.path_of("loras", name), unet=unet, text=text)
 
     def check_loras(self, loras: Iterable[Lora], layout: ModelLayout) -> None:
         """Check that LoRAs, which are located, fit a model.
@@ -217,9 +265,9 @@ class Files:
                 mine = self.lora(lora.name, lora.unet, lora.text)
             except InputError:
                 return []
-            if mine.file != lora.file or self.loras is None:
+            if mine.file != lora.file:
                 return []
-            path = Path(mine.file.path).relative_to(self.loras)
+            path = Path(mine.file.path).relative_to(self.folders["loras"])
             found.append({"name": path.with_suffix("").as_posix(), "unet": lora.unet, "text": lora.text})
         return found
 
@@ -233,10 +281,9 @@ class Files:
             folder, of a file without its suffix, or of a folder in diffusers' format.
         """
         found = {name: find_network(name) for name in BUILT_IN}
-        files = [] if self.controls is None else sorted(self.controls.rglob(f"*{SUFFIX}"))
-        for path in files:
-            assert self.controls is not None
-            name = _network_name(path.relative_to(self.controls))
+        folder = self.folders.get("controls", Path())
+        for path in self.names("controls").values():
+            name = _network_name(path.relative_to(folder))
             if path.name not in STEMS:
                 found[name] = path, {}
             elif name and name not in found:
@@ -281,9 +328,66 @@ class Files:
             if path.name == Path(control.model.path).name:
                 with suppress(InputError):
                     if (mine := _network(path, _stamp(path))) == control.model:
-                        place = _below(self.controls or Path(), mine.path)
+                        place = _below(self.folders.get("controls", Path()), mine.path)
                         return replace(control, model=replace(mine, path=place))
         return None
+
+    # Image prompts
+
+    def image_prompt(self, name: str, picture: InputFile, options: Mapping[str, Any]) -> ImagePrompt:
+        """Make an image prompt of an IP-Adapter's name and a picture, which is located.
+
+        Raises:
+            NotFoundError: there is no such IP-Adapter, or no image encoder beside it.
+            InputError: several have the name, a file cannot be read, or an option is not allowed.
+        """
+        path = self.path_of("image_prompts", name)
+        encoder = find_encoder(path)
+        inside = Path(os.path.abspath(encoder))
+        if not inside.is_relative_to(self.folders["image_prompts"]):
+            raise NotFoundError(f"ip-adapter {shown(name)}: there is no image encoder in its folder")
+        return ImagePrompt(
+            adapter=_network(path, _stamp(path)), picture=picture, encoder=_network(inside, _stamp(inside)),
+            **options,
+        )  # fmt: skip
+
+    def check_image_prompts(self, settings: GenerationSettings, layout: ModelLayout) -> None:
+        """Check that the IP-Adapters of an image, which are located, fit a model and their encoders.
+
+        Raises:
+            InputError: one does not, or is damaged.
+        """
+        for prompt in settings.image_prompts:
+            check_image_prompt(prompt, layout.unet)
+
+    # Upscalers
+
+    def upscaler(self, name: Any) -> str | InputFile:
+        """Return an upscaler by the name of ``UPSCALERS``, of AUTOMATIC1111, or of a network's file.
+
+        Raises:
+            InputError: there is none of that name, or the file cannot be read.
+        """
+        if not isinstance(name, str):
+            raise InputError(f"upscaler is {shown(name)}: it must be a name")
+        if is_upscaler(name):
+            return resolve_upscaler(name)
+        if name not in (files := self.names("hires_upscaler")) and len(Path(name).parts) == 1:
+            name = next((each for each in files if Path(each).name == name), name)
+        if name not in files:
+            raise unknown("upscaler", name, [*UPSCALERS, *files])
+        return _upscaler(files[name], _stamp(files[name]))
+
+
+KINDS = {"loras": "lora", "image_prompts": "ip-adapter", "embeddings": "embedding"}
+"""What a file of a setting's folder is called."""
+
+_UPLOAD = re.compile(rf"[0-9a-f]{{64}}(?:{'|'.join(map(re.escape, FORMATS.values()))})")
+"""The name of a client's picture."""
+
+
+def _weights(folder: Path) -> list[Path]:
+    return sorted(folder.rglob(f"*{SUFFIX}"))
 
 
 def _below(folder: Path, path: str) -> str:
@@ -291,9 +395,9 @@ def _below(folder: Path, path: str) -> str:
     return Path(path).relative_to(folder).as_posix() if Path(path).is_relative_to(folder) else path
 
 
-def lora_name(lora: Lora) -> str:
-    """The name of a LoRA in settings without folders; see ``Files.lora_names``."""
-    path = Path(lora.file.path)
+def file_name(file: InputFile) -> str:
+    """The name of a LoRA, IP-Adapter, embedding or upscaler in settings without folders."""
+    path = Path(file.path)
     return (path.name if path.is_absolute() else path.as_posix()).removesuffix(SUFFIX)
 
 
@@ -355,6 +459,48 @@ def identified(path: Path, *, unet: Any = 1.0, text: Any = 1.0) -> Lora:
 @lru_cache(maxsize=1024)
 def _identified(path: Path, stamp: tuple[int, int]) -> Lora:
     return lora_of(path)
+
+
+def embedding(path: Path, word: str | None = None) -> Embedding:
+    """As ``embedding_of``; a file that is unchanged is not read again."""
+    return _embedding(path, word, _stamp(path))
+
+
+@lru_cache(maxsize=1024)
+def _embedding(path: Path, word: str | None, stamp: tuple[int, int]) -> Embedding:
+    return embedding_of(path, word)
+
+
+@lru_cache(maxsize=64)
+def _upscaler(path: Path, stamp: tuple[int, int]) -> InputFile:
+    return identify_network(path)
+
+
+@lru_cache(maxsize=8)
+def _read_styles(path: Path, stamp: tuple[int, int]) -> Mapping[str, Style]:
+    return read_styles(str(path))
+
+
+def ip_adapter_models(path: Path, models: Mapping[str, ModelInfo]) -> list[str]:
+    """Name the models that an IP-Adapter fits; only its header is read.
+
+    Raises:
+        InputError: it is damaged, or no IP-Adapter.
+    """
+    layouts = tuple((name, info.layout) for name, info in models.items())
+    return list(_ip_adapter_models(path, _stamp(path), layouts))
+
+
+@lru_cache(maxsize=1024)
+def _ip_adapter_models(
+    path: Path, stamp: tuple[int, int], models: tuple[tuple[str, ModelLayout], ...]
+) -> list[str]:
+    fits: list[str] = []
+    for name, layout in models:
+        with suppress(MisfitError):
+            open_ip_adapter(path, layout.unet)
+            fits.append(name)
+    return fits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from ssd1b.cluster.options import ClusterOptions
+from ssd1b.cluster.options import ClusterOptions, option_names
 from ssd1b.errors import InputError, NotFoundError, prefix_errors, shown
 from ssd1b.execution import BACKENDS, DEFAULT, MEMORIES, QUANTIZATIONS, Execution
 from ssd1b.files import expand_path, named
@@ -77,6 +77,25 @@ class ServerOptions:
     control_folder: Annotated[Name | None, Option(
         metavar="FOLDER", help="ControlNets and T2I-Adapters that clients may use by name. Default: only the "
         "built-in one.",
+    )] = None
+    ip_adapter_folder: Annotated[Name | None, Option(
+        metavar="FOLDER", help="IP-Adapters that clients may use by name, with image encoders beside them. "
+        "Default: none.",
+    )] = None
+    embedding_folder: Annotated[Name | None, Option(
+        metavar="FOLDER", help="Embeddings that prompts use by the names of their files. Default: none.",
+    )] = None
+    upscaler_folder: Annotated[Name | None, Option(
+        metavar="FOLDER", help="Enlarging networks, such as ESRGAN, that clients may use by name. Default: "
+        "none.",
+    )] = None
+    styles: Annotated[Name | None, Option(
+        metavar="FILE", help="Styles that clients may use by name: AUTOMATIC1111's styles.csv, or JSON of "
+        "Fooocus.",
+    )] = None
+    wildcard_folder: Annotated[Name | None, Option(
+        metavar="FOLDER", help="Draw one of {a|b} in prompts, and a line of NAME.txt in this folder for "
+        "__NAME__, anew for each image. Default: these are plain words.",
     )] = None
     api_key_file: Annotated[Name | None, Option(
         metavar="FILE", help="API keys that clients need, as a .toml or .json file. Default: no keys.",
@@ -166,18 +185,19 @@ class ServerOptions:
         return Path(expand_path(self.store))
 
     @property
-    def loras(self) -> Path | None:
-        """The folder of LoRAs; None without one.
+    def folders(self) -> dict[str, Path]:
+        """The folders with files that clients name, by the setting that takes them.
 
         Raises:
-            NotFoundError: there is no such folder.
+            NotFoundError: one does not exist.
         """
-        return _folder("lora_folder", self.lora_folder)
+        given = {setting: _folder(option, getattr(self, option)) for setting, option in FOLDERS.items()}
+        return {setting: folder for setting, folder in given.items() if folder is not None}
 
     @property
-    def controls(self) -> Path | None:
-        """The folder of ControlNets and T2I-Adapters, as ``loras``."""
-        return _folder("control_folder", self.control_folder)
+    def wildcards(self) -> Path | None:
+        """The folder of wildcards, as ``folders``."""
+        return _folder("wildcard_folder", self.wildcard_folder)
 
     @property
     def models(self) -> dict[str, str]:
@@ -211,7 +231,8 @@ class ServerOptions:
         """
         given: dict[str, Any] = {"actors": self.ray_actors, "gpus": self.ray_gpus, "cpus": self.ray_cpus}
         if self.ray is not None:
-            return ClusterOptions(address=self.ray, **given)
+            with option_names("ray", "_"):
+                return ClusterOptions(address=self.ray, **given)
         if used := [name for name, value in given.items() if value is not None]:
             raise InputError(f"ray_{used[0]} needs ray, the address of a cluster")
         return None
@@ -250,6 +271,13 @@ class ServerOptions:
         width, height = settings["width"], settings["height"]
         if width * height > self.max_pixels:
             raise InputError(f"size is {width}x{height}: this server allows at most {self.max_pixels} pixels")
+
+
+FOLDERS: Mapping[str, str] = {
+    "loras": "lora_folder", "controls": "control_folder", "image_prompts": "ip_adapter_folder",
+    "embeddings": "embedding_folder", "hires_upscaler": "upscaler_folder",
+}  # fmt: skip
+"""The option of the folder of each setting whose files clients name."""
 
 
 def _folder(name: str, given: str | None) -> Path | None:

@@ -1,5 +1,6 @@
 """The workers of a server in the actors of a Ray cluster."""
 
+import logging
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,7 +9,8 @@ from typing import Any
 
 import torch
 
-from ssd1b.cluster.actor import Platform, choose_platform
+from ssd1b.actions.loading import check_model
+from ssd1b.cluster.actor import Platform, check_local, choose_platform
 from ssd1b.cluster.connection import connected, divide
 from ssd1b.cluster.options import ClusterOptions
 from ssd1b.cluster.serving import ClusterWorker, probe
@@ -17,8 +19,11 @@ from ssd1b.files import hash_file
 from ssd1b.jobs.session import Progress
 from ssd1b.model import Model
 from ssd1b.runtime import DTYPES
+from ssd1b.saving import check_folder
 from ssd1b.server.options import ServerOptions
 from ssd1b.server.workers import StartWorker
+
+log = logging.getLogger("ssd1b.server")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +46,17 @@ def replicas(options: ServerOptions, cluster: ClusterOptions) -> Generator[Repli
     """Connect to a cluster, and look at what it offers.
 
     Raises:
-        InputError: the cluster cannot be reached, has no room, or its nodes lack the package or the device.
+        InputError: there is no such model; or the cluster cannot be reached, has no room, or its nodes lack
+            the package or the device.
     """
-    with connected(cluster.address):
+    # Before the cluster, which takes half a minute to start.
+    check_folder(options.folder)
+    for model in options.models.values():
+        check_model(model)
+    choose = partial(choose_platform, options.device, options.dtype)
+    check_local(cluster, choose)
+    with connected(cluster.address, log.info):
         share = divide(cluster)
-        choose = partial(choose_platform, options.device, options.dtype)
         found = probe(share, choose)
         expected = cache(partial(_digest, offline=options.offline, prediction=options.prediction))
 

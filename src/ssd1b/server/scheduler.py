@@ -328,6 +328,11 @@ class Scheduler:
                 request.starts += request.state == QUEUED  # the process ended while it loaded the model
                 request.state, request.step, request.preview = QUEUED, 0, None
             await self._ledger.update(again)
+            repeated = sum(request in again for request, _ in run.picked)
+            log.warning(
+                "%s: %d of its %d images are generated again; processes left: %d",
+                error, repeated, len(run.picked), len(self.workers.loaded),
+            )  # fmt: skip
         await self._ledger.finish([each for each in run.requests if each not in again], FAILED, error)
 
     async def _claim(self, run: Run) -> None:

@@ -7,12 +7,14 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, WithJsonSchema, 
 
 from ssd1b.controls import MOST as MOST_CONTROLS
 from ssd1b.controls import PREPROCESSORS, Control
+from ssd1b.embeddings import MOST_EMBEDDINGS, Embedding
 from ssd1b.errors import InputError, shown, unknown
+from ssd1b.image_prompts import LAYERS, MOST_IMAGE_PROMPTS, ImagePrompt
 from ssd1b.inputs import InputFile
 from ssd1b.loras import MOST, Lora
-from ssd1b.server.files import control_name, lora_name
+from ssd1b.server.files import control_name, file_name
 from ssd1b.server.options import ServerOptions
-from ssd1b.settings import RANDOM_SEED, SEEDS, SETTINGS, GenerationSettings, read_size
+from ssd1b.settings import INPUTS, OPTIONS, RANDOM_SEED, SEEDS, SETTINGS, GenerationSettings, read_size
 
 FILE_SETTINGS: Mapping[str, dict[str, Any]] = {
     "init_image": {"type": "string", "description": "The picture to start from: base64 of a PNG, JPEG or "
@@ -49,16 +51,49 @@ FILE_SETTINGS: Mapping[str, dict[str, Any]] = {
             },
         },
     },
+    "image_prompts": {
+        "type": "array", "maxItems": MOST_IMAGE_PROMPTS,
+        "description": "IP-Adapters of /v1/ip-adapters, and the pictures that the image is like.",
+        "items": {
+            "type": "object", "required": ["adapter", "picture"], "additionalProperties": False,
+            "properties": {
+                "adapter": {"type": "string"},
+                "picture": {"type": "string", "description": "Given as init_image."},
+                "scale": {"type": "number", "minimum": 0, "maximum": 10, "default": 1},
+                "start": {"type": "number", "minimum": 0, "maximum": 1, "default": 0,
+                          "description": "Where it begins, as a share of the steps."},
+                "end": {"type": "number", "minimum": 0, "maximum": 1, "default": 1},
+                "layers": {"type": "array", "items": {"type": "string"}, "maxItems": 32,
+                           "description": f"Parts of the UNet: {', '.join(LAYERS)}; all by default."},
+            },
+        },
+    },
+    "embeddings": {
+        "type": "array", "maxItems": MOST_EMBEDDINGS,
+        "description": "Embeddings of /v1/embeddings under another word. Those that a prompt uses by the "
+        "names of their files need no entry.",
+        "items": {
+            "type": "object", "required": ["name"], "additionalProperties": False,
+            "properties": {
+                "name": {"type": "string"},
+                "word": {"type": "string", "description": "For it in prompts. Default: the file's name."},
+            },
+        },
+    },
 }  # fmt: skip
 """JSON schemas of the settings that are files, which clients send or name, and never by a path."""
 
-CONTROL_FIELDS: tuple[str, ...] = tuple(FILE_SETTINGS["controls"]["items"]["properties"])
+PICTURED: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    name: (named, tuple(FILE_SETTINGS[name]["items"]["properties"]))
+    for name, named in {"controls": "model", "image_prompts": "adapter"}.items()
+}
+"""Settings whose items have a network and a picture: the field of the network's name, and all fields."""
 
 CLIENT_SETTINGS = tuple(name for name, each in SETTINGS.items() if not each.local or name in FILE_SETTINGS)
 """Settings that clients may set."""
 
 
-SIZES = {"size": "size", "hires_size": "hires-size"}
+SIZES = {option.replace("-", "_"): option for option, group in OPTIONS.items() if len(group) == 2}
 """Fields that are two settings, and the names of their options."""
 
 ALIASES: Mapping[str, str] = {
@@ -71,20 +106,31 @@ ALIASES: Mapping[str, str] = {
 
 def client_settings(settings: GenerationSettings) -> dict[str, Any]:
     """Return an image's prompt and those of its settings that a client can send again."""
-    return {name: sent(getattr(settings, name)) for name in ("prompt", *CLIENT_SETTINGS)}
+    names = ("prompt", *CLIENT_SETTINGS)
+    return {name: sent(getattr(settings, name), network=name not in INPUTS) for name in names}
 
 
-def sent(value: Any) -> Any:
-    """Write a setting as clients send it: a picture as its id, LoRAs and controls as tables with names."""
+def sent(value: Any, *, network: bool = False) -> Any:
+    """Write a setting as clients send it: files by name, pictures by their ids.
+
+    Args:
+        value: of the setting.
+        network: whether it is a network, if it is a file itself.
+    """
     if isinstance(value, InputFile):
-        return value.sha256
+        return file_name(value) if network else value.sha256
     if isinstance(value, list | tuple):
         return [sent(each) for each in value]
     if isinstance(value, Lora):
-        return {"name": lora_name(value), "unet": value.unet, "text": value.text}
+        return {"name": file_name(value.file), "unet": value.unet, "text": value.text}
+    if isinstance(value, Embedding):
+        return {"name": file_name(value.file), "word": value.word}
     if isinstance(value, Control):
-        numbers = {name: getattr(value, name) for name in CONTROL_FIELDS}
-        return {**numbers, "model": control_name(value), "picture": value.picture.sha256}
+        fields = {name: getattr(value, name) for name in PICTURED["controls"][1]}
+        return {**fields, "model": control_name(value), "picture": value.picture.sha256}
+    if isinstance(value, ImagePrompt):
+        fields = {name: getattr(value, name) for name in PICTURED["image_prompts"][1]}
+        return {**fields, "adapter": file_name(value.adapter), "picture": value.picture.sha256}
     return value
 
 
@@ -143,6 +189,11 @@ class JobBody(SettingsFields):
     prompt: str = Field(description="What to generate, in AUTOMATIC1111's syntax for weights.")
     model: str | None = Field(default=None, description="A model of /v1/models. Default: the first.")
     count: int = Field(1, ge=1, description="Images with consecutive seeds.")
+    styles: list[str] | None = Field(
+        default=None,
+        max_length=32,
+        description="Styles of /v1/styles, put around the prompt in this order.",
+    )
     preset: str | None = Field(
         default=None, description="Name of a preset; the settings given here override it."
     )
@@ -296,6 +347,49 @@ class Controls(BaseModel):
 
     controls: list[ControlAnswer]
     preprocessors: list[str]
+
+
+class IPAdapterAnswer(BaseModel):
+    """An IP-Adapter of the server's folder."""
+
+    name: str = Field(description="For `adapter` in `image_prompts`.")
+    models: list[str] = Field(description="Models of this server that it fits.")
+    error: str | None = Field(default=None, description="Why it cannot be used.")
+
+
+class IPAdapters(BaseModel):
+    """The IP-Adapters, by name."""
+
+    ip_adapters: list[IPAdapterAnswer]
+
+
+class EmbeddingAnswer(BaseModel):
+    """An embedding of the server's folder."""
+
+    name: str = Field(description="For `embeddings`.")
+    word: str | None = Field(default=None, description="For prompts.")
+    vectors: int | None = Field(default=None, description="How many tokens it takes the place of.")
+    error: str | None = Field(default=None, description="Why it cannot be used.")
+
+
+class Embeddings(BaseModel):
+    """The embeddings, by name."""
+
+    embeddings: list[EmbeddingAnswer]
+
+
+class StyleAnswer(BaseModel):
+    """A style of the server's file."""
+
+    name: str = Field(description="For `styles`.")
+    prompt: str = Field(description="{prompt} stands for the prompt; without it, it goes after a comma.")
+    negative_prompt: str
+
+
+class Styles(BaseModel):
+    """The styles."""
+
+    styles: list[StyleAnswer]
 
 
 class Problem(BaseModel):

@@ -14,13 +14,17 @@ from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import torch
 
-from ssd1b.controls import MOST as MOST_CONTROLS
+from ssd1b.actions.upscale import Enlarged
+from ssd1b.adapters.vectors import read_vectors
+from ssd1b.composing import Composed
+from ssd1b.controls import Control
 from ssd1b.decoding import MAX_FILE_BYTES, picture_size, read_source
+from ssd1b.embeddings import MOST_EMBEDDINGS, Embedding
 from ssd1b.errors import (
     ConflictError,
     FailedError,
@@ -34,6 +38,7 @@ from ssd1b.errors import (
 )
 from ssd1b.execution import DEFAULT
 from ssd1b.files import read_file
+from ssd1b.image_prompts import ENCODER_FILES, ImagePrompt
 from ssd1b.inputs import InputFile, files_in
 from ssd1b.jobs.job import Job, environment, make_job, seeded_job
 from ssd1b.jobs.queue import (
@@ -57,28 +62,38 @@ from ssd1b.runtime import choose_device, choose_dtype
 from ssd1b.server.errors import DeadlineError, DrainingError, QueueFullError, QuotaError
 from ssd1b.server.files import (
     DIGEST,
+    KINDS,
     ControlFacts,
     Files,
     LoraFacts,
     check_picture,
     control_facts,
+    embedding,
+    ip_adapter_models,
     lora_facts,
 )
 from ssd1b.server.ledger import Ledger, Listener, left
 from ssd1b.server.metrics import Metrics
 from ssd1b.server.options import ServerOptions, read_keys
 from ssd1b.server.scheduler import Scheduler
-from ssd1b.server.schemas import CONTROL_FIELDS, client_settings, sent
+from ssd1b.server.schemas import FILE_SETTINGS, PICTURED, client_settings, sent
+from ssd1b.server.upscaling import Upscaling
 from ssd1b.server.workers import StartWorker
 from ssd1b.settings import (
     DEFAULTS,
     INPUTS,
+    SEED_SETTINGS,
+    SEEDS,
     GenerationSettings,
     Preset,
+    Seed,
     numbered,
     random_seed,
     resolve_settings,
+    with_drawn_seed,
 )
+from ssd1b.styles import Style
+from ssd1b.validation import Text, check
 
 log = logging.getLogger("ssd1b.server")
 
@@ -86,6 +101,11 @@ HOUR = 3600.0
 
 COUNTS = {"native": "count", "openai": "n", "sdapi": "batch_size * n_iter"}
 """Names of the number of images in each dialect, for errors."""
+
+T = TypeVar("T")
+
+ENCODER_STEMS = frozenset(name.removesuffix(".safetensors") for name in ENCODER_FILES)
+"""Names of image encoders, which are beside IP-Adapters."""
 
 IMAGE_ID = re.compile("[0-9a-f]{32}")
 
@@ -129,11 +149,13 @@ class Service:
             platform = device, choose_dtype(options.dtype, device)
         self._environment = environment(*platform, options.execution)
         self._digests: dict[str, str] = {}
-        self.files = Files(options.folder, options.loras, options.controls)
+        self.files = Files(options.folder, options.folders, options.styles, options.wildcards)
+        self.files.composer()  # here, so that a damaged file of styles ends the start
         self._decoding = asyncio.Lock()
         """Held while a client's picture is decoded, so that many clients take no more memory than one."""
         self._ledger = Ledger(options.folder, self.metrics, self._watched)
         self._scheduler = Scheduler(self._ledger, self.models, self.files, options, self.metrics, start, most)
+        self.upscaling = Upscaling(options.device, options.max_pending, options.max_seconds)
         self._number = 0
         self._requested: dict[str, deque[tuple[float, int]]] = {}
         """When each client with a quota requested how many images, in the last hour."""
@@ -196,32 +218,45 @@ class Service:
         self._clock.cancel()
         await self.drained()
         await self._scheduler.close(0)
+        self.upscaling.close()
         await self._ledger.close()
 
     # Requests
 
     async def settings(
-        self, model: str, prompt: str, preset: str | None, given: Mapping[str, Any]
-    ) -> GenerationSettings:
-        """Complete the settings of an image: given ones over the preset's over the model's.
+        self,
+        model: str,
+        prompt: str,
+        preset: str | None,
+        given: Mapping[str, Any],
+        *,
+        styles: Sequence[str] = (),
+        count: int = 1,
+        counted: str = "count",
+    ) -> list[GenerationSettings]:
+        """Complete the settings of images: given ones over the preset's over the model's.
 
         Args:
             model: one of ``models``.
-            prompt: what to generate; may have tags of LoRAs.
+            prompt: what to generate; may have tags of LoRAs, words of embeddings, and wildcards.
             preset: a built-in one. Others are files, and no file that a client names is opened.
             given: settings by name. Pictures are what ``receive`` returned, or texts as ``_picture_of``
-                takes them. LoRAs are tables with a name, and controls tables with the name of a model and a
-                picture.
+                takes them. LoRAs, embeddings, controls and image prompts are tables with names, and
+                the latter two with pictures.
+            styles: names of styles that are put around the prompt.
+            count: number of images, whose seeds are consecutive, and for each of which words are drawn.
+            counted: what the client calls it.
 
         Returns:
-            The settings, whose files have no folders; see ``Files``.
+            The settings of each image, whose files have no folders; see ``Files``.
 
         Raises:
-            InputError: there is no such model, preset, picture or LoRA, a setting is unknown or out of range,
-                a file does not fit, or the image is beyond the server's limits.
+            InputError: there is no such model, preset, style, picture or file, a setting is unknown or out
+                of range, a file does not fit, or the images are beyond the server's limits.
         """
         if preset is not None and preset not in PRESETS:
             raise unknown("preset", preset, PRESETS, NotFoundError)
+        self.options.check_count(count, counted)
         layers = {"seed": random_seed(), **self.defaults(model)}
         chosen = None if preset is None else PRESETS[preset]
         # First, so that an error states the limits of this server and not those of all.
@@ -229,9 +264,12 @@ class Service:
         pictures: dict[str, Any] = {
             name: await self._picture_of(name, given[name]) for name in INPUTS if given.get(name) is not None
         }
-        if "controls" in given:
-            pictures["controls"] = await self._controls(given["controls"])
-        complete = partial(self._completed, self.model(model), prompt, layers, chosen, {**given, **pictures})
+        for name in PICTURED:
+            if name in given:
+                pictures[name] = await self._pictured(name, given[name])
+        complete = partial(
+            self._completed, self.model(model), prompt, layers, chosen, {**given, **pictures}, styles, count
+        )
         async with self._decoding if pictures else nullcontext():
             with self.files.public():
                 return await asyncio.to_thread(complete)
@@ -243,25 +281,64 @@ class Service:
         layers: Mapping[str, Any],
         preset: Preset | None,
         given: dict[str, Any],
-    ) -> GenerationSettings:
+        styles: Sequence[str],
+        count: int,
+    ) -> list[GenerationSettings]:
         """Complete settings, and look into their files."""
-        prompt, tagged = self.files.tagged(prompt)
-        if tagged or "loras" in given:
-            given["loras"] = (*self._loras(given.get("loras", ())), *tagged)
+        self._find_files(given)
+        below = {**layers, **(preset.settings if preset else {}), **given}
+        seed = check("seed", with_drawn_seed({"seed": below["seed"]})["seed"], Seed)
+        negative = check("negative_prompt", below.get("negative_prompt"), Text | None)
+        composer = self.files.composer(styles)
+        found: list[GenerationSettings] = []
+        first: Composed | None = None
+        for number in range(count):
+            drawn = (seed + number) % SEEDS
+            made = composer.compose(prompt, negative, drawn, given.get("embeddings") or ())
+            if first == made:
+                found.append(numbered(found[0], number))
+                continue
+            settings = resolve_settings(
+                made.prompt, family=model.info.family, model_defaults=layers, preset=preset,
+                **{**given, "seed": seed, "negative_prompt": made.negative, **_named(given, made)},
+            )  # fmt: skip
+            self._check(settings, model)
+            settings = self.files.unlocated(settings)
+            first = first or made
+            found.append(numbered(settings, number) if number else settings)
+        return found
+
+    def _find_files(self, given: dict[str, Any]) -> None:
+        """Replace what clients send of files by the files, located."""
         for name in INPUTS:
             if isinstance(file := given.get(name), InputFile):
                 given[name] = self._located(file)
-        if "controls" in given:
-            given["controls"] = [
-                self.files.control(name, self._located(picture), options)
-                for name, picture, options in given["controls"]
-            ]
-        found = resolve_settings(
-            prompt, family=model.info.family, model_defaults=layers, preset=preset, **given
-        )
+        finders: Mapping[str, Callable[[Any], Any]] = {
+            "loras": self._loras,
+            "embeddings": self._embeddings,
+            "controls": lambda each: [self.files.control(*self._with_located(one)) for one in each],
+            "image_prompts": lambda each: [self.files.image_prompt(*self._with_located(one)) for one in each],
+            "hires_upscaler": self.files.upscaler,
+        }
+        for name, find in finders.items():
+            if given.get(name) is not None:
+                given[name] = find(given[name])
+
+    def _with_located(
+        self, given: tuple[str, InputFile, dict[str, Any]]
+    ) -> tuple[str, InputFile, dict[str, Any]]:
+        name, picture, options = given
+        return name, self._located(picture), options
+
+    def _check(self, found: GenerationSettings, model: Model) -> None:
+        """Check an image against the server's limits, and its files, which are located, against the model.
+
+        Raises:
+            InputError: it cannot be generated here.
+        """
         for text in (found.prompt, found.negative_prompt or ""):
             if network := unsupported(text).get(NETWORK):
-                why = "this server has no LoRAs" if self.files.loras is None else "not available here"
+                why = "not available here" if "loras" in self.files.folders else "this server has no LoRAs"
                 raise InputError(f"{why}: leave {shown(network)} out of the prompt")
         for number, (run, _) in enumerate(found.passes):
             with prefix_errors("second pass") if number else nullcontext():
@@ -270,38 +347,41 @@ class Service:
             # Past the cache, which would keep clients' pictures in the server's memory.
             read_source.__wrapped__(found.init_image, found.mask, found.layout)
         self.files.check_loras(found.loras, model.layout)
-        if found.controls and self.options.backend != DEFAULT.backend:
-            raise InputError(f"controls are not available on this server, which uses {self.options.backend}")
+        if (found.controls or found.image_prompts) and self.options.backend != DEFAULT.backend:
+            what = "controls" if found.controls else "image prompts"
+            raise InputError(f"{what} are not available on this server, which uses {self.options.backend}")
         self.files.check_controls(found, model.layout)
-        return self.files.unlocated(found)
+        self.files.check_image_prompts(found, model.layout)
+        if found.embeddings:
+            read_vectors(found.embeddings, model.layout)
 
     def _located(self, upload: InputFile) -> InputFile:
         return replace(upload, path=str(self.files.path(upload)))
 
-    async def _controls(self, given: Any) -> list[tuple[str, InputFile, dict[str, Any]]]:
-        """Receive the pictures of controls: a list of tables with ``model``, ``picture`` and options.
+    async def _pictured(self, setting: str, given: Any) -> list[tuple[str, InputFile, dict[str, Any]]]:
+        """Receive the pictures of controls or image prompts: a list of tables with a name and a picture.
 
         Returns:
-            Name of the network, picture, and further fields of ``Control``, for each.
+            Name of the network, picture, and further fields, for each.
         """
+        named, fields = PICTURED[setting]
+        most = FILE_SETTINGS[setting]["maxItems"]
         wrong = InputError(
-            f"controls is {shown(given)}: it must be a list of objects with model and picture, at most "
-            f"{MOST_CONTROLS}"
+            f"{setting} is {shown(given)}: it must be a list of objects with {named} and picture, at most "
+            f"{most}"
         )
-        if not isinstance(given, list | tuple) or len(given) > MOST_CONTROLS:
+        if not isinstance(given, list | tuple) or len(given) > most:
             raise wrong
         found: list[tuple[str, InputFile, dict[str, Any]]] = []
         for each in given:
-            if not isinstance(each, dict) or not isinstance(each.get("model"), str):
+            if not isinstance(each, dict) or not isinstance(each.get(named), str):
                 raise wrong
-            for key in each:
-                if key not in CONTROL_FIELDS:
-                    raise unknown("field of controls", str(key), CONTROL_FIELDS)
-            options = {name: value for name, value in each.items() if value is not None}
-            name, picture = options.pop("model"), options.pop("picture", None)
+            known = _known(setting, each, fields)
+            options = {name: value for name, value in known.items() if value is not None}
+            name, picture = options.pop(named), options.pop("picture", None)
             if picture is None:
-                raise InputError(f"control {shown(name)} has no picture")
-            found.append((name, await self._picture_of("picture of controls", picture), options))
+                raise InputError(f"{KINDS.get(setting, 'control')} {shown(name)} has no picture")
+            found.append((name, await self._picture_of(f"picture of {setting}", picture), options))
         return found
 
     def _loras(self, given: Any) -> list[Lora]:
@@ -309,20 +389,19 @@ class Service:
 
         The last two are strengths, 1 by default; the text encoders' is by default the UNet's.
         """
-        wrong = InputError(
-            f"loras is {shown(given)}: it must be a list of objects with name, unet and text, at most {MOST}"
+        return [
+            self.files.lora(each["name"], unet := each.get("unet", 1.0), each.get("text", unet))
+            for each in _tables("loras", given, ("name", "unet", "text"), MOST)
+        ]
+
+    def _embeddings(self, given: Any) -> tuple[Embedding, ...]:
+        """Find the embeddings that a client names: a list of tables with ``name`` and ``word``."""
+        return tuple(
+            embedding(
+                self.files.path_of("embeddings", each["name"]), check("word", each.get("word"), Text | None)
+            )
+            for each in _tables("embeddings", given, ("name", "word"), MOST_EMBEDDINGS)
         )
-        if not isinstance(given, list | tuple) or len(given) > MOST:
-            raise wrong
-        found: list[Lora] = []
-        for each in given:
-            if not isinstance(each, dict) or not isinstance(name := each.get("name"), str):
-                raise wrong
-            for key in each.keys() - {"name", "unet", "text"}:
-                raise unknown("field of loras", str(key), ["name", "unet", "text"])
-            unet = each.get("unet", 1.0)
-            found.append(self.files.lora(name, unet, each.get("text", unet)))
-        return found
 
     async def _picture_of(self, name: str, given: Any) -> InputFile:
         """Find or receive a picture.
@@ -338,11 +417,18 @@ class Service:
             raise InputError(f"{name} is {shown(given)}: it must be a text: base64, or the id of a picture")
         if DIGEST.fullmatch(given):
             return await self._ledger.keep(partial(self.files.touch, given))
-        if IMAGE_ID.fullmatch(given):
-            picture = await self.picture(given)
-            path = self.file(picture.key)
-            return await self.receive(await asyncio.to_thread(read_file, path, most=MAX_FILE_BYTES))
-        return await self.receive(await asyncio.to_thread(from_base64, name, given))
+        return await self.receive(await self.picture_data(name, given))
+
+    async def picture_data(self, name: str, given: str) -> bytes:
+        """Return the file of a picture, which is given as in ``_picture_of``; it is not decoded."""
+        path: Path | None = None
+        if DIGEST.fullmatch(given):
+            path = self.files.path(await self.upload(given))
+        elif IMAGE_ID.fullmatch(given):
+            path = self.file((await self.picture(given)).key)
+        if path is not None:
+            return await asyncio.to_thread(read_file, path, most=MAX_FILE_BYTES)
+        return await asyncio.to_thread(from_base64, name, given)
 
     async def receive(self, data: bytes, change: Callable[[bytes], bytes] = lambda data: data) -> InputFile:
         """Keep a picture that a client sent, for an hour or as long as an image needs it.
@@ -388,6 +474,7 @@ class Service:
             The settings without files that are not here, and what these were.
         """
         found, missing = client_settings(settings), list[str]()
+        missing += await asyncio.to_thread(self._find_same, settings, found)
         try:
             for name in INPUTS:
                 if found[name] is not None:
@@ -396,23 +483,49 @@ class Service:
             files = [Path(file.path).name for name in INPUTS for file in files_in(getattr(settings, name))]
             missing.append(f"pictures that are not on this server: {', '.join(files)}")
             found |= dict.fromkeys((*INPUTS, "strength"))
-        found["controls"] = []
-        for control in settings.controls:
-            here = await asyncio.to_thread(self.files.same_control, control)
-            try:
-                await self.upload(control.picture.sha256)
-            except NotFoundError:
-                here = None
-            if here is None:
-                missing.append(f"a control that is not on this server: {Path(control.model.path).name}")
-            else:
-                found["controls"] += sent([here])
+        for name in PICTURED:
+            found[name] = []
+            for each in getattr(settings, name):
+                here = await asyncio.to_thread(self._same_network, each)
+                try:
+                    await self.upload(each.picture.sha256)
+                except NotFoundError:
+                    here = None
+                if here is None:
+                    file = each.model if isinstance(each, Control) else each.adapter
+                    kind = "a control" if isinstance(each, Control) else "an image prompt"
+                    missing.append(f"{kind} that is not on this server: {Path(file.path).name}")
+                else:
+                    found[name] += sent([here])
+        return found, missing
+
+    def _same_network(self, each: Control | ImagePrompt) -> Control | ImagePrompt | None:
+        """Find the network of a control or image prompt of a picture here."""
+        if isinstance(each, Control):
+            return self.files.same_control(each)
+        here = self.files.same_file("image_prompts", each.adapter)
+        return None if here is None else replace(each, adapter=here)
+
+    def _find_same(self, settings: GenerationSettings, found: dict[str, Any]) -> list[str]:
+        """Find the LoRAs, embeddings and upscaler of a picture here, and say which there are not."""
+        missing: list[str] = []
         if settings.loras:
-            found["loras"] = await asyncio.to_thread(self.files.same_loras, settings.loras)
+            found["loras"] = self.files.same_loras(settings.loras)
             if not found["loras"]:
                 names = ", ".join(each.name for each in settings.loras)
                 missing.append(f"LoRAs that are not on this server: {names}")
-        return found, missing
+        found["embeddings"] = []
+        for each in settings.embeddings:
+            if (here := self.files.same_file("embeddings", each.file)) is None:
+                missing.append(f"an embedding that is not on this server: {Path(each.file.path).name}")
+            else:
+                found["embeddings"] += sent([replace(each, file=here)])
+        if isinstance(upscaler := settings.hires_upscaler, InputFile):
+            here = self.files.same_file("hires_upscaler", upscaler)
+            found["hires_upscaler"] = None if here is None else sent(here, network=True)
+            if here is None:
+                missing.append(f"an upscaler that is not on this server: {Path(upscaler.path).name}")
+        return missing
 
     async def controls(self) -> dict[str, ControlFacts | InputError]:
         """Return the description of each control network, or the error in its file, by name."""
@@ -436,10 +549,37 @@ class Service:
     def _describe_loras(self) -> dict[str, LoraFacts | InputError]:
         models = {name: model.info for name, model in self.models.items()}
         found: dict[str, LoraFacts | InputError] = {}
-        for name in self.files.lora_names():
+        for name, path in self.files.names("loras").items():
             try:
                 with self.files.public():
-                    found[name] = lora_facts(self.files.lora_path(name), models)
+                    found[name] = lora_facts(path, models)
+            except InputError as error:
+                found[name] = error
+        return found
+
+    async def embeddings(self) -> dict[str, Embedding | InputError]:
+        """Identify each embedding of the folder by name, or say what is wrong with it."""
+        return await asyncio.to_thread(self._described, "embeddings", embedding)
+
+    async def ip_adapters(self) -> dict[str, list[str] | InputError]:
+        """Name the models that each IP-Adapter fits, by its name, or say what is wrong with it."""
+        models = {name: model.info for name, model in self.models.items()}
+        found = await asyncio.to_thread(
+            self._described, "image_prompts", lambda path: ip_adapter_models(path, models)
+        )
+        return {name: each for name, each in found.items() if Path(name).name not in ENCODER_STEMS}
+
+    def styles(self) -> list[Style]:
+        """Return the styles of the server's file."""
+        with self.files.public():
+            return [*self.files.styles().values()]
+
+    def _described(self, setting: str, describe: Callable[[Path], T]) -> dict[str, T | InputError]:
+        found: dict[str, T | InputError] = {}
+        for name, path in self.files.names(setting).items():
+            try:
+                with self.files.public():
+                    found[name] = describe(path)
             except InputError as error:
                 found[name] = error
         return found
@@ -447,22 +587,20 @@ class Service:
     async def submit(
         self,
         model: str,
-        settings: GenerationSettings,
+        settings: Sequence[GenerationSettings],
         *,
-        count: int = 1,
         client: str = "",
         priority: int = 0,
         dialect: str = "native",
         idempotency: str | None = None,
     ) -> Request:
-        """Accept a request for images with consecutive seeds.
+        """Accept a request for images.
 
         Images whose results are stored already are not generated again.
 
         Args:
             model: one of ``models``.
-            settings: of the first image.
-            count: how many images.
+            settings: of each image.
             client: whom to be fair to.
             priority: see ``Request``.
             dialect: see ``Request``.
@@ -473,21 +611,18 @@ class Service:
         """
         if self.draining:
             raise DrainingError("the server is shutting down")
-        await self._ledger.keep(partial(self.files.touch_all, settings))
+        await self._ledger.keep(partial(self.files.touch_all, settings[0]))
         if idempotency is not None and (earlier := await self._repeated(client, idempotency)):
-            if _differs(earlier, model, settings, count):
+            if _differs(earlier, model, settings):
                 raise ConflictError("the idempotency key was used for another request")
             return earlier
         if client in self.keys and client not in self._requested:  # since the start of this process
             recent = await self._ledger.keep(partial(self._ledger.queue.recent, client, time.time() - HOUR))
             self._requested.setdefault(client, deque(recent))
         # Nothing is awaited between the check and the entry, so that a burst cannot pass the limit together.
-        self._check_room(client, count, COUNTS.get(dialect, "count"))
+        self._check_room(client, len(settings), COUNTS.get(dialect, "count"))
         self._number += 1
-        job = self._job(model, settings)
-        decisive: dict[str, Any] = {"fingerprint": self._digests[model], "environment": self._environment}
-        jobs = [seeded_job(job, numbered(job.settings, number), **decisive) for number in range(count)]
-        images = [Image(id=uuid4().hex, job=each) for each in jobs]
+        images = [Image(id=uuid4().hex, job=each) for each in self._jobs(model, settings)]
         request = Request(
             id=uuid4().hex, number=self._number, client=client, model=model, images=images,
             priority=priority, dialect=dialect, idempotency=idempotency,
@@ -546,6 +681,18 @@ class Service:
             wait = requested[0][0] + HOUR - now
             raise QuotaError(f"you may request {key.images_per_hour} images in an hour", wait)
         requested.append((now, count))
+
+    def _jobs(self, model: str, settings: Sequence[GenerationSettings]) -> list[Job]:
+        """Make the jobs of images; those that differ from the first in seeds alone are not tokenized."""
+        decisive: dict[str, Any] = {"fingerprint": self._digests[model], "environment": self._environment}
+        first = self._job(model, settings[0])
+        seeds = dict.fromkeys(SEED_SETTINGS, 0)
+        return [
+            seeded_job(first, each, **decisive)
+            if replace(each, **seeds) == replace(settings[0], **seeds)
+            else self._job(model, each)
+            for each in settings
+        ]
 
     def _job(self, model: str, settings: GenerationSettings) -> Job:
         if model not in self.models:  # an earlier process accepted it
@@ -642,6 +789,21 @@ class Service:
         await self._ledger.keep(partial(self._ledger.queue.mark, id, favourite=favourite, deleted=deleted))
         return await self.picture(id)
 
+    async def enlarge(self, data: bytes, upscaler: Any, scale: Any = None, **options: Any) -> Enlarged:
+        """Enlarge an image that a client sent; see ``Upscaling.enlarge``.
+
+        Args:
+            data: the file.
+            upscaler: name of one of pixels, or of a network of the server's folder.
+            scale: 1 to 16; None is that of the network.
+            options: of ``Upscaler.enlarged``.
+        """
+        if self.draining:
+            raise DrainingError("the server is shutting down")
+        with self.files.public():
+            by = await asyncio.to_thread(self.files.upscaler, upscaler)
+            return await self.upscaling.enlarge(data, by, scale, **options)
+
     # What is going on
 
     def model(self, name: str) -> Model:
@@ -734,6 +896,8 @@ class Service:
                 error = DeadlineError(f"the job took longer than {self.options.max_seconds:g} seconds")
                 await self._ledger.finish(overdue, FAILED, error)
                 self._scheduler.stop_finished()
+            self.upscaling.end_idle()
+            self._scheduler.workers.end_lost()
             if self.options.idle_minutes:
                 self._scheduler.workers.end_idle(60 * self.options.idle_minutes)
             if time.monotonic() - purged > HOUR:
@@ -765,13 +929,39 @@ def from_base64(name: str, text: str) -> bytes:
         ) from None
 
 
+def _named(given: Mapping[str, Any], made: Composed) -> dict[str, Any]:
+    """Add the files that a prompt names to those that were given."""
+    found = {"loras": made.loras, "embeddings": made.embeddings}
+    return {name: (*(given.get(name) or ()), *more) for name, more in found.items() if more}
+
+
+def _tables(setting: str, given: Any, fields: Sequence[str], most: int) -> list[dict[str, Any]]:
+    """Check a list of tables with a name each."""
+    if (
+        not isinstance(given, list | tuple) or len(given) > most
+        or not all(isinstance(each, dict) and isinstance(each.get("name"), str) for each in given)
+    ):  # fmt: skip
+        raise InputError(
+            f"{setting} is {shown(given)}: it must be a list of objects with {', '.join(fields[:-1])} and "
+            f"{fields[-1]}, at most {most}"
+        )
+    return [_known(setting, each, fields) for each in given]
+
+
+def _known(setting: str, table: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    for key in table:
+        if key not in fields:
+            raise unknown(f"field of {setting}", str(key), fields)
+    return table
+
+
 def _order(request: Request) -> tuple[int, int]:
     return (-request.priority, request.number)
 
 
-def _differs(earlier: Request, model: str, settings: GenerationSettings, count: int) -> bool:
+def _differs(earlier: Request, model: str, settings: Sequence[GenerationSettings]) -> bool:
     """Whether a request asks for something else. Seeds may differ: one that is not given is random."""
     before = earlier.images[0].job.settings
     return (earlier.model, len(earlier.images), replace(before, seed=0)) != (
-        model, count, replace(settings, seed=0)
+        model, len(settings), replace(settings[0], seed=0)
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """The loaded models: started when needed, within a budget of memory, and ended when they are idle."""
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,8 @@ from ssd1b.jobs.session import Progress
 from ssd1b.jobs.worker import ModelWorker, Worker
 from ssd1b.server.metrics import Metrics
 from ssd1b.server.options import ServerOptions
+
+log = logging.getLogger("ssd1b.server")
 
 StartWorker: TypeAlias = Callable[[str, Mapping[str, Any], Callable[[Progress], object]], ModelWorker]
 """Makes a worker from a model's name, keyword arguments of ``Pipeline.load``, and a listener to progress."""
@@ -95,6 +98,7 @@ class Workers:
             InputError: the model cannot be loaded.
         """
         async with self._lock:
+            self.end_lost()
             worker = next((each for each in self._idle if self._names[each] == model), None)
             if worker is None:
                 await self._make_room()
@@ -116,6 +120,16 @@ class Workers:
             self._metrics.crashes.labels(self._names[worker]).inc()
             self._end(worker)
         self._changed.set()
+
+    def end_lost(self) -> None:
+        """Forget the workers whose process ended without work, such as with its node of a cluster."""
+        for worker in [each for each in self._idle if not each.is_alive]:
+            model = self._names[worker]
+            self.put_back(worker)
+            log.warning(
+                "an idle process of the model %s ended, and is started again when needed; processes left: %d",
+                model, len(self._loads),
+            )  # fmt: skip
 
     def end_idle(self, seconds: float) -> None:
         """Unload the models that were idle for so long."""

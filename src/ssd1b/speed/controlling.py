@@ -68,14 +68,14 @@ class Controlling:
         """Let a network read its picture: the hint of a ControlNet, or the features of a T2I-Adapter."""
         network = self._networks[control.model.sha256]
         device, dtype = self.backend.device, self.backend.dtype
-        picture = control_picture(control, fitting).to(device, dtype)
+        picture = control_picture(control, fitting)
         if isinstance(network, ControlNet):
-            return network.hint(picture), []
+            return network.hint(picture.to(device, dtype)), []
         layout: T2IAdapterLayout = network.layout
         check_t2i_adapter(control, layout, fitting)
         if layout.picture_channels == 1:
-            picture = _grey(picture)
-        return None, network(picture)
+            picture = _grey(picture)  # before it is rounded to the number format
+        return None, network(picture.to(device, dtype))
 
 
 def fitting_control(

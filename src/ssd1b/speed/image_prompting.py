@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from ssd1b.layouts import IPAdapterLayout, UNetLayout, VisionLayout
 from ssd1b.models.attention import KeysValues
 from ssd1b.models.unet import PromptKV
 from ssd1b.speed.backends import TorchBackend
+from ssd1b.weights.checkpoint import Checkpoint
 from ssd1b.weights.files import is_finite
 from ssd1b.weights.image_encoder import open_image_encoder
 
@@ -92,20 +94,37 @@ class ImagePrompting:
         For the plain kind nothing is a zero embedding, for "plus" a picture of zeros, as in the reference.
         """
         checkpoint = open_image_encoder(prompt.encoder.verified(most=MAX_BYTES))
-        layout = checkpoint.part("image_encoder").layout
-        assert isinstance(layout, VisionLayout)
-        given = layout.projection_dim if adapter.resampler is None else layout.hidden_size
-        if given != adapter.image_dim:
-            raise InputError(
-                f"{named(prompt.adapter.path)}: it takes {adapter.image_dim} channels of an image encoder, "
-                f"and {named(prompt.encoder.path)} gives {given}: name the right one after the picture"
-            )
+        layout = _fitting_encoder(prompt, checkpoint, adapter)
         pixels = clip_pixels(prompt.picture, layout.image_size).to(self.backend.device, self.backend.dtype)
         encoder = self.backend.load_control(checkpoint)
         if adapter.resampler is None:
             embeds = encoder(pixels)
             return torch.cat([torch.zeros_like(embeds), embeds])
         return encoder.states(torch.cat([torch.zeros_like(pixels), pixels]))
+
+
+def check_image_prompt(prompt: ImagePrompt, unet: UNetLayout) -> None:
+    """Check from their headers that an IP-Adapter fits a UNet, and its image encoder.
+
+    Raises:
+        InputError: it does not, or a file is damaged.
+    """
+    adapter = open_ip_adapter(Path(prompt.adapter.path), unet).part("ip_adapter").layout
+    assert isinstance(adapter, IPAdapterLayout)
+    _fitting_encoder(prompt, open_image_encoder(Path(prompt.encoder.path)), adapter)
+
+
+def _fitting_encoder(prompt: ImagePrompt, encoder: Checkpoint, adapter: IPAdapterLayout) -> VisionLayout:
+    """Return the layout of an image encoder, after checking that the adapter takes what it gives."""
+    layout = encoder.part("image_encoder").layout
+    assert isinstance(layout, VisionLayout)
+    given = layout.projection_dim if adapter.resampler is None else layout.hidden_size
+    if given != adapter.image_dim:
+        raise InputError(
+            f"{named(prompt.adapter.path)}: it takes {adapter.image_dim} channels of an image encoder, "
+            f"and {named(prompt.encoder.path)} gives {given}: name the right one after the picture"
+        )
+    return layout
 
 
 def clip_pixels(picture: InputFile, side: int) -> Tensor:

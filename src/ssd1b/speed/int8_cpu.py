@@ -174,10 +174,16 @@ class Int8Conv2d(nn.Module):
 
 def _quantize_by_row(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Quantize to -127 to 127 with a scale per row, ``[out, ...] -> [out, ...], [out]``."""
-    weight = weight.detach().float().contiguous()
-    scales = weight.flatten(1).abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
-    by_row = scales.view(-1, *[1] * (weight.ndim - 1))
-    return (weight / by_row).round_().to(torch.int8), scales
+    values, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
+    rows = max(1, _CHUNK * len(weight) // weight.numel())
+    for part, value, scale in zip(
+        weight.detach().split(rows), values.split(rows), scales.split(rows), strict=True
+    ):
+        part = part.float()
+        torch.amax(part.flatten(1).abs(), dim=1, out=scale)
+        scale.clamp_(min=torch.finfo(torch.float32).tiny).div_(127)
+        value.copy_((part / scale.view(-1, *[1] * (part.ndim - 1))).round_())
+    return values, scales
 
 
 def quantize_products(network: nn.Module) -> None:

@@ -23,12 +23,14 @@ class LatentBatch(NamedTuple):
         text: the captions' tokens for each text encoder, or their embeddings.
         time_ids: original size, crop and target size in pixels, ``[B, 6]``.
         has_caption: ``[B]``, False where the image is learned without its caption (2207.12598).
+        cell_weights: weights of the squared error at each place, ``[B, 1, H/8, W/8]``; None is 1 everywhere.
     """
 
     latents: Tensor
     text: Sequence[Tokens] | Conditioning
     time_ids: Tensor
     has_caption: Tensor
+    cell_weights: Tensor | None = None
 
 
 @runtime_checkable

@@ -11,15 +11,18 @@ from torch.utils.checkpoint import checkpoint
 
 from ssd1b.models.attention import TransformerBlock
 from ssd1b.models.layers import ResnetBlock
+from ssd1b.models.text import TextLayer
+
+_BLOCKS = (TransformerBlock, ResnetBlock, TextLayer)
 
 
 def checkpointed_blocks(model: nn.Module) -> list[nn.Module]:
     """Return the blocks to recompute; none contains another."""
-    return [module for module in model.modules() if isinstance(module, TransformerBlock | ResnetBlock)]
+    return [module for module in model.modules() if isinstance(module, _BLOCKS)]
 
 
 def checkpoint_gradients(model: nn.Module) -> None:
-    """Keep only the inputs of each transformer and residual block for the backward pass.
+    """Keep only the inputs of each transformer block, residual block and text layer for the backward pass.
 
     Gradients do not change. Each block also rounds its own weights to the number format of its input whenever
     it runs, so that only one block's rounded weights are in memory at a time.
@@ -32,7 +35,7 @@ def checkpoint_gradients(model: nn.Module) -> None:
 
 def rounds_itself(block: nn.Module) -> bool:
     """Return whether ``checkpoint_gradients`` was applied to this block."""
-    return "forward" in vars(block) and isinstance(block, TransformerBlock | ResnetBlock)
+    return "forward" in vars(block) and isinstance(block, _BLOCKS)
 
 
 def _recomputed(block: nn.Module, *inputs: Any) -> Tensor:
@@ -47,7 +50,10 @@ def _rounded(block: "_Plain", weights: Mapping[str, Tensor], inputs: tuple[Tenso
     x = inputs[0]
     # Autocast does its own rounding, and leaves norms in 32 bits.
     dtype = None if torch.is_autocast_enabled(x.device.type) else x.dtype
-    rounded = {f"block.{name}": weight.to(dtype) for name, weight in weights.items()}
+    rounded = {
+        f"block.{name}": weight.to(dtype) if weight.is_floating_point() else weight
+        for name, weight in weights.items()
+    }
     return functional_call(block, rounded, inputs)
 
 

@@ -4,6 +4,7 @@ import shutil
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ssd1b.models.attention import Attention, TransformerBlock, plain_attention
 from ssd1b.models.text import TextAttention, TextEncoder
@@ -22,8 +23,13 @@ def use_fast_cpu_kernels(model: nn.Module, dtype: torch.dtype) -> None:
         if isinstance(module, Attention):
             module.attend = plain_attention
         # Blocks of one width share a compilation. Convolution blocks take minutes and gain nothing.
-        if isinstance(module, TransformerBlock) and shutil.which("g++"):
+        if isinstance(module, TransformerBlock) and shutil.which("g++") and not _is_parametrized(module):
             module.compile()
+
+
+def _is_parametrized(block: nn.Module) -> bool:
+    """Whether a layer is parametrized: it has a class of its own then, so every block would be compiled."""
+    return any(parametrize.is_parametrized(each) for each in block.modules())
 
 
 def use_fast_cpu_text_kernels(encoder: TextEncoder) -> None:

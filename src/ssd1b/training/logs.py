@@ -18,6 +18,9 @@ from torch import Tensor
 from ssd1b.files import check_regular, disk_error, named
 from ssd1b.saving import replacing
 
+FILE = "log.jsonl"
+"""Name of the log in a run's folder."""
+
 _ROOM = 2**19
 """Bytes that must be free on the disk."""
 
@@ -35,7 +38,7 @@ class Log:
 
     def __init__(self, out: Path, start: int, *, silent: bool) -> None:
         self._out, self._start, self._silent = out, start, silent
-        self._path = out / "log.jsonl"
+        self._path = out / FILE
         self._window: list[Mapping[str, float]] = []
         self._clock = time.perf_counter()
         if self._path.exists() and not silent:

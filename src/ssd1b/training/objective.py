@@ -45,11 +45,13 @@ class Example(NamedTuple):
         inputs: of the UNet.
         target: the UNet's target, ``[B, 4, H, W]``, float32.
         weights: weight of each image's squared error, ``[B]``.
+        cell_weights: weights of the squared error at each place, ``[B, 1, H, W]``; None is 1 everywhere.
     """
 
     inputs: UNetInputs
     target: Tensor
     weights: Tensor
+    cell_weights: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +87,8 @@ class Objective:
             offset=self.noise_offset,
         )  # fmt: skip
         inputs = UNetInputs(noisy.latents, noisy.timesteps, *text, batch.time_ids.float())
-        return Example(inputs.to(self.device, self.dtype), noisy.target, noisy.weights)
+        cells = None if batch.cell_weights is None else batch.cell_weights.to(self.device)
+        return Example(inputs.to(self.device, self.dtype), noisy.target, noisy.weights, cells)
 
     def encode(self, text: Sequence[Tokens] | Conditioning) -> Conditioning:
         """Encode captions, if they are tokens, and move them to the device."""

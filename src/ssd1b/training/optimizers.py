@@ -17,6 +17,9 @@ from ssd1b.training.trained import trained_parameters
 _OUTER_LAYERS = ("embed", "conv_in", "conv_out", "quant_conv")
 """Parts of the names of layers that Muon does not update."""
 
+_TEXT = "text_encoder"
+"""Beginning of the names of text encoders' parameters, which may have a rate of their own."""
+
 _DEVICES_8_BIT = ("cuda", "xpu", "cpu")
 """Devices for which bitsandbytes has an 8-bit AdamW."""
 
@@ -29,18 +32,27 @@ class Optimizers:
     Args:
         model: only parameters that require gradients are updated.
         settings: kind and rates.
+
+    Raises:
+        InputError: there is a rate for text encoders, and none is trained.
     """
 
     def __init__(self, model: nn.Module, settings: LoopSettings) -> None:
-        inner, rest = {}, {}
+        inner, text, rest = {}, {}, {}
         for name, parameter in trained_parameters(model).items():
             outer = parameter.ndim < 2 or any(part in name for part in _OUTER_LAYERS)
-            (rest if outer or settings.muon_rate is None else inner)[name] = parameter
-        assert inner or rest, "no parameter of the model requires gradients"
+            if settings.text_rate is not None and name.startswith(_TEXT):
+                text[name] = parameter
+            else:
+                (rest if outer or settings.muon_rate is None else inner)[name] = parameter
+        assert inner or text or rest, "no parameter of the model requires gradients"
+        if settings.text_rate is not None and not text:
+            raise InputError("text_rate is for text encoders: this training has none")
         self._optimizers: list[tuple[Optimizer, float, list[str]]] = []
-        if rest:
-            usual = _build(rest.values(), settings)
-            self._optimizers.append((usual, settings.learning_rate, list(rest)))
+        for group, rate in ((rest, settings.learning_rate), (text, settings.text_rate)):
+            if group:
+                assert rate is not None
+                self._optimizers.append((_build(group.values(), settings, rate), rate, list(group)))
         if inner:
             assert settings.muon_rate is not None
             muon = Muon(inner.values(), lr=settings.muon_rate, weight_decay=settings.muon_decay)
@@ -91,8 +103,8 @@ def _as_stored(value: Tensor, parameter: nn.Parameter) -> Tensor | int:
     return shard_like(value, parameter)
 
 
-def _build(parameters: Iterable[nn.Parameter], settings: LoopSettings) -> Optimizer:
-    rate, decay, each = settings.learning_rate, settings.weight_decay, list(parameters)
+def _build(parameters: Iterable[nn.Parameter], settings: LoopSettings, rate: float) -> Optimizer:
+    decay, each = settings.weight_decay, list(parameters)
     if settings.optimizer == "adafactor":
         return torch.optim.Adafactor(each, lr=rate, weight_decay=decay)
     if settings.optimizer == "adamw":

@@ -44,9 +44,9 @@ def computing_in(dtype: torch.dtype, module: nn.Module) -> Callable[..., Any]:
 
 
 def convert_frozen(module: nn.Module, dtype: torch.dtype) -> None:
-    """Convert frozen parameters, once, to the number format in which ``computing_in`` computes."""
+    """Convert frozen parameters, once, to the number format in which ``computing_in`` computes; not int8."""
     for parameter in module.parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
 
 

@@ -38,6 +38,8 @@ class LoopSettings:
         optimizer: one of ``OPTIMIZERS``. "adamw-8bit" (2110.02861) is bitsandbytes'; "adafactor" (1804.04235)
             keeps no momentum, and only row and column means of the squares.
         learning_rate: constant learning rate between warm-up and decay.
+        text_rate: learning rate of parameters whose names begin with "text_encoder"; None is
+            ``learning_rate``.
         muon_rate: learning rate of Muon, which then updates the matrices and convolutions inside the network
             (see ``optimizers.py``); None leaves them to the optimizer.
         muon_decay: Muon's weight decay, which bounds the largest singular value by its inverse.
@@ -73,6 +75,7 @@ class LoopSettings:
     micro_batches: Count = 1
     optimizer: Annotated[str, OneOf("optimizer", OPTIMIZERS)] = "adamw"
     learning_rate: Rate
+    text_rate: Rate | None = None
     muon_rate: Rate | None = None
     muon_decay: Decay = 0.3
     warmup_steps: StepsOrZero = 200

@@ -13,8 +13,14 @@ from ssd1b.weights.files import read_json
 from ssd1b.weights.keymap import PARTS
 from ssd1b.weights.vocabulary import DATA
 
-BUILT_IN: dict[str, Path] = {name: DATA / name for name in ("mini-ssd-1b", "mini-sdxl")}
+BUILT_IN: dict[str, Path] = {
+    **{name: DATA / name for name in ("mini-ssd-1b", "mini-sdxl")},
+    "mini-ssd-1b-turbo": DATA / "mini-ssd-1b",
+}
 """Models included in the package."""
+
+LORAS: dict[str, Path] = {"mini-ssd-1b-turbo": DATA / "mini-ssd-1b-turbo.safetensors"}
+"""LoRAs of those included models that have another one's files; merged when they are loaded."""
 
 ALIASES: dict[str, str] = {
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",

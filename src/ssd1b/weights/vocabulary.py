@@ -6,7 +6,7 @@ their tokenizers differ only in the padding token.
 
 import gzip
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +88,22 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
     if not isinstance(merges, list) or len(merges) > LARGEST_VOCABULARY:
         raise InputError(f"{named(folder)}: merges must be a list of at most {LARGEST_VOCABULARY} pairs")
     try:
-        return CLIPTokenizer(vocabulary, [_pair(merge, folder) for merge in merges], padding)
+        return CLIPTokenizer(vocabulary, _pairs(merges, folder), padding)
     except InputError:
         raise
     except Exception as error:  # the library raises bare ones
         raise InputError(f"{named(folder)}: invalid tokenizer: {shown(error)}") from None
 
 
-def _pair(merge: object, folder: Path) -> tuple[str, str]:
-    tokens = merge.split() if isinstance(merge, str) else merge
-    if not isinstance(tokens, list) or len(tokens) != 2 or not all(isinstance(each, str) for each in tokens):
-        raise InputError(f"{named(folder)}: {shown(merge)} is no merge: it must be two tokens")
-    return tokens[0], tokens[1]
+def _pairs(merges: Iterable[Any], folder: Path) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for merge in merges:
+        match merge.split() if isinstance(merge, str) else merge:
+            case [str(left), str(right)]:
+                found.append((left, right))
+            case _:
+                raise InputError(f"{named(folder)}: {shown(merge)} is no merge: it must be two tokens")
+    return found
 
 
 def _check_vocabulary(vocabulary: object, padding: str, file: Path) -> None:

@@ -147,6 +147,26 @@ def save_single_file(
         write_tensors(temporary, tensors, {METADATA: json.dumps(metadata, sort_keys=True)})
 
 
+def save_unet(
+    path: Path, info: ModelInfo, weights: Mapping[str, Tensor], *, dtype: torch.dtype | None = None
+) -> None:
+    """Write a UNet alone, under diffusers' names.
+
+    Args:
+        path: the file; must not exist.
+        info: of the model that the UNet is a part of.
+        weights: its state dict.
+        dtype: number format to write; None keeps each tensor's.
+
+    Raises:
+        InputError: the weights are not finite or not of this layout, or the file cannot be written.
+    """
+    config = _part_configs(info)["unet"]
+    tensors = _prepared("unet", weights, config, dtype)
+    with writing(path) as temporary:
+        write_tensors(temporary, tensors, {METADATA: json.dumps({"unet": config}, sort_keys=True)})
+
+
 class Published(NamedTuple):
     """Differences of a published file's names from SDXL 1.0's.
 

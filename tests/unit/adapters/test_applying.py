@@ -3,9 +3,10 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,28 @@ def test_a_prepared_network_loads_published_tensors(quantized: str | None) -> No
     assert not torch.equal(first(*arguments), second(*arguments))
     load_tensors(first, state.items())
     assert torch.equal(first(*arguments), second(*arguments))
+
+
+def test_the_tensors_of_fused_layers_come_together_whatever_the_order_of_the_file(model: Model) -> None:
+    """Files are sorted, so attention's output is stored between its queries and keys."""
+    unet = Model.find(str(model.path))
+    part = unet.checkpoint.part("unet")
+    names = sorted(part.tensors)
+    unet.__dict__["checkpoint"] = replace(
+        unet.checkpoint, parts={"unet": replace(part, tensors={name: part.tensors[name] for name in names})}
+    )
+
+    def runs(order: Iterable[str]) -> list[str]:
+        return [owner for owner, _ in groupby(name.rsplit(".", 2)[0] for name in order)]
+
+    assert len(runs(names)) > len({*runs(names)})
+    found = dict(unet.tensors("unet", names, device="cpu", dtype=torch.float32))
+    assert sorted(found) == names and len(runs(found)) == len({*runs(found)})
+    network = UNet(LAYOUT.unet).requires_grad_(False).eval()
+    prepare(network)
+    load_tensors(network, found.items())
+    state = network.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in found.items())
 
 
 OTHERS = """

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,13 @@ def manifest(folder: Path) -> list[dict[str, Any]]:
 
 def test_shards_and_manifest_describe_each_other(run, rows, tiny_model, tmp_path) -> None:
     done = run("bulk", rows, "--out", "out", "--model", tiny_model, *SIZES, "--shard", 5)
-    assert (done.code, done.out) == (0, "8 rows: 2 shards generated, 0 known, in out\n")
-    assert sorted(done.err.splitlines()) == [
+    assert (done.code, done.out) == (1, "8 rows: 2 shards generated, 0 known, in out\n")
+    *reasons, last = done.err.splitlines()
+    assert sorted(reasons) == [
         "1 failed: prompt is empty: describe an image",
         "1 failed: steps is 0: it must be a whole number from 1 to 1000",
     ]
+    assert last == "2 of 8 rows failed: the column error of out/manifest says why"
     entries = manifest(tmp_path / "out")
     assert [entry["id"] for entry in entries] == [f"r{n}" for n in range(8)]
     assert [entry["state"] for entry in entries] == ["done"] * 2 + ["failed", "done"] * 2 + ["done"] * 2
@@ -94,11 +97,13 @@ def test_the_trainings_read_the_shards(run, rows, tiny_model, tmp_path) -> None:
 
 def test_a_second_run_skips_what_is_there(run, rows, tiny_model, tmp_path, monkeypatch) -> None:
     call = ("bulk", rows, "--out", "out", "--model", tiny_model, *SIZES, "--shard", 5)
-    run(*call)
+    first = run(*call)
     before = files(tmp_path / "out")
     with monkeypatch.context() as without:
         without.setattr(Pipeline, "draw", None)
-        assert run(*call).out == "8 rows: 0 shards generated, 2 known, in out\n"
+        again = run(*call)
+        assert again.out == "8 rows: 0 shards generated, 2 known, in out\n"
+        assert (again.code, again.err) == (1, first.err), "rows that failed before are not forgotten"
         assert run(*call, "--dry-run").out == "8 rows: 0 shards would be generated, 2 known\n"
     assert not list((tmp_path / "out/unfinished/pictures").rglob("*.png")), "they are in the shards"
     next((tmp_path / "out/manifest").iterdir()).unlink()
@@ -108,13 +113,43 @@ def test_a_second_run_skips_what_is_there(run, rows, tiny_model, tmp_path, monke
     assert files(tmp_path / "out") == before
     other = run(*call, "--guidance", 2)
     assert "2 shards generated" in other.out
-    assert "out also has 2 shards of other rows or settings, which were left there" in other.err
+    assert (
+        "out also has 2 shards of other rows or settings, which stay there and in the manifest" in other.err
+    )
+
+
+def test_rows_that_failed_while_they_were_generated_are_not_forgotten(
+    run, tiny_model, tmp_path, monkeypatch
+) -> None:
+    (tmp_path / "rows.txt").write_text("a cube\na cone\n")
+    call = ("bulk", "rows.txt", "--out", "out", "--model", tiny_model, *SIZES)
+    failures = "1 failed: out of numbers\n1 of 2 rows failed: the column error of out/manifest says why\n"
+    draw = Pipeline.draw
+
+    def failing(self, batch, *rest):
+        if any(settings.prompt == "a cone" for settings in batch):
+            raise ArithmeticError("out of numbers")
+        return draw(self, batch, *rest)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Pipeline, "draw", failing)
+        done = run(*call)
+        assert (done.code, done.err) == (1, failures)
+    for dry in ((), ("--dry-run",)):
+        done = run(*call, *dry)
+        assert done.code == 1 and done.err.startswith("1 failed: out of numbers\n1 of 2 rows failed: ")
+    done = run(*call, "--retry")
+    assert (done.code, done.err) == (0, "") and "1 shard generated" in done.out
+    assert (run(*call).code, run(*call).err) == (0, "")
 
 
 def test_a_dry_run_checks_all_rows_and_writes_nothing(run, rows, tiny_model, tmp_path) -> None:
     done = run("bulk", rows, "--out", "out", "--model", tiny_model, *SIZES, "--shard", 5, "--dry-run")
-    assert done.out == "8 rows: 2 shards would be generated, 0 known\n"
-    assert len(done.err.splitlines()) == 2
+    assert (done.code, done.out) == (1, "8 rows: 2 shards would be generated, 0 known\n")
+    assert done.err.splitlines()[2:] == ["2 of 8 rows failed: the others can be generated"]
+    (tmp_path / "wrong.csv").write_text("prompt,steps\na cube,0\n")
+    done = run("bulk", "wrong.csv", "--out", "out", "--model", tiny_model, "--dry-run")
+    assert done.err.splitlines()[1:] == ["1 of 1 row failed: no row can be generated"]
     assert not (tmp_path / "out").exists()
 
 
@@ -203,6 +238,7 @@ def test_one_process_at_a_time_writes_to_a_destination(run, rows, tiny_model, tm
         (["--part", "0/3"], "part is 0/3: it must be K/N"),
         (["--part", "4/3"], "part is 4/3"),
         (["--part", "half"], "part is 'half'"),
+        (["--part", "1/1000000"], "and N below a million"),
     ],
 )
 def test_wrong_calls_are_one_line_and_leave_nothing(run, rows, tmp_path, arguments, message) -> None:
@@ -213,11 +249,11 @@ def test_wrong_calls_are_one_line_and_leave_nothing(run, rows, tmp_path, argumen
 
 def test_parts_together_are_the_whole(run, rows, tiny_model, tmp_path) -> None:
     common = ("--model", tiny_model, *SIZES, "--shard", 3)
-    assert run("bulk", rows, "--out", "whole", *common).code == 0
+    assert run("bulk", rows, "--out", "whole", *common).code == 1
     lines = []
-    for part in ("2/2", "1/2", "3/4", "4/4"):
+    for part, failed in (("2/2", 1), ("1/2", 1), ("3/4", 0), ("4/4", 0)):
         done = run("bulk", rows, "--out", "parts", *common, "--part", part)
-        assert done.code == 0 and "other rows" not in done.err
+        assert done.code == failed and "other rows" not in done.err
         lines.append(done.out)
     assert lines[:2] == [
         "3 rows: 1 shard generated, 0 known, in parts\n",
@@ -239,11 +275,18 @@ def test_a_sweep_is_no_folder_for_unfinished_images(run, rows, tiny_model, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_tars_and_folders_are_different_shards(run, rows, tiny_model, tmp_path) -> None:
-    for arrangement in ("webdataset", "folder"):
-        done = run("bulk", rows, "--out", "out", "--as", arrangement, "--model", tiny_model, *SIZES)
-        assert "1 shard generated, 0 known" in done.out
-    assert list((tmp_path / "out/shards").iterdir()) and list((tmp_path / "out/pictures").iterdir())
+@pytest.mark.parametrize(("first", "second"), [("webdataset", "folder"), ("folder", "webdataset")])
+def test_a_destination_has_tars_or_folders(run, rows, tiny_model, tmp_path, first, second) -> None:
+    call = ("bulk", rows, "--model", tiny_model, *SIZES, "--as")
+    assert "1 shard generated, 0 known" in run(*call, first, "--out", "out").out
+    before = files(tmp_path / "out")
+    for dry in ((), ("--dry-run",)):
+        done = run(*call, second, "--out", "out", *dry)
+        assert done.code == 2 and len(done.err.splitlines()) == 1
+        assert f"has images of --as {first}, and its manifest describes them" in done.err
+    assert files(tmp_path / "out") == before
+    assert len(manifest(tmp_path / "out")) == 8, "each row once"
+    assert "1 shard generated" in run(*call, second, "--out", "other").out
 
 
 def test_columns_are_kept_whichever_row_has_them(run, tiny_model, tmp_path) -> None:
@@ -273,7 +316,7 @@ def test_a_disk_that_fills_while_a_shard_is_written(run, rows, tiny_model, tmp_p
     assert len(done.err.splitlines()) == 1 and files(disk / "out") == {}
     (disk / "ballast").unlink()
     assert "1 shard generated" in run(*call).out
-    assert run("bulk", rows, "--out", "whole", "--model", tiny_model, *SIZES).code == 0
+    assert run("bulk", rows, "--out", "whole", "--model", tiny_model, *SIZES).code == 1, "two rows fail"
     assert files(disk / "out") == files(tmp_path / "whole")
 
 
@@ -300,7 +343,60 @@ def test_a_wrong_column_is_found_before_anything_is_written(run, tmp_path) -> No
     (tmp_path / "rows.csv").write_text("prompt,guidence\nx,3\n")
     done = run("bulk", "rows.csv", "--out", "out", *SIZES)
     assert done.code == 2 and "did you mean 'guidance'" in done.err
+    done = run("bulk", "rows.csv", "--keep", "guidence", "--keep", "licence", "--out", "out", *SIZES)
+    assert done.code == 2 and "rows.csv, columns to keep: unknown column 'licence'" in done.err
     assert os.listdir(tmp_path) == ["rows.csv"]
+
+
+def test_samples_of_rows_with_the_same_id_have_keys_of_their_own(run, tiny_model, tmp_path) -> None:
+    (tmp_path / "rows.csv").write_text("prompt,id\na cube,x\na cone,x\n")
+    call = ("bulk", "rows.csv", "--model", tiny_model, *SIZES)
+    done = run(*call, "--out", "out")
+    assert done.code == 1 and "1 failed: id is 'x', as that of an earlier row" in done.err
+    assert [entry["state"] for entry in manifest(tmp_path / "out")] == ["done", "failed"]
+    assert run(*call, "--keep", "id", "--out", "kept").code == 0
+    with tarfile.open(next((tmp_path / "kept/shards").iterdir())) as tar:
+        names = tar.getnames()
+    assert names == [f"{row:09d}.{suffix}" for row in range(2) for suffix in ("png", "txt", "json")]
+    assert [entry["kept_id"] for entry in manifest(tmp_path / "kept")] == ["x", "x"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nowhere"], "nowhere"),
+        (["--keep", "licence"], "unknown column 'licence'"),
+        (["--out", "rows.jsonl/out"], "cannot write"),
+        (["--as", "folder"], "has images of --as webdataset"),
+        (["--ray-cpus", "4096"], "--ray-cpus is 4096: this machine has "),
+        (["--ray-cpus", "0"], "--ray-cpus is 0"),
+        (["--ray-gpus", "1.5"], "--ray-gpus is 1.5"),
+        (["--ray", "head"], "--ray is 'head'"),
+        (["--device", "cuda:99"], "device 'cuda:99' is not in this machine"),
+        (["--ray-gpus", "0.5"], "an actor needs 0.5 GPUs, and this machine has none"),
+    ],
+)
+def test_what_can_be_checked_is_checked_before_a_cluster_is_started(
+    run, rows, tiny_model, tmp_path, monkeypatch, arguments, message
+) -> None:
+    monkeypatch.setattr("ssd1b.actions.cluster.connected", None)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    (tmp_path / "out/shards").mkdir(parents=True)
+    (tmp_path / "out/manifest").mkdir()
+    (tmp_path / "out/manifest/000000-0.parquet").touch()
+    (tmp_path / "out/shards/000000-0.tar").touch()
+    call = ("bulk", rows, "--out", "out", "--model", tiny_model, *SIZES, "--ray", "local", *arguments)
+    done = run(*call)
+    assert done.code == 2 and len(done.err.splitlines()) == 1 and message in done.err, done.err
+    assert not (tmp_path / "out/unfinished").exists()
+
+
+def test_a_lock_is_found_before_a_cluster_is_started(run, rows, tiny_model, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("ssd1b.actions.cluster.connected", None)
+    (tmp_path / "out/unfinished").mkdir(parents=True)
+    with FileLock(tmp_path / "out/unfinished/bulk.lock"):
+        done = run("bulk", rows, "--out", "out", "--model", tiny_model, *SIZES, "--ray", "local")
+    assert done.code == 2 and "another process is writing to out" in done.err
 
 
 def test_a_destination_that_refuses_keeps_what_was_generated(rows, tiny_model, tmp_path, monkeypatch) -> None:

@@ -171,7 +171,7 @@ def test_a_miniature_brings_its_tokenizers_and_image_encoder_and_has_no_single_f
     found = find_teacher("mini-sdxl", offline=True)
     (planned,) = plan(found.layout.unet, [Stage(student="mini-ssd-1b")])
     made = running.write_model(tmp_path, student_of(found.network("unet"), planned.cut), found)
-    assert made == (tmp_path / "model", None)
+    assert made == (tmp_path / "model", None, None)
     theirs = found.path
     for name in (f"{IMAGE_ENCODER}/model.safetensors", "tokenizer/vocab.json", "ssd1b.json"):
         assert (made.folder / name).read_bytes() == (theirs / name).read_bytes()
@@ -314,7 +314,8 @@ def test_a_budget_is_filled_by_what_is_measured_on_data(run, tmp_path, teacher, 
     share = float(line.split("%")[0].split()[-1])
     assert 55 < share <= 60
     assert "from a forward pass of the teacher" in result.out
-    assert result.err.splitlines() == [
+    # Progress has lines of its own if it takes long.
+    assert [line for line in result.err.splitlines() if line.endswith("...")] == [
         "measuring the importance of the teacher's blocks on tabletop ...",
         "measuring the speed of cpu ...",
         "estimating the memory of stage 1 of 1 ...",

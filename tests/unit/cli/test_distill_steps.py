@@ -6,17 +6,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ssd1b.distill.steps import run as running
+from ssd1b.distill.steps.cost import memory, step_macs
+from ssd1b.distill.steps.lora import lora_parameters, start_from, with_lora
+from ssd1b.distill.steps.stages import StepStage
+from ssd1b.errors import InputError
 from ssd1b.evaluate.cost import unet_macs
 from ssd1b.layouts import KOALA_700M, SDXL_MINI, SSD_1B, SSD_1B_MINI, ModelLayout, VAELayout
+from ssd1b.loras import read_lora
+from ssd1b.model import Model
 from ssd1b.models.text import TextEncoder
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.pipeline import Pipeline
+from ssd1b.training.trained import load_trained_tensors, trained_parameters
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.writing import save_folder
-from tiny import tiny
+from tiny import inputs, tiny
 
 AUTOENCODER = VAELayout(channels=(8, 8, 8, 8), layers_per_block=1, norm_groups=4, scaling_factor=0.5)
 
@@ -112,11 +120,67 @@ def test_a_range_of_guidance_becomes_an_input_of_the_student(run, tmp_path, mode
     assert not ends[0].equal(ends[1])
 
 
+LORA_STAGES = """
+[train]
+batch_size = 2
+steps = 2
+learning_rate = 0.01
+[[stages]]
+method = "lcm"
+[[stages]]
+method = "progressive"
+learns_from = "before"
+inference_steps = 2
+starts = "student"
+"""
+
+
+def test_a_lora_is_trained_over_the_stages_and_makes_the_model_of_the_student(run, tmp_path, models):
+    _, student = models
+    Path(tmp_path, "turbo.toml").write_text(LORA_STAGES)
+    result = run("distill", "--teacher", student, "--data", "tabletop", "--out", "out", "--rank", 3,
+                 "--stages", "turbo.toml", "--device", "cpu")  # fmt: skip
+    written = ["out/model", "out/model.safetensors", "out/lora.safetensors"]
+    assert (result.code, result.out.split()) == (0, written), result.err
+
+    before = Model.find(str(student))
+    after = before.with_loras([read_lora(str(tmp_path / "out/lora.safetensors"))])
+    made = Model.find(str(tmp_path / "out/model"))
+    assert made.info.settings["sampler"] == "ddim" and made.info.settings["steps"] == 2
+    shapes = {name: tuple(each.shape) for name, each in before.network("unet").state_dict().items()}
+    layers = {name for name, shape in shapes.items() if len(shape) > 1}
+    assert after.changes["unet"].keys() == layers, "every linear and convolution layer"
+    assert after.changes["text_encoder"] == {}
+
+    merged, published = after.network("unet", dtype=torch.float32), made.network("unet", dtype=torch.float32)
+    for name, tensor in merged.state_dict().items():
+        assert torch.allclose(tensor, published.state_dict()[name], atol=2e-3), "float16 rounds the model"
+    trained = with_lora(before.network("unet", dtype=torch.float32), 3, seed=0)
+    assert lora_parameters(before.layout.unet, 3) == sum(
+        map(torch.numel, trained_parameters(trained).values())
+    )
+    load_trained_tensors(trained, load_file(tmp_path / "out/stage-2/student.safetensors"))
+    given = inputs(before.layout.unet, 16, 16)
+    expected, changed, unchanged = (
+        unet(*given) for unet in (trained.eval(), merged, before.network("unet", dtype=torch.float32))
+    )
+    assert (changed - expected).abs().max() < 0.05 * (expected - unchanged).abs().max()
+
+    again = with_lora(before.network("unet", dtype=torch.float32), 3, seed=1).eval()
+    start_from(again, tmp_path / "out/lora.safetensors", before.layout)
+    assert torch.allclose(again(*given), changed, atol=1e-4), "a training can start from the file"
+    other = with_lora(before.network("unet", dtype=torch.float32), 2, seed=1)
+    with pytest.raises(InputError, match=r"lora\.safetensors: .* is not what is trained, the UNet's LoRA"):
+        start_from(other, tmp_path / "out/lora.safetensors", before.layout)
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
         (["--steps-method", "lmc"], "unknown method 'lmc': did you mean 'lcm'?"),
         (["--inference-steps", 4], "--inference-steps needs --steps-method"),
+        (["--rank", 4], "--rank needs --steps-method"),
+        (["--steps-method", "lcm", "--rank", 0], "rank is 0: it must be"),
         (["--steps-method", "lcm", "--inference-steps", 51], "inference_steps is 51: it must be"),
         (["--steps-method", "lcm", "--student", "mini-sdxl", "--ray", "local"], "on one machine"),
         (["--steps-method", "lcm", "--stages", "ssd-1b", "--student", "no-such"], "no-such"),
@@ -146,3 +210,25 @@ def test_a_dry_run_says_what_each_stage_costs(run):
     assert row.split()[7] == f"{(2 * teacher + 4 * student) / 1e9:,.4g}"
     for what in ("trained weights", "optimisers", "teacher's weights", "total"):
         assert what in result.out
+
+
+def test_a_lora_needs_less_memory_and_a_cheaper_backward_pass():
+    whole, lora = (StepStage(method="lcm", rank=rank) for rank in (None, 8))
+    layout = SSD_1B_MINI
+    needs = [memory(each, layout, layout, 16, torch.bfloat16, "cpu") for each in (whole, lora)]
+    for what in ("trained weights", "gradients", "optimisers", "averaged weights", "rounded weights"):
+        share = lora_parameters(layout, 8) / 7_952_588
+        assert needs[1][what] == pytest.approx(share * needs[0][what], rel=1e-6), what
+    assert needs[1]["frozen weights"] == 2 * 7_952_588 and "frozen weights" not in needs[0]
+    # Two passes of the teacher, one of the average, one forward, and two backward or one.
+    assert [
+        step_macs(each, 100, 100) for each in (replace(whole, guidance=4.0), replace(lora, guidance=4.0))
+    ] == [600, 500]
+
+
+def test_drawing_its_own_images_costs_the_student_a_pass_for_each_step():
+    stages = [
+        StepStage(method="progressive", guidance=4.0, teacher_steps=3, starts=starts)
+        for starts in ("images", "noise", "student")
+    ]
+    assert [step_macs(each, 1000, 10) for each in stages] == [6030, 4 * 6030, 4 * 6040]

@@ -58,7 +58,7 @@ def test_a_model_does_not_differ_from_itself_and_few_captions_are_warned_of(run,
         (["--size", 64], ["width is fixed"]),
         (["--judge", "nothing.safetensors"], ["nothing.safetensors", "train judge"]),
         (["--judge", "other.safetensors"], ["no judge of this version"]),
-        (["--ray", "nowhere"], ["--ray: address is 'nowhere'", "HOST:PORT, auto and local"]),
+        (["--ray", "nowhere"], ["--ray is 'nowhere'", "HOST:PORT, auto and local"]),
         (["--ray-actors", 2], ["--ray-actors needs --ray"]),
     ],
 )

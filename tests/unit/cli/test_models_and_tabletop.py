@@ -51,6 +51,29 @@ def test_render_writes_pictures_with_their_captions(run, tmp_path):
         assert stem.with_suffix(".txt").read_text() == full_caption(shown) + "\n"
 
 
+def test_render_a_subject(run, tmp_path):
+    result = run("tabletop", "render", "--count", 2, "--subject", "octahedron", "--out", "data")
+    assert result.code == 0, result.err
+    texts = sorted((tmp_path / "data").glob("octahedron-0-*.txt"))
+    assert len(texts) == 2
+    assert all(" octahedron on a" in each.read_text() for each in texts)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--subject", "octaheron"], "unknown subject 'octaheron': did you mean 'octahedron'?"),
+        (["--subject", "banded", "--world", "rich"], "subject needs the split train and the world plain"),
+        (["--subject", "banded", "--split", "held_out"], "subject needs the split train"),
+    ],
+)
+def test_wrong_subjects_write_nothing(run, tmp_path, options, words):
+    result = run("tabletop", "render", *options, "--out", "data")
+    assert result.code == 2
+    assert words in result.err
+    assert not (tmp_path / "data").exists()
+
+
 def test_sheet_shows_every_picture(run, tmp_path):
     result = run("tabletop", "show", "--count", 3, "--seed", 5, "--out", "sheets/all.png")
     assert (result.code, result.out) == (0, "sheets/all.png\n")

@@ -12,6 +12,7 @@ from ssd1b.pipeline import Pipeline
 OUTPUTS = {
     "generate": ["generate", "a cube", "--out"],
     "rerun": ["rerun", "picture.png", "--out"],
+    "upscale": ["upscale", "picture.png", "--out"],
     "sweep": ["sweep", "a cube", "--out"],
     "report": ["report", "store", "--out"],
     "tune": ["tune", "--out"],
@@ -30,6 +31,9 @@ OUTPUTS = {
 
 INPUTS = {
     "rerun": ["rerun"],
+    "upscale": ["upscale", "--out", "out"],
+    "upscale --model": ["upscale", "picture.png", "--out", "out", "--model"],
+    "generate --hires-upscaler": ["generate", "a cube", "--hires-scale", "2", "--hires-upscaler"],
     "inspect": ["inspect"],
     "report": ["report"],
     "presets": ["presets"],
@@ -127,6 +131,11 @@ PLACES = {
     "inspect picture": (".png", ["inspect"]),
     "inspect model": (".safetensors", ["inspect"]),
     "rerun": (".png", ["rerun"]),
+    "upscale --model": (".safetensors", ["upscale", "picture.png", "--out", "out", "--model"]),
+    "generate --hires-upscaler": (
+        ".safetensors",
+        ["generate", "a cube", "--hires-scale", "2", "--hires-upscaler"],
+    ),
     "presets --keep": (".toml", ["presets", "--keep"]),
     "sweep --axes": (".toml", ["sweep", "a cube", "--out", "out", "--axes"]),
     "distill --teacher": (".safetensors", ["distill", "--dry-run", "--student", "ssd-1b", "--teacher"]),
@@ -176,6 +185,8 @@ def test_every_path_of_every_command_is_checked_when_it_is_read():
         "--lora",
         "--embedding",
         "--ip-adapter",
+        "--hires-upscaler",
+        "--masks",
         "loras",
         "subject",
         "name",

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from ssd1b.finetune.presets import PRESETS as FINETUNE_PRESETS
+from ssd1b.finetune.settings import make_settings
 from ssd1b.presets import PRESETS
 
 MINE = (
@@ -72,3 +74,16 @@ def test_wrong_calls(run, tmp_path, arguments, words):
     done = run("presets", *arguments)
     assert done.code == 2 and done.out == ""
     assert all(word in done.err for word in words), done.err
+
+
+def test_presets_of_fine_tunings_are_files_for_it(run, tmp_path):
+    listed = [json.loads(line) for line in run("presets", "--finetune", "--json").out.splitlines()]
+    assert [each["name"] for each in listed] == [*FINETUNE_PRESETS] and all(each["source"] for each in listed)
+    assert "alpha 16.0" in run("presets", "--finetune").out
+    for name in FINETUNE_PRESETS:
+        (tmp_path / "run.toml").write_text(run("presets", "--finetune", name).out)
+        again = make_settings("run.toml", {}, size=64)
+        assert again == make_settings(None, {}, size=64, preset=name)
+    for wrong, error in ((["kohya"], "kohya-lora"), (["--keep", "x.toml"], "--keep")):
+        result = run("presets", "--finetune", *wrong)
+        assert result.code == 2 and error in result.err and result.err.count("\n") == 1

@@ -44,7 +44,10 @@ def test_the_miniatures_pass_beside_diffusers(run, name):
     assert last == "PASS: 9 checks"
     assert f"selftest of {name}, by ssd1b" == lines[0]
     unet = next(line for line in lines if line.startswith("pass     unet"))
-    assert f"{PARAMETERS[name]['unet']:,} parameters" in unet and "as published; all are finite" in unet
+    assert (
+        f"{PARAMETERS[BUILT_IN[name].name]['unet']:,} parameters" in unet
+        and "as published; all are finite" in unet
+    )
     assert "from diffusers' " in lines[-1] and " GB, diffusers " in lines[-1]
     assert done.err.splitlines()[0] == "files ..."
 

@@ -32,6 +32,21 @@ def test_a_sweep_is_drawn_once_and_a_longer_axis_draws_only_what_is_new(run, tin
     assert longer.out == "6 images in cells\n" and "6 cells, 4 of them known" in longer.err
 
 
+def test_failed_cells_are_an_exit_code_in_every_run(run, tiny_model, monkeypatch):
+    def failing(self, batch, *rest):
+        raise ArithmeticError("out of numbers")
+
+    call = ("sweep", "a cube", "--model", tiny_model, "--axis", "seed=1,2", "--steps", 1, "--out", "cells")
+    with monkeypatch.context() as broken:
+        broken.setattr(Pipeline, "draw", failing)
+        done = run(*call)
+    assert (done.code, done.out) == (1, "0 images in cells\n")
+    for again in (done, run(*call)):
+        assert again.code == 1
+        assert again.err.endswith("2 failed: out of numbers\n2 of 2 images failed: --retry tries again\n")
+    assert run(*call, "--retry").code == 0
+
+
 def test_cells_are_measured_and_by_the_judge_where_there_is_truth(run, tmp_path):
     done = run("sweep", PROMPT, "a sphere", "--steps", 2, "--out", "cells")
     assert done.code == 0, done.err
@@ -57,6 +72,25 @@ def test_a_dry_run_draws_nothing(run, tiny_model, tmp_path):
     )
     assert (done.code, done.out, done.err) == (0, "", "10 cells, 0 of them known\n")
     assert not [*tmp_path.iterdir()]
+
+
+def test_the_folder_is_checked_before_a_cluster_is_started(run, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("ssd1b.actions.cluster.connected", None)
+    (tmp_path / "file").touch()
+    for call in ("sweep", "tune", "guide"):
+        options = () if call == "guide" else ("--axis", "guidance=3,4")
+        done = run(
+            call,
+            *(["a cube"] * (call == "sweep")),
+            *options,
+            "--model",
+            tiny_model,
+            "--out",
+            "file/out",
+            "--ray",
+            "local",
+        )
+        assert done.code == 2 and len(done.err.splitlines()) == 1 and "file/out: Not a directory" in done.err
 
 
 def test_a_model_that_changes_while_it_is_loaded_draws_nothing(run, tiny_model, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from cluster_fakes import on_cpu
+from ssd1b.cluster.actor import LowMemoryError
 from ssd1b.cluster.connection import Share
 from ssd1b.cluster.options import ClusterOptions
 from ssd1b.cluster.serving import ClusterWorker
@@ -86,6 +87,24 @@ def _kill_replicas() -> None:
     for process in psutil.process_iter(["cmdline"]):
         if "ray::Replica" in " ".join(process.info["cmdline"] or []):
             process.kill()
+
+
+def test_a_replica_that_ends_without_work_is_noticed(nodes) -> None:
+    with replica(lambda progress: None) as worker:
+        worker.load().result(60)
+        assert worker.is_alive
+        _kill_replicas()
+        wait_for(lambda: not worker.is_alive)
+
+
+def test_a_replica_that_ends_because_memory_is_short_says_so(nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssd1b.cluster.serving.end_of", lambda error: LowMemoryError("no room"))
+    with replica(lambda progress: None) as worker:
+        worker.load().result(60)
+        running = worker.submit([settings(steps=150)])
+        _kill_replicas()
+        with pytest.raises(UnavailableError, match=r"^the process of the model .* ended because no room$"):
+            running.result.result(60)
 
 
 def test_a_model_that_cannot_be_loaded_names_the_node(nodes) -> None:

@@ -172,15 +172,18 @@ def test_one_step_arrives_where_the_teachers_steps_do(tmp_path: Path) -> None:
     assert single == pytest.approx(before, rel=0.1), "with a single step there is nothing to learn"
 
 
-def test_a_student_learns_the_steps_of_the_teachers_own_images(tmp_path: Path) -> None:
-    """The teacher's images lie around 0, those of the data around 2; the student follows the teacher."""
+@pytest.mark.parametrize("starts", ["noise", "student"])
+def test_a_student_learns_the_steps_of_generated_images(tmp_path: Path, starts: str) -> None:
+    """One draws images around 0, the other and the data around 2; all steps are learned where they pass."""
     stage = StepStage(
-        method="progressive", guidance=1.0, teacher_steps=6, starts="noise",
+        method="progressive", guidance=1.0, teacher_steps=6, starts=starts,
         train=replace(SETTINGS, steps=150, decay_steps=100),
     )  # fmt: skip
     assert error(trained(tmp_path, stage), TRAILING) < 0.35 * error(Affine(), TRAILING)
 
-    made = setup(stage, Affine(mean=0.0))
+    made = setup(stage, Affine(mean=0.0 if starts == "noise" else MEAN))
+    if starts == "student":
+        made.student.load_state_dict(Affine(mean=0.0).state_dict())
     seen = {}
     made.student.register_forward_pre_hook(
         lambda module, inputs: seen.update({
@@ -188,8 +191,19 @@ def test_a_student_learns_the_steps_of_the_teachers_own_images(tmp_path: Path) -
         })
     )  # fmt: skip
     METHODS["progressive"](made).update(0, [Images()[0]])
-    assert [*seen] == [249, 499, 749, 999], "all steps of each image are learned"
+    assert sorted(seen) == [249, 499, 749, 999], "all steps of each image are learned"
     assert all(abs(mean) < 0.15 for mean in seen.values())
+
+
+def test_a_student_that_draws_is_brought_to_the_teachers_next_step() -> None:
+    """From the student's latents, not from its own, the teacher steps; both agree where they are equal."""
+    stage = StepStage(method="progressive", guidance=1.0, teacher_steps=1, starts="student", train=SETTINGS)
+    losses = {}
+    for mean in (MEAN, 1.0):
+        made = setup(stage)
+        made.student.load_state_dict(Affine(mean).state_dict())
+        losses[mean] = float(METHODS["progressive"](made).update(0, [Images()[0]])["loss"])
+    assert losses[MEAN] < 1e-8 < 0.1 < losses[1.0]
 
 
 def test_a_consistency_model_jumps_to_the_end(tmp_path: Path) -> None:

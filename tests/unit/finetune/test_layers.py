@@ -97,9 +97,11 @@ def test_nan_is_never_saved(tmp_path):
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-@pytest.mark.parametrize("names", ["kohya", "diffusers"])
-def test_saving_is_proven_before_training(tmp_path, names):
-    adapters = trained_adapters(adapted(settings(), moved=False))
+@pytest.mark.parametrize(
+    ("kind", "names"), [*((kind, "kohya") for kind in KINDS), ("lora", "diffusers"), ("dora", "diffusers")]
+)
+def test_saving_is_proven_before_training(tmp_path, kind, names):
+    adapters = trained_adapters(adapted(settings(kind=kind), moved=False))
     prove_saving(tmp_path, adapters, TINY, names)
     assert not list(tmp_path.iterdir())
 

@@ -18,6 +18,13 @@ from ssd1b.jobs.executor import renderer
 from ssd1b.jobs.store import DONE, FAILED, Store
 from ssd1b.pipeline import Pipeline
 
+SMALL = {"width": 64, "height": 64}
+
+
+@pytest.fixture(scope="module")
+def mini() -> Pipeline:
+    return Pipeline.load("mini-sdxl", device="cpu", dtype="fp32")
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
@@ -25,8 +32,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-def test_a_model_draws_and_is_measured(store: Store) -> None:
-    mini = Pipeline.load("mini-sdxl", device="cpu", dtype="fp32")
+def test_a_model_draws_and_is_measured(mini: Pipeline, store: Store) -> None:
     settings = mini.settings("a red cube", seed=7, steps=2)
 
     def measure(picture: Image.Image, prompt: str) -> dict[str, float]:
@@ -47,10 +53,9 @@ def test_a_model_draws_and_is_measured(store: Store) -> None:
 
 
 @pytest.mark.parametrize(("share_steps", "calls"), [(True, 2), (False, 4)])
-def test_steps_are_shared_only_if_asked_for(share_steps, calls, monkeypatch) -> None:
+def test_steps_are_shared_only_if_asked_for(mini, share_steps, calls, monkeypatch) -> None:
     """Requests to a server do not share noise, and memory must not grow with their number."""
-    mini = Pipeline.load("mini-sdxl", device="cpu", dtype="fp32")
-    settings, forward, found = mini.settings("a red cube", seed=7, steps=2), mini.unet.forward, []
+    settings, forward, found = mini.settings("a red cube", seed=7, steps=2, **SMALL), mini.unet.forward, []
     monkeypatch.setattr(mini.unet, "forward", lambda *inputs: (found.append(1), forward(*inputs))[1])
     with renderer(mini, lambda picture, prompt: {}, share_steps=share_steps) as render:
         assert render([settings])[0].outcome.digest == render([settings])[0].outcome.digest
@@ -67,17 +72,15 @@ def test_steps_are_shared_only_if_asked_for(share_steps, calls, monkeypatch) -> 
         ({"sampler": "dpmpp_sde", "guidance_scale": 1.0}, 7),
     ],
 )
-def test_a_picture_costs_the_passes_that_its_settings_take_alone_and_in_a_batch(given, passes) -> None:
-    mini = Pipeline.load("mini-sdxl", device="cpu", dtype="fp32")
-    batch = [mini.settings("a red cube", seed=seed, **{"steps": 4, **given}) for seed in (1, 2)]
+def test_a_picture_costs_the_passes_that_its_settings_take_alone_and_in_a_batch(mini, given, passes) -> None:
+    batch = [mini.settings("a red cube", seed=seed, **{"steps": 4, **SMALL, **given}) for seed in (1, 2)]
     with renderer(mini, lambda picture, prompt: {}) as render:
         found = [*render(batch[:1]), *render(batch), *render(batch[1:])]
     assert [outcome.passes for outcome, _ in found] == [passes] * 4
 
 
-def test_features_that_are_reused_leave_out_their_share_of_a_pass() -> None:
-    mini = Pipeline.load("mini-sdxl", device="cpu", dtype="fp32")
-    own = mini.settings("a red cube", seed=1, steps=6)
+def test_features_that_are_reused_leave_out_their_share_of_a_pass(mini: Pipeline) -> None:
+    own = mini.settings("a red cube", seed=1, steps=6, **SMALL)
     factor = mini.layout.vae.factor
     shallow = 1 - deep_share(mini.layout.unet, own.height // factor, own.width // factor)
     assert 0 < shallow < 0.5
@@ -88,8 +91,7 @@ def test_features_that_are_reused_leave_out_their_share_of_a_pass() -> None:
     assert computed == pytest.approx(round(computed)) and 2 <= round(computed) <= 8, "of 12 passes"
 
 
-def test_what_goes_wrong_with_a_picture_is_its_outcome() -> None:
-    mini = Pipeline.load("mini-sdxl", device="cpu", dtype="fp32")
+def test_what_goes_wrong_with_a_picture_is_its_outcome(mini: Pipeline) -> None:
 
     def measure(picture: Image.Image, prompt: str) -> NoReturn:
         raise FloatingPointError("no\nnumbers")
@@ -99,8 +101,7 @@ def test_what_goes_wrong_with_a_picture_is_its_outcome() -> None:
     assert (outcome.state, outcome.error, file) == (FAILED, "no numbers", None)
 
 
-def test_a_batch_draws_what_its_pictures_are_alone_and_blames_the_one_that_fails() -> None:
-    mini = Pipeline.load("mini-sdxl", device="cpu", dtype="fp32")
+def test_a_batch_draws_what_its_pictures_are_alone_and_blames_the_one_that_fails(mini: Pipeline) -> None:
     prompts = ("a red cube", "a blue cone", "a green torus")
     batch = [mini.settings(prompt, seed=seed, steps=2) for seed, prompt in enumerate(prompts)]
 

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from PIL import Image
 
 from lab_cells import Fake, inline, run, sweep, wanted
+from rounds import rounds
 from ssd1b.errors import InputError
 from ssd1b.jobs import store as stores
 from ssd1b.jobs.driver import draw_jobs, plan
@@ -23,6 +23,7 @@ from ssd1b.jobs.job import Job
 from ssd1b.jobs.schema import FILE, SCHEMA
 from ssd1b.jobs.store import CHANGED, DONE, Outcome, Store, pixels_digest
 from ssd1b.lab.results import PASSES, load_results
+from timing import at_most
 
 SWEEP = ("guidance=2,5", "seed=1-4")
 
@@ -433,8 +434,8 @@ def test_a_database_with_flipped_bits_is_refused_or_used_and_never_told_wrong(fo
     with closing(Store(folder)) as opened:
         truth = opened.outcomes(cell.key for cell in wanted(sweep(*SWEEP)))
     rng = random.Random(0)
-    refused = 0
-    for _ in range(300):
+    refused, tries = 0, rounds(60, 300)
+    for _ in range(tries):
         content = bytearray(whole)
         for _ in range(rng.choice((1, 1, 3, 30))):
             content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
@@ -452,7 +453,7 @@ def test_a_database_with_flipped_bits_is_refused_or_used_and_never_told_wrong(fo
         except InputError as error:
             refused += 1
             assert "\n" not in str(error)
-    assert 0 < refused < 300
+    assert 0 < refused < tries
 
 
 def test_a_digest_is_remembered_until_the_file_could_be_another(store, tmp_path, monkeypatch) -> None:
@@ -591,9 +592,8 @@ def test_what_a_dead_process_had_claimed_is_free(tmp_path: Path) -> None:
 def test_a_hundred_thousand_cells_are_listed_in_seconds(store: Store) -> None:
     rows = [(f"{number:06}", (number,)) for number in range(100_000)]
     store.record("many", {}, rows)
-    start = time.process_time()
-    assert sum(1 for _ in store.members("many")) == 100_000
-    assert time.process_time() - start < 5
+    with at_most(5):
+        assert sum(1 for _ in store.members("many")) == 100_000
 
 
 def test_outcomes_come_back_as_they_were(store: Store) -> None:

@@ -92,7 +92,7 @@ OTHER_SETTINGS = {
     "hires_height": 96, "hires_strength": 0.3, "hires_upscaler": "latent", "hires_steps": 3,
     "hires_sampler": "ddim", "hires_schedule": "karras", "hires_guidance_scale": 2.0,
     "hires_prompt": "a cube", "hires_negative_prompt": "y", "timesteps": TIMESTEPS,
-    "gamma": 0.5,
+    "gamma": 0.5, "seed_resize_width": 128, "seed_resize_height": 192,
 }  # fmt: skip
 """Of each setting a value that is not the default."""
 
@@ -111,6 +111,7 @@ def test_each_setting_decides_the_key() -> None:
     partners = {
         **dict.fromkeys(PICTURE_SETTINGS, start), **dict.fromkeys(("mask_blur", "mask_area"), masked),
         "variation_seed": {"variation_strength": 0.2},
+        "seed_resize_width": {"seed_resize_height": 64}, "seed_resize_height": {"seed_resize_width": 64},
         **{name: {"hires_scale": 1.5} for name in HIRES_SETTINGS if name not in HIRES_SIZES},
     }  # fmt: skip
     changed = {

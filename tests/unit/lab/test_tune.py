@@ -1,5 +1,7 @@
 """Tuning against a world in which the best settings are known."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -12,14 +14,30 @@ import pytest
 import torch
 
 from lab_cells import FAKE, inline
+from ssd1b.controls import Control
 from ssd1b.errors import InputError
 from ssd1b.evaluate.image_statistics import STATISTICS
+from ssd1b.inputs import InputFile
 from ssd1b.jobs.store import Store
 from ssd1b.lab.axes import Axis, parse_axis
 from ssd1b.lab.evaluator import CellEvaluator
 from ssd1b.lab.goal import LIMITS, NEEDS, Bound, Goal, read_goal
-from ssd1b.lab.tune import RIVALS, Combination, Evaluate, Measurement, Pair, front, prove, search
-from ssd1b.lab.tune_files import open_study
+from ssd1b.lab.sweep import Sweep
+from ssd1b.lab.tune import (
+    RIVALS,
+    Combination,
+    Evaluate,
+    Measurement,
+    Pair,
+    fixed_axes,
+    front,
+    prove,
+    search,
+)
+from ssd1b.lab.tune_files import open_study, write_tuned
+from ssd1b.loras import Lora
+from ssd1b.presets import load_preset
+from ssd1b.settings import GenerationSettings, resolve_settings
 
 AXES = [parse_axis("guidance=1-9"), parse_axis("steps=5,10,20"), parse_axis("sampler=UniPC,Euler,DDPM")]
 GOAL = read_goal("right")
@@ -201,6 +219,34 @@ def test_the_passes_of_a_combination_are_known_in_advance(tmp_path: Path) -> Non
     assert distilled.least_passes((1, 1, 0)) == 7
     late = replace(evaluator, base={"steps": 4, "guidance_interval": (0.5, 1.0)})
     assert late.least_passes((1, 0, 0)) == 4
+
+
+def test_the_preset_of_a_winner_has_what_axes_change_in_loras_and_controls(tmp_path: Path) -> None:
+    def file(digit: str) -> dict[str, str]:
+        return {"sha256": 64 * digit, "path": f"/{digit}.safetensors"}
+
+    def loaded(settings: Mapping[str, Any]) -> GenerationSettings:
+        return resolve_settings("x", family="sdxl", model_defaults={"seed": 1}, preset=None, **settings)
+
+    base = {
+        "steps": 7,
+        "loras": (Lora(file=InputFile(**file("1")), unet=0.8, text=0.5),),
+        "controls": (Control(model=InputFile(**file("2")), picture=InputFile(**file("3"))),),
+    }
+    axes = [parse_axis("lora-strength=0.5,2"), parse_axis("control-scale=0.3,0.7"), parse_axis("guidance=4")]
+    chances = {None: 0.1, (0, 0, 0): 0.2, (0, 1, 0): 0.3, (1, 0, 0): 0.2, (1, 1, 0): 0.9}
+    found = searched(World(chances), axes, trials=12)
+    tuned = prove(found, GOAL, World(chances), FRESH, pairs=len(PAIRS))
+    assert tuned.winner.combination == (1, 1, 0)
+    write_tuned(tmp_path, tuned, axes, GOAL, "m", base)
+    preset = loaded(load_preset(str(tmp_path / "preset.json")).settings)
+    assert (preset.loras[0].unet, preset.loras[0].text, preset.controls[0].scale) == (1.6, 1.0, 0.7)
+    what = Sweep(prompts=("x",), axes=fixed_axes(axes, (1, 1, 0)), model="m", settings=base)
+    assert preset == loaded(what.request((0, 0, 0, 0)).settings), "what the winner's images were made with"
+    tuned = json.loads((tmp_path / "tuned.json").read_text())
+    assert tuned["winner"]["settings"].keys() == {"loras", "controls", "guidance_scale"}
+    (baseline,) = (each for each in tuned["rivals"] if each["passes"] == 40.0)
+    assert baseline["settings"] == {}
 
 
 def test_the_front_is_beaten_by_none() -> None:

@@ -63,7 +63,7 @@ def generate(server: Server, *units: Any, way: str = "txt2img", **body: Any) -> 
 
 
 def newest(server: Server) -> dict[str, Any]:
-    return requests.get(f"{server.url}/v1/jobs?limit=1", timeout=9).json()["jobs"][0]["settings"]
+    return requests.get(f"{server.url}/v1/jobs?limit=1", timeout=60).json()["jobs"][0]["settings"]
 
 
 def test_the_folder_is_listed_with_what_fits(server: Server, folder: Path) -> None:
@@ -80,7 +80,7 @@ def test_the_folder_is_listed_with_what_fits(server: Server, folder: Path) -> No
 
 
 def test_several_are_used_by_name_and_the_answer_can_be_sent_again(server: Server, folder: Path) -> None:
-    upload = requests.post(f"{server.url}/v1/uploads", data=base64.b64decode(WIDE), timeout=9).json()["id"]
+    upload = requests.post(f"{server.url}/v1/uploads", data=base64.b64decode(WIDE), timeout=60).json()["id"]
     given = [
         {"model": "mini-control", "picture": SQUARE},
         {"model": "blue-first", "picture": upload, "scale": 0.5, "start": 0.1, "end": 0.9,
@@ -96,9 +96,9 @@ def test_several_are_used_by_name_and_the_answer_can_be_sent_again(server: Serve
     assert job["state"] == "done" and str(folder) not in str(job)
     assert post(server, **settings).json()["settings"] == settings
     # The file has them all for the next one, too.
-    file = requests.get(server.url + job["images"][0]["url"], timeout=9).content
+    file = requests.get(server.url + job["images"][0]["url"], timeout=60).content
     assert str(folder).encode() not in file and b'"order": "bgr"' in file
-    read = requests.post(f"{server.url}/v1/read", data=file, timeout=9).json()
+    read = requests.post(f"{server.url}/v1/read", data=file, timeout=60).json()
     assert read["unreproduced"] == []
     models = [each["model"] for each in read["settings"]["controls"]]
     assert models[2] == "sketch" and {*models[:2]} <= {"mini-control", "edges/blue-first"}
@@ -139,7 +139,7 @@ def test_limits(server: Server, tmp_path: Path) -> None:
     odd = post(server, {"model": "sketch", "picture": SQUARE}, width=72)
     assert "multiples of 16" in odd.json()["error"]
     with serving(tmp_path, Plan()) as plain:
-        listed = requests.get(f"{plain.url}/v1/controls", timeout=9).json()["controls"]
+        listed = requests.get(f"{plain.url}/v1/controls", timeout=60).json()["controls"]
         assert [each["name"] for each in listed] == ["mini-control"]
         assert post(plain, one).status_code == 202
 
@@ -222,14 +222,14 @@ def test_a_request_may_have_no_other_scripts_and_the_lists_are_as_clients_ask(se
         scripts = {"controlnet": {"args": args}}
         answer = generate(server, alwayson_scripts=scripts)
         assert answer.status_code == 422 and "list of objects" in answer.json()["detail"]
-    kinds = requests.get(f"{server.url}/controlnet/control_types", timeout=9).json()["control_types"]
+    kinds = requests.get(f"{server.url}/controlnet/control_types", timeout=60).json()["control_types"]
     assert kinds["Canny"]["default_option"] == "canny" and "sketch" in kinds["All"]["model_list"]
     url = f"{server.url}/controlnet/module_list?alias_names=true"
-    assert {*requests.get(url, timeout=9).json()["module_detail"]} == {"none", "canny"}
-    answer = requests.get(f"{server.url}/controlnet/settings", timeout=9).json()
+    assert {*requests.get(url, timeout=60).json()["module_detail"]} == {"none", "canny"}
+    answer = requests.get(f"{server.url}/controlnet/settings", timeout=60).json()
     assert answer == {"control_net_unit_count": MOST}
-    assert "controlnet" in requests.get(f"{server.url}/sdapi/v1/scripts", timeout=9).json()["txt2img"]
-    assert "detail" in requests.get(f"{server.url}/controlnet/nothing", timeout=9).json()
+    assert "controlnet" in requests.get(f"{server.url}/sdapi/v1/scripts", timeout=60).json()["txt2img"]
+    assert "detail" in requests.get(f"{server.url}/controlnet/nothing", timeout=60).json()
 
 
 def test_the_miniature_follows_a_picture_over_http(tmp_path: Path, folder: Path) -> None:
@@ -247,7 +247,7 @@ def test_the_miniature_follows_a_picture_over_http(tmp_path: Path, folder: Path)
         jobs = [job(), job(controls=[control]), job(controls=[control, {**control, "model": "sketch"}])]
         done = [finished(server.url, each["id"]) for each in jobs]
         assert [each["state"] for each in done] == ["done"] * 3, done
-        files = {requests.get(server.url + each["images"][0]["url"], timeout=9).content for each in done}
+        files = {requests.get(server.url + each["images"][0]["url"], timeout=60).content for each in done}
         assert len(files) == 3 and not any(str(tmp_path).encode() in each for each in files)
         busy, late = job(steps=40, seed=4), job(controls=[control], seed=5)
         shutil.copy(own / "sketch.safetensors", own / "edges" / "canny.safetensors")

@@ -25,6 +25,7 @@ from ssd1b.inputs import InputFile
 from ssd1b.server.files import KEPT, Files
 from ssd1b.server.schemas import CLIENT_SETTINGS, FILE_SETTINGS
 from ssd1b.settings import SETTINGS, resolve_settings
+from upscaler_files import write_compact
 
 pytestmark = pytest.mark.enable_socket
 
@@ -58,7 +59,7 @@ def uploads(server: Server) -> Path:
 
 
 def test_only_listed_settings_of_files_are_the_clients() -> None:
-    assert {"controls", "loras", "init_image", "mask"} == {*FILE_SETTINGS} <= {*LOCAL}
+    assert {*FILE_SETTINGS} == {*LOCAL}
     assert {*CLIENT_SETTINGS} == {*SETTINGS} - ({*LOCAL} - {*FILE_SETTINGS})
 
 
@@ -105,13 +106,13 @@ def test_a_picture_is_uploaded_once_and_given_back(server: Server) -> None:
     digest = hashlib.sha256(PICTURE).hexdigest()
     assert first.json() == {"id": digest, "width": 64, "height": 64, "url": f"/v1/uploads/{digest}"}
     assert upload(server).json() == first.json()
-    given = requests.get(server.url + first.json()["url"], timeout=9)
+    given = requests.get(server.url + first.json()["url"], timeout=60)
     assert given.content == PICTURE and given.headers["content-type"] == "image/png"
     assert [each.name for each in uploads(server).iterdir()].count(f"{digest}.png") == 1
     photo = as_bytes(smooth(48, 32), "JPEG")
-    given = requests.get(server.url + upload(server, photo).json()["url"], timeout=9)
+    given = requests.get(server.url + upload(server, photo).json()["url"], timeout=60)
     assert given.headers["content-type"] == "image/jpeg"
-    assert requests.get(f"{server.url}/v1/uploads/{'0' * 64}", timeout=9).status_code == 404
+    assert requests.get(f"{server.url}/v1/uploads/{'0' * 64}", timeout=60).status_code == 404
 
 
 @pytest.mark.parametrize("way", ["upload", "base64", "data", "gallery"])
@@ -132,7 +133,7 @@ def test_a_job_takes_a_picture_in_each_way(server: Server, way: str) -> None:
     assert (settings["strength"], answer.json()["steps"]) == (0.5, 2)
     job = finished(server.url, answer.json()["id"])
     assert job["state"] == "done"
-    found = requests.get(server.url + job["images"][0]["url"], timeout=9).content
+    found = requests.get(server.url + job["images"][0]["url"], timeout=60).content
     assert str(server.options.folder).encode() not in found
     # What a picture's settings say can be sent again: the same image, not generated twice.
     again = post(server, **settings).json()
@@ -158,7 +159,7 @@ def test_a_mask_is_checked_before_the_job_is_queued(server: Server) -> None:
 def test_a_check_says_how_many_steps_a_strength_means(server: Server) -> None:
     body = {"prompt": "a cube", "steps": 20, "strength": 0.5, "init_image": upload(server).json()["id"]}
     for rule, steps in (("diffusers", 10), ("a1111", 11), ("comfyui", 20)):
-        answer = requests.post(f"{server.url}/v1/check", json={**body, "strength_steps": rule}, timeout=9)
+        answer = requests.post(f"{server.url}/v1/check", json={**body, "strength_steps": rule}, timeout=60)
         assert answer.json()["steps"] == steps
 
 
@@ -187,7 +188,7 @@ def test_a_picture_is_kept_as_long_as_an_image_needs_it(tmp_path: Path) -> None:
             os.utime(path, (time.time() - KEPT - 1,) * 2)
         purge()
         assert kept() == {mine}, "the gallery has an image that was made from it"
-        requests.delete(f"{server.url}/v1/jobs/{job['id']}", timeout=9).raise_for_status()
+        requests.delete(f"{server.url}/v1/jobs/{job['id']}", timeout=60).raise_for_status()
         purge()
         assert kept() == {mine}, "the image can be restored for a day"
         service._ledger._keeper.submit(service._ledger.queue.purge, time.time() + 1).result()
@@ -216,7 +217,7 @@ def test_a_retry_without_its_picture_is_one_clear_error(tmp_path: Path) -> None:
         assert job["state"] == "failed"
         for path in uploads(server).iterdir():
             path.unlink()
-        answer = requests.post(f"{server.url}/v1/jobs/{job['id']}/retry", timeout=9)
+        answer = requests.post(f"{server.url}/v1/jobs/{job['id']}/retry", timeout=60)
         assert answer.status_code == 404 and "send the picture again" in answer.json()["error"]
 
 
@@ -231,7 +232,7 @@ def test_clients_pictures_have_a_limit_together(tmp_path: Path) -> None:
 
 
 def test_settings_are_located_for_the_worker_and_named_for_everybody_else(tmp_path: Path) -> None:
-    files = Files(tmp_path, tmp_path / "loras")
+    files = Files(tmp_path, {"loras": tmp_path / "loras", "hires_upscaler": tmp_path / "upscalers"})
     (tmp_path / "uploads").mkdir()
     kept = files.keep(hashlib.sha256(PICTURE).hexdigest(), PICTURE)
     assert kept.path == f"{kept.sha256}.png"
@@ -249,3 +250,10 @@ def test_settings_are_located_for_the_worker_and_named_for_everybody_else(tmp_pa
     for moved in (files.unlocated(own), files.located(own)):
         assert moved.init_image and moved.init_image.path == str(mine)
     files.touch_all(own)
+    # Beside a picture, the file of a network, which is in its own folder.
+    (tmp_path / "upscalers" / "deep").mkdir(parents=True)
+    write_compact(tmp_path / "upscalers" / "deep" / "2x.safetensors")
+    large = replace(plain, hires_scale=1.5, hires_upscaler=files.upscaler("2x"))
+    named = files.unlocated(large)
+    assert str(named.hires_upscaler) == "deep/2x.safetensors" and files.located(named) == large
+    assert files.located(named).hires_upscaler.path == large.hires_upscaler.path  # type: ignore[union-attr]

@@ -83,8 +83,8 @@ def test_during_a_shutdown_every_request_is_answered_until_the_batch_is_done(ser
     answers: list[int] = []
     with suppress(requests.ConnectionError):
         while server.process.poll() is None:
-            answers.append(requests.post(f"{server.url}/v1/jobs", json=JOB, timeout=9).status_code)
-            assert requests.get(f"{server.url}/healthz", timeout=9).status_code == 200
+            answers.append(requests.post(f"{server.url}/v1/jobs", json=JOB, timeout=60).status_code)
+            assert requests.get(f"{server.url}/healthz", timeout=60).status_code == 200
             time.sleep(0.1)
     assert server.process.wait(30) == 0
     assert len(answers) > 5 and set(answers) == {503}, answers
@@ -181,10 +181,10 @@ def test_a_job_that_starts_from_a_picture_survives_a_kill(server: ServerProcess)
     server.stop(signal.SIGKILL)
     server.begin()
     server.wait()
-    assert requests.get(f"{server.url}/v1/uploads/{upload}", timeout=9).content == picture
+    assert requests.get(f"{server.url}/v1/uploads/{upload}", timeout=60).content == picture
     server.ask("POST", f"/v1/jobs/{busy}/cancel", {})
     wait_for(lambda: state(server, job) in ("done", "failed"))
     answer = server.ask("GET", f"/v1/jobs/{job}")
     assert answer["state"] == "done", answer["error"]
-    file = requests.get(server.url + answer["images"][0]["url"], timeout=9).content
+    file = requests.get(server.url + answer["images"][0]["url"], timeout=60).content
     assert upload.encode() in file and str(server.folder).encode() not in file, "a recipe has no folders"

@@ -42,9 +42,9 @@ class Running:
     ) -> Request:
         given = {name: rest.pop(name) for name in ("steps", "width", "height") if name in rest}
         settings = await self.service.settings(
-            model := rest.pop("model", MODEL), prompt, None, {"seed": seed, "steps": 4, **given}
+            model := rest.pop("model", MODEL), prompt, None, {"seed": seed, "steps": 4, **given}, count=count
         )
-        return await self.service.submit(model, settings, count=count, **rest)
+        return await self.service.submit(model, settings, **rest)
 
     async def done(self, *requests: Request) -> list[str]:
         await asyncio.wait_for(asyncio.gather(*map(self.service.wait, requests)), 30)
@@ -252,6 +252,28 @@ def test_a_process_that_dies_is_replaced_and_its_batch_repeated_once(tmp_path: P
         assert plan.loads == [MODEL, MODEL]
 
     run(test())
+
+
+def test_the_loss_of_a_process_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        plan = Plan()
+        plan.crashes["unlucky"] = 1
+        async with Running(tmp_path, plan) as it:
+            assert await it.done(await it.submit("unlucky", count=2)) == [DONE]
+            workers = it.service._scheduler.workers
+            (idle,) = workers._idle
+            idle._ended_early = True  # type: ignore[attr-defined]
+            workers.end_lost()
+            assert workers.loaded == []
+            assert await it.done(await it.submit("next")) == [DONE]
+        assert plan.loads == [MODEL, MODEL, MODEL]
+
+    run(test())
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said == [
+        "the process ended: 2 of its 2 images are generated again; processes left: 0",
+        f"an idle process of the model {MODEL} ended, and is started again when needed; processes left: 0",
+    ]
 
 
 def test_what_always_ends_the_process_fails_and_takes_nobody_with_it(tmp_path: Path) -> None:

@@ -120,6 +120,36 @@ def test_images_of_a_batch_are_what_they_are_alone(folder: Path, pipeline: Pipel
         torch.testing.assert_close(together[index], latents(pipeline, *controls, seeds=(seed,))[0])
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_sixteen_bits_are_near_thirty_two(folder: Path, pipeline: Pipeline, dtype: str) -> None:
+    """Also the steps in which a control is active: bfloat16 would round the timesteps that tell."""
+    half = Pipeline.load(str(folder / "model"), device="cpu", dtype=dtype)
+    controls = [
+        control_of(folder / "net.safetensors", folder / "a.png", start=0.25, end=0.75),
+        control_of(folder / "t2i.safetensors", folder / "a.png", scale=0.5),
+    ]
+    exact = latents(pipeline, *controls, seeds=(5, 6))
+    found = latents(half, *controls, seeds=(5, 6)).float()
+    change = (exact - latents(pipeline, seeds=(5, 6))).norm()
+    assert found.isfinite().all() and (found - exact).norm() < 0.1 * change
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_grey_is_rounded_once(folder: Path, tmp_path: Path, dtype: str) -> None:
+    layout = T2IAdapterLayout(channels=(8, 16, 32, 32), depth=1, picture_channels=1)
+    write(tmp_path / "grey.safetensors", T2IAdapter(layout))
+    pipeline = Pipeline.load(str(folder / "model"), device="cpu", dtype=dtype)
+    seen: list[torch.Tensor] = []
+    with torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, given: seen.append(given[0]) if isinstance(module, T2IAdapter) else None
+    ):
+        latents(pipeline, control_of(tmp_path / "grey.safetensors", folder / "a.png"), steps=1)
+    levels = np.asarray(Image.open(folder / "a.png")).astype(np.float64) / 255
+    exact = torch.from_numpy(levels @ [0.299, 0.587, 0.114])
+    error = ((seen[0][0, 0].double() - exact).abs() / exact).max()
+    assert len(seen) == 1 and error <= 0.5001 * torch.finfo(pipeline.dtype).eps
+
+
 def test_edges_are_those_of_the_fitted_picture(folder: Path, pipeline: Pipeline, tmp_path: Path) -> None:
     edges = canny(np.asarray(Image.open(folder / "a.png")))
     Image.fromarray(edges).save(tmp_path / "edges.png")

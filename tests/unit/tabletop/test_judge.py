@@ -15,11 +15,13 @@ from ssd1b.tabletop.judge.judge import (
     GRID,
     PICTURE_ANSWERS,
     SOLID_ANSWERS,
+    SUBJECT_ANSWERS,
     Answers,
     Judge,
     cell_of,
     load_judge,
     readings,
+    widened,
 )
 from ssd1b.tabletop.miniature.assemble import _vae, train_part
 from ssd1b.tabletop.miniature.train_judge import (
@@ -157,3 +159,27 @@ def test_a_few_steps_teach_it_something(tmp_path: Path, vae: VAE, read_in_proces
     losses = [json.loads(row)["loss"] for row in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert losses[-1] < 0.7 * losses[0]
     assert judge.read(Renders(vae=vae, batch_size=2)[0].pixels.permute(0, 2, 3, 1).numpy())
+
+
+def test_a_widened_judge_answers_as_before_and_opens_as_one_that_knows_subjects(tmp_path: Path) -> None:
+    judge = load_judge()
+    wide = widened(judge)
+    pixels = torch.from_numpy(render_batch(PLAIN[:4])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.inference_mode():
+        before, after = judge(pixels), wide(pixels)
+    for name, known in SOLID_ANSWERS.items():
+        kept = [SUBJECT_ANSWERS[name].index(answer) for answer in known]
+        torch.testing.assert_close(after.solid[name][:, kept], before.solid[name])
+        assert after.solid[name].shape[1] == len(SUBJECT_ANSWERS[name])
+    torch.testing.assert_close(after.place, before.place)
+    save_file(wide.state_dict(), tmp_path / "wide.safetensors")
+    assert load_judge(tmp_path / "wide.safetensors").answers is SUBJECT_ANSWERS
+    assert load_judge().answers is SOLID_ANSWERS
+
+
+def test_a_judge_of_subjects_learns_from_images_of_each(vae: VAE) -> None:
+    batch = Renders(vae=vae, batch_size=6, subjects=True)[0]
+    for name, answers in SUBJECT_ANSWERS.items():
+        found = batch.truth[name]
+        new = [answers.index(each) for each in answers if each not in SOLID_ANSWERS[name]]
+        assert all((found == index).sum() == 2 for index in new), name

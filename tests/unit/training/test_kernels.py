@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+from ssd1b.finetune.layers import adapt
+from ssd1b.finetune.settings import make_settings
 from ssd1b.layouts import MINI_SDXL
 from ssd1b.models.unet import UNet
 from ssd1b.training import kernels
+from tiny import DRAWABLE
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
@@ -18,3 +21,12 @@ def test_blocks_are_compiled_once_a_width_where_there_is_a_compiler(monkeypatch:
     kernels.use_fast_cpu_kernels(unet, torch.float32)
     compiled = [module for module in unet.modules() if module._compiled_call_impl is not None]
     assert len(compiled) == unet.layout.transformer_blocks
+
+
+def test_blocks_with_parametrized_layers_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of these layers is of a class of its own, for which its block would be compiled again."""
+    unet = UNet(DRAWABLE.unet)
+    adapt(unet, make_settings(None, {"kind": "dora", "data.path": "x"}, size=64))
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: "/usr/bin/g++")
+    kernels.use_fast_cpu_kernels(unet, torch.float32)
+    assert all(module._compiled_call_impl is None for module in unet.modules())

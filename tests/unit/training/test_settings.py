@@ -40,6 +40,8 @@ NO_NUMBERS = (math.nan, math.inf, -math.inf, -1e300, 1e300, -5, 10**4000, 10**60
 def test_every_field_has_a_range(kind: type, name: str, value: object) -> None:
     if kind is Stage and (name, value) in (("blocks", {}), ("weights", {}), ("captions", [])):
         return
+    if kind is DataSettings and (name, value) == ("sources", []):
+        return
     with pytest.raises(InputError) as told:
         replace(GOOD[kind], **{name: value})
     assert len(str(told.value)) < 500 and "\n" not in str(told.value)

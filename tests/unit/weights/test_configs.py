@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rounds import rounds
 from ssd1b.errors import InputError
 from ssd1b.layouts import CLIP_BIGG, CLIP_L, SDXL, SSD_1B, TextLayout, UNetLayout, VAELayout
 from ssd1b.weights.configs import (
@@ -133,7 +134,7 @@ def test_what_we_write_agrees_with_what_was_published():
 
 
 @given(unet_layouts())
-@settings(max_examples=200)
+@settings(max_examples=rounds(50, 200))
 def test_any_unet_layout_survives(drawn):
     layout = unet_layout(drawn)
     assert read_unet(json.loads(json.dumps(unet_config(layout, 128))), "x") == layout
@@ -217,7 +218,7 @@ JSON = st.recursive(
 
 
 @given(st.sampled_from(sorted(SSD_1B_CONFIG)), JSON)
-@settings(max_examples=300)
+@settings(max_examples=rounds(50, 300))
 def test_any_value_in_any_field_gives_a_layout_or_a_sentence(name, value):
     for read, config, kind in (
         (read_unet, SSD_1B_CONFIG, UNetLayout),

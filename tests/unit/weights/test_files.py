@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from rounds import rounds
 from ssd1b.errors import InputError
 from ssd1b.saving import replacing
 from ssd1b.weights.files import (
@@ -131,7 +132,7 @@ def test_a_flipped_bit_gives_a_header_or_a_sentence(small, tmp_path):
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=200)
+@settings(max_examples=rounds(50, 200))
 def test_any_bytes_give_a_sentence(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.safetensors"
     path.write_bytes(content)

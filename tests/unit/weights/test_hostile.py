@@ -4,18 +4,19 @@ import json
 import os
 import shutil
 import struct
-import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rounds import rounds
 from ssd1b.errors import InputError
 from ssd1b.settings import resolve_settings
 from ssd1b.weights.files import read_header
 from ssd1b.weights.hub import BUILT_IN
 from ssd1b.weights.opening import open_checkpoint
 from ssd1b.weights.vocabulary import load_tokenizers
+from timing import at_most
 
 UNET = "model.diffusion_model.input_blocks.0.0.weight"
 
@@ -52,10 +53,8 @@ def many(count: int, key: bytes = b"data_offsets") -> bytes:
 def test_headers(tmp_path, content, message):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
-    started = time.process_time()
-    with pytest.raises(InputError, match=message):
+    with at_most(5), pytest.raises(InputError, match=message):
         read_header(path)
-    assert time.process_time() - started < 5
 
 
 def test_a_sparse_file_of_200_gigabytes_costs_nothing(tmp_path):
@@ -125,7 +124,7 @@ def copy(tmp_path_factory):
 
 
 @given(st.sampled_from(FIELDS), VALUES)
-@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=rounds(60, 250), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_value_in_any_field_of_any_configuration_opens_or_gives_a_sentence(copy, place, value):
     name, field = place
     file = copy / name

@@ -3,6 +3,7 @@
 import torch
 
 from ssd1b.distill.cost import BACKWARD, FLOAT32, OPTIMISER_BYTES, activations
+from ssd1b.distill.steps.lora import lora_parameters
 from ssd1b.distill.steps.stages import StepStage
 from ssd1b.layer_map import parameters
 from ssd1b.layouts import UNetLayout
@@ -19,12 +20,14 @@ def step_macs(stage: StepStage, teacher: int, student: int) -> int:
     """
     source = student if stage.learns_from == "before" else teacher
     guided = source * (1 if stage.scales == (1.0, 1.0) else 2)
-    learning = (1 + BACKWARD) * student
+    # Without gradients of the weights, a LoRA's backward pass costs half as much.
+    learning = (1 + (BACKWARD if stage.rank is None else BACKWARD // 2)) * student
     if stage.method == "guidance":
         return guided + learning
     if stage.method == "progressive":
-        steps = stage.inference_steps if stage.starts == "noise" else 1
-        return steps * (stage.teacher_steps * guided + learning)
+        steps = 1 if stage.starts == "images" else stage.inference_steps
+        drawing = student if stage.starts == "student" else 0
+        return steps * (stage.teacher_steps * guided + drawing + learning)
     if stage.method != "dmd":
         return guided + student + learning  # the averaged student's target
     earlier = (stage.inference_steps - 1) * student // 2 if stage.simulate else 0
@@ -50,22 +53,26 @@ def memory(
     source = student if stage.learns_from == "before" else teacher
     critic = (teacher if stage.critic == "teacher" else student) if stage.method == "dmd" else None
     trained = [student, *([critic] if critic else [])]
-    count = sum(map(parameters, trained))
+    learned = parameters(student) if stage.rank is None else lora_parameters(student, stage.rank)
+    sizes = [learned, *([parameters(critic)] if critic else [])]
+    count = sum(sizes)
     at_once = train.batch_size // train.micro_batches
-    if stage.starts == "noise":
+    if stage.starts != "images":
         at_once *= stage.inference_steps
     per_weight = OPTIMISER_BYTES[train.optimizer] if train.muon_rate is None else FLOAT32
     found = {
         "trained weights": FLOAT32 * count,
-        "gradients": FLOAT32 * max(map(parameters, trained)),  # one learner at a time
+        "gradients": FLOAT32 * max(sizes),  # one learner at a time
         "optimisers": per_weight * count,
-        "averaged weights": FLOAT32 * parameters(student) * (train.ema_decay > 0),
+        "averaged weights": FLOAT32 * learned * (train.ema_decay > 0),
         "teacher's weights": dtype.itemsize * parameters(source),
         "activations": at_once * max(
             activations(each, cells, dtype, device, checkpointed=train.gradient_checkpointing)
             for each in trained
         ),
     }  # fmt: skip
+    if stage.rank is not None:
+        found["frozen weights"] = dtype.itemsize * parameters(student)
     if dtype.itemsize < FLOAT32:
         found["rounded weights"] = dtype.itemsize * count
     return found

@@ -1,6 +1,7 @@
 """The methods whose student follows its teacher's trajectory: one learner and one loss each."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -46,7 +47,9 @@ def progressive(setup: Setup) -> Task[LatentBatch]:
 
     Steps begin at noised images, one for each image. With ``starts = "noise"`` the guided teacher draws an
     image from noise for each caption, and the student learns all of its steps: guided images pass through
-    other latents than noised ones.
+    other latents than noised ones. With ``starts = "student"`` the student draws the image, and learns in
+    each step what the teacher would do from there, so that it corrects its own errors ("backward
+    distillation", 2405.05224, section 3.1).
     """
     trajectory, stage = setup.trajectory, setup.stage
     grid = trajectory.grid(stage.inference_steps, "trailing")
@@ -60,21 +63,31 @@ def progressive(setup: Setup) -> Task[LatentBatch]:
             here = there
         return noisy
 
+    @torch.no_grad()
+    def own(
+        module: nn.Module, noisy: Tensor, start: Tensor, end: Tensor, given: Given, scales: Tensor
+    ) -> Tensor:
+        """Return where the student arrives."""
+        return trajectory.at(setup.by_student(module, noisy, start, given, scales), end)
+
     def loss(module: nn.Module, batch: LatentBatch) -> dict[str, Tensor]:
         given = setup.given(batch)
         count, points = len(given.clean), grid.to(given.clean.device)
         scales = setup.scales(count, given.clean.device)
-        if stage.starts == "noise":
-            path = [torch.randn_like(given.clean)]
-            for start, end in pairwise(points):
-                path.append(taught(path[-1], start.expand(count), end.expand(count), given, scales))
-            noisy, arrived = torch.cat(path[:-1]), torch.cat(path[1:])
-            index = torch.arange(len(points) - 1, device=points.device).repeat_interleave(count)
-            given, scales = given.repeated(len(points) - 1), scales.repeat(len(points) - 1)
-        else:
+        if stage.starts == "images":
             index = spread(count, len(points) - 1, points.device)
             noisy = trajectory.noisy(given.clean, points[index])
             arrived = taught(noisy, points[index], points[index + 1], given, scales)
+        else:
+            drawn = taught if stage.starts == "noise" else partial(own, module)
+            path = [torch.randn_like(given.clean)]
+            for start, end in pairwise(points):
+                path.append(drawn(path[-1], start.expand(count), end.expand(count), given, scales))
+            index = torch.arange(len(points) - 1, device=points.device).repeat_interleave(count)
+            given, scales = given.repeated(len(points) - 1), scales.repeat(len(points) - 1)
+            noisy, arrived = torch.cat(path[:-1]), torch.cat(path[1:])
+            if stage.starts == "student":
+                arrived = taught(noisy, points[index], points[index + 1], given, scales)
         (alpha, sigma), (alpha_end, sigma_end) = map(trajectory.levels, (points[index], points[index + 1]))
         ratio = sigma_end / sigma
         target = (arrived - ratio * noisy) / (alpha_end - ratio * alpha)

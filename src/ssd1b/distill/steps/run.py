@@ -1,5 +1,6 @@
 """A whole step distillation: each stage goes on with the student of the one before."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -10,13 +11,16 @@ import torch
 from torch import nn
 
 from ssd1b.distill.run import Data, StudentFiles, write_model
+from ssd1b.distill.steps.lora import start_from, with_lora, write_lora
 from ssd1b.distill.steps.methods import METHODS, consistency_grid
 from ssd1b.distill.steps.setup import Conditions, Given, Setup
 from ssd1b.distill.steps.stages import StepStage
 from ssd1b.distill.steps.trajectory import Trajectory
 from ssd1b.distill.teacher import objective_of, teacher_record
 from ssd1b.errors import InputError
+from ssd1b.files import expand_path
 from ssd1b.layouts import ModelLayout, UNetLayout
+from ssd1b.loras import read_lora
 from ssd1b.model import Model
 from ssd1b.models.text import Conditioning
 from ssd1b.models.unet import UNet
@@ -26,12 +30,16 @@ from ssd1b.training.digests import digest_of_modules, digest_of_tensors
 from ssd1b.training.kernels import use_fast_cpu_kernels
 from ssd1b.training.loop import run as run_task
 from ssd1b.training.objective import Objective
-from ssd1b.training.precision import training_dtype
+from ssd1b.training.precision import convert_frozen, training_dtype
 from ssd1b.training.processes import Group, Processes, check_shares
+from ssd1b.training.trained import load_trained_tensors, trained_tensors
 from ssd1b.weights.files import read_tensors, write_tensors
 
 GUIDANCE_DIM = 256
 """Width of the embedded guidance scale, as in published latent consistency models."""
+
+LORA_FILE = "lora.safetensors"
+"""File in the run's folder with the LoRA, if the stages have a rank."""
 
 _SAMPLING: Mapping[str, Mapping[str, Any]] = {
     "guidance": {},
@@ -116,7 +124,7 @@ def run(
     """Train stage after stage, then write the student with the other networks of the student's model.
 
     A finished stage leaves ``stage-N/student.safetensors`` and is not run again. With several processes, each
-    calls this; the first one encodes the data and writes.
+    calls this; the first one encodes the data and writes. Of stages with a rank, the LoRA is written, too.
 
     Args:
         out: folder of the run.
@@ -134,18 +142,29 @@ def run(
     """
     check_pair(teacher, student)
     layout = student_layout(student, stages)
+
+    def trained(number: int) -> UNet:
+        unet = _starting(student, layout, replace(stages[0], start_lora=None))
+        load_trained_tensors(unet, read_tensors(_weights(out / f"stage-{number}")))
+        return unet
+
     for stage in stages:
         check_shares(stage.train, group.count)
     for number, stage in enumerate(stages, 1):
         folder = out / f"stage-{number}"
         if not group.decide(_weights(folder).exists):
-            before = None if number == 1 else _trained(layout, out / f"stage-{number - 1}")
+            before = None if number == 1 else trained(number - 1)
             _train(folder, stage, teacher, student, layout, before, data, group, device, resume=resume)
 
     def finish() -> StudentFiles:
-        trained = _trained(layout, out / f"stage-{len(stages)}")
+        unet, file = trained(len(stages)), out / LORA_FILE
+        if stages[0].rank is not None:
+            dtype = student.checkpoint.part("unet").dtype
+            write_lora(file, unet, student.layout, dtype, overwrite=overwrite)
+            unet = student.with_loras([read_lora(str(file))]).network("unet")
         settings = recommended(stages[-1], student)
-        return write_model(out, trained, student, settings=settings, overwrite=overwrite)
+        made = write_model(out, unet, student, settings=settings, overwrite=overwrite)
+        return made if stages[0].rank is None else made._replace(lora=file)
 
     return group.decide(finish)
 
@@ -163,13 +182,14 @@ def _train(
     taught = teacher.network("unet") if stage.learns_from == "teacher" else before
     assert taught is not None
     group.check_same(f"the UNet of {teacher.name}", partial(digest_of_modules, [taught], ""))
-    learning = _copied(before or student.network("unet"), layout).float().requires_grad_(True)
+    learning = _starting(student, layout, stage) if before is None else copy.deepcopy(before)
     critic = None
     if stage.method == "dmd":
         source = teacher if stage.critic == "teacher" else student
         critic = _copied(source.network("unet"), source.layout.unet).float().requires_grad_(True)
-    frozen = _copied(taught, taught.layout).to(device, dtype).requires_grad_(False).eval()
+    frozen = copy.deepcopy(taught).to(device, dtype).requires_grad_(False).eval()
     learners = [each.to(device) for each in (learning, critic) if each is not None]
+    convert_frozen(learning, dtype)
     if device == "cpu":
         use_fast_cpu_kernels(frozen, dtype)
         for each in learners if not stage.train.gradient_checkpointing else ():
@@ -203,6 +223,17 @@ def _given(objective: Objective, *, force_zeros: bool) -> Callable[[LatentBatch]
     return given
 
 
+def _starting(student: Model, layout: UNetLayout, stage: StepStage) -> UNet:
+    """Return what is trained, before the training: the whole student in float32, or a LoRA beside it."""
+    unet = _copied(student.network("unet"), layout).float().requires_grad_(True)
+    if stage.rank is None:
+        return unet
+    unet = with_lora(unet, stage.rank, stage.train.seed)
+    if stage.start_lora is not None:
+        start_from(unet, Path(expand_path(stage.start_lora)), student.layout)
+    return unet
+
+
 def _copied(unet: UNet, layout: UNetLayout) -> UNet:
     """Copy a UNet into a layout that may embed the guidance scale, at first without effect."""
     with torch.device("meta"):
@@ -221,11 +252,4 @@ def _weights(folder: Path) -> Path:
 
 def _write(folder: Path, student: nn.Module) -> None:
     with replacing(_weights(folder)) as aside:
-        write_tensors(aside, student.state_dict(), {})
-
-
-def _trained(layout: UNetLayout, folder: Path) -> UNet:
-    with torch.device("meta"):
-        unet = UNet(layout)
-    unet.load_state_dict(read_tensors(_weights(folder)), assign=True)
-    return unet
+        write_tensors(aside, trained_tensors(student), {})

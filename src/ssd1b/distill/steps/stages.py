@@ -27,7 +27,7 @@ from ssd1b.distill.steps.names import METHOD_NAMES
 from ssd1b.errors import InputError, shown, unknown
 from ssd1b.table_files import read_table
 from ssd1b.training.settings import LoopSettings, Rate
-from ssd1b.validation import Flag, Items, OneOf, Range, parse, validated
+from ssd1b.validation import Flag, Items, Name, OneOf, Range, parse, validated
 
 TRAIN = LoopSettings(
     steps=2_000, batch_size=16, learning_rate=1e-5, betas=(0.9, 0.999), warmup_share=0.05,
@@ -53,8 +53,9 @@ class StepStage:
         guidance_rescale: against overexposure by the teacher's guidance, see ``GenerationSettings``.
         learns_from: "teacher", or "before" for the student of the stage before, without guidance.
         teacher_steps: of ``progressive``: steps of the teacher for one of the student's.
-        starts: of ``progressive``: "images", to which noise is added, or "noise", from which the teacher
-            draws an image for each caption; the student then learns ``inference_steps`` steps per image.
+        starts: of ``progressive``: "images", to which noise is added; "noise", from which the teacher draws
+            an image for each caption; or "student", which draws it itself. In the last two cases the student
+            learns ``inference_steps`` steps per image.
         solver_steps: of ``lcm`` and ``tcd``: number of points on the trajectory between which the teacher
             steps.
         ends: of ``tcd``: where jumps end: "any" point, or the end of their "phases".
@@ -62,6 +63,10 @@ class StepStage:
         critic_updates: of ``dmd``: updates of the critic for one of the student.
         critic_rate: of ``dmd``: learning rate of the critic; None is the student's.
         critic: of ``dmd``: network from which the critic starts, the "teacher" or the "student" as given.
+        rank: of a LoRA that is trained beside the student's linear and convolution layers, the same for all
+            stages; None trains the student itself.
+        start_lora: of the first stage: file of a LoRA of that rank from which the training starts, such as
+            one of ``ssd1b lora extract``.
         simulate: of ``dmd``: train the student at latents from its own earlier steps, not at noised images.
         train: settings of the training loop.
     """
@@ -72,7 +77,7 @@ class StepStage:
     guidance_rescale: Annotated[float, Range(0, 1)] = 0.0
     learns_from: Literal["teacher", "before"] = "teacher"
     teacher_steps: Annotated[int, Range(1, 1000)] = 2
-    starts: Literal["images", "noise"] = "images"
+    starts: Literal["images", "noise", "student"] = "images"
     solver_steps: Annotated[int, Range(SMALLEST_GRID, 1000)] = LCM_TIMESTEPS
     ends: Literal["any", "phases"] = "any"
     loss: Literal["huber", "l2"] = "huber"
@@ -80,6 +85,8 @@ class StepStage:
     critic_rate: Rate | None = None
     critic: Literal["teacher", "student"] = "teacher"
     simulate: Flag = True
+    rank: Annotated[int, Range(1, 1024)] | None = None
+    start_lora: Name | None = None
     train: LoopSettings = TRAIN
 
     def __post_init__(self) -> None:
@@ -88,6 +95,10 @@ class StepStage:
             raise InputError(f"guidance is {list(self.guidance)}: the first scale must be the smaller one")
         if self.learns_from == "before" and self.guidance not in (None, 1.0):
             raise InputError("a stage that learns from the one before has no guidance: leave it out")
+        if self.start_lora is not None and self.rank is None:
+            raise InputError("start_lora needs rank: that of the file")
+        if self.rank is not None and self.embeds_guidance:
+            raise InputError("a LoRA (rank) cannot embed a range of guidance: give one scale")
         if self.method in ("lcm", "tcd") and self.inference_steps > self.solver_steps:
             raise InputError(
                 f"inference_steps is {self.inference_steps}: at most the {self.solver_steps} solver_steps"
@@ -137,8 +148,8 @@ def checked(stages: list[StepStage]) -> list[StepStage]:
     """Return the stages if they can follow each other.
 
     Raises:
-        InputError: there are too many; the first one learns from the one before; or some embed the guidance
-            scale and others do not, which would be different networks.
+        InputError: there are too many; the first one learns from the one before; a later one has a start; or
+            their students are different networks: some embed the guidance scale, or ranks differ.
     """
     if len(stages) > MAX_STAGES:
         raise InputError(f"there are {len(stages)} stages: allowed are {MAX_STAGES}")
@@ -146,6 +157,10 @@ def checked(stages: list[StepStage]) -> list[StepStage]:
         raise InputError('stage 1 learns from the one before, and there is none: set learns_from = "teacher"')
     if len({each.embeds_guidance for each in stages}) > 1:
         raise InputError("either all stages or none must have a range of guidance, which the student embeds")
+    if any(each.start_lora is not None for each in stages[1:]):
+        raise InputError("start_lora is for the first stage: the others go on with the LoRA before them")
+    if len({each.rank for each in stages}) > 1:
+        raise InputError("all stages must have the same rank, or none: they train one LoRA")
     return stages
 
 

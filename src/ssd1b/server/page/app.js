@@ -1,6 +1,7 @@
 // The page: its parts put together, shortcuts of the whole page, and the start.
-import { ControlNets } from "./controls.js";
+import { ControlNets, ImagePrompts } from "./controls.js";
 import { Help, KeyDialog } from "./dialogs.js";
+import { Embeddings } from "./embeddings.js";
 import { loadForm } from "./form.js";
 import { Gallery } from "./gallery.js";
 import { followGrid, Grid } from "./grid.js";
@@ -71,7 +72,7 @@ function Controls() {
         <${Prompt} />
         <${NegativePrompt} />
         <${Input} />
-        <${Loras} /><${ControlNets} />
+        <${Loras} /><${Embeddings} /><${ControlNets} /><${ImagePrompts} />
         <details class="settings" open=${!phone}><summary>Settings</summary><${Settings} /></details>
       </div>
       <${Generate} />

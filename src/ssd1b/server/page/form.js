@@ -17,10 +17,11 @@ export const HIRES_OFF = {
   hires_sampler: null, hires_schedule: null, hires_guidance_scale: null, hires_prompt: null, hires_negative_prompt: null,
 };
 
-/** No picture to start from, no LoRAs, no controls, one pass, and the seed's own noise. */
+/** No picture to start from, no networks beside the model, one pass, and the seed's own noise. */
 const PLAIN = {
   init_image: null, mask: null, strength: null, strength_steps: "diffusers", resize_mode: "crop", loras: [], controls: [],
-  variation_strength: 0, variation_seed: RANDOM, ...HIRES_OFF,
+  image_prompts: [], embeddings: [],
+  variation_strength: 0, variation_seed: RANDOM, seed_resize_width: null, seed_resize_height: null, ...HIRES_OFF,
 };
 
 /** Default of each shown setting for a model. */
@@ -78,6 +79,8 @@ export function takeOver(settings, model = null) {
   const offered = options.models[model] ? model : form.model;
   // A picture's prompt has the words of its style already.
   const values = { ...defaults(options, offered), ...PLAIN, negative_prompt: null, style: "", extra: {}, ...settings };
+  // The server finds those that are called like their files.
+  values.embeddings = values.embeddings.filter(({ name, word }) => name.split("/").pop().toLowerCase() !== word.toLowerCase());
   const extra = {};
   const plain = { original_size: [values.height, values.width], target_size: [values.height, values.width], crop_top_left: [0, 0] };
   for (const { name } of options.settings) {
@@ -92,7 +95,7 @@ export function takeOver(settings, model = null) {
 /** The body of POST /v1/jobs. */
 export function body(form = now().form) {
   const { extra, schedule, style: _, ...rest } = form;
-  rest.controls = form.controls.filter(({ picture }) => picture);
+  for (const name of ["controls", "image_prompts"]) rest[name] = form[name].filter(({ picture }) => picture);
   if (!form.init_image) for (const name of ["mask", "strength", "strength_steps"]) delete rest[name];
   if (!form.init_image && !rest.controls.length) delete rest.resize_mode;
   // null counts as absent in the API, and then a model's own schedule would win.

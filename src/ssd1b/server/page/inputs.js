@@ -1,6 +1,6 @@
 // The picture that images start from: chosen, dropped or taken from the gallery, with its mask and strength.
 import { post, upload } from "./api.js";
-import { change } from "./form.js";
+import { change, HIRES_OFF } from "./form.js";
 import { DraftInput, Icon, IconButton, Picture } from "./parts.js";
 import { editMask } from "./mask.js";
 import { attempt, now, say, useStore } from "./store.js";
@@ -12,11 +12,14 @@ const STRENGTH = 0.6;
 /** Where an input is, by its id. */
 export const addressOf = (id) => `/v1/uploads/${id}`;
 
-/** Start from a picture, by the id of an upload or of a picture in the gallery. The image gets the picture's size, as far as the server allows. */
+/**
+ * Start from a picture, by the id of an upload or of a picture in the gallery. The image gets the picture's size, as far
+ * as the server allows, and no second pass, which only images from text have.
+ */
 export async function useAsInput(id) {
   const { settings } = await post("/v1/check", { prompt: "-", model: now().form.model, init_image: id });
   const { init_image, width, height } = settings;
-  change({ init_image, mask: null, width, height });
+  change({ init_image, mask: null, width, height, ...HIRES_OFF });
   say("Images start from this picture");
 }
 

@@ -2,7 +2,7 @@
 import { follow, get, patch, post } from "./api.js";
 import { body, change, settingOf } from "./form.js";
 import { addPictures, refreshPictures } from "./pictures.js";
-import { attempt, keep, now, recall, say, set } from "./store.js";
+import { attempt, keep, note, now, recall, say, set } from "./store.js";
 
 const UNFINISHED = new Set(["queued", "running"]);
 const WRONG = new Set(["failed", "cancelled"]);
@@ -121,6 +121,7 @@ export async function generate(form = now().form) {
     document.querySelector("#prompt")?.focus();
     return;
   }
+  const before = now().form;
   try {
     const job = await post("/v1/jobs", body(form));
     set({ problem: null, chosen: null });
@@ -129,7 +130,9 @@ export async function generate(form = now().form) {
     document.querySelector(".stage")?.scrollIntoView({ block: "nearest" });
     say(job.position ? `Queued behind ${job.position} jobs` : "Queued");
   } catch (error) {
-    set({ problem: { text: error.message, setting: settingOf(error.message), offline: error.status === 0 } });
+    // A message stays until the form is changed. If it was changed meanwhile, the message goes by itself.
+    if (now().form !== before) note(error.message, { wrong: true });
+    else set({ problem: { text: error.message, setting: settingOf(error.message), offline: error.status === 0 } });
   }
 }
 

@@ -85,9 +85,11 @@ const NAMES = {
   schedule: "Schedule", seed: "Seed", width: "Width", height: "Height", original_size: "Original size",
   crop_top_left: "Crop", target_size: "Target size", model: "Model", count: "Count", prompt: "Prompt",
   style: "Style", init_image: "Picture", mask: "Mask", strength: "Strength", strength_steps: "Steps as in",
-  resize_mode: "Other shapes", loras: "LoRAs", controls: "Controls", hires_scale: "Hires scale", hires_width: "Hires width",
+  resize_mode: "Other shapes", loras: "LoRAs", controls: "Controls", image_prompts: "Image prompts",
+  embeddings: "Embeddings", hires_scale: "Hires scale", hires_width: "Hires width",
   hires_height: "Hires height", hires_strength: "Hires strength", hires_upscaler: "Upscaler", hires_steps: "Hires steps",
   variation_seed: "Variation seed", variation_strength: "Variation strength",
+  seed_resize_width: "Width of the noise", seed_resize_height: "Height of the noise",
 };
 
 /** What a setting is called on the page. */
@@ -98,6 +100,8 @@ export function shownValue(options, setting, value) {
   if (setting === "sampler") return options.samplers.find((each) => each.name === value)?.label ?? value;
   if (setting === "schedule") return options.schedules.find((each) => each.name === (value ?? "automatic"))?.label ?? value;
   if (setting === "loras") return value.map(({ name, unet, text }) => `${name} ${unet}${text === unet ? "" : ` (text ${text})`}`).join(", ");
+  if (setting === "embeddings") return value.map(({ word }) => word).join(", ");
+  if (setting === "image_prompts") return value.map(({ adapter, scale }) => `${adapter} ${scale}`).join(", ");
   if (setting === "controls") return value.map(({ model, scale }) => `${model} ${scale}`).join(", ");
   if (setting === "init_image" || setting === "mask") return value.slice(0, 8);
   if (Array.isArray(value)) return value.join(setting === "guidance_interval" ? " to " : ", ");

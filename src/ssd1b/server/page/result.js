@@ -113,7 +113,7 @@ export function Result() {
     shown = html`
       <button type="button" class="canvas ${live ? "stale" : ""}" aria-label="Enlarge: ${picture.settings.prompt}" onClick=${enlarge}>
         <${Picture} key="result" path=${picture.url} alt=${picture.settings.prompt} id="result"
-          data-id=${picture.id} width=${picture.settings.width} height=${picture.settings.height} /></button>`;
+          data-id=${picture.id} data-job=${picture.job} width=${picture.settings.width} height=${picture.settings.height} /></button>`;
   }
   return html`
     <section class="stage" aria-label="Result" onKeyDown=${keys}>

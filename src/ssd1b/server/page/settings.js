@@ -3,8 +3,8 @@ import { change, chooseModel, HIRES_OFF, isNegative, RANDOM, reset, same, usePre
 import { DraftInput, IconButton, nameOf, shownValue } from "./parts.js";
 import { Plot } from "./plot.js";
 import { note, now, useStore } from "./store.js";
-import { STYLES } from "./styles.js";
-import { html } from "./vendor/preact.js";
+import { allStyles, loadStyles } from "./styles.js";
+import { html, useEffect } from "./vendor/preact.js";
 
 /** Range of a slider where the API's range is too wide to be useful; the number beside it takes the whole range. */
 const SLIDERS = { steps: [1, 60, 1], guidance_scale: [0, 20, 0.5], guidance_rescale: [0, 1, 0.05], feature_reuse: [0, 1, 0.05] };
@@ -92,8 +92,10 @@ function Model() {
   const [model, style] = [useForm("model"), useForm("style")];
   const { options } = now();
   const presets = options.presets.filter((each) => !isNegative(each));
-  const styles = Object.entries(STYLES).map(([name, { label }]) => [name, label]);
-  const words = STYLES[style];
+  const known = allStyles(useStore(({ styles }) => styles));
+  useEffect(() => { loadStyles(); }, []);
+  const styles = Object.entries(known).map(([name, { label }]) => [name, label]);
+  const words = known[style];
   return html`
     <${Choice} name="model" value=${model} update=${chooseModel} choices=${Object.keys(options.models).map((each) => [each, each])} />
     <div class="pair">
@@ -106,8 +108,11 @@ function Model() {
         </select>
       </div>
     </div>
-    ${words && html`<p class="hint" id="style-words">Sent as “${words.prompt.replace("{prompt}", "…")}”, away from “${words.negative}”.</p>`}`;
+    ${words && html`<p class="hint" id="style-words">Sent as “${shownStyle(words.prompt)}”${words.negative && `, away from “${words.negative}”`}.</p>`}`;
 }
+
+/** A style's words with a gap for the prompt; without a place for it, they follow it. */
+const shownStyle = (words) => (words.includes("{prompt}") ? words : `{prompt}, ${words}`).replace("{prompt}", "…");
 
 function Sampler() {
   const [sampler, schedule] = [useForm("sampler"), useForm("schedule")];
@@ -221,7 +226,7 @@ function Hires() {
       <summary>Hires fix</summary>
       <div class="pair">
         <${Amount} name="hires_scale" label="Scale" min="1" max="16" step="0.25" placeholder=${sized ? "by size" : "off"}
-          value=${form.hires_scale} update=${scale} />
+          disabled=${Boolean(form.init_image) && !on} value=${form.hires_scale} update=${scale} />
         <${Amount} name="hires_strength" label="Strength" min="0" max="1" step="0.05" placeholder="0.5" disabled=${!on}
           value=${form.hires_strength} update=${(value) => change({ hires_strength: value })} />
         <${Amount} name="hires_steps" label="Steps" min="1" max="1000" step="1" placeholder=${form.steps} disabled=${!on}
@@ -233,16 +238,18 @@ function Hires() {
           </select></div>
       </div>
       ${sized && html`<p class="hint">To ${form.hires_width ?? "…"} × ${form.hires_height ?? "…"}.</p>`}
-      <p class=${wrong ? "wrong" : "hint"}>${wrong || "Enlarges the finished image and draws over it in a second pass."}</p>
+      <p class=${wrong ? "wrong" : "hint"}>${wrong || (form.init_image ? "Only for images from text." : "Enlarges the finished image and draws over it in a second pass.")}</p>
     </details>`;
 }
 
 /** Images near the one of a seed. */
 function Variation() {
   const [seed, strength] = [useForm("variation_seed"), useForm("variation_strength")];
+  const [width, height] = [useForm("seed_resize_width"), useForm("seed_resize_height")];
   const wrong = useWrong("variation_seed", "variation_strength");
+  const resizeWrong = useWrong("seed_resize_width", "seed_resize_height");
   return html`
-    <details class="more" id="variation" open=${strength > 0}>
+    <details class="more" id="variation" open=${strength > 0 || width !== null}>
       <summary>Variation seed</summary>
       <div class="pair">
         <div class="field"><label for="variation_seed">Seed of the variation</label>
@@ -252,6 +259,13 @@ function Variation() {
           value=${strength} update=${(value) => change({ variation_strength: value ?? 0 })} />
       </div>
       <p class=${wrong ? "wrong" : "hint"}>${wrong || "0 is the image of the seed, 1 that of the variation."}</p>
+      <div class="pair">
+        <${Amount} name="seed_resize_width" label="Width of the noise" min="64" max="4096" step="8" placeholder="image's"
+          value=${width} update=${(value) => change({ seed_resize_width: value })} />
+        <${Amount} name="seed_resize_height" label="Height of the noise" min="64" max="4096" step="8" placeholder="image's"
+          value=${height} update=${(value) => change({ seed_resize_height: value })} />
+      </div>
+      <p class=${resizeWrong ? "wrong" : "hint"}>${resizeWrong || "The noise of an image of that size, in the middle: another size gives a similar image."}</p>
     </details>`;
 }
 

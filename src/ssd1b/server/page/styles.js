@@ -1,4 +1,20 @@
-// Styles: words around the prompt, under a name. They are this page's own and were not measured.
+// Styles: words around the prompt, under a name. Those here are this page's own and were not measured; a server may have others.
+import { get } from "./api.js";
+import { attempt, now, set } from "./store.js";
+
+set({ styles: null });
+
+/** What the names of the server's styles begin with in the form. */
+const SERVER = "server:";
+
+/** Ask the server for its styles. */
+export const loadStyles = () => attempt(async () => set({ styles: (await get("/v1/styles")).styles }), "Styles cannot be listed");
+
+/** All styles by the names that the form has for them; those of the server last. */
+export const allStyles = (own) => ({
+  ...STYLES,
+  ...Object.fromEntries((own ?? []).map(({ name, prompt, negative_prompt: negative }) => [SERVER + name, { label: name, prompt, negative }])),
+});
 
 /** @type {Record<string, {label: string, prompt: string, negative: string}>} */
 export const STYLES = {
@@ -57,6 +73,11 @@ export const STYLES = {
  * @param {{prompt: string, negative_prompt: string | null, style?: string}} form
  */
 export function styled({ prompt, negative_prompt: negative, style }) {
+  if (style?.startsWith(SERVER)) {
+    const name = style.slice(SERVER.length);
+    const known = now().styles?.some((each) => each.name === name) ?? true; // until the answer is there
+    return { prompt, negative_prompt: negative, ...(known && { styles: [name] }) };
+  }
   const words = STYLES[style];
   if (!words || !prompt.trim()) return { prompt, negative_prompt: negative };
   return {

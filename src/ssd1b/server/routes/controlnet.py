@@ -5,7 +5,7 @@ Names and defaults are those of ``scripts/api.py``, ``scripts/external_code.py``
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import APIRouter
 
@@ -49,11 +49,22 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 
 _MODULES = (NONE, "canny")
 
+_IP_ADAPTER_MODULES = ("ip-adapter-auto", "ip-adapter_clip_sdxl", "ip-adapter_clip_sdxl_plus_vith")
+"""Image encoders; here the one that belongs to the IP-Adapter is used, as with the first."""
 
-async def controls_of(
-    scripts: Mapping[str, Any], service: Service, picture: InputFile | None
-) -> list[dict[str, Any]]:
-    """Read the units of a request, as ``Service.settings`` takes controls; and check their pictures.
+_IP_ADAPTER = "ip-adapter"
+"""What modules and models of IP-Adapters begin with."""
+
+
+class Units(NamedTuple):
+    """The units of a request, as ``Service.settings`` takes them; controls have ``resize_mode``, too."""
+
+    controls: list[dict[str, Any]]
+    image_prompts: list[dict[str, Any]]
+
+
+async def units_of(scripts: Mapping[str, Any], service: Service, picture: InputFile | None) -> Units:
+    """Read the units of a request, and check their pictures.
 
     Args:
         scripts: ``alwayson_scripts`` of the request.
@@ -63,11 +74,15 @@ async def controls_of(
     Raises:
         InputError: a unit has another form, or a value that is not available.
     """
-    return [
-        await _control(unit, service, picture)
-        for unit in _units(scripts)
-        if unit.get("enabled", True) not in (False, None)
-    ]
+    found = Units([], [])
+    for unit in _units(scripts):
+        if unit.get("enabled", True) in (False, None):
+            continue
+        if str(unit.get("module") or "").lower().startswith(_IP_ADAPTER):
+            found.image_prompts.append(await _image_prompt(unit, service, picture))
+        else:
+            found.controls.append(await _control(unit, service, picture))
+    return found
 
 
 def _units(scripts: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
@@ -79,21 +94,45 @@ def _units(scripts: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
     return units
 
 
-async def _control(unit: dict[str, Any], service: Service, picture: InputFile | None) -> dict[str, Any]:
+async def _picture(unit: dict[str, Any], service: Service, picture: InputFile | None) -> InputFile:
+    """Receive the picture of a unit; refuse what would change the image and is not available."""
     for name, neutral in _NEUTRAL.items():
         if (value := unit.get(name)) and value not in neutral:
             raise InputError(f"controlnet {name} is {shown(value)}: it is not available, leave it out")
-    image, mode = unit.get("image") or unit.get("input_image"), unit.get("control_mode")
+    image = unit.get("image") or unit.get("input_image")
     if isinstance(image, dict):
         if image.get("mask"):
             raise InputError("controlnet image has a mask: it is not available, leave it out")
         image = image.get("image")
     if isinstance(image, str) and image:
-        received = await service.receive(from_base64("controlnet image", image))
-    elif image or picture is None:
+        return await service.receive(from_base64("controlnet image", image))
+    if image or picture is None:
         raise InputError(f"controlnet image is {shown(image)}: it must be a picture in base64")
-    else:
-        received = picture
+    return picture
+
+
+async def _image_prompt(unit: dict[str, Any], service: Service, picture: InputFile | None) -> dict[str, Any]:
+    """Read a unit of an IP-Adapter. How its picture is resized has no effect: its middle is cut out."""
+    if (module := str(unit["module"]).lower()) not in _IP_ADAPTER_MODULES:
+        raise unknown("controlnet module", module, [*_MODULES, *_IP_ADAPTER_MODULES])
+    mode = unit.get("control_mode")
+    if mode is not None and _numbered("control_mode", mode, _MODES) != _MODES[0]:
+        raise InputError(f"controlnet control_mode is {shown(mode)}: for an IP-Adapter it is {_MODES[0]!r}")
+    return {
+        "adapter": _model(unit.get("model")), "picture": await _picture(unit, service, picture),
+        **_numbers(unit),
+    }  # fmt: skip
+
+
+def _numbers(unit: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "scale": unit.get("weight", 1.0), "start": unit.get("guidance_start", 0.0),
+        "end": unit.get("guidance_end", 1.0),
+    }  # fmt: skip
+
+
+async def _control(unit: dict[str, Any], service: Service, picture: InputFile | None) -> dict[str, Any]:
+    received, mode = await _picture(unit, service, picture), unit.get("control_mode")
     if unit.get("guess_mode") and mode is None:
         mode = 2
     chosen = _numbered("control_mode", 0 if mode is None else mode, _MODES)
@@ -103,10 +142,9 @@ async def _control(unit: dict[str, Any], service: Service, picture: InputFile | 
         )
     resizing = unit.get("resize_mode", 1)
     return {
-        "model": await _model(service, unit.get("model")), "picture": received,
-        "preprocess": _module(unit), "guess": chosen == _MODES[2],
-        "scale": unit.get("weight", 1.0), "start": unit.get("guidance_start", 0.0),
-        "end": unit.get("guidance_end", 1.0), "resize_mode": 1 if resizing is None else resizing,
+        "model": _model(unit.get("model")), "picture": received,
+        "preprocess": _module(unit), "guess": chosen == _MODES[2], **_numbers(unit),
+        "resize_mode": 1 if resizing is None else resizing,
     }  # fmt: skip
 
 
@@ -125,7 +163,7 @@ def _module(unit: Mapping[str, Any]) -> str:
     given = unit.get("module") or NONE
     module = str(given).lower()
     if module not in _MODULES:
-        raise unknown("controlnet module", str(given), _MODULES)
+        raise unknown("controlnet module", str(given), [*_MODULES, *_IP_ADAPTER_MODULES])
     for name, ours in {"threshold_a": LOW, "threshold_b": HIGH}.items():
         value = unit.get(name)
         if module == "canny" and value not in (None, -1, ours):
@@ -133,7 +171,7 @@ def _module(unit: Mapping[str, Any]) -> str:
     return module
 
 
-async def _model(service: Service, given: Any) -> str:
+def _model(given: Any) -> str:
     """The name of a network, which clients may send with a hash in brackets, or as the name of its file."""
     if not isinstance(given, str) or given.lower() in ("", NONE):
         raise InputError(f"controlnet model is {shown(given)}: name one of /controlnet/model_list")
@@ -181,7 +219,7 @@ async def version() -> dict[str, int]:
 
 @router.get("/model_list", summary="ControlNets and T2I-Adapters")
 async def model_list(service: TheService, update: bool = True) -> dict[str, list[str]]:
-    """List the networks that fit the chosen model."""
+    """List the networks that fit the chosen model, IP-Adapters last."""
     return {"model_list": await _models(service)}
 
 
@@ -189,27 +227,51 @@ async def _models(service: Service) -> list[str]:
     return [
         name for name, facts in (await service.controls()).items()
         if not isinstance(facts, InputError) and service.checkpoint in facts.models
+    ] + await _ip_adapters(service)  # fmt: skip
+
+
+async def _ip_adapters(service: Service) -> list[str]:
+    return [
+        name for name, models in (await service.ip_adapters()).items()
+        if not isinstance(models, InputError) and service.checkpoint in models
     ]  # fmt: skip
 
 
+async def _all_modules(service: Service) -> list[str]:
+    return [*_MODULES, *(_IP_ADAPTER_MODULES if await _ip_adapters(service) else ())]
+
+
 @router.get("/module_list", summary="Preprocessors")
-async def module_list(alias_names: bool = False) -> dict[str, Any]:
+async def module_list(service: TheService, alias_names: bool = False) -> dict[str, Any]:
     """List the preprocessors."""
-    detail = {name: {"model_free": False, "sliders": []} for name in _MODULES}
-    return {"module_list": [*_MODULES], "module_detail": detail}
+    modules = await _all_modules(service)
+    detail = {name: {"model_free": False, "sliders": []} for name in modules}
+    return {"module_list": modules, "module_detail": detail}
 
 
 @router.get("/control_types", summary="Preprocessors and networks by kind")
 async def control_types(service: TheService) -> dict[str, Any]:
     """List preprocessors and networks that go together."""
-    models = await _models(service)
-    every = {
-        "module_list": [*_MODULES], "model_list": ["None", *models], "default_option": NONE,
-        "default_model": "None",
+    models, adapters = await _models(service), await _ip_adapters(service)
+    controls = [name for name in models if name not in adapters]
+    edges = [name for name in controls if "canny" in name.lower() or name == "mini-control"]
+    kinds = {
+        "All": _kind(await _all_modules(service), models),
+        "Canny": _kind(_MODULES, controls, "canny", *edges[:1]),
+    }
+    if adapters:
+        kinds["IP-Adapter"] = _kind(_IP_ADAPTER_MODULES, adapters, _IP_ADAPTER_MODULES[0], adapters[0])
+    return {"control_types": kinds}
+
+
+def _kind(
+    modules: Sequence[str], models: Sequence[str], module: str = NONE, model: str = "None"
+) -> dict[str, Any]:
+    """Describe units of a kind: their preprocessors and networks, and which are chosen at first."""
+    return {
+        "module_list": [*modules], "model_list": ["None", *models], "default_option": module,
+        "default_model": model,
     }  # fmt: skip
-    edges = [name for name in models if "canny" in name.lower() or name == "mini-control"]
-    canny = {**every, "default_option": "canny", "default_model": edges[0] if edges else "None"}
-    return {"control_types": {"All": every, "Canny": canny}}
 
 
 @router.get("/settings", summary="Number of units")

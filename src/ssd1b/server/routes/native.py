@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import AsyncIterable
+from dataclasses import asdict
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Header, Query, Response
@@ -17,7 +18,11 @@ from ssd1b.server.files import ControlFacts, LoraFacts
 from ssd1b.server.schemas import (
     ControlAnswer,
     Controls,
+    EmbeddingAnswer,
+    Embeddings,
     ImageAnswer,
+    IPAdapterAnswer,
+    IPAdapters,
     JobAnswer,
     JobBody,
     Jobs,
@@ -28,6 +33,8 @@ from ssd1b.server.schemas import (
     Priority,
     Problem,
     State,
+    StyleAnswer,
+    Styles,
     client_settings,
     problems,
 )
@@ -100,9 +107,11 @@ async def submitted(
 ) -> Request:
     """Check a body and queue it."""
     model = body.model or service.default
-    settings = await service.settings(model, body.prompt, body.preset, body.given())
+    settings = await service.settings(
+        model, body.prompt, body.preset, body.given(), styles=body.styles or (), count=body.count
+    )
     return await service.submit(
-        model, settings, count=body.count, client=client, priority=body.priority, dialect=dialect,
+        model, settings, client=client, priority=body.priority, dialect=dialect,
         idempotency=idempotency,
     )  # fmt: skip
 
@@ -173,7 +182,7 @@ async def retry(old: TheJob, service: TheService, client: Client) -> JobAnswer:
         raise ConflictError(f"the job is {old.state}: only failed and cancelled ones can be retried")
     service.model(old.model)
     request = await service.submit(
-        old.model, old.images[0].job.settings, count=len(old.images), client=client, priority=old.priority,
+        old.model, [image.job.settings for image in old.images], client=client, priority=old.priority,
         dialect=old.dialect,
     )  # fmt: skip
     return answer(service, request)
@@ -261,6 +270,40 @@ def _control(name: str, facts: ControlFacts | InputError) -> ControlAnswer:
     if isinstance(facts, InputError):
         return ControlAnswer(name=name, models=[], error=line(str(facts)))
     return ControlAnswer(name=name, kind=cast(Any, facts.kind), models=list(facts.models))
+
+
+@router.get("/ip-adapters", summary="List IP-Adapters")
+async def ip_adapters(service: TheService) -> IPAdapters:
+    """List the IP-Adapters of the server's folder."""
+    found = await service.ip_adapters()
+    return IPAdapters(
+        ip_adapters=[
+            IPAdapterAnswer(name=name, models=[], error=line(str(each)))
+            if isinstance(each, InputError)
+            else IPAdapterAnswer(name=name, models=each)
+            for name, each in found.items()
+        ]
+    )
+
+
+@router.get("/embeddings", summary="List embeddings")
+async def embeddings(service: TheService) -> Embeddings:
+    """List the embeddings of the server's folder. Prompts use them by their words."""
+    found = await service.embeddings()
+    return Embeddings(
+        embeddings=[
+            EmbeddingAnswer(name=name, error=line(str(each)))
+            if isinstance(each, InputError)
+            else EmbeddingAnswer(name=name, word=each.word, vectors=each.vectors)
+            for name, each in found.items()
+        ]
+    )
+
+
+@router.get("/styles", summary="List styles")
+async def styles(service: TheService) -> Styles:
+    """List the styles of the server's file."""
+    return Styles(styles=[StyleAnswer(**asdict(each)) for each in service.styles()])
 
 
 def answer(service: Service, request: Request) -> JobAnswer:

@@ -281,10 +281,8 @@ async def _submitted(
         model = default
     if body.background == "transparent":
         raise InputError("background is 'transparent': allowed are 'opaque' and 'auto'")
-    settings = await service.settings(model, body.prompt, body.preset, given)
-    return await service.submit(
-        model, settings, count=body.n or 1, client=client, dialect="openai", idempotency=idempotency
-    )
+    settings = await service.settings(model, body.prompt, body.preset, given, count=body.n or 1, counted="n")
+    return await service.submit(model, settings, client=client, dialect="openai", idempotency=idempotency)
 
 
 def _datum(image: Made, http: HTTPRequest, response_format: str | None) -> dict[str, Any]:

@@ -12,11 +12,13 @@ from PIL import Image as Images
 from pydantic import BaseModel, Field
 from starlette.requests import Request as HTTPRequest
 
-from ssd1b.images import MAX_FILE_BYTES, decode_recipe, picture_stem
+from ssd1b.errors import unknown
+from ssd1b.images import FORMATS, MAX_FILE_BYTES, decode_recipe, picture_stem
 from ssd1b.jobs.queue import Picture, Search
 from ssd1b.prompts import unsupported
 from ssd1b.recipe import Recipe
-from ssd1b.server.routes.native import EXACT, TheService
+from ssd1b.server.routes.native import EXACT, MAX_PICTURES, TheService
+from ssd1b.server.routes.waiting import unless_left
 from ssd1b.server.schemas import (
     CLIENT_SETTINGS,
     Exact,
@@ -26,6 +28,7 @@ from ssd1b.server.schemas import (
     client_settings,
     problems,
 )
+from ssd1b.upscalers import DEFAULT_UPSCALER
 
 THUMBNAIL = 256
 """Pixels of a thumbnail's longer side."""
@@ -63,6 +66,19 @@ class Marks(Exact):
     deleted: bool | None = Field(
         default=None, description="A deleted image is hidden, and removed a day later."
     )
+
+
+class Upscale(Exact):
+    """An image to enlarge."""
+
+    image: str = Field(description="Base64, with or without a data: prefix, or the id of an upload or image.")
+    upscaler: str = Field(
+        default=DEFAULT_UPSCALER, description="Of /v1/settings; those of latents are for the hires fix only."
+    )
+    scale: float | None = Field(
+        default=None, ge=1, le=16, description="Default: that of the network, otherwise 2."
+    )
+    format: str | None = Field(default=None, description="png, jpeg or webp. Default: the image's.")
 
 
 class Read(BaseModel):
@@ -154,6 +170,17 @@ async def uploaded(id: str, service: TheService) -> FileResponse:
         service.files.path(file), media_type=f"image/{kind}", filename=file.path,
         content_disposition_type="inline", headers=FOREVER,
     )  # fmt: skip
+
+
+@router.post("/upscale", max_body_size=MAX_PICTURES, response_class=Response, summary="Enlarge an image")
+async def upscale(body: Upscale, http: HTTPRequest, service: TheService) -> Response:
+    """Return an enlarged image. Its recipe, or another program's settings, stay in it."""
+    data = await service.picture_data("image", body.image)
+    if body.format is not None and body.format not in FORMATS:
+        raise unknown("image format", body.format, FORMATS)
+    work = service.enlarge(data, body.upscaler, body.scale, format=body.format)
+    found = await unless_left(http, work)
+    return Response(found.data, media_type=f"image/{found.format}")
 
 
 @router.post("/read", max_body_size=MAX_FILE_BYTES, summary="Read the settings in an image file")

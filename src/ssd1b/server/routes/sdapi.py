@@ -9,6 +9,7 @@ import io
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -18,21 +19,26 @@ from PIL import Image as Images
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request as HTTPRequest
 
-from ssd1b.errors import ConflictError, InputError, NotFoundError, shown, unknown
+from ssd1b.automatic1111 import seed_resize
+from ssd1b.embeddings import Embedding
+from ssd1b.errors import ConflictError, InputError, NotFoundError, prefix_errors, shown, unknown
 from ssd1b.images import MAX_FILE_BYTES, decode_recipe
+from ssd1b.inputs import SUFFIX
 from ssd1b.jobs.queue import RUNNING, Request
-from ssd1b.loras import SUFFIX
 from ssd1b.model import Model
 from ssd1b.recipe import Recipe, read_parameters, write_parameters
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
 from ssd1b.server.masks import from_a1111
 from ssd1b.server.routes import controlnet
 from ssd1b.server.routes.native import MAX_PICTURES, Client, TheService
-from ssd1b.server.routes.waiting import Made, base64_of, finished, made
+from ssd1b.server.routes.waiting import Made, base64_of, finished, made, unless_left
 from ssd1b.server.schemas import A1111Problem, problems
-from ssd1b.server.service import Service, from_base64
+from ssd1b.server.service import COUNTS, Service, from_base64
 from ssd1b.settings import RANDOM_SEED
-from ssd1b.upscalers import A1111_UPSCALER, UPSCALERS
+from ssd1b.upscalers import A1111_UPSCALER, DEFAULT_UPSCALER, UPSCALERS
+
+NO_UPSCALER = "None"
+"""AUTOMATIC1111's name for not enlarging."""
 
 router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"], responses=problems(A1111Problem))
 
@@ -61,6 +67,8 @@ class TextToImage(BaseModel):
     force_task_id: str | None = None
     subseed: int | None = RANDOM_SEED
     subseed_strength: float | None = Field(0, description="0 to 1: how far the noise is turned to subseed's.")
+    seed_resize_from_w: int | None = Field(-1, description="Width of the noise; with seed_resize_from_h.")
+    seed_resize_from_h: int | None = -1
     enable_hr: bool | None = Field(False, description="A second pass at a larger size, of txt2img.")
     denoising_strength: float | None = Field(None, description="Of img2img and of the second pass.")
     hr_scale: float | None = 2
@@ -211,16 +219,22 @@ async def _answer(
     """Submit a request, wait for its images, and send them."""
     override = body.override_settings or {}
     model = _find_model(service, str(override.get("sd_model_checkpoint") or service.checkpoint))
-    units = await controlnet.controls_of(body.alwayson_scripts or {}, service, settings.get("init_image"))
-    if units:
-        settings["resize_mode"] = controlnet.resize_mode(units, settings.get("resize_mode")) or "crop"
+    units = await controlnet.units_of(body.alwayson_scripts or {}, service, settings.get("init_image"))
+    if units.controls:
+        settings["resize_mode"] = (
+            controlnet.resize_mode(units.controls, settings.get("resize_mode")) or "crop"
+        )
         settings["controls"] = [
-            {name: value for name, value in unit.items() if name != "resize_mode"} for unit in units
+            {name: value for name, value in unit.items() if name != "resize_mode"} for unit in units.controls
         ]
-    complete = await service.settings(model, prompt, None, settings)
-    await controlnet.check_fitting(units, service, complete)
+    if units.image_prompts:
+        settings["image_prompts"] = units.image_prompts
     count = (body.batch_size or 1) * (body.n_iter or 1)
-    request = await service.submit(model, complete, count=count, client=client, dialect="sdapi")
+    complete = await service.settings(
+        model, prompt, None, settings, styles=body.styles or (), count=count, counted=COUNTS["sdapi"]
+    )
+    await controlnet.check_fitting(units.controls, service, complete[0])
+    request = await service.submit(model, complete, client=client, dialect="sdapi")
     try:
         await finished(http, service, request)
     except ConflictError:  # interrupted: the client gets what there is, as from AUTOMATIC1111
@@ -246,18 +260,11 @@ _MISSING = (
 )  # fmt: skip
 """Fields that would change the image, unless they are false, null, zero or empty."""
 
-_MISSING_NUMBERS = ("seed_resize_from_w", "seed_resize_from_h")
-"""The same for numbers, which clients send as 0 or -1 by default."""
-
 
 def _refuse_what_is_missing(body: TextToImage) -> None:
     """Refuse what would change the image and cannot be done."""
     fields = {**dict(body), **(body.model_extra or {})}
     wanted = [name for name in _MISSING if fields.get(name)]
-    for name in _MISSING_NUMBERS:
-        value = fields.get(name)
-        if isinstance(value, int | float) and value > 0:
-            wanted.append(name)
     if wanted:
         raise InputError(f"{wanted[0]} is not available yet: leave it out")
     scripts = body.alwayson_scripts or {}
@@ -265,8 +272,6 @@ def _refuse_what_is_missing(body: TextToImage) -> None:
     if body.script_name or used:
         name = body.script_name or used[0]
         raise InputError(f"Script not found: {shown(name)}: this server has none")
-    if body.styles:
-        raise NotFoundError(f"style {shown(body.styles[0])}: this server has no styles")
 
 
 def _settings(body: TextToImage) -> tuple[dict[str, Any], str]:
@@ -294,6 +299,7 @@ def _settings(body: TextToImage) -> tuple[dict[str, Any], str]:
     if body.subseed_strength:
         seed = RANDOM_SEED if body.subseed is None else body.subseed
         found |= {"variation_strength": body.subseed_strength, "variation_seed": seed}
+    found |= seed_resize(body.seed_resize_from_w or 0, body.seed_resize_from_h or 0)
     # As in AUTOMATIC1111, an empty negative prompt is none.
     if body.negative_prompt:
         found["negative_prompt"] = body.negative_prompt
@@ -326,7 +332,8 @@ def _info(request: Request, images: list[Made], service: Service) -> dict[str, A
         "cfg_scale": first.guidance_scale, "steps": first.steps, "batch_size": len(images),
         "restore_faces": False, "face_restoration_model": None, "sd_model_name": request.model,
         "sd_model_hash": service.digest(request.model)[:10], "sd_vae_name": None, "sd_vae_hash": None,
-        "seed_resize_from_w": -1, "seed_resize_from_h": -1, "denoising_strength": first.strength,
+        "seed_resize_from_w": first.seed_resize_width or -1,
+        "seed_resize_from_h": first.seed_resize_height or -1, "denoising_strength": first.strength,
         "extra_generation_params": {}, "index_of_first_image": 0,
         "infotexts": [write_parameters(image.recipe) for image in images], "styles": [],
         "job_timestamp": _timestamp(request), "clip_skip": 1,
@@ -450,13 +457,87 @@ async def loras(service: TheService) -> list[dict[str, Any]]:
 
 
 @router.get("/upscalers", summary="Upscalers")
-async def upscalers() -> list[dict[str, Any]]:
-    """List the upscalers of pixels."""
-    names = ["None", *(each.a1111 for each in UPSCALERS.values() if each.a1111 and not each.latent)]
+async def upscalers(service: TheService) -> list[dict[str, Any]]:
+    """List the upscalers of pixels, also the networks of the server's folder."""
+    plain = [NO_UPSCALER, *(each.a1111 for each in UPSCALERS.values() if each.a1111 and not each.latent)]
+    names = {**dict.fromkeys(plain), **{name: name for name in service.files.names("hires_upscaler")}}
     return [
-        {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4}
-        for name in names
+        {"name": name, "model_name": model, "model_path": None, "model_url": None, "scale": 4}
+        for name, model in names.items()
     ]
+
+
+class Extras(BaseModel):
+    """What is done with images that were generated before: here, they are enlarged."""
+
+    model_config = ConfigDict(extra="allow")
+
+    resize_mode: int | None = Field(0, description="0 enlarges by upscaling_resize, 1 to a size.")
+    upscaling_resize: float | None = Field(2, ge=1, le=16)
+    upscaling_resize_w: int | None = Field(512, ge=1)
+    upscaling_resize_h: int | None = Field(512, ge=1)
+    upscaling_crop: bool | None = Field(True, description="Cut to the size, if the shape is another one.")
+    upscaler_1: str | None = Field(NO_UPSCALER, description="See /upscalers.")
+
+
+class ExtraImage(Extras):
+    """One image."""
+
+    image: str = Field(description="Base64, with or without a data: prefix.")
+
+
+class FileData(BaseModel):
+    """An image of several."""
+
+    data: str = Field(description="Base64, with or without a data: prefix.")
+    name: str | None = None
+
+
+class ExtraImages(Extras):
+    """Several images."""
+
+    imageList: list[FileData] = Field(min_length=1, max_length=64)
+
+
+@router.post("/extra-single-image", max_body_size=MAX_PICTURES, summary="Enlarge an image")
+async def extra_single_image(body: ExtraImage, http: HTTPRequest, service: TheService) -> dict[str, str]:
+    """Enlarge an image. Its recipe, or another program's settings, stay in it."""
+    (image,) = await unless_left(http, _enlarged(body, {"image": body.image}, service))
+    return {"html_info": "", "image": image}
+
+
+@router.post("/extra-batch-images", max_body_size=MAX_PICTURES, summary="Enlarge images")
+async def extra_batch_images(body: ExtraImages, http: HTTPRequest, service: TheService) -> dict[str, Any]:
+    """Enlarge several images, one after the other."""
+    given = {f"imageList.{number}": each.data for number, each in enumerate(body.imageList)}
+    return {"html_info": "", "images": await unless_left(http, _enlarged(body, given, service))}
+
+
+async def _enlarged(body: Extras, images: Mapping[str, str], service: Service) -> list[str]:
+    """Enlarge images, which are given by the names of their fields; both are base64."""
+    extra = body.model_extra or {}
+    if wanted := [name for name in _MISSING_EXTRAS if extra.get(name)]:
+        raise InputError(f"{wanted[0]} is not available: leave it out")
+    upscaler, scale, options = body.upscaler_1 or NO_UPSCALER, body.upscaling_resize or 2, dict[str, Any]()
+    if body.resize_mode not in (None, 0, 1):
+        raise InputError(f"resize_mode is {shown(body.resize_mode)}: allowed are 0 (by), 1 (to)")
+    if upscaler == NO_UPSCALER:
+        upscaler, scale = DEFAULT_UPSCALER, 1
+    elif body.resize_mode == 1:
+        size = (body.upscaling_resize_w or 512, body.upscaling_resize_h or 512)
+        options = {"cover": size, "crop": body.upscaling_crop is not False}
+    answer: list[str] = []
+    for name, text in images.items():
+        with prefix_errors(name):
+            found = await service.enlarge(
+                from_base64(name, text), upscaler, float(scale), format="png", **options
+            )
+        answer.append(base64_of(found.data))
+    return answer
+
+
+_MISSING_EXTRAS = ("gfpgan_visibility", "codeformer_visibility", "extras_upscaler_2_visibility")
+"""Fields that would change the image, unless they are 0."""
 
 
 @router.get("/latent-upscale-modes", summary="Latent upscale modes")
@@ -466,9 +547,22 @@ async def latent_upscale_modes() -> list[dict[str, str]]:
 
 
 @router.get("/embeddings", summary="Embeddings")
-async def embeddings() -> dict[str, Any]:
-    """List the embeddings: none yet."""
-    return {"loaded": {}, "skipped": {}}
+async def embeddings(service: TheService) -> dict[str, Any]:
+    """List the embeddings of the server's folder by their words, and those that cannot be used."""
+    answer: dict[str, Any] = {"loaded": {}, "skipped": {}}
+    for name, each in (await service.embeddings()).items():
+        used = isinstance(each, Embedding)
+        answer["loaded" if used else "skipped"][each.word if used else name] = {
+            "step": None, "sd_checkpoint": None, "sd_checkpoint_name": None, "shape": None,
+            "vectors": each.vectors if used else None,
+        }  # fmt: skip
+    return answer
+
+
+@router.get("/prompt-styles", summary="Prompt styles")
+async def prompt_styles(service: TheService) -> list[dict[str, str]]:
+    """List the styles of the server's file."""
+    return [asdict(each) for each in service.styles()]
 
 
 @router.get("/scripts", summary="Scripts")
@@ -487,7 +581,7 @@ def _nothing(path: str, what: str) -> None:
 
 for _path, _what in {
     "/sd-vae": "VAEs", "/sd-modules": "modules",
-    "/prompt-styles": "prompt styles", "/hypernetworks": "hypernetworks",
+    "/hypernetworks": "hypernetworks",
     "/face-restorers": "face restorers", "/realesrgan-models": "Real-ESRGAN models",
     "/script-info": "script descriptions", "/extensions": "extensions",
 }.items():  # fmt: skip

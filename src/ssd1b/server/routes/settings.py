@@ -11,6 +11,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from ssd1b.advice import FULL_SIZE, SIZES, SSD_1B_ADVICE, advise
+from ssd1b.embeddings import words_of
 from ssd1b.inputs import InputFile
 from ssd1b.model import Model
 from ssd1b.models.text import chunk_count
@@ -129,7 +130,10 @@ async def settings(service: TheService) -> SettingsAnswer:
             NameAnswer(name=AUTOMATIC, label="Automatic"),
             *(NameAnswer(name=name, label=each[0]) for name, each in SCHEDULES.items()),
         ],
-        upscalers=[NameAnswer(name=name, label=each.a1111 or name) for name, each in UPSCALERS.items()],
+        upscalers=[
+            *(NameAnswer(name=name, label=each.a1111 or name) for name, each in UPSCALERS.items()),
+            *(NameAnswer(name=name, label=name) for name in service.files.names("hires_upscaler")),
+        ],
         presets=[
             PresetAnswer(name=each.name, source=each.source, settings=dict(each.settings))
             for each in PRESETS.values()
@@ -143,7 +147,8 @@ async def settings(service: TheService) -> SettingsAnswer:
 
 def _model(service: Service, name: str, model: Model) -> ModelSettings:
     side, family = model.layout.size, model.info.family
-    advice = SSD_1B_ADVICE if family == "ssd-1b" else ()
+    # A few-step model's own settings lie outside of these ranges; ``advise`` judges it.
+    advice = SSD_1B_ADVICE if family == "ssd-1b" and model.few_steps is None else ()
     return ModelSettings(
         family=family, defaults={"guidance_scale": GUIDANCE_DEFAULTS[family], **service.defaults(name)},
         sizes=list(SIZES) if side == FULL_SIZE else [(side, side)],
@@ -177,12 +182,13 @@ async def check(body: JobBody, service: TheService) -> Checked:
     """Complete the settings of a job and say what to expect."""
     name = body.model or service.default
     model = service.model(name)
-    service.options.check_count(body.count)
-    found = await service.settings(name, body.prompt, body.preset, body.given())
+    found, *_ = await service.settings(
+        name, body.prompt, body.preset, body.given(), styles=body.styles or (), count=body.count
+    )
     return Checked(
         settings=client_settings(found),
         advice=advise(found, model.layout.size, model.info.family, model.few_steps),
         tokens=max(len(each.ids(found.prompt)) for each in model.tokenizers),
-        chunks=chunk_count(model.tokenizers, [found.prompt]),
+        chunks=chunk_count(model.tokenizers, [found.prompt], words_of(found.embeddings)),
         steps=found.start.steps, passes=service.passes(name, found), ahead=len(service.waiting()),
     )  # fmt: skip

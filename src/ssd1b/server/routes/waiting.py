@@ -3,8 +3,10 @@
 import asyncio
 import base64
 import io
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image as Images
 from starlette.requests import ClientDisconnect
@@ -15,6 +17,8 @@ from ssd1b.jobs.queue import DONE, FINISHED, Request
 from ssd1b.recipe import Recipe, read_json
 from ssd1b.server.errors import DrainingError, raised_again
 from ssd1b.server.service import Service
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +57,23 @@ async def finished(http: HTTPRequest, service: Service, request: Request) -> Req
     if request.state != DONE:
         raise raised_again(request)
     return request
+
+
+async def unless_left(http: HTTPRequest, work: Awaitable[T]) -> T:
+    """Wait for work, which is cancelled if the client disconnects before.
+
+    Raises:
+        ClientDisconnect: the client left.
+    """
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(http))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        leaving.cancel()
+        working.cancel()
 
 
 async def _disconnect(http: HTTPRequest) -> None:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from ssd1b.errors import InputError, NotFoundError
 from ssd1b.tabletop.world.degradations import DEGRADATIONS
 from ssd1b.tabletop.world.renderer import in_picture
-from ssd1b.tabletop.world.scenes import COLORS, MATERIALS, SIZES, Solid, relation
-from ssd1b.tabletop.world.shapes import SHAPES
+from ssd1b.tabletop.world.scenes import COLORS, MATERIALS, NEW_MATERIALS, SIZES, Solid, relation
+from ssd1b.tabletop.world.shapes import NEW_SHAPES, SHAPES
 from ssd1b.tabletop.world.views import SIZE
 from ssd1b.tensors import Pixels, from_levels
 from ssd1b.weights.files import open_file
@@ -39,6 +39,13 @@ SOLID_ANSWERS: Mapping[str, tuple[str, ...]] = {
 }
 """Questions about each solid, with the possible answers."""
 
+SUBJECT_ANSWERS: Mapping[str, tuple[str, ...]] = {
+    **SOLID_ANSWERS,
+    "shape": (*SHAPES, *NEW_SHAPES),
+    "material": (*MATERIALS, *NEW_MATERIALS),
+}
+"""The answers of a judge that also knows the subjects of ``subjects.py``."""
+
 PICTURE_ANSWERS: Mapping[str, tuple[str, ...]] = {
     "background": tuple(COLORS),
     "degradation": (CLEAN, *DEGRADATIONS),
@@ -56,7 +63,7 @@ class Seen(NamedTuple):
     """A solid that the judge detected.
 
     Attributes:
-        answers: by the names of ``SOLID_ANSWERS``.
+        answers: to each question of ``SOLID_ANSWERS``.
         chances: probability of each answer.
         x: position to the right in the image, -1 to 1.
         up: position upwards in the image, -1 to 1.
@@ -99,7 +106,7 @@ class Answers(NamedTuple):
     Attributes:
         place: ``[B, 4, GRID, GRID]``: the logit of presence, the offset of a solid's middle from the cell's
             to the right and up, in cells, and its depth.
-        solid: ``[B, answers, GRID, GRID]`` for each name of ``SOLID_ANSWERS``.
+        solid: ``[B, answers, GRID, GRID]`` for each question of ``SOLID_ANSWERS``.
         picture: ``[B, answers]`` for each name of ``PICTURE_ANSWERS``.
         features: ``[B, FEATURES]``.
     """
@@ -122,10 +129,15 @@ class _Residual(nn.Module):
 
 
 class Judge(nn.Module):
-    """The judge's network, for images of ``SIZE`` x ``SIZE``."""
+    """The judge's network, for images of ``SIZE`` x ``SIZE``.
 
-    def __init__(self) -> None:
+    Args:
+        answers: to the questions about each solid, ``SOLID_ANSWERS`` or ``SUBJECT_ANSWERS``.
+    """
+
+    def __init__(self, answers: Mapping[str, tuple[str, ...]] = SOLID_ANSWERS) -> None:
         super().__init__()
+        self.answers = answers
         halvings = zip((3, *_CHANNELS[:-1]), _CHANNELS, strict=True)
         self.down = nn.ModuleList(
             nn.Conv2d(before, after, 4, stride=2, padding=1) for before, after in halvings
@@ -137,7 +149,7 @@ class Judge(nn.Module):
         self.context = nn.Conv2d(_CHANNELS[-1], _CHANNELS[-2], 1)
         self.refine = _Residual(_CHANNELS[-2])
         self.norm = nn.GroupNorm(8, _CHANNELS[-2])
-        self.cell_conv_out = nn.Conv2d(_CHANNELS[-2], len(_PLACE) + sum(map(len, SOLID_ANSWERS.values())), 1)
+        self.cell_conv_out = nn.Conv2d(_CHANNELS[-2], len(_PLACE) + sum(map(len, answers.values())), 1)
         self.picture_conv_out = nn.Linear(FEATURES, sum(map(len, PICTURE_ANSWERS.values())))
 
     def forward(self, pixels: Pixels) -> Answers:
@@ -149,11 +161,11 @@ class Judge(nn.Module):
         features = F.silu(x).mean(dim=(2, 3))
         cells = levels[-2] + F.interpolate(self.context(x), scale_factor=2.0)
         cells = self.cell_conv_out(F.silu(self.norm(self.refine(cells)))).float()
-        place, *solid = cells.split([len(_PLACE), *map(len, SOLID_ANSWERS.values())], dim=1)
+        place, *solid = cells.split([len(_PLACE), *map(len, self.answers.values())], dim=1)
         picture = self.picture_conv_out(features).float().split([*map(len, PICTURE_ANSWERS.values())], dim=1)
         return Answers(
             place,
-            dict(zip(SOLID_ANSWERS, solid, strict=True)),
+            dict(zip(self.answers, solid, strict=True)),
             dict(zip(PICTURE_ANSWERS, picture, strict=True)),
             features.float(),
         )
@@ -170,8 +182,24 @@ class Judge(nn.Module):
         read = []
         for start in range(0, len(pictures), batch_size):
             batch = torch.tensor(pictures[start : start + batch_size]).permute(0, 3, 1, 2)
-            read += readings(self(from_levels(batch)))
+            read += readings(self(from_levels(batch)), self.answers)
         return read
+
+
+def widened(judge: Judge) -> Judge:
+    """Return a copy of a judge with ``SUBJECT_ANSWERS``; it learns the new answers by a training."""
+    wide = Judge(SUBJECT_ANSWERS)
+    state = judge.state_dict()
+    sizes = [len(_PLACE), *map(len, judge.answers.values())]
+    for name in ("cell_conv_out.weight", "cell_conv_out.bias"):
+        place, *parts = state[name].split(sizes)
+        padded = [
+            F.pad(part, [0] * 2 * (part.ndim - 1) + [0, len(answers) - len(part)])
+            for part, answers in zip(parts, SUBJECT_ANSWERS.values(), strict=True)
+        ]
+        state[name] = torch.cat([place, *padded])
+    wide.load_state_dict(state)
+    return wide
 
 
 def load_judge(path: Path | None = None) -> Judge:
@@ -183,10 +211,13 @@ def load_judge(path: Path | None = None) -> Judge:
     path = path or _WEIGHTS
     if not path.exists():
         raise NotFoundError(f"{path}: no such judge; train one with 'ssd1b tabletop train judge --out RUN'")
-    judge = Judge()
     handle = open_file(path)
+    state = {name: handle.get_tensor(name).float() for name in handle.keys()}
+    outputs = len(state.get("cell_conv_out.bias", ()))
+    knows_subjects = outputs == len(_PLACE) + sum(map(len, SUBJECT_ANSWERS.values()))
+    judge = Judge(SUBJECT_ANSWERS if knows_subjects else SOLID_ANSWERS)
     try:
-        judge.load_state_dict({name: handle.get_tensor(name).float() for name in handle.keys()})
+        judge.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"{path}: holds no judge of this version") from error
     return judge.requires_grad_(False).eval()
@@ -216,12 +247,12 @@ def relation_is_right(pairs: Pairs) -> bool:
     return stands[relation(first, second)]
 
 
-def readings(answers: Answers) -> list[Reading]:
-    """Convert the network's output for a batch to readings."""
-    return [_reading(answers, index) for index in range(len(answers.place))]
+def readings(answers: Answers, names: Mapping[str, tuple[str, ...]] = SOLID_ANSWERS) -> list[Reading]:
+    """Convert the network's output for a batch to readings; ``names`` are the judge's answers."""
+    return [_reading(answers, names, index) for index in range(len(answers.place))]
 
 
-def _reading(answers: Answers, index: int) -> Reading:
+def _reading(answers: Answers, names: Mapping[str, tuple[str, ...]], index: int) -> Reading:
     presence = answers.place[index, 0].sigmoid()
     # Solids are local maxima of presence.
     peaks = (presence == F.max_pool2d(presence[None], 3, stride=1, padding=1)[0]) & (presence > 0.5)
@@ -232,7 +263,7 @@ def _reading(answers: Answers, index: int) -> Reading:
         _, right, up, depth = answers.place[index, :, row, column].tolist()
         solids.append(
             Seen(
-                {name: SOLID_ANSWERS[name][int(chance.argmax())] for name, chance in chances.items()},
+                {name: names[name][int(chance.argmax())] for name, chance in chances.items()},
                 {name: float(chance.max()) for name, chance in chances.items()},
                 x=(column + 0.5 + right) / GRID * 2 - 1,
                 up=1 - (row + 0.5 - up) / GRID * 2,

@@ -1,5 +1,6 @@
 """Training of the judge on renders, some of them reconstructed by an autoencoder."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +14,20 @@ from torch import Tensor, nn
 
 from ssd1b.evaluate.reconstruction import reconstruct
 from ssd1b.models.vae import VAE
-from ssd1b.tabletop.judge.judge import CLEAN, GRID, PICTURE_ANSWERS, SOLID_ANSWERS, Answers, Judge, cell_of
+from ssd1b.tabletop.judge.judge import (
+    CLEAN,
+    GRID,
+    PICTURE_ANSWERS,
+    SOLID_ANSWERS,
+    SUBJECT_ANSWERS,
+    Answers,
+    Judge,
+    cell_of,
+)
 from ssd1b.tabletop.world.degradations import COLORLESS
 from ssd1b.tabletop.world.renderer import render_batch
 from ssd1b.tabletop.world.scenes import PLAIN, WORLDS, Scene, World, scene
+from ssd1b.tabletop.world.subjects import SUBJECTS, subject_scene
 from ssd1b.tensors import from_levels
 from ssd1b.training.loop import train
 from ssd1b.training.precision import computing_in, training_dtype
@@ -53,25 +64,35 @@ class JudgedBatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renders:
-    """Renders with true answers; the first ones of each batch are reconstructed by ``vae``."""
+    """Renders with true answers; the first ones of each batch are reconstructed by ``vae``.
+
+    With ``subjects``, two of three images show a new shape or material.
+    """
 
     vae: VAE
     batch_size: int = SETTINGS.batch_size
     seed: int = SETTINGS.seed
     world: World = PLAIN
+    subjects: bool = False
 
     def __getitem__(self, step: int) -> JudgedBatch:
         """Return the batch of a step; every step has other scenes."""
         first = step * self.batch_size
-        scenes = [
-            scene(self.seed, index, world=self.world) for index in range(first, first + self.batch_size)
-        ]
+        scenes = [self._scene(index) for index in range(first, first + self.batch_size)]
         rng = np.random.default_rng((self.seed, step))
         pictures = render_batch(scenes)
         count = round(RECONSTRUCTED * len(scenes))
         pictures[:count] = reconstruct(self.vae, pictures[:count])
         pictures[count:] = [refocused(picture, rng) for picture in pictures[count:]]
-        return JudgedBatch(torch.from_numpy(pictures).permute(0, 3, 1, 2), truth(scenes))
+        answers = SUBJECT_ANSWERS if self.subjects else SOLID_ANSWERS
+        return JudgedBatch(torch.from_numpy(pictures).permute(0, 3, 1, 2), truth(scenes, answers))
+
+    def _scene(self, index: int) -> Scene:
+        kinds = [None, *SUBJECTS] if self.subjects else [None]
+        subject = kinds[index % len(kinds)]
+        if subject is None:
+            return scene(self.seed, index, world=self.world)
+        return subject_scene(subject, self.seed, index)
 
 
 def refocused(picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -90,7 +111,7 @@ def refocused(picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[n
     return np.array(smaller.resize(image.size, Image.Resampling.BICUBIC))
 
 
-def truth(scenes: list[Scene]) -> dict[str, Tensor]:
+def truth(scenes: list[Scene], answers: Mapping[str, tuple[str, ...]] = SOLID_ANSWERS) -> dict[str, Tensor]:
     """Return the true answers; ``ABSENT`` if there is none or it is not visible."""
     place = torch.zeros(len(scenes), 4, GRID, GRID)
     picture = {name: torch.full((len(scenes),), ABSENT) for name in PICTURE_ANSWERS}
@@ -102,22 +123,28 @@ def truth(scenes: list[Scene]) -> dict[str, Tensor]:
             row, column, right, up = cell_of(one)
             place[index, :, row, column] = torch.tensor([1.0, right, up, one.depth])
     readable = torch.tensor([_readable(each) for each in scenes])
-    return {"place": place, "readable": readable, **answers_by_cell(scenes), **picture}
+    return {"place": place, "readable": readable, **answers_by_cell(scenes, answers), **picture}
 
 
-def answers_by_cell(scenes: list[Scene]) -> dict[str, Tensor]:
+def answers_by_cell(
+    scenes: list[Scene], answers: Mapping[str, tuple[str, ...]] = SOLID_ANSWERS
+) -> dict[str, Tensor]:
     """Return the true answers in the cells of the solids' middles; ``ABSENT`` elsewhere, or if not visible.
 
+    Args:
+        scenes: the scenes.
+        answers: ``SOLID_ANSWERS`` or ``SUBJECT_ANSWERS``.
+
     Returns:
-        ``[scenes, GRID, GRID]`` for each name of ``SOLID_ANSWERS``.
+        ``[scenes, GRID, GRID]`` for each question.
     """
-    cells = {name: torch.full((len(scenes), GRID, GRID), ABSENT) for name in SOLID_ANSWERS}
+    cells = {name: torch.full((len(scenes), GRID, GRID), ABSENT) for name in answers}
     for index, each in enumerate(scenes):
         for one in each.solids if _readable(each) else ():
             row, column, *_ = cell_of(one)
-            for name, answers in SOLID_ANSWERS.items():
+            for name, allowed in answers.items():
                 if not (name == "color" and each.degradation in COLORLESS):
-                    cells[name][index, row, column] = answers.index(getattr(one, name))
+                    cells[name][index, row, column] = allowed.index(getattr(one, name))
     return cells
 
 
@@ -136,7 +163,8 @@ def train_judge(
         out: folder of the run.
         vae: reconstructs half of the renders, on the CPU; converted to the number format that is fastest
             there.
-        start: a judge to finetune; None creates a new one.
+        start: a judge to finetune, such as ``widened(load_judge())``, which learns the subjects, too; None
+            creates a new one.
         settings: of the run.
         world: a key of ``WORLDS``.
         resume: continue the run in ``out``.
@@ -168,6 +196,9 @@ def train_judge(
         return {"loss": torch.stack([*terms.values()]).sum(), **terms, **shares}
 
     vae.to(training_dtype("cpu"))
-    data = Renders(vae=vae, batch_size=settings.batch_size, seed=settings.seed, world=WORLDS[world])
     model = (start or Judge()).requires_grad_(True).to(device)
+    data = Renders(
+        vae=vae, batch_size=settings.batch_size, seed=settings.seed, world=WORLDS[world],
+        subjects=model.answers is SUBJECT_ANSWERS,
+    )  # fmt: skip
     return train(model, data, loss, settings, out, resume=resume, label="judge")  # type: ignore[return-value]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ssd1b.tabletop.world.degradations import degrade
 from ssd1b.tabletop.world.scenes import COLORS, Light, Scene, Solid, half_depth, half_width
-from ssd1b.tabletop.world.shapes import SHAPES, Array, Vector, column, dot, hit, normals, unit
+from ssd1b.tabletop.world.shapes import Array, Vector, column, dot, hit, normals, shape_of, unit
 
 TILT = 0.38
 """Downward angle of the camera in radians."""
@@ -24,6 +24,8 @@ _SAMPLES = 2  # rays per pixel and axis, on solids
 _FAR = 4.0  # the camera's distance from the middle of the table
 _CELL = 0.25  # side of a cell of a background's pattern
 _DARKER = 0.45  # darkening of the pattern's dark cells
+_BAND = 0.6  # height of a band of a banded solid and the gap above it, at unit size
+_WHITE, _BLACK = 0.88, 0.02  # linear light that a band reflects; on a white solid bands are black
 _LIGHTS = 8  # sample points on the light's disc
 _LIGHT_RADIUS = 0.11  # of the disc, at distance 1
 
@@ -97,7 +99,7 @@ def render_batch(scenes: Iterable[Scene], size: int | tuple[int, int] = 128) -> 
 
 def in_picture(solid: Solid) -> tuple[float, float]:
     """Project a solid's middle: world units right of and above the image's middle."""
-    half_height = SHAPES[solid.shape].extent[1] * solid.scale / 2
+    half_height = shape_of(solid.shape).extent[1] * solid.scale / 2
     return solid.x, solid.depth * _SIN + _RISE + (solid.lift + half_height) * _COS
 
 
@@ -154,7 +156,7 @@ def _turn(vectors: Array, angle: float) -> Array:
 
 def _light_reaching(points: Array, solid: Solid, lights: Array) -> Array:
     """Return the share of the light's disc that is visible past a solid from points ``[3, points]``."""
-    distance = hit(SHAPES[solid.shape], _to_solid(solid, points)[:, None], _turn(lights, -solid.yaw))
+    distance = hit(shape_of(solid.shape), _to_solid(solid, points)[:, None], _turn(lights, -solid.yaw))
     # Under a solid the distance is zero up to rounding.
     blocked = (distance > -1e-3) & (distance < np.inf)
     return 1 - blocked.sum(axis=0, dtype=np.float32) / len(distance)
@@ -203,7 +205,7 @@ def _shade_table(solid: Solid, lights: Array, frame: _Frame, reaching: Array, op
     if solid.lift:
         return  # the solid below already darkens the table around it
     local = _to_solid(solid, points)
-    wide, deep = SHAPES[solid.shape].footprint
+    wide, deep = shape_of(solid.shape).footprint
     a, b = local[0] / wide, local[2] / deep
     distance = a * a + b * b
     openness[y0:y1, x0:x1] *= (1 - 0.7 / (1 + distance * distance)).reshape(x.shape)
@@ -219,7 +221,7 @@ def _blurred(values: Array) -> Array:
 
 def _shadow_box(solid: Solid, lights: Array) -> tuple[float, float, float, float]:
     """Return the part of the table (left, right, near, far) under a solid and its shadow."""
-    height = solid.lift + SHAPES[solid.shape].extent[1] * solid.scale
+    height = solid.lift + shape_of(solid.shape).extent[1] * solid.scale
     wide, deep = half_width(solid), half_depth(solid)
     # Shadows of the top under each light, and the radius of the ambient darkening.
     away = -lights[:, :, 0] / lights[1, :, 0] * height
@@ -234,7 +236,7 @@ def _shadow_box(solid: Solid, lights: Array) -> tuple[float, float, float, float
 
 def _render_solid(solid: Solid, scene: Scene, lights: Array, frame: _Frame, picture: Array) -> None:
     """Render a solid over the image, in place."""
-    shape = SHAPES[solid.shape]
+    shape = shape_of(solid.shape)
     floor = _RISE + solid.lift * _COS
     low = (solid.depth - half_depth(solid)) * _SIN + floor
     high = (solid.depth + half_depth(solid)) * _SIN + floor + shape.extent[1] * solid.scale * _COS
@@ -284,7 +286,10 @@ def _shade(solid: Solid, scene: Scene, points: Array, facing: Array, reaching: A
     height = np.minimum((points[1] - solid.lift) / (0.8 * solid.scale), 1)
     openness = 0.55 + 0.45 * height
     ambient = openness * (0.42 * sky + 0.25 * table * (1 - sky))
-    if solid.material == "rubber":
+    if solid.material == "banded":
+        band = _BLACK if solid.color == "white" else _WHITE
+        albedo = albedo + (band - albedo) * _bands((points[1] - solid.lift) / solid.scale)
+    if solid.material != "metal":
         glint = _power(np.maximum(dot(facing, unit(light - view)), 0), 3)
         return albedo * (ambient + 0.78 * lit) + 0.035 * glint * reaching
     # Metal mirrors the room: the table below, a bright ceiling, two tall windows. Reflections depend on a
@@ -301,6 +306,12 @@ def _shade(solid: Solid, scene: Scene, points: Array, facing: Array, reaching: A
     glint = _power(np.maximum(dot(bent, unit(light - view)), 0), 6)
     polish = 0.9 * glint * reaching + 0.06 * windows
     return albedo * (diffuse + 0.75 * room) + polish
+
+
+def _bands(height: Array) -> Array:
+    """Return 1 in the bands and 0 between them, with soft edges, by the height on a solid of unit size."""
+    wave = 4 * np.abs(height / _BAND - np.floor(height / _BAND) - 0.5) - 1
+    return np.clip(0.5 - _BAND * 12 * wave, 0, 1).astype(np.float32)
 
 
 def _power(x: Array, doublings: int) -> Array:

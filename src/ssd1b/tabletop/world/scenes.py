@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias, TypeVar
 import numpy as np
 
 from ssd1b.tabletop.world.degradations import DEGRADATIONS
-from ssd1b.tabletop.world.shapes import SHAPES
+from ssd1b.tabletop.world.shapes import SHAPES, shape_of
 
 Split: TypeAlias = Literal["train", "held_out"]
 Relation: TypeAlias = Literal["left", "right", "front", "behind", "above", "below"]
@@ -39,6 +39,10 @@ SIZES: dict[str, tuple[float, float]] = {"small": (0.20, 0.24), "large": (0.38, 
 """Smallest and largest scale of a unit shape."""
 
 MATERIALS = ("rubber", "metal")
+"""The materials of the streams of scenes."""
+
+NEW_MATERIALS = ("banded",)
+"""Materials that no stream has: banded is rubber with white rings; see ``subjects.py``."""
 
 HELD_OUT = frozenset(
     {
@@ -125,7 +129,7 @@ WORLDS = {
 }
 """Worlds by name. The shipped miniatures were trained on the plain one, which two cores can learn."""
 
-_MARGIN = 0.03  # between a solid and the image's edge
+MARGIN = 0.03  # between a solid and the image's edge
 _GAP = 0.05  # smallest gap between two solids
 _DEPTH = 0.55  # largest distance before or behind the middle of the table
 _OVERLAP = (0.10, 0.45)  # of two solids in depth, as a share of the narrower one's width
@@ -137,10 +141,10 @@ class Solid:
     """A solid on the table.
 
     Attributes:
-        shape: a key of ``SHAPES``.
+        shape: a key of ``SHAPES`` or ``NEW_SHAPES``.
         color: a key of ``COLORS``.
         size: a key of ``SIZES``.
-        material: one of ``MATERIALS``.
+        material: one of ``MATERIALS`` or ``NEW_MATERIALS``.
         scale: factor on the unit shape, within the range of ``size``.
         yaw: rotation about the vertical in radians.
         x: position of the middle to the right.
@@ -199,13 +203,13 @@ class Scene:
 
 def half_width(solid: Solid) -> float:
     """Return half of a solid's largest width in the image at its yaw."""
-    width, _, depth = SHAPES[solid.shape].extent
+    width, _, depth = shape_of(solid.shape).extent
     return solid.scale * (width * math.cos(solid.yaw) + depth * abs(math.sin(solid.yaw)))
 
 
 def half_depth(solid: Solid) -> float:
     """Return half of a solid's largest depth on the table at its yaw."""
-    width, _, depth = SHAPES[solid.shape].extent
+    width, _, depth = shape_of(solid.shape).extent
     return solid.scale * (depth * math.cos(solid.yaw) + width * abs(math.sin(solid.yaw)))
 
 
@@ -253,7 +257,7 @@ def scene(seed: int, index: int, *, split: Split = "train", world: World = PLAIN
 
 def _solid(shape: str, color: str, material: str, rng: np.random.Generator) -> Solid:
     size = _choose(tuple(SIZES), rng)
-    turn = SHAPES[shape].turn
+    turn = shape_of(shape).turn
     return Solid(
         shape=shape,
         color=color,
@@ -290,7 +294,7 @@ def _in_depth(solids: list[Solid], rng: np.random.Generator) -> tuple[Solid, ...
     offsets = (0.0, shift if rng.random() < 0.5 else -shift)
     low = min(offset - width / 2 for offset, width in zip(offsets, widths, strict=True))
     high = max(offset + width / 2 for offset, width in zip(offsets, widths, strict=True))
-    x = _between(-1 + _MARGIN - low, 1 - _MARGIN - high, rng)
+    x = _between(-1 + MARGIN - low, 1 - MARGIN - high, rng)
     depths = (front, front + apart) if rng.random() < 0.5 else (front + apart, front)
     return tuple(
         replace(solid, x=x + offset, depth=depth)
@@ -302,13 +306,13 @@ def _stacked(solids: list[Solid], rng: np.random.Generator) -> tuple[Solid, ...]
     """Place a small solid on a large one that can carry it, keeping their order."""
     carrier = next(number for number, solid in enumerate(solids) if solid.shape in CARRIERS)
     below = _resized(solids[carrier], "large", rng)
-    free = 1 - _MARGIN - half_width(below)
+    free = 1 - MARGIN - half_width(below)
     below = replace(below, x=_between(-free, free, rng))
     above = replace(
         _resized(solids[1 - carrier], "small", rng),
         x=below.x,
         depth=below.depth,
-        lift=SHAPES[below.shape].extent[1] * below.scale,
+        lift=shape_of(below.shape).extent[1] * below.scale,
     )
     return (below, above) if carrier == 0 else (above, below)
 
@@ -326,14 +330,14 @@ def _resized(solid: Solid, size: str, rng: np.random.Generator) -> Solid:
 def _side_by_side(solids: list[Solid], rng: np.random.Generator) -> tuple[Solid, ...]:
     """Place the solids side by side with random gaps, keeping their order."""
     widths = [2 * half_width(solid) for solid in solids]
-    free = 2 - 2 * _MARGIN - sum(widths) - _GAP * (len(solids) - 1)
+    free = 2 - 2 * MARGIN - sum(widths) - _GAP * (len(solids) - 1)
     assert free >= 0, "the largest sizes must fit side by side"
     left_to_right = list(range(len(solids)))
     if rng.random() < 0.5:
         left_to_right.reverse()
     cuts = sorted(_between(0.0, free, rng) for _ in solids)
     placed = list(solids)
-    edge = -1 + _MARGIN
+    edge = -1 + MARGIN
     for position, cut in zip(left_to_right, cuts, strict=True):
         placed[position] = replace(solids[position], x=edge + cut + widths[position] / 2)
         edge += widths[position] + _GAP

@@ -1,4 +1,4 @@
-"""The six solids as data: their bounds, intersections with rays, and normals.
+"""The solids as data: their bounds, intersections with rays, and normals.
 
 Coordinates are local to the solid: the origin in the middle of its footprint, y up, unit size. Rays have
 origins ``[3, 1, points]`` and unit directions ``[3, rays, 1]``. Projection and light are parallel, so
@@ -123,6 +123,28 @@ def _tapered_box(half: float, height: float, taper: float) -> Shape:
     )
 
 
+def _octahedron(half: float, height: float) -> Shape:
+    """Make two pyramids that share a square base and stand on a tip."""
+    middle = height / 2
+    length = math.hypot(half, middle)
+    across, up = middle / length, half / length
+    sides = tuple(
+        Plane(normal=normal, bound=across * half + (up * middle if rising else -up * middle))
+        for sign in (-1.0, 1.0)
+        for rising in (False, True)
+        for normal in (
+            (sign * across, up if rising else -up, 0.0),
+            (0.0, up if rising else -up, sign * across),
+        )
+    )
+    return Shape(
+        extent=(half, height, half),
+        footprint=(0.5 * half, 0.5 * half),
+        turn=math.pi / 4,
+        planes=sides,
+    )
+
+
 def _torus(radius: float, thickness: float) -> Shape:
     outer = radius + thickness
     return Shape(
@@ -146,6 +168,15 @@ SHAPES: dict[str, Shape] = {
     "pyramid": _tapered_box(half=0.77, height=1.75, taper=0.77),
     "torus": _torus(radius=0.68, thickness=0.3),
 }
+"""The shapes of the streams of scenes."""
+
+NEW_SHAPES: dict[str, Shape] = {"octahedron": _octahedron(half=0.78, height=1.85)}
+"""Shapes that no stream has; see ``subjects.py``."""
+
+
+def shape_of(name: str) -> Shape:
+    """Return a shape of a stream, or a new one."""
+    return SHAPES.get(name) or NEW_SHAPES[name]
 
 
 def dot(a: Array, b: Array) -> Array:

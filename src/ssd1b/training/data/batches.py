@@ -1,14 +1,18 @@
 """Batches of captioned images: settings and entry point."""
 
+import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from ssd1b.embeddings import Words
 from ssd1b.errors import InputError
 from ssd1b.files import named
 from ssd1b.models.text import Conditioning, TextEncoders, Tokens
@@ -17,11 +21,13 @@ from ssd1b.runtime import DTYPES
 from ssd1b.saving import check_renewable, renewing
 from ssd1b.training.batches import LatentBatch
 from ssd1b.training.data.buckets import Crop, buckets_for, nearest, place
-from ssd1b.training.data.cache import Cache, latents_cache, texts_cache
+from ssd1b.training.data.cache import Cache, latents_cache, masks_cache, texts_cache
+from ssd1b.training.data.captions import Variation, variants, varied, with_trigger
 from ssd1b.training.data.encoding import (
     Placed,
     as_prompts,
     encode_captions,
+    encode_masks,
     encode_pictures,
     read,
     read_captions,
@@ -29,9 +35,12 @@ from ssd1b.training.data.encoding import (
 from ssd1b.training.data.examples import Columns
 from ssd1b.training.data.order import Order
 from ssd1b.training.data.scan import Report, Scanned, scan
-from ssd1b.training.data.sources import open_source
-from ssd1b.validation import Flag, Name, OneOf, Range, validated
+from ssd1b.training.data.sources import ALPHA, BESIDE, Source, open_sources
+from ssd1b.validation import Flag, Items, Name, OneOf, Range, validated
 from ssd1b.weights.files import write_json
+
+_MOST_SEEN = 2**24
+"""Largest number of images in a pass, each as often as it is repeated."""
 
 
 @validated
@@ -41,13 +50,27 @@ class DataSettings:
 
     Attributes:
         path: path of the source, see ``open_source``.
+        sources: several sources instead of ``path``. Their own ``trigger`` and ``masks`` replace those below.
         size: side of a square image in pixels; other buckets have about as many pixels.
         multiple: the sides of all buckets are multiples of this.
         max_ratio: largest ratio of a bucket's longer side to the shorter one.
         crop: "centre", or "random" for a position drawn once for each image.
+        flip: learn half of the images mirrored, drawn anew in each step; not for subjects with two different
+            sides, or with text.
         min_side: smallest length of an image's shorter side in pixels; None is a quarter of ``size``. Small
             images are enlarged, and micro-conditioning has their original size (2307.01952, section 2.2).
+        masks: where the loss counts: "beside" takes ``NAME.mask.png`` beside the image, "alpha" the opacity
+            of the image, anything else is a folder with masks of the images' names. Images without a mask
+            count everywhere. None is no masks.
+        unmasked_weight: smallest weight of the loss at any place of an image with a mask.
         caption_dropout: share of images without their caption (2207.12598).
+        trigger: text in front of each caption that does not contain it.
+        caption_lines: each line of a caption is a caption of its own, and one is drawn in each step.
+        shuffle_captions: shuffle the tags of captions, the parts between commas.
+        keep_tokens: number of tags at the beginning of each caption that are never moved or dropped.
+        tag_dropout: share of the other tags that are left out, drawn for each tag.
+        caption_variants: number of variants of each caption that are encoded for ``shuffle_captions`` and
+            ``tag_dropout``; one is drawn in each step. Without ``cache_captions`` each step has a new one.
         max_unusable: largest share of unusable images with which a training starts.
         cache_captions: cache the captions' embeddings on disk, too; otherwise each step encodes its captions.
         dtype: number format of the cache.
@@ -56,13 +79,23 @@ class DataSettings:
         split: of a saved dataset with several splits.
     """
 
-    path: Name
+    path: Name | None = None
+    sources: Annotated[tuple[Source, ...], Items(0, 64)] = ()
     size: Annotated[int, Range(64, 4096, multiple_of=8)] = 1024
     multiple: Annotated[int, Range(8, 1024, multiple_of=8)] = 64
     max_ratio: Annotated[float, Range(1, 16)] = 4.0
     crop: Crop = "centre"
+    flip: Flag = False
     min_side: Annotated[int, Range(1, 65_536)] | None = None
+    masks: Name | None = None
+    unmasked_weight: Annotated[float, Range(0, 1)] = 0.1
     caption_dropout: Annotated[float, Range(0, 1)] = 0.1
+    trigger: Name | None = None
+    caption_lines: Flag = False
+    shuffle_captions: Flag = False
+    keep_tokens: Annotated[int, Range(0, 1000)] = 0
+    tag_dropout: Annotated[float, Range(0, 1)] = 0.0
+    caption_variants: Annotated[int, Range(1, 1000)] = 8
     max_unusable: Annotated[float, Range(0, 1)] = 0.1
     cache_captions: Flag = True
     dtype: Annotated[str, OneOf("dtype", DTYPES)] = "float16"
@@ -73,6 +106,46 @@ class DataSettings:
     def __post_init__(self) -> None:
         """Check combinations of fields."""
         buckets_for(self.size, multiple=self.multiple, max_ratio=self.max_ratio)
+        if self.path is not None and self.sources:
+            raise InputError("give path or sources, not both")
+        if self.keep_tokens and self.variation is None:
+            raise InputError("keep_tokens needs shuffle_captions or tag_dropout")
+        if len(self.sources) > 1 and self.masks not in (None, BESIDE, ALPHA):
+            raise InputError(f"masks: with several sources, name a folder for each, or {BESIDE} or {ALPHA}")
+
+    @property
+    def variation(self) -> Variation | None:
+        """How the tags of captions are changed at random; None if they are not."""
+        if not self.shuffle_captions and not self.tag_dropout:
+            return None
+        return Variation(self.shuffle_captions, self.keep_tokens, self.tag_dropout)
+
+    @property
+    def all_sources(self) -> tuple[Source, ...]:
+        """The sources, with the trigger and the masks of all where they have none of their own."""
+        sources = self.sources if self.path is None else (Source(path=self.path),)
+        return tuple(
+            replace(each, trigger=each.trigger or self.trigger, masks=each.masks or self.masks)
+            for each in sources
+        )
+
+    @property
+    def columns(self) -> Columns:
+        """Names of columns in tables and JSON."""
+        return Columns(image=self.image_column, caption=self.caption_column, split=self.split)
+
+    def of_others(self, path: str) -> "DataSettings":
+        """Return the settings for images of another kind: no trigger, and no folder of masks."""
+        masks = self.masks if self.masks in (BESIDE, ALPHA) else None
+        return replace(self, path=path, sources=(), trigger=None, masks=masks)
+
+    def held_out(self, path: str) -> "DataSettings":
+        """Return the settings for images of the same kind on which a loss is measured: nothing is random."""
+        masks = self.masks if self.masks in (BESIDE, ALPHA) else None
+        return replace(
+            self, path=path, sources=(), masks=masks, flip=False, caption_dropout=0.0,
+            shuffle_captions=False, keep_tokens=0, tag_dropout=0.0,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,22 +153,38 @@ class PictureBatches:
     """The batch of each step, read from the caches; a pure function of the step's number.
 
     Attributes:
-        pictures: images of each bucket.
+        settings: of the data.
+        pictures: images of each bucket, each as often as it is repeated. Their captions are those that are
+            drawn from.
         order: of the batches.
         latents: cache of the latents.
+        masks: cache of the masks; None if there are none.
         texts: cache of the captions' embeddings; None if captions are encoded in each step.
-        text: encoders, of which only the tokenizers are used, and only if ``texts`` is None.
-        caption_dropout: share of images without their caption.
+        text: tokenizes captions if ``texts`` is None; without weights, since batches are read in a process of
+            their own.
         report: of unusable examples.
+        words: those in captions that stand for vectors in training.
     """
 
+    settings: DataSettings
     pictures: Sequence[Sequence[Placed]]
     order: Order
     latents: Cache
+    masks: Cache | None
     texts: Cache | None
     text: TextEncoders | None
-    caption_dropout: float
     report: Report
+    words: Words = ()
+
+    @property
+    def seen(self) -> int:
+        """Number of images in a pass, each as often as it is repeated."""
+        return sum(map(len, self.pictures))
+
+    @property
+    def different(self) -> int:
+        """Number of different images."""
+        return len({each.scanned.example.key for few in self.pictures for each in few})
 
     def __getitem__(self, step: int) -> LatentBatch:
         """Read the batch of a step, of one bucket; its text is embeddings if these are cached, else tokens.
@@ -107,19 +196,40 @@ class PictureBatches:
         chosen = [self.pictures[bucket][index] for index in indices]
         rng = np.random.default_rng((self.order.seed, 2, step))
         captions = [each.scanned.captions[rng.integers(len(each.scanned.captions))] for each in chosen]
-        has_caption = rng.random(len(chosen)) >= self.caption_dropout
+        has_caption = rng.random(len(chosen)) >= self.settings.caption_dropout
+        if self.settings.flip:
+            flips = rng.random(len(chosen)) < 0.5
+            chosen = [each.mirror if flip else each for each, flip in zip(chosen, flips, strict=True)]
+        if self.texts is None:
+            how, triggers = self.settings.variation, [each.scanned.example.trigger for each in chosen]
+            captions = [
+                with_trigger(each if how is None else varied(each, how, rng), trigger)
+                for each, trigger in zip(captions, triggers, strict=True)
+            ]
+        latents = torch.stack([read(self.latents, picture.key)["latents"] for picture in chosen])
         return LatentBatch(
-            latents=torch.stack([read(self.latents, picture.key)["latents"] for picture in chosen]),
+            latents=latents,
             text=self._text(captions),
             time_ids=torch.tensor([picture.placement.time_ids for picture in chosen]),
             has_caption=torch.from_numpy(has_caption),
+            cell_weights=None if self.masks is None else self._cell_weights(chosen, latents.shape[-2:]),
         )
+
+    def _cell_weights(self, chosen: Sequence[Placed], size: torch.Size) -> Tensor:
+        """Return the weights ``[B, 1, H/8, W/8]``: the masks, but nowhere less than ``unmasked_weight``."""
+        assert self.masks is not None
+        everywhere = torch.full(size, 255, dtype=torch.uint8)
+        levels = [
+            everywhere if each.mask_key is None else read(self.masks, each.mask_key)["mask"]
+            for each in chosen
+        ]
+        return (torch.stack(levels)[:, None].float() / 255).clamp(min=self.settings.unmasked_weight)
 
     def _text(self, captions: Sequence[str]) -> Conditioning | list[Tokens]:
         if self.texts is not None:
             return read_captions(captions, self.texts)
         assert self.text is not None
-        return self.text.tokenize(as_prompts(captions))
+        return self.text.tokenize(as_prompts(captions), self.words)
 
     def facts(self) -> dict[str, Any]:
         """Return the unusable examples and the number of images in each bucket, for JSON."""
@@ -127,7 +237,9 @@ class PictureBatches:
             f"{few[0].placement.bucket.width}x{few[0].placement.bucket.height}": len(few)
             for few in self.pictures
         }
-        return {**self.report.facts(), "buckets": buckets}
+        keys = [each.mask_key for few in self.pictures for each in few if each.mask_key is not None]
+        masks = {} if self.masks is None else {"masks": len({*keys})}
+        return {**self.report.facts(), "buckets": buckets, **masks}
 
 
 def open_data(
@@ -139,6 +251,8 @@ def open_data(
     report: Path,
     batch_size: int,
     seed: int,
+    captions: Sequence[str] = (),
+    words: Words = (),
 ) -> PictureBatches:
     """Scan a source, encode what the caches lack, and return its batches.
 
@@ -152,20 +266,29 @@ def open_data(
         report: JSON file for the unusable examples, written even if there are too many.
         batch_size: number of images in each batch.
         seed: of crops, order, captions and caption dropout.
+        captions: of every image instead of its own, of which each use draws one.
+        words: see ``PictureBatches``; embeddings that are cached have none.
 
     Raises:
         InputError: there is no such source, or too many of its examples are unusable.
     """
     check_renewable(report)
-    columns = Columns(image=settings.image_column, caption=settings.caption_column, split=settings.split)
     dtype = DTYPES[settings.dtype]
-    examples = open_source(settings.path, columns, cache=cache)
-    scanned, found = scan(examples, min_side=settings.min_side or settings.size // 4)
+    examples = open_sources(settings.all_sources, settings.columns, cache=cache)
+    if captions:
+        examples = [replace(each, captions=partial(tuple, captions)) for each in examples]
+    scanned, found = scan(
+        examples, min_side=settings.min_side or settings.size // 4, caption_lines=settings.caption_lines
+    )
     _check_report(found, settings, report)
+    _check_repeats(scanned)
 
     pictures = _place_all(scanned, settings, seed)
     latents = latents_cache(cache, vae, dtype)
-    troubles = encode_pictures(pictures, vae, latents, dtype)
+    both = [*pictures, *(each.mirror for each in pictures)] if settings.flip else pictures
+    troubles = encode_pictures(both, vae, latents, dtype)
+    masks = masks_cache(cache, vae.layout.factor)
+    troubles |= encode_masks(both, masks, cell=vae.layout.factor)
     for picture in pictures:
         if picture.key in troubles:
             found.note(picture.scanned.example.key, troubles[picture.key])
@@ -174,21 +297,35 @@ def open_data(
     pictures = [picture for picture in pictures if picture.key not in troubles]
     texts = texts_cache(cache, text, dtype) if settings.cache_captions else None
     if texts is not None:
+        pictures = [_with_variants(each, settings) for each in pictures]
         encode_captions((each for p in pictures for each in p.scanned.captions), text, texts, dtype)
     by_bucket = _by_bucket(pictures)
     batches = PictureBatches(
+        settings=settings,
         pictures=by_bucket,
         order=Order(tuple(map(len, by_bucket)), batch_size, seed),
         latents=latents,
+        masks=masks if any(each.mask_key is not None for each in pictures) else None,
         texts=texts,
-        text=None if texts is not None else text,
-        caption_dropout=settings.caption_dropout,
+        text=None if texts is not None else text.without_weights(),
         report=found,
+        words=words,
     )
     _write_report(report, batches.facts())
     if found.count:
         warnings.warn(f"{found}; the list is in {named(report)}", stacklevel=2)
     return batches
+
+
+def count_images(settings: DataSettings) -> int:
+    """Return the number of images in a pass, each as often as it is repeated; none is opened or checked.
+
+    Raises:
+        InputError: there is no such source.
+    """
+    with tempfile.TemporaryDirectory() as cache:
+        examples = open_sources(settings.all_sources, settings.columns, cache=Path(cache))
+    return sum(each.repeats for each in examples)
 
 
 def _check_report(found: Report, settings: DataSettings, path: Path) -> None:
@@ -198,6 +335,23 @@ def _check_report(found: Report, settings: DataSettings, path: Path) -> None:
     except InputError:
         _write_report(path, found.facts())
         raise
+
+
+def _check_repeats(scanned: Sequence[Scanned]) -> None:
+    seen = sum(each.example.repeats for each in scanned)
+    if seen > _MOST_SEEN:
+        raise InputError(f"repeats make {seen} images in a pass: at most {_MOST_SEEN} are allowed")
+
+
+def _with_variants(picture: Placed, settings: DataSettings) -> Placed:
+    """Replace an image's captions by those that are encoded: each with its variants and its trigger."""
+    scanned, how = picture.scanned, settings.variation
+    captions = [
+        with_trigger(each, scanned.example.trigger)
+        for caption in scanned.captions
+        for each in ([caption] if how is None else variants(caption, how, settings.caption_variants))
+    ]
+    return replace(picture, scanned=replace(scanned, captions=(*captions,)))
 
 
 def _write_report(path: Path, facts: dict[str, Any]) -> None:
@@ -219,8 +373,8 @@ def _place_all(scanned: Sequence[Scanned], settings: DataSettings, seed: int) ->
 
 
 def _by_bucket(pictures: Sequence[Placed]) -> list[list[Placed]]:
-    """Group images by bucket, from tall to wide."""
+    """Group images by bucket, from tall to wide, each as often as it is repeated."""
     groups: dict[Any, list[Placed]] = {}
     for picture in pictures:
-        groups.setdefault(picture.placement.bucket, []).append(picture)
+        groups.setdefault(picture.placement.bucket, []).extend([picture] * picture.scanned.example.repeats)
     return [groups[bucket] for bucket in sorted(groups)]

@@ -30,18 +30,27 @@ class Placement(NamedTuple):
         resized: size that covers the bucket.
         crop: first row and column of the crop, in the resized image.
         bucket: size of the crop.
+        mirrored: whether left and right of the resized image are swapped before it is cropped.
     """
 
     original: Bucket
     resized: Bucket
     crop: tuple[int, int]
     bucket: Bucket
+    mirrored: bool = False
 
     @property
     def time_ids(self) -> tuple[int, int, int, int, int, int]:
         """SDXL's micro-conditioning (2307.01952, section 2.2), as the UNet takes it."""
         (height, width), (top, left) = self.original, self.crop
         return (height, width, top, left, self.bucket.height, self.bucket.width)
+
+    @property
+    def mirror(self) -> "Placement":
+        """The placement that gives the mirror image of the same crop, with the crop's column there."""
+        top, left = self.crop
+        across = self.resized.width - self.bucket.width - left
+        return self._replace(crop=(top, across), mirrored=not self.mirrored)
 
 
 def buckets_for(size: int, *, multiple: int = 64, max_ratio: float = 4.0) -> list[Bucket]:

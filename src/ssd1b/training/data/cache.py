@@ -66,6 +66,11 @@ def latents_cache(folder: Path, vae: VAE, dtype: torch.dtype) -> Cache:
     return Cache(folder / "latents" / f"{digest_of_encoder(vae)}-{dtype_name(dtype)}")
 
 
+def masks_cache(folder: Path, cell: int) -> Cache:
+    """Return the cache of masks, whose cells have sides of this many pixels."""
+    return Cache(folder / "masks" / str(cell))
+
+
 def texts_cache(folder: Path, text: TextEncoders, dtype: torch.dtype) -> Cache:
     """Return the cache of the embeddings of two text encoders, with their tokenizers, in a number format."""
     pairs = ((text.encoder, text.tokenizer), (text.encoder_2, text.tokenizer_2))

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ from ssd1b.tensors import from_levels
 from ssd1b.training.data.buckets import Placement
 from ssd1b.training.data.cache import Cache
 from ssd1b.training.data.examples import Unusable
-from ssd1b.training.data.pictures import decode_and_crop, digest_of
+from ssd1b.training.data.pictures import decode_and_crop, decode_mask, digest_of
 from ssd1b.training.data.scan import Scanned, in_threads
 
 CAPTIONS_AT_ONCE = 32
@@ -37,8 +37,23 @@ class Placed:
     @property
     def key(self) -> str:
         """Key of its latents: a digest of its bytes, its size in the bucket and its crop."""
-        _, *where = self.placement
-        return digest_of(f"{self.scanned.digest} {[tuple(each) for each in where]}".encode())
+        return self._key(self.scanned.digest)
+
+    @property
+    def mask_key(self) -> str | None:
+        """Key of its mask's cells; None if it has no mask."""
+        mask = self.scanned.mask
+        return None if mask is None else self._key(f"{mask} alpha" if self.scanned.example.alpha else mask)
+
+    @property
+    def mirror(self) -> "Placed":
+        """The mirror image."""
+        return replace(self, placement=self.placement.mirror)
+
+    def _key(self, digest: str) -> str:
+        _, *where, mirrored = self.placement
+        how = [tuple(each) for each in where]
+        return digest_of(f"{digest} {how}{' mirrored' if mirrored else ''}".encode())
 
 
 def caption_key(caption: str) -> str:
@@ -91,6 +106,43 @@ def _pixels(cache: Cache, picture: Placed) -> NDArray[np.uint8] | Unusable | Non
         if digest_of(data) != picture.scanned.digest:
             raise Unusable("picture changed while it was read")
         return decode_and_crop(data, picture.placement)
+    except Unusable as trouble:
+        return trouble
+
+
+def encode_masks(pictures: Sequence[Placed], cache: Cache, *, cell: int) -> dict[str, str]:
+    """Write the masks that the cache lacks, as levels of cells, ``[H/8, W/8]``.
+
+    Args:
+        pictures: those without masks are passed over.
+        cache: of masks.
+        cell: sides of a latent cell in pixels.
+
+    Returns:
+        The problems of masks that could not be decoded, by ``Placed.key``.
+    """
+    keys = [(picture, picture.mask_key) for picture in pictures]
+    wanted = {key: picture for picture, key in keys if key is not None}
+    missing = _missing(cache, wanted, label="check masks")
+    troubles = {}
+    for picture, mask in zip(
+        missing, in_threads(partial(_mask, cell), missing, label="encode masks"), strict=True
+    ):
+        if isinstance(mask, Unusable):
+            troubles[picture.key] = f"mask: {mask}"
+        else:
+            cache.write(str(picture.mask_key), {"mask": torch.from_numpy(mask)})
+    return troubles
+
+
+def _mask(cell: int, picture: Placed) -> NDArray[np.uint8] | Unusable:
+    example = picture.scanned.example
+    assert example.mask is not None
+    try:
+        data = example.mask()
+        if digest_of(data) != picture.scanned.mask:
+            raise Unusable("changed while it was read")
+        return decode_mask(data, picture.placement, cell=cell, alpha=example.alpha)
     except Unusable as trouble:
         return trouble
 

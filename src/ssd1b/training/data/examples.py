@@ -32,11 +32,20 @@ class Example:
         key: stable name within the source.
         picture: reads the bytes of the image file. Raises ``Unusable``.
         captions: reads one or several captions; each use draws one of them. Raises ``Unusable``.
+        repeats: how often the image is seen in a pass over the data.
+        trigger: text in front of each caption that does not contain it.
+        mask: reads the bytes of the image's mask, see ``pictures.decode_mask``; None if it has none. Raises
+            ``Unusable``.
+        alpha: whether the mask is the opacity of the image that ``mask`` reads.
     """
 
     key: str
     picture: Callable[[], bytes]
     captions: Callable[[], Sequence[str]]
+    repeats: int = 1
+    trigger: str | None = None
+    mask: Callable[[], bytes] | None = None
+    alpha: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

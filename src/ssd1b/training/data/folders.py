@@ -1,13 +1,14 @@
 """Folders of images, with captions in text files of the same stem or in ``metadata.jsonl``."""
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from ssd1b.errors import InputError
+from ssd1b.errors import InputError, NotFoundError, shown
 from ssd1b.files import disk_error, named, open_regular
-from ssd1b.picture_names import PICTURES, UNREAD, captions_by_picture
+from ssd1b.picture_names import PICTURES, UNREAD, captions_by_picture, masks_by_picture
 from ssd1b.training.data.examples import (
     Example,
     Unusable,
@@ -24,6 +25,10 @@ METADATA = "metadata.jsonl"
 _MAX_ROW_BYTES = 2**20
 """Largest size of a line in ``METADATA``."""
 
+_REPEATED = re.compile(r"([1-9]\d{0,2})_(.+)", re.ASCII)
+"""sd-scripts' names of folders: how often their images are seen in a pass, and what they show. Numbers of
+four digits are years."""
+
 
 def folder_examples(folder: Path, field: str | None) -> list[Example]:
     """List the captioned images in a folder and its subfolders, following links.
@@ -32,12 +37,37 @@ def folder_examples(folder: Path, field: str | None) -> list[Example]:
     caption), its rows are the examples, and may name only files inside ``folder``. Otherwise an image's
     caption is the text file of the same stem. The case of suffixes does not matter.
 
+    Masks are ``NAME.mask.png`` or ``NAME-masklabel.png`` beside an image.
+
+    If all images are in subfolders with names such as ``10_sks dog``, these have sd-scripts' meaning: each
+    image is seen ten times in a pass, and without a text file its caption is "sks dog".
+
     Raises:
         InputError: a folder cannot be read, or a row is too long.
     """
     files = list(files_below(folder))
+    masks = masks_by_picture(files)
     metadata = [path for path in files if path.name.lower() == METADATA]
-    return list(_image_folder(folder, metadata, field) if metadata else _text_folder(folder, files))
+    return list(
+        _image_folder(folder, metadata, field, masks) if metadata else _text_folder(folder, files, masks)
+    )
+
+
+def masks_in(folder: Path) -> dict[str, Path]:
+    """Return the masks of a folder by the keys of their images in another folder, without suffixes.
+
+    Raises:
+        InputError: there is no such folder, it cannot be read, or it has no images.
+    """
+    files = files_below(folder) if folder.is_dir() else ()
+    found = {
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for path in files
+        if path.suffix.lower() in PICTURES
+    }
+    if not found:
+        raise NotFoundError(f"masks is {shown(str(folder))}: it must be beside, alpha or a folder of masks")
+    return found
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -69,26 +99,39 @@ def _first_time(folder: str, seen: set[tuple[int, int]]) -> bool:
     return new
 
 
-def _text_folder(folder: Path, files: list[Path]) -> Iterator[Example]:
-    captions = captions_by_picture(files)
+def _text_folder(folder: Path, files: list[Path], masks: Mapping[Path, Path]) -> Iterator[Example]:
+    captions, seen = captions_by_picture(files), {*masks.values()}
+    files = [path for path in files if not path.name.startswith(".") and path not in seen]
+    repeated = _repeated(folder, [path for path in files if path.suffix.lower() in PICTURES])
     for path in files:
         suffix = path.suffix.lower()
         key = path.relative_to(folder).as_posix()
-        if path.name.startswith("."):
-            continue
         if suffix in PICTURES:
-            text = captions.get(path)
+            text, (repeats, subject) = captions.get(path), repeated.get(path, (1, None))
+            without = partial(fail, "caption missing") if subject is None else partial(list, (subject,))
             yield Example(
                 key,
                 partial(read, path),
-                partial(fail, "caption missing") if text is None else partial(_text, text),
+                without if text is None else partial(_text, text),
+                repeats,
+                mask=partial(read, masks[path]) if path in masks else None,
             )
         elif suffix in UNREAD:
             broken = partial(fail, f"of a kind that is not read ({suffix})")
             yield Example(key, broken, broken)
 
 
-def _image_folder(folder: Path, metadata: list[Path], field: str | None) -> Iterator[Example]:
+def _repeated(folder: Path, pictures: Sequence[Path]) -> dict[Path, tuple[int, str]]:
+    """Return the repeats and the caption of each image, if all of their folders have sd-scripts' names."""
+    below = {path: path.relative_to(folder).parts for path in pictures}
+    names = {path: _REPEATED.fullmatch(parts[0]) if len(parts) > 1 else None for path, parts in below.items()}
+    found = {path: (int(each[1]), each[2].strip()) for path, each in names.items() if each is not None}
+    return found if len(found) == len(pictures) else {}
+
+
+def _image_folder(
+    folder: Path, metadata: list[Path], field: str | None, masks: Mapping[Path, Path]
+) -> Iterator[Example]:
     for path in metadata:
         name = path.relative_to(folder).as_posix()
         for number, line in enumerate(_lines(path), start=1):
@@ -102,8 +145,14 @@ def _image_folder(folder: Path, metadata: list[Path], field: str | None) -> Iter
                 broken = partial(fail, f"no line of {METADATA} with a file_name")
                 yield Example(where, broken, broken)
             else:
-                picture = partial(read_inside, folder, path.parent, row["file_name"], where)
-                yield Example(key, picture, partial(row_captions, row, field))
+                inside = partial(read_inside, folder, path.parent)
+                mask = masks.get(path.parent / row["file_name"])
+                yield Example(
+                    key,
+                    partial(inside, row["file_name"], where),
+                    partial(row_captions, row, field),
+                    mask=None if mask is None else partial(inside, os.path.relpath(mask, path.parent), where),
+                )
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -43,12 +43,62 @@ def size_of(data: bytes) -> Size:
         return _size(image, _turned(image))
 
 
+def is_transparent(data: bytes) -> bool:
+    """Return whether an image has an alpha channel or a transparent colour, without decoding pixels.
+
+    Raises:
+        Unusable: it is not an image, or too large.
+    """
+    with _opened(data) as image:
+        return image.has_transparency_data
+
+
 def decode_and_crop(data: bytes, placement: Placement) -> NDArray[np.uint8]:
     """Decode an image, resize it to cover its bucket, and crop it: ``[height, width, 3]``.
 
     Raises:
         Unusable: the image is damaged.
     """
+    with _upright(data, placement) as upright:
+        return _cropped(_rgb(upright, "white"), placement, placement.bucket, Image.Resampling.LANCZOS)
+
+
+def decode_mask(data: bytes, placement: Placement, *, cell: int, alpha: bool) -> NDArray[np.uint8]:
+    """Decode a mask and crop it like its image; each cell is the mean of its pixels: ``[rows, columns]``.
+
+    Args:
+        data: of a grey image, in which white counts and transparent is black; or of an image with
+            transparency.
+        placement: of the image to which the mask belongs. The mask may have another size, of the same shape.
+        cell: sides of a cell in pixels.
+        alpha: whether the mask is the opacity of the image.
+
+    Raises:
+        Unusable: the mask is damaged.
+    """
+    bucket = Size(placement.bucket.height // cell, placement.bucket.width // cell)
+    with _upright(data, placement) as upright:
+        mask = upright.convert("RGBA").getchannel("A") if alpha else _rgb(upright, "black").convert("L")
+        return _cropped(mask, placement, bucket, Image.Resampling.BOX)
+
+
+def _cropped(
+    image: Image.Image, placement: Placement, size: tuple[int, int], how: Image.Resampling
+) -> NDArray[np.uint8]:
+    """Cut the placement's crop out of an upright image, and resize it to a height and a width."""
+    resized, bucket, (top, left) = placement.resized, placement.bucket, placement.crop
+    if placement.mirrored:
+        left = placement.mirror.crop[1]
+    # Resizing only the crop gives the same pixels as resizing the whole image, in less memory.
+    down, across = image.height / resized.height, image.width / resized.width
+    box = (left * across, top * down, (left + bucket.width) * across, (top + bucket.height) * down)
+    pixels = np.array(image.resize((size[1], size[0]), how, box=box))
+    return np.ascontiguousarray(pixels[:, ::-1]) if placement.mirrored else pixels
+
+
+@contextmanager
+def _upright(data: bytes, placement: Placement) -> Generator[Image.Image, None, None]:
+    """Decode an image in the orientation in which it is shown; not much larger than ``placement`` needs."""
     with _opened(data) as image:
         turned = _turned(image)
         resized = placement.resized
@@ -60,13 +110,7 @@ def decode_and_crop(data: bytes, placement: Placement) -> NDArray[np.uint8]:
         if (upright.height, upright.width) != expected:
             # An orientation behind the pixels, which is not in the header.
             raise Unusable("picture damaged")
-        # Resizing only the crop gives the same pixels as resizing the whole image, in less memory.
-        down, across = upright.height / resized.height, upright.width / resized.width
-        top, left = placement.crop
-        bottom, right = top + placement.bucket.height, left + placement.bucket.width
-        box = (left * across, top * down, right * across, bottom * down)
-        size_out = (placement.bucket.width, placement.bucket.height)
-        return np.array(_rgb(upright).resize(size_out, Image.Resampling.LANCZOS, box=box))
+        yield upright
 
 
 @contextmanager
@@ -97,12 +141,12 @@ def _size(image: Image.Image, turned: bool) -> Size:
     return Size(image.width, image.height) if turned else Size(image.height, image.width)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB with 8 bits, on a white background."""
+def _rgb(image: Image.Image, background: str) -> Image.Image:
+    """Convert any mode to RGB with 8 bits, on a background of one colour."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        below = Image.new("RGBA", image.size, background)
+        return Image.alpha_composite(below, image).convert("RGB")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to 8 bits instead of scaling
         image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")

@@ -8,10 +8,14 @@ from typing import Any, TypeVar
 
 from ssd1b.errors import InputError
 from ssd1b.progress import progress_bar
+from ssd1b.training.data.captions import lines_of
 from ssd1b.training.data.examples import Example, Unusable
-from ssd1b.training.data.pictures import Size, digest_of, size_of
+from ssd1b.training.data.pictures import Size, digest_of, is_transparent, size_of
 from ssd1b.validation import Text, check
 from ssd1b.weights.files import first_few
+
+MAX_CAPTIONS = 1000
+"""Largest number of captions of an image."""
 
 _AHEAD = 64
 """Number of results computed ahead of the consumer."""
@@ -29,12 +33,14 @@ class Scanned:
         captions: stripped of surrounding space.
         size: in the orientation in which the image is shown.
         digest: of the bytes of the image file.
+        mask: digest of the bytes of its mask; None if it has none.
     """
 
     example: Example
     captions: tuple[str, ...]
     size: Size
     digest: str
+    mask: str | None = None
 
 
 @dataclass(slots=True)
@@ -74,12 +80,15 @@ class Report:
         return {"pictures": self.total, "unusable": self.unusable}
 
 
-def scan(examples: Sequence[Example], *, min_side: int) -> tuple[list[Scanned], Report]:
-    """Read every example's captions, its image header and its digest, in threads.
+def scan(
+    examples: Sequence[Example], *, min_side: int, caption_lines: bool = False
+) -> tuple[list[Scanned], Report]:
+    """Read every example's captions, the headers of its image and its mask, and their digests, in threads.
 
     Args:
         examples: of a source.
         min_side: smallest length of an image's shorter side in pixels.
+        caption_lines: whether each line of a caption is a caption of its own.
 
     Returns:
         The usable examples in their order, and a report of the others.
@@ -88,7 +97,7 @@ def scan(examples: Sequence[Example], *, min_side: int) -> tuple[list[Scanned], 
     found: list[Scanned] = []
     for example, result in zip(
         examples,
-        in_threads(lambda each: _scan_one(each, min_side), examples, label="scan images"),
+        in_threads(lambda each: _scan_one(each, min_side, caption_lines), examples, label="scan images"),
         strict=True,
     ):
         if isinstance(result, Scanned):
@@ -98,16 +107,38 @@ def scan(examples: Sequence[Example], *, min_side: int) -> tuple[list[Scanned], 
     return found, report
 
 
-def _scan_one(example: Example, min_side: int) -> Scanned | Unusable:
+def _scan_one(example: Example, min_side: int, caption_lines: bool) -> Scanned | Unusable:
     try:
-        captions = tuple(_checked_caption(text) for text in example.captions())
+        read = example.captions()
+        captions = tuple(_checked_caption(text) for text in (lines_of(read) if caption_lines else read))
+        if not captions:
+            raise Unusable("caption empty")
+        if len(captions) > MAX_CAPTIONS:
+            raise Unusable(f"more than {MAX_CAPTIONS} captions")
         data = example.picture()
         size = size_of(data)
         if min(size) < min_side:
             raise Unusable(f"picture smaller than {min_side} pixels")
+        mask = _mask_digest(example, size)
     except Unusable as trouble:
         return trouble
-    return Scanned(example=example, captions=captions, size=size, digest=digest_of(data))
+    return Scanned(example=example, captions=captions, size=size, digest=digest_of(data), mask=mask)
+
+
+def _mask_digest(example: Example, size: Size) -> str | None:
+    if example.mask is None:
+        return None
+    try:
+        data = example.mask()
+        if example.alpha:
+            return digest_of(data) if is_transparent(data) else None
+        height, width = size_of(data)
+    except Unusable as trouble:
+        raise Unusable(f"mask: {trouble}") from None
+    # A smaller mask has rounded sides.
+    if abs(height * size.width - width * size.height) > max(size):
+        raise Unusable("mask of another shape than its picture")
+    return digest_of(data)
 
 
 def _checked_caption(caption: str) -> str:

@@ -3,15 +3,79 @@
 Listing opens no image. Problems of the whole source are an ``InputError``.
 """
 
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Annotated
 
-from ssd1b.errors import NotFoundError
+from ssd1b.errors import InputError, NotFoundError
 from ssd1b.files import check_path
 from ssd1b.picture_names import PICTURES
-from ssd1b.training.data.examples import Columns, Example, with_suffix
-from ssd1b.training.data.folders import METADATA, folder_examples
+from ssd1b.training.data.examples import Columns, Example, read, with_suffix
+from ssd1b.training.data.folders import METADATA, folder_examples, masks_in
 from ssd1b.training.data.shards import expand_braces, shard_examples
 from ssd1b.training.data.tables import is_table, table_examples
+from ssd1b.validation import Name, Range, validated
+
+BESIDE, ALPHA = "beside", "alpha"
+"""Kinds of masks: files beside the images, see ``picture_names.MASKS``, and the opacity of the images."""
+
+
+@validated
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One of several sources of captioned images.
+
+    Attributes:
+        path: path of the source, see ``open_source``.
+        repeats: how often its images are seen in a pass over the data.
+        trigger: text in front of each caption that does not contain it.
+        masks: "beside", "alpha", or a folder of masks with the images' names; None is no masks.
+    """
+
+    path: Name
+    repeats: Annotated[int, Range(1, 10_000)] = 1
+    trigger: Name | None = None
+    masks: Name | None = None
+
+
+def open_sources(sources: Sequence[Source], columns: Columns, *, cache: Path) -> list[Example]:
+    """List the captioned images of sources, one after the other; with several, keys begin with the path.
+
+    Raises:
+        InputError: as ``open_source``; there are no sources; or a folder of masks is missing.
+    """
+    if not sources:
+        raise InputError("no training data: name a folder, such as --data pictures")
+    found: list[Example] = []
+    for source in sources:
+        prefix = f"{source.path}/" if len(sources) > 1 else ""
+        examples = _with_masks(open_source(source.path, columns, cache=cache), source.masks)
+        found += [
+            replace(
+                each,
+                key=prefix + each.key,
+                repeats=each.repeats * source.repeats,
+                trigger=source.trigger,
+            )
+            for each in examples
+        ]
+    return found
+
+
+def _with_masks(examples: Sequence[Example], masks: str | None) -> list[Example]:
+    """Give examples the masks of a kind or a folder; those beside the images that are not asked for go."""
+    if masks == BESIDE:
+        return [*examples]
+    if masks == ALPHA:
+        return [replace(each, mask=each.picture, alpha=True) for each in examples]
+    there = {} if masks is None else masks_in(Path(masks))
+    keys = {each.key: PurePosixPath(each.key).with_suffix("").as_posix() for each in examples}
+    return [
+        replace(each, mask=partial(read, there[keys[each.key]]) if keys[each.key] in there else None)
+        for each in examples
+    ]
 
 
 def open_source(path: str | Path, columns: Columns, *, cache: Path) -> list[Example]:

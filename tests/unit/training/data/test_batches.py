@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 from picture_files import as_bytes, smooth
-from ssd1b.errors import InputError
-from ssd1b.models.text import Conditioning, TextEncoders
+from ssd1b.errors import FailedError, InputError
+from ssd1b.models.text import FIRST_VECTOR, Conditioning, TextEncoders
 from ssd1b.models.vae import VAE
 from ssd1b.pipeline import Pipeline
+from ssd1b.training.data import batches as batches_module
 from ssd1b.training.data.batches import DataSettings, PictureBatches, open_data
 from ssd1b.training.objective import Objective
 
@@ -72,6 +73,27 @@ def opened(mini: Pipeline, source: Path, tmp_path: Path) -> Callable[..., Pictur
         )  # fmt: skip
 
     return open_
+
+
+def test_captions_are_replaced_and_words_stand_for_vectors(
+    mini: Pipeline, source: Path, tmp_path: Path
+) -> None:
+    for caption in source.glob("*.txt"):
+        caption.unlink()
+    settings = DataSettings(path=str(source), size=64, multiple=16, cache_captions=False, caption_dropout=0)
+    batches = open_data(
+        settings, vae=mini.vae, text=mini.text, cache=tmp_path / "cache", report=tmp_path / "report.json",
+        batch_size=2, seed=3, captions=["a zarp", "one zarp"], words=(("zarp", 2),),
+    )  # fmt: skip
+    batches = pickle.loads(pickle.dumps(batches))  # as for a process that is spawned to read
+    assert batches.text is not None
+    assert all(each.is_meta for each in batches.text.encoder_2.parameters()), "no weights are sent along"
+    seen = set()
+    for step in range(8):
+        for row in batches[step].text[0].ids[:, 0].tolist():
+            assert [id for id in row if id >= FIRST_VECTOR] == [FIRST_VECTOR, FIRST_VECTOR + 1]
+            seen.add(tuple(row))
+    assert len(seen) == 2, "each use draws one of the captions"
 
 
 def test_batches_hold_what_a_fresh_look_at_the_files_gives(
@@ -154,6 +176,21 @@ def test_only_what_changed_is_encoded_again(
     assert encoded[0] == before + 1
 
 
+def test_latents_that_are_not_finite_name_the_picture_and_the_remedy(
+    opened: Callable[..., PictureBatches], source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = VAE.encode
+
+    def broken(self: VAE, pixels: torch.Tensor) -> Any:
+        found = encode(self, pixels)
+        found.mean[:] = torch.nan
+        return found
+
+    monkeypatch.setattr(VAE, "encode", broken)
+    with pytest.raises(FailedError, match=r"the VAE gives NaN .*\.png: load it in float32 or bfloat16"):
+        opened()
+
+
 def test_two_that_fill_one_cache_at_once(opened: Callable[..., PictureBatches], encoded: list[int]) -> None:
     found: list[PictureBatches] = []
     threads = [threading.Thread(target=lambda: found.append(opened())) for _ in range(2)]
@@ -223,3 +260,169 @@ def test_captions_and_dropout_are_drawn_by_the_step(mini: Pipeline, tmp_path: Pa
 def test_settings_say_what_is_allowed(name: str, value: object) -> None:
     with pytest.raises(InputError, match=name):
         replace(DataSettings(path="pictures"), **{name: value})
+
+
+def captions_of(batches: PictureBatches, steps: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The captions of the first steps, as they are looked up in the cache or tokenized."""
+    seen: list[str] = []
+    monkeypatch.setattr(PictureBatches, "_text", lambda self, captions: seen.extend(captions))
+    for step in range(steps):
+        batches[step]
+    return seen
+
+
+@pytest.fixture
+def tagged(tmp_path: Path) -> Path:
+    folder = tmp_path / "tagged"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(as_bytes(smooth(64, 64)))
+    (folder / "a.txt").write_text("one, a, b, c, d\ntwo, e, f, g, h")
+    return folder
+
+
+CHANGED = {"caption_lines": True, "shuffle_captions": True, "keep_tokens": 1, "tag_dropout": 0.3}
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_captions_vary_and_are_never_those_of_another_setting(
+    opened: Callable[..., PictureBatches], tagged: Path, encoded: list[int], cached: bool,
+    mini: Pipeline, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    given = {"path": str(tagged), "caption_dropout": 0, "cache_captions": cached, "trigger": "sks"}
+    plain = opened(**given, caption_lines=True)
+    changing = opened(**given, **CHANGED, caption_variants=5)
+    # Two captions, ten variants of which some may be equal, the empty caption: each is encoded once.
+    assert encoded[1] <= (2 + 10 + 1 if cached else 0)
+    again = encoded[1]
+    opened(**given, **CHANGED, caption_variants=5, seed=9)
+    assert encoded[1] == again, "variants depend on the caption alone"
+    if cached:
+        (first,) = [each.scanned.captions for few in changing.pictures for each in few]
+        batch = changing[0]
+        fresh = mini.text.encode(mini.text.tokenize(list(first)))
+        for row in batch.text.embeds:
+            assert (fresh.embeds - row).abs().amax((1, 2)).min() < 1e-3, "a variant's own embedding"
+    with monkeypatch.context() as patch:
+        seen = captions_of(changing, 40, patch)
+        assert {*captions_of(plain, 20, patch)} == {"sks, one, a, b, c, d", "sks, two, e, f, g, h"}
+    for caption in seen:
+        trigger, first_tag, *others = caption.split(", ")
+        assert trigger == "sks" and first_tag in ("one", "two")
+        assert {*others} <= {*("abcd" if first_tag == "one" else "efgh")}
+    assert len({*seen}) > (5 if cached else 20)
+    again_there = captions_of(changing, 40, monkeypatch)
+    assert again_there == seen, "a step's captions depend on the step alone"
+
+
+def test_images_are_seen_as_often_as_they_are_repeated(
+    opened: Callable[..., PictureBatches], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "x.png").write_bytes(as_bytes(smooth(64, 64, 9)))
+    (other / "x.txt").write_text("x")
+    sources = [{"path": str(source)}, {"path": str(other), "repeats": 4}]
+    batches = opened(path=None, sources=sources, batch_size=1)
+    assert (batches.different, batches.seen) == (7, 10)
+    seen = [
+        batches.pictures[bucket][index].scanned.example.key
+        for step in range(10)
+        for bucket, [index] in [batches.order[step]]
+    ]
+    assert seen.count(f"{other}/x.png") == 4 and len({*seen}) == 7
+    few = {"path": str(source), "repeats": 10_000}
+    monkeypatch.setattr(batches_module, "_MOST_SEEN", 119_999)
+    with pytest.raises(InputError, match="repeats make 120000 images in a pass: at most 119999"):
+        opened(path=None, sources=[few, few])
+
+
+def test_half_of_the_images_are_mirrored_with_their_masks_and_crops(
+    opened: Callable[..., PictureBatches], source: Path, mini: Pipeline, encoded: list[int]
+) -> None:
+    for index in range(6):
+        (source / f"{index}.mask.png").write_bytes(
+            as_bytes(smooth(96, 48, index + 20) if index < 4 else smooth(70, 80, index + 20))
+        )
+    given = {"caption_dropout": 0, "masks": "beside", "unmasked_weight": 0.25, "crop": "random"}
+    plain, flipped = opened(**given), opened(**given, flip=True)
+    assert encoded[0] == 12, "both sides of each image are encoded, and each once"
+    mirrored = 0
+    for step in range(12):
+        ours, both = plain[step], flipped[step]
+        assert plain.order[step] == flipped.order[step]
+        bucket, indices = plain.order[step]
+        for row, index in enumerate(indices):
+            placement = plain.pictures[bucket][index].placement
+            assert both.cell_weights is not None and ours.cell_weights is not None
+            if both.latents[row].equal(ours.latents[row]):
+                assert both.cell_weights[row].equal(ours.cell_weights[row])
+                assert both.time_ids[row].tolist() == list(placement.time_ids)
+            else:
+                mirrored += 1
+                assert (both.cell_weights[row].flip(-1) - ours.cell_weights[row]).abs().max() < 0.02
+                assert both.time_ids[row].tolist() == list(placement.mirror.time_ids)
+    assert 4 < mirrored < 20
+    assert flipped[3].latents.equal(flipped[3].latents)
+
+
+def test_masks_weigh_the_cells_of_their_images(
+    opened: Callable[..., PictureBatches], source: Path, tmp_path: Path, encoded: list[int]
+) -> None:
+    assert opened()[0].cell_weights is None
+    left = Image.new("L", (96, 48), 0)
+    left.paste(255, (0, 0, 48, 48))
+    (source / "1.mask.png").write_bytes(as_bytes(left))
+    assert opened()[0].cell_weights is None, "masks are used if they are asked for"
+    batches = opened(masks="beside", unmasked_weight=0.25, batch_size=1)
+    assert json.loads((tmp_path / "report.json").read_text())["masks"] == 1
+    for step in range(6):
+        bucket, [index] = batches.order[step]
+        weights = batches[step].cell_weights
+        assert weights is not None and weights.shape == (1, 1, *batches[step].latents.shape[-2:])
+        if batches.pictures[bucket][index].scanned.example.key == "1.png":
+            # The crop is 8 pixels from the left, so the mask ends after 5 cells of 10.
+            assert weights[0, 0].tolist() == [[1.0] * 5 + [0.25] * 5] * 6
+        else:
+            assert weights.eq(1).all()
+    # A changed mask is read anew; the image is not encoded again.
+    before = encoded[0]
+    (source / "1.mask.png").write_bytes(as_bytes(Image.new("L", (96, 48), 255)))
+    changed = opened(masks="beside", batch_size=1)
+    assert all(changed[step].cell_weights.eq(1).all() for step in range(6)) and encoded[0] == before
+    elsewhere = pickle.loads(pickle.dumps(batches))
+    assert elsewhere.settings == batches.settings
+    (source / "1.mask.png").write_bytes(as_bytes(left)[:70])
+    with pytest.warns(UserWarning, match=r"mask: picture damaged \(1\.png\)"):
+        assert opened(masks="beside", max_unusable=0.5).masks is None
+
+
+def test_opacity_is_a_mask(opened: Callable[..., PictureBatches], tmp_path: Path) -> None:
+    folder = tmp_path / "cut out"
+    folder.mkdir()
+    opacity = Image.new("L", (64, 64), 0)
+    opacity.paste(255, (16, 16, 48, 48))
+    for name, image in (("a", smooth(64, 64)), ("b", smooth(64, 64, 1))):
+        if name == "a":
+            image.putalpha(opacity)
+        (folder / f"{name}.png").write_bytes(as_bytes(image))
+        (folder / f"{name}.txt").write_text(name)
+    batches = opened(path=str(folder), masks="alpha", unmasked_weight=0, batch_size=2)
+    weights = batches[0].cell_weights
+    assert weights is not None and sorted(weights.sum((1, 2, 3)).tolist()) == [16, 64]
+
+
+def test_combinations_of_settings_that_have_no_effect_are_errors() -> None:
+    good = DataSettings(path="pictures")
+    for wrong, name in (
+        ({"keep_tokens": 1}, "keep_tokens needs shuffle_captions or tag_dropout"),
+        ({"sources": [{"path": "x"}]}, "path or sources"),
+        ({"path": None, "sources": [{"path": "x"}, {"path": "y"}], "masks": "folder"}, "masks"),
+        ({"path": None, "sources": [{"path": "x", "repeats": 0}]}, "repeats"),
+        ({"path": None, "sources": [{"path": "x", "repeat": 1}]}, "repeat"),
+    ):
+        with pytest.raises(InputError, match=name):
+            replace(good, **wrong)
+    held = replace(good, masks="folder", trigger="sks", flip=True, shuffle_captions=True, keep_tokens=2)
+    assert held.held_out("x") == DataSettings(path="x", trigger="sks", caption_dropout=0)
+    assert held.of_others("x").all_sources[0].trigger is None
+    assert replace(good, masks="alpha").of_others("x").masks == "alpha"

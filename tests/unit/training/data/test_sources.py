@@ -15,7 +15,7 @@ from picture_files import as_bytes, smooth
 from ssd1b.errors import InputError
 from ssd1b.training.data.examples import Columns, Example, Unusable
 from ssd1b.training.data.scan import Scanned, in_threads, scan
-from ssd1b.training.data.sources import open_source
+from ssd1b.training.data.sources import Source, open_source, open_sources
 
 PNG = as_bytes(smooth(40, 32))
 JPEG = as_bytes(smooth(32, 48), "JPEG")
@@ -239,3 +239,96 @@ def test_a_pipe_in_the_place_of_a_picture_or_caption_is_left_out(tmp_path):
     for read in (example.picture, example.captions):
         with pytest.raises(Unusable, match="not readable"):
             read()
+
+
+def test_folders_named_as_in_sd_scripts_are_repeated(tmp_path: Path) -> None:
+    kohya = write(tmp_path / "kohya", {
+        "10_sks dog/a.png": PNG, "10_sks dog/a.txt": "a dog",
+        "10_sks dog/b.png": PNG,
+        "2_style/deep/c.png": PNG,
+    })  # fmt: skip
+    found = {each.key: (each.repeats, *each.captions()) for each in opened(kohya)}
+    assert found == {
+        "10_sks dog/a.png": (10, "a dog"),
+        "10_sks dog/b.png": (10, "sks dog"),
+        "2_style/deep/c.png": (2, "style"),
+    }
+    # One folder by itself, or one image outside of such folders: names are names.
+    assert [each.repeats for each in opened(kohya / "10_sks dog")] == [1, 1]
+    write(kohya, {"d.png": PNG})
+    assert {each.repeats for each in opened(kohya)} == {1}
+    numbered = write(tmp_path / "numbered", {"0_cat/a.png": PNG, "1_dog/b.png": PNG})
+    assert {each.repeats for each in opened(numbered)} == {1}, "numbers that begin with 0 are no repeats"
+    years = write(tmp_path / "years", {"2023_rome/a.png": PNG, "2024_oslo/b.png": PNG})
+    assert {each.repeats for each in opened(years)} == {1}, "nor are years"
+
+
+def test_several_sources_have_their_own_repeats_triggers_and_masks(tmp_path: Path) -> None:
+    one = write(tmp_path / "one", {"a.png": PNG, "a.txt": "a", "a.mask.png": PNG})
+    two = write(tmp_path / "two", {"3_x/a.png": PNG, "3_x/b.png": PNG})
+    write(tmp_path / "masks", {"3_x/b.jpg": JPEG})
+    sources = [
+        Source(path=str(one), repeats=4, trigger="sks", masks="beside"),
+        Source(path=str(two), repeats=2, masks=str(tmp_path / "masks")),
+    ]
+    found = open_sources(sources, Columns(), cache=tmp_path / "cache")
+    assert [(each.key, each.repeats, each.trigger, each.mask is not None) for each in found] == [
+        (f"{one}/a.png", 4, "sks", True),
+        (f"{two}/3_x/a.png", 6, None, False),
+        (f"{two}/3_x/b.png", 6, None, True),
+    ]
+    assert found[2].mask is not None and found[2].mask() == JPEG
+    for masks in ("nothing", "one/a.png"):
+        with pytest.raises(InputError, match="masks"):
+            open_sources([Source(path=str(one), masks=str(tmp_path / masks))], Columns(), cache=tmp_path)
+    with pytest.raises(InputError, match="no training data"):
+        open_sources([], Columns(), cache=tmp_path)
+
+
+def test_masks_beside_images_are_no_images(tmp_path: Path) -> None:
+    files = {"a.png": PNG, "a.txt": "a", "b.jpg": JPEG, "b.txt": "b", "c.mask.png": PNG, "c.mask.txt": "c"}
+    masks = {"a.mask.png": PNG, "b-masklabel.png": PNG}
+    folder = write(tmp_path / "set", files | masks)
+    beside = open_sources([Source(path=str(folder), masks="beside")], Columns(), cache=tmp_path)
+    assert {each.key: each.mask is not None for each in beside} == {
+        "a.png": True, "b.jpg": True, "c.mask.png": False,
+    }, "c.mask.png is an image: there is no c.png"  # fmt: skip
+    plain = open_sources([Source(path=str(folder))], Columns(), cache=tmp_path)
+    assert [each.key for each in plain] == [each.key for each in beside]
+    assert all(each.mask is None for each in plain)
+
+    rows = [{"file_name": "a.png", "text": "a"}, {"file_name": "sub/../b.jpg", "text": "b"}]
+    write(folder, {"metadata.jsonl": "\n".join(map(json.dumps, rows))})
+    first, second = open_sources([Source(path=str(folder), masks="beside")], Columns(), cache=tmp_path)
+    assert first.mask is not None and first.mask() == PNG and second.mask is None
+
+    tar(
+        tmp_path / "s.tar", {"1.png": PNG, "1.txt": b"one", "1.mask.png": JPEG, "2.png": PNG, "2.txt": b"two"}
+    )
+    in_tar = open_sources([Source(path=f"{tmp_path}/s.tar", masks="beside")], Columns(), cache=tmp_path)
+    assert in_tar[0].mask is not None and in_tar[0].mask() == JPEG and in_tar[1].mask is None
+
+
+def test_a_mask_that_cannot_belong_to_its_image_is_reported(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", {
+        "a.png": PNG, "a.txt": "a", "a.mask.png": as_bytes(smooth(32, 40)),
+        "b.png": PNG, "b.txt": "b", "b.mask.png": b"<html>",
+        "c.png": PNG, "c.txt": "c", "c.mask.png": as_bytes(smooth(20, 16)),
+    })  # fmt: skip
+    found, report = scan(
+        open_sources([Source(path=str(folder), masks="beside")], Columns(), cache=tmp_path), min_side=16
+    )
+    assert [each.example.key for each in found] == ["c.png"] and found[0].mask is not None
+    assert report.unusable == {
+        "mask of another shape than its picture": ["a.png"], "mask: no PNG, JPEG or WebP": ["b.png"],
+    }  # fmt: skip
+
+
+def test_lines_of_text_files_can_be_captions(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", {
+        "a.png": PNG, "a.txt": " one \n\ntwo, three\n", "b.png": PNG, "b.txt": "x\n" * 1001,
+    })  # fmt: skip
+    found, report = scan(opened(folder), min_side=16, caption_lines=True)
+    assert [each.captions for each in found] == [("one", "two, three")]
+    assert report.unusable == {"more than 1000 captions": ["b.png"]}
+    assert scanned(opened(folder))[0]["a.png"] == ("one \n\ntwo, three",)

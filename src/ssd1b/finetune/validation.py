@@ -1,0 +1,135 @@
+"""Validation during a run: the loss on held-out images, and sample images.
+
+Overfitting is reported, and the best result so far is kept.
+"""
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssd1b.distill.validation import make_sample_validator
+from ssd1b.files import open_regular
+from ssd1b.finetune.networks import Networks
+from ssd1b.finetune.prior import weighted_error
+from ssd1b.finetune.settings import FinetuneSettings
+from ssd1b.model import Model
+from ssd1b.models.text import TextEncoders
+from ssd1b.models.vae import VAE
+from ssd1b.training.batches import Batches, LatentBatch
+from ssd1b.training.loop import Validate
+from ssd1b.training.objective import Objective
+from ssd1b.training.precision import computing_in
+from ssd1b.training.processes import Group
+from ssd1b.weights.files import write_tensors
+
+BEST = "best.safetensors"
+
+LOSS = "validation_loss"
+"""Name of the loss in the log."""
+
+_BATCHES = 8
+_RISES = 3
+"""Validations in a row above the best one after which a run is said to overfit."""
+
+
+def make_drawing(model: Model, settings: FinetuneSettings, vae: VAE, text: TextEncoders) -> Validate:
+    """Return a validation that generates the settings' samples.
+
+    Text encoders and the new word's vectors, if they learn, are those of the moment.
+    """
+
+    def draw(networks: Networks, step: int, embeddings: Sequence[str] = ()) -> Mapping[str, float | Tensor]:
+        now = networks.text_encoders(text)
+        validate = make_sample_validator(model, settings.samples, vae, now, embeddings=embeddings)
+        return validate(networks.unet, step)
+
+    def validate(networks: Any, step: int) -> Mapping[str, float | Tensor]:
+        if settings.token is None:
+            return draw(networks, step)
+        with TemporaryDirectory() as folder:
+            path = Path(folder, settings.embedding_file)
+            write_tensors(path, networks.word, {})
+            return draw(networks, step, [f"{path}:{settings.token}"])
+
+    return validate
+
+
+def make_loss_validator(
+    objective: Objective,
+    batches: Batches[LatentBatch],
+    log: Path,
+    group: Group,
+    keep: Callable[[Any, int], object] | None,
+) -> Validate:
+    """Return a validation of the loss with the same images, noise and timesteps each time.
+
+    It keeps the model with the lowest loss so far, and warns once when the loss has been above its minimum
+    three times in a row.
+
+    Args:
+        objective: of the training.
+        batches: held-out images.
+        log: the run's ``log.jsonl``, from which a resumed run knows the losses before.
+        group: the processes of the run, which all call this.
+        keep: writes the model of a step; None to keep none.
+    """
+    losses: dict[int, float] = {}
+    warned = False
+
+    def validate(networks: Any, step: int) -> dict[str, float]:
+        nonlocal warned
+        losses.update(losses or group.decide(lambda: losses_in(log)))
+        predict, dtype = computing_in(objective.dtype, networks.unet), objective.dtype
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            each = [
+                weighted_error(predict, objective(networks.encoded(batches[number], dtype)))
+                for number in range(_BATCHES)
+            ]
+        # Processes may round differently, so the first one decides.
+        losses[step] = group.decide(lambda: float(sum(each)) / _BATCHES)
+        best = best_step(losses)
+        if best == step and keep is not None:
+            keep(networks, step)
+        if not warned and best is not None and sum(other > best for other in losses) >= _RISES:
+            warned = True
+            advice = f"train again with --steps {best}" if keep is None else f"{BEST} is that of step {best}"
+            warnings.warn(
+                f"the validation loss was lowest after step {best} and is higher since: the model overfits; "
+                f"{advice}",
+                stacklevel=2,
+            )
+        return {LOSS: losses[step]}
+
+    return validate
+
+
+def best_step(losses: Mapping[int, float]) -> int | None:
+    """Return the first step with the lowest loss; None if no loss is finite."""
+    finite = {step: loss for step, loss in losses.items() if math.isfinite(loss)}
+    return min(finite, key=lambda step: finite[step], default=None)
+
+
+def losses_in(log: Path) -> dict[int, float]:
+    """Read the validation losses of a run by their steps; a loss that was not finite is NaN."""
+    if not log.exists():
+        return {}
+    with open_regular(log) as file:
+        rows = [json.loads(line) for line in file]
+    return {row["step"]: math.nan if row[LOSS] is None else row[LOSS] for row in rows if LOSS in row}
+
+
+def together(checks: Sequence[Validate]) -> Validate | None:
+    """Combine validations; None if there are none."""
+
+    def validate(networks: nn.Module, step: int) -> dict[str, float | Tensor]:
+        return {name: value for check in checks for name, value in check(networks, step).items()}
+
+    return validate if checks else None
