@@ -8,10 +8,10 @@ from hypothesis import settings
 
 from rounds import rounds
 
-# Several test processes share the cores: one thread each, or OpenMP's would wait for each other. Set
-# before torch is imported, and so that programs which the tests start inherit it.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Several test processes share the cores: one thread each, or OpenMP's would wait for each other. With one
+# process, too: sums of several threads are rounded otherwise. Set before torch is imported, and so that
+# programs which the tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Commands that the tests start would compile every module again, a tenth of a second each.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

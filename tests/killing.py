@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ssd1b.training import checkpoints
+
 
 def kill_often(begin: Callable[[Path], object], out: Path, last: str) -> None:
     """Begin a training until it has written its last checkpoint, and kill it after each new checkpoint.
@@ -53,13 +55,26 @@ def kills_in_child(test_file: str, call: str) -> int:
         call: Python code such as ``f"killed_often({str(path)!r})"``.
     """
     script = f"{importing(test_file)}; {Path(test_file).stem}.{call}"
-    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+    }  # a forked life has none of its parent's other threads
+    child = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert child.returncode == 0, child.stderr
     return child.stdout.split().count(str(-signal.SIGKILL))
 
 
 def _begin_in_a_group(begin: Callable[[Path], object], out: Path) -> None:
     os.setsid()  # processes that read ahead are killed with it
+    save = checkpoints.save
+
+    def save_and_wait(*arguments: object) -> None:
+        save(*arguments)  # type: ignore[arg-type]
+        time.sleep(0.01)  # a fast machine would be at the end before it is killed
+
+    checkpoints.save = save_and_wait
     begin(out)
 
 

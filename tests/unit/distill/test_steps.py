@@ -349,7 +349,6 @@ def go(method: str, out: Path, *, resume: bool = False) -> None:
 def killed_often(folder: str) -> None:
     """The work of the next test's child process, which imports torch once for all methods."""
     loop._read_ahead = lambda share, start, stop, _: (share[i] for i in range(start, stop))  # type: ignore
-    torch.set_num_threads(1)  # a forked process has none of its parent's other threads
     for method in METHOD_NAMES:
         out = Path(folder) / method
         go(method, out / "whole")

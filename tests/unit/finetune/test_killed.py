@@ -4,7 +4,6 @@ import signal
 from contextlib import redirect_stdout
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 
 from killing import kill_often, kills_in_child
@@ -34,7 +33,6 @@ def begin(model: str, pictures: Path, given: dict, out: Path) -> None:
 def killed_often(model: str, folder: str) -> None:
     """The work of the test's child process."""
     loop._read_ahead = lambda share, start, stop, _: (share[i] for i in range(start, stop))  # type: ignore
-    torch.set_num_threads(1)  # a forked process has none of its parent's other threads
     pictures = Path(folder) / "pictures"
     for name, given in RUNS.items():
         out = Path(folder) / name.partition(".")[0]

@@ -148,7 +148,6 @@ def test_a_stopped_task_goes_on_bit_by_bit(
 def killed_often(folder: str) -> None:
     """The work of the next test's child process, which imports torch once for all tasks."""
     loop._read_ahead = lambda share, start, stop, _: (share[i] for i in range(start, stop))  # type: ignore
-    torch.set_num_threads(1)  # a forked process has none of its parent's other threads
     for name in TASKS:
         out = Path(folder) / name
         go(name, out / "whole", OFTEN)
