@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# One test process more than cores, since some tests wait; at most four, each of which takes two gigabytes.
+PYTEST = $(BIN)/python -m pytest --quiet --numprocesses $$($(BIN)/python -c "import os; print(min(4, os.cpu_count() + 1))")
+
 PROMPT ?= a large red metal sphere on a blue background
 
 .PHONY: demo test coverage browser check types layers site docs full-size clean
@@ -12,10 +15,10 @@ demo: $(VENV)/installed  ## Set up and draw the first picture.
 	$(BIN)/ssd1b generate "$(PROMPT)" --seed 0 --out pictures
 
 test: $(VENV)/installed-dev  ## Set up and run every test that needs neither a GPU nor a full-size model.
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --quiet
+	$(PYTEST)
 
 coverage: $(VENV)/installed-dev  ## As test, and print the share of lines that the tests ran, by module.
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --quiet --cov
+	$(PYTEST) --cov
 
 browser: $(VENV)/installed-dev  ## Find a Chromium for the browser tests; root on Debian installs it.
 	$(BIN)/python tests/browsers.py

@@ -31,6 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Whether an example is found must not depend on how busy the machine is.
     settings.register_profile("ssd1b", deadline=None, max_examples=rounds(50, 200))
     settings.load_profile("ssd1b")
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        config.pluginmanager.register(Failures(config))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -47,6 +49,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "cluster" if nodeid.startswith("tests/unit/cluster/") else nodeid.split("::")[0]
 
     return Scheduling(config, log)
+
+
+class Failures:
+    """Says at once which test failed, for the reader of a run that is cut off before its end."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            reason = report.longreprtext.strip().splitlines()[-1:]
+            terminal.write_line(f"\nFAILED {report.nodeid} ({report.when}): {' '.join(reason)[:300]}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

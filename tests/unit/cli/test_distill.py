@@ -198,89 +198,83 @@ def test_a_folder_of_captioned_pictures_will_do(run, tmp_path, teacher):
     assert Pipeline.load(str(tmp_path / "out/model"), device="cpu").info.family == "vega"
 
 
-SHARED = """
-[train]
-steps = 2
-batch_size = 2
-micro_batches = 2
-learning_rate = 1e-3
-warmup_steps = 0
-validation_steps = 2
-[[stages]]
-student = "vega"
-features = "block"
-captions = ["a cloud", "two clouds"]
-"""
+STEPS = 8
+SHARED = stages_toml("vega", STEPS).replace("[[stages]]", f"validation_steps = {STEPS}\n[[stages]]")
+SHARED += 'captions = ["a cloud", "two clouds"]\n'
 
 
-def test_two_processes_distill_what_one_does_and_one_of_them_writes(run, tmp_path, teacher, image_at):
-    Path(tmp_path, "stages.toml").write_text(SHARED)
-    folder = tmp_path / "pictures"
-    _clouds(folder, 4)
-    call = ["distill", "--teacher", teacher, "--stages", "stages.toml", "--data", folder, "--device", "cpu"]
-    alone = run(*call, "--out", "one")
-    assert alone.code == 0, alone.err
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    two = subprocess.run(
-        [*torchrun, "-m", "ssd1b", *map(str, call), "--out", "two"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
+@pytest.fixture(scope="module")
+def together(tmp_path_factory, teacher):
+    """A folder with a distillation by two processes of one machine, in "together"."""
+    folder = tmp_path_factory.mktemp("shared")
+    Path(folder, "stages.toml").write_text(SHARED)
+    _clouds(folder / "pictures", 4)
+    code, out, err = _ended(
+        _torchrun(folder, teacher, "--standalone", "--nproc-per-node=2", out=["together"])
+    )
+    assert code == 0, err[-3000:]
+    assert out == ["together/model", "together/model.safetensors"], "only the first process prints"
+    return folder
+
+
+def _torchrun(folder, teacher, *options, out):
+    distill = ["-m", "ssd1b", "distill", "--teacher", teacher, "--stages", "stages.toml",
+               "--data", "pictures", "--device", "cpu", "--cache", "cache", "--out"]  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", *options, *map(str, distill), *out]
+    return subprocess.Popen(
+        command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1"},
     )  # fmt: skip
-    assert two.returncode == 0, two.stderr[-3000:]
-    assert two.stdout.split() == ["two/model", "two/model.safetensors"], "only the first process prints"
-    one, other = (load_file(tmp_path / out / "stage-1/student.safetensors") for out in ("one", "two"))
+
+
+def _ended(process):
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out.split(), err
+
+
+def test_two_processes_distill_what_one_does_and_one_of_them_writes(run, together, teacher, image_at):
+    alone = run("distill", "--teacher", teacher, "--stages", together / "stages.toml", "--data",
+                together / "pictures", "--device", "cpu", "--out", together / "alone")  # fmt: skip
+    assert alone.code == 0, alone.err
+    one, other = (load_file(together / out / "stage-1/student.safetensors") for out in ("alone", "together"))
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-4)
-    (line,) = Path(tmp_path, "two/stage-1/log.jsonl").read_text().splitlines()
-    assert json.loads(line)["step"] == 2
-    sheets = [image_at(tmp_path / out / "stage-1/pictures/drawn-00000002.png") for out in ("one", "two")]
+    lines = Path(together, "together/stage-1/log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [STEPS], "one process writes"
+    sheets = [
+        image_at(together / out / f"stage-1/pictures/drawn-{STEPS:08}.png") for out in ("alone", "together")
+    ]
     assert sheets[0].size == (256, 128), "both captions, side by side"
     assert np.abs(np.subtract(*(np.asarray(sheet, np.int16) for sheet in sheets))).mean() < 2
 
 
 @pytest.mark.enable_socket
-def test_two_machines_distill_what_two_processes_of_one_do_although_one_ends(tmp_path, teacher):
+def test_two_machines_distill_what_two_processes_of_one_do_although_one_ends(together, teacher):
     """Two agents of torchrun on this machine are all that two machines are, but for the disk."""
-    Path(tmp_path, "stages.toml").write_text(stages_toml("vega", 8))
-    _clouds(tmp_path / "pictures", 4)
-    distill = ["-m", "ssd1b", "distill", "--teacher", teacher, "--stages", "stages.toml",
-               "--data", "pictures", "--device", "cpu", "--cache", "cache", "--out"]  # fmt: skip
-
-    def started(*options, out):
-        command = [sys.executable, "-m", "torch.distributed.run", *options, *map(str, distill), *out]
-        return subprocess.Popen(
-            command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1"},
-        )  # fmt: skip
-
-    def ended(process):
-        out, err = process.communicate(timeout=300)
-        return process.returncode, out.split(), err
-
-    code, _, err = ended(started("--standalone", "--nproc-per-node=2", out=["together"]))
-    assert code == 0, err[-3000:]
-
     place = f"127.0.0.1:{_free_port()}"
     dynamic = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={place}"]
-    agents = [started(*dynamic, out=["apart"]) for _ in range(2)]
-    wait_for(lambda: (tmp_path / "apart/stage-1/checkpoints/step-00000002.safetensors").exists(), seconds=200)
+    agents = [_torchrun(together, teacher, *dynamic, out=["apart"]) for _ in range(2)]
+    wait_for(lambda: (together / "apart/stage-1/checkpoints/step-00000002.safetensors").exists(), seconds=200)
     workers = [psutil.Process(agent.pid).children()[0] for agent in agents]
     victim = next(each for each in workers if each.environ()["RANK"] == "1")
     victim.kill()
-    survivors = [ended(agent) for agent in agents]
+    survivors = [_ended(agent) for agent in agents]
     assert all(code != 0 for code, *_ in survivors)
     lines = [line for *_, err in survivors for line in err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "another process of this training ended or does not answer" in lines[0]
-    assert not (tmp_path / "apart/model").exists()
+    assert not (together / "apart/model").exists()
 
     static = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={_free_port()}"]
-    agents = [started(*static, f"--node-rank={rank}", out=["apart", "--resume"]) for rank in range(2)]
-    (code, out, err), (other_code, other_out, _) = map(ended, agents)
+    agents = [
+        _torchrun(together, teacher, *static, f"--node-rank={rank}", out=["apart", "--resume"])
+        for rank in range(2)
+    ]
+    (code, out, err), (other_code, other_out, _) = map(_ended, agents)
     assert (code, other_code) == (0, 0), err[-3000:]
     assert (out, other_out) == (["apart/model", "apart/model.safetensors"], []), (
         "only the first process prints"
     )
-    one, other = (Path(tmp_path, out, "stage-1/student.safetensors") for out in ("together", "apart"))
+    one, other = (Path(together, out, "stage-1/student.safetensors") for out in ("together", "apart"))
     assert one.read_bytes() == other.read_bytes()
 
 
