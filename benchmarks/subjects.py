@@ -26,11 +26,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
+from ssd1b.actions.adapters import Output, convert_adapter
 from ssd1b.actions.tabletop import render_dataset
 from ssd1b.embeddings import embedding_of
 from ssd1b.evaluate.reconstruction import reconstruct
 from ssd1b.evaluate.statistics import difference, estimate
-from ssd1b.loras import lora_of
+from ssd1b.loras import TRANSFERS, lora_of
 from ssd1b.pipeline import Pipeline
 from ssd1b.tabletop.judge.evaluation import BATCH_SIZE, Case, cases, score
 from ssd1b.tabletop.judge.judge import Judge, load_judge, widened
@@ -40,7 +41,7 @@ from ssd1b.tabletop.world.renderer import render_batch
 from ssd1b.tabletop.world.scenes import Scene
 from ssd1b.tabletop.world.subjects import SUBJECTS, subject_scene
 
-MODEL = "mini-ssd-1b"
+MODEL, LARGER = "mini-ssd-1b", "mini-sdxl"
 IMAGES = 12
 TRAINING, HELD_OUT, TESTED, EXAMINED, AGAIN = 100, 101, 102, 103, 104
 """Seeds of the streams of scenes."""
@@ -58,9 +59,11 @@ class Method:
         options: of ``ssd1b finetune``; "SUBJECT" stands for the subject's word.
         prior: "images" that the model generated of single solids, their "prompts" alone, or prompts of
             "scenes" with one and two solids.
-        model: which learns. An adapter of the larger miniature is moved to the smaller one as it is loaded.
+        model: which learns.
         strength: of the adapter, when images are generated.
         trained: the method whose adapter it is, if it is not trained for this one.
+        transfer: how an adapter of the larger miniature is moved to the smaller one; without it, the larger
+            one generates.
     """
 
     steps: int
@@ -69,19 +72,20 @@ class Method:
     model: str = MODEL
     strength: float = 1.0
     trained: str | None = None
+    transfer: str | None = None
 
 
 LORA = ("--learning-rate", "1e-3")
 GENTLE = ("--learning-rate", "3e-4")
 FULL = ("--method", "full", "--learning-rate", "1e-4")
 WORD = ("--method", "textual-inversion", "--token", "SUBJECT", "--vectors", "4", "--learning-rate", "3e-3")
+BEFORE_LARGER = "before, mini-sdxl"
+TEACHERS = "LoRA of mini-sdxl at 3e-4, prompts of the class"
 METHODS = {
     "LoRA": Method(steps=400, options=LORA),
     "textual inversion": Method(steps=400, options=WORD),
-    "LoRA of mini-sdxl, moved": Method(steps=400, options=LORA, model="mini-sdxl"),
-    "LoRA of mini-sdxl, prompts of the class, moved": Method(
-        steps=400, options=LORA, prior="prompts", model="mini-sdxl"
-    ),
+    BEFORE_LARGER: Method(steps=0, options=(), model=LARGER),
+    TEACHERS: Method(steps=400, options=GENTLE, prior="prompts", model=LARGER),
     "LoRA, images of the class": Method(steps=400, options=LORA, prior="images"),
     "LoRA, prompts of the class": Method(steps=400, options=LORA, prior="prompts"),
     "LoRA at 3e-4, prompts of the class": Method(steps=400, options=GENTLE, prior="prompts"),
@@ -102,6 +106,12 @@ METHODS.update(
             "LoRA at 3e-4, 300 steps, prompts of scenes at weight 4",
         )
         for strength in (0.3, 0.5, 0.7)
+    }
+)
+METHODS.update(
+    {
+        f"{TEACHERS}, moved by {transfer}": replace(METHODS[TEACHERS], transfer=transfer, trained=TEACHERS)
+        for transfer in TRANSFERS
     }
 )
 
@@ -149,7 +159,7 @@ def main() -> None:
                     "others": rate(load_judge(), others, draw(pipeline, others, settings)),
                     "validation": validation_losses(run),
                 }
-                before = rows.get("before", row)
+                before = rows.get("before" if pipeline is base else BEFORE_LARGER, row)
                 row["estimates"] = {
                     what: {
                         "share": estimate(row[what])._asdict(),
@@ -227,6 +237,8 @@ def subject_cases(subject: str, count: int, stream: int) -> list[Case]:
 def train(method: Method, folder: Path, run: Path) -> float:
     """Run ``ssd1b finetune``, unless it has run, and return its seconds."""
     seconds = run / "seconds"
+    if not method.steps:
+        return 0.0
     if seconds.exists():
         return float(seconds.read_text())
     shutil.rmtree(run, ignore_errors=True)
@@ -272,7 +284,21 @@ def load(base: Pipeline, method: Method, run: Path) -> tuple[Pipeline, dict[str,
     if "textual-inversion" in method.options:
         word = run.parents[1].name
         return base, {"embeddings": (embedding_of(run / f"{word}.safetensors", word),)}
-    return base, {"loras": (lora_of(run / "adapter.safetensors", unet=method.strength),)}
+    if method.transfer:
+        moved = Output(path=run / f"{method.transfer}.safetensors", overwrite=True)
+        convert_adapter(
+            str(run / "adapter.safetensors"),
+            moved,
+            to=MODEL,
+            teacher=LARGER,
+            transfer=method.transfer,
+            partial=True,
+        )
+        return base, {"loras": (lora_of(moved.path, unet=method.strength),)}
+    loras = {"loras": (lora_of(run / "adapter.safetensors", unet=method.strength),)} if method.steps else {}
+    if method.model == LARGER:
+        return Pipeline.load(LARGER, device="cpu", offline=True, threads="auto"), loras
+    return base, loras
 
 
 def draw(pipeline: Pipeline, chosen: Sequence[Case], settings: dict[str, Any]) -> NDArray[np.uint8]:
