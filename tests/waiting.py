@@ -3,8 +3,11 @@
 import time
 from collections.abc import Callable
 
+PATIENCE = 120.0
+"""Seconds until a test gives up; the machine may be busy."""
 
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+
+def wait_for(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Wait until the condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -3,11 +3,13 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from browsers import find_browser, how_to_install
+from waiting import PATIENCE
 
 LEFT_OUT = "SSD1B_NO_BROWSER"
 """The variable that leaves these tests out, where no browser can be had."""
@@ -20,6 +22,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=f"{LEFT_OUT} is set: no browser is tried"))
             # Playwright talks to its driver through sockets of this machine.
             item.add_marker(pytest.mark.enable_socket)
+
+
+@pytest.fixture(autouse=True)
+def _patient() -> None:
+    expect.set_options(timeout=1000 * PATIENCE)
 
 
 # Not for the whole session: while it is open, Playwright's event loop runs in this thread, and no other
@@ -38,15 +45,28 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
+def new_context(browser: Browser) -> Iterator[Callable[..., BrowserContext]]:
+    """``new_context(**options)`` is a browser without history, with patience."""
+    contexts = []
+
+    def make(**options: Any) -> BrowserContext:
+        contexts.append(browser.new_context(**options))
+        contexts[-1].set_default_timeout(1000 * PATIENCE)
+        return contexts[-1]
+
+    yield make
+    for each in contexts:
+        each.close()
+
+
+@pytest.fixture
+def visit(new_context: Callable[..., BrowserContext]) -> Iterator[Callable[..., Page]]:
     """``visit(path, **context)`` opens a page; nothing may be fetched, and nothing go wrong."""
     wrong: list[str] = []
     fetched: list[str] = []
-    contexts = []
 
     def open_page(path: Path, **context: object) -> Page:
-        contexts.append(browser.new_context(**context))
-        page = contexts[-1].new_page()
+        page = new_context(**context).new_page()
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("dialog", lambda dialog: wrong.append(dialog.message))
@@ -57,5 +77,3 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
     yield open_page
     assert wrong == []
     assert fetched and all(url.startswith(("file:", "data:")) for url in fetched)
-    for context in contexts:
-        context.close()

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import BrowserContext, Page, Route, expect
 from safetensors.torch import save_file
 
 from adapter_files import attention, random_lora, write_lora
@@ -29,9 +29,7 @@ from ssd1b.jobs.store import Store
 from ssd1b.layouts import model_layout
 from ssd1b.server.routes.page import page_files
 from upscaler_files import write_compact
-
-PATIENCE = 60_000
-"""Milliseconds; the machine may be busy."""
+from waiting import PATIENCE
 
 MANY = 10_000
 KEY = "a-key-that-is-long-enough"
@@ -131,18 +129,14 @@ def wrong() -> list[str]:
 
 
 @pytest.fixture
-def enter(browser: Browser, wrong: list[str]) -> Iterator[Callable[..., Page]]:
+def enter(new_context: Callable[..., BrowserContext], wrong: list[str]) -> Iterator[Callable[..., Page]]:
     """``enter(server, **context)`` opens a server's page. Nothing may go wrong; no other host is asked."""
     asked: list[str] = []
     hosts: list[str] = []
-    contexts = []
 
     def open_page(server: Server, **options: Any) -> Page:
         hosts.append(server.url)
-        context = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **options})
-        context.set_default_timeout(PATIENCE)
-        contexts.append(context)
-        page = context.new_page()
+        page = new_context(**{"viewport": {"width": 1440, "height": 900}, **options}).new_page()
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
@@ -150,15 +144,8 @@ def enter(browser: Browser, wrong: list[str]) -> Iterator[Callable[..., Page]]:
         return page
 
     yield open_page
-    for context in contexts:
-        context.close()
     assert wrong == []
     assert all(url.startswith((*hosts, "data:", f"blob:{hosts[0]}")) for url in asked)
-
-
-@pytest.fixture(autouse=True)
-def _patient() -> None:
-    expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture
@@ -193,7 +180,7 @@ def put(page: Page, field: str, value: str) -> None:
 
 def until(page: Page, expression: str) -> None:
     """Wait until JavaScript is true. Playwright's own way needs ``eval``, which the page's policy forbids."""
-    deadline = time.monotonic() + PATIENCE / 1000
+    deadline = time.monotonic() + PATIENCE
     while not page.evaluate(expression):
         assert time.monotonic() < deadline, expression
         page.wait_for_timeout(20)
@@ -572,7 +559,7 @@ def test_the_gallery_stays_small_with_ten_thousand_pictures(
     while not first.count():
         page.locator(".work").evaluate("work => work.scrollTo(0, work.scrollHeight)")
         page.wait_for_timeout(20)
-        assert time.monotonic() - begin < PATIENCE / 1000
+        assert time.monotonic() - begin < PATIENCE
     record_property("10,000 pictures loaded, s", time.monotonic() - begin)
     assert tiles.count() < 150
     frames = page.evaluate("""async () => {
