@@ -285,7 +285,7 @@ def load(base: Pipeline, method: Method, run: Path) -> tuple[Pipeline, dict[str,
         word = run.parents[1].name
         return base, {"embeddings": (embedding_of(run / f"{word}.safetensors", word),)}
     if method.transfer:
-        moved = Output(path=run / f"{method.transfer}.safetensors", overwrite=True)
+        moved = Output(path=str(run / f"{method.transfer}.safetensors"), overwrite=True)
         convert_adapter(
             str(run / "adapter.safetensors"),
             moved,
