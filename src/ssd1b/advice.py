@@ -107,7 +107,7 @@ def advise(
     Args:
         settings: the settings, which are not changed.
         model_size: side in pixels of the square images the model was trained on (``ModelLayout.size``).
-        family: a name of ``layouts.UNETS``. Only size is checked for families that ``FAMILIES`` lacks.
+        family: a name of ``layouts.UNETS``. Only size is checked where nothing else is recommended.
         few_steps: what ``Model.few_steps`` says. A few-step model or LoRA is judged by its own kind's ranges;
             LoRAs' files are looked into, where they are.
     """

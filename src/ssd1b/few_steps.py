@@ -119,7 +119,7 @@ GUIDANCE_EMBEDDED = FewSteps(
 
 KINDS: tuple[FewSteps, ...] = (
     FewSteps(
-        name="mini-ssd-1b-turbo", pattern=re.compile("mini-ssd-1b-turbo"), settings=_DDIM, steps=(2, 8),
+        name="mini-ssd-1b-turbo", pattern=re.compile("mini-ssd-1b-turbo"), settings=_DDIM, steps=(4, 8),
         samplers=_TRAILING, source="docs/guide/few-steps.md",
     ),
     FewSteps(

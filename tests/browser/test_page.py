@@ -341,9 +341,9 @@ def test_a_few_step_model_or_lora_sets_its_settings_and_is_judged_by_its_own_ran
     page.locator("#schedule").select_option("karras")
     model.select_option(TURBO)
     assert values(page) == turbo, "what was changed does not suit it"
-    expect(notes).to_have_text("2 to 8 is recommended. docs/guide/few-steps.md")
+    expect(notes).to_have_text("4 to 8 is recommended. docs/guide/few-steps.md")
     put(page, "steps", "30")
-    expect(notes).to_contain_text("is made for 2 to 8")
+    expect(notes).to_contain_text("is made for 4 to 8")
     put(page, "guidance_scale", "7")
     expect(page.locator("#guidance_scale-note")).to_contain_text("above 1 colours burn")
     put(page, "guidance_scale", "1")

@@ -96,13 +96,13 @@ def test_the_server_serves_it_with_the_advice_of_its_kind(tmp_path: Path) -> Non
         name: {each.setting: (each.low, each.high) for each in model.advice} for name, model in models.items()
     }
     assert ranges == {
-        TURBO: {"guidance_scale": (1, 1), "steps": (2, 8)},
+        TURBO: {"guidance_scale": (1, 1), "steps": (4, 8)},
         BASE: {"guidance_scale": (2, 19), "steps": (15, 25)},
     }  # fmt: skip
     assert "ddim" in models[TURBO].samplers and "unipc" in models[BASE].samplers
     assert none == [] and ["negative prompt" in line for line in ignored] == [True]
     assert [line.split()[0] for line in far] == ["guidance_scale", "steps", "sampler"]
-    assert "mini-ssd-1b-turbo is made for 2 to 8" in far[1]
+    assert "mini-ssd-1b-turbo is made for 4 to 8" in far[1]
 
 
 @pytest.mark.parametrize("model", ["mini-sdxl", "ssd-1b", "no-such"])

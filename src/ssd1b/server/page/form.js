@@ -49,12 +49,14 @@ export async function loadForm() {
   checkSoon();
 }
 
-/** Change some settings. Timesteps decide the steps; whoever sets steps or a schedule takes timesteps back. */
-export function change(values) {
-  if (values.timesteps) values = { schedule: null, ...values, steps: values.timesteps.split(/[ ,]+/).filter(Boolean).length };
-  else if ("steps" in values || "schedule" in values) values = { timesteps: null, ...values };
-  set(({ form }) => ({ form: { ...form, ...values }, problem: null }));
+/** Settings with those that they decide: timesteps set the steps, and steps or a schedule take timesteps back. */
+export function whole(values) {
+  if (values.timesteps) return { schedule: null, ...values, steps: values.timesteps.split(/[ ,]+/).filter(Boolean).length };
+  return "steps" in values || "schedule" in values ? { timesteps: null, ...values } : values;
 }
+
+/** Change some settings. */
+export const change = (values) => set(({ form }) => ({ form: { ...form, ...whole(values) }, problem: null }));
 
 /** What the first few-step LoRA of those used was made for. */
 const fewSteps = (used, loras) =>
