@@ -353,7 +353,13 @@ def test_a_few_step_model_or_lora_sets_its_settings_and_is_judged_by_its_own_ran
     model.select_option("mini-ssd-1b")
     assert values(page) == plain
 
-    page.locator("#lora").select_option("quick")
+    with page.expect_response(
+        lambda answer: "/v1/check" in answer.url and "999,749" in (answer.request.post_data or "")
+    ) as asked:
+        page.locator("#lora").select_option("quick")
+    checked = asked.value.json()
+    assert (checked["settings"]["timesteps"], checked["steps"]) == ("999,749,499,249", 4)
+    assert [line.partition(":")[0] for line in checked["advice"]] == ["negative prompt"]
     dmd = {**turbo, "sampler": "lcm", "schedule": "automatic", "timesteps": "999,749,499,249"}
     assert values(page) == dmd
     expect(notes).to_have_text("4 is recommended. README of DMD2, tianweiy/DMD2")

@@ -73,6 +73,8 @@ def test_it_is_listed_and_inspected(run) -> None:
     assert [each.ready for each in available_models() if each.name == TURBO] == [True]
     description = json.loads(run("inspect", TURBO, "--json").out)
     assert RECOMMENDED.items() <= description["settings"].items() and description["layout"] == BASE
+    assert description["few_steps"]["kind"] == TURBO and description["few_steps"]["settings"] == RECOMMENDED
+    assert "few steps    mini-ssd-1b-turbo: sampler ddim" in run("inspect", TURBO).out
     assert any(LORAS[TURBO].name in note for note in description["notes"])
 
 
