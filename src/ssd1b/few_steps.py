@@ -33,6 +33,9 @@ OWN_SETTINGS = (
 _LONGEST = 8000
 """Characters of a setting: a thousand timesteps."""
 
+_LONGEST_NAME, _LONGEST_OWN = 255, 2**16
+"""Characters of a name, and of this package's metadata, that are read: anybody may have written a file."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FewSteps:
@@ -213,9 +216,9 @@ def recognise(name: str, metadata: Mapping[str, str] | None = None) -> Recognise
         metadata: of the file.
     """
     metadata = metadata or {}
-    own: Any = None
+    own, text = None, metadata.get(METADATA, "")
     with suppress(ValueError, RecursionError):
-        own = json.loads(metadata.get(METADATA, "null"))
+        own = json.loads(text) if len(text) <= _LONGEST_OWN else None
     about = own if isinstance(own, dict) else {}
     return _recorded(name, about.get("few_steps"), about.get("settings")) or _named(name, metadata)
 
@@ -253,7 +256,8 @@ def recognise_model(
 
 @lru_cache(maxsize=256)
 def _metadata(path: str, size: int, changed: int) -> Mapping[str, str]:
-    return read_metadata(path)
+    found = read_metadata(path)
+    return {key: found[key] for key in (METADATA, *_TITLES) if key in found}  # others may be megabytes
 
 
 def _recorded(name: str, kind: object, settings: object) -> Recognised | None:
@@ -276,7 +280,7 @@ def _is_plain(value: object) -> bool:
 def _named(name: str, metadata: Mapping[str, str]) -> Recognised | None:
     stem = _stem(name)
     for text in (stem, *(metadata.get(key, "") for key in _TITLES)):
-        lower = text.lower()
+        lower = text[:_LONGEST_NAME].lower()
         kind = next((each for each in KINDS if each.pattern and each.pattern.search(lower)), None)
         if kind is not None:
             number = _STEPS.search(lower)

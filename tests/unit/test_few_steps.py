@@ -108,6 +108,12 @@ def test_what_cannot_be_a_setting_is_left_out_of_metadata(settings: object) -> N
     assert found is not None and found.own == {} and found.settings["sampler"] == "lcm"
 
 
+def test_long_metadata_are_read_quickly() -> None:
+    """Some patterns take quadratic time."""
+    found = recognise("mine", {"modelspec.title": "hyper-sd " * 300_000, METADATA: "[" * 2**24})
+    assert found is not None and found.kind.name == "Hyper-SD"
+
+
 def test_a_lora_is_recognised_by_its_file_and_its_settings_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "mine.safetensors"
 
