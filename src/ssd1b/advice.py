@@ -1,5 +1,6 @@
 """Recommended ranges of settings with their sources, and the advice printed outside of them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ssd1b.few_steps import GUIDANCE_EMBEDDED, Recognised
@@ -15,9 +16,6 @@ SIZES: tuple[tuple[int, int], ...] = (
 )  # fmt: skip
 """(width, height) listed in the model card; all are SDXL training sizes (2307.01952, appendix I)."""
 
-SAMPLERS_ADVISED = ("unipc", "euler", "ddpm")
-"""The samplers that the article highly recommends."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdvisedRange:
@@ -31,7 +29,24 @@ class AdvisedRange:
     source: str = ARTICLE
 
 
-SSD_1B_ADVICE = (
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advised:
+    """What is recommended for a model or a few-step LoRA.
+
+    Attributes:
+        ranges: of settings with numbers.
+        samplers: the recommended ones; empty if any will do.
+        others: what to say of other samplers, before their list.
+        source: of the samplers.
+    """
+
+    ranges: tuple[AdvisedRange, ...] = ()
+    samplers: tuple[str, ...] = ()
+    others: str = ""
+    source: str = ARTICLE
+
+
+_SSD_1B_RANGES = (
     AdvisedRange(
         setting="guidance_scale",
         low=2.0,  # the article says "near 1"
@@ -48,6 +63,41 @@ SSD_1B_ADVICE = (
     ),
 )
 
+FAMILIES: Mapping[str, Advised] = {
+    "ssd-1b": Advised(
+        ranges=_SSD_1B_RANGES, samplers=("unipc", "euler", "ddpm"), others="highly recommended are"
+    )
+}
+"""What is recommended for the models of a family, by the names of ``layouts.UNETS``."""
+
+
+def advised(family: str, few_steps: Recognised | None = None) -> Advised:
+    """Return what is recommended for a model.
+
+    Args:
+        family: of the model.
+        few_steps: what ``Model.few_steps`` says, or a few-step LoRA. It is judged by its kind's own ranges.
+    """
+    if few_steps is None:
+        return FAMILIES.get(family, Advised())
+    kind, (fewest, most), (low, high) = few_steps.kind, few_steps.steps, few_steps.kind.guidance
+    number = f"exactly {fewest}" if fewest == most else f"{fewest} to {most}"
+    made_for = f"{few_steps.file} is made for {number}"
+    return Advised(
+        ranges=(
+            AdvisedRange(
+                setting="guidance_scale", low=low, high=high, below=f"{kind.name} needs {low:g}",
+                above=f"{kind.name} was distilled with guidance; above {high:g} colours burn",
+                source=kind.source,
+            ),
+            AdvisedRange(
+                setting="steps", low=float(fewest), high=float(most), below=made_for, above=made_for,
+                source=kind.source,
+            ),
+        ),
+        samplers=kind.samplers, others=f"{kind.name} is made for", source=kind.source,
+    )  # fmt: skip
+
 
 def advise(
     settings: GenerationSettings, model_size: int, family: str, few_steps: Recognised | None = None
@@ -57,12 +107,17 @@ def advise(
     Args:
         settings: the settings, which are not changed.
         model_size: side in pixels of the square images the model was trained on (``ModelLayout.size``).
-        family: a name of ``layouts.UNETS``. Only size is checked for families other than SSD-1B.
-        few_steps: what ``Model.few_steps`` says. A few-step model or LoRA is judged by its own kind's ranges.
+        family: a name of ``layouts.UNETS``. Only size is checked where nothing else is recommended.
+        few_steps: what ``Model.few_steps`` says. A few-step model or LoRA is judged by its own kind's ranges;
+            LoRAs' files are looked into, where they are.
     """
     found = [*([few_steps] if few_steps else []), *few_step_loras(settings.loras)]
     embeds = few_steps is not None and few_steps.kind is GUIDANCE_EMBEDDED
-    lines = [line for each in found for line in _about_few_steps(settings, each)]
+    lines = [line for each in found or [None] for line in _outside(settings, advised(family, each))]
+    if found and settings.schedule == "leading":
+        lines.append(
+            f"schedule leading: it starts below the top, and greys the image ({found[0].kind.source})"
+        )
     if len(found) > 1:
         names = ", ".join(each.file for each in found)
         lines.append(f"{names}: each makes a model a few-step one; use only one of them")
@@ -70,8 +125,6 @@ def advise(
         lines.append(
             "negative prompt: it is ignored, because without a second pass nothing moves away from it"
         )
-    if not found and family == "ssd-1b":
-        lines += _about_ssd_1b(settings)
     sizes = SIZES if model_size == FULL_SIZE else ((model_size, model_size),)
     if (settings.width, settings.height) not in sizes:
         listed = ", ".join(f"{width}x{height}" for width, height in sizes)
@@ -83,38 +136,16 @@ def advise(
     return lines
 
 
-def _about_few_steps(settings: GenerationSettings, found: Recognised) -> list[str]:
-    kind, lines = found.kind, list[str]()
-    low, high = kind.guidance
-    if settings.guidance_scale > high:
-        lines.append(
-            f"guidance_scale {settings.guidance_scale:g}: {kind.name} was distilled with guidance; above "
-            f"{high:g} colours burn ({kind.source})"
-        )
-    elif settings.guidance_scale < low:
-        lines.append(f"guidance_scale {settings.guidance_scale:g}: {kind.name} needs {low:g} ({kind.source})")
-    fewest, most = (found.made_for,) * 2 if kind.exact and found.made_for else kind.steps
-    if not fewest <= settings.steps <= most:
-        wanted = f"{fewest} to {most}" if fewest < most else f"exactly {fewest}"
-        lines.append(f"steps {settings.steps}: {found.file} is made for {wanted} ({kind.source})")
-    if settings.sampler not in kind.samplers:
-        names = ", ".join(SAMPLERS[name].a1111 for name in kind.samplers)
-        lines.append(
-            f"sampler {SAMPLERS[settings.sampler].a1111}: {kind.name} is made for {names} ({kind.source})"
-        )
-    if settings.schedule == "leading":
-        lines.append(f"schedule leading: it starts below the top, and greys the image ({kind.source})")
-    return lines
-
-
-def _about_ssd_1b(settings: GenerationSettings) -> list[str]:
+def _outside(settings: GenerationSettings, wanted: Advised) -> list[str]:
+    """Write a line for each setting that is outside of what is recommended."""
     lines: list[str] = []
-    for advised in SSD_1B_ADVICE:
-        value = getattr(settings, advised.setting)
-        if not advised.low <= value <= advised.high:
-            expected = advised.below if value < advised.low else advised.above
-            lines.append(f"{advised.setting} {value:g}: {expected} ({advised.source})")
-    if settings.sampler not in SAMPLERS_ADVISED:
-        best = ", ".join(SAMPLERS[name].a1111 for name in SAMPLERS_ADVISED)
-        lines.append(f"sampler {SAMPLERS[settings.sampler].a1111}: highly recommended are {best} ({ARTICLE})")
+    for each in wanted.ranges:
+        value = getattr(settings, each.setting)
+        if not each.low <= value <= each.high:
+            expected = each.below if value < each.low else each.above
+            lines.append(f"{each.setting} {value:g}: {expected} ({each.source})")
+    if wanted.samplers and settings.sampler not in wanted.samplers:
+        names = ", ".join(SAMPLERS[name].a1111 for name in wanted.samplers)
+        sampler = SAMPLERS[settings.sampler].a1111
+        lines.append(f"sampler {sampler}: {wanted.others} {names} ({wanted.source})")
     return lines

@@ -1,18 +1,40 @@
-"""Published few-step models and LoRAs: how to recognise one, and the settings that it was made for.
+"""Few-step models and LoRAs: how to recognise one, and the settings and ranges that it was made for.
 
-Names are those of the published files. Settings of the user's preset and options win over these.
+A file is recognised by what this package wrote into it, then by its name, then by the names that other
+trainers wrote into it. Settings of the user's preset and options win over its own.
 """
 
+import json
+import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import PurePath
 from typing import Any
+
+from ssd1b.errors import InputError
+from ssd1b.files import METADATA, read_metadata
 
 _STEPS = re.compile(r"(?<![0-9])([0-9]{1,2})[-_ ]?steps?(?![a-z])")
 
 _GENERIC = re.compile(r"(pytorch_lora_weights|diffusion_pytorch_model|model|unet)([._]fp16)?")
 """Names of files that say nothing: their folder's name does."""
+
+_TITLES = ("modelspec.title", "ss_output_name")
+"""Metadata with the name under which a file was published or trained: Stability AI's and kohya's."""
+
+OWN_SETTINGS = (
+    "sampler", "schedule", "steps", "timesteps", "gamma", "guidance_scale", "guidance_rescale",
+)  # fmt: skip
+"""The settings that a file may bring: those of its sampling."""
+
+_LONGEST = 8000
+"""Characters of a setting: a thousand timesteps."""
+
+_LONGEST_NAME, _LONGEST_OWN = 255, 2**16
+"""Characters of a name, and of this package's metadata, that are read: anybody may have written a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,18 +43,18 @@ class FewSteps:
 
     Attributes:
         name: as published.
-        pattern: is found in the names of its files, in lower case.
+        pattern: is found in the names of its files, in lower case; None finds no name.
         settings: recommended generation settings; the number of steps in a file's name replaces theirs.
         steps: fewest and most steps that make sense.
-        exact: a file is made for the number of steps in its name alone.
+        exact: a file is made for its own number of steps alone, which is in its name or its metadata.
         guidance: lowest and highest guidance scale that makes sense.
-        samplers: that its noise suits.
+        samplers: that its noise suits; empty if all do.
         source: of the settings.
     """
 
     name: str
-    pattern: re.Pattern[str]
-    settings: Mapping[str, Any]
+    pattern: re.Pattern[str] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
     steps: tuple[int, int] = (1, 8)
     exact: bool = False
     guidance: tuple[float, float] = (1.0, 1.0)
@@ -48,11 +70,13 @@ class Recognised:
         kind: what it is.
         file: its name.
         made_for: the number of steps in its name, if any.
+        own: settings in its metadata, which win over its kind's.
     """
 
     kind: FewSteps
     file: str
     made_for: int | None = None
+    own: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -60,7 +84,13 @@ class Recognised:
         found = dict(self.kind.settings)
         if self.made_for is not None and "timesteps" not in found:
             found["steps"] = self.made_for
-        return found
+        return {**found, **self.own}
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Fewest and most steps that make sense."""
+        own = self.own.get("steps", self.made_for)
+        return (own, own) if self.kind.exact and own in range(1, 1001) else self.kind.steps
 
     @property
     def note(self) -> str:
@@ -84,15 +114,15 @@ _DMD = "README of DMD2, tianweiy/DMD2"
 _PCM = "settings of third-party programs for wangfuyun/PCM_Weights"
 
 GUIDANCE_EMBEDDED = FewSteps(
-    name="LCM with embedded guidance", pattern=re.compile(r"(?!)"),
-    settings={**_LCM, "guidance_scale": 8.0}, steps=(2, 8), guidance=(3.0, 15.0), samplers=("lcm", "tcd"),
+    name="LCM with embedded guidance", settings={**_LCM, "guidance_scale": 8.0},
+    steps=(2, 8), guidance=(3.0, 15.0), samplers=("lcm", "tcd"),
     source="2310.04378 and model card of latent-consistency/lcm-sdxl",
 )  # fmt: skip
 """Recognised by its weights: the UNet embeds the guidance scale."""
 
 KINDS: tuple[FewSteps, ...] = (
     FewSteps(
-        name="mini-ssd-1b-turbo", pattern=re.compile("mini-ssd-1b-turbo"), settings=_DDIM, steps=(2, 8),
+        name="mini-ssd-1b-turbo", pattern=re.compile("mini-ssd-1b-turbo"), settings=_DDIM, steps=(4, 8),
         samplers=_TRAILING, source="docs/guide/few-steps.md",
     ),
     FewSteps(
@@ -129,7 +159,7 @@ KINDS: tuple[FewSteps, ...] = (
     FewSteps(
         name="DMD2", pattern=_words("dmd2?"),
         settings={"sampler": "lcm", "timesteps": "999,749,499,249", "steps": 4, "guidance_scale": 1.0},
-        steps=(4, 8), samplers=("lcm",), source=_DMD,
+        steps=(4, 4), samplers=("lcm",), source=_DMD,
     ),
     FewSteps(
         name="PCM, normal guidance", pattern=re.compile(r"(?<![a-z])pcm(?![a-z]).*normal[-_ ]?cfg"),
@@ -159,35 +189,106 @@ KINDS: tuple[FewSteps, ...] = (
         samplers=("euler_ancestral", "euler", "lcm"), source="model card of stabilityai/sdxl-turbo",
     ),
 )  # fmt: skip
-"""In the order in which they are tried."""
+"""Published kinds, in the order in which their patterns are tried."""
+
+_STUDENT = "what the student was trained for"
+
+STUDENTS: Mapping[str, FewSteps] = {
+    # Only guidance is distilled: any number of steps.
+    "guidance": FewSteps(name="guidance student", steps=(1, 1000), source=_STUDENT),
+    "progressive": FewSteps(name="progressive student", exact=True, samplers=_TRAILING, source=_STUDENT),
+    "lcm": FewSteps(name="LCM student", steps=(2, 8), samplers=("lcm", "tcd"), source=_STUDENT),
+    "tcd": FewSteps(name="TCD student", steps=(2, 50), samplers=("tcd", "lcm"), source=_STUDENT),
+    "phases": FewSteps(name="PCM student", exact=True, samplers=_TRAILING, source=_STUDENT),
+    "dmd": FewSteps(name="DMD student", exact=True, samplers=("lcm",), source=_STUDENT),
+}
+"""Students of this package by method, "phases" for ``tcd`` with phases. Their files have the settings."""
+
+_NAMED = {each.name: each for each in (*KINDS, *STUDENTS.values(), GUIDANCE_EMBEDDED)}
 
 
-def recognise(name: str) -> Recognised | None:
-    """Recognise a published few-step file by its name, or a hub repository by its id.
+def recognise(name: str, metadata: Mapping[str, str] | None = None) -> Recognised | None:
+    """Recognise a few-step file, or a hub repository by its id.
 
     Args:
         name: a path, a file's name or an id. Of a path, only the last part counts; the folder's name if the
             file's says nothing.
+        metadata: of the file.
     """
-    path = PurePath(name.partition("@")[0])
-    stem = path.name.removesuffix(".safetensors")
-    if _GENERIC.fullmatch(stem.lower()):
-        stem = path.parent.name
-    lower = stem.lower()
-    kind = next((each for each in KINDS if each.pattern.search(lower)), None)
-    if kind is None:
-        return None
-    number = _STEPS.search(lower)
-    return Recognised(kind=kind, file=stem, made_for=int(number[1]) if number else None)
+    metadata = metadata or {}
+    own, text = None, metadata.get(METADATA, "")
+    with suppress(ValueError, RecursionError):
+        own = json.loads(text) if len(text) <= _LONGEST_OWN else None
+    about = own if isinstance(own, dict) else {}
+    return _recorded(name, about.get("few_steps"), about.get("settings")) or _named(name, metadata)
 
 
-def recognise_model(name: str, *, embeds_guidance: bool) -> Recognised | None:
-    """Recognise a few-step model by its weights, or by its name.
+def recognise_file(path: str) -> Recognised | None:
+    """Recognise the few-step file at a path; by its name alone if it cannot be read."""
+    return recognise(path, metadata_of(path))
+
+
+def metadata_of(path: str) -> Mapping[str, str]:
+    """The metadata of a safetensors file; none if it cannot be read, which is reported where it is opened."""
+    with suppress(OSError, InputError):
+        status = os.stat(path)
+        return _metadata(path, status.st_size, status.st_mtime_ns)
+    return {}
+
+
+def recognise_model(
+    name: str, *, embeds_guidance: bool, few_steps: str | None = None,
+    settings: Mapping[str, Any] | None = None, metadata: Mapping[str, str] | None = None,
+) -> Recognised | None:  # fmt: skip
+    """Recognise a few-step model by its weights, its files, or its name.
 
     Args:
         name: see ``recognise``.
         embeds_guidance: whether its UNet takes the guidance scale as an input.
+        few_steps: the name of its kind in its files.
+        settings: the ones in its files.
+        metadata: of its UNet's file.
     """
     if embeds_guidance:
         return Recognised(kind=GUIDANCE_EMBEDDED, file=PurePath(name).name)
-    return recognise(name)
+    return _recorded(name, few_steps, settings) or _named(name, metadata or {})
+
+
+@lru_cache(maxsize=256)
+def _metadata(path: str, size: int, changed: int) -> Mapping[str, str]:
+    found = read_metadata(path)
+    return {key: found[key] for key in (METADATA, *_TITLES) if key in found}  # others may be megabytes
+
+
+def _recorded(name: str, kind: object, settings: object) -> Recognised | None:
+    """Recognise what this package wrote; a kind of a later version is none."""
+    found = _NAMED.get(kind) if isinstance(kind, str) else None
+    if found is None:
+        return None
+    given = settings if isinstance(settings, dict) else {}
+    own = {each: given[each] for each in OWN_SETTINGS if _is_plain(given.get(each))}
+    return Recognised(kind=found, file=_stem(name), own=own)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value may be a setting's: anybody may have written the file. Ranges are checked later."""
+    if isinstance(value, str):
+        return len(value) <= _LONGEST and value.isascii() and value.isprintable()
+    return isinstance(value, int | float) and abs(value) <= 1e6
+
+
+def _named(name: str, metadata: Mapping[str, str]) -> Recognised | None:
+    stem = _stem(name)
+    for text in (stem, *(metadata.get(key, "") for key in _TITLES)):
+        lower = text[:_LONGEST_NAME].lower()
+        kind = next((each for each in KINDS if each.pattern and each.pattern.search(lower)), None)
+        if kind is not None:
+            number = _STEPS.search(lower)
+            return Recognised(kind=kind, file=stem, made_for=int(number[1]) if number else None)
+    return None
+
+
+def _stem(name: str) -> str:
+    path = PurePath(name.partition("@")[0])
+    stem = path.name.removesuffix(".safetensors")
+    return path.parent.name if _GENERIC.fullmatch(stem.lower()) else stem

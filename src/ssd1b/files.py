@@ -8,10 +8,14 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
+from typing import Any, TypeVar
 
 from ssd1b.errors import ConflictError, InputError, NotFoundError, OutOfSpaceError, shown
+
+T = TypeVar("T")
 
 _MARKS = {
     b"\xff\xfe\0\0": "utf-32",
@@ -226,22 +230,41 @@ def header_length(file: BufferedReader, path: str | Path) -> int:
     return length
 
 
+METADATA = "ssd1b"
+"""Key of what this package writes into the metadata of a safetensors file, a JSON object."""
+
+
 def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     """Read the shapes of the tensors in a safetensors file by name, from its header alone.
 
     Raises:
         InputError: it is another file, or its header is damaged.
     """
+    return _from_header(path, lambda header: {
+        name: tuple(int(size) for size in entry["shape"])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    })  # fmt: skip
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Read the metadata of a safetensors file: free-form texts by key.
+
+    Raises:
+        InputError: it is another file, or its header is damaged.
+    """
+    return _from_header(path, lambda header: {
+        str(key): str(text) for key, text in header.get("__metadata__", {}).items()
+    })  # fmt: skip
+
+
+def _from_header(path: str | Path, read: Callable[[Any], T]) -> T:
+    """Read something of a safetensors file's header; raises as ``read_shapes``."""
     with open_regular(path) as file:
         try:
             length = header_length(file, path)
             file.seek(8)
-            header = json.loads(file.read(length))
-            return {
-                name: tuple(int(size) for size in entry["shape"])
-                for name, entry in header.items()
-                if name != "__metadata__"
-            }
+            return read(json.loads(file.read(length)))
         except OSError as error:
             raise disk_error(f"cannot read {named(path)}", error) from None
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ssd1b.adapters.merging import Changes, find_changes, merge
 from ssd1b.errors import InputError
-from ssd1b.few_steps import Recognised, recognise_model
+from ssd1b.few_steps import Recognised, metadata_of, recognise_model
 from ssd1b.files import expand_path
 from ssd1b.layouts import ModelLayout
 from ssd1b.loras import Lora, lora_of
@@ -146,22 +146,35 @@ class Model:
     def info(self) -> ModelInfo:
         """Everything but the weights: layout, family, noise schedule, recommended settings.
 
-        A few-step model whose files recommend nothing, or that is a LoRA of another model, gets its kind's
-        settings.
+        A few-step model whose files recommend nothing, or whose UNet comes from elsewhere, gets the settings
+        that its UNet was made for.
 
         Raises:
             InputError: networks are missing or do not fit together.
         """
         info = self.checkpoint.info
-        if self.few_steps and (self.own or not info.settings):
-            return replace(info, settings=self.few_steps.settings)
-        return info
+        found = self.few_steps
+        if found is None:
+            return info
+        keeps = info.settings and not self.own and self._other_unet is None
+        return replace(info, few_steps=found.kind.name, settings=info.settings if keeps else found.settings)
+
+    @cached_property
+    def few_steps(self) -> Recognised | None:
+        """The kind of few-step model that this is, by its UNet's weights, files or name; None for others."""
+        unet, stored = self.checkpoint.unet, self.checkpoint.parts.get("unet")
+        files = sorted({str(each.file) for each in stored.tensors.values()}) if stored else []
+        name = self.source if self.own else self._other_unet or self.source
+        return recognise_model(
+            name, embeds_guidance=bool(unet and unet.guidance_embed_dim),
+            few_steps=self.checkpoint.few_steps, settings=self.checkpoint.settings,
+            metadata=metadata_of(files[0]) if files else {},
+        )  # fmt: skip
 
     @property
-    def few_steps(self) -> Recognised | None:
-        """The kind of few-step model that this is, by its weights or its name; None for others."""
-        unet = self.checkpoint.unet
-        return recognise_model(self.source, embeds_guidance=bool(unet and unet.guidance_embed_dim))
+    def _other_unet(self) -> str | None:
+        """Path of the UNet that replaces the model's own, if one does."""
+        return next((each.file.path for each in self.networks if each.network == "unet"), None)
 
     @property
     def layout(self) -> ModelLayout:

@@ -31,7 +31,7 @@ from ssd1b.decoding import RESIZE_MODES, fitting_size, identify_picture
 from ssd1b.editing import is_edited, prompts_of
 from ssd1b.embeddings import MOST_EMBEDDINGS, Embedding, read_embedding
 from ssd1b.errors import InputError, prefix_errors, shown, unknown
-from ssd1b.few_steps import Recognised, recognise
+from ssd1b.few_steps import Recognised, recognise_file
 from ssd1b.image_prompts import MOST_IMAGE_PROMPTS, ImagePrompt, read_image_prompt
 from ssd1b.inputs import InputFile
 from ssd1b.loras import MOST, Lora, read_lora
@@ -883,6 +883,8 @@ def resolve_settings(
     chosen = over(_canonical(preset.settings if preset else {}), _canonical(overrides))
     settings = over(settings, _canonical(model_defaults))
     for found in few_step_loras(chosen.get("loras", ())):
+        with prefix_errors(f"lora {shown(found.file)}"):
+            check_overrides(found.settings)  # here, so that the error names the file
         settings = over(settings, _canonical(found.settings))
     picture, whole = chosen.get("init_image"), chosen.get("mask_area") != "masked"
     if isinstance(picture, InputFile) and whole and not {"width", "height"} & chosen.keys():
@@ -894,9 +896,13 @@ def resolve_settings(
 
 
 def few_step_loras(loras: Iterable[object]) -> Iterator[Recognised]:
-    """Recognise the adapters that make a model a few-step one; those that leave the UNet alone do not."""
+    """Recognise the adapters that make a model a few-step one; those that leave the UNet alone do not.
+
+    Args:
+        loras: whose files are looked into, where they are.
+    """
     for each in loras:
-        if isinstance(each, Lora) and each.unet and (found := recognise(each.file.path)):
+        if isinstance(each, Lora) and each.unet and (found := recognise_file(each.file.path)):
             yield found
 
 

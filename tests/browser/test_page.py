@@ -37,6 +37,7 @@ AXE = (Path(__file__).parent / "axe.min.js").read_text()
 
 SPHERE = "a large red metal sphere on a blue background"
 OLD = "an old picture"
+TURBO = "mini-ssd-1b-turbo"
 
 
 class Server(ServerProcess):
@@ -108,15 +109,13 @@ def server(tmp_path_factory: pytest.TempPathFactory, locked: Server) -> Iterator
         folder.parent / "loras" / "pixel-art.safetensors", random_lora(layout, attention(layout)[:8]), layout,
         ss_tag_frequency={"a": {"8 bit": 3}},
     )  # fmt: skip
-    server = Server(
-        folder,
-        "--model",
-        "mini-ssd-1b",
-        "--model",
-        "mini-sdxl",
-        "--lora-folder",
-        str(folder.parent / "loras"),
-    )
+    few_steps = {"modelspec.title": "DMD2 SDXL 4step LoRA"}
+    write_lora(
+        folder.parent / "loras" / "quick.safetensors", random_lora(layout, attention(layout)[:8]), layout,
+        **few_steps,
+    )  # fmt: skip
+    models = [text for each in ("mini-ssd-1b", "mini-sdxl", TURBO) for text in ("--model", each)]
+    server = Server(folder, *models, "--lora-folder", str(folder.parent / "loras"))
     server.wait()
     yield server
     server.stop()
@@ -310,6 +309,54 @@ def test_measured_curves_mark_the_current_value(page: Page) -> None:
     expect(plot).to_have_attribute("aria-label", re.compile("about 52% at 7.5"))
     assert plot.locator("circle.today").get_attribute("cx") != before
     assert plot.locator(".band").count() == 1
+
+
+def values(page: Page) -> dict[str, str]:
+    """The settings that few-step models need their own of."""
+    names = ("steps", "guidance_scale", "sampler", "schedule", "timesteps")
+    return {name: page.locator(f"#{name}").input_value() for name in names}
+
+
+def test_a_few_step_model_or_lora_sets_its_settings_and_is_judged_by_its_own_ranges(page: Page) -> None:
+    names = ("steps", "guidance_scale", "sampler", "schedule", "timesteps")
+    plain = dict(zip(names, ("20", "4", "unipc", "automatic", ""), strict=True))
+    turbo = dict(zip(names, ("4", "1", "ddim", "trailing", ""), strict=True))
+    model, notes = page.locator("#model"), page.locator("#steps-note")
+    assert values(page) == plain
+    put(page, "steps", "25")
+    page.locator("#sampler").select_option("dpmpp_2m")
+    page.locator("#schedule").select_option("karras")
+    model.select_option(TURBO)
+    assert values(page) == turbo, "what was changed does not suit it"
+    expect(notes).to_have_text("4 to 8 is recommended. docs/guide/few-steps.md")
+    put(page, "steps", "30")
+    expect(notes).to_contain_text("is made for 4 to 8")
+    put(page, "guidance_scale", "7")
+    expect(page.locator("#guidance_scale-note")).to_contain_text("above 1 colours burn")
+    put(page, "guidance_scale", "1")
+    page.locator("#negative").fill("blurry")
+    expect(page.get_by_text("it is ignored, because without a second pass")).to_be_visible()
+    put(page, "steps", "8")
+    model.select_option("mini-ssd-1b")
+    assert values(page) == plain
+
+    with page.expect_response(
+        lambda answer: "/v1/check" in answer.url and "999,749" in (answer.request.post_data or "")
+    ) as asked:
+        page.locator("#lora").select_option("quick")
+    checked = asked.value.json()
+    assert (checked["settings"]["timesteps"], checked["steps"]) == ("999,749,499,249", 4)
+    assert [line.partition(":")[0] for line in checked["advice"]] == ["negative prompt"]
+    dmd = {**turbo, "sampler": "lcm", "schedule": "automatic", "timesteps": "999,749,499,249"}
+    assert values(page) == dmd
+    expect(notes).to_have_text("4 is recommended. README of DMD2, tianweiy/DMD2")
+    expect(page.locator(".plot")).to_have_count(0)
+    put(page, "steps", "8")
+    assert values(page) == {**dmd, "steps": "8", "timesteps": ""}
+    expect(notes).to_contain_text("is made for exactly 4")
+    put(page, "steps", "4")
+    page.get_by_role("button", name="Drop quick").click()
+    assert values(page) == plain
 
 
 def test_a_style_wraps_the_prompt(page: Page, server: Server) -> None:

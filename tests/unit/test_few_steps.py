@@ -1,13 +1,18 @@
 """Published few-step files: recognised by their names, and used with the settings they were made for."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from ssd1b.advice import advise
+from ssd1b.advice import advise, advised
 from ssd1b.errors import InputError
-from ssd1b.few_steps import GUIDANCE_EMBEDDED, KINDS, recognise, recognise_model
+from ssd1b.few_steps import GUIDANCE_EMBEDDED, KINDS, STUDENTS, recognise, recognise_file, recognise_model
+from ssd1b.files import METADATA, read_metadata
 from ssd1b.inputs import InputFile
 from ssd1b.loras import Lora
 from ssd1b.presets import NEGATIVE_PROMPTS
@@ -52,6 +57,93 @@ def test_published_names_are_recognised(name: str) -> None:
 )  # fmt: skip
 def test_other_names_are_not(name: str) -> None:
     assert recognise(name) is None
+
+
+METHODS = {
+    "progressive": {"sampler": "ddim", "schedule": "trailing", "steps": 4, "guidance_scale": 1.0},
+    "lcm": {"sampler": "lcm", "timesteps": "999,499", "steps": 2, "guidance_scale": 1.0},
+}  # fmt: skip
+
+
+def _own(kind: object, settings: object) -> dict[str, str]:
+    return {METADATA: json.dumps({"few_steps": kind, "settings": settings})}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_own_metadata_bring_the_settings_whatever_the_name(method: str) -> None:
+    found = recognise("mine.safetensors", _own(STUDENTS[method].name, METHODS[method]))
+    assert found is not None and found.settings == METHODS[method]
+    assert recognise("sdxl_lightning_8step", _own(STUDENTS[method].name, METHODS[method])) == replace(
+        found, file="sdxl_lightning_8step"
+    ), "what this package wrote is more reliable than a name"
+
+
+@pytest.mark.parametrize("key", ["modelspec.title", "ss_output_name"])
+def test_the_name_that_a_trainer_wrote_counts_after_the_files(key: str) -> None:
+    found = recognise("mine.safetensors", {key: "DMD2 SDXL 4step LoRA"})
+    assert found is not None and (found.kind.name, found.file) == ("DMD2", "mine")
+    other = recognise("Hyper-SDXL-8steps-lora.safetensors", {key: "dmd2"})
+    assert other is not None and (other.kind.name, other.settings["steps"]) == ("Hyper-SD", 8)
+    assert recognise("mine.safetensors", {key: "oil paintings"}) is None
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{METADATA: "no JSON"}, {METADATA: "[1]"}, {METADATA: "[" * 100_000}, {METADATA: "{}"},
+     _own(["LCM"], {}), _own("of a later version", {})],
+)  # fmt: skip
+def test_metadata_that_say_nothing_are_ignored(metadata: dict[str, str]) -> None:
+    assert recognise("mine.safetensors", metadata) is None
+    found = recognise("lcm.safetensors", metadata)
+    assert found is not None and found.kind.name == "LCM"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [None, 3, {"steps": float("nan")}, {"steps": [4]}, {"sampler": "\ud800"},
+     {"sampler": "a" * 10_000, "gamma": 10**400, "width": 64, "prompt": "x"}],
+)  # fmt: skip
+def test_what_cannot_be_a_setting_is_left_out_of_metadata(settings: object) -> None:
+    found = recognise("mine.safetensors", _own("DMD2", settings))
+    assert found is not None and found.own == {} and found.settings["sampler"] == "lcm"
+
+
+def test_long_metadata_are_read_quickly() -> None:
+    """Some patterns take quadratic time."""
+    found = recognise("mine", {"modelspec.title": "hyper-sd " * 300_000, METADATA: "[" * 2**24})
+    assert found is not None and found.kind.name == "Hyper-SD"
+
+
+def test_a_lora_is_recognised_by_its_file_and_its_settings_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+
+    def settle(settings: dict[str, Any], **given: Any) -> GenerationSettings:
+        about = _own("progressive student", settings)
+        save_file({"x": torch.zeros(1)}, path, metadata=about)
+        assert read_metadata(path) == about
+        return _settings(loras=(Lora(file=InputFile(sha256="0" * 64, path=str(path))),), **given)
+
+    found = settle({**METHODS["progressive"], "steps": 2})
+    assert (found.sampler, found.schedule, found.steps, found.guidance_scale) == ("ddim", "trailing", 2, 1.0)
+    assert advise(found, 1024, "ssd-1b") == []
+    (line,) = advise(settle({"steps": 2}, steps=4, guidance_scale=1.0, sampler="ddim"), 1024, "ssd-1b")
+    assert line == "steps 4: mine is made for exactly 2 (what the student was trained for)"
+    with pytest.raises(InputError, match=r"lora 'mine': unknown sampler 'dimm'"):
+        settle({"sampler": "dimm"})
+    with pytest.raises(InputError, match=r"lora 'mine': steps is 5000"):
+        settle({"steps": 5000})
+    path.unlink()
+    assert recognise_file(str(path)) is None, "reported where it is opened"
+
+
+def test_ranges_of_each_kind_are_advice() -> None:
+    for kind in (*KINDS, *STUDENTS.values(), GUIDANCE_EMBEDDED):
+        found = recognise_model("x", embeds_guidance=False, few_steps=kind.name)
+        assert found is not None
+        ranges = {each.setting: (each.low, each.high) for each in advised("ssd-1b", found).ranges}
+        assert ranges == {"guidance_scale": kind.guidance, "steps": found.steps}
+    lightning = recognise("sdxl_lightning_4step")
+    assert lightning is not None and lightning.steps == (4, 4)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, GUIDANCE_EMBEDDED], ids=lambda kind: kind.name)

@@ -1,6 +1,7 @@
 """Single networks from files, in place of a model's own."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,14 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 from ssd1b.errors import ConflictError, InputError
-from ssd1b.files import hash_file
+from ssd1b.files import METADATA, hash_file
 from ssd1b.model import Model
 from ssd1b.pipeline import Pipeline
 from ssd1b.recipe import NetworkFile, read_json, write_json
 from ssd1b.weights import configs
 from ssd1b.weights.checkpoint import ModelInfo
-from ssd1b.weights.keymap import METADATA
-from ssd1b.weights.writing import save_single_file
+from ssd1b.weights.writing import save_folder, save_single_file, save_unet
 from tiny import DRAWABLE, random_weights
 
 OTHER = {
@@ -86,3 +86,29 @@ def test_on_the_command_line(run, tiny_model: Path, vae: Path) -> None:
     assert again.code == 0 and "bit-equal" in again.err
     refused = run("generate", "a cat", *given, "--unet", vae)
     assert refused.code == 2 and "it has no unet, only vae" in refused.err
+
+
+def test_a_few_step_unet_brings_its_settings_with_it(tiny_model: Path, tmp_path: Path) -> None:
+    """By its metadata, also if it is exported again; another UNet takes them away."""
+    info = Model.find(str(tiny_model)).info
+    few = replace(info, few_steps="progressive student", settings={"sampler": "ddim", "steps": 3})
+    paths = {name: str(tmp_path / f"{name}.safetensors") for name in ("few", "plain", "titled")}
+    save_unet(Path(paths["few"]), few, OTHER["unet"])
+    save_unet(Path(paths["plain"]), info, OTHER["unet"])
+    config = json.dumps({"unet": configs.unet_config(DRAWABLE.unet, 8)})
+    titled = {METADATA: config, "modelspec.title": "SDXL Lightning 8-step"}
+    save_file(OTHER["unet"], paths["titled"], metadata={**titled})
+
+    def found(name: str, base: Path = tiny_model) -> tuple[str | None, dict[str, object]]:
+        model = Model.find(str(base), networks=[NetworkFile.of("unet", paths[name])])
+        return model.info.few_steps, model.info.settings
+
+    assert found("few") == ("progressive student", {"sampler": "ddim", "steps": 3})
+    assert found("plain") == (None, {"steps": 2})
+    kind, settings = found("titled")
+    assert kind == "SDXL-Lightning" and settings["steps"] == 8
+
+    save_folder(tmp_path / "folder", few, OTHER)
+    whole = Model.find(str(tmp_path / "folder"))
+    assert whole.few_steps is not None and whole.few_steps.steps == (3, 3)
+    assert found("plain", tmp_path / "folder")[0] is None

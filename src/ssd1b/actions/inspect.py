@@ -18,6 +18,7 @@ from ssd1b.adapters.reading import AdapterFile
 from ssd1b.controls import BUILT_IN, STEMS, find_network
 from ssd1b.embeddings import read_embedding
 from ssd1b.errors import InputError, shown
+from ssd1b.few_steps import Recognised, recognise
 from ssd1b.files import expand_path
 from ssd1b.images import read_recipe
 from ssd1b.layouts import (
@@ -89,6 +90,7 @@ def describe_model(name: str) -> dict[str, Any]:
         "scheduler": checkpoint.scheduler,
         "prediction": checkpoint.prediction,
         "settings": settings,
+        "few_steps": _few_steps(found.few_steps),
         "notes": [*(f"with the LoRA {each.file.path}" for each in found.own), *checkpoint.notes, *problems],
     }
 
@@ -170,6 +172,7 @@ def describe_adapter(name: str, model: str | None = None) -> dict[str, Any]:
         "keys": keys,
         "metadata": _shown_metadata(adapter.metadata),
         "trigger_words": trigger_words(adapter.metadata),
+        "few_steps": _few_steps(recognise(str(adapter.path), adapter.metadata)),
         "models": {each: _fit(adapter, layout) for each, layout in layouts.items()},
     }
 
@@ -239,6 +242,11 @@ def describe_ip_adapter(name: str, model: str | None = None) -> dict[str, Any]:
         **_sizes(file),
         "models": fits,
     }
+
+
+def _few_steps(found: Recognised | None) -> dict[str, Any] | None:
+    """Describe what a few-step file was made for."""
+    return found and {"kind": found.kind.name, "settings": found.settings, "source": found.kind.source}
 
 
 def _fitting(

@@ -91,6 +91,7 @@ def adapter_text(facts: dict[str, Any]) -> str:
     } | facts["metadata"]
     if facts["trigger_words"]:
         rows["trigger words"] = ", ".join(facts["trigger_words"])
+    rows |= _few_steps(facts)
     header = ("MODEL", "KEYS", "THROUGH", "CARRIED", "NOT MATCHED")
     table = [(name, *_fit(each, facts["keys"])) for name, each in facts["models"].items()]
     return f"{_listed(rows)}\n\n{columns([header, *table])}"
@@ -166,7 +167,16 @@ def _headlines(facts: dict[str, Any]) -> dict[str, Any]:
         said = ", ".join(f"{source}: {word}" for source, word in facts["prediction"].items())
         rows["prediction"] = said or f"{scheduler.get('prediction_type', 'epsilon')}; the files do not say"
         rows["defaults"] = ", ".join(f"{name} {settings[name]}" for name in _DEFAULTS if settings[name])
-    return rows
+    return rows | _few_steps(facts)
+
+
+def _few_steps(facts: dict[str, Any]) -> dict[str, str]:
+    """Format what a few-step file was made for."""
+    found = facts["few_steps"]
+    if found is None:
+        return {}
+    settings = ", ".join(f"{name} {value}" for name, value in found["settings"].items())
+    return {"few steps": line(f"{found['kind']}: {settings}")}
 
 
 def _parts(parts: dict[str, Any]) -> str:

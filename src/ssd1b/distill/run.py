@@ -238,12 +238,13 @@ def _write_student(folder: Path, student: UNet) -> None:
 
 def write_model(
     out: Path, student: UNet, teacher: Model, *, settings: Mapping[str, Any] | None = None,
-    text: Mapping[str, nn.Module] | None = None, overwrite: bool = False,
+    few_steps: str | None = None, text: Mapping[str, nn.Module] | None = None, overwrite: bool = False,
 ) -> StudentFiles:  # fmt: skip
     """Write the student with its teacher's other networks, tokenizers, scheduler and settings.
 
     A model that this function wrote there earlier is replaced; with ``overwrite`` so is any other file, but
-    never a folder. ``settings`` replace the teacher's recommended ones, ``text`` its text encoders.
+    never a folder. ``settings`` replace the teacher's recommended ones, ``few_steps`` its kind of few-step
+    model, ``text`` its text encoders.
 
     Returns:
         ``out/model`` in diffusers' format, and ``out/model.safetensors`` with the original names. There is no
@@ -251,7 +252,7 @@ def write_model(
     """
     info = replace(teacher.info, layout=replace(teacher.layout, unet=student.layout))
     if settings is not None:
-        info = replace(info, settings=dict(settings))
+        info = replace(info, settings=dict(settings), few_steps=few_steps)
     parts = {part: read_part(teacher.checkpoint, part) for part in PARTS if part != "unet"}
     for part, network in {"unet": student, **(text or {})}.items():
         dtype = teacher.checkpoint.part(part).dtype

@@ -3,7 +3,7 @@
 from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 Features: TypeAlias = Float[np.ndarray, "pictures features"]
 
@@ -35,6 +35,28 @@ def diversity(features: Float[np.ndarray, "prompts seeds features"]) -> Float[np
         return np.full(len(features), np.nan)
     gaps = np.linalg.norm(features[:, :, None] - features[:, None], axis=-1)
     return gaps.sum(axis=(1, 2)) / (seeds * (seeds - 1))
+
+
+def covered(
+    points: Float[np.ndarray, "points features"],
+    others: Float[np.ndarray, "others features"],
+    *,
+    neighbours: int = 3,
+) -> Bool[np.ndarray, " points"]:
+    """Whether each point lies in the manifold of the others, estimated by balls (1904.06991, equation 1).
+
+    Around each of the others is a ball that reaches to its ``neighbours``-th nearest of them. The share of
+    real images in the manifold of generated ones is the recall; that of generated ones in the manifold of
+    real ones the precision. Both depend on the number of images: compare only sets of equal size.
+    """
+    radii = np.sort(_gaps(others, others), axis=1)[:, neighbours]  # the nearest of them is the point itself
+    return np.logical_or.reduce(_gaps(points, others) <= radii, axis=1)
+
+
+def _gaps(
+    first: Float[np.ndarray, "first features"], second: Float[np.ndarray, "second features"]
+) -> Float[np.ndarray, "first second"]:
+    return np.linalg.norm(first[:, None] - second[None], axis=-1)
 
 
 def _kernel(first: Features, second: Features) -> Float[np.ndarray, "first second"]:

@@ -26,6 +26,7 @@ from ssd1b.controls import BUILT_IN, MAX_BYTES, STEMS, Control, find_network
 from ssd1b.decoding import opened
 from ssd1b.embeddings import Embedding, embedding_of
 from ssd1b.errors import InputError, NotFoundError, shown, unknown
+from ssd1b.few_steps import Recognised, recognise
 from ssd1b.files import disk_error, expand_path, named
 from ssd1b.image_prompts import ImagePrompt, find_encoder
 from ssd1b.images import FORMATS
@@ -548,11 +549,13 @@ class LoraFacts:
         families: the family whose names it has, by the name of each model that it fits.
         trigger_words: the words that it was trained with, by its metadata.
         metadata: the short ones of its texts.
+        few_steps: what it is, if it makes a model a few-step one.
     """
 
     families: Mapping[str, str]
     trigger_words: Sequence[str]
     metadata: Mapping[str, str]
+    few_steps: Recognised | None
 
 
 def lora_facts(path: Path, models: Mapping[str, ModelInfo]) -> LoraFacts:
@@ -582,4 +585,5 @@ def _lora_facts(
         families=families,
         trigger_words=trigger_words(adapter.metadata),
         metadata={name: text for name, text in adapter.metadata.items() if len(text) <= _LONGEST_TEXT},
+        few_steps=recognise(str(path), adapter.metadata),
     )

@@ -1,10 +1,12 @@
 """Bodies and answers of the native API. The settings in them come from the one table of settings."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, WithJsonSchema, create_model, model_validator
 
+from ssd1b.advice import Advised
 from ssd1b.controls import MOST as MOST_CONTROLS
 from ssd1b.controls import PREPROCESSORS, Control
 from ssd1b.embeddings import MOST_EMBEDDINGS, Embedding
@@ -315,6 +317,31 @@ class UploadAnswer(BaseModel):
     url: str
 
 
+class AdviceAnswer(BaseModel):
+    """The recommended range of a setting."""
+
+    setting: str
+    low: float
+    high: float
+    below: str = Field(description="What to expect of smaller values.")
+    above: str = Field(description="What to expect of larger values.")
+    source: str
+
+
+def advice_answers(advised: Advised) -> list[AdviceAnswer]:
+    """Describe recommended ranges."""
+    return [AdviceAnswer(**asdict(each)) for each in advised.ranges]
+
+
+class FewStepsAnswer(BaseModel):
+    """What a few-step LoRA was made for."""
+
+    kind: str
+    settings: dict[str, Any] = Field(description="Used by jobs that do not set them.")
+    advice: list[AdviceAnswer]
+    samplers: list[str] = Field(description="Recommended samplers; empty if any will do.")
+
+
 class LoraAnswer(BaseModel):
     """A LoRA, or another adapter, of the server's folder."""
 
@@ -324,6 +351,7 @@ class LoraAnswer(BaseModel):
         "is carried over to SSD-1B."
     )
     trigger_words: list[str] = Field(description="What it was trained with, by its metadata.")
+    few_steps: FewStepsAnswer | None = Field(default=None, description="If it makes a model a few-step one.")
     error: str | None = Field(default=None, description="Why it cannot be used.")
 
 

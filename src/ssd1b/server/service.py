@@ -21,6 +21,7 @@ import torch
 
 from ssd1b.actions.upscale import Enlarged
 from ssd1b.adapters.vectors import read_vectors
+from ssd1b.advice import advise
 from ssd1b.composing import Composed
 from ssd1b.controls import Control
 from ssd1b.decoding import MAX_FILE_BYTES, picture_size, read_source
@@ -323,6 +324,18 @@ class Service:
         for name, find in finders.items():
             if given.get(name) is not None:
                 given[name] = find(given[name])
+
+    def advice(self, model: str, settings: GenerationSettings) -> list[str]:
+        """Say what to expect of settings outside the recommended ranges; nothing of a model that is gone.
+
+        Args:
+            model: name of the model.
+            settings: of an image, whose files have no folders.
+        """
+        if (found := self.models.get(model)) is None:
+            return []
+        located = self.files.located(settings)
+        return advise(located, found.layout.size, found.info.family, found.few_steps)
 
     def _with_located(
         self, given: tuple[str, InputFile, dict[str, Any]]

@@ -98,6 +98,8 @@ class ModelMetadata:
         settings: default generation settings; not validated here.
         world: name of the world the model was trained on, for metrics that use its ground truth; None for a
             general model.
+        few_steps: name of the kind of few-step model in ``few_steps``; None for others, and for those whose
+            files do not say.
     """
 
     scheduler: dict[str, Any] = field(default_factory=SDXL_SCHEDULER.copy)
@@ -105,6 +107,7 @@ class ModelMetadata:
     force_zeros_for_empty_prompt: bool = True
     settings: dict[str, Any] = field(default_factory=dict)
     world: str | None = None
+    few_steps: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

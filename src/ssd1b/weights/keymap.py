@@ -27,9 +27,6 @@ STEMS: dict[str, str] = {
 }
 """Names of the weight files in a folder, without suffix."""
 
-METADATA = "ssd1b"
-"""Key in a single file's metadata of a JSON object with the configurations that folders have as files."""
-
 ORIGINAL_PREFIXES: dict[str, str] = {
     "unet": "model.diffusion_model.",
     "vae": "first_stage_model.",

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ssd1b.errors import InputError, NotFoundError, shown
-from ssd1b.files import check_link, check_path, check_regular, named
+from ssd1b.files import METADATA, check_link, check_path, check_regular, named
 from ssd1b.layouts import VAELayout
 from ssd1b.weights import configs
 from ssd1b.weights.checkpoint import SDXL_SCHEDULER, SETTINGS_FILE, Checkpoint, Part
 from ssd1b.weights.detect import make_part
 from ssd1b.weights.files import Header, first_few, parse_json, read_header, read_json
-from ssd1b.weights.keymap import METADATA, PARTS, STEMS
+from ssd1b.weights.keymap import PARTS, STEMS
 from ssd1b.weights.other_models import other_model_kind
 from ssd1b.weights.prediction import (
     EPSILON,
@@ -71,7 +71,8 @@ def with_network(
 ) -> Checkpoint:
     """Replace a network of a model by the one in a file, which may hold others, too.
 
-    What a UNet predicts comes with it, if its file says so and the user does not.
+    What a UNet predicts comes with it, if its file says so and the user does not; and the settings of a
+    few-step one.
 
     Args:
         checkpoint: the model.
@@ -91,6 +92,9 @@ def with_network(
         changed = replace(
             changed, prediction=other.prediction, scheduler={**changed.scheduler, "prediction_type": type_}
         )
+    if part == "unet":
+        settings = other.settings if other.few_steps else changed.settings
+        changed = replace(changed, few_steps=other.few_steps, settings=settings)
     return changed
 
 
@@ -146,7 +150,8 @@ def _open_folder(path: Path, *, half: bool) -> Checkpoint:
             index, "force_zeros_for_empty_prompt", True, f"{path}: model_index.json"
         ),
         settings=_settings(settings, str(settings_file)),
-        world=_world(settings, str(settings_file)),
+        world=_text(settings, "world", str(settings_file)),
+        few_steps=_text(settings, "few_steps", str(settings_file)),
     )
 
 
@@ -241,7 +246,8 @@ def open_single_file(path: Path) -> Checkpoint:
         prediction=prediction,
         force_zeros_for_empty_prompt=configs.flag(metadata, "force_zeros_for_empty_prompt", True, where),
         settings=_settings(metadata, where),
-        world=_world(metadata, where),
+        world=_text(metadata, "world", where),
+        few_steps=_text(metadata, "few_steps", where),
         unused_tensors=tuple(sorted(header.tensors.keys() - used - {VELOCITY_KEY, ZERO_SNR_KEY})),
     )
 
@@ -291,11 +297,11 @@ def _settings(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     return settings
 
 
-def _world(content: Mapping[str, Any], where: str) -> str | None:
-    world = content.get("world")
-    if not isinstance(world, str | None):
-        raise InputError(f"{where}: world must be text, got {shown(world)}")
-    return world
+def _text(content: Mapping[str, Any], name: str, where: str) -> str | None:
+    value = content.get(name)
+    if not isinstance(value, str | None):
+        raise InputError(f"{where}: {name} must be text, got {shown(value)}")
+    return value
 
 
 def _training_size(unet_config: Mapping[str, Any] | None, parts: Mapping[str, Part], where: str) -> int:

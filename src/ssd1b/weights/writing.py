@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ssd1b.errors import ConflictError, InputError, unknown
-from ssd1b.files import named
+from ssd1b.files import METADATA, named
 from ssd1b.saving import check_free, writing
 from ssd1b.weights import configs
 from ssd1b.weights.checkpoint import SDXL_SCHEDULER, SETTINGS_FILE, ModelInfo
 from ssd1b.weights.detect import layout_of
 from ssd1b.weights.files import first_few, is_finite, write_json, write_tensors
-from ssd1b.weights.keymap import METADATA, ORIGINAL_PREFIXES, PARTS, STEMS, to_original
+from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS, STEMS, to_original
 from ssd1b.weights.prediction import VELOCITY, VELOCITY_KEY, ZERO_SNR_KEY
 from ssd1b.weights.vocabulary import (
     PADDING,
@@ -70,8 +70,7 @@ def save_folder(
             _write_tokenizer(temporary / tokenizer_folder(part), info.tokenizers.get(part), padding)
         (temporary / "scheduler").mkdir()
         write_json(temporary / "scheduler" / "scheduler_config.json", info.scheduler)
-        settings = {"settings": info.settings, "world": info.world}
-        if settings := {name: value for name, value in settings.items() if value}:
+        if settings := _own_settings(info):
             write_json(temporary / SETTINGS_FILE, settings)
         write_json(temporary / "model_index.json", _model_index(info, part_configs))
 
@@ -141,7 +140,7 @@ def save_single_file(
         "force_zeros_for_empty_prompt": info.force_zeros_for_empty_prompt,
         "scheduler": info.scheduler,
         "settings": info.settings,
-        **({"world": info.world} if info.world else {}),
+        **_own_settings(info),
     }
     with writing(path, overwrite=overwrite) as temporary:
         write_tensors(temporary, tensors, {METADATA: json.dumps(metadata, sort_keys=True)})
@@ -163,8 +162,9 @@ def save_unet(
     """
     config = _part_configs(info)["unet"]
     tensors = _prepared("unet", weights, config, dtype)
+    metadata = {"unet": config, **(_own_settings(info) if info.few_steps else {})}
     with writing(path) as temporary:
-        write_tensors(temporary, tensors, {METADATA: json.dumps({"unet": config}, sort_keys=True)})
+        write_tensors(temporary, tensors, {METADATA: json.dumps(metadata, sort_keys=True)})
 
 
 class Published(NamedTuple):
@@ -223,6 +223,12 @@ def original_tensors(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
         original: targets[names[0]][1].write([tensors[name] for name in names])
         for original, names in pieces.items()
     }
+
+
+def _own_settings(info: ModelInfo) -> dict[str, Any]:
+    """What published formats have no place for."""
+    found = {"settings": info.settings, "world": info.world, "few_steps": info.few_steps}
+    return {name: value for name, value in found.items() if value}
 
 
 def _part_configs(info: ModelInfo) -> dict[str, dict[str, Any]]:

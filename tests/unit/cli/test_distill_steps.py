@@ -14,6 +14,7 @@ from ssd1b.distill.steps.lora import lora_parameters, start_from, with_lora
 from ssd1b.distill.steps.stages import StepStage
 from ssd1b.errors import InputError
 from ssd1b.evaluate.cost import unet_macs
+from ssd1b.few_steps import recognise_file
 from ssd1b.layouts import KOALA_700M, SDXL_MINI, SSD_1B, SSD_1B_MINI, ModelLayout, VAELayout
 from ssd1b.loras import read_lora
 from ssd1b.model import Model
@@ -147,6 +148,11 @@ def test_a_lora_is_trained_over_the_stages_and_makes_the_model_of_the_student(ru
     after = before.with_loras([read_lora(str(tmp_path / "out/lora.safetensors"))])
     made = Model.find(str(tmp_path / "out/model"))
     assert made.info.settings["sampler"] == "ddim" and made.info.settings["steps"] == 2
+    kept = Path(tmp_path, "out/lora.safetensors").rename(tmp_path / "out/mine.safetensors")
+    for few in (made.few_steps, Model.find(str(tmp_path / "out/model.safetensors")).few_steps,
+                recognise_file(str(kept))):  # fmt: skip
+        assert few is not None and few.kind.name == "progressive student" and few.steps == (2, 2)
+    kept.rename(tmp_path / "out/lora.safetensors")
     shapes = {name: tuple(each.shape) for name, each in before.network("unet").state_dict().items()}
     layers = {name for name, shape in shapes.items() if len(shape) > 1}
     assert after.changes["unet"].keys() == layers, "every linear and convolution layer"

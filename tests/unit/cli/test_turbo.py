@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from ssd1b.model import Model
 from ssd1b.pipeline import Pipeline
 from ssd1b.presets import SPEEDS
 from ssd1b.server.options import ServerOptions
+from ssd1b.server.routes.settings import ModelSettings
 from ssd1b.server.routes.settings import settings as list_settings
 from ssd1b.server.service import Service
 from ssd1b.tabletop.judge.evaluation import cases, score
@@ -71,24 +73,38 @@ def test_it_is_listed_and_inspected(run) -> None:
     assert [each.ready for each in available_models() if each.name == TURBO] == [True]
     description = json.loads(run("inspect", TURBO, "--json").out)
     assert RECOMMENDED.items() <= description["settings"].items() and description["layout"] == BASE
+    assert description["few_steps"]["kind"] == TURBO and description["few_steps"]["settings"] == RECOMMENDED
+    assert "few steps    mini-ssd-1b-turbo: sampler ddim" in run("inspect", TURBO).out
     assert any(LORAS[TURBO].name in note for note in description["notes"])
 
 
-def test_the_server_serves_it_without_the_advice_for_many_steps(tmp_path: Path) -> None:
-    async def answers() -> tuple[list[object], dict[str, list[str]]]:
+def test_the_server_serves_it_with_the_advice_of_its_kind(tmp_path: Path) -> None:
+    async def answers() -> tuple[list[object], dict[str, ModelSettings], list[list[str]]]:
         service = Service(ServerOptions(store=str(tmp_path), model=(TURBO, BASE), workers=1), Plan().start)
         await service.start()
         try:
             (made,) = await service.settings(TURBO, "a cube", None, {"seed": 1})
             answer = await list_settings(service)
-            advised = {name: [each.setting for each in model.advice] for name, model in answer.models.items()}
-            return [getattr(made, name) for name in RECOMMENDED], advised
+            far = replace(made, steps=30, guidance_scale=7.0, sampler="dpmpp_2m", negative_prompt="blurry")
+            off = replace(made, negative_prompt="blurry")
+            lines = [service.advice(TURBO, each) for each in (made, off, far)]
+            return [getattr(made, name) for name in RECOMMENDED], answer.models, lines
         finally:
             await service.close()
 
-    used, advised = asyncio.run(answers())
+    used, models, (none, ignored, far) = asyncio.run(answers())
     assert used == [*RECOMMENDED.values()]
-    assert advised[TURBO] == [] and "steps" in advised[BASE]
+    ranges = {
+        name: {each.setting: (each.low, each.high) for each in model.advice} for name, model in models.items()
+    }
+    assert ranges == {
+        TURBO: {"guidance_scale": (1, 1), "steps": (4, 8)},
+        BASE: {"guidance_scale": (2, 19), "steps": (15, 25)},
+    }  # fmt: skip
+    assert "ddim" in models[TURBO].samplers and "unipc" in models[BASE].samplers
+    assert none == [] and ["negative prompt" in line for line in ignored] == [True]
+    assert [line.split()[0] for line in far] == ["guidance_scale", "steps", "sampler"]
+    assert "mini-ssd-1b-turbo is made for 4 to 8" in far[1]
 
 
 @pytest.mark.parametrize("model", ["mini-sdxl", "ssd-1b", "no-such"])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ssd1b.evaluate.distances import diversity, frechet_distance, kernel_distance
+from ssd1b.evaluate.distances import covered, diversity, frechet_distance, kernel_distance
 
 RNG = np.random.default_rng(0)
 SAMPLE = RNG.normal(size=(4000, 6))
@@ -49,3 +49,17 @@ def test_diversity_is_the_mean_distance_between_seeds() -> None:
     features = np.array([[[0.0, 0.0], [3.0, 4.0]], [[1.0, 1.0], [1.0, 1.0]]])
     assert diversity(features).tolist() == [5.0, 0.0]
     assert np.isnan(diversity(features[:, :1])).all()
+
+
+def test_points_are_covered_within_the_distance_of_neighbours() -> None:
+    """On a line with points at 0, 1, 2, 3 the third neighbours are 3, 2, 2 and 3 away."""
+    line = np.arange(4.0)[:, None]
+    assert covered(np.array([[-3.0], [-3.1], [1.5], [6.0], [6.1]]), line).tolist() == [1, 0, 1, 1, 0]
+    assert covered(np.array([[-1.0], [-1.1], [4.0]]), line, neighbours=1).tolist() == [True, False, True]
+
+
+def test_a_set_without_a_mode_has_precision_but_no_recall_of_it() -> None:
+    first, second = RNG.normal(size=(200, 3)), RNG.normal(size=(200, 3)) + 50
+    real, made = np.concatenate([first, second]), RNG.normal(size=(400, 3))
+    assert covered(made, real).mean() > 0.9
+    assert covered(real, made)[:200].mean() > 0.9 and not covered(real, made)[200:].any()

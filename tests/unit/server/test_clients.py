@@ -597,3 +597,40 @@ def test_the_native_api_takes_the_names_of_options(server: Server) -> None:
     settings = requests.post(f"{server.url}/v1/check", json=body, timeout=60).json()["settings"]
     names = ("width", "height", "guidance_scale", "negative_prompt")
     assert [settings[name] for name in names] == [128, 64, 3, "blurry"]
+
+
+# Models of few steps, whose settings differ from those of others.
+
+
+def test_a_few_step_model_is_chosen_by_each_api_and_brings_its_settings(tmp_path: Path) -> None:
+    """It has its base's folder, so its file's name would be that of the base, too."""
+    turbo = f"{MODEL}-turbo"
+
+    with serving(tmp_path, Plan(), model=(turbo, MODEL)) as server, connected(server) as client:
+
+        def ask(path: str, **body: Any) -> Any:
+            answer = requests.post(f"{server.url}{path}", json={"prompt": "x", **body}, timeout=60)
+            assert answer.ok, answer.text
+            return answer.json()
+
+        def made(name: str) -> tuple[str, int, float, str]:
+            """What AUTOMATIC1111's API makes with a model."""
+            info = json.loads(
+                ask("/sdapi/v1/txt2img", override_settings={"sd_model_checkpoint": name})["info"]
+            )
+            return info["sd_model_name"], info["steps"], info["cfg_scale"], info["sampler_name"]
+
+        assert [each.id for each in client.models.list()] == [turbo, MODEL]
+        job = ask("/v1/jobs", model=turbo)
+        assert (job["settings"]["steps"], job["settings"]["guidance_scale"], job["advice"]) == (4, 1.0, [])
+        image = client.images.generate(model=turbo, prompt="x").data
+        assert image and "Steps: 4, Sampler: DDIM" in image_of(image[0].b64_json or "").text["parameters"]  # type: ignore[attr-defined]
+        for model in requests.get(f"{server.url}/sdapi/v1/sd-models", timeout=60).json():
+            name = model["model_name"]
+            expected = (name, 4, 1.0, "DDIM") if name == turbo else (name, 20, 4.0, "UniPC")
+            for known in (name, model["title"], model["filename"], model["hash"]):
+                assert made(known) == expected
+        checked = ask("/v1/check", model=turbo, steps=30, guidance_scale=7, negative_prompt="y")
+        assert [line.split()[0] for line in checked["advice"]] == ["guidance_scale", "steps"]
+        (line,) = ask("/v1/check", model=turbo, negative_prompt="y")["advice"]
+        assert line.startswith("negative prompt: it is ignored")

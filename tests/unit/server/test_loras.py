@@ -124,6 +124,27 @@ def test_what_is_wrong_is_said_before_the_job_is_queued(
     assert str(folder) not in answer.text
 
 
+def test_a_few_step_lora_is_listed_with_its_settings_and_jobs_use_and_are_judged_by_them(
+    server: Server, folder: Path
+) -> None:
+    """Its name says nothing, and its metadata are not read from the folder that the process runs in."""
+    own = {"sampler": "ddim", "schedule": "trailing", "steps": 3, "guidance_scale": 1.0}
+    new = write(folder / "mine.safetensors", 4, ssd1b={"few_steps": "progressive student", "settings": own})
+    try:
+        listed = requests.get(f"{server.url}/v1/loras", timeout=60).json()["loras"]
+        found = {each["name"]: each["few_steps"] for each in listed}
+        assert found["pixel-art"] is None
+        assert (found["mine"]["kind"], found["mine"]["settings"]) == ("progressive student", own)
+        ranges = {each["setting"]: (each["low"], each["high"]) for each in found["mine"]["advice"]}
+        assert ranges == {"guidance_scale": (1, 1), "steps": (3, 3)}
+        job = post(server, steps=None, loras=[{"name": "mine"}]).json()
+        assert own.items() <= job["settings"].items() and job["advice"] == []
+        (line,) = post(server, steps=20, loras=[{"name": "mine"}]).json()["advice"]
+        assert line == "steps 20: mine is made for exactly 3 (what the student was trained for)"
+    finally:
+        new.unlink()
+
+
 def test_a_server_without_a_folder_has_none(tmp_path: Path) -> None:
     with serving(tmp_path, Plan()) as server:
         assert requests.get(f"{server.url}/v1/loras", timeout=60).json() == {"loras": []}

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from ssd1b.tabletop.world.captions import full_caption
 from ssd1b.tabletop.world.degradations import DEGRADATIONS
 from ssd1b.tabletop.world.scenes import (
     CARRIERS,
@@ -22,6 +23,7 @@ from ssd1b.tabletop.world.scenes import (
     Solid,
     half_depth,
     half_width,
+    rearranged,
     relation,
     scene,
 )
@@ -198,3 +200,17 @@ def test_three_solids_stand_in_a_row_in_the_order_of_their_names(rich: list[Scen
         for left, right in itertools.pairwise(shown.solids):
             assert left.x + half_width(left) < right.x - half_width(right)
         assert len({solid.color + solid.shape for solid in shown.solids}) == 3
+
+
+def test_a_rearranged_scene_has_the_same_caption_and_is_drawn_as_the_worlds(train: list[Scene]) -> None:
+    rng = np.random.default_rng(0)
+    others = [rearranged(each, rng) for each in train]
+    assert [full_caption(each) for each in others] == [full_caption(each) for each in train]
+    for name in ("x", "depth", "scale", "yaw"):
+        ours, theirs = ([getattr(each.solids[0], name) for each in all_] for all_ in (others, train))
+        assert np.mean(ours) == pytest.approx(np.mean(theirs), abs=0.04)
+        assert np.std(ours) == pytest.approx(np.std(theirs), abs=0.03)
+    assert all(
+        one.solids[0].x != other.solids[0].x and one.light != other.light
+        for one, other in zip(others, train, strict=True)
+    )

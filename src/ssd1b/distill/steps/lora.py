@@ -87,8 +87,9 @@ def lora_parameters(layout: UNetLayout, rank: int) -> int:
 
 
 def write_lora(
-    path: Path, unet: nn.Module, layout: ModelLayout, dtype: torch.dtype, *, overwrite: bool
-) -> None:
+    path: Path, unet: nn.Module, layout: ModelLayout, dtype: torch.dtype, metadata: Mapping[str, str], *,
+    overwrite: bool,
+) -> None:  # fmt: skip
     """Write the LoRA of a UNet with kohya's names.
 
     Args:
@@ -96,6 +97,7 @@ def write_lora(
         unet: of ``with_lora``, after the training.
         layout: of the model.
         dtype: number format of the file.
+        metadata: texts for the header.
         overwrite: see ``renewing``.
 
     Raises:
@@ -108,4 +110,5 @@ def write_lora(
             raise FailedError(f"{name} is NaN or infinite: not saved; take a lower learning rate")
         pieces[Module("unet", name)] = Piece(tensors, {"alpha": float(len(tensors["down"]))}).to(dtype)
     with renewing(path, overwrite=overwrite) as aside:
-        write_tensors(aside, *spelled(pieces, layout, "kohya"))
+        tensors, header = spelled(pieces, layout, "kohya")
+        write_tensors(aside, tensors, {**metadata, **header})

@@ -1,6 +1,7 @@
 """A whole step distillation: each stage goes on with the student of the one before."""
 
 import copy
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -18,7 +19,8 @@ from ssd1b.distill.steps.stages import StepStage
 from ssd1b.distill.steps.trajectory import Trajectory
 from ssd1b.distill.teacher import objective_of, teacher_record
 from ssd1b.errors import InputError
-from ssd1b.files import expand_path
+from ssd1b.few_steps import OWN_SETTINGS, STUDENTS, FewSteps
+from ssd1b.files import METADATA, expand_path
 from ssd1b.layouts import ModelLayout, UNetLayout
 from ssd1b.loras import read_lora
 from ssd1b.model import Model
@@ -66,6 +68,11 @@ def recommended(stage: StepStage, student: Model) -> dict[str, Any]:
         sampling["steps"] = stage.inference_steps
     scale = sum(stage.scales) / 2 if stage.embeds_guidance else 1.0
     return {**student.info.settings, **sampling, "guidance_scale": scale, "guidance_rescale": 0.0}
+
+
+def student_kind(stage: StepStage) -> FewSteps:
+    """Return what kind of few-step model a stage's student is."""
+    return STUDENTS["phases" if stage.method == "tcd" and stage.ends == "phases" else stage.method]
 
 
 def student_layout(student: Model, stages: Sequence[StepStage]) -> UNetLayout:
@@ -158,12 +165,15 @@ def run(
 
     def finish() -> StudentFiles:
         unet, file = trained(len(stages)), out / LORA_FILE
+        settings, kind = recommended(stages[-1], student), student_kind(stages[-1]).name
         if stages[0].rank is not None:
             dtype = student.checkpoint.part("unet").dtype
-            write_lora(file, unet, student.layout, dtype, overwrite=overwrite)
+            about = {"few_steps": kind, "settings": {
+                name: settings[name] for name in OWN_SETTINGS if settings.get(name) is not None
+            }}  # fmt: skip
+            write_lora(file, unet, student.layout, dtype, {METADATA: json.dumps(about)}, overwrite=overwrite)
             unet = student.with_loras([read_lora(str(file))]).network("unet")
-        settings = recommended(stages[-1], student)
-        made = write_model(out, unet, student, settings=settings, overwrite=overwrite)
+        made = write_model(out, unet, student, settings=settings, few_steps=kind, overwrite=overwrite)
         return made if stages[0].rank is None else made._replace(lora=file)
 
     return group.decide(finish)

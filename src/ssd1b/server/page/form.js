@@ -8,7 +8,7 @@ export const RANDOM = -1;
 /** Settings that the page has controls for. The others travel in `extra`, shown but not edited. */
 const SHOWN = [
   "guidance_scale", "guidance_rescale", "guidance_interval", "feature_reuse", "steps", "sampler", "schedule",
-  "width", "height",
+  "timesteps", "gamma", "width", "height",
 ];
 
 /** Settings of the second pass, which it has only with a scale or a size. */
@@ -49,16 +49,51 @@ export async function loadForm() {
   checkSoon();
 }
 
-/** Change some settings. */
-export const change = (values) => set(({ form }) => ({ form: { ...form, ...values }, problem: null }));
+/** Settings with those that they decide: timesteps set the steps, and steps or a schedule take timesteps back. */
+export function whole(values) {
+  if (values.timesteps) return { schedule: null, ...values, steps: values.timesteps.split(/[ ,]+/).filter(Boolean).length };
+  return "steps" in values || "schedule" in values ? { timesteps: null, ...values } : values;
+}
 
-/** Choose a model. Settings that were the old model's defaults become the new one's. */
+/** Change some settings. */
+export const change = (values) => set(({ form }) => ({ form: { ...form, ...whole(values) }, problem: null }));
+
+/** What the first few-step LoRA of those used was made for. */
+const fewSteps = (used, loras) =>
+  loras.find(({ name, few_steps }) => few_steps && used.some((each) => each.name === name && each.unet !== 0))?.few_steps;
+
+/** What is recommended: for the few-step LoRA that is used, or for the model. */
+export const recommended = ({ form, options, loras }) => fewSteps(form.loras, loras) ?? options.models[form.model];
+
+/**
+ * Choose a model. Settings that were the old model's defaults become the new one's, and so do those against which
+ * the new one advises: 30 steps are too many for a model of 4.
+ */
 export function chooseModel(model) {
   const { options, form } = now();
   const before = defaults(options, form.model);
   const after = defaults(options, model);
-  const moved = Object.keys(after).filter((name) => same(form[name], before[name]));
+  const { advice, samplers } = options.models[model];
+  const unfit = advice.filter(({ setting, low, high }) => form[setting] < low || form[setting] > high).map(({ setting }) => setting);
+  if (samplers.length && !samplers.includes(form.sampler)) unfit.push("sampler", "schedule");
+  const moved = Object.keys(after).filter((name) => same(form[name], before[name]) || unfit.includes(name));
   change({ model, ...Object.fromEntries(moved.map((name) => [name, after[name]])) });
+}
+
+/** Use a LoRA, with the settings that a few-step one was made for. */
+export function useLora(lora) {
+  const { form } = now();
+  change({ loras: [...form.loras, { name: lora.name, unet: 1, text: 1 }], ...lora.few_steps?.settings });
+}
+
+/** Drop a LoRA; settings that came with it become the model's again, or another few-step LoRA's. */
+export function dropLora(name) {
+  const { form, loras, options } = now();
+  const own = loras.find((each) => each.name === name)?.few_steps?.settings ?? {};
+  const kept = form.loras.filter((each) => each.name !== name);
+  const plain = { ...defaults(options, form.model), ...fewSteps(kept, loras)?.settings };
+  const left = Object.keys(own).filter((each) => same(form[each], own[each]));
+  change({ loras: kept, ...Object.fromEntries([...left, ...(left.length ? ["timesteps"] : [])].map((each) => [each, plain[each]])) });
 }
 
 /** Set everything but prompt, seed and count back. */

@@ -1,6 +1,6 @@
 // A small grid: one or two settings with several values each, a job for each cell, and the pictures as a table.
 import { get, post } from "./api.js";
-import { body } from "./form.js";
+import { body, whole } from "./form.js";
 import { heard, onJob, pictureOf, submit, take } from "./jobs.js";
 import { Dialog } from "./modal.js";
 import { nameOf, Picture, shownValue } from "./parts.js";
@@ -59,7 +59,7 @@ async function start(across, down, base) {
   }
   if (cells.length > MOST) throw new Error(`That is ${cells.length} images: at most ${MOST} fit into a grid`);
   // Everything is checked first, so that no half of a grid is generated.
-  const jobs = cells.map((cell) => ({ ...base, ...cell, count: 1, priority: -1 }));
+  const jobs = cells.map((cell) => ({ ...base, ...whole(cell), count: 1, priority: -1 }));
   for (const settings of jobs) await post("/v1/check", settings);
   const grid = { across, down, prompt: base.prompt, ids: [] };
   for (const settings of jobs) {

@@ -9,7 +9,7 @@ import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 
 const ORDER = [
   "negative_prompt", "seed", "steps", "guidance_scale", "guidance_rescale", "guidance_interval", "feature_reuse", "sampler",
-  "schedule", "init_image", "mask", "strength", "strength_steps", "loras",
+  "schedule", "timesteps", "gamma", "init_image", "mask", "strength", "strength_steps", "loras",
   "controls", "image_prompts", "embeddings", "variation_seed", "variation_strength",
   "seed_resize_width", "seed_resize_height", "hires_scale", "hires_width", "hires_height", "hires_strength", "hires_steps",
   "hires_upscaler",
@@ -21,7 +21,7 @@ export function recipe(options, { settings, model, made }) {
     negative_prompt: null, guidance_rescale: 0, feature_reuse: 0, guidance_interval: [0, 1], init_image: null, mask: null,
     strength: null, strength_steps: "diffusers", loras: [], controls: [], image_prompts: [], embeddings: [],
     variation_seed: 0, variation_strength: 0, seed_resize_width: null, seed_resize_height: null, hires_scale: null, hires_width: null, hires_height: null, hires_strength: null,
-    hires_steps: null, hires_upscaler: null,
+    hires_steps: null, hires_upscaler: null, timesteps: null, gamma: 0.3,
   };
   const rows = [["Model", model], ["Size", `${settings.width} × ${settings.height}`]];
   for (const name of ORDER) {

@@ -1,11 +1,9 @@
 // LoRAs of the server: which are used, how strongly, and the words that they were trained with.
 import { get } from "./api.js";
-import { change } from "./form.js";
-import { DraftInput, IconButton } from "./parts.js";
+import { change, dropLora, useLora } from "./form.js";
+import { DraftInput, IconButton, Note, useAdvice } from "./parts.js";
 import { attempt, now, set, useStore } from "./store.js";
 import { html, useEffect } from "./vendor/preact.js";
-
-set({ loras: [] });
 
 /** Ask the server which there are; files may have come since. */
 export const loadLoras = () => attempt(async () => set({ loras: (await get("/v1/loras")).loras }), "LoRAs cannot be listed");
@@ -20,7 +18,6 @@ function mention(words) {
 }
 
 function Used({ lora, known }) {
-  const others = (each) => !same(each, lora);
   const update = (values) => change({ loras: now().form.loras.map((each) => (same(each, lora) ? { ...each, ...values } : each)) });
   const strength = (part, label) => html`
     <label class="tool">${label}
@@ -29,8 +26,9 @@ function Used({ lora, known }) {
   return html`
     <li class="lora">
       <div class="label-row"><b title=${lora.name}>${lora.name}</b>
-        <${IconButton} icon="cancel" label="Drop ${lora.name}" onClick=${() => change({ loras: now().form.loras.filter(others) })} /></div>
+        <${IconButton} icon="cancel" label="Drop ${lora.name}" onClick=${() => dropLora(lora.name)} /></div>
       <div class="pair">${strength("unet", "Strength")}${strength("text", "In the text")}</div>
+      ${known?.few_steps && html`<p class="hint">A few-step LoRA (${known.few_steps.kind}): its settings were set.</p>`}
       ${known?.trigger_words.length > 0 && html`
         <p class="words" role="group" aria-label="Trigger words of ${lora.name}">${known.trigger_words.map((words) => html`
           <button type="button" class="small" title="Add to the prompt" onClick=${() => mention(words)}>${words}</button>`)}</p>`}
@@ -50,8 +48,9 @@ export function Loras() {
   const choose = (event) => {
     const name = event.currentTarget.value;
     event.currentTarget.value = "";
-    if (name) change({ loras: [...used, { name, unet: 1, text: 1 }] });
+    if (name) useLora(all.find((each) => each.name === name));
   };
+  const twice = useAdvice("each makes a model a few-step one");
   const label = ({ name, families, error }) =>
     error ? `${name} (damaged)` : families[model] ? name : `${name} (does not fit ${model})`;
   return html`
@@ -62,6 +61,7 @@ export function Loras() {
         ${left.map((each) => html`<option value=${each.name} disabled=${Boolean(each.error) || !each.families[model]}>${label(each)}</option>`)}
       </select>
       <ul>${used.map((each) => html`<${Used} key=${each.name} lora=${each} known=${all.find((other) => same(each, other))} />`)}</ul>
+      <${Note} text=${twice} />
       ${refused?.includes("lora") && html`<p class="wrong" role="alert">${refused}</p>`}
     </div>`;
 }

@@ -1,5 +1,6 @@
 // Small parts that several others use.
 import { imageSource } from "./api.js";
+import { useStore } from "./store.js";
 import { html, useEffect, useLayoutEffect, useState } from "./vendor/preact.js";
 
 const PATHS = {
@@ -62,6 +63,12 @@ export function DraftInput({ value, take, ...rest }) {
     onChange=${leave} onBlur=${leave} />`;
 }
 
+/** What the server advises about something: the line that begins with it or contains it. */
+export const useAdvice = (about) =>
+  useStore(({ checked }) => checked.advice?.find((each) => each.includes(about))?.replace(/^[^:]*: */, "") ?? "");
+
+export const Note = ({ text }) => text && html`<p class="advice">${text}</p>`;
+
 /** The time, told again every second as long as it is wanted. */
 export function useClock(running) {
   const [time, tell] = useState(Date.now());
@@ -82,7 +89,7 @@ export function duration(seconds) {
 const NAMES = {
   negative_prompt: "Negative prompt", guidance_scale: "Guidance", guidance_rescale: "Guidance rescale",
   guidance_interval: "Guidance interval", feature_reuse: "Feature reuse", steps: "Steps", sampler: "Sampler",
-  schedule: "Schedule", seed: "Seed", width: "Width", height: "Height", original_size: "Original size",
+  schedule: "Schedule", timesteps: "Timesteps", gamma: "Gamma", seed: "Seed", width: "Width", height: "Height", original_size: "Original size",
   crop_top_left: "Crop", target_size: "Target size", model: "Model", count: "Count", prompt: "Prompt",
   style: "Style", init_image: "Picture", mask: "Mask", strength: "Strength", strength_steps: "Steps as in",
   resize_mode: "Other shapes", loras: "LoRAs", controls: "Controls", image_prompts: "Image prompts",

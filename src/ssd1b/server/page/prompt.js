@@ -1,6 +1,7 @@
 // Prompt and negative prompt: their size in tokens, weights by keyboard, presets.
 import { change, isNegative, usePreset } from "./form.js";
 import { generate } from "./jobs.js";
+import { Note, useAdvice } from "./parts.js";
 import { now, useStore } from "./store.js";
 import { html } from "./vendor/preact.js";
 import { reweight } from "./weights.js";
@@ -58,6 +59,7 @@ export function Prompt() {
 export function NegativePrompt() {
   const negative = useStore(({ form }) => form.negative_prompt);
   const presets = now().options.presets.filter(isNegative);
+  const advice = useAdvice("negative prompt:");
   const choose = (event) => {
     usePreset(event.currentTarget.value);
     event.currentTarget.value = "";
@@ -74,6 +76,7 @@ export function NegativePrompt() {
       <textarea id="negative" class="prompt" rows="2" value=${negative ?? ""} placeholder="What to keep away from"
         onInput=${(event) => change({ negative_prompt: event.currentTarget.value || null })}
         onKeyDown=${(event) => keys(event, "negative_prompt")}></textarea>
+      <${Note} text=${advice} />
       ${negative === "" && html`
         <p class="hint">An empty text, which is not the same as none.${" "}
           <button type="button" class="link" onClick=${() => change({ negative_prompt: null })}>Use none</button></p>`}

@@ -1,13 +1,15 @@
 // The controls of the settings, with advice beside them.
-import { change, chooseModel, HIRES_OFF, isNegative, RANDOM, reset, same, usePreset } from "./form.js";
-import { DraftInput, IconButton, nameOf, shownValue } from "./parts.js";
+import { change, chooseModel, HIRES_OFF, isNegative, RANDOM, recommended, reset, same, usePreset } from "./form.js";
+import { DraftInput, IconButton, nameOf, Note, shownValue, useAdvice } from "./parts.js";
 import { Plot } from "./plot.js";
 import { note, now, useStore } from "./store.js";
 import { allStyles, loadStyles } from "./styles.js";
 import { html, useEffect } from "./vendor/preact.js";
 
 /** Range of a slider where the API's range is too wide to be useful; the number beside it takes the whole range. */
-const SLIDERS = { steps: [1, 60, 1], guidance_scale: [0, 20, 0.5], guidance_rescale: [0, 1, 0.05], feature_reuse: [0, 1, 0.05] };
+const SLIDERS = {
+  steps: [1, 60, 1], guidance_scale: [0, 20, 0.5], guidance_rescale: [0, 1, 0.05], feature_reuse: [0, 1, 0.05], gamma: [0, 1, 0.05],
+};
 
 const number = (text) => (text.trim() === "" || Number.isNaN(Number(text)) ? null : Number(text));
 
@@ -24,20 +26,20 @@ function useWrong(...names) {
 function Advice({ advice, value }) {
   if (!advice) return null;
   const { low, high, below, above, source } = advice;
-  if (value >= low && value <= high) return html`<p class="hint">${low} to ${high} is recommended. <cite>${source}</cite></p>`;
+  const range = low === high ? low : `${low} to ${high}`;
+  if (value >= low && value <= high) return html`<p class="hint">${range} is recommended. <cite>${source}</cite></p>`;
   return html`<p class="advice" role="status">${value < low ? below : above} <cite>${source}</cite></p>`;
 }
 
 /** A slider with a number, its advice, and its curve where one was measured. */
 function Slider({ name }) {
   const value = useForm(name);
-  const model = useForm("model");
   const wrong = useWrong(name);
   const { options } = now();
   const { low, high, help, kind } = options.settings.find((each) => each.name === name);
   const [from, to, step] = SLIDERS[name];
   const most = Math.min(to, high);
-  const { advice, curves } = options.models[model];
+  const { advice, curves = [] } = useStore(recommended); // nothing was measured with a few-step LoRA
   const advised = advice.find((each) => each.setting === name);
   const share = (at) => `${(100 * (Math.min(Math.max(at, from), most) - from)) / (most - from)}%`;
   const update = (text) => {
@@ -84,10 +86,6 @@ function Choice({ name, choices, label = nameOf(name), value, update, note }) {
     </div>`;
 }
 
-/** What the server advises about a setting that has no range. */
-const useAdvice = (name) =>
-  useStore(({ checked }) => checked.advice?.find((each) => each.startsWith(`${name} `))?.replace(/^[^:]*: */, "") ?? "");
-
 function Model() {
   const [model, style] = [useForm("model"), useForm("style")];
   const { options } = now();
@@ -124,14 +122,13 @@ function Sampler() {
       <${Choice} name="schedule" choices=${named(schedules)} value=${schedule ?? "automatic"}
         update=${(value) => change({ schedule: value === "automatic" ? null : value })} />
     </div>
-    <${Note} text=${useAdvice("sampler")} />`;
+    <${Note} text=${useAdvice("sampler ")} /><${Note} text=${useAdvice("schedule ")} />
+    ${sampler === "tcd" && html`<${Slider} name="gamma" />`}`;
 }
-
-const Note = ({ text }) => text && html`<p class="advice">${text}</p>`;
 
 function Size() {
   const [width, height, model] = [useForm("width"), useForm("height"), useForm("model")];
-  const advice = useAdvice("size");
+  const advice = useAdvice("size ");
   const wrong = useWrong("width", "height", "size");
   const { models, settings } = now().options;
   const { sizes } = models[model];
@@ -204,6 +201,19 @@ function Interval() {
         ${bound("Begin of guidance", begin, (value) => change({ guidance_interval: [value, end] }))}<span>to</span>
         ${bound("End of guidance", end, (value) => change({ guidance_interval: [begin, value] }))}</div>
       <p class=${wrong ? "wrong" : "hint"}>${wrong || "Parts of the way from noise (0) to picture (1)."}</p>
+    </div>`;
+}
+
+/** The model's own timesteps, which few-step models were trained on. */
+function Timesteps() {
+  const timesteps = useForm("timesteps");
+  const wrong = useWrong("timesteps");
+  return html`
+    <div class="field">
+      <label for="timesteps">Timesteps</label>
+      <${DraftInput} id="timesteps" autocomplete="off" placeholder="the schedule's" value=${timesteps ?? ""} aria-invalid=${Boolean(wrong)}
+        take=${(text) => change({ timesteps: text.trim() || null })} />
+      ${wrong && html`<p class="wrong">${wrong}</p>`}
     </div>`;
 }
 
@@ -280,14 +290,14 @@ function Extra() {
 
 /** All settings but the prompts. */
 export function Settings() {
-  const changed = useStore(({ form }) => !same(form.guidance_interval, [0, 1]) || form.feature_reuse > 0);
+  const changed = useStore(({ form }) => !same(form.guidance_interval, [0, 1]) || form.feature_reuse > 0 || form.timesteps !== null);
   return html`
     <${Model} /><${Size} /><${Seed} />
     <${Sampler} />
     <${Slider} name="steps" /><${Slider} name="guidance_scale" /><${Slider} name="guidance_rescale" />
     <details class="more" open=${changed}>
       <summary>More</summary>
-      <${Interval} /><${Slider} name="feature_reuse" />
+      <${Interval} /><${Timesteps} /><${Slider} name="feature_reuse" />
     </details>
     <${Hires} /><${Variation} />
     <${Extra} />

@@ -8,6 +8,8 @@ let state = {
   form: null,
   /** The last answer of /v1/check, or `{error}`. */
   checked: {},
+  /** The server's LoRAs, as /v1/loras lists them. */
+  loras: [],
   /** Jobs by id: the unfinished ones, and those that went wrong. */
   jobs: new Map(),
   /** Address of the last preview by job. */

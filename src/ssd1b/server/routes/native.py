@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request as HTTPRequest
 
-from ssd1b.advice import advise
+from ssd1b.advice import advised
 from ssd1b.controls import PREPROCESSORS
 from ssd1b.errors import ConflictError, InputError, NotFoundError, line, unknown
 from ssd1b.jobs.queue import CANCELLED, FAILED, FINISHED, Image, Request
@@ -20,6 +20,7 @@ from ssd1b.server.schemas import (
     Controls,
     EmbeddingAnswer,
     Embeddings,
+    FewStepsAnswer,
     ImageAnswer,
     IPAdapterAnswer,
     IPAdapters,
@@ -35,6 +36,7 @@ from ssd1b.server.schemas import (
     State,
     StyleAnswer,
     Styles,
+    advice_answers,
     client_settings,
     problems,
 )
@@ -254,7 +256,14 @@ async def loras(service: TheService) -> Loras:
 def _lora(name: str, facts: LoraFacts | InputError) -> LoraAnswer:
     if isinstance(facts, InputError):
         return LoraAnswer(name=name, families={}, trigger_words=[], error=line(str(facts)))
-    return LoraAnswer(name=name, families=dict(facts.families), trigger_words=list(facts.trigger_words))
+    few, wanted = facts.few_steps, advised("", facts.few_steps)
+    return LoraAnswer(
+        name=name, families=dict(facts.families), trigger_words=list(facts.trigger_words),
+        few_steps=few and FewStepsAnswer(
+            kind=few.kind.name, settings=few.settings, advice=advice_answers(wanted),
+            samplers=list(wanted.samplers),
+        ),
+    )  # fmt: skip
 
 
 @router.get("/controls", summary="List ControlNets and T2I-Adapters")
@@ -309,16 +318,13 @@ async def styles(service: TheService) -> Styles:
 def answer(service: Service, request: Request) -> JobAnswer:
     """Describe a request."""
     first = request.images[0].job.settings
-    model = service.models.get(request.model)
     return JobAnswer(
         id=request.id, state=cast(State, request.state), model=request.model, prompt=first.prompt,
         settings=client_settings(first), priority=request.priority, created=request.created,
         started=request.started, finished=request.finished, position=service.position(request),
         step=request.step, steps=first.total_steps, eta=service.eta(request),
         images=[_image(image) for image in request.images],
-        advice=(
-            advise(first, model.layout.size, model.info.family, model.few_steps) if model else []
-        ),
+        advice=service.advice(request.model, first),
         error=request.error, code=code_of(request),
     )  # fmt: skip
 

@@ -308,11 +308,18 @@ def _settings(body: TextToImage) -> tuple[dict[str, Any], str]:
 
 def _find_model(service: Service, name: str) -> str:
     """The model that a client calls by its title, name, file name or hash."""
+    if name in service.models:
+        return name
     for each, model in service.models.items():
         digest = service.digest(each)
-        if name in (each, _title(service, each), model.path.name, model.path.stem, digest, digest[:10]):
+        if name in (_title(service, each), *_file_names(each, model), digest, digest[:10]):
             return each
     raise unknown("model", name, service.models, NotFoundError)
+
+
+def _file_names(name: str, model: Model) -> tuple[str, str]:
+    """A model's file name, with and without suffix; its own name for a LoRA, which has another one's file."""
+    return (name, name) if model.own else (model.path.name, model.path.stem)
 
 
 def _title(service: Service, name: str) -> str:
@@ -439,7 +446,7 @@ def _sd_model(service: Service, name: str, model: Model) -> dict[str, Any]:
     digest = service.digest(name)
     return {
         "title": _title(service, name), "model_name": name, "hash": digest[:10], "sha256": digest,
-        "filename": model.path.name, "config": None,
+        "filename": _file_names(name, model)[0], "config": None,
     }  # fmt: skip
 
 

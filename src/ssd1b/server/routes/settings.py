@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from ssd1b.advice import FULL_SIZE, SIZES, SSD_1B_ADVICE, advise
+from ssd1b.advice import FULL_SIZE, SIZES, advised
 from ssd1b.embeddings import words_of
 from ssd1b.inputs import InputFile
 from ssd1b.model import Model
@@ -18,7 +17,15 @@ from ssd1b.models.text import chunk_count
 from ssd1b.presets import PRESETS
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
 from ssd1b.server.routes.native import EXACT, MAX_PICTURES, TheService
-from ssd1b.server.schemas import CLIENT_SETTINGS, JobBody, Problem, client_settings, problems
+from ssd1b.server.schemas import (
+    CLIENT_SETTINGS,
+    AdviceAnswer,
+    JobBody,
+    Problem,
+    advice_answers,
+    client_settings,
+    problems,
+)
 from ssd1b.server.service import Service
 from ssd1b.settings import GUIDANCE_DEFAULTS, RANGES, SETTINGS
 from ssd1b.upscalers import UPSCALERS
@@ -44,17 +51,6 @@ class NameAnswer(BaseModel):
 
     name: str
     label: str = Field(description="As AUTOMATIC1111 calls it.")
-
-
-class AdviceAnswer(BaseModel):
-    """The recommended range of a setting."""
-
-    setting: str
-    low: float
-    high: float
-    below: str = Field(description="What to expect of smaller values.")
-    above: str = Field(description="What to expect of larger values.")
-    source: str
 
 
 class PresetAnswer(BaseModel):
@@ -90,6 +86,7 @@ class ModelSettings(BaseModel):
     defaults: dict[str, Any]
     sizes: list[tuple[int, int]] = Field(description="Recommended sizes, width first.")
     advice: list[AdviceAnswer]
+    samplers: list[str] = Field(description="Recommended samplers; empty if any will do.")
     curves: list[Curve]
 
 
@@ -147,12 +144,11 @@ async def settings(service: TheService) -> SettingsAnswer:
 
 def _model(service: Service, name: str, model: Model) -> ModelSettings:
     side, family = model.layout.size, model.info.family
-    # A few-step model's own settings lie outside of these ranges; ``advise`` judges it.
-    advice = SSD_1B_ADVICE if family == "ssd-1b" and model.few_steps is None else ()
+    wanted = advised(family, model.few_steps)
     return ModelSettings(
         family=family, defaults={"guidance_scale": GUIDANCE_DEFAULTS[family], **service.defaults(name)},
         sizes=list(SIZES) if side == FULL_SIZE else [(side, side)],
-        advice=[AdviceAnswer(**asdict(each)) for each in advice], curves=_curves(name),
+        advice=advice_answers(wanted), samplers=list(wanted.samplers), curves=_curves(name),
     )  # fmt: skip
 
 
@@ -187,7 +183,7 @@ async def check(body: JobBody, service: TheService) -> Checked:
     )
     return Checked(
         settings=client_settings(found),
-        advice=advise(found, model.layout.size, model.info.family, model.few_steps),
+        advice=service.advice(name, found),
         tokens=max(len(each.ids(found.prompt)) for each in model.tokenizers),
         chunks=chunk_count(model.tokenizers, [found.prompt], words_of(found.embeddings)),
         steps=found.start.steps, passes=service.passes(name, found), ahead=len(service.waiting()),

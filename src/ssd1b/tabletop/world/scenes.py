@@ -255,6 +255,33 @@ def scene(seed: int, index: int, *, split: Split = "train", world: World = PLAIN
     )
 
 
+def rearranged(given: Scene, rng: np.random.Generator) -> Scene:
+    """Draw another scene of the plain world with the same full caption.
+
+    Positions, turns, light, and scales within their sizes are drawn anew; attributes, and the relation of two
+    solids, stay.
+    """
+    solids = [
+        replace(
+            solid, scale=_between(*SIZES[solid.size], rng), depth=_between(-_DEPTH, _DEPTH, rng),
+            yaw=_between(-shape_of(solid.shape).turn, shape_of(solid.shape).turn, rng),
+        )
+        for solid in given.solids
+    ]  # fmt: skip
+    if len(solids) == 1:
+        placed = _side_by_side(solids, rng)
+    else:
+        wanted = relation(*given.solids)
+        arrange = _in_depth if wanted in ("front", "behind") else _side_by_side
+        placed = arrange(solids, rng)
+        while relation(*placed) != wanted:
+            placed = arrange(solids, rng)
+    light = Light(
+        azimuth=_between(*USUAL_LIGHT.azimuth, rng), elevation=_between(*USUAL_LIGHT.elevation, rng)
+    )
+    return replace(given, solids=placed, light=light)
+
+
 def _solid(shape: str, color: str, material: str, rng: np.random.Generator) -> Solid:
     size = _choose(tuple(SIZES), rng)
     turn = shape_of(shape).turn
