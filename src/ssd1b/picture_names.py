@@ -1,6 +1,6 @@
 """Names of image files and of their caption files."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 PICTURES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
@@ -16,13 +16,21 @@ UNREAD = (
 MASKS = (".mask.png", "-masklabel.png")
 """Ends of the names of masks beside images, ``NAME.mask.png`` and OneTrainer's ``NAME-masklabel.png``."""
 
+CONTROLS = (".control.png",)
+"""Ends of the names of control images beside images."""
 
-def masks_by_picture(files: Iterable[Path]) -> dict[Path, Path]:
-    """Map images to the masks beside them; others are omitted."""
+
+def beside_pictures(files: Iterable[Path], ends: Sequence[str]) -> dict[Path, Path]:
+    """Map images to the files beside them whose names have one of these ends; others are omitted.
+
+    Args:
+        files: images, and everything else in their folders.
+        ends: after an image's name without its suffix, such as ``MASKS``, in the order of preference.
+    """
     there = set(files)
     pictures = (path for path in there if path.suffix.lower() in PICTURES)
-    beside = ((path, path.with_name(path.stem + end)) for path in pictures for end in reversed(MASKS))
-    return {path: mask for path, mask in beside if mask in there}
+    beside = ((path, path.with_name(path.stem + end)) for path in pictures for end in reversed(ends))
+    return {path: file for path, file in beside if file in there}
 
 
 def captions_by_picture(files: Iterable[Path]) -> dict[Path, Path]:

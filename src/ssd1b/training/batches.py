@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from ssd1b.errors import InputError
@@ -24,6 +25,8 @@ class LatentBatch(NamedTuple):
         time_ids: original size, crop and target size in pixels, ``[B, 6]``.
         has_caption: ``[B]``, False where the image is learned without its caption (2207.12598).
         cell_weights: weights of the squared error at each place, ``[B, 1, H/8, W/8]``; None is 1 everywhere.
+        controls: what a ControlNet reads, ``[B, 1 or 3, H, W]``, 0 to 255, uint8; 1 if all are grey. None
+            without one.
     """
 
     latents: Tensor
@@ -31,6 +34,18 @@ class LatentBatch(NamedTuple):
     time_ids: Tensor
     has_caption: Tensor
     cell_weights: Tensor | None = None
+    controls: Tensor | None = None
+
+
+def control_levels(controls: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """Return control images as a ControlNet takes them: ``[B, 3, H, W]``, 0 to 1.
+
+    Args:
+        controls: see ``LatentBatch``.
+        device: of the ControlNet.
+        dtype: in which it computes.
+    """
+    return (controls.to(device).float() / 255).to(dtype).expand(-1, 3, -1, -1)
 
 
 @runtime_checkable

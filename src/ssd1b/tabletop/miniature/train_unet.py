@@ -212,7 +212,7 @@ def train_unet(
     schedule = NoiseSchedule()
 
     def loss(module: nn.Module, batch: SceneBatch) -> dict[str, Tensor]:
-        latents, tokens, time_ids, has_caption, _ = batch.captioned
+        latents, tokens, time_ids, has_caption, *_ = batch.captioned
         assert not isinstance(tokens, Conditioning)
         ids, ids_2 = (each.ids[:, 0].to(device) for each in tokens)
         noisy = noised(schedule, latents.to(device).float(), max_weight=MAX_WEIGHT)

@@ -21,12 +21,13 @@ from ssd1b.runtime import DTYPES
 from ssd1b.saving import check_renewable, renewing
 from ssd1b.training.batches import LatentBatch
 from ssd1b.training.data.buckets import Crop, buckets_for, nearest, place
-from ssd1b.training.data.cache import Cache, latents_cache, masks_cache, texts_cache
+from ssd1b.training.data.cache import Cache, controls_cache, latents_cache, masks_cache, texts_cache
 from ssd1b.training.data.captions import Variation, variants, varied, with_trigger
 from ssd1b.training.data.encoding import (
     Placed,
     as_prompts,
     encode_captions,
+    encode_controls,
     encode_masks,
     encode_pictures,
     read,
@@ -35,7 +36,7 @@ from ssd1b.training.data.encoding import (
 from ssd1b.training.data.examples import Columns
 from ssd1b.training.data.order import Order
 from ssd1b.training.data.scan import Report, Scanned, scan
-from ssd1b.training.data.sources import ALPHA, BESIDE, Source, open_sources
+from ssd1b.training.data.sources import ALPHA, BESIDE, EDGES, Source, open_sources
 from ssd1b.validation import Flag, Items, Name, OneOf, Range, validated
 from ssd1b.weights.files import write_json
 
@@ -50,7 +51,8 @@ class DataSettings:
 
     Attributes:
         path: path of the source, see ``open_source``.
-        sources: several sources instead of ``path``. Their own ``trigger`` and ``masks`` replace those below.
+        sources: several sources instead of ``path``. Their own ``trigger``, ``masks`` and ``controls``
+            replace those below.
         size: side of a square image in pixels; other buckets have about as many pixels.
         multiple: the sides of all buckets are multiples of this.
         max_ratio: largest ratio of a bucket's longer side to the shorter one.
@@ -63,6 +65,10 @@ class DataSettings:
             of the image, anything else is a folder with masks of the images' names. Images without a mask
             count everywhere. None is no masks.
         unmasked_weight: smallest weight of the loss at any place of an image with a mask.
+        controls: what a ControlNet learns to follow: "beside" takes ``NAME.control.png`` beside the image, or
+            ``control_column`` of a table; "edges" the image's own edges (``edges.canny``), anything else is a
+            folder with control images of the images' names. An image without its control image is unusable.
+            None is no controls.
         caption_dropout: share of images without their caption (2207.12598).
         trigger: text in front of each caption that does not contain it.
         caption_lines: each line of a caption is a caption of its own, and one is drawn in each step.
@@ -76,6 +82,7 @@ class DataSettings:
         dtype: number format of the cache.
         image_column: column of the images in tables.
         caption_column: column of the captions in tables and JSON; None is "text" or "caption".
+        control_column: column of the control images in tables, and of their names in ``metadata.jsonl``.
         split: of a saved dataset with several splits.
     """
 
@@ -89,6 +96,7 @@ class DataSettings:
     min_side: Annotated[int, Range(1, 65_536)] | None = None
     masks: Name | None = None
     unmasked_weight: Annotated[float, Range(0, 1)] = 0.1
+    controls: Name | None = None
     caption_dropout: Annotated[float, Range(0, 1)] = 0.1
     trigger: Name | None = None
     caption_lines: Flag = False
@@ -101,6 +109,7 @@ class DataSettings:
     dtype: Annotated[str, OneOf("dtype", DTYPES)] = "float16"
     image_column: Name = "image"
     caption_column: Name | None = None
+    control_column: Name = "conditioning_image"
     split: Name = "train"
 
     def __post_init__(self) -> None:
@@ -110,8 +119,11 @@ class DataSettings:
             raise InputError("give path or sources, not both")
         if self.keep_tokens and self.variation is None:
             raise InputError("keep_tokens needs shuffle_captions or tag_dropout")
-        if len(self.sources) > 1 and self.masks not in (None, BESIDE, ALPHA):
-            raise InputError(f"masks: with several sources, name a folder for each, or {BESIDE} or {ALPHA}")
+        for name, words in (("masks", (BESIDE, ALPHA)), ("controls", (BESIDE, EDGES))):
+            if len(self.sources) > 1 and getattr(self, name) not in (None, *words):
+                raise InputError(
+                    f"{name}: with several sources, name a folder for each, or {' or '.join(words)}"
+                )
 
     @property
     def variation(self) -> Variation | None:
@@ -122,28 +134,41 @@ class DataSettings:
 
     @property
     def all_sources(self) -> tuple[Source, ...]:
-        """The sources, with the trigger and the masks of all where they have none of their own."""
+        """The sources, with what is given for all of them where they have nothing of their own."""
         sources = self.sources if self.path is None else (Source(path=self.path),)
         return tuple(
-            replace(each, trigger=each.trigger or self.trigger, masks=each.masks or self.masks)
+            replace(
+                each, trigger=each.trigger or self.trigger, masks=each.masks or self.masks,
+                controls=each.controls or self.controls,
+            )
             for each in sources
-        )
+        )  # fmt: skip
 
     @property
     def columns(self) -> Columns:
         """Names of columns in tables and JSON."""
-        return Columns(image=self.image_column, caption=self.caption_column, split=self.split)
+        return Columns(
+            image=self.image_column,
+            caption=self.caption_column,
+            control=self.control_column,
+            split=self.split,
+        )
 
     def of_others(self, path: str) -> "DataSettings":
-        """Return the settings for images of another kind: no trigger, and no folder of masks."""
+        """Return the settings for images of another kind: no trigger, no folder of masks, no controls."""
         masks = self.masks if self.masks in (BESIDE, ALPHA) else None
-        return replace(self, path=path, sources=(), trigger=None, masks=masks)
+        return replace(self, path=path, sources=(), trigger=None, masks=masks, controls=None)
 
     def held_out(self, path: str) -> "DataSettings":
-        """Return the settings for images of the same kind on which a loss is measured: nothing is random."""
+        """Return the settings for images of the same kind on which a loss is measured: nothing is random.
+
+        Where the images to learn have a folder of control images, these have theirs beside them.
+        """
         masks = self.masks if self.masks in (BESIDE, ALPHA) else None
+        kinds = {each.controls for each in self.all_sources} - {None}
+        controls = (EDGES if kinds == {EDGES} else BESIDE) if kinds else None
         return replace(
-            self, path=path, sources=(), masks=masks, flip=False, caption_dropout=0.0,
+            self, path=path, sources=(), masks=masks, controls=controls, flip=False, caption_dropout=0.0,
             shuffle_captions=False, keep_tokens=0, tag_dropout=0.0,
         )  # fmt: skip
 
@@ -159,6 +184,7 @@ class PictureBatches:
         order: of the batches.
         latents: cache of the latents.
         masks: cache of the masks; None if there are none.
+        controls: cache of the control images; None if there are none.
         texts: cache of the captions' embeddings; None if captions are encoded in each step.
         text: tokenizes captions if ``texts`` is None; without weights, since batches are read in a process of
             their own.
@@ -171,6 +197,7 @@ class PictureBatches:
     order: Order
     latents: Cache
     masks: Cache | None
+    controls: Cache | None
     texts: Cache | None
     text: TextEncoders | None
     report: Report
@@ -213,6 +240,7 @@ class PictureBatches:
             time_ids=torch.tensor([picture.placement.time_ids for picture in chosen]),
             has_caption=torch.from_numpy(has_caption),
             cell_weights=None if self.masks is None else self._cell_weights(chosen, latents.shape[-2:]),
+            controls=None if self.controls is None else self._controls(chosen),
         )
 
     def _cell_weights(self, chosen: Sequence[Placed], size: torch.Size) -> Tensor:
@@ -224,6 +252,13 @@ class PictureBatches:
             for each in chosen
         ]
         return (torch.stack(levels)[:, None].float() / 255).clamp(min=self.settings.unmasked_weight)
+
+    def _controls(self, chosen: Sequence[Placed]) -> Tensor:
+        """Return the control images, ``[B, 1 or 3, H, W]``; grey ones have three channels beside others."""
+        assert self.controls is not None
+        found = [read(self.controls, str(each.control_key))["control"] for each in chosen]
+        channels = max(map(len, found))
+        return torch.stack([each.expand(channels, -1, -1) for each in found])
 
     def _text(self, captions: Sequence[str]) -> Conditioning | list[Tokens]:
         if self.texts is not None:
@@ -237,9 +272,10 @@ class PictureBatches:
             f"{few[0].placement.bucket.width}x{few[0].placement.bucket.height}": len(few)
             for few in self.pictures
         }
-        keys = [each.mask_key for few in self.pictures for each in few if each.mask_key is not None]
-        masks = {} if self.masks is None else {"masks": len({*keys})}
-        return {**self.report.facts(), "buckets": buckets, **masks}
+        placed = [each for few in self.pictures for each in few]
+        masks = {} if self.masks is None else {"masks": len({each.mask_key for each in placed} - {None})}
+        controls = {} if self.controls is None else {"controls": len({each.control_key for each in placed})}
+        return {**self.report.facts(), "buckets": buckets, **masks, **controls}
 
 
 def open_data(
@@ -289,6 +325,8 @@ def open_data(
     troubles = encode_pictures(both, vae, latents, dtype)
     masks = masks_cache(cache, vae.layout.factor)
     troubles |= encode_masks(both, masks, cell=vae.layout.factor)
+    controls = controls_cache(cache)
+    troubles |= encode_controls(both, controls)
     for picture in pictures:
         if picture.key in troubles:
             found.note(picture.scanned.example.key, troubles[picture.key])
@@ -306,6 +344,7 @@ def open_data(
         order=Order(tuple(map(len, by_bucket)), batch_size, seed),
         latents=latents,
         masks=masks if any(each.mask_key is not None for each in pictures) else None,
+        controls=controls if all(each.control_key is not None for each in pictures) else None,
         texts=texts,
         text=None if texts is not None else text.without_weights(),
         report=found,

@@ -71,6 +71,11 @@ def masks_cache(folder: Path, cell: int) -> Cache:
     return Cache(folder / "masks" / str(cell))
 
 
+def controls_cache(folder: Path) -> Cache:
+    """Return the cache of control images, at the size of their images."""
+    return Cache(folder / "controls")
+
+
 def texts_cache(folder: Path, text: TextEncoders, dtype: torch.dtype) -> Cache:
     """Return the cache of the embeddings of two text encoders, with their tokenizers, in a number format."""
     pairs = ((text.encoder, text.tokenizer), (text.encoder_2, text.tokenizer_2))

@@ -1,7 +1,7 @@
 """Encode the images and captions that the caches lack, and read the caches."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -19,7 +19,7 @@ from ssd1b.tensors import from_levels
 from ssd1b.training.data.buckets import Placement
 from ssd1b.training.data.cache import Cache
 from ssd1b.training.data.examples import Unusable
-from ssd1b.training.data.pictures import decode_and_crop, decode_mask, digest_of
+from ssd1b.training.data.pictures import decode_and_crop, decode_control, decode_mask, digest_of
 from ssd1b.training.data.scan import Scanned, in_threads
 
 CAPTIONS_AT_ONCE = 32
@@ -44,6 +44,12 @@ class Placed:
         """Key of its mask's cells; None if it has no mask."""
         mask = self.scanned.mask
         return None if mask is None else self._key(f"{mask} alpha" if self.scanned.example.alpha else mask)
+
+    @property
+    def control_key(self) -> str | None:
+        """Key of its control image; None if it has none."""
+        control = self.scanned.control
+        return control and self._key(f"{control} edges" if self.scanned.example.edges else control)
 
     @property
     def mirror(self) -> "Placed":
@@ -121,30 +127,67 @@ def encode_masks(pictures: Sequence[Placed], cache: Cache, *, cell: int) -> dict
     Returns:
         The problems of masks that could not be decoded, by ``Placed.key``.
     """
-    keys = [(picture, picture.mask_key) for picture in pictures]
-    wanted = {key: picture for picture, key in keys if key is not None}
-    missing = _missing(cache, wanted, label="check masks")
+    keyed = [(each, each.mask_key) for each in pictures]
+    return _encode_companions("mask", keyed, partial(_mask, cell), cache)
+
+
+def _mask(cell: int, picture: Placed) -> NDArray[np.uint8]:
+    scanned = picture.scanned
+    data = _read_again(scanned.example.mask, scanned.mask)
+    return decode_mask(data, picture.placement, cell=cell, alpha=scanned.example.alpha)
+
+
+def encode_controls(pictures: Sequence[Placed], cache: Cache) -> dict[str, str]:
+    """Write the control images that the cache lacks, ``[1 or 3, H, W]``, 0 to 255.
+
+    Args:
+        pictures: those without control images are passed over.
+        cache: of control images.
+
+    Returns:
+        The problems of control images that could not be decoded, by ``Placed.key``.
+    """
+    return _encode_companions("control", [(each, each.control_key) for each in pictures], _control, cache)
+
+
+def _control(picture: Placed) -> NDArray[np.uint8]:
+    scanned = picture.scanned
+    data = _read_again(scanned.example.control, scanned.control)
+    return decode_control(data, picture.placement, edges=scanned.example.edges)
+
+
+def _encode_companions(
+    what: str,
+    keyed: Sequence[tuple[Placed, str | None]],
+    decode: Callable[[Placed], NDArray[np.uint8]],
+    cache: Cache,
+) -> dict[str, str]:
+    """Write the images that belong to others, under their keys, and return problems by ``Placed.key``."""
+
+    def decoded(work: tuple[str, Placed]) -> NDArray[np.uint8] | Unusable:
+        try:
+            return decode(work[1])
+        except Unusable as trouble:
+            return trouble
+
+    wanted = {key: (key, picture) for picture, key in keyed if key is not None}
+    missing = _missing(cache, wanted, label=f"check {what}s")
     troubles = {}
-    for picture, mask in zip(
-        missing, in_threads(partial(_mask, cell), missing, label="encode masks"), strict=True
-    ):
-        if isinstance(mask, Unusable):
-            troubles[picture.key] = f"mask: {mask}"
+    for (key, _), levels in zip(missing, in_threads(decoded, missing, label=f"encode {what}s"), strict=True):
+        if isinstance(levels, Unusable):
+            troubles[key] = f"{what}: {levels}"
         else:
-            cache.write(str(picture.mask_key), {"mask": torch.from_numpy(mask)})
-    return troubles
+            cache.write(key, {what: torch.from_numpy(levels)})
+    return {picture.key: troubles[key] for picture, key in keyed if key in troubles}
 
 
-def _mask(cell: int, picture: Placed) -> NDArray[np.uint8] | Unusable:
-    example = picture.scanned.example
-    assert example.mask is not None
-    try:
-        data = example.mask()
-        if digest_of(data) != picture.scanned.mask:
-            raise Unusable("changed while it was read")
-        return decode_mask(data, picture.placement, cell=cell, alpha=example.alpha)
-    except Unusable as trouble:
-        return trouble
+def _read_again(read: Callable[[], bytes] | None, digest: str | None) -> bytes:
+    """Read a file that was scanned, unless it has changed since."""
+    assert read is not None
+    data = read()
+    if digest_of(data) != digest:
+        raise Unusable("changed while it was read")
+    return data
 
 
 def encode_captions(captions: Iterable[str], text: TextEncoders, cache: Cache, dtype: torch.dtype) -> None:

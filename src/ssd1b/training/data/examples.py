@@ -37,6 +37,9 @@ class Example:
         mask: reads the bytes of the image's mask, see ``pictures.decode_mask``; None if it has none. Raises
             ``Unusable``.
         alpha: whether the mask is the opacity of the image that ``mask`` reads.
+        control: reads the bytes of what a ControlNet learns to follow, see ``pictures.decode_control``; None
+            if there is none. Raises ``Unusable``.
+        edges: whether the network follows the edges of the image that ``control`` reads.
     """
 
     key: str
@@ -46,6 +49,8 @@ class Example:
     trigger: str | None = None
     mask: Callable[[], bytes] | None = None
     alpha: bool = False
+    control: Callable[[], bytes] | None = None
+    edges: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +60,13 @@ class Columns:
     Attributes:
         image: column of the images.
         caption: column or field of the captions; None is the first of ``CAPTION_FIELDS`` that exists.
+        control: column or field of the control images.
         split: of a dataset with several splits.
     """
 
     image: str = "image"
     caption: str | None = None
+    control: str = "conditioning_image"
     split: str = "train"
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ssd1b.errors import InputError, NotFoundError, shown
 from ssd1b.files import disk_error, named, open_regular
-from ssd1b.picture_names import PICTURES, UNREAD, captions_by_picture, masks_by_picture
+from ssd1b.picture_names import CONTROLS, MASKS, PICTURES, UNREAD, beside_pictures, captions_by_picture
 from ssd1b.training.data.examples import (
+    Columns,
     Example,
     Unusable,
     decoded,
@@ -30,14 +31,19 @@ _REPEATED = re.compile(r"([1-9]\d{0,2})_(.+)", re.ASCII)
 four digits are years."""
 
 
-def folder_examples(folder: Path, field: str | None) -> list[Example]:
+Beside = Mapping[Path, Path]
+"""Files beside images, by the images."""
+
+
+def folder_examples(folder: Path, columns: Columns) -> list[Example]:
     """List the captioned images in a folder and its subfolders, following links.
 
     If there is a ``metadata.jsonl`` (Hugging Face's image folder: ``file_name``, relative to it, and the
     caption), its rows are the examples, and may name only files inside ``folder``. Otherwise an image's
     caption is the text file of the same stem. The case of suffixes does not matter.
 
-    Masks are ``NAME.mask.png`` or ``NAME-masklabel.png`` beside an image.
+    Masks are ``NAME.mask.png`` or ``NAME-masklabel.png`` beside an image, and control images
+    ``NAME.control.png``. A row of ``metadata.jsonl`` may also name its control image.
 
     If all images are in subfolders with names such as ``10_sks dog``, these have sd-scripts' meaning: each
     image is seen ten times in a pass, and without a text file its caption is "sks dog".
@@ -46,15 +52,22 @@ def folder_examples(folder: Path, field: str | None) -> list[Example]:
         InputError: a folder cannot be read, or a row is too long.
     """
     files = list(files_below(folder))
-    masks = masks_by_picture(files)
+    masks, controls = beside_pictures(files, MASKS), beside_pictures(files, CONTROLS)
     metadata = [path for path in files if path.name.lower() == METADATA]
     return list(
-        _image_folder(folder, metadata, field, masks) if metadata else _text_folder(folder, files, masks)
+        _image_folder(folder, metadata, columns, masks, controls)
+        if metadata
+        else _text_folder(folder, files, masks, controls)
     )
 
 
-def masks_in(folder: Path) -> dict[str, Path]:
-    """Return the masks of a folder by the keys of their images in another folder, without suffixes.
+def pictures_in(folder: Path, setting: str, words: Sequence[str]) -> dict[str, Path]:
+    """Return the images of a folder by the keys of those that they belong to, without suffixes.
+
+    Args:
+        folder: of masks or control images with the names of the images in another folder.
+        setting: name of the setting, for the error.
+        words: what the setting may be instead of a folder, likewise.
 
     Raises:
         InputError: there is no such folder, it cannot be read, or it has no images.
@@ -66,7 +79,9 @@ def masks_in(folder: Path) -> dict[str, Path]:
         if path.suffix.lower() in PICTURES
     }
     if not found:
-        raise NotFoundError(f"masks is {shown(str(folder))}: it must be beside, alpha or a folder of masks")
+        raise NotFoundError(
+            f"{setting} is {shown(str(folder))}: it must be {', '.join(words)} or a folder of {setting}"
+        )
     return found
 
 
@@ -99,8 +114,8 @@ def _first_time(folder: str, seen: set[tuple[int, int]]) -> bool:
     return new
 
 
-def _text_folder(folder: Path, files: list[Path], masks: Mapping[Path, Path]) -> Iterator[Example]:
-    captions, seen = captions_by_picture(files), {*masks.values()}
+def _text_folder(folder: Path, files: list[Path], masks: Beside, controls: Beside) -> Iterator[Example]:
+    captions, seen = captions_by_picture(files), {*masks.values(), *controls.values()}
     files = [path for path in files if not path.name.startswith(".") and path not in seen]
     repeated = _repeated(folder, [path for path in files if path.suffix.lower() in PICTURES])
     for path in files:
@@ -115,6 +130,7 @@ def _text_folder(folder: Path, files: list[Path], masks: Mapping[Path, Path]) ->
                 without if text is None else partial(_text, text),
                 repeats,
                 mask=partial(read, masks[path]) if path in masks else None,
+                control=partial(read, controls[path]) if path in controls else None,
             )
         elif suffix in UNREAD:
             broken = partial(fail, f"of a kind that is not read ({suffix})")
@@ -130,7 +146,7 @@ def _repeated(folder: Path, pictures: Sequence[Path]) -> dict[Path, tuple[int, s
 
 
 def _image_folder(
-    folder: Path, metadata: list[Path], field: str | None, masks: Mapping[Path, Path]
+    folder: Path, metadata: list[Path], columns: Columns, masks: Beside, controls: Beside
 ) -> Iterator[Example]:
     for path in metadata:
         name = path.relative_to(folder).as_posix()
@@ -145,13 +161,18 @@ def _image_folder(
                 broken = partial(fail, f"no line of {METADATA} with a file_name")
                 yield Example(where, broken, broken)
             else:
-                inside = partial(read_inside, folder, path.parent)
-                mask = masks.get(path.parent / row["file_name"])
+                inside, picture = partial(read_inside, folder, path.parent), path.parent / row["file_name"]
+                mask, control = (
+                    os.path.relpath(beside[picture], path.parent) if picture in beside else None
+                    for beside in (masks, controls)
+                )
+                control = row.get(columns.control) or control
                 yield Example(
                     key,
                     partial(inside, row["file_name"], where),
-                    partial(row_captions, row, field),
-                    mask=None if mask is None else partial(inside, os.path.relpath(mask, path.parent), where),
+                    partial(row_captions, row, columns.caption),
+                    mask=None if mask is None else partial(inside, mask, where),
+                    control=partial(inside, control, where) if isinstance(control, str) else None,
                 )
 
 

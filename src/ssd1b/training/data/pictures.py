@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base
 
+from ssd1b.edges import canny
 from ssd1b.training.data.buckets import Placement
 from ssd1b.training.data.examples import Unusable
 
@@ -80,6 +81,24 @@ def decode_mask(data: bytes, placement: Placement, *, cell: int, alpha: bool) ->
     with _upright(data, placement) as upright:
         mask = upright.convert("RGBA").getchannel("A") if alpha else _rgb(upright, "black").convert("L")
         return _cropped(mask, placement, bucket, Image.Resampling.BOX)
+
+
+def decode_control(data: bytes, placement: Placement, *, edges: bool) -> NDArray[np.uint8]:
+    """Decode a control image and crop it like its image, ``[1 or 3, height, width]``: 1 if it is grey.
+
+    Args:
+        data: of the control image. Transparent parts are white, as in images.
+        placement: of the image that it belongs to. It may have another size, of the same shape.
+        edges: whether the control image is the edges of this image.
+
+    Raises:
+        Unusable: the image is damaged.
+    """
+    pixels = decode_and_crop(data, placement)
+    if edges:
+        return canny(pixels)[None]
+    levels = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return levels[:1] if (levels == levels[:1]).all() else levels
 
 
 def _cropped(

@@ -34,6 +34,7 @@ class Scanned:
         size: in the orientation in which the image is shown.
         digest: of the bytes of the image file.
         mask: digest of the bytes of its mask; None if it has none.
+        control: digest of the bytes of its control image; None if it has none.
     """
 
     example: Example
@@ -41,6 +42,7 @@ class Scanned:
     size: Size
     digest: str
     mask: str | None = None
+    control: str | None = None
 
 
 @dataclass(slots=True)
@@ -83,7 +85,9 @@ class Report:
 def scan(
     examples: Sequence[Example], *, min_side: int, caption_lines: bool = False
 ) -> tuple[list[Scanned], Report]:
-    """Read every example's captions, the headers of its image and its mask, and their digests, in threads.
+    """Read every example's captions, the headers of its images, and their digests, in threads.
+
+    An example's images are its picture, its mask and its control image.
 
     Args:
         examples: of a source.
@@ -119,25 +123,31 @@ def _scan_one(example: Example, min_side: int, caption_lines: bool) -> Scanned |
         size = size_of(data)
         if min(size) < min_side:
             raise Unusable(f"picture smaller than {min_side} pixels")
-        mask = _mask_digest(example, size)
+        digest = digest_of(data)
+        if example.alpha:
+            mask = digest if is_transparent(data) else None
+        else:
+            mask = _companion_digest("mask", example.mask, size)
+        control = digest if example.edges else _companion_digest("control", example.control, size)
     except Unusable as trouble:
         return trouble
-    return Scanned(example=example, captions=captions, size=size, digest=digest_of(data), mask=mask)
+    return Scanned(
+        example=example, captions=captions, size=size, digest=digest, mask=mask, control=control
+    )  # fmt: skip
 
 
-def _mask_digest(example: Example, size: Size) -> str | None:
-    if example.mask is None:
+def _companion_digest(what: str, read: Callable[[], bytes] | None, size: Size) -> str | None:
+    """Read the image that belongs to another one of this size, and return its digest."""
+    if read is None:
         return None
     try:
-        data = example.mask()
-        if example.alpha:
-            return digest_of(data) if is_transparent(data) else None
+        data = read()
         height, width = size_of(data)
     except Unusable as trouble:
-        raise Unusable(f"mask: {trouble}") from None
-    # A smaller mask has rounded sides.
+        raise Unusable(f"{what}: {trouble}") from None
+    # A smaller one has rounded sides.
     if abs(height * size.width - width * size.height) > max(size):
-        raise Unusable("mask of another shape than its picture")
+        raise Unusable(f"{what} of another shape than its picture")
     return digest_of(data)
 
 

@@ -34,8 +34,8 @@ _MAX_DIGITS = 9
 _MAX_HEADER_BYTES = 2**20
 """Largest size of a member's name and attributes in bytes."""
 
-_MASK = ".mask.png"
-"""Ending of the mask of an image, as in ``picture_names.MASKS``."""
+_MASK, _CONTROL = ".mask.png", ".control.png"
+"""Endings of the mask and the control image of an image, as in ``picture_names``."""
 
 _BLOCK = 512
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -162,6 +162,7 @@ def _example(shard: Path, key: str, parts: dict[str, Place], field: str | None) 
         partial(fail, lacking) if picture is None else partial(_slice, picture),
         partial(_captions, parts.get(".json"), parts.get(".txt"), field),
         mask=partial(_slice, parts[_MASK]) if _MASK in parts else None,
+        control=partial(_slice, parts[_CONTROL]) if _CONTROL in parts else None,
     )
 
 

@@ -52,11 +52,13 @@ def table_examples(path: Path, columns: Columns, cache: Path) -> list[Example]:
         raise unknown("caption column", caption, names)
     captions = dataset.select_columns([caption])
     pictures = dataset.select_columns([columns.image])
+    controls = dataset.select_columns([columns.control]) if columns.control in names else None
     return [
         Example(
             f"row {index}",
             partial(_picture, pictures, index, columns.image, path),
             partial(_captions, captions, index, caption),
+            control=None if controls is None else partial(_picture, controls, index, columns.control, path),
         )
         for index in range(len(dataset))
     ]

@@ -15,12 +15,15 @@ import torch
 from PIL import Image
 
 from picture_files import as_bytes, smooth
+from ssd1b.edges import canny
 from ssd1b.errors import FailedError, InputError
 from ssd1b.models.text import FIRST_VECTOR, Conditioning, TextEncoders
 from ssd1b.models.vae import VAE
 from ssd1b.pipeline import Pipeline
 from ssd1b.training.data import batches as batches_module
 from ssd1b.training.data.batches import DataSettings, PictureBatches, open_data
+from ssd1b.training.data.encoding import read
+from ssd1b.training.data.pictures import decode_and_crop
 from ssd1b.training.objective import Objective
 
 LONG = "a red cube, " * 40  # two chunks
@@ -417,6 +420,7 @@ def test_combinations_of_settings_that_have_no_effect_are_errors() -> None:
         ({"keep_tokens": 1}, "keep_tokens needs shuffle_captions or tag_dropout"),
         ({"sources": [{"path": "x"}]}, "path or sources"),
         ({"path": None, "sources": [{"path": "x"}, {"path": "y"}], "masks": "folder"}, "masks"),
+        ({"path": None, "sources": [{"path": "x"}, {"path": "y"}], "controls": "folder"}, "controls"),
         ({"path": None, "sources": [{"path": "x", "repeats": 0}]}, "repeats"),
         ({"path": None, "sources": [{"path": "x", "repeat": 1}]}, "repeat"),
     ):
@@ -426,3 +430,66 @@ def test_combinations_of_settings_that_have_no_effect_are_errors() -> None:
     assert held.held_out("x") == DataSettings(path="x", trigger="sks", caption_dropout=0)
     assert held.of_others("x").all_sources[0].trigger is None
     assert replace(good, masks="alpha").of_others("x").masks == "alpha"
+    for controls, kept in (("edges", "edges"), ("folder", "beside"), ("beside", "beside"), (None, None)):
+        assert replace(good, controls=controls).held_out("x").controls == kept
+    assert replace(good, controls="edges").of_others("x").controls is None
+
+
+def test_edges_are_those_of_the_very_crop_that_is_learned(
+    opened: Callable[..., PictureBatches], source: Path, tmp_path: Path, encoded: list[int]
+) -> None:
+    for index in range(4):
+        image = smooth(96, 48, index)
+        image.paste("white", (20 + index, 10, 60, 30 + index))
+        (source / f"{index}.png").write_bytes(as_bytes(image))
+    given = {"caption_dropout": 0, "batch_size": 1}
+    assert opened(**given)[0].controls is None and encoded[0] == 6
+    plain, flipped = opened(**given, controls="edges"), opened(**given, controls="edges", flip=True)
+    assert encoded[0] == 12, "the mirror images are encoded, and nothing is encoded again"
+    assert json.loads((tmp_path / "report.json").read_text())["controls"] == 6
+    mirrored = 0
+    for step in range(12):
+        ours, both = plain[step].controls, flipped[step].controls
+        assert ours is not None and both is not None and ours.dtype == torch.uint8
+        bucket, [index] = plain.order[step]
+        key = plain.pictures[bucket][index].scanned.example.key
+        if ours.shape[-2:] == (48, 80):
+            # 96 x 48 covers 80 x 48 as it is, less 8 columns on either side.
+            pixels = np.array(Image.open(source / key))[:, 8:88]
+            assert np.array_equal(ours[0, 0], canny(pixels)) and ours.any()
+            change = flipped[step].latents.ne(plain[step].latents).any()
+            mirrored += int(change)
+            assert np.array_equal(both[0, 0], canny(pixels[:, ::-1] if change else pixels))
+    assert 0 < mirrored < 8
+    assert pickle.loads(pickle.dumps(flipped))[3].controls.equal(flipped[3].controls)
+
+
+def test_control_images_are_cropped_and_mirrored_as_their_images(
+    opened: Callable[..., PictureBatches], source: Path, tmp_path: Path
+) -> None:
+    """Here each image is its own control image, and one of them is grey."""
+    folder = tmp_path / "controls"
+    folder.mkdir()
+    for path in source.glob("*.png"):
+        image = Image.open(path)
+        (image.convert("L") if path.stem == "0" else image).save(folder / f"{path.stem}.webp", lossless=True)
+    given = {"caption_dropout": 0, "crop": "random", "flip": True, "controls": str(folder)}
+    batches, seen = opened(**given, batch_size=1), set()
+    for step in range(24):
+        batch, (bucket, [index]) = batches[step], batches.order[step]
+        picture = batches.pictures[bucket][index]
+        for each in (picture, picture.mirror):
+            assert batch.controls is not None
+            if read(batches.latents, each.key)["latents"].equal(batch.latents[0]):
+                file = folder / f"{Path(each.scanned.example.key).stem}.webp"
+                wanted = decode_and_crop(file.read_bytes(), each.placement).transpose(2, 0, 1)
+                assert np.array_equal(batch.controls[0], wanted[:1] if file.stem == "0" else wanted)
+                seen.add((file.stem, each.placement.mirrored))
+    assert len(seen) > 8
+    together = opened(**given, batch_size=4)
+    assert all(together[step].controls.shape[:2] == (4, 3) for step in range(3)), "grey beside colours"
+    (folder / "3.webp").unlink()
+    with pytest.warns(UserWarning, match=r"1 of 6 images cannot be used: 1 control: missing \(3\.png\)"):
+        assert opened(**given, max_unusable=0.5).different == 5
+    with pytest.raises(InputError, match=r"1 control: missing \(3\.png\); allowed are 10%"):
+        opened(**given)

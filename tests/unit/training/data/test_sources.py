@@ -309,6 +309,65 @@ def test_masks_beside_images_are_no_images(tmp_path: Path) -> None:
     assert in_tar[0].mask is not None and in_tar[0].mask() == JPEG and in_tar[1].mask is None
 
 
+def test_control_images_are_beside_in_a_folder_in_rows_or_the_edges(tmp_path: Path) -> None:
+    def opened_with(path: object, controls: str | None) -> dict[str, bytes | str | None]:
+        source = Source(path=str(path), controls=controls)
+        found = open_sources([source], Columns(), cache=tmp_path / "cache")
+        contents: dict[str, bytes | str | None] = {}
+        for each in found:
+            try:
+                contents[each.key] = each.control and each.control()
+            except Unusable as trouble:
+                contents[each.key] = str(trouble)
+            assert each.edges == (controls == "edges")
+        return contents
+
+    files = {"a.png": PNG, "a.txt": "a", "a.control.png": JPEG, "b.jpg": JPEG, "b.txt": "b"}
+    folder = write(tmp_path / "set", files | {"c.control.png": PNG, "c.control.txt": "c"})
+    write(tmp_path / "poses", {"a.webp": b"pose of a", "c.control.jpg": b"pose of c"})
+    assert opened_with(folder, None) == {"a.png": None, "b.jpg": None, "c.control.png": None}
+    assert opened_with(folder, "beside") == {"a.png": JPEG, "b.jpg": "missing", "c.control.png": "missing"}
+    assert opened_with(folder, "edges") == {"a.png": PNG, "b.jpg": JPEG, "c.control.png": PNG}
+    assert opened_with(folder, str(tmp_path / "poses")) == {
+        "a.png": b"pose of a", "b.jpg": "missing", "c.control.png": b"pose of c",
+    }  # fmt: skip
+    with pytest.raises(InputError, match=r"controls is '.*nothing': it must be beside, edges or a folder of"):
+        opened_with(folder, str(tmp_path / "nothing"))
+
+    rows = [
+        {"file_name": "a.png", "text": "a"},
+        {"file_name": "b.jpg", "text": "b", "conditioning_image": "a.control.png"},
+        {"file_name": "c.control.png", "text": "c", "conditioning_image": "../poses/a.webp"},
+    ]
+    write(folder, {"metadata.jsonl": "\n".join(map(json.dumps, rows[:2]))})
+    assert opened_with(folder, "beside") == {"a.png": JPEG, "b.jpg": JPEG}
+    write(folder, {"metadata.jsonl": "\n".join(map(json.dumps, rows))})
+    with pytest.raises(InputError, match="not inside the data: refused"):
+        opened_with(folder, "beside")
+
+    tar(tmp_path / "s.tar", {"1.png": PNG, "1.txt": b"one", "1.control.png": JPEG, "2.png": PNG})
+    assert opened_with(f"{tmp_path}/s.tar", "beside") == {"s.tar/1": JPEG, "s.tar/2": "missing"}
+
+    table = {"image": [PNG], "text": ["a"], "conditioning_image": [JPEG]}
+    pytest.importorskip("datasets").Dataset.from_dict(table).to_parquet(tmp_path / "t.parquet")
+    assert opened_with(tmp_path / "t.parquet", "beside") == {"row 0": JPEG}
+    assert opened_with(tmp_path / "t.parquet", None) == {"row 0": None}
+
+
+def test_a_control_image_that_cannot_belong_to_its_image_is_reported(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", {
+        "a.png": PNG, "a.txt": "a", "a.control.png": as_bytes(smooth(32, 40)),
+        "b.png": PNG, "b.txt": "b", "b.control.png": b"<html>",
+        "c.png": PNG, "c.txt": "c",
+    })  # fmt: skip
+    sources = [Source(path=str(folder), controls="beside")]
+    found, report = scan(open_sources(sources, Columns(), cache=tmp_path), min_side=16)
+    assert not found and report.unusable == {
+        "control of another shape than its picture": ["a.png"], "control: no PNG, JPEG or WebP": ["b.png"],
+        "control: missing": ["c.png"],
+    }  # fmt: skip
+
+
 def test_a_mask_that_cannot_belong_to_its_image_is_reported(tmp_path: Path) -> None:
     folder = write(tmp_path / "set", {
         "a.png": PNG, "a.txt": "a", "a.mask.png": as_bytes(smooth(32, 40)),
