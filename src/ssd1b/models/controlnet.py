@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssd1b.layouts import ControlNetLayout
-from ssd1b.models.unet import Additions, Block, Encoder, PromptKV, contexts_of, skip_channels
+from ssd1b.models.unet import Additions, Block, Encoder, PromptKV, UNet, contexts_of, skip_channels
 from ssd1b.tensors import Latents, Levels, PooledEmbeds, PromptEmbeds, TimeIds, Timesteps
 
 
@@ -41,16 +41,26 @@ class ControlNet(Encoder):
     """Network that computes what a picture adds to the features of a UNet.
 
     State-dict keys and shapes are those of diffusers' ``ControlNetModel``.
+
+    Attributes:
+        control_layout: the layout; ``layout`` is that of the encoder.
     """
 
     def __init__(self, layout: ControlNetLayout) -> None:
         super().__init__(layout.encoder)
+        self.control_layout = layout
         self.controlnet_cond_embedding = Hint(layout)
         self.controlnet_down_blocks = nn.ModuleList(
             nn.Conv2d(channels, channels, 1) for channels in skip_channels(layout.encoder)
         )
         channels = layout.encoder.levels[-1].channels
         self.controlnet_mid_block = nn.Conv2d(channels, channels, 1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the computation; blocks with gradient checkpointing round inside only."""
+        assert self.controlnet_cond_embedding.conv_in.bias is not None
+        return self.controlnet_cond_embedding.conv_in.bias.dtype  # never quantized
 
     def hint(self, picture: Levels) -> Tensor:
         """Read a picture, once for all steps; see ``Hint``."""
@@ -96,8 +106,27 @@ class ControlNet(Encoder):
         Only the outputs are set to zero. The published recipe also zeroes the hint's last convolution, which
         then learns late.
         """
-        copied = {name: each for name, each in unet.state_dict().items() if name in self.state_dict()}
+        held = self.state_dict().keys()
+        copied = {name: each for name, each in unet.state_dict().items() if name in held}
         self.load_state_dict(copied, strict=False)
         for layer in (*self.controlnet_down_blocks, self.controlnet_mid_block):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
+
+
+class Controlled(nn.Module):
+    """A UNet with the ControlNet that guides it, as one network for training."""
+
+    def __init__(self, unet: UNet, controlnet: ControlNet) -> None:
+        super().__init__()
+        self.unet, self.controlnet = unet, controlnet
+
+    def forward(self, picture: Levels, *inputs: Tensor) -> Latents:
+        """Predict noise or velocity.
+
+        Args:
+            picture: what the ControlNet reads, for each image, at the size of the image.
+            inputs: ``UNetInputs``, which both networks take.
+        """
+        additions = self.controlnet(*inputs, self.controlnet.hint(picture))
+        return self.unet(*inputs, additions=additions)

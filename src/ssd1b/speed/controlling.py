@@ -35,12 +35,13 @@ class Controlling:
         backend: prepares the networks.
         layout: of the model.
         base: the tensors of the model's UNet, which Control-LoRAs change.
+        networks: those that are loaded, by the digests of their files.
     """
 
     backend: TorchBackend
     layout: ModelLayout
     base: Mapping[str, StoredTensor]
-    _networks: dict[str, Any] = field(default_factory=dict)
+    networks: dict[str, Any] = field(default_factory=dict)
 
     def guide(self, controls: Sequence[Control], fitting: Layout, timesteps: Sequence[float]) -> "Guide":
         """Load the networks of a run, free those of earlier runs, and read the pictures.
@@ -50,12 +51,12 @@ class Controlling:
                 read.
         """
         wanted = {each.model.sha256: each for each in controls}
-        self._networks = {digest: each for digest, each in self._networks.items() if digest in wanted}
+        self.networks = {digest: each for digest, each in self.networks.items() if digest in wanted}
         for digest, control in wanted.items():
-            if digest not in self._networks:
-                self._networks[digest] = self._load(control)
+            if digest not in self.networks:
+                self.networks[digest] = self._load(control)
         active = [
-            _Active(each, self._networks[each.model.sha256], *self._read(each, fitting)) for each in controls
+            _Active(each, self.networks[each.model.sha256], *self._read(each, fitting)) for each in controls
         ]
         return Guide(active, timesteps)
 
@@ -66,7 +67,7 @@ class Controlling:
     @torch.inference_mode()
     def _read(self, control: Control, fitting: Layout) -> tuple[Tensor | None, list[Tensor]]:
         """Let a network read its picture: the hint of a ControlNet, or the features of a T2I-Adapter."""
-        network = self._networks[control.model.sha256]
+        network = self.networks[control.model.sha256]
         device, dtype = self.backend.device, self.backend.dtype
         picture = control_picture(control, fitting)
         if isinstance(network, ControlNet):

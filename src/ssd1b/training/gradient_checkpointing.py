@@ -46,7 +46,7 @@ def _recomputed(block: nn.Module, *inputs: Any) -> Tensor:
     return checkpoint(_rounded, _Plain(block), dict(block.named_parameters()), inputs, use_reentrant=False)
 
 
-def _rounded(block: "_Plain", weights: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
+def _rounded(block: "_Plain", weights: Mapping[str, Tensor], inputs: tuple[Any, ...]) -> Tensor:
     x = inputs[0]
     # Autocast does its own rounding, and leaves norms in 32 bits.
     dtype = None if torch.is_autocast_enabled(x.device.type) else x.dtype

@@ -10,20 +10,22 @@ from ssd1b.models.attention import Attention, TransformerBlock, plain_attention
 from ssd1b.models.text import TextAttention, TextEncoder
 
 
-def use_fast_cpu_kernels(model: nn.Module, dtype: torch.dtype) -> None:
+def use_fast_cpu_kernels(model: nn.Module, dtype: torch.dtype, *, compiled: bool = True) -> None:
     """Speed up a UNet's training on a CPU (measurements in docs/log); only last digits of results change.
 
     Args:
         model: on a CPU; the UNet, or a network that contains one.
         dtype: number format in which it will compute.
+        compiled: compile transformer blocks, too.
     """
+    compiles = compiled and shutil.which("g++")
     if dtype is torch.float32:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in model.modules():
         if isinstance(module, Attention):
             module.attend = plain_attention
         # Blocks of one width share a compilation. Convolution blocks take minutes and gain nothing.
-        if isinstance(module, TransformerBlock) and shutil.which("g++") and not _is_parametrized(module):
+        if isinstance(module, TransformerBlock) and compiles and not _is_parametrized(module):
             module.compile()
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssd1b.errors import ConflictError, InputError, unknown
 from ssd1b.files import METADATA, named
+from ssd1b.layouts import ControlNetLayout
 from ssd1b.saving import check_free, writing
 from ssd1b.weights import configs
 from ssd1b.weights.checkpoint import SDXL_SCHEDULER, SETTINGS_FILE, ModelInfo
@@ -26,6 +27,9 @@ from ssd1b.weights.vocabulary import (
     tokenizer_folder,
     write_tokenizer,
 )
+
+CONTROLNET_FILE = f"{STEMS['unet']}.safetensors"
+"""File with the weights in a ControlNet's folder."""
 
 _TOKENIZER_FILES = (
     "vocab.json",
@@ -165,6 +169,26 @@ def save_unet(
     metadata = {"unet": config, **(_own_settings(info) if info.few_steps else {})}
     with writing(path) as temporary:
         write_tensors(temporary, tensors, {METADATA: json.dumps(metadata, sort_keys=True)})
+
+
+def save_controlnet(
+    path: Path, layout: ControlNetLayout, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write a ControlNet as a folder that diffusers opens with ``ControlNetModel.from_pretrained``.
+
+    Args:
+        path: the folder; must not exist. To replace an older one, write inside ``saving.renewing``.
+        layout: of the network.
+        tensors: its state dict, on the CPU.
+        metadata: of the file with the weights.
+
+    Raises:
+        InputError: the folder exists, or cannot be written.
+    """
+    with writing(path) as temporary:
+        temporary.mkdir()
+        write_tensors(temporary / CONTROLNET_FILE, tensors, metadata)
+        write_json(temporary / "config.json", configs.controlnet_config(layout))
 
 
 class Published(NamedTuple):

@@ -143,10 +143,10 @@ def test_edges_are_those_of_the_batchs_images(tmp_path: Path) -> None:
     captioned = train_unet.CaptionedLatents(latents=latents, text=text, batch_size=3, seed=0, world=PLAIN)
     batch = train_control.Edges(captioned=captioned, edges=edges)[0]
     indices, *_ = captioned.scenes_at(0)
-    assert batch.edges.shape == (3, 1, SIZE, SIZE)
-    for number, index in zip(batch.edges[:, 0].numpy(), indices, strict=True):
+    assert batch.controls is not None and batch.controls.shape == (3, 1, SIZE, SIZE)
+    for found, index in zip(batch.controls[:, 0].numpy(), indices, strict=True):
         wanted = canny(photograph(scene(0, int(index) // 128), view(0, int(index) // 128)))
-        assert np.array_equal(number * 255, wanted)
+        assert np.array_equal(found, wanted)
 
 
 def test_what_stands_where_is_asked_of_uncut_pictures_alone(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ssd1b.errors import InputError, NotFoundError, unknown
 from ssd1b.evaluate.clip_score import load_image_encoder
-from ssd1b.layouts import CLIP_VISION_MINI, MINI_SDXL, ControlNetLayout
+from ssd1b.layouts import CLIP_VISION_MINI, MINI_SDXL
 from ssd1b.model import Model
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.unet import UNet
@@ -26,10 +26,9 @@ from ssd1b.tabletop.world.scenes import WORLDS
 from ssd1b.training.settings import LoopSettings
 from ssd1b.validation import Range, check
 from ssd1b.weights.checkpoint import ModelInfo
-from ssd1b.weights.configs import controlnet_config
 from ssd1b.weights.files import read_tensors, write_json, write_tensors
 from ssd1b.weights.vocabulary import PADDING, tokenizer_of, write_tokenizer
-from ssd1b.weights.writing import save_folder
+from ssd1b.weights.writing import save_controlnet, save_folder
 
 DEFAULTS = {"guidance_scale": 4.0, "steps": 20, "sampler": "unipc"}
 """Recommended settings of the assembled model."""
@@ -199,12 +198,9 @@ def _train_control(run: Path, start: Path, how: dict[str, Any]) -> Path:
     text = model.text_encoders(partial(model.network, dtype=torch.float32))
     unet, vae = (model.network(part, dtype=torch.float32) for part in ("unet", "vae"))
     trained = train_control.train_control(run / "control", unet, vae.to(how["device"]), text, run, **how)
-    layout = ControlNetLayout(encoder=trained.layout, hint=train_control.HINT)
+    halves = {name: tensor.bfloat16().cpu() for name, tensor in trained.state_dict().items()}
     with renewing(target) as aside:
-        aside.mkdir()
-        halves = {name: tensor.bfloat16().cpu() for name, tensor in trained.state_dict().items()}
-        write_tensors(aside / "diffusion_pytorch_model.safetensors", halves, {})
-        write_json(aside / "config.json", controlnet_config(layout))
+        save_controlnet(aside, trained.control_layout, halves, {})
     return target
 
 

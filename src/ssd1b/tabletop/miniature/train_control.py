@@ -9,7 +9,6 @@ drawn more often.
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,16 +17,15 @@ from torch import Tensor, nn
 
 from ssd1b.edges import canny
 from ssd1b.layouts import ControlNetLayout, encoder_of
-from ssd1b.models.controlnet import ControlNet
+from ssd1b.models.controlnet import Controlled, ControlNet
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.unet import UNet
-from ssd1b.models.unet_inputs import UNetInputs
 from ssd1b.models.vae import VAE
 from ssd1b.tabletop.miniature.cache import Shards
 from ssd1b.tabletop.miniature.train_unet import MAX_WEIGHT, CaptionedLatents, captioned_latents
 from ssd1b.tabletop.world.scenes import WORLDS, World, scene
 from ssd1b.tabletop.world.views import SIZE, photograph, view
-from ssd1b.training.batches import LatentBatch
+from ssd1b.training.batches import LatentBatch, control_levels
 from ssd1b.training.kernels import use_fast_cpu_kernels, use_fast_cpu_text_kernels
 from ssd1b.training.loop import train
 from ssd1b.training.objective import Objective
@@ -45,38 +43,17 @@ HINT = (8, 16, 32, 64)
 PICTURES = 8 * 1024
 
 
-class Controlled(nn.Module):
-    """A frozen UNet, and the ControlNet that is trained on it."""
-
-    def __init__(self, control: ControlNet, unet: UNet) -> None:
-        super().__init__()
-        self.control = control
-        self.unet = unet.requires_grad_(False)
-
-    def forward(self, edges: Tensor, inputs: UNetInputs) -> Tensor:
-        """Predict the noise; ``edges`` are the picture, ``[B, 3, H, W]``."""
-        additions = self.control(*inputs, self.control.hint(edges))
-        return self.unet(*inputs, additions=additions)
-
-
-class EdgeBatch(NamedTuple):
-    """Captioned latents with the edges of their images, ``[B, 1, SIZE, SIZE]``, 0 or 1."""
-
-    captioned: LatentBatch
-    edges: Tensor
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edges:
-    """Batches of captioned latents with edges."""
+    """Batches of captioned latents with edges as control images, ``[B, 1, SIZE, SIZE]``."""
 
     captioned: CaptionedLatents
     edges: Shards
 
-    def __getitem__(self, step: int) -> EdgeBatch:
+    def __getitem__(self, step: int) -> LatentBatch:
         """Return the batch of a step."""
         indices, _, _ = self.captioned.scenes_at(step)
-        return EdgeBatch(self.captioned[step], _unpacked(self.edges[indices]))
+        return self.captioned[step]._replace(controls=_unpacked(self.edges[indices]))
 
 
 def train_control(
@@ -100,7 +77,7 @@ def train_control(
     dtype = training_dtype(device)
     control = ControlNet(ControlNetLayout(encoder=encoder_of(unet.layout, transformers=False), hint=HINT))
     control.copy_encoder(unet)
-    model = Controlled(control, unet).to(device)
+    model = Controlled(unet.requires_grad_(False), control).to(device)
     for encoder in (text.encoder, text.encoder_2):
         encoder.requires_grad_(False).to(device)
     if device == "cpu":
@@ -110,10 +87,11 @@ def train_control(
     convert_frozen(model, dtype)
     objective = Objective(text=text, device=device, dtype=dtype, max_weight=MAX_WEIGHT, early=True)
 
-    def loss(module: nn.Module, batch: EdgeBatch) -> dict[str, Tensor]:
-        example = objective(batch.captioned)
-        edges = batch.edges.to(device, dtype).expand(-1, 3, -1, -1)
-        predicted = computing_in(dtype, module)(edges, example.inputs).float()
+    def loss(module: nn.Module, batch: LatentBatch) -> dict[str, Tensor]:
+        example = objective(batch)
+        assert batch.controls is not None
+        edges = control_levels(batch.controls, device, dtype)
+        predicted = computing_in(dtype, module)(edges, *example.inputs).float()
         errors = (predicted - example.target).square().mean(dim=(1, 2, 3))
         return {"loss": (errors * example.weights).mean(), "noise_mse": errors.mean()}
 
@@ -125,7 +103,7 @@ def train_control(
     data = Edges(captioned=captioned, edges=edges)
     average = train(model, data, loss, settings, out, resume=resume, label="control")
     assert isinstance(average, Controlled)
-    return average.control
+    return average.controlnet
 
 
 def _packed(seed: int, world: World, indices: range) -> NDArray[np.uint8]:
@@ -135,4 +113,4 @@ def _packed(seed: int, world: World, indices: range) -> NDArray[np.uint8]:
 
 
 def _unpacked(edges: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(np.unpackbits(edges, axis=2, count=SIZE).astype(np.float32))[:, None]
+    return torch.from_numpy(255 * np.unpackbits(edges, axis=2, count=SIZE))[:, None]
