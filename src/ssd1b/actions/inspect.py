@@ -98,7 +98,8 @@ def describe_model(name: str) -> dict[str, Any]:
 _METADATA = {
     "ss_output_name": "name", "modelspec.title": "title", "modelspec.author": "author",
     "ss_base_model_version": "base model", "ss_sd_model_name": "base file",
-    "modelspec.architecture": "architecture", "ss_network_module": "trained by", "software": "software",
+    "modelspec.architecture": "architecture", "modelspec.description": "description",
+    "ss_network_module": "trained by", "software": "software",
     "ss_network_dim": "network dim", "ss_network_alpha": "network alpha", "ss_resolution": "resolution",
     "ss_num_train_images": "images", "ss_num_epochs": "epochs", "ss_steps": "steps",
     "ss_learning_rate": "learning rate", "ss_optimizer": "optimizer", "ss_training_comment": "comment",
@@ -211,6 +212,7 @@ def describe_control(name: str, model: str | None = None) -> dict[str, Any]:
         "like": None if is_lora else part and _like(part.layout),
         **_sizes(file),
         "order": configured.get("order", "rgb"),
+        "metadata": _shown_metadata(read_header(file).metadata),
         "models": fits,
     }
 

@@ -27,7 +27,7 @@ COMMANDS = {
     "tune": "Search for the best settings, and test them on fresh pairs.",
     "guide": "Test the published advice about settings on a model.",
     "presets": "List and store named settings, with their evidence.",
-    "finetune": "Train a LoRA, a whole model or a new word on your own images.",
+    "finetune": "Train a LoRA, a whole model, a new word or a ControlNet on your own images.",
     "distill": "Distill a smaller model from a large one.",
     "evaluate": "Evaluate a model's images, with confidence intervals.",
     "serve": "Serve images over HTTP: a page, and APIs for clients.",

@@ -1,4 +1,4 @@
-"""``ssd1b finetune``: train an adapter, a whole UNet, or a new word, on captioned images."""
+"""``ssd1b finetune``: train an adapter, a whole UNet, a new word or a ControlNet, on captioned images."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +32,7 @@ _PLACES = {
         name: f"data.{name}"
         for name in (
             "size", "flip", "trigger", "caption_dropout", "caption_lines", "shuffle_captions", "keep_tokens",
-            "tag_dropout", "masks", "unmasked_weight",
+            "tag_dropout", "masks", "unmasked_weight", "controls",
         )
     },
 }  # fmt: skip
@@ -60,7 +60,7 @@ def _needs(given: Mapping[str, Any]) -> tuple[str, ...]:
 @click.option(
     "--method",
     metavar="NAME",
-    help="lora (default): an adapter; full: the whole UNet; textual-inversion: a word.",
+    help="lora (default): an adapter; full: the whole UNet; textual-inversion: a word; controlnet.",
 )
 @click.option("--file", type=PATH, metavar="FILE", help="Settings in a .toml file. Options override them.")
 @out_option("Folder of the run: checkpoints, log, the result, a card.")
@@ -92,7 +92,11 @@ def _needs(given: Mapping[str, Any]) -> tuple[str, ...]:
 @click.option("--steps", type=int, help="Optimiser steps. Default: 1000.")
 @click.option("--epochs", type=float, metavar="N", help="Passes over the images, instead of --steps.")
 @click.option("--batch-size", type=int, help="Images per step. Default: 1.")
-@click.option("--learning-rate", type=float, help="Default: 1e-4 for lora, 1e-6 for full, 5e-4 for a word.")
+@click.option(
+    "--learning-rate",
+    type=float,
+    help="Default: 1e-4 for lora, 1e-6 for full, 5e-4 for a word, 1e-5 for a ControlNet.",
+)
 @click.option("--optimizer", metavar="NAME", help="adamw (default), adamw-8bit or adafactor.")
 @click.option("--gradient-checkpointing", is_flag=True, help="Less memory for about a third more time.")
 @click.option("--seed", type=int, help="Seed of data, noise and the adapter.")
@@ -111,6 +115,14 @@ def _needs(given: Mapping[str, Any]) -> tuple[str, ...]:
 )
 @click.option(
     "--unmasked-weight", type=float, metavar="WEIGHT", help="Least weight outside of masks. Default: 0.1."
+)
+@click.option(
+    "--controls",
+    metavar="beside|edges|FOLDER",
+    help="What a ControlNet follows: NAME.control.png beside the images, their edges, or a folder of images.",
+)
+@click.option(
+    "--init-control", metavar="FILE|FOLDER", help="Start from this ControlNet. Default: the UNet's encoder."
 )
 @click.option("--weighting", metavar="NAME", help="Of noise levels: min-snr (default), debiased, constant.")
 @click.option("--min-snr", type=float, metavar="GAMMA", help="Largest weight of min-snr. Default: 5.")
@@ -138,9 +150,16 @@ def _needs(given: Mapping[str, Any]) -> tuple[str, ...]:
     "--sample", multiple=True, metavar="PROMPT", help="Generate this at each validation. Repeatable."
 )
 @click.option(
+    "--sample-control",
+    type=PATH,
+    multiple=True,
+    metavar="FILE",
+    help="Picture that a --sample of a ControlNet follows: one for all, or one for each. Repeatable.",
+)
+@click.option(
     "--names", metavar="NAME", default="kohya", help="Names in the adapter's file: kohya or diffusers."
 )
-@click.option("--no-metadata", is_flag=True, help="Write no metadata into the adapter or the embedding.")
+@click.option("--no-metadata", is_flag=True, help="Write no metadata into the result.")
 @click.option("--dry-run", is_flag=True, help="Print what would be trained and what it would cost.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 @overwrite_option
@@ -150,14 +169,15 @@ def _needs(given: Mapping[str, Any]) -> tuple[str, ...]:
 def command(
     model: str, data: tuple[str, ...], preset: str | None, file: str | None, out: str | None,
     cache: str | None, block: tuple[str, ...], prior_prompt: tuple[str, ...], sample: tuple[str, ...],
-    names: str, no_metadata: bool, dry_run: bool, resume: bool, overwrite: bool, device: str | None,
-    offline: bool, prediction: str | None, **options: Any,
+    sample_control: tuple[str, ...], names: str, no_metadata: bool, dry_run: bool, resume: bool,
+    overwrite: bool, device: str | None, offline: bool, prediction: str | None, **options: Any,
 ) -> None:  # fmt: skip
-    """Train an adapter, a whole model, or a new word for what images show, on captioned images.
+    """Train an adapter, a whole model, a new word, or a ControlNet, on captioned images.
 
     An adapter is written to OUT/adapter.safetensors, for --lora and for other programs; a whole model to
     OUT/model and OUT/model.safetensors; the vectors of a word to OUT/WORD.safetensors, for --embedding and
-    for other programs. OUT/README.md lists the settings.
+    for other programs; a ControlNet to OUT/controlnet, for --control and for diffusers. OUT/README.md lists
+    the settings.
 
     \b
     Examples:
@@ -167,6 +187,7 @@ def command(
       ssd1b finetune --model ssd-1b --data pictures --text-encoders --text-rate 5e-5 --out runs/text
       ssd1b finetune --model ssd-1b --data pictures --method textual-inversion --token my-cat \
         --init-word cat --template subject --out runs/cat
+      ssd1b finetune --model ssd-1b --data pictures --method controlnet --controls edges --out runs/edges
     """  # noqa: D301 (\b keeps click from wrapping)
     if out is None and not dry_run:
         raise InputError("missing option '--out': only a dry run can do without")
@@ -177,7 +198,8 @@ def command(
 
     given = {
         **{_PLACES.get(name, name): None if each is False else each for name, each in options.items()},
-        "blocks": block, "prior_prompts": prior_prompt, "samples": sample, **_sources(data),
+        "blocks": block, "prior_prompts": prior_prompt, "samples": sample,
+        "sample_controls": sample_control, **_sources(data),
     }  # fmt: skip
     if dry_run:
         click.echo(_text(plan_finetuning(model, file, given, preset=preset, device=device)))
@@ -210,11 +232,13 @@ def _text(plan: "FinetunePlan") -> str:
         "lora": f"adapters of {plan.modules} modules",
         "full": f"all of {networks}",
         "textual-inversion": f"{plan.vectors} vectors for each text encoder",
+        "controlnet": "a ControlNet",
     }[plan.method]
+    share_of = f"{share:.3g} % of the" if plan.method != "controlnet" else "beside the"
     memory = [[purpose, byte_size(size)] for purpose, size in plan.memory.items()]
     memory.append(["total", byte_size(sum(plan.memory.values()))])
     return "\n\n".join([
-        f"trained: {what}, {plan.trained:,} parameters, {share:.3g} % of the "
+        f"trained: {what}, {plan.trained:,} parameters, {share_of} "
         f"{plan.parameters:,} in {networks}",
         columns([[f"MEMORY, {plan.dtype} on {plan.device}", ""], *memory], right=(1,)),
         f"time on {plan.device}: {plan.seconds / 60:,.3g} minutes at {plan.speed.rate / 1e9:,.3g} GMACs per "

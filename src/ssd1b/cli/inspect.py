@@ -105,7 +105,7 @@ def _control_text(facts: dict[str, Any]) -> str:
         "kind": kinds[facts["kind"]] + (f", with the blocks of {facts['like']}" if facts["like"] else ""),
         **_sizes(facts),
         "order": facts["order"],
-    }
+    } | facts["metadata"]
     return f"{_listed(rows)}\n\n{_fits(facts)}"
 
 

@@ -102,11 +102,15 @@ def activations(
     with torch.device("meta"):
         unet = UNet(layout).to(dtype)
         inputs = example_inputs(layout, 1, cells, cells).to("meta", dtype)
-    kernel = plain_attention if device == "cpu" else _fused_attention
-    for module in unet.modules():
-        if isinstance(module, Attention):
-            module.attend = kernel
+    use_kernels_of(device, unet)
     return kept_for_backward(unet, inputs, checkpointed=checkpointed)
+
+
+def use_kernels_of(device: str, network: nn.Module) -> None:
+    """Let a network on the meta device attend as on another device, where other tensors are kept."""
+    for module in network.modules():
+        if isinstance(module, Attention):
+            module.attend = plain_attention if device == "cpu" else _fused_attention
 
 
 def kept_for_backward(network: nn.Module, inputs: Iterable[Tensor], *, checkpointed: bool = False) -> int:

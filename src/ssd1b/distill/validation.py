@@ -6,17 +6,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ssd1b.controls import Control
 from ssd1b.model import Model
 from ssd1b.models.text import TextEncoders
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
 from ssd1b.pipeline import Pipeline
+from ssd1b.speed.controlling import Controlling
 from ssd1b.training.loop import Validate
 
 
 def make_sample_validator(
-    teacher: Model, captions: Sequence[str], vae: VAE, text: TextEncoders, *, embeddings: Sequence[str] = ()
-) -> Validate:
+    teacher: Model, captions: Sequence[str], vae: VAE, text: TextEncoders, *,
+    embeddings: Sequence[str] = (), controls: Sequence[Control] = (), controlling: Controlling | None = None,
+) -> Validate:  # fmt: skip
     """Return a validation that generates the captions side by side, with the teacher's recommended settings.
 
     Args:
@@ -25,16 +28,20 @@ def make_sample_validator(
         vae: the teacher's, in float32.
         text: the teacher's encoders.
         embeddings: see ``GenerationSettings``.
+        controls: one for each caption, or none.
+        controlling: has the networks of the controls.
     """
 
     def validate(student: nn.Module, step: int) -> dict[str, Tensor]:
         assert isinstance(student, UNet)
         pipeline = Pipeline(
             identity=teacher.identity, info=teacher.info, unet=student, vae=vae, text=text,
-            device=vae.device, dtype=student.dtype,
+            device=vae.device, dtype=student.dtype, controlling=controlling,
         )  # fmt: skip
         chosen = [
-            pipeline.settings(caption, seed=seed, embeddings=list(embeddings))
+            pipeline.settings(
+                caption, seed=seed, embeddings=list(embeddings), controls=list(controls[seed : seed + 1])
+            )
             for seed, caption in enumerate(captions)
         ]
         images = [np.asarray(picture.image) for settings in chosen for picture in pipeline.draw([settings])]

@@ -1,1 +1,1 @@
-"""Fine-tuning of a model on captioned images: adapters and whole UNets."""
+"""Fine-tuning of a model on captioned images: adapters, whole UNets, new words and ControlNets."""

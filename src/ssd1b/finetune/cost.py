@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ssd1b.distill.cost import (
     BACKWARD,
@@ -15,17 +16,21 @@ from ssd1b.distill.cost import (
     activations,
     kept_for_backward,
     measure_speed,
+    use_kernels_of,
 )
 from ssd1b.embeddings import ENCODERS
 from ssd1b.evaluate.cost import unet_macs
+from ssd1b.finetune.controlnet import control_layout, start_of
 from ssd1b.finetune.layers import AdaptedWeight
 from ssd1b.finetune.networks import Networks, prepare
 from ssd1b.finetune.settings import FinetuneSettings
 from ssd1b.layer_map import parameters
 from ssd1b.layouts import ModelLayout
 from ssd1b.model import Model
+from ssd1b.models.controlnet import Controlled, ControlNet
 from ssd1b.models.text import CONTEXT, TextEncoder
 from ssd1b.models.unet import UNet
+from ssd1b.models.unet_inputs import example_inputs
 from ssd1b.runtime import choose_device, dtype_name
 from ssd1b.training.kernels import use_fast_cpu_text_kernels
 from ssd1b.training.low_rank import LowRank
@@ -84,11 +89,13 @@ def plan_finetune(
     total = sum(each.numel() for network in networks.parts.values() for each in network.parameters())
     encoders = [each for each in networks.parts.values() if isinstance(each, TextEncoder)]
     prepare(networks, settings)
+    controlnet = networks.controlnet
     frozen = [each for each in networks.parameters() if not each.requires_grad]
     largest = max((each.numel() for each in frozen if not each.is_floating_point()), default=0)
     modules = sum(isinstance(each, LowRank | AdaptedWeight) for each in networks.modules())
     trained = sum(each.numel() for each in trained_parameters(networks).values())
     full, changed = settings.method == "full", modules > 0 and settings.kind != "lora"
+    rounded = trained * (controlnet is not None and dtype.itemsize < FLOAT32)
     backward = BACKWARD if full or changed else BACKWARD / 2  # no gradients of the frozen weights
     # Each prior needs a pass of its own; that of prompts also one of the model before.
     passes = 1 + (settings.prior is not None) + bool(settings.prior_prompts)
@@ -104,18 +111,21 @@ def plan_finetune(
         "activations": passes
         * at_once
         * (
-            activations(layout.unet, cells, dtype, place, checkpointed=train.gradient_checkpointing)
+            _activations(networks, cells, dtype, place, settings)
             + sum(_text_activations(each, dtype, place, settings) for each in encoders)
         ),
         # The rounded weights of whole networks; the changed ones of adapters that change weights; the largest
         # one that is stored in int8.
         "computed weights": dtype.itemsize
-        * (total if changed or (full and dtype.itemsize < FLOAT32) else largest),
+        * (total if changed or (full and dtype.itemsize < FLOAT32) else largest + rounded),
     }
     macs = unet_macs(layout.unet, cells, cells)
     load = model and partial(model.network, "unet")
     speed = measure_speed(load, macs, cells, dtype, place, batch_size=at_once)
-    step = passes * (1 + backward) * (macs + sum(map(_text_macs, encoders)))
+    if controlnet is None:
+        step = passes * (1 + backward) * (macs + sum(map(_text_macs, encoders)))
+    else:
+        step = _controlled_macs(networks, cells)
     step += bool(settings.prior_prompts) * macs
     return FinetunePlan(
         method=settings.method, modules=modules, vectors=settings.vectors if settings.token else 0,
@@ -132,7 +142,42 @@ def _networks(layout: ModelLayout, settings: FinetuneSettings) -> Networks:
         vectors = {
             name: torch.empty(count, each.hidden_size) for name, each in zip(ENCODERS, texts, strict=True)
         }
-        return Networks(UNet(layout.unet), encoders, vectors if count else {})
+        controlnet = None
+        if settings.method == "controlnet":
+            controlnet = ControlNet(control_layout(layout, start_of(settings, layout)))
+        return Networks(UNet(layout.unet), encoders, vectors if count else {}, controlnet)
+
+
+def _activations(
+    networks: Networks, cells: int, dtype: torch.dtype, device: str, settings: FinetuneSettings
+) -> int:
+    """Count the bytes that UNet and ControlNet keep of one image for the backward pass."""
+    checkpointed, layout = settings.train.gradient_checkpointing, networks.unet.layout
+    if networks.controlnet is None:
+        return activations(layout, cells, dtype, device, checkpointed=checkpointed)
+    controlled, inputs = _controlled(networks, cells)
+    use_kernels_of(device, controlled)
+    inputs = [each.to(dtype) for each in inputs]
+    return kept_for_backward(controlled.to(dtype), inputs, checkpointed=checkpointed)
+
+
+def _controlled_macs(networks: Networks, cells: int) -> int:
+    """Count the MACs of a step for one image: no gradients of what is frozen, and none before the skips."""
+    controlled, inputs = _controlled(networks, cells)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        controlled(*inputs).sum().backward()
+    return counter.get_total_flops() // 2
+
+
+def _controlled(networks: Networks, cells: int) -> tuple[Controlled, list[Tensor]]:
+    """Make a frozen UNet with a ControlNet in training on the meta device, and what they take."""
+    assert networks.controlnet is not None
+    control, layout = networks.controlnet.control_layout, networks.unet.layout
+    with torch.device("meta"):
+        controlled = Controlled(UNet(layout).requires_grad_(False), ControlNet(control))
+        side = cells * control.factor
+        picture = torch.zeros(1, control.picture_channels, side, side)
+        return controlled, [picture, *example_inputs(layout, 1, cells, cells)]
 
 
 def _text_activations(

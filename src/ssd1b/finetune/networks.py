@@ -1,7 +1,8 @@
-"""The networks of a fine-tuning: the UNet and, where captions learn, text encoders and a word's vectors."""
+"""The networks of a fine-tuning: the UNet and, by method, text encoders, a word's vectors or a ControlNet."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,12 @@ from ssd1b.adapters.names import PARTS
 from ssd1b.embeddings import ENCODERS
 from ssd1b.finetune.int8_base import store_in_int8
 from ssd1b.finetune.layers import adapt
+from ssd1b.finetune.prior import Predict
 from ssd1b.finetune.settings import FinetuneSettings
+from ssd1b.models.controlnet import Controlled, ControlNet
 from ssd1b.models.text import Conditioning, TextEncoder, TextEncoders, Tokens, encode_tokens
 from ssd1b.models.unet import UNet
-from ssd1b.training.batches import LatentBatch
+from ssd1b.training.batches import LatentBatch, control_levels
 from ssd1b.training.precision import computing_in
 
 
@@ -24,13 +27,18 @@ class Networks(nn.Module):
         unet: the UNet.
         encoders: the text encoders, if captions are encoded in each step; else None.
         vectors: of a new word, by ``ENCODERS``, ``[n, hidden_size]`` in float32.
+        controlnet: that is trained, if there is one.
     """
 
     def __init__(
-        self, unet: UNet, encoders: tuple[TextEncoder, TextEncoder] | None, vectors: Mapping[str, Tensor]
+        self,
+        unet: UNet,
+        encoders: tuple[TextEncoder, TextEncoder] | None,
+        vectors: Mapping[str, Tensor],
+        controlnet: ControlNet | None = None,
     ) -> None:
         super().__init__()
-        self.unet = unet
+        self.unet, self.controlnet = unet, controlnet
         self.text_encoder, self.text_encoder_2 = encoders or (None, None)
         self.vectors = nn.ParameterDict({name: nn.Parameter(each) for name, each in vectors.items()})
 
@@ -39,6 +47,19 @@ class Networks(nn.Module):
         """The networks by ``PARTS``; text encoders only if they are there."""
         named = (getattr(self, part) for part in PARTS)
         return {part: each for part, each in zip(PARTS, named, strict=True) if each is not None}
+
+    def predictor(self, controls: Tensor | None, dtype: torch.dtype) -> Predict:
+        """Return the network that predicts the noise of a batch, computing in a number format.
+
+        Args:
+            controls: what the ControlNet reads, see ``LatentBatch``; without a ControlNet they do not matter.
+            dtype: the number format.
+        """
+        if self.controlnet is None:
+            return computing_in(dtype, self.unet)
+        assert controls is not None
+        picture = control_levels(controls, self.unet.conv_in.weight.device, dtype)
+        return partial(computing_in(dtype, Controlled(self.unet, self.controlnet)), picture)
 
     @property
     def word(self) -> dict[str, Tensor]:
@@ -74,6 +95,8 @@ def prepare(networks: Networks, settings: FinetuneSettings) -> None:
     """
     networks.requires_grad_(settings.method == "full")
     networks.vectors.requires_grad_(True)
+    if networks.controlnet is not None:
+        networks.controlnet.requires_grad_(True)
     if settings.int8_base:
         for network in networks.parts.values():
             store_in_int8(network)

@@ -54,6 +54,12 @@ _DREAMBOOTH_LORA: Settings = {
     "train.learning_rate": 1e-4, "train.weight_decay": 1e-4, "train.seed": 0, "data.size": 1024,
 }  # fmt: skip
 
+_CONTROLNET: Settings = {
+    **_SCRIPT, "method": "controlnet", "train.steps": 15_000, "train.batch_size": 4,
+    "train.micro_batches": 4, "train.learning_rate": 1e-5, "train.seed": 42, "data.size": 1024,
+    "data.crop": "centre",
+}  # fmt: skip
+
 _KOHYA_LORA: Settings = {
     "method": "lora", "kind": "lora", "rank": 32, "alpha": 16.0, "targets": "transformer",
     "weighting": "constant", "noise_offset": 0.0, "epochs": 10, "train.batch_size": 1,
@@ -104,6 +110,11 @@ PRESETS: Mapping[str, FinetunePreset] = {
     ),
     "diffusers-full": FinetunePreset(
         f"{_DIFFUSERS}/text_to_image/README_sdxl.md: train_text_to_image_sdxl.py", _TEXT_TO_IMAGE
+    ),
+    "diffusers-controlnet": FinetunePreset(
+        f"{_DIFFUSERS}/controlnet/README_sdxl.md: train_controlnet_sdxl.py, 1024 pixels, 15,000 steps of 1 x "
+        "4, 1e-5",
+        _CONTROLNET,
     ),
     "kohya-lora": FinetunePreset(
         "sd-scripts, docs/sdxl_train_network.md: the example, with the text encoders frozen, rank 32, "

@@ -1,4 +1,4 @@
-"""Write the results of a fine-tuning: an adapter, an embedding or a model, the best one so far, a card."""
+"""Write the results of a fine-tuning: adapter, embedding, ControlNet or model, the best so far, a card."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -8,6 +8,7 @@ from typing import Any
 
 from ssd1b.distill.run import write_model
 from ssd1b.errors import FailedError, InputError, shown
+from ssd1b.finetune.controlnet import control_metadata, prove_controlnet, write_controlnet
 from ssd1b.finetune.inversion import embedding_metadata, prove_embedding, write_embedding
 from ssd1b.finetune.layers import trained_adapters
 from ssd1b.finetune.networks import Networks
@@ -22,7 +23,7 @@ from ssd1b.training.processes import Group, full_tensor
 from ssd1b.weights.files import is_finite
 from ssd1b.weights.writing import save_unet
 
-ADAPTER, CARD = "adapter.safetensors", "README.md"
+ADAPTER, CONTROLNET, CARD = "adapter.safetensors", "controlnet", "README.md"
 
 
 def result_names(settings: FinetuneSettings) -> tuple[str, ...]:
@@ -31,7 +32,7 @@ def result_names(settings: FinetuneSettings) -> tuple[str, ...]:
     Raises:
         InputError: the new word would name a file that has another meaning.
     """
-    others = (ADAPTER, BEST, CARD, "model", "model.safetensors")
+    others = (ADAPTER, BEST, CARD, CONTROLNET, "model", "model.safetensors")
     if settings.token is None:
         return others
     if settings.embedding_file.lower() in others:
@@ -50,7 +51,7 @@ class Results:
         out: the folder.
         model: that the run began with.
         names: of an adapter's tensors, one of ``writing.FORMATS``.
-        metadata: write metadata into an adapter or an embedding.
+        metadata: write metadata into an adapter, an embedding or a ControlNet.
         overwrite: also replace files of another origin.
     """
 
@@ -61,13 +62,15 @@ class Results:
     overwrite: bool
 
     def prove(self, settings: FinetuneSettings, networks: Networks) -> None:
-        """Write an untrained adapter or embedding, read it again, and remove it.
+        """Write an untrained adapter, embedding or ControlNet, read it again, and remove it.
 
         Raises:
             FailedError: the file would not give what was trained.
         """
         if settings.token is not None:
             prove_embedding(self.out, networks.word, self.model.layout, settings.token)
+        elif networks.controlnet is not None:
+            prove_controlnet(self.out, networks.controlnet, self.model)
         elif settings.method == "lora":
             prove_saving(self.out, _adapters(networks), self.model.layout, self.names)
 
@@ -78,7 +81,7 @@ class Results:
     def keep_best(
         self, settings: FinetuneSettings, data: PictureBatches, group: Group, networks: Networks, step: int
     ) -> None:
-        """Write the best result so far: an adapter, an embedding, or the UNet of a whole model."""
+        """Write the best result so far: an adapter, an embedding, a ControlNet, or a whole model's UNet."""
         path = self.out / BEST
         if settings.method != "full":
             group.decide(lambda: self._save(path, settings, networks, data, step))
@@ -102,7 +105,7 @@ class Results:
         if settings.method == "full":
             written = self._write_model(networks)
         else:
-            written = [self.out / (settings.embedding_file if settings.token else ADAPTER)]
+            written = [self.out / _result(settings)]
             self._save(written[0], settings, networks, data, settings.train.steps)
         losses = losses_in(self.out / LOG_FILE)
         best = best_step(losses) if (self.out / BEST).exists() else None
@@ -118,9 +121,12 @@ class Results:
             about = embedding_metadata(settings.token) if self.metadata else {}
             write_embedding(path, networks.word, about, overwrite=self.overwrite)
             return
-        about = {}
-        if self.metadata:
-            about = kohya_metadata(settings, self.model.name, self.model.info.family, data.seen, step)
+        how = (settings, self.model.name, self.model.info.family, data.seen, step)
+        if networks.controlnet is not None:
+            about = control_metadata(*how) if self.metadata else {}
+            write_controlnet(path, networks.controlnet, self.model, about, overwrite=self.overwrite)
+            return
+        about = kohya_metadata(*how) if self.metadata else {}
         adapters = _adapters(networks)
         write_adapter(path, adapters, self.model.layout, self.names, about, overwrite=self.overwrite)
 
@@ -131,6 +137,13 @@ class Results:
         text = {part: each for part, each in networks.parts.items() if part != "unet"}
         made = write_model(self.out, networks.unet, self.model, text=text, overwrite=self.overwrite)
         return [path for path in made if path is not None]
+
+
+def _result(settings: FinetuneSettings) -> str:
+    """Return the name of the file or folder that a training of less than a whole model writes."""
+    if settings.token is not None:
+        return settings.embedding_file
+    return CONTROLNET if settings.method == "controlnet" else ADAPTER
 
 
 def _adapters(networks: Networks) -> Adapters:
@@ -155,7 +168,11 @@ def card(
             f"... {settings.token}",
             f'--embedding "{{}}:{settings.token}" --model {model}',
         ),
-    }[settings.method]
+        "controlnet": (
+            "A ControlNet that follows " + ("edges" if settings.follows_edges else "control images"), None,
+            f"--control {{}}:photo.png{':canny' if settings.follows_edges else ''} --model {model}",
+        ),
+    }[settings.method]  # fmt: skip
     prompt = word or (f"{settings.data.trigger}, ..." if settings.data.trigger else "...")
     use_best = f"--unet {BEST} --model {model}" if settings.method == "full" else use.format(BEST)
     validated = [] if best is None else [

@@ -1,7 +1,7 @@
 """A fine-tuning: data are encoded, encoders that learn nothing leave memory, and the rest is trained."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssd1b.controls import Control
 from ssd1b.distill.run import join_processes, record_config
 from ssd1b.errors import ConflictError, InputError, shown
+from ssd1b.finetune.controlnet import control_layout, new_controlnet, sample_controls, start_of
 from ssd1b.finetune.inversion import check_captions, new_vectors
 from ssd1b.finetune.networks import Networks, prepare
 from ssd1b.finetune.prior import Pairs, Predict, Preservation, loss_terms, without_adapters
@@ -34,7 +36,7 @@ from ssd1b.training.kernels import use_fast_cpu_kernels, use_fast_cpu_text_kerne
 from ssd1b.training.logs import FILE as LOG_FILE
 from ssd1b.training.loop import Validate, train
 from ssd1b.training.objective import Objective
-from ssd1b.training.precision import computing_in, convert_frozen, training_dtype
+from ssd1b.training.precision import convert_frozen, training_dtype
 from ssd1b.training.processes import Group, check_shares, report_lost_processes
 
 CONFIG_FILE = "finetune.json"
@@ -47,7 +49,7 @@ def finetune(
     cache: Path | None = None, names: str = "kohya", metadata: bool = True, resume: bool = False,
     overwrite: bool = False, notify: Callable[[str], None] = lambda message: None,
 ) -> list[Path]:  # fmt: skip
-    """Fine-tune a model on captioned images, and write an adapter, a model or an embedding.
+    """Fine-tune a model on captioned images, and write an adapter, a model, an embedding or a ControlNet.
 
     Started by ``torchrun``, each process calls this with the same arguments.
 
@@ -58,7 +60,7 @@ def finetune(
         device: to train on; None for the fastest one.
         cache: folder for encoded images and captions, which several runs can share; None for ``out``.
         names: of the adapter's tensors, one of ``writing.FORMATS``.
-        metadata: write kohya's ``ss_*`` metadata into the adapter.
+        metadata: write metadata into the adapter, the embedding or the ControlNet.
         resume: continue the run in ``out``.
         overwrite: also replace files of another origin.
         notify: called with the numbers of images, steps and passes before the training.
@@ -67,12 +69,15 @@ def finetune(
         The files and folders written; nothing in all processes of ``torchrun`` except the first one.
 
     Raises:
-        InputError: the data are unusable, ``out`` contains another run, or the model is not one that
-            generates from text alone.
+        InputError: the data are unusable, ``out`` contains another run, the model is not one that generates
+            from text alone, or the ControlNet to start from does not fit it.
         FailedError: the result has NaN or infinity, or cannot be saved.
     """
     check_model(model)
     check_names(settings, names)
+    controls = sample_controls(settings)
+    if settings.method == "controlnet":
+        control_layout(model.layout, start_of(settings, model.layout))
     if settings.zero_terminal_snr:
         model = model.with_zero_snr()
     place = str(choose_device(device))
@@ -82,7 +87,7 @@ def finetune(
         group.check_shared(out)
         group.decide(partial(_begin, out, model, settings, names, resume=resume, overwrite=overwrite))
         results = Results(out=out, model=model, names=names, metadata=metadata, overwrite=overwrite)
-        done = _train(results, settings, cache or out, group, place, notify, resume=resume)
+        done = _train(results, settings, controls, cache or out, group, place, notify, resume=resume)
         written = group.decide(partial(results.write, *done))
     return written if group.first else []
 
@@ -119,8 +124,8 @@ def _begin(
 
 
 def _train(
-    results: Results, settings: FinetuneSettings, cache: Path, group: Group, device: str,
-    notify: Callable[[str], None], *, resume: bool,
+    results: Results, settings: FinetuneSettings, controls: Sequence[Control], cache: Path, group: Group,
+    device: str, notify: Callable[[str], None], *, resume: bool,
 ) -> tuple[FinetuneSettings, Networks, PictureBatches]:  # fmt: skip
     """Train; return also the settings with the steps that ``epochs`` are, and the data."""
     model, out = results.model, results.out
@@ -139,7 +144,9 @@ def _train(
         schedule=model.info.noise_schedule, max_weight=settings.min_snr,
         weighting=settings.weighting, noise_offset=settings.noise_offset,
     )  # fmt: skip
-    checks: list[Validate] = [make_drawing(model, settings, vae, text)] if settings.samples else []
+    checks: list[Validate] = []
+    if settings.samples:
+        checks.append(make_drawing(model, settings, vae, text, controls))
     if held_out is not None:
         keep = partial(results.keep_best, settings, own, group) if results.keeps_best(settings) else None
         checks.append(make_loss_validator(objective, held_out, out / LOG_FILE, group, keep))
@@ -152,7 +159,10 @@ def _train(
 
     # Weights that become int8 are read as published: the whole UNet in float32 would need four times as much.
     unet: UNet = load("unet", dtype=None if settings.int8_base else torch.float32, copied=True)
-    networks = Networks(unet, encoders, vectors)
+    controlnet = None
+    if settings.method == "controlnet":
+        controlnet = new_controlnet(model, start_of(settings, model.layout), unet, settings.train.seed)
+    networks = Networks(unet, encoders, vectors, controlnet)
     group.check_same(f"the networks of {model.name}", partial(digest_of_modules, [networks], ""))
     preservation = prompts and Preservation(prompts, _before(unet, settings, dtype))
     prepare(networks, settings)
@@ -168,7 +178,7 @@ def _train(
         alone = isinstance(batch, LatentBatch)
         encoded = module.encoded(batch, dtype) if alone else tuple(module.encoded(b, dtype) for b in batch)
         prior = replace(preservation, encode=encode) if preservation and learns_text else preservation
-        predict = computing_in(dtype, module.unet)
+        predict = module.predictor(batch.controls if alone else None, dtype)
         return loss_terms(objective, predict, encoded, prior, settings.prior_weight)
 
     if group.first:
@@ -234,7 +244,10 @@ def _speed_up(networks: Networks, settings: FinetuneSettings, dtype: torch.dtype
             use_fast_cpu_text_kernels(network)
     # A compiled block cannot be recomputed, and compiling takes a minute.
     if settings.train.steps >= _COMPILED_STEPS and not settings.train.gradient_checkpointing:
-        use_fast_cpu_kernels(networks.unet, dtype)
+        # Blocks of a ControlNet and of its UNet, with gradients and without, need more compilations than
+        # torch allows.
+        for network in filter(None, (networks.unet, networks.controlnet)):
+            use_fast_cpu_kernels(network, dtype, compiled=networks.controlnet is None)
 
 
 def _without_adapters(unet: UNet, *inputs: Tensor) -> Tensor:

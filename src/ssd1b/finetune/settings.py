@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ from ssd1b.finetune.presets import PRESETS, TABLES, nested
 from ssd1b.inputs import SUFFIX
 from ssd1b.table_files import read_table
 from ssd1b.training.data.batches import DataSettings
+from ssd1b.training.data.sources import EDGES
 from ssd1b.training.objective import WEIGHTINGS
 from ssd1b.training.settings import LoopSettings
 from ssd1b.validation import Flag, Items, Name, OneOf, Range, parse, validated
@@ -72,6 +73,8 @@ _TRAIN: Mapping[str, Mapping[str, Any]] = {
         "data.cache_captions": False,
         "data.caption_dropout": 0.0,
     },
+    # diffusers' README_sdxl.md of ControlNet: 1e-5.
+    "controlnet": {"train.learning_rate": 1e-5},
 }
 _COMMON = {
     "train.steps": 1000,
@@ -82,6 +85,17 @@ _COMMON = {
     "train.ema_decay": 0.0,
     "train.validation_steps": 100,
 }
+
+_ONLY: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("token", "init_word", "template", "vectors"), ("textual-inversion",)),
+    **dict.fromkeys(("init_control", "sample_controls"), ("controlnet",)),
+    **dict.fromkeys(("train.muon_rate",), ("full", "controlnet")),
+}
+"""Methods that a setting is for; the others need its default."""
+
+_ADAPTER = ("kind", "rank", "alpha", "rslora", "targets", "blocks")
+_NOT_FOR_CONTROLNETS = (*_ADAPTER, "text_encoders", "prior", "prior_prompts", "data.trigger")
+"""Settings that a ControlNet has no use for: it is not an adapter, and the model's text keeps its meaning."""
 
 _REPLACED = {"train.steps": "epochs", "data.path": "data.sources", "data.sources": "data.path"}
 """Settings that replace another one of a lower layer."""
@@ -94,7 +108,7 @@ class FinetuneSettings:
 
     Attributes:
         method: "lora" trains an adapter of the UNet, "full" all of the UNet, "textual-inversion" the vectors
-            of a new word, and nothing else.
+            of a new word, and nothing else, "controlnet" a ControlNet beside the frozen UNet.
         kind: of the adapter, one of ``KINDS``.
         rank: of the adapter's products.
         alpha: the change of a weight is multiplied by ``alpha / rank``; None is the rank. With the same
@@ -110,6 +124,8 @@ class FinetuneSettings:
         vectors: number of its vectors, each of which takes the place of a token.
         init_word: word whose vectors the new ones start from; None for random ones.
         template: a key of ``TEMPLATES``, captions with the new word; None for the data's own.
+        init_control: the ControlNet to start from, as ``controls.find_network`` takes it; None for a copy of
+            the UNet's encoder.
         weighting: of the loss over the timesteps, one of ``objective.WEIGHTINGS``; "constant" is the plain
             loss of diffusers and kohya.
         min_snr: gamma of min-SNR (2303.09556), see ``objective.loss_weights``.
@@ -123,6 +139,8 @@ class FinetuneSettings:
         prior_weight: of the loss of either.
         validation: source of other captioned images, whose loss is measured at fixed noise and timesteps.
         samples: prompts generated at each validation, each with its index as seed.
+        sample_controls: pictures that samples of a ControlNet follow, one for all or one for each; with
+            control images that are edges, their edges.
         train: settings of the loop.
         data: settings of the data.
     """
@@ -140,6 +158,7 @@ class FinetuneSettings:
     vectors: Annotated[int, Range(1, MOST_VECTORS)] = 1
     init_word: Name | None = None
     template: Annotated[str, OneOf("template", TEMPLATES)] | None = None
+    init_control: Name | None = None
     weighting: Annotated[str, OneOf("weighting", WEIGHTINGS)] = "min-snr"
     min_snr: Annotated[float, Range(0.1, 1e6)] = 5.0
     noise_offset: Annotated[float, Range(0, 1)] = 0.0
@@ -150,6 +169,7 @@ class FinetuneSettings:
     prior_weight: Annotated[float, Range(0, 100)] = 1.0
     validation: Name | None = None
     samples: Annotated[tuple[Name, ...], Items(0, 16)] = ()
+    sample_controls: Annotated[tuple[Name, ...], Items(0, 16)] = ()
     train: LoopSettings
     data: DataSettings
 
@@ -161,20 +181,41 @@ class FinetuneSettings:
             raise InputError("int8_base (--int8-base) is for frozen weights: method full trains all of them")
         if self.train.fsdp and (self.method != "full" or self.text_encoders):
             raise InputError("fsdp is for method full without text_encoders")
-        if self.method != "full" and self.train.muon_rate is not None:
-            raise InputError("muon_rate is for method full")
         if self.train.text_rate is not None and not self.text_encoders:
             raise InputError("text_rate needs text_encoders (--text-encoders)")
         if self.learns_text and self.data.cache_captions:
             raise InputError("cache_captions is for frozen text encoders: leave it out")
+        for name, methods in _ONLY.items():
+            if self.method not in methods and self._is_given(name):
+                setting = name.rpartition(".")[2]
+                raise InputError(f"{setting} is for method {' and '.join(methods)}, got {self.method}")
         if self.method == "textual-inversion":
             self._check_inversion()
-        elif given := next(
-            (each for each in ("token", "init_word", "template") if getattr(self, each)), None
-        ):
-            raise InputError(f"{given} is for method textual-inversion, got {self.method}")
-        elif self.vectors != 1:
-            raise InputError(f"vectors is for method textual-inversion, got {self.method}")
+        self._check_controls()
+
+    def _is_given(self, name: str) -> bool:
+        """Whether a setting differs from its default."""
+        table, _, key = name.rpartition(".")
+        of = getattr(self, table) if table else self
+        return getattr(of, key) != next(each.default for each in fields(of) if each.name == key)
+
+    def _check_controls(self) -> None:
+        sources = self.data.all_sources
+        if self.method != "controlnet":
+            if self.data.controls or any(each.controls for each in sources):
+                raise InputError(f"controls is for method controlnet, got {self.method}")
+            return
+        given = [name.rpartition(".")[2] for name in _NOT_FOR_CONTROLNETS if self._is_given(name)]
+        given += ["trigger" for each in sources if each.trigger]
+        if given:
+            raise InputError(f"method controlnet has no {given[0]}: leave it out")
+        if not all(each.controls for each in sources):
+            raise InputError("method controlnet needs controls (--controls): beside, edges or a folder")
+        if len(self.sample_controls) not in {min(1, len(self.samples)), len(self.samples)}:
+            raise InputError(
+                "samples of method controlnet need sample_controls (--sample-control), one for all or one "
+                f"for each: got {len(self.samples)} samples with {len(self.sample_controls)}"
+            )
 
     def _check_inversion(self) -> None:
         if self.token is None:
@@ -192,6 +233,11 @@ class FinetuneSettings:
     def learns_text(self) -> bool:
         """Whether captions are encoded in each step, with gradients."""
         return self.text_encoders or self.method == "textual-inversion"
+
+    @property
+    def follows_edges(self) -> bool:
+        """Whether the control images are edges of images."""
+        return {each.controls for each in self.data.all_sources} == {EDGES}
 
     @property
     def words(self) -> Words:

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssd1b.controls import Control
 from ssd1b.distill.validation import make_sample_validator
 from ssd1b.files import open_regular
+from ssd1b.finetune.controlnet import controlling
 from ssd1b.finetune.networks import Networks
 from ssd1b.finetune.prior import weighted_error
 from ssd1b.finetune.settings import FinetuneSettings
@@ -25,7 +27,6 @@ from ssd1b.models.vae import VAE
 from ssd1b.training.batches import Batches, LatentBatch
 from ssd1b.training.loop import Validate
 from ssd1b.training.objective import Objective
-from ssd1b.training.precision import computing_in
 from ssd1b.training.processes import Group
 from ssd1b.weights.files import write_tensors
 
@@ -39,16 +40,28 @@ _RISES = 3
 """Validations in a row above the best one after which a run is said to overfit."""
 
 
-def make_drawing(model: Model, settings: FinetuneSettings, vae: VAE, text: TextEncoders) -> Validate:
+def make_drawing(
+    model: Model, settings: FinetuneSettings, vae: VAE, text: TextEncoders, controls: Sequence[Control] = ()
+) -> Validate:
     """Return a validation that generates the settings' samples.
 
-    Text encoders and the new word's vectors, if they learn, are those of the moment.
+    Text encoders, the new word's vectors and the ControlNet, if they learn, are those of the moment.
+
+    Args:
+        model: that is trained, for its schedule and its settings.
+        settings: of the run.
+        vae: of the model.
+        text: of the model.
+        controls: of each sample, for the ControlNet in training.
     """
 
     def draw(networks: Networks, step: int, embeddings: Sequence[str] = ()) -> Mapping[str, float | Tensor]:
-        now = networks.text_encoders(text)
-        validate = make_sample_validator(model, settings.samples, vae, now, embeddings=embeddings)
-        return validate(networks.unet, step)
+        unet, control = networks.unet, networks.controlnet
+        validate = make_sample_validator(
+            model, settings.samples, vae, networks.text_encoders(text), embeddings=embeddings,
+            controls=controls, controlling=control and controlling(control, model, vae.device, unet.dtype),
+        )  # fmt: skip
+        return validate(unet, step)
 
     def validate(networks: Any, step: int) -> Mapping[str, float | Tensor]:
         if settings.token is None:
@@ -86,15 +99,15 @@ def make_loss_validator(
     def validate(networks: Any, step: int) -> dict[str, float]:
         nonlocal warned
         losses.update(losses or group.decide(lambda: losses_in(log)))
-        predict, dtype = computing_in(objective.dtype, networks.unet), objective.dtype
+        total = 0.0
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            each = [
-                weighted_error(predict, objective(networks.encoded(batches[number], dtype)))
-                for number in range(_BATCHES)
-            ]
+            for number in range(_BATCHES):
+                batch = networks.encoded(batches[number], objective.dtype)
+                predict = networks.predictor(batch.controls, objective.dtype)
+                total = total + weighted_error(predict, objective(batch))
         # Processes may round differently, so the first one decides.
-        losses[step] = group.decide(lambda: float(sum(each)) / _BATCHES)
+        losses[step] = group.decide(lambda: float(total) / _BATCHES)
         best = best_step(losses)
         if best == step and keep is not None:
             keep(networks, step)

@@ -107,23 +107,31 @@ def write_adapter(
 def kohya_metadata(
     settings: FinetuneSettings, model: str, family: str, pictures: int, steps: int
 ) -> dict[str, str]:
-    """Return what other programs show of a LoRA, by sd-scripts' keys; all values are text.
+    """Return what other programs show of a LoRA, see ``training_metadata``."""
+    alpha = settings.rank if settings.alpha is None else settings.alpha
+    return {
+        "ss_network_module": "networks.lora" if settings.kind in ("lora", "dora") else "lycoris.kohya",
+        "ss_network_dim": str(settings.rank),
+        "ss_network_alpha": str(alpha),
+        "ss_network_args": json.dumps(_KOHYA_ARGUMENTS[settings.kind]),
+        **training_metadata(settings, model, family, pictures, steps),
+    }
+
+
+def training_metadata(
+    settings: FinetuneSettings, model: str, family: str, pictures: int, steps: int
+) -> dict[str, str]:
+    """Return how a network was trained, by sd-scripts' keys; all values are text.
 
     Args:
         settings: of the training.
         model: name of the model it began with.
         family: of the model.
         pictures: number of images in a pass, each as often as it is repeated.
-        steps: after which the LoRA is saved.
+        steps: after which the network is saved.
     """
-    data = settings.data
-    alpha = settings.rank if settings.alpha is None else settings.alpha
-    train = settings.train
+    data, train = settings.data, settings.train
     values = {
-        "ss_network_module": "networks.lora" if settings.kind in ("lora", "dora") else "lycoris.kohya",
-        "ss_network_dim": settings.rank,
-        "ss_network_alpha": alpha,
-        "ss_network_args": json.dumps(_KOHYA_ARGUMENTS[settings.kind]),
         "ss_sd_model_name": Path(model).name,
         "ss_base_model_version": "sdxl_base_v1-0" if family == "sdxl" else family,
         "ss_v2": False,

@@ -30,6 +30,10 @@ SOURCES = {
         "size": 1024, "batch": (4, 4), "steps": 500, "rate": 1e-4, "rank": (4, 4.0), "decay": 1e-4,
     },
     "diffusers-full": {"size": 512, "batch": (4, 4), "steps": 10_000, "rate": 1e-6, "dropout": 0.2},
+    "diffusers-controlnet": {
+        "size": 1024, "batch": (4, 4), "steps": 15_000, "rate": 1e-5, "seed": 42, "crop": "centre",
+        "dropout": 0.0, "decay": 1e-2, "flip": False,
+    },
     # sd-scripts' docs.
     "kohya-lora": {
         "rank": (32, 16.0), "rate": 1e-4, "optimizer": "adamw-8bit", "epochs": 10, "checkpointing": True,
@@ -46,7 +50,7 @@ SOURCES = {
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_hold_what_their_sources_say(name: str) -> None:
-    made = settings(name)
+    made = settings(name, **({"data__controls": "edges"} if "controlnet" in name else {}))
     train, data = made.train, made.data
     found = {
         "size": data.size, "batch": (train.batch_size, train.micro_batches), "epochs": made.epochs,

@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from killing import kill_often, kills_in_child
 from ssd1b.finetune.layers import adapt
+from ssd1b.finetune.networks import Networks, prepare
 from ssd1b.finetune.prior import Preservation, loss_terms, without_adapters
 from ssd1b.finetune.settings import KINDS, FinetuneSettings, make_settings
+from ssd1b.layouts import ControlNetLayout, encoder_of
+from ssd1b.models.controlnet import ControlNet
 from ssd1b.models.text import Conditioning
 from ssd1b.models.unet import UNet
 from ssd1b.models.unet_inputs import UNetInputs
@@ -32,9 +35,9 @@ from ssd1b.training.task import Learner
 from ssd1b.training.trained import trained_parameters
 from tiny import DRAWABLE, inputs
 
-METHODS = (*KINDS, "full")
-TOGETHER = ("lora", "dora")
-"""Methods for two processes: an adapter beside its module, and one that changes the weight."""
+METHODS = (*KINDS, "full", "controlnet")
+TOGETHER = ("lora", "dora", "controlnet")
+"""Methods for two processes: an adapter beside its module, one that changes the weight, another network."""
 
 OBJECTIVE = Objective(text=None, device="cpu", dtype=torch.float32)
 STEPS, BATCH = 4, 2
@@ -42,17 +45,19 @@ LAST = f"checkpoints/step-{STEPS:08d}.safetensors"
 
 
 def settings(method: str, parts: int = 1) -> FinetuneSettings:
-    kind = {"method": "full"} if method == "full" else {"kind": method}
+    kind: dict[str, Any] = {"kind": method, "rank": 2} if method in KINDS else {"method": method}
+    if method == "controlnet":
+        kind["data.controls"] = "edges"
     loop_settings = {
         "steps": STEPS, "batch_size": BATCH, "micro_batches": parts, "learning_rate": 1e-3, "warmup_steps": 2,
         "checkpoint_steps": 2, "log_steps": 1,
     }  # fmt: skip
     named = {f"train.{name}": value for name, value in loop_settings.items()}
-    return make_settings(None, {"rank": 2, "data.path": "x", **kind, **named}, size=64)
+    return make_settings(None, {"data.path": "x", **kind, **named}, size=64)
 
 
 class Pairs:
-    """A batch of the subject with masks, and one of its class without, by the step."""
+    """A batch of the subject with masks, and one of its class without, by the step; both with controls."""
 
     def __getitem__(self, step: int) -> tuple[LatentBatch, LatentBatch]:
         with torch.random.fork_rng():
@@ -63,12 +68,19 @@ class Pairs:
         few = inputs(DRAWABLE.unet, 8, 8)
         text = Conditioning(*(torch.randn(BATCH, *each.shape[1:]) for each in few[2:4]))
         latents, captions = torch.randn(BATCH, 4, 8, 8), torch.rand(BATCH) < 0.7
-        return LatentBatch(latents, text, few.time_ids, captions, weights)
+        controls = torch.randint(0, 256, (BATCH, 1, 64, 64), dtype=torch.uint8)
+        return LatentBatch(latents, text, few.time_ids, captions, weights, controls)
 
 
-def prepared(method: str) -> tuple[UNet, Preservation]:
+def prepared(method: str) -> tuple[nn.Module, Preservation | None]:
     torch.manual_seed(0)
     unet = UNet(DRAWABLE.unet).eval()
+    if method == "controlnet":
+        control = ControlNet(ControlNetLayout(encoder=encoder_of(unet.layout)))
+        control.copy_encoder(unet)
+        networks = Networks(unet, None, {}, control)
+        prepare(networks, settings(method))
+        return networks, None
     if method == "full":
         before: Any = copy.deepcopy(unet).requires_grad_(False)
         unet.requires_grad_(True)
@@ -84,12 +96,15 @@ def as_it_was(unet: UNet, *given: Tensor) -> Tensor:
 
 
 def learn(method: str, out: Path, parts: int = 1) -> dict[str, Tensor]:
-    unet, preservation = prepared(method)
+    model, preservation = prepared(method)
 
     def loss(module: Any, batch: Any) -> dict[str, Tensor]:
+        if method == "controlnet":
+            own, _ = batch
+            return loss_terms(OBJECTIVE, module.predictor(own.controls, torch.float32), own, None, 0.5)
         return loss_terms(OBJECTIVE, module, batch, preservation, 0.5)
 
-    trained = train(unet, Pairs(), loss, settings(method, parts).train, out, resume=True, label="test")
+    trained = train(model, Pairs(), loss, settings(method, parts).train, out, resume=True, label="test")
     return {name: each.detach() for name, each in trained_parameters(trained).items()}
 
 
