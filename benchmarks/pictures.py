@@ -10,8 +10,8 @@ so that it can be stopped, and continues where it was.
 
 What decides was fixed before looking: whether a mask changes what was asked more often than the picture at
 the same strength ("mask 0.8" against "picture 0.8"), and whether the hires fix is right more often than a
-large size at once ("lanczos 0.6" against "256"). All other rows describe; "mask 0.3" and "mask 0.5" were added
-after the others had been looked at.
+large size at once ("lanczos 0.6" against "256"). All other rows describe; "mask 0.3" and "mask 0.5" were
+added after the others had been looked at.
 """
 
 import argparse
