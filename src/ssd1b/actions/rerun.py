@@ -8,7 +8,7 @@ if its SHA-256 is the recorded one.
 import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,11 +23,11 @@ from ssd1b.controls import BUILT_IN
 from ssd1b.decoding import MAX_FILE_BYTES
 from ssd1b.errors import InputError, NotFoundError, printable
 from ssd1b.execution import DEFAULT
-from ssd1b.files import named, open_regular, reason
+from ssd1b.files import expand_path, named, open_regular, reason
 from ssd1b.images import Picture, read_recipe
 from ssd1b.inputs import InputFile
 from ssd1b.pipeline import Pipeline, Watch, ignore
-from ssd1b.recipe import ModelIdentity, Parameters, Recipe
+from ssd1b.recipe import MAX_NETWORK_BYTES, ModelIdentity, NetworkFile, Parameters, Recipe
 from ssd1b.runtime import choose_device
 from ssd1b.sampler_names import AUTOMATIC
 from ssd1b.settings import DEFAULT_MODEL, INPUTS, SETTINGS, GenerationSettings, Prompt, check_overrides
@@ -107,7 +107,8 @@ def reproduce(
     source = read_recipe(path)
     if isinstance(source, Recipe):
         model, loading = _resolve_model(source.model, model, loading, trusted=trust_recipe)
-        loading = _resolve_loading(source, loading)
+        networks = loading.networks or find_networks(source.model.networks, path, inputs)
+        loading = _resolve_loading(source, replace(loading, networks=networks))
         source = replace(source, settings=find_inputs(source.settings, path, inputs))
     original = _read_exact_pixels(path)
     inspect(source)
@@ -122,10 +123,11 @@ def reproduce(
 
 
 def find_inputs(settings: GenerationSettings, image: str, folder: str | None = None) -> GenerationSettings:
-    """Find the files that an image was generated from: pictures, adapters, control networks, upscalers.
+    """Find the files that an image was generated from: pictures, adapters, embeddings, networks, upscalers.
 
     Each is looked for under its name in ``folder``, beside the image and in the package, then at the
-    recorded path. Only a file with the recorded content is taken.
+    recorded path; a picture also under any name in ``folder``. Only a file with the recorded content is
+    taken.
 
     Args:
         settings: the image's settings.
@@ -136,19 +138,20 @@ def find_inputs(settings: GenerationSettings, image: str, folder: str | None = N
         The settings with the paths where the files were found.
 
     Raises:
-        NotFoundError: a file is in none of these places; the message names it.
+        NotFoundError: a file is in none of these places, and the message names it; or there is no such
+            folder.
     """
-    folders = [*([] if folder is None else [Path(folder)]), Path(image).parent, *BUILT_IN.values()]
+    places = _Places(image, folder)
     found: dict[str, Any] = {}
     for name in SETTINGS:
         value = getattr(settings, name)
         if isinstance(value, InputFile):
             most = MAX_FILE_BYTES if name in INPUTS else upscalers.MAX_BYTES
-            found[name] = _find_input(name, value, folders, most)
+            found[name] = places.find(name, value, most)
         elif value and name in _LISTED:
             found[name] = tuple(
                 replace(each, **{
-                    inner: _find_input(f"{_LISTED[name]} {inner}", getattr(each, inner), folders, most)
+                    inner: places.find(f"{_LISTED[name]} {inner}", getattr(each, inner), most)
                     for inner, most in _LIMITS.items() if hasattr(each, inner)
                 })
                 for each in value
@@ -156,7 +159,17 @@ def find_inputs(settings: GenerationSettings, image: str, folder: str | None = N
     return replace(settings, **found)
 
 
-_LISTED = {"loras": "lora", "controls": "control", "image_prompts": "ip-adapter"}
+def find_networks(
+    networks: Iterable[NetworkFile], image: str, folder: str | None = None
+) -> tuple[NetworkFile, ...]:
+    """Find the files that replaced networks of a model; arguments, places and errors as ``find_inputs``."""
+    places = _Places(image, folder)
+    return tuple(
+        replace(each, file=places.find(each.network, each.file, MAX_NETWORK_BYTES)) for each in networks
+    )
+
+
+_LISTED = {"loras": "lora", "embeddings": "embedding", "controls": "control", "image_prompts": "ip-adapter"}
 """Settings that are lists of tables with files, and what one of them is called."""
 
 _LIMITS = {
@@ -166,20 +179,43 @@ _LIMITS = {
 """Files in such a table, and their maximum sizes in bytes."""
 
 
-def _find_input(name: str, wanted: InputFile, folders: list[Path], most: int) -> InputFile:
-    file = re.split(r"[\\/]", wanted.path)[-1]  # the recipe may come from another system
-    places = [*(str(folder / file) for folder in folders if file), wanted.path]
-    for place in places:
-        try:
-            candidate = InputFile.of(place, most=most)
-        except InputError:
-            continue
-        if candidate == wanted:
-            return candidate
-    raise NotFoundError(
-        f"{name} {named(file)} (SHA-256 {wanted.sha256[:12]}...) is missing or has changed, beside the image "
-        "and at its recorded path: name its folder with --inputs"
-    )
+class _Places:
+    """Where files of an image are looked for, see ``find_inputs``."""
+
+    def __init__(self, image: str, folder: str | None) -> None:
+        self._given = None if folder is None else Path(expand_path(folder))
+        if self._given is not None and not self._given.is_dir():
+            raise NotFoundError(f"{named(self._given)}: no such folder, in which inputs are looked for")
+        self._folders = [*([self._given] if self._given else []), Path(image).parent, *BUILT_IN.values()]
+
+    def find(self, name: str, wanted: InputFile, most: int) -> InputFile:
+        """Return the file with the content that is wanted.
+
+        Args:
+            name: of the setting, for the error.
+            wanted: the file as it was.
+            most: maximum size in bytes.
+
+        Raises:
+            NotFoundError: it is nowhere.
+        """
+        file = re.split(r"[\\/]", wanted.path)[-1]  # the recipe may come from another system
+        places = [*(str(folder / file) for folder in self._folders if file), wanted.path]
+        if self._given is not None and most == MAX_FILE_BYTES:  # networks would take minutes to read
+            places += [str(each) for each in sorted(self._given.iterdir())]
+        for place in places:
+            try:
+                candidate = InputFile.of(place, most=most)
+            except InputError:
+                continue
+            if candidate == wanted:
+                return candidate
+        where = "beside the image and at its recorded path: name its folder with --inputs"
+        if self._given is not None:
+            where = f"in {named(self._given)}, beside the image and at its recorded path"
+        raise NotFoundError(
+            f"{name} {named(file)} (SHA-256 {wanted.sha256[:12]}...) is missing or has changed, {where}"
+        )
 
 
 def _resolve_model(
@@ -218,7 +254,6 @@ def _resolve_loading(recipe: Recipe, loading: Loading) -> Loading:
     return replace(
         loading, device=loading.device or _available(recipe.device), dtype=loading.dtype or recipe.dtype,
         prediction=loading.prediction or recipe.model.prediction, threads=threads,
-        networks=loading.networks or recipe.model.networks,
         execution=recipe.computing if loading.execution == DEFAULT else loading.execution,
     )  # fmt: skip
 
