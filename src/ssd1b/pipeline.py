@@ -35,6 +35,7 @@ from ssd1b.recipe import ModelIdentity, NetworkFile, Recipe
 from ssd1b.runtime import choose_device, choose_dtype, dtype_name
 from ssd1b.settings import (
     DEFAULT_MODEL,
+    Count,
     GenerationSettings,
     Preset,
     Start,
@@ -50,6 +51,7 @@ from ssd1b.speed.reuse import FeatureReuse
 from ssd1b.tensors import Latents, Pixels
 from ssd1b.threads import Threads, use_threads
 from ssd1b.upscalers import DEFAULT_UPSCALER, UPSCALERS
+from ssd1b.validation import check
 from ssd1b.weights.checkpoint import ModelInfo
 from ssd1b.weights.files import first_few
 from ssd1b.weights.loading import broken_tensors
@@ -267,6 +269,7 @@ class Pipeline:
         Raises:
             InputError: a setting is unknown or out of range.
         """
+        count = check("count", count, Count)
         first = self.settings(prompt, preset=preset, **overrides)
         pictures: list[Picture] = []
         for number in range(count):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ssd1b import automatic1111
-from ssd1b.errors import InputError, shown
+from ssd1b.errors import InputError, shown, unknown
 from ssd1b.execution import DEFAULT, Execution
 from ssd1b.files import read_shapes
 from ssd1b.inputs import InputFile, with_paths
@@ -57,6 +57,8 @@ class NetworkFile:
         Raises:
             InputError: there is no such network, or the file cannot be read or is not safetensors.
         """
+        if network not in NETWORKS:  # a misspelled name is found before its file is read
+            raise unknown("network", network, NETWORKS)
         file = InputFile.of(path, most=MAX_NETWORK_BYTES)
         read_shapes(file.path)  # another kind of file is found before anything is loaded
         return cls(network=network, file=file)

@@ -226,6 +226,8 @@ def _different_words(given: tuple[Any, ...]) -> None:
 
 
 Prompt = Annotated[Text, Check(_not_blank)]
+Count = Annotated[int, Range(1, 10_000)]
+"""Images of one prompt."""
 Seed = Annotated[int, Range(0, SEEDS - 1, why="torch takes 32 bits, larger ones repeat")]
 Pixels = Annotated[int, Range(SMALLEST_SIDE, LARGEST_SIDE, multiple_of=SIDE_MULTIPLE)]
 Sampler = Annotated[str, OneOf("sampler", SAMPLERS)]
@@ -1004,18 +1006,18 @@ def identified(settings: Mapping[str, object]) -> dict[str, object]:
     Raises:
         InputError: a file does not exist, has another format, or is too large.
     """
-    return {
-        name: _identified(each, SETTINGS[name]) if name in SETTINGS else each
-        for name, each in settings.items()
-    }
+    return {name: _identified(name, each) if name in SETTINGS else each for name, each in settings.items()}
 
 
-def _identified(value: object, setting: Setting) -> object:
-    if setting.identify is None:
+def _identified(name: str, value: object) -> object:
+    identify = SETTINGS[name].identify
+    if identify is None or value is None or isinstance(value, InputFile):
         return value
     if isinstance(value, str | Path):
-        return setting.identify(str(value))
-    return InputFile(**value) if isinstance(value, Mapping) else value
+        return identify(str(value))
+    if isinstance(value, Mapping):
+        return InputFile(**value)
+    raise InputError(f"{name} is {shown(value)}: it must be the path of a file")
 
 
 def _name_sampler(settings: dict[str, Any], sampler: str, schedule: str) -> None:
@@ -1037,7 +1039,9 @@ def _canonical(layer: Mapping[str, object]) -> dict[str, object]:
     for name in LISTS:
         read = SETTINGS[name].read
         if isinstance(items := settings.get(name), list | tuple) and read is not None:
-            settings[name] = tuple(read(each) if isinstance(each, str) else each for each in items)
+            settings[name] = tuple(
+                read(str(each)) if isinstance(each, str | Path) else each for each in items
+            )
     for prefix in ("", "hires_"):
         _name_sampler(settings, f"{prefix}sampler", f"{prefix}schedule")
     if isinstance(timesteps := settings.get("timesteps"), str):

@@ -170,7 +170,7 @@ def _covering(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int]
 
 
 def upscale(
-    images: Iterable[str | Path],
+    images: str | Path | Iterable[str | Path],
     out: str | Path,
     *,
     model: str | Path = DEFAULT_UPSCALER,
@@ -188,7 +188,7 @@ def upscale(
     ``postprocessing`` says what was done, as in AUTOMATIC1111.
 
     Args:
-        images: files and folders; of a folder its PNG, JPEG and WebP files.
+        images: files and folders, or one; of a folder its PNG, JPEG and WebP files.
         out: folder for the new files.
         model: ``lanczos``, ``bicubic`` or ``nearest``, or the safetensors file of a network such as ESRGAN.
         scale: factor, 1 to 16; None is that of the network, or 2. A network is run again until the image is
@@ -208,7 +208,7 @@ def upscale(
         raise unknown("image format", format, FORMATS)
     folder = Path(expand_path(str(out)))
     check_folder(folder)
-    files = picture_files(images)
+    files = picture_files([images] if isinstance(images, str | Path) else images)
     upscaler = Upscaler.load(str(model), scale, tile, device)
     total = 0
     for path in files:

@@ -3,7 +3,7 @@
 import json
 import time
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Any
 
 import click
 
@@ -25,10 +25,8 @@ from ssd1b.cli.paths import echo_path
 from ssd1b.composing import Composer
 from ssd1b.errors import InputError
 from ssd1b.prompts import NO_PROMPT
-from ssd1b.settings import SEEDS, GenerationSettings, Preset, few_step_loras, numbered
-from ssd1b.validation import Range, check
-
-COUNT = Annotated[int, Range(1, 10_000)]
+from ssd1b.settings import SEEDS, Count, GenerationSettings, Preset, few_step_loras, numbered
+from ssd1b.validation import check
 
 
 @click.command("generate", cls=Command)
@@ -71,7 +69,7 @@ def command(
       ssd1b generate --file prompts.txt --out pictures/today --format webp --json
     """  # noqa: D301 (\b keeps click from wrapping)
     begin = time.perf_counter()
-    count = check("count", count, COUNT)
+    count = check("count", count, Count)
     if not prompts:
         raise InputError(NO_PROMPT)
     settings = {**(preset.settings if preset else {}), **overrides}
