@@ -179,7 +179,7 @@ def test_networks_stay_for_the_next_run_and_leave_with_the_next_choice(
     for controls in ((net,), (net,), (net, t2i), (t2i,), (net,)):
         latents(pipeline, *controls)
         assert pipeline.controlling is not None
-        assert {*pipeline.controlling._networks} == {each.model.sha256 for each in controls}
+        assert {*pipeline.controlling.networks} == {each.model.sha256 for each in controls}
     assert loaded == ["controlnet", "t2i_adapter", "controlnet"]
 
 
@@ -205,7 +205,7 @@ def test_with_low_memory_unet_and_controlnet_take_turns(folder: Path) -> None:
     controlling = low.controlling
     assert controlling is not None
     latents(low, control, steps=1)
-    network = controlling._networks[control.model.sha256]
+    network = controlling.networks[control.model.sha256]
     assert isinstance(network, ControlNet)
     owners = []
     slot = controlling.backend._slot
