@@ -331,7 +331,7 @@ def test_control_images_are_beside_in_a_folder_in_rows_or_the_edges(tmp_path: Pa
     assert opened_with(folder, str(tmp_path / "poses")) == {
         "a.png": b"pose of a", "b.jpg": "missing", "c.control.png": b"pose of c",
     }  # fmt: skip
-    with pytest.raises(InputError, match=r"controls is '.*nothing': it must be beside, edges or a folder of"):
+    with pytest.raises(InputError, match=r"controls is '.*: it must be beside, edges or a folder of"):
         opened_with(folder, str(tmp_path / "nothing"))
 
     rows = [
