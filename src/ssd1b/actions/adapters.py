@@ -11,7 +11,7 @@ from torch import Tensor
 from ssd1b.actions.loading import Progress, silent
 from ssd1b.adapters.combining import Made, Read, combined, copied, extracted, projected
 from ssd1b.adapters.dialects import DIALECTS, PEFT_HEADER, Piece, spelled
-from ssd1b.adapters.matching import carried_share, match, own_layout
+from ssd1b.adapters.matching import carried_share, match, own_layout, own_layouts
 from ssd1b.adapters.merging import find_changes, open_lora
 from ssd1b.adapters.names import PARTS, Module, modules
 from ssd1b.adapters.ranks import Cut
@@ -44,6 +44,7 @@ class AdapterReport:
         modules: number of modules.
         ranks: number of modules by rank; those without one are not counted.
         bytes: size of the tensors.
+        assumed: the published model that the adapter was taken to be for; None if a model was given.
         through: the larger model whose names an adapter that was moved had; None for the model's own.
         carried: share of the UNet's change that the model gets, 0 to 1; None if it is not known.
         kept: share of the change that the ranks keep, 0 to 1, by the sum of squares; None if all is kept.
@@ -55,6 +56,7 @@ class AdapterReport:
     modules: int
     ranks: Mapping[int, int]
     bytes: int
+    assumed: str | None = None
     through: str | None = None
     carried: float | None = None
     kept: float | None = None
@@ -204,6 +206,7 @@ def convert_adapter(
     extra = adapter.raw(bundled)
     return output.write(
         pieces, layout, _kept_metadata([adapter]), extra,
+        assumed=layout.name if target is None else None,
         through=found.through, carried=carried_share(found) if to else None,
         left_out={key: why for key, why in found.unmatched.items() if key not in bundled},
     )  # fmt: skip
@@ -223,18 +226,20 @@ def merge_adapters(
         loras: the files with their strengths.
         output: the new file.
         cut: the rank of each module; None adds up the ranks, which is exact.
-        model: the model that they are for; None finds it among the published ones. Its weights are needed
-            for kinds whose change depends on them, such as DoRA.
+        model: the model that they are for; None finds it among the published ones. Files for a larger one
+            go through the layer map. Its weights are needed for kinds whose change depends on them, such as
+            DoRA.
         progress: shows how much is done.
 
     Raises:
-        InputError: a file is no adapter or does not fit; a kind needs a rank or the model.
+        InputError: a file is no adapter or does not fit; the files are for different models and none is
+            given; a kind needs a rank or the model.
     """
     output.check()
     given = [read_lora(each) if isinstance(each, str) else each for each in loras]
     files = [open_lora(each) for each in given]
     target = _found(model)
-    layout = own_layout(files[0]) if target is None else target.layout
+    layout = _common_layout(files) if target is None else target.layout
     changes = find_changes(given, layout)
     count = len({(part, key.rpartition(".")[0]) for part, changed in changes.items() for key in changed})
     made = combined(
@@ -245,6 +250,7 @@ def merge_adapters(
     left_out = {key: why for each in files for key, why in match(each, layout).unmatched.items()}
     return output.write(
         pieces, layout, _kept_metadata(files) | _network_metadata(pieces),
+        assumed=layout.name if target is None else None,
         left_out=left_out, kept=None if cut is None else kept,
     )  # fmt: skip
 
@@ -345,6 +351,24 @@ def bake_adapters(
 
 def _found(model: str | None) -> Model | None:
     return None if model is None else Model.find(model, offline=True)
+
+
+def _common_layout(files: Sequence[AdapterFile]) -> ModelLayout:
+    """Return the layout that all files may have been made for; SDXL's if in doubt.
+
+    Raises:
+        InputError: there is none: by name, blocks of one model would get the changes of another's.
+    """
+    (first, common), *others = ((each, own_layouts(each)) for each in files)
+    for file, layouts in others:
+        both = [each for each in common if each in layouts]
+        if not both:
+            raise InputError(
+                f"{named(first.path)} is for {common[0].name}, and {named(file.path)} for "
+                f"{layouts[0].name}: give --model, the model that the result is for"
+            )
+        first, common = (first, both) if len(both) == len(common) else (file, both)
+    return common[0]
 
 
 def _reader(model: Model) -> Read:

@@ -6,6 +6,7 @@ modules, and the layer map of the distillation says where each is in the smaller
 removed blocks is left out. By name alone, as in other programs, blocks would get the changes of others.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -70,7 +71,8 @@ def match(
     """Find the modules of a model that an adapter changes.
 
     The names are the model's own if all of the UNet's fit. Otherwise they are those of the layout in
-    ``layouts.UNETS``, at the model's widths, with which most modules fit, if the model is a part of it.
+    ``layouts.UNETS``, at the model's widths, with which most modules fit, if the model is a part of it. Of
+    several, it is the one of which the file changes every transformer block.
 
     Args:
         adapter: the file.
@@ -82,16 +84,16 @@ def match(
         InputError: the adapter is for another family, or fits no module.
     """
     _check_family(adapter, layout.unet)
-    best = _resolve(adapter, source or layout)
+    best, score = _score(adapter, source or layout)
     name, through = None, None
     if source is not None and source.unet != layout.unet:
         name, through = source.name, _map(layout.unet, source.unet)
     elif len(best) < len(adapter.modules) and not by_name:
         for family, candidate, layer_map in larger_layouts(layout.unet):
             larger = replace(layout, unet=candidate)
-            found = _resolve(adapter, larger)
-            if len(found) > len(best):
-                best, source, name, through = found, larger, family, layer_map
+            found, its_score = _score(adapter, larger)
+            if its_score > score:
+                score, best, source, name, through = its_score, found, larger, family, layer_map
     source = source or layout
     targets: dict[Module, ModuleWeights] = {}
     removed: dict[Module, ModuleWeights] = {}
@@ -119,21 +121,36 @@ def match(
 
 
 def own_layout(adapter: AdapterFile) -> ModelLayout:
-    """Return the layout, of ``layouts.NAMED``, in which most of an adapter's modules fit; SDXL's if in doubt.
+    """Return the layout, of ``layouts.NAMED``, that an adapter was made for; the first of ``own_layouts``."""
+    return own_layouts(adapter)[0]
+
+
+def own_layouts(adapter: AdapterFile) -> list[ModelLayout]:
+    """Return the layouts, of ``layouts.NAMED``, that an adapter may have been made for.
+
+    The names of a smaller model's blocks are also those of a larger one. An adapter that changes every
+    transformer block of a layout, and no others, was made for that one. Otherwise all layouts are returned in
+    which most modules fit, SDXL's first.
 
     Raises:
         InputError: the adapter is for another family.
     """
-    best, most = model_layout("sdxl"), 0
-    for name in NAMED:
-        layout = model_layout(name)
-        if len(found := _resolve(adapter, layout)) > most:
-            best, most = layout, len(found)
-        if most == len(adapter.modules):
-            break
-    if not most:
-        _check_family(adapter, best.unet)
-    return best
+    scores = [(_score(adapter, layout)[1], layout) for layout in map(model_layout, NAMED)]
+    most = max(score for score, _ in scores)
+    if not most[0]:
+        _check_family(adapter, model_layout("sdxl").unet)
+    return [layout for score, layout in scores if score == most]
+
+
+_TRANSFORMER_BLOCK = re.compile(r".+\.transformer_blocks\.\d+")
+
+
+def _score(adapter: AdapterFile, layout: ModelLayout) -> tuple[dict[str, Module], tuple[int, bool]]:
+    """Resolve an adapter, and judge how well: number of modules, and whether every block is changed."""
+    found = _resolve(adapter, layout)
+    names = (module.name for module in found.values() if module.part == "unet")
+    blocks = {block[0] for name in names if (block := _TRANSFORMER_BLOCK.match(name))}
+    return found, (len(found), len(blocks) == layout.unet.transformer_blocks)
 
 
 def carried_share(found: Match) -> float | None:

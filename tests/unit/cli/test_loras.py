@@ -98,6 +98,7 @@ def test_tools(run, tmp_path: Path) -> None:
         write_lora(tmp_path / f"{name}.safetensors", adapter, layout)
     converted = run("lora", "convert", "a.safetensors", "--dialect", "comfyui", "--out", "c.safetensors")
     assert (converted.code, converted.out) == (0, "c.safetensors\n") and "modules  4" in converted.err
+    assert "model    mini-sdxl, assumed" in converted.err
     merged = run("lora", "merge", "a.safetensors:0.5", "b.safetensors", "--out", "d.safetensors", "--json")
     assert json.loads(merged.out)["ranks"] == {"4": 4}
     resized = run("lora", "resize", "d.safetensors", "--rank", 2, "--dry-run", "--out", "e.safetensors")
