@@ -1,6 +1,6 @@
 """Converting, moving, merging, resizing and extracting adapters, and baking them into models."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from ssd1b.actions.loading import Progress, silent
 from ssd1b.adapters.combining import Made, Read, combined, copied, extracted, projected
 from ssd1b.adapters.dialects import DIALECTS, PEFT_HEADER, Piece, spelled
 from ssd1b.adapters.matching import carried_share, match, own_layout, own_layouts
-from ssd1b.adapters.merging import find_changes, open_lora
+from ssd1b.adapters.merging import find_changes, open_lora, unknown_keys_advice
 from ssd1b.adapters.names import PARTS, Module, modules
 from ssd1b.adapters.ranks import Cut
 from ssd1b.adapters.reading import AdapterFile
@@ -30,8 +30,6 @@ _CPU = torch.device("cpu")
 
 _STALE = ("format", PEFT_HEADER, "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 """Metadata that are no longer true when tensors are written anew."""
-
-_BUNDLED = "bundle_emb."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,14 +181,11 @@ def convert_adapter(
     layout = own_layout(adapter) if target is None else target.layout
     larger = _found(teacher)
     found = match(adapter, layout, by_name=transfer == "name", source=larger and larger.layout)
-    bundled = [key for key in adapter.unread if key.startswith(_BUNDLED)]
-    removed = {key for each in found.removed.values() for key in each.keys.values()}
-    odd = {key: why for key, why in found.unmatched.items() if key not in {*removed, *bundled}}
-    if odd and not partial:
-        key, why = next(iter(odd.items()))
+    if found.unknown and not partial:
+        key, why = next(iter(found.unknown.items()))
         raise InputError(
-            f"{named(adapter.path)}: {len(odd)} keys match nothing, such as {first_few([key])}: {why}; "
-            "--partial leaves them out"
+            f"{named(adapter.path)}: {len(found.unknown)} keys match nothing, such as {first_few([key])}: "
+            f"{why}; --partial leaves them out"
         )
     if transfer == "projection":
         assert larger is not None and target is not None
@@ -203,12 +198,12 @@ def convert_adapter(
         if output.dtype is not None:
             dtype = choose_dtype(output.dtype, _CPU)
             pieces = {module: piece.to(dtype) for module, piece in pieces.items()}
-    extra = adapter.raw(bundled)
+    extra = adapter.raw(found.bundled)
     return output.write(
         pieces, layout, _kept_metadata([adapter]), extra,
         assumed=layout.name if target is None else None,
         through=found.through, carried=carried_share(found) if to else None,
-        left_out={key: why for key, why in found.unmatched.items() if key not in bundled},
+        left_out={key: why for key, why in found.unmatched.items() if key not in extra},
     )  # fmt: skip
 
 
@@ -305,6 +300,7 @@ def bake_adapters(
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Progress = silent,
+    notify: Callable[[str], None] = lambda message: None,
 ) -> str:
     """Write a model into which adapters are merged, as a folder of diffusers or a single file.
 
@@ -316,6 +312,7 @@ def bake_adapters(
         overwrite: replace an existing file.
         dry_run: check that everything fits, and write nothing.
         progress: shows how much is done.
+        notify: receives a line of advice for each adapter with keys that match nothing.
 
     Returns:
         The path.
@@ -330,6 +327,8 @@ def bake_adapters(
     found = Model.find(model, offline=True).with_loras(given)
     changed = sum(len(each) for each in found.changes.values())
     chosen = None if dtype is None else choose_dtype(dtype, _CPU)
+    for advice in unknown_keys_advice(given, found.layout, found.identity.name):
+        notify(advice)
     if dry_run:
         return out
     weights: dict[str, dict[str, Tensor]] = {}

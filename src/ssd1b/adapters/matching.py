@@ -59,6 +59,18 @@ class Match:
     unmatched: Mapping[str, str]
 
     @property
+    def unknown(self) -> dict[str, str]:
+        """The keys of ``unmatched`` that mean nothing here: no embedding's, nor of a removed block."""
+        removed = {key for each in self.removed.values() for key in each.keys.values()}
+        known = {*removed, *self.bundled}
+        return {key: why for key, why in self.unmatched.items() if key not in known}
+
+    @property
+    def bundled(self) -> list[str]:
+        """The keys of embeddings in the file."""
+        return [key for key in self.adapter.unread if key.startswith("bundle_emb.")]
+
+    @property
     def matched_keys(self) -> int:
         """Number of the file's keys that change the model."""
         used = {each.name: each for each in self.targets.values()}

@@ -3,7 +3,7 @@
 Adapters are never subtracted. To take one off, the original weights are read again.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from ssd1b.files import named
 from ssd1b.inputs import InputFile
 from ssd1b.layouts import ModelLayout
 from ssd1b.loras import MAX_BYTES, MAX_CONFIG_BYTES, Lora
-from ssd1b.weights.files import is_finite
+from ssd1b.weights.files import first_few, is_finite
 
 
 class Change(NamedTuple):
@@ -82,6 +82,41 @@ def match_file(lora: Lora, layout: ModelLayout) -> Match:
     """
     files = [each for each in (lora.file, lora.config) if each is not None]
     return _match_file(lora.file, lora.file.path, lora.config, tuple(map(_stamp, files)), layout)
+
+
+def unknown_keys_advice(loras: Iterable[Lora], layout: ModelLayout, model: str) -> list[str]:
+    """Write a line for each adapter with keys that match nothing in a model; only headers are read.
+
+    Args:
+        loras: the adapters. Nothing is said of one that cannot be read or fits no module: using it is an
+            error.
+        layout: the model's layout.
+        model: its name, for the lines.
+    """
+    lines: list[str] = []
+    for lora in dict.fromkeys(loras):
+        files = [each.path for each in (lora.file, lora.config) if each is not None]
+        stamps = tuple(map(_stamp, filter(None, (lora.file, lora.config))))
+        if (found := _unknown_keys(*files, stamps=stamps, layout=layout)) is not None:
+            count, keys, example = found
+            lines.append(
+                f"lora {named(lora.name)}: {count} of {keys} keys match nothing in {named(model)}, such as "
+                f"{example}: see ssd1b inspect"
+            )
+    return list(dict.fromkeys(lines))  # a file may be used twice, with different strengths
+
+
+@lru_cache(maxsize=1024)
+def _unknown_keys(
+    file: str, config: str | None = None, *, stamps: tuple[tuple[int, int] | None, ...], layout: ModelLayout
+) -> tuple[int, int, str] | None:
+    """Count the keys that match nothing, and those of the file, and return one; None if all do."""
+    try:
+        adapter = open_adapter(Path(file), None if config is None else Path(config))
+        found = match(adapter, layout).unknown
+    except InputError:
+        return None
+    return (len(found), adapter.key_count, first_few([next(iter(found))])) if found else None
 
 
 def _stamp(file: InputFile) -> tuple[int, int] | None:

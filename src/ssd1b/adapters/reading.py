@@ -118,6 +118,11 @@ class AdapterFile:
     modules: Mapping[str, ModuleWeights]
     unread: Mapping[str, str]
 
+    @property
+    def key_count(self) -> int:
+        """Number of the file's keys."""
+        return len(self.unread) + sum(len(each.keys) for each in self.modules.values())
+
     @cached_property
     def kinds(self) -> dict[str, int]:
         """Number of modules by ``label``."""

@@ -81,6 +81,7 @@ def command(
     used = {each.word: each for each in (*given, *(each for one in composed for each in one.embeddings))}
     check_settings([each.prompt for each in composed], {**overrides, "embeddings": (*used.values(),)}, preset)
 
+    from ssd1b.adapters.merging import unknown_keys_advice
     from ssd1b.cli import display
     from ssd1b.images import check_destination
     from ssd1b.progress import above_bar
@@ -106,7 +107,11 @@ def command(
     few_steps = None if pipeline.adapting is None else pipeline.adapting.model.few_steps
     for found in (*([few_steps] if few_steps else []), *few_step_loras(settled[0].loras)):
         click.echo(found.note, err=True)
-    for line in advise(settled[0], pipeline.layout.size, pipeline.info.family, few_steps):
+    loras = [lora for each in settled for lora in each.loras]
+    for line in (
+        *advise(settled[0], pipeline.layout.size, pipeline.info.family, few_steps),
+        *unknown_keys_advice(loras, pipeline.layout, pipeline.identity.name),
+    ):
         click.echo(f"advice: {line}", err=True)
     for each in settled:
         check_destination(out, image_format, pipeline.recipe(each))

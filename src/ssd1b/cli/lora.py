@@ -231,8 +231,9 @@ def bake_command(
     from ssd1b.cli.display import progress
 
     path = bake_adapters(
-        model, given, out, dtype=dtype, overwrite=overwrite, dry_run=dry_run, progress=progress
-    )
+        model, given, out, dtype=dtype, overwrite=overwrite, dry_run=dry_run, progress=progress,
+        notify=lambda advice: click.echo(line(f"advice: {advice}"), err=True),
+    )  # fmt: skip
     if not dry_run:
         echo_path(path)
 

@@ -20,6 +20,7 @@ from uuid import uuid4
 import torch
 
 from ssd1b.actions.upscale import Enlarged
+from ssd1b.adapters.merging import unknown_keys_advice
 from ssd1b.adapters.vectors import read_vectors
 from ssd1b.advice import advise
 from ssd1b.composing import Composed
@@ -326,7 +327,9 @@ class Service:
                 given[name] = find(given[name])
 
     def advice(self, model: str, settings: GenerationSettings) -> list[str]:
-        """Say what to expect of settings outside the recommended ranges; nothing of a model that is gone.
+        """Say what to expect of settings outside the recommended ranges, and of LoRAs with unknown keys.
+
+        Nothing is said of a model that is gone.
 
         Args:
             model: name of the model.
@@ -335,7 +338,10 @@ class Service:
         if (found := self.models.get(model)) is None:
             return []
         located = self.files.located(settings)
-        return advise(located, found.layout.size, found.info.family, found.few_steps)
+        return [
+            *advise(located, found.layout.size, found.info.family, found.few_steps),
+            *unknown_keys_advice(located.loras, found.layout, model),
+        ]
 
     def _with_located(
         self, given: tuple[str, InputFile, dict[str, Any]]

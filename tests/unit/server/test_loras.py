@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import requests
+import torch
 import webuiapi
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from adapter_files import attention, random_lora, write_lora
 from server_process import Server, ServerProcess, finished, serving
@@ -141,6 +143,22 @@ def test_a_few_step_lora_is_listed_with_its_settings_and_jobs_use_and_are_judged
         assert own.items() <= job["settings"].items() and job["advice"] == []
         (line,) = post(server, steps=20, loras=[{"name": "mine"}]).json()["advice"]
         assert line == "steps 20: mine is made for exactly 3 (what the student was trained for)"
+    finally:
+        new.unlink()
+
+
+def test_keys_that_match_nothing_are_advice(server: Server, folder: Path) -> None:
+    new = write(folder / "odd.safetensors", 5)
+    tensors = load_file(new)
+    save_file(tensors | {"odd": torch.ones(1)}, new)
+    try:
+        body = {"prompt": "a cube", "steps": 20, "loras": [{"name": "odd"}]}
+        checked = requests.post(f"{server.url}/v1/check", json=body, timeout=60).json()
+        for advice in (checked["advice"], post(server, **body).json()["advice"]):
+            (line,) = advice
+            assert line.startswith(
+                f"lora odd: 1 of {len(tensors) + 1} keys match nothing in mini-ssd-1b, such"
+            )
     finally:
         new.unlink()
 
