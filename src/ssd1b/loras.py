@@ -38,6 +38,12 @@ Strength = Annotated[float, Range(-100, 100)]
 _PIECE = re.compile(r"(.+):([^:/\\]*)", re.DOTALL)
 _TAG = re.compile(r"<(?:lora|lyco):([^<>:\n]{1,200})((?::[^<>:\n]{0,40}){0,8})>")
 
+_STRENGTHS = ("te", "unet")
+"""Strengths in tags, in the order of their positions. AUTOMATIC1111's third one, "dyn", is the rank to use, which
+is not supported."""
+
+_TAG_FORM = "<lora:NAME:1:0.8>, with the text encoders' strength and the UNet's"
+
 
 @validated
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +171,7 @@ def read_tags(
 
     Raises:
         NotFoundError: there is no file of a name; the message gives the nearest name.
-        InputError: a strength is no number, or a name belongs to several files.
+        InputError: a strength is no number or unknown, or a name belongs to several files.
     """
     found: dict[str, Lora] = {}
     files: dict[str, list[Path]] = {}
@@ -178,18 +184,24 @@ def read_tags(
 
 
 def _strengths(values: Iterable[str], tag: str) -> dict[str, float]:
-    """Read the strengths of a tag; a "dyn" is ignored, which other programs use for one kind of LoRA."""
+    """Read the strengths of a tag, by position or by name.
+
+    Raises:
+        InputError: a strength is no number, its name is unknown, or there are too many.
+    """
     given: dict[str, float] = {}
-    for position, value in enumerate(values):
+    positions = iter(_STRENGTHS)
+    for value in values:
         name, equals, rest = value.partition("=")
-        key = name.strip() if equals else ("te", "unet", "dyn")[min(position, 2)]
-        if key in ("te", "unet"):
-            try:
-                given[key] = number((rest if equals else value).strip())
-            except InputError:
-                raise InputError(
-                    f"{shown(tag)}: {shown(value)} is no number: write <lora:name:1:0.8>"
-                ) from None
+        key = name.strip() if equals else next(positions, None)
+        if key is None:
+            raise InputError(f"{shown(tag)} has too many numbers: write {_TAG_FORM}")
+        if key not in _STRENGTHS:
+            raise unknown(f"strength in {shown(tag)}:", key, _STRENGTHS)
+        try:
+            given[key] = number((rest if equals else value).strip())
+        except InputError:
+            raise InputError(f"{shown(tag)}: {shown(value)} is no number: write {_TAG_FORM}") from None
     text = given.get("te", 1.0)
     return {"unet": given.get("unet", text), "text": text}
 

@@ -84,6 +84,16 @@ def test_unknown_tags(file: Path) -> None:
         read_tags("<lora:pixel:1>", file.parent)
     with pytest.raises(InputError, match="'x' is no number"):
         read_tags("<lora:pixels:x>", file.parent)
+    for strengths, message in (
+        ("foo=0.3", "unknown strength in '<lora:pixels:foo=0.3>': 'foo': allowed: te, unet"),
+        ("1:unte=0.3", "unknown strength in '<lora:pixels:1:unte=0.3>': 'unte': did you mean 'unet'"),
+        ("1:1:dyn=8", "unknown strength in .*: 'dyn'"),
+        ("0.3:0.4:0.5", "'<lora:pixels:0.3:0.4:0.5>' has too many numbers: write <lora:NAME:1:0.8>, with"),
+        ("te=x", "'te=x' is no number: write <lora:NAME:1:0.8>"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_tags(f"<lora:pixels:{strengths}>", file.parent)
+    assert read_tags("<lora:pixels:te=0.5:0.3:0.2>", file.parent)[1][0].unet == 0.2  # names take no position
     with pytest.raises(NotFoundError, match="no such folder"):
         read_tags("<lora:pixels>", file.parent / "none")
     (file.parent / "b").mkdir()
