@@ -39,8 +39,8 @@ _PIECE = re.compile(r"(.+):([^:/\\]*)", re.DOTALL)
 _TAG = re.compile(r"<(?:lora|lyco):([^<>:\n]{1,200})((?::[^<>:\n]{0,40}){0,8})>")
 
 _STRENGTHS = ("te", "unet")
-"""Strengths in tags, in the order of their positions. AUTOMATIC1111's third one, "dyn", is the rank to use, which
-is not supported."""
+"""Strengths in tags, in the order of their positions. AUTOMATIC1111's third one, "dyn", is the rank to use,
+which is not supported."""
 
 _TAG_FORM = "<lora:NAME:1:0.8>, with the text encoders' strength and the UNet's"
 

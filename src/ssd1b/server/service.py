@@ -23,7 +23,7 @@ from ssd1b.actions.upscale import Enlarged
 from ssd1b.adapters.merging import unknown_keys_advice
 from ssd1b.adapters.vectors import read_vectors
 from ssd1b.advice import advise
-from ssd1b.composing import Composed
+from ssd1b.composing import HIRES_PROMPTS, Composed
 from ssd1b.controls import Control
 from ssd1b.decoding import MAX_FILE_BYTES, picture_size, read_source
 from ssd1b.embeddings import MOST_EMBEDDINGS, Embedding
@@ -290,19 +290,25 @@ class Service:
         self._find_files(given)
         below = {**layers, **(preset.settings if preset else {}), **given}
         seed = check("seed", with_drawn_seed({"seed": below["seed"]})["seed"], Seed)
-        negative = check("negative_prompt", below.get("negative_prompt"), Text | None)
+        negative, *others = (
+            check(name, below.get(name), Text | None) for name in ("negative_prompt", *HIRES_PROMPTS)
+        )
+        hires: dict[str, str | None] = dict(zip(HIRES_PROMPTS, others, strict=True))
         composer = self.files.composer(styles)
         found: list[GenerationSettings] = []
         first: Composed | None = None
         for number in range(count):
             drawn = (seed + number) % SEEDS
-            made = composer.compose(prompt, negative, drawn, given.get("embeddings") or ())
+            made = composer.compose(prompt, negative, drawn, given.get("embeddings") or (), hires)
             if first == made:
                 found.append(numbered(found[0], number))
                 continue
             settings = resolve_settings(
                 made.prompt, family=model.info.family, model_defaults=layers, preset=preset,
-                **{**given, "seed": seed, "negative_prompt": made.negative, **_named(given, made)},
+                **{
+                    **given, **made.hires, "seed": seed, "negative_prompt": made.negative,
+                    **_named(given, made),
+                },
             )  # fmt: skip
             self._check(settings, model)
             settings = self.files.unlocated(settings)
@@ -355,8 +361,8 @@ class Service:
         Raises:
             InputError: it cannot be generated here.
         """
-        for text in (found.prompt, found.negative_prompt or ""):
-            if network := unsupported(text).get(NETWORK):
+        for name in ("prompt", "negative_prompt", *HIRES_PROMPTS):
+            if network := unsupported(getattr(found, name) or "").get(NETWORK):
                 why = "not available here" if "loras" in self.files.folders else "this server has no LoRAs"
                 raise InputError(f"{why}: leave {shown(network)} out of the prompt")
         for number, (run, _) in enumerate(found.passes):
