@@ -14,7 +14,7 @@ from typing import Annotated
 
 from ssd1b.errors import InputError, shown, unknown
 from ssd1b.files import disk_error, expand_path, header_length, named, open_regular
-from ssd1b.inputs import SUFFIX, InputFile, files_by_name, only_file
+from ssd1b.inputs import SUFFIX, InputFile, files_by_name, only_file, without_suffix
 from ssd1b.numerals import number
 from ssd1b.validation import Range, Text, validated
 
@@ -69,7 +69,7 @@ class Lora:
     def name(self) -> str:
         """The file's name without suffix, as in tags; of PEFT's, the folder's."""
         path = Path(self.file.path)
-        return path.stem if self.config is None else path.parent.name
+        return path.stem if self.config is None else path.parent.name or path.stem
 
     def __str__(self) -> str:
         """Write it as an option's value: ``FILE[:UNET[:TEXT]]``."""
@@ -116,13 +116,21 @@ def lora_of(path: str | Path, *, unet: float = 1.0, text: float = 1.0) -> Lora:
     """
     place = Path(expand_path(str(path)))
     place = place / PEFT_FILE if place.is_dir() else place
-    config = place.with_name(PEFT_CONFIG)
     file = InputFile.of(place, most=MAX_BYTES)
     return Lora(
         file=file, unet=unet, text=text, short_hash=_tensors_hash(file.path),
-        config=InputFile.of(config, most=MAX_CONFIG_BYTES)
-        if place.name == PEFT_FILE and config.exists() else None,
+        config=InputFile.of(place.with_name(PEFT_CONFIG), most=MAX_CONFIG_BYTES) if is_peft(place) else None,
     )  # fmt: skip
+
+
+def is_peft(path: Path) -> bool:
+    """Whether a file is the weights of a folder of PEFT."""
+    return path.name == PEFT_FILE and path.with_name(PEFT_CONFIG).exists()
+
+
+def place_of(path: Path) -> Path:
+    """Return what an adapter's file is named after: PEFT's folder, or the file without suffix."""
+    return path.parent if is_peft(path) else without_suffix(path)
 
 
 def _tensors_hash(path: str) -> str:
@@ -158,8 +166,8 @@ def read_tags(
 ) -> tuple[str, tuple[Lora, ...]]:
     """Remove the tags of adapters from a prompt, and find their files in a folder and the folders in it.
 
-    A name is a file's without suffix, or with the folders that lead to it. Of several tags with one name the
-    last counts, as in AUTOMATIC1111.
+    A name is a file's without suffix, or that of PEFT's folder, also with the folders that lead to it. Of
+    several tags with one name the last counts, as in AUTOMATIC1111.
 
     Args:
         prompt: the prompt.
@@ -176,7 +184,7 @@ def read_tags(
     found: dict[str, Lora] = {}
     files: dict[str, list[Path]] = {}
     for tag in _TAG.finditer(prompt):
-        files = files or files_by_name(Path(expand_path(str(folder))), "<lora:...>")
+        files = files or files_by_name(Path(expand_path(str(folder))), "<lora:...>", place_of)
         name = tag[1].strip()
         strengths = _strengths(tag[2].split(":")[1:], tag[0])
         found[name] = identify(only_file("lora", name, files), **strengths)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from ssd1b.errors import ConflictError, InputError, NotFoundError
 from ssd1b.inputs import InputFile
 from ssd1b.jobs.job import make_job
-from ssd1b.loras import Lora, lora_of, read_lora, read_tags, scaled, write_tags
+from ssd1b.loras import PEFT_CONFIG, PEFT_FILE, Lora, lora_of, read_lora, read_tags, scaled, write_tags
 from ssd1b.recipe import ModelIdentity, Recipe, read_json, write_json, write_parameters
 from ssd1b.settings import GenerationSettings, check_overrides, resolve_settings
 
@@ -77,6 +77,20 @@ def test_tags_are_read_as_in_automatic1111(file: Path) -> None:
         lora_of(file, unet=0.5, text=0.5),
     )
     assert read_tags("no tags, <b>", folder / "none") == ("no tags, <b>", ())
+
+
+def test_a_folder_of_peft_is_named_by_itself(file: Path) -> None:
+    for folder in ("mine", "more/theirs"):
+        (file.parent / folder).mkdir(parents=True)
+        save_file({"x": torch.zeros(2)}, file.parent / folder / PEFT_FILE)
+        (file.parent / folder / PEFT_CONFIG).write_text("{}")
+    save_file({"x": torch.zeros(2)}, file.parent / "more" / PEFT_FILE)  # without a configuration
+    for tag, name in (("mine", "mine"), ("theirs", "theirs"), ("more/theirs", "theirs")):
+        (found,) = read_tags(f"<lora:{tag}:0.5>", file.parent)[1]
+        assert (found.name, found.unet, found.config is None) == (name, 0.5, False)
+    assert read_tags("<lora:more/adapter_model:1>", file.parent)[1][0].config is None
+    inside = read_tags("<lora:adapter_model:1>", file.parent / "mine")[1]
+    assert inside == (lora_of(file.parent / "mine"),)
 
 
 def test_unknown_tags(file: Path) -> None:

@@ -1,6 +1,7 @@
 """LoRAs of the server's folder: listed, used by name and in prompts, swapped, and never named by a path."""
 
 import io
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from adapter_files import attention, random_lora, write_lora
 from server_process import Server, ServerProcess, finished, serving
 from server_workers import Plan
 from ssd1b.layouts import model_layout
-from ssd1b.loras import MOST
+from ssd1b.loras import MOST, PEFT_CONFIG, PEFT_FILE
 
 pytestmark = pytest.mark.enable_socket
 
@@ -161,6 +162,24 @@ def test_keys_that_match_nothing_are_advice(server: Server, folder: Path) -> Non
             )
     finally:
         new.unlink()
+
+
+def test_a_folder_of_peft_is_named_by_itself(server: Server, folder: Path) -> None:
+    peft = folder / "styles" / "chalk"
+    write(peft / PEFT_FILE, 6)
+    (peft / PEFT_CONFIG).write_text('{"lora_alpha": 2, "r": 2}')
+    try:
+        listed = requests.get(f"{server.url}/v1/loras", timeout=60).json()["loras"]
+        assert "styles/chalk" in [each["name"] for each in listed]
+        for body in ({"prompt": "a cube <lora:chalk:1>"}, {"loras": [{"name": "styles/chalk"}]}):
+            job = post(server, **body).json()
+            assert job["settings"]["loras"] == [{"name": "styles/chalk", "unet": 1.0, "text": 1.0}]
+            (image,) = finished(server.url, job["id"])["images"]
+        file = requests.get(server.url + image["url"], timeout=60).content
+        read = requests.post(f"{server.url}/v1/read", data=file, timeout=60).json()
+        assert read["settings"]["loras"] == job["settings"]["loras"] and read["unreproduced"] == []
+    finally:
+        shutil.rmtree(peft)
 
 
 def test_a_server_without_a_folder_has_none(tmp_path: Path) -> None:
