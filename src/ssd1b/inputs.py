@@ -20,6 +20,12 @@ from ssd1b.validation import Check, Name, validated
 SUFFIX = ".safetensors"
 """Of files with weights."""
 
+ADAPTER_KEY = re.compile(
+    r"lora_(down|up|mid|A|B)\b|\.lora\.(down|up)\.|lora_linear_layer|\.hada_[wt]\d|\.lokr_[wt]\d"
+    r"|\.dora_scale$|\.oft_blocks$|\.(diff|diff_b)$|^lora_(unet|te)"
+)
+"""Names of tensors that only a LoRA or another adapter has."""
+
 _SHA256 = re.compile("[0-9a-f]{64}")
 _MOST_PIECES = 32
 

@@ -36,6 +36,7 @@ weights; or by names alone, as other programs do."""
 Strength = Annotated[float, Range(-100, 100)]
 
 _PIECE = re.compile(r"(.+):([^:/\\]*)", re.DOTALL)
+_TOO_MANY = re.compile(rf"{re.escape(SUFFIX)}(:\s*[-+.\d]+\s*)+$", re.IGNORECASE)
 _TAG = re.compile(r"<(?:lora|lyco):([^<>:\n]{1,200})((?::[^<>:\n]{0,40}){0,8})>")
 
 _STRENGTHS = ("te", "unet")
@@ -104,6 +105,8 @@ def read_lora(text: str) -> Lora:
                 ) from None
             break
         path = found[1]
+    if not os.path.lexists(os.path.expanduser(path)) and _TOO_MANY.search(path):
+        raise InputError(f"lora {shown(text)}: it has too many numbers: write FILE:0.8:0.5")
     unet, *rest = strengths or [1.0]
     return lora_of(path, unet=unet, text=rest[0] if rest else unet)
 
