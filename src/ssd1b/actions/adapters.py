@@ -11,8 +11,8 @@ from torch import Tensor
 from ssd1b.actions.loading import Progress, silent
 from ssd1b.adapters.combining import Made, Read, combined, copied, extracted, projected
 from ssd1b.adapters.dialects import DIALECTS, PEFT_HEADER, Piece, spelled
-from ssd1b.adapters.matching import carried_share, match, own_layout, own_layouts
-from ssd1b.adapters.merging import find_changes, open_lora, unknown_keys_advice
+from ssd1b.adapters.matching import carried_share, match, own_layout, own_layouts, smaller_origin
+from ssd1b.adapters.merging import find_changes, fit_advice, open_lora
 from ssd1b.adapters.names import PARTS, Module, modules
 from ssd1b.adapters.ranks import Cut
 from ssd1b.adapters.reading import AdapterFile
@@ -235,6 +235,12 @@ def merge_adapters(
     files = [open_lora(each) for each in given]
     target = _found(model)
     layout = _common_layout(files) if target is None else target.layout
+    for each in files:
+        if (origin := smaller_origin(match(each, layout))) is not None:
+            raise InputError(
+                f"{named(each.path)} is for {origin}, whose blocks have the names of other blocks in "
+                f"{model or layout.name}: give --model, such as {origin}"
+            )
     changes = find_changes(given, layout)
     count = len({(part, key.rpartition(".")[0]) for part, changed in changes.items() for key in changed})
     made = combined(
@@ -312,7 +318,7 @@ def bake_adapters(
         overwrite: replace an existing file.
         dry_run: check that everything fits, and write nothing.
         progress: shows how much is done.
-        notify: receives a line of advice for each adapter with keys that match nothing.
+        notify: receives a line of advice for each adapter that does not fit as a whole.
 
     Returns:
         The path.
@@ -327,7 +333,7 @@ def bake_adapters(
     found = Model.find(model, offline=True).with_loras(given)
     changed = sum(len(each) for each in found.changes.values())
     chosen = None if dtype is None else choose_dtype(dtype, _CPU)
-    for advice in unknown_keys_advice(given, found.layout, found.identity.name):
+    for advice in fit_advice(given, found.layout, found.identity.name):
         notify(advice)
     if dry_run:
         return out

@@ -165,6 +165,23 @@ def _score(adapter: AdapterFile, layout: ModelLayout) -> tuple[dict[str, Module]
     return found, (len(found), len(blocks) == layout.unet.transformer_blocks)
 
 
+def smaller_origin(found: Match) -> str | None:
+    """Return the smaller model, of ``layouts.UNETS``, that an adapter matched by name was made for, or None.
+
+    Its blocks have the names of other blocks in the larger model, and the layer map has no way back.
+    """
+    fitting, complete = _score(found.adapter, found.layout)[1]
+    if found.through is not None or complete:
+        return None
+    ours = found.layout.unet
+    for name, known in UNETS.items():
+        if len(known.levels) == len(ours.levels):
+            candidate = replace(found.layout, unet=_at_widths_of(ours, known))
+            if _score(found.adapter, candidate)[1] == (fitting, True):
+                return name
+    return None
+
+
 def carried_share(found: Match) -> float | None:
     """Return the share of the UNet's change that the model gets: the sum of squares of its numbers, 0 to 1.
 
@@ -244,17 +261,22 @@ def larger_layouts(unet: UNetLayout) -> Iterator[tuple[str, UNetLayout, LayerMap
     for name, known in UNETS.items():
         if len(known.levels) != len(unet.levels):
             continue
-        levels = tuple(
-            replace(theirs, channels=ours.channels)
-            for theirs, ours in zip(known.levels, unet.levels, strict=True)
-        )
-        candidate = replace(unet, levels=levels, mid=known.mid)
+        candidate = _at_widths_of(unet, known)
         try:
             found = _map(unet, candidate)
         except InputError:
             continue
         if candidate != unet:
             yield name, candidate, found
+
+
+def _at_widths_of(unet: UNetLayout, known: UNetLayout) -> UNetLayout:
+    """Return a layout with the blocks of a known one of as many levels, at a UNet's widths."""
+    levels = tuple(
+        replace(theirs, channels=ours.channels)
+        for theirs, ours in zip(known.levels, unet.levels, strict=True)
+    )
+    return replace(unet, levels=levels, mid=known.mid)
 
 
 @lru_cache(maxsize=32)

@@ -19,7 +19,7 @@ from ssd1b.adapters.kinds import (
     rows_of,
     weight_change,
 )
-from ssd1b.adapters.matching import Match, match
+from ssd1b.adapters.matching import Match, match, smaller_origin
 from ssd1b.adapters.names import PARTS
 from ssd1b.adapters.reading import AdapterFile, ModuleWeights, open_adapter
 from ssd1b.errors import InputError
@@ -84,8 +84,10 @@ def match_file(lora: Lora, layout: ModelLayout) -> Match:
     return _match_file(lora.file, lora.file.path, lora.config, tuple(map(_stamp, files)), layout)
 
 
-def unknown_keys_advice(loras: Iterable[Lora], layout: ModelLayout, model: str) -> list[str]:
-    """Write a line for each adapter with keys that match nothing in a model; only headers are read.
+def fit_advice(loras: Iterable[Lora], layout: ModelLayout, model: str) -> list[str]:
+    """Write a line for each adapter that does not fit a model as a whole; only headers are read.
+
+    Keys may match nothing, or the names may be those of a smaller model.
 
     Args:
         loras: the adapters. Nothing is said of one that cannot be read or fits no module: using it is an
@@ -93,30 +95,39 @@ def unknown_keys_advice(loras: Iterable[Lora], layout: ModelLayout, model: str) 
         layout: the model's layout.
         model: its name, for the lines.
     """
-    lines: list[str] = []
-    for lora in dict.fromkeys(loras):
-        files = [each.path for each in (lora.file, lora.config) if each is not None]
-        stamps = tuple(map(_stamp, filter(None, (lora.file, lora.config))))
-        if (found := _unknown_keys(*files, stamps=stamps, layout=layout)) is not None:
-            count, keys, example = found
-            lines.append(
-                f"lora {named(lora.name)}: {count} of {keys} keys match nothing in {named(model)}, such as "
-                f"{example}: see ssd1b inspect"
-            )
-    return list(dict.fromkeys(lines))  # a file may be used twice, with different strengths
+    lines: dict[str, None] = {}  # a file may be used twice, with different strengths
+    for lora in loras:
+        files = [each for each in (lora.file, lora.config) if each is not None]
+        stamps = tuple(map(_stamp, files))
+        for advice in _advice(
+            *(each.path for each in files), stamps=stamps, layout=layout, model=named(model)
+        ):
+            lines[f"lora {named(lora.name)}: {advice}"] = None
+    return [*lines]
 
 
 @lru_cache(maxsize=1024)
-def _unknown_keys(
-    file: str, config: str | None = None, *, stamps: tuple[tuple[int, int] | None, ...], layout: ModelLayout
-) -> tuple[int, int, str] | None:
-    """Count the keys that match nothing, and those of the file, and return one; None if all do."""
+def _advice(
+    file: str,
+    config: str | None = None,
+    *,
+    stamps: tuple[tuple[int, int] | None, ...],
+    layout: ModelLayout,
+    model: str,
+) -> list[str]:
+    lines: list[str] = []
     try:
-        adapter = open_adapter(Path(file), None if config is None else Path(config))
-        found = match(adapter, layout).unknown
+        found = match(open_adapter(Path(file), None if config is None else Path(config)), layout)
     except InputError:
-        return None
-    return (len(found), adapter.key_count, first_few([next(iter(found))])) if found else None
+        return lines
+    if unknown := found.unknown:
+        lines.append(
+            f"{len(unknown)} of {found.adapter.key_count} keys match nothing in {model}, such as "
+            f"{first_few([next(iter(unknown))])}: see ssd1b inspect"
+        )
+    if origin := smaller_origin(found):
+        lines.append(f"it is for {origin}, whose blocks have the names of other blocks in {model}")
+    return lines
 
 
 def _stamp(file: InputFile) -> tuple[int, int] | None:

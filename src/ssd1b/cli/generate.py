@@ -86,7 +86,7 @@ def command(
         [each.prompt for each in composed], {**overrides, **drawn, "embeddings": (*used.values(),)}, preset
     )
 
-    from ssd1b.adapters.merging import unknown_keys_advice
+    from ssd1b.adapters.merging import fit_advice
     from ssd1b.cli import display
     from ssd1b.images import check_destination
     from ssd1b.progress import above_bar
@@ -116,7 +116,7 @@ def command(
     loras = [lora for each in settled for lora in each.loras]
     for line in (
         *advise(settled[0], pipeline.layout.size, pipeline.info.family, few_steps),
-        *unknown_keys_advice(loras, pipeline.layout, pipeline.identity.name),
+        *fit_advice(loras, pipeline.layout, pipeline.identity.name),
     ):
         click.echo(f"advice: {line}", err=True)
     for each in settled:

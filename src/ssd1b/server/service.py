@@ -20,7 +20,7 @@ from uuid import uuid4
 import torch
 
 from ssd1b.actions.upscale import Enlarged
-from ssd1b.adapters.merging import unknown_keys_advice
+from ssd1b.adapters.merging import fit_advice
 from ssd1b.adapters.vectors import read_vectors
 from ssd1b.advice import advise
 from ssd1b.composing import HIRES_PROMPTS, Composed
@@ -346,7 +346,7 @@ class Service:
         located = self.files.located(settings)
         return [
             *advise(located, found.layout.size, found.info.family, found.few_steps),
-            *unknown_keys_advice(located.loras, found.layout, model),
+            *fit_advice(located.loras, found.layout, model),
         ]
 
     def _with_located(

@@ -22,7 +22,7 @@ from ssd1b.adapters.combining import combined, copied
 from ssd1b.adapters.dialects import DIALECTS, spelled
 from ssd1b.adapters.low_rank import decompose, decompose_product
 from ssd1b.adapters.matching import match, own_layout, own_layouts
-from ssd1b.adapters.merging import find_changes, merge
+from ssd1b.adapters.merging import find_changes, fit_advice, merge
 from ssd1b.adapters.names import PARTS, Module, shapes
 from ssd1b.adapters.projection import Subspaces, project, subspaces
 from ssd1b.adapters.ranks import RULES, Cut
@@ -333,6 +333,16 @@ def test_loras_of_different_models_are_merged_only_for_a_given_one(tmp_path: Pat
         ([small], student.name),
     ):
         assert merge_adapters(given, out).assumed == assumed
+    (advice,) = fit_advice([lora_of(small)], MINI, "mini-sdxl")
+    assert advice == "lora small: it is for ssd-1b, whose blocks have the names of other blocks in mini-sdxl"
+    assert not [
+        *fit_advice(map(lora_of, (large, either)), MINI, "x"),
+        *fit_advice([lora_of(large)], student, "x"),
+    ]
+    with pytest.raises(
+        InputError, match=r"small.* is for ssd-1b, whose .* in mini-sdxl: give --model, such as"
+    ):
+        merge_adapters([large, small], out, model="mini-sdxl")
     report = merge_adapters([large, small], out, model="mini-ssd-1b")
     assert report.assumed is None and report.modules == len(attention(student))
 
