@@ -14,7 +14,7 @@ from typing import Annotated
 
 from ssd1b.errors import InputError, shown, unknown
 from ssd1b.files import expand_path, named, read_shapes
-from ssd1b.inputs import InputFile, files_by_name, only_file
+from ssd1b.inputs import ADAPTER_KEY, InputFile, files_by_name, only_file
 from ssd1b.validation import Check, Range, validated
 
 MAX_BYTES = 16 * 2**30
@@ -103,7 +103,7 @@ def embedding_of(path: str | Path, word: str | None = None) -> Embedding:
 
 def keys_of(word: str, names: Iterable[str]) -> tuple[str, str]:
     """Return the keys of the vectors for both text encoders."""
-    prefix = "" if "clip_l" in names else f"bundle_emb.{word}."
+    prefix = f"bundle_emb.{word}." if {*ENCODERS}.isdisjoint(names) else ""
     return f"{prefix}clip_l", f"{prefix}clip_g"
 
 
@@ -114,7 +114,10 @@ def _vectors(path: str, shapes: Mapping[str, tuple[int, ...]], keys: tuple[str, 
         InputError: it has none for both text encoders.
     """
     sizes = [shapes.get(key) for key in keys]
-    if None in sizes:
+    missing = [name for name, size in zip(ENCODERS, sizes, strict=True) if size is None]
+    if missing:
+        if len(missing) == len(ENCODERS) and any(map(ADAPTER_KEY.search, shapes)):
+            raise InputError(f"{named(path)}: not an embedding but a LoRA: use --lora")
         widths = [shape[-1] for shape in shapes.values() if shape]
         old = next((_OLD[width] for width in widths if width in _OLD and len(shapes) <= 8), None)
         if old is not None and sizes[1] is None:
@@ -122,7 +125,7 @@ def _vectors(path: str, shapes: Mapping[str, tuple[int, ...]], keys: tuple[str, 
                 f"{named(path)}: an embedding for {old}; SDXL's family needs one with clip_l and clip_g"
             )
         raise InputError(
-            f"{named(path)}: not an embedding for SDXL's family: it has no {' and '.join(ENCODERS)}"
+            f"{named(path)}: not an embedding for SDXL's family: it has no {' and '.join(missing)}"
         )
     counts = {1 if len(shape) == 1 else shape[0] for shape in sizes if shape is not None}
     if any(len(shape) not in (1, 2) for shape in sizes if shape is not None) or len(counts) != 1:

@@ -20,6 +20,12 @@ from ssd1b.validation import Check, Name, validated
 SUFFIX = ".safetensors"
 """Of files with weights."""
 
+ADAPTER_KEY = re.compile(
+    r"lora_(down|up|mid|A|B)\b|\.lora\.(down|up)\.|lora_linear_layer|\.hada_[wt]\d|\.lokr_[wt]\d"
+    r"|\.dora_scale$|\.oft_blocks$|\.(diff|diff_b)$|^lora_(unet|te)"
+)
+"""Names of tensors that only a LoRA or another adapter has."""
+
 _SHA256 = re.compile("[0-9a-f]{64}")
 _MOST_PIECES = 32
 
@@ -154,12 +160,32 @@ def _existing(pieces: Sequence[str], count: int, known: Collection[str]) -> list
     return None
 
 
-def files_by_name(folder: Path, what: str) -> dict[str, list[Path]]:
-    """List the safetensors files below a folder by name, and by path without suffix.
+def without_suffix(path: Path) -> Path:
+    """Return the path of a file without its suffix."""
+    return path.with_suffix("")
+
+
+def name_in(folder: Path, path: Path, place: Callable[[Path], Path] = without_suffix) -> str:
+    """Return the name of a file below a folder, with the folders that lead to it.
+
+    Args:
+        folder: where it is.
+        path: the file.
+        place: returns what the file is named after, such as a folder that is one thing as a whole.
+    """
+    found = place(path)
+    return (without_suffix(path) if found == folder else found).relative_to(folder).as_posix()
+
+
+def files_by_name(
+    folder: Path, what: str, place: Callable[[Path], Path] = without_suffix
+) -> dict[str, list[Path]]:
+    """List the safetensors files below a folder by name, and by name with the folders that lead to it.
 
     Args:
         folder: where they are.
         what: they are, for the error.
+        place: as ``name_in``.
 
     Raises:
         NotFoundError: there is no such folder.
@@ -168,8 +194,9 @@ def files_by_name(folder: Path, what: str) -> dict[str, list[Path]]:
         raise NotFoundError(f"{named(folder)}: no such folder, in which {what} are looked for")
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob(f"*{SUFFIX}")):
-        for name in {path.stem, path.relative_to(folder).with_suffix("").as_posix()}:
-            found.setdefault(name, []).append(path)
+        name = name_in(folder, path, place)
+        for each in {name, name.rpartition("/")[2]}:
+            found.setdefault(each, []).append(path)
     return found
 
 

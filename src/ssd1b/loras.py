@@ -14,7 +14,7 @@ from typing import Annotated
 
 from ssd1b.errors import InputError, shown, unknown
 from ssd1b.files import disk_error, expand_path, header_length, named, open_regular
-from ssd1b.inputs import SUFFIX, InputFile, files_by_name, only_file
+from ssd1b.inputs import SUFFIX, InputFile, files_by_name, only_file, without_suffix
 from ssd1b.numerals import number
 from ssd1b.validation import Range, Text, validated
 
@@ -36,7 +36,14 @@ weights; or by names alone, as other programs do."""
 Strength = Annotated[float, Range(-100, 100)]
 
 _PIECE = re.compile(r"(.+):([^:/\\]*)", re.DOTALL)
+_TOO_MANY = re.compile(rf"{re.escape(SUFFIX)}(:\s*[-+.\d]+\s*)+$", re.IGNORECASE)
 _TAG = re.compile(r"<(?:lora|lyco):([^<>:\n]{1,200})((?::[^<>:\n]{0,40}){0,8})>")
+
+_STRENGTHS = ("te", "unet")
+"""Strengths in tags, in the order of their positions. AUTOMATIC1111's third one, "dyn", is the rank to use,
+which is not supported."""
+
+_TAG_FORM = "<lora:NAME:1:0.8>, with the text encoders' strength and the UNet's"
 
 
 @validated
@@ -63,7 +70,7 @@ class Lora:
     def name(self) -> str:
         """The file's name without suffix, as in tags; of PEFT's, the folder's."""
         path = Path(self.file.path)
-        return path.stem if self.config is None else path.parent.name
+        return path.stem if self.config is None else path.parent.name or path.stem
 
     def __str__(self) -> str:
         """Write it as an option's value: ``FILE[:UNET[:TEXT]]``."""
@@ -98,6 +105,8 @@ def read_lora(text: str) -> Lora:
                 ) from None
             break
         path = found[1]
+    if not os.path.lexists(os.path.expanduser(path)) and _TOO_MANY.search(path):
+        raise InputError(f"lora {shown(text)}: it has too many numbers: write FILE:0.8:0.5")
     unet, *rest = strengths or [1.0]
     return lora_of(path, unet=unet, text=rest[0] if rest else unet)
 
@@ -110,13 +119,21 @@ def lora_of(path: str | Path, *, unet: float = 1.0, text: float = 1.0) -> Lora:
     """
     place = Path(expand_path(str(path)))
     place = place / PEFT_FILE if place.is_dir() else place
-    config = place.with_name(PEFT_CONFIG)
     file = InputFile.of(place, most=MAX_BYTES)
     return Lora(
         file=file, unet=unet, text=text, short_hash=_tensors_hash(file.path),
-        config=InputFile.of(config, most=MAX_CONFIG_BYTES)
-        if place.name == PEFT_FILE and config.exists() else None,
+        config=InputFile.of(place.with_name(PEFT_CONFIG), most=MAX_CONFIG_BYTES) if is_peft(place) else None,
     )  # fmt: skip
+
+
+def is_peft(path: Path) -> bool:
+    """Whether a file is the weights of a folder of PEFT."""
+    return path.name == PEFT_FILE and path.with_name(PEFT_CONFIG).exists()
+
+
+def place_of(path: Path) -> Path:
+    """Return what an adapter's file is named after: PEFT's folder, or the file without suffix."""
+    return path.parent if is_peft(path) else without_suffix(path)
 
 
 def _tensors_hash(path: str) -> str:
@@ -152,8 +169,8 @@ def read_tags(
 ) -> tuple[str, tuple[Lora, ...]]:
     """Remove the tags of adapters from a prompt, and find their files in a folder and the folders in it.
 
-    A name is a file's without suffix, or with the folders that lead to it. Of several tags with one name the
-    last counts, as in AUTOMATIC1111.
+    A name is a file's without suffix, or that of PEFT's folder, also with the folders that lead to it. Of
+    several tags with one name the last counts, as in AUTOMATIC1111.
 
     Args:
         prompt: the prompt.
@@ -165,12 +182,12 @@ def read_tags(
 
     Raises:
         NotFoundError: there is no file of a name; the message gives the nearest name.
-        InputError: a strength is no number, or a name belongs to several files.
+        InputError: a strength is no number or unknown, or a name belongs to several files.
     """
     found: dict[str, Lora] = {}
     files: dict[str, list[Path]] = {}
     for tag in _TAG.finditer(prompt):
-        files = files or files_by_name(Path(expand_path(str(folder))), "<lora:...>")
+        files = files or files_by_name(Path(expand_path(str(folder))), "<lora:...>", place_of)
         name = tag[1].strip()
         strengths = _strengths(tag[2].split(":")[1:], tag[0])
         found[name] = identify(only_file("lora", name, files), **strengths)
@@ -178,18 +195,24 @@ def read_tags(
 
 
 def _strengths(values: Iterable[str], tag: str) -> dict[str, float]:
-    """Read the strengths of a tag; a "dyn" is ignored, which other programs use for one kind of LoRA."""
+    """Read the strengths of a tag, by position or by name.
+
+    Raises:
+        InputError: a strength is no number, its name is unknown, or there are too many.
+    """
     given: dict[str, float] = {}
-    for position, value in enumerate(values):
+    positions = iter(_STRENGTHS)
+    for value in values:
         name, equals, rest = value.partition("=")
-        key = name.strip() if equals else ("te", "unet", "dyn")[min(position, 2)]
-        if key in ("te", "unet"):
-            try:
-                given[key] = number((rest if equals else value).strip())
-            except InputError:
-                raise InputError(
-                    f"{shown(tag)}: {shown(value)} is no number: write <lora:name:1:0.8>"
-                ) from None
+        key = name.strip() if equals else next(positions, None)
+        if key is None:
+            raise InputError(f"{shown(tag)} has too many numbers: write {_TAG_FORM}")
+        if key not in _STRENGTHS:
+            raise unknown(f"strength in {shown(tag)}:", key, _STRENGTHS)
+        try:
+            given[key] = number((rest if equals else value).strip())
+        except InputError:
+            raise InputError(f"{shown(tag)}: {shown(value)} is no number: write {_TAG_FORM}") from None
     text = given.get("te", 1.0)
     return {"unet": given.get("unet", text), "text": text}
 

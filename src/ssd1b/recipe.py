@@ -16,7 +16,7 @@ from ssd1b.errors import InputError, shown, unknown
 from ssd1b.execution import DEFAULT, Execution
 from ssd1b.files import read_shapes
 from ssd1b.inputs import InputFile, with_paths
-from ssd1b.loras import write_tags
+from ssd1b.loras import PEFT_CONFIG, PEFT_FILE, write_tags
 from ssd1b.numerals import number, whole_number
 from ssd1b.sampler_names import SAMPLERS, SCHEDULES
 from ssd1b.settings import BEFORE, HIRES_SETTINGS, SEED_SETTINGS, SETTINGS, GenerationSettings, equal_seed
@@ -145,9 +145,19 @@ class Recipe:
         )
 
 
+def _shared_path(path: str) -> str:
+    """Return a file's name; for PEFT's, with the folder's, which is the adapter's name."""
+    place = Path(path)
+    return (
+        Path(place.parent.name, place.name).as_posix()
+        if place.name in (PEFT_FILE, PEFT_CONFIG)
+        else place.name
+    )
+
+
 def without_folders(recipe: Recipe) -> Recipe:
     """Name the files that an image was generated from without the folders that they are in."""
-    settings = with_paths(recipe.settings, lambda path: Path(path).name)
+    settings = with_paths(recipe.settings, _shared_path)
     return recipe if settings is recipe.settings else replace(recipe, settings=settings)
 
 

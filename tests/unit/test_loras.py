@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from ssd1b.errors import ConflictError, InputError, NotFoundError
 from ssd1b.inputs import InputFile
 from ssd1b.jobs.job import make_job
-from ssd1b.loras import Lora, lora_of, read_lora, read_tags, scaled, write_tags
+from ssd1b.loras import PEFT_CONFIG, PEFT_FILE, Lora, lora_of, read_lora, read_tags, scaled, write_tags
 from ssd1b.recipe import ModelIdentity, Recipe, read_json, write_json, write_parameters
 from ssd1b.settings import GenerationSettings, check_overrides, resolve_settings
 
@@ -49,7 +49,7 @@ def test_paths_may_have_colons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ("text", "message"),
     [
         ("{}:much", "lora .*: 'much' is no number: write FILE:0.8:0.5"),
-        ("{}:1:2:3", "no such file|cannot read"),
+        ("{}:1:2:3", "lora .*: it has too many numbers: write FILE:0.8:0.5"),
         ("{}:101", "unet is 101.0: it must be a number from -100 to 100"),
         ("none.safetensors:1", "cannot read .*none.safetensors"),
         ("", "a path is empty"),
@@ -79,11 +79,35 @@ def test_tags_are_read_as_in_automatic1111(file: Path) -> None:
     assert read_tags("no tags, <b>", folder / "none") == ("no tags, <b>", ())
 
 
+def test_a_folder_of_peft_is_named_by_itself(file: Path) -> None:
+    for folder in ("mine", "more/theirs"):
+        (file.parent / folder).mkdir(parents=True)
+        save_file({"x": torch.zeros(2)}, file.parent / folder / PEFT_FILE)
+        (file.parent / folder / PEFT_CONFIG).write_text("{}")
+    save_file({"x": torch.zeros(2)}, file.parent / "more" / PEFT_FILE)  # without a configuration
+    for tag, name in (("mine", "mine"), ("theirs", "theirs"), ("more/theirs", "theirs")):
+        (found,) = read_tags(f"<lora:{tag}:0.5>", file.parent)[1]
+        assert (found.name, found.unet, found.config is None) == (name, 0.5, False)
+    assert read_tags("<lora:more/adapter_model:1>", file.parent)[1][0].config is None
+    inside = read_tags("<lora:adapter_model:1>", file.parent / "mine")[1]
+    assert inside == (lora_of(file.parent / "mine"),)
+
+
 def test_unknown_tags(file: Path) -> None:
     with pytest.raises(NotFoundError, match="unknown lora 'pixel': did you mean 'pixels'"):
         read_tags("<lora:pixel:1>", file.parent)
     with pytest.raises(InputError, match="'x' is no number"):
         read_tags("<lora:pixels:x>", file.parent)
+    for strengths, message in (
+        ("foo=0.3", "unknown strength in '<lora:pixels:foo=0.3>': 'foo': allowed: te, unet"),
+        ("1:unte=0.3", "unknown strength in '<lora:pixels:1:unte=0.3>': 'unte': did you mean 'unet'"),
+        ("1:1:dyn=8", "unknown strength in .*: 'dyn'"),
+        ("0.3:0.4:0.5", "'<lora:pixels:0.3:0.4:0.5>' has too many numbers: write <lora:NAME:1:0.8>, with"),
+        ("te=x", "'te=x' is no number: write <lora:NAME:1:0.8>"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_tags(f"<lora:pixels:{strengths}>", file.parent)
+    assert read_tags("<lora:pixels:te=0.5:0.3:0.2>", file.parent)[1][0].unet == 0.2  # names take no position
     with pytest.raises(NotFoundError, match="no such folder"):
         read_tags("<lora:pixels>", file.parent / "none")
     (file.parent / "b").mkdir()

@@ -1,6 +1,6 @@
 """Converting, moving, merging, resizing and extracting adapters, and baking them into models."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from torch import Tensor
 from ssd1b.actions.loading import Progress, silent
 from ssd1b.adapters.combining import Made, Read, combined, copied, extracted, projected
 from ssd1b.adapters.dialects import DIALECTS, PEFT_HEADER, Piece, spelled
-from ssd1b.adapters.matching import carried_share, match, own_layout
-from ssd1b.adapters.merging import find_changes, open_lora
+from ssd1b.adapters.matching import carried_share, match, own_layout, own_layouts, smaller_origin
+from ssd1b.adapters.merging import find_changes, fit_advice, open_lora
 from ssd1b.adapters.names import PARTS, Module, modules
 from ssd1b.adapters.ranks import Cut
 from ssd1b.adapters.reading import AdapterFile
@@ -31,8 +31,6 @@ _CPU = torch.device("cpu")
 _STALE = ("format", PEFT_HEADER, "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 """Metadata that are no longer true when tensors are written anew."""
 
-_BUNDLED = "bundle_emb."
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterReport:
@@ -44,6 +42,7 @@ class AdapterReport:
         modules: number of modules.
         ranks: number of modules by rank; those without one are not counted.
         bytes: size of the tensors.
+        assumed: the published model that the adapter was taken to be for; None if a model was given.
         through: the larger model whose names an adapter that was moved had; None for the model's own.
         carried: share of the UNet's change that the model gets, 0 to 1; None if it is not known.
         kept: share of the change that the ranks keep, 0 to 1, by the sum of squares; None if all is kept.
@@ -55,6 +54,7 @@ class AdapterReport:
     modules: int
     ranks: Mapping[int, int]
     bytes: int
+    assumed: str | None = None
     through: str | None = None
     carried: float | None = None
     kept: float | None = None
@@ -181,14 +181,11 @@ def convert_adapter(
     layout = own_layout(adapter) if target is None else target.layout
     larger = _found(teacher)
     found = match(adapter, layout, by_name=transfer == "name", source=larger and larger.layout)
-    bundled = [key for key in adapter.unread if key.startswith(_BUNDLED)]
-    removed = {key for each in found.removed.values() for key in each.keys.values()}
-    odd = {key: why for key, why in found.unmatched.items() if key not in {*removed, *bundled}}
-    if odd and not partial:
-        key, why = next(iter(odd.items()))
+    if found.unknown and not partial:
+        key, why = next(iter(found.unknown.items()))
         raise InputError(
-            f"{named(adapter.path)}: {len(odd)} keys match nothing, such as {first_few([key])}: {why}; "
-            "--partial leaves them out"
+            f"{named(adapter.path)}: {len(found.unknown)} keys match nothing, such as {first_few([key])}: "
+            f"{why}; --partial leaves them out"
         )
     if transfer == "projection":
         assert larger is not None and target is not None
@@ -201,11 +198,12 @@ def convert_adapter(
         if output.dtype is not None:
             dtype = choose_dtype(output.dtype, _CPU)
             pieces = {module: piece.to(dtype) for module, piece in pieces.items()}
-    extra = adapter.raw(bundled)
+    extra = adapter.raw(found.bundled)
     return output.write(
         pieces, layout, _kept_metadata([adapter]), extra,
+        assumed=layout.name if target is None else None,
         through=found.through, carried=carried_share(found) if to else None,
-        left_out={key: why for key, why in found.unmatched.items() if key not in bundled},
+        left_out={key: why for key, why in found.unmatched.items() if key not in extra},
     )  # fmt: skip
 
 
@@ -223,18 +221,26 @@ def merge_adapters(
         loras: the files with their strengths.
         output: the new file.
         cut: the rank of each module; None adds up the ranks, which is exact.
-        model: the model that they are for; None finds it among the published ones. Its weights are needed
-            for kinds whose change depends on them, such as DoRA.
+        model: the model that they are for; None finds it among the published ones. Files for a larger one
+            go through the layer map. Its weights are needed for kinds whose change depends on them, such as
+            DoRA.
         progress: shows how much is done.
 
     Raises:
-        InputError: a file is no adapter or does not fit; a kind needs a rank or the model.
+        InputError: a file is no adapter or does not fit; the files are for different models and none is
+            given; a kind needs a rank or the model.
     """
     output.check()
     given = [read_lora(each) if isinstance(each, str) else each for each in loras]
     files = [open_lora(each) for each in given]
     target = _found(model)
-    layout = own_layout(files[0]) if target is None else target.layout
+    layout = _common_layout(files) if target is None else target.layout
+    for each in files:
+        if (origin := smaller_origin(match(each, layout))) is not None:
+            raise InputError(
+                f"{named(each.path)} is for {origin}, whose blocks have the names of other blocks in "
+                f"{model or layout.name}: give --model, such as {origin}"
+            )
     changes = find_changes(given, layout)
     count = len({(part, key.rpartition(".")[0]) for part, changed in changes.items() for key in changed})
     made = combined(
@@ -245,6 +251,7 @@ def merge_adapters(
     left_out = {key: why for each in files for key, why in match(each, layout).unmatched.items()}
     return output.write(
         pieces, layout, _kept_metadata(files) | _network_metadata(pieces),
+        assumed=layout.name if target is None else None,
         left_out=left_out, kept=None if cut is None else kept,
     )  # fmt: skip
 
@@ -299,6 +306,7 @@ def bake_adapters(
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Progress = silent,
+    notify: Callable[[str], None] = lambda message: None,
 ) -> str:
     """Write a model into which adapters are merged, as a folder of diffusers or a single file.
 
@@ -310,6 +318,7 @@ def bake_adapters(
         overwrite: replace an existing file.
         dry_run: check that everything fits, and write nothing.
         progress: shows how much is done.
+        notify: receives a line of advice for each adapter that does not fit as a whole.
 
     Returns:
         The path.
@@ -324,6 +333,8 @@ def bake_adapters(
     found = Model.find(model, offline=True).with_loras(given)
     changed = sum(len(each) for each in found.changes.values())
     chosen = None if dtype is None else choose_dtype(dtype, _CPU)
+    for advice in fit_advice(given, found.layout, found.identity.name):
+        notify(advice)
     if dry_run:
         return out
     weights: dict[str, dict[str, Tensor]] = {}
@@ -345,6 +356,24 @@ def bake_adapters(
 
 def _found(model: str | None) -> Model | None:
     return None if model is None else Model.find(model, offline=True)
+
+
+def _common_layout(files: Sequence[AdapterFile]) -> ModelLayout:
+    """Return the layout that all files may have been made for; SDXL's if in doubt.
+
+    Raises:
+        InputError: there is none: by name, blocks of one model would get the changes of another's.
+    """
+    (first, common), *others = ((each, own_layouts(each)) for each in files)
+    for file, layouts in others:
+        both = [each for each in common if each in layouts]
+        if not both:
+            raise InputError(
+                f"{named(first.path)} is for {common[0].name}, and {named(file.path)} for "
+                f"{layouts[0].name}: give --model, the model that the result is for"
+            )
+        first, common = (first, both) if len(both) == len(common) else (file, both)
+    return common[0]
 
 
 def _reader(model: Model) -> Read:

@@ -161,7 +161,6 @@ def describe_adapter(name: str, model: str | None = None) -> dict[str, Any]:
         layouts = {each: model_layout(each) for each in NAMED}
     else:
         layouts = {model: Model.find(model, offline=True).layout}
-    keys = len(adapter.unread) + sum(len(each.keys) for each in adapter.modules.values())
     alphas = (each.numbers.get("alpha") for each in adapter.modules.values())
     return {
         "path": str(adapter.path),
@@ -170,7 +169,7 @@ def describe_adapter(name: str, model: str | None = None) -> dict[str, Any]:
         "ranks": _counts(each.rank for each in adapter.modules.values() if each.rank is not None),
         "alphas": _counts(f"{alpha:g}" for alpha in alphas if alpha is not None),
         "parts": _parts(adapter),
-        "keys": keys,
+        "keys": adapter.key_count,
         "metadata": _shown_metadata(adapter.metadata),
         "trigger_words": trigger_words(adapter.metadata),
         "few_steps": _few_steps(recognise(str(adapter.path), adapter.metadata)),

@@ -6,6 +6,7 @@ modules, and the layer map of the distillation says where each is in the smaller
 removed blocks is left out. By name alone, as in other programs, blocks would get the changes of others.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -58,6 +59,18 @@ class Match:
     unmatched: Mapping[str, str]
 
     @property
+    def unknown(self) -> dict[str, str]:
+        """The keys of ``unmatched`` that mean nothing here: no embedding's, nor of a removed block."""
+        removed = {key for each in self.removed.values() for key in each.keys.values()}
+        known = {*removed, *self.bundled}
+        return {key: why for key, why in self.unmatched.items() if key not in known}
+
+    @property
+    def bundled(self) -> list[str]:
+        """The keys of embeddings in the file."""
+        return [key for key in self.adapter.unread if key.startswith("bundle_emb.")]
+
+    @property
     def matched_keys(self) -> int:
         """Number of the file's keys that change the model."""
         used = {each.name: each for each in self.targets.values()}
@@ -70,7 +83,8 @@ def match(
     """Find the modules of a model that an adapter changes.
 
     The names are the model's own if all of the UNet's fit. Otherwise they are those of the layout in
-    ``layouts.UNETS``, at the model's widths, with which most modules fit, if the model is a part of it.
+    ``layouts.UNETS``, at the model's widths, with which most modules fit, if the model is a part of it. Of
+    several, it is the one of which the file changes every transformer block.
 
     Args:
         adapter: the file.
@@ -82,16 +96,16 @@ def match(
         InputError: the adapter is for another family, or fits no module.
     """
     _check_family(adapter, layout.unet)
-    best = _resolve(adapter, source or layout)
+    best, score = _score(adapter, source or layout)
     name, through = None, None
     if source is not None and source.unet != layout.unet:
         name, through = source.name, _map(layout.unet, source.unet)
     elif len(best) < len(adapter.modules) and not by_name:
         for family, candidate, layer_map in larger_layouts(layout.unet):
             larger = replace(layout, unet=candidate)
-            found = _resolve(adapter, larger)
-            if len(found) > len(best):
-                best, source, name, through = found, larger, family, layer_map
+            found, its_score = _score(adapter, larger)
+            if its_score > score:
+                score, best, source, name, through = its_score, found, larger, family, layer_map
     source = source or layout
     targets: dict[Module, ModuleWeights] = {}
     removed: dict[Module, ModuleWeights] = {}
@@ -119,21 +133,53 @@ def match(
 
 
 def own_layout(adapter: AdapterFile) -> ModelLayout:
-    """Return the layout, of ``layouts.NAMED``, in which most of an adapter's modules fit; SDXL's if in doubt.
+    """Return the layout, of ``layouts.NAMED``, that an adapter was made for; the first of ``own_layouts``."""
+    return own_layouts(adapter)[0]
+
+
+def own_layouts(adapter: AdapterFile) -> list[ModelLayout]:
+    """Return the layouts, of ``layouts.NAMED``, that an adapter may have been made for.
+
+    The names of a smaller model's blocks are also those of a larger one. An adapter that changes every
+    transformer block of a layout, and no others, was made for that one. Otherwise all layouts are returned in
+    which most modules fit, SDXL's first.
 
     Raises:
         InputError: the adapter is for another family.
     """
-    best, most = model_layout("sdxl"), 0
-    for name in NAMED:
-        layout = model_layout(name)
-        if len(found := _resolve(adapter, layout)) > most:
-            best, most = layout, len(found)
-        if most == len(adapter.modules):
-            break
-    if not most:
-        _check_family(adapter, best.unet)
-    return best
+    scores = [(_score(adapter, layout)[1], layout) for layout in map(model_layout, NAMED)]
+    most = max(score for score, _ in scores)
+    if not most[0]:
+        _check_family(adapter, model_layout("sdxl").unet)
+    return [layout for score, layout in scores if score == most]
+
+
+_TRANSFORMER_BLOCK = re.compile(r".+\.transformer_blocks\.\d+")
+
+
+def _score(adapter: AdapterFile, layout: ModelLayout) -> tuple[dict[str, Module], tuple[int, bool]]:
+    """Resolve an adapter, and judge how well: number of modules, and whether every block is changed."""
+    found = _resolve(adapter, layout)
+    names = (module.name for module in found.values() if module.part == "unet")
+    blocks = {block[0] for name in names if (block := _TRANSFORMER_BLOCK.match(name))}
+    return found, (len(found), len(blocks) == layout.unet.transformer_blocks)
+
+
+def smaller_origin(found: Match) -> str | None:
+    """Return the smaller model, of ``layouts.UNETS``, that an adapter matched by name was made for, or None.
+
+    Its blocks have the names of other blocks in the larger model, and the layer map has no way back.
+    """
+    fitting, complete = _score(found.adapter, found.layout)[1]
+    if found.through is not None or complete:
+        return None
+    ours = found.layout.unet
+    for name, known in UNETS.items():
+        if len(known.levels) == len(ours.levels):
+            candidate = replace(found.layout, unet=_at_widths_of(ours, known))
+            if _score(found.adapter, candidate)[1] == (fitting, True):
+                return name
+    return None
 
 
 def carried_share(found: Match) -> float | None:
@@ -215,17 +261,22 @@ def larger_layouts(unet: UNetLayout) -> Iterator[tuple[str, UNetLayout, LayerMap
     for name, known in UNETS.items():
         if len(known.levels) != len(unet.levels):
             continue
-        levels = tuple(
-            replace(theirs, channels=ours.channels)
-            for theirs, ours in zip(known.levels, unet.levels, strict=True)
-        )
-        candidate = replace(unet, levels=levels, mid=known.mid)
+        candidate = _at_widths_of(unet, known)
         try:
             found = _map(unet, candidate)
         except InputError:
             continue
         if candidate != unet:
             yield name, candidate, found
+
+
+def _at_widths_of(unet: UNetLayout, known: UNetLayout) -> UNetLayout:
+    """Return a layout with the blocks of a known one of as many levels, at a UNet's widths."""
+    levels = tuple(
+        replace(theirs, channels=ours.channels)
+        for theirs, ours in zip(known.levels, unet.levels, strict=True)
+    )
+    return replace(unet, levels=levels, mid=known.mid)
 
 
 @lru_cache(maxsize=32)

@@ -3,7 +3,7 @@
 Adapters are never subtracted. To take one off, the original weights are read again.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from ssd1b.adapters.kinds import (
     rows_of,
     weight_change,
 )
-from ssd1b.adapters.matching import Match, match
+from ssd1b.adapters.matching import Match, match, smaller_origin
 from ssd1b.adapters.names import PARTS
 from ssd1b.adapters.reading import AdapterFile, ModuleWeights, open_adapter
 from ssd1b.errors import InputError
@@ -27,7 +27,7 @@ from ssd1b.files import named
 from ssd1b.inputs import InputFile
 from ssd1b.layouts import ModelLayout
 from ssd1b.loras import MAX_BYTES, MAX_CONFIG_BYTES, Lora
-from ssd1b.weights.files import is_finite
+from ssd1b.weights.files import first_few, is_finite
 
 
 class Change(NamedTuple):
@@ -82,6 +82,52 @@ def match_file(lora: Lora, layout: ModelLayout) -> Match:
     """
     files = [each for each in (lora.file, lora.config) if each is not None]
     return _match_file(lora.file, lora.file.path, lora.config, tuple(map(_stamp, files)), layout)
+
+
+def fit_advice(loras: Iterable[Lora], layout: ModelLayout, model: str) -> list[str]:
+    """Write a line for each adapter that does not fit a model as a whole; only headers are read.
+
+    Keys may match nothing, or the names may be those of a smaller model.
+
+    Args:
+        loras: the adapters. Nothing is said of one that cannot be read or fits no module: using it is an
+            error.
+        layout: the model's layout.
+        model: its name, for the lines.
+    """
+    lines: dict[str, None] = {}  # a file may be used twice, with different strengths
+    for lora in loras:
+        files = [each for each in (lora.file, lora.config) if each is not None]
+        stamps = tuple(map(_stamp, files))
+        for advice in _advice(
+            *(each.path for each in files), stamps=stamps, layout=layout, model=named(model)
+        ):
+            lines[f"lora {named(lora.name)}: {advice}"] = None
+    return [*lines]
+
+
+@lru_cache(maxsize=1024)
+def _advice(
+    file: str,
+    config: str | None = None,
+    *,
+    stamps: tuple[tuple[int, int] | None, ...],
+    layout: ModelLayout,
+    model: str,
+) -> list[str]:
+    lines: list[str] = []
+    try:
+        found = match(open_adapter(Path(file), None if config is None else Path(config)), layout)
+    except InputError:
+        return lines
+    if unknown := found.unknown:
+        lines.append(
+            f"{len(unknown)} of {found.adapter.key_count} keys match nothing in {model}, such as "
+            f"{first_few([next(iter(unknown))])}: see ssd1b inspect"
+        )
+    if origin := smaller_origin(found):
+        lines.append(f"it is for {origin}, whose blocks have the names of other blocks in {model}")
+    return lines
 
 
 def _stamp(file: InputFile) -> tuple[int, int] | None:

@@ -118,6 +118,11 @@ class AdapterFile:
     modules: Mapping[str, ModuleWeights]
     unread: Mapping[str, str]
 
+    @property
+    def key_count(self) -> int:
+        """Number of the file's keys."""
+        return len(self.unread) + sum(len(each.keys) for each in self.modules.values())
+
     @cached_property
     def kinds(self) -> dict[str, int]:
         """Number of modules by ``label``."""
@@ -188,7 +193,7 @@ def _not_an_adapter(header: Header, unread: Mapping[str, str]) -> str:
     if not header.tensors:
         return "not an adapter: it has no tensors"
     key = next(iter(unread), None)
-    return "not an adapter" if key is None else f"not an adapter: {first_few([key])} is {unread[key]}"
+    return "not an adapter" if key is None else f"not an adapter: {first_few([key])}: {unread[key]}"
 
 
 def _modules(

@@ -22,7 +22,7 @@ from ssd1b.cli.options import (
     speed_option,
 )
 from ssd1b.cli.paths import echo_path
-from ssd1b.composing import Composer
+from ssd1b.composing import HIRES_PROMPTS, Composer
 from ssd1b.errors import InputError
 from ssd1b.prompts import NO_PROMPT
 from ssd1b.settings import SEEDS, Count, GenerationSettings, Preset, few_step_loras, numbered
@@ -75,10 +75,16 @@ def command(
     settings = {**(preset.settings if preset else {}), **overrides}
     given = settings.get("embeddings", ())
     # Here, so that mistakes are found before a model is loaded.
-    composed = [composer.compose(text, settings.get("negative_prompt"), 0, given) for text in prompts]
+    hires = {name: settings.get(name) for name in HIRES_PROMPTS}
+    negative = settings.get("negative_prompt")
+    composed = [composer.compose(text, negative, 0, given, hires) for text in prompts]
     used = {each.word: each for each in (*given, *(each for one in composed for each in one.embeddings))}
-    check_settings([each.prompt for each in composed], {**overrides, "embeddings": (*used.values(),)}, preset)
+    drawn = {**composed[0].hires, **({} if negative is None else {"negative_prompt": composed[0].negative})}
+    check_settings(
+        [each.prompt for each in composed], {**overrides, **drawn, "embeddings": (*used.values(),)}, preset
+    )
 
+    from ssd1b.adapters.merging import fit_advice
     from ssd1b.cli import display
     from ssd1b.images import check_destination
     from ssd1b.progress import above_bar
@@ -91,10 +97,11 @@ def command(
         """Complete the settings of an image. Its number decides what is drawn of a prompt's alternatives."""
         seeds = numbered(first, index)
         made = composer.compose(
-            prompts[index // count], first.negative_prompt, (first.seed + index) % SEEDS, first.embeddings
-        )
+            prompts[index // count], first.negative_prompt, (first.seed + index) % SEEDS, first.embeddings,
+            {name: getattr(first, name) for name in HIRES_PROMPTS},
+        )  # fmt: skip
         given = {
-            **overrides, "negative_prompt": made.negative, "loras": (*first.loras, *made.loras),
+            **overrides, **made.hires, "negative_prompt": made.negative, "loras": (*first.loras, *made.loras),
             "embeddings": (*first.embeddings, *made.embeddings), "seed": seeds.seed,
             "variation_seed": seeds.variation_seed,
         }  # fmt: skip
@@ -104,7 +111,11 @@ def command(
     few_steps = None if pipeline.adapting is None else pipeline.adapting.model.few_steps
     for found in (*([few_steps] if few_steps else []), *few_step_loras(settled[0].loras)):
         click.echo(found.note, err=True)
-    for line in advise(settled[0], pipeline.layout.size, pipeline.info.family, few_steps):
+    loras = [lora for each in settled for lora in each.loras]
+    for line in (
+        *advise(settled[0], pipeline.layout.size, pipeline.info.family, few_steps),
+        *fit_advice(loras, pipeline.layout, pipeline.identity.name),
+    ):
         click.echo(f"advice: {line}", err=True)
     for each in settled:
         check_destination(out, image_format, pipeline.recipe(each))

@@ -231,8 +231,9 @@ def bake_command(
     from ssd1b.cli.display import progress
 
     path = bake_adapters(
-        model, given, out, dtype=dtype, overwrite=overwrite, dry_run=dry_run, progress=progress
-    )
+        model, given, out, dtype=dtype, overwrite=overwrite, dry_run=dry_run, progress=progress,
+        notify=lambda advice: click.echo(line(f"advice: {advice}"), err=True),
+    )  # fmt: skip
     if not dry_run:
         echo_path(path)
 
@@ -262,7 +263,8 @@ def _echo(report: "AdapterReport", output: "Output", *, as_json: bool) -> None:
     ranks = ", ".join(f"{rank} ({count})" for rank, count in report.ranks.items())
     rows = {
         "modules": str(report.modules), "rank": ranks, "size": byte_size(report.bytes),
-        "through": report.through, "carried": _share(report.carried), "kept": _share(report.kept),
+        "model": report.assumed and f"{report.assumed}, assumed", "through": report.through,
+        "carried": _share(report.carried), "kept": _share(report.kept),
     }  # fmt: skip
     click.echo(columns([(name, value) for name, value in rows.items() if value]), err=True)
     reasons: dict[str, int] = {}

@@ -16,6 +16,7 @@ from ssd1b.cli.command import TEXT
 from ssd1b.cli.messages import format_warnings, notify
 from ssd1b.cli.paths import PATH
 from ssd1b.cluster.options import ClusterOptions, option_names
+from ssd1b.composing import HIRES_PROMPTS
 from ssd1b.embeddings import find_words, without_words
 from ssd1b.errors import InputError, prefix_errors, shown, unknown
 from ssd1b.execution import DEFAULT, Execution
@@ -359,7 +360,8 @@ def check_settings(
     check_needs(settings, later)
     found: dict[str, str] = {}
     words = [each.word for each in settings.get("embeddings", ())]
-    texts = [*(check("prompt", prompt, Prompt) for prompt in prompts), settings.get("negative_prompt") or ""]
+    others = (settings.get(name) or "" for name in ("negative_prompt", *HIRES_PROMPTS))
+    texts = [*(check("prompt", prompt, Prompt) for prompt in prompts), *others]
     for text in texts:
         parse_prompt(text)
         found = unsupported(without_words(text, words)) | found

@@ -30,9 +30,9 @@ from ssd1b.few_steps import Recognised, recognise
 from ssd1b.files import disk_error, expand_path, named
 from ssd1b.image_prompts import ImagePrompt, find_encoder
 from ssd1b.images import FORMATS
-from ssd1b.inputs import SUFFIX, InputFile, files_by_name, only_file, with_paths
+from ssd1b.inputs import SUFFIX, InputFile, files_by_name, name_in, only_file, with_paths, without_suffix
 from ssd1b.layouts import ModelLayout, T2IAdapterLayout
-from ssd1b.loras import Lora, lora_of
+from ssd1b.loras import Lora, lora_of, place_of
 from ssd1b.saving import replacing
 from ssd1b.settings import GenerationSettings
 from ssd1b.speed.controlling import check_t2i_adapter, fitting_control
@@ -147,11 +147,12 @@ class Files:
     # Files by name
 
     def names(self, setting: str) -> dict[str, Path]:
-        """List the files of a setting's folder by their paths in it, without suffix. New ones count, too."""
+        """List the files of a setting's folder by their names in it. New ones count, too."""
         folder = self.folders.get(setting)
         if folder is None or not folder.is_dir():
             return {}
-        return {path.relative_to(folder).with_suffix("").as_posix(): path for path in _weights(folder)}
+        place = _place(setting)
+        return {name_in(folder, path, place): path for path in _weights(folder)}
 
     def path_of(self, setting: str, name: str) -> Path:
         """Return the file of a name, or of the last part of one.
@@ -162,7 +163,8 @@ class Files:
         """
         folder = self.folders.get(setting)
         kind = KINDS[setting]
-        return only_file(kind, name, {} if folder is None else files_by_name(folder, f"{kind}s"))
+        files = {} if folder is None else files_by_name(folder, f"{kind}s", _place(setting))
+        return only_file(kind, name, files)
 
     def same_file(self, setting: str, wanted: InputFile) -> InputFile | None:
         """Find a file with the name and content of one from elsewhere; None if there is none.
@@ -268,8 +270,8 @@ class Files:
                 return []
             if mine.file != lora.file:
                 return []
-            path = Path(mine.file.path).relative_to(self.folders["loras"])
-            found.append({"name": path.with_suffix("").as_posix(), "unet": lora.unet, "text": lora.text})
+            name = name_in(self.folders["loras"], Path(mine.file.path), place_of)
+            found.append({"name": name, "unet": lora.unet, "text": lora.text})
         return found
 
     # Controls
@@ -387,6 +389,10 @@ _UPLOAD = re.compile(rf"[0-9a-f]{{64}}(?:{'|'.join(map(re.escape, FORMATS.values
 """The name of a client's picture."""
 
 
+def _place(setting: str) -> Callable[[Path], Path]:
+    return place_of if setting == "loras" else without_suffix
+
+
 def _weights(folder: Path) -> list[Path]:
     return sorted(folder.rglob(f"*{SUFFIX}"))
 
@@ -397,9 +403,16 @@ def _below(folder: Path, path: str) -> str:
 
 
 def file_name(file: InputFile) -> str:
-    """The name of a LoRA, IP-Adapter, embedding or upscaler in settings without folders."""
+    """The name of an IP-Adapter, embedding or upscaler in settings without folders."""
     path = Path(file.path)
     return (path.name if path.is_absolute() else path.as_posix()).removesuffix(SUFFIX)
+
+
+def lora_name(lora: Lora) -> str:
+    """The name of a LoRA in settings without folders: the file's, or that of PEFT's folder."""
+    folder = Path(lora.file.path).parent
+    is_folder = lora.config is not None and folder.name
+    return file_name(replace(lora.file, path=str(folder)) if is_folder else lora.file)
 
 
 def control_name(control: Control) -> str:

@@ -14,7 +14,7 @@ from ssd1b.errors import InputError, shown, unknown
 from ssd1b.image_prompts import LAYERS, MOST_IMAGE_PROMPTS, ImagePrompt
 from ssd1b.inputs import InputFile
 from ssd1b.loras import MOST, Lora
-from ssd1b.server.files import control_name, file_name
+from ssd1b.server.files import control_name, file_name, lora_name
 from ssd1b.server.options import ServerOptions
 from ssd1b.settings import INPUTS, OPTIONS, RANDOM_SEED, SEEDS, SETTINGS, GenerationSettings, read_size
 
@@ -124,7 +124,7 @@ def sent(value: Any, *, network: bool = False) -> Any:
     if isinstance(value, list | tuple):
         return [sent(each) for each in value]
     if isinstance(value, Lora):
-        return {"name": file_name(value.file), "unet": value.unet, "text": value.text}
+        return {"name": lora_name(value), "unet": value.unet, "text": value.text}
     if isinstance(value, Embedding):
         return {"name": file_name(value.file), "word": value.word}
     if isinstance(value, Control):

@@ -20,9 +20,10 @@ from uuid import uuid4
 import torch
 
 from ssd1b.actions.upscale import Enlarged
+from ssd1b.adapters.merging import fit_advice
 from ssd1b.adapters.vectors import read_vectors
 from ssd1b.advice import advise
-from ssd1b.composing import Composed
+from ssd1b.composing import HIRES_PROMPTS, Composed
 from ssd1b.controls import Control
 from ssd1b.decoding import MAX_FILE_BYTES, picture_size, read_source
 from ssd1b.embeddings import MOST_EMBEDDINGS, Embedding
@@ -289,19 +290,25 @@ class Service:
         self._find_files(given)
         below = {**layers, **(preset.settings if preset else {}), **given}
         seed = check("seed", with_drawn_seed({"seed": below["seed"]})["seed"], Seed)
-        negative = check("negative_prompt", below.get("negative_prompt"), Text | None)
+        negative, *others = (
+            check(name, below.get(name), Text | None) for name in ("negative_prompt", *HIRES_PROMPTS)
+        )
+        hires: dict[str, str | None] = dict(zip(HIRES_PROMPTS, others, strict=True))
         composer = self.files.composer(styles)
         found: list[GenerationSettings] = []
         first: Composed | None = None
         for number in range(count):
             drawn = (seed + number) % SEEDS
-            made = composer.compose(prompt, negative, drawn, given.get("embeddings") or ())
+            made = composer.compose(prompt, negative, drawn, given.get("embeddings") or (), hires)
             if first == made:
                 found.append(numbered(found[0], number))
                 continue
             settings = resolve_settings(
                 made.prompt, family=model.info.family, model_defaults=layers, preset=preset,
-                **{**given, "seed": seed, "negative_prompt": made.negative, **_named(given, made)},
+                **{
+                    **given, **made.hires, "seed": seed, "negative_prompt": made.negative,
+                    **_named(given, made),
+                },
             )  # fmt: skip
             self._check(settings, model)
             settings = self.files.unlocated(settings)
@@ -326,7 +333,9 @@ class Service:
                 given[name] = find(given[name])
 
     def advice(self, model: str, settings: GenerationSettings) -> list[str]:
-        """Say what to expect of settings outside the recommended ranges; nothing of a model that is gone.
+        """Say what to expect of settings outside the recommended ranges, and of LoRAs with unknown keys.
+
+        Nothing is said of a model that is gone.
 
         Args:
             model: name of the model.
@@ -335,7 +344,10 @@ class Service:
         if (found := self.models.get(model)) is None:
             return []
         located = self.files.located(settings)
-        return advise(located, found.layout.size, found.info.family, found.few_steps)
+        return [
+            *advise(located, found.layout.size, found.info.family, found.few_steps),
+            *fit_advice(located.loras, found.layout, model),
+        ]
 
     def _with_located(
         self, given: tuple[str, InputFile, dict[str, Any]]
@@ -349,8 +361,8 @@ class Service:
         Raises:
             InputError: it cannot be generated here.
         """
-        for text in (found.prompt, found.negative_prompt or ""):
-            if network := unsupported(text).get(NETWORK):
+        for name in ("prompt", "negative_prompt", *HIRES_PROMPTS):
+            if network := unsupported(getattr(found, name) or "").get(NETWORK):
                 why = "not available here" if "loras" in self.files.folders else "this server has no LoRAs"
                 raise InputError(f"{why}: leave {shown(network)} out of the prompt")
         for number, (run, _) in enumerate(found.passes):

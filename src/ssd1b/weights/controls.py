@@ -17,7 +17,7 @@ from ssd1b.weights.checkpoint import Checkpoint, Part
 from ssd1b.weights.detect import Shapes, detect_shape
 from ssd1b.weights.files import first_few, read_header
 from ssd1b.weights.keymap import RESNET, TRANSFORMER, count
-from ssd1b.weights.other_models import control_kind, other_model_kind
+from ssd1b.weights.other_models import control_kind, is_adapter_file, other_model_kind
 from ssd1b.weights.spellings import Section, unwrapped
 from ssd1b.weights.stored import locate_tensors
 
@@ -53,6 +53,7 @@ def open_control(path: Path, unet: UNetLayout) -> Checkpoint:
         part = control_kind(header.tensors)
         if part not in (CONTROLNET, T2I_ADAPTER):
             kind = other_model_kind(header.tensors) or f"it contains {first_few(header.tensors) or 'nothing'}"
+            kind = "a LoRA: use --lora" if is_adapter_file(header.tensors) else kind
             raise InputError(f"no ControlNet or T2I-Adapter for SDXL's family: {kind}")
     names = {_plain(name) if part == CONTROLNET else unwrapped(name): name for name in header.tensors}
     table = locate_tensors(part, path, [Section("", names)], header)

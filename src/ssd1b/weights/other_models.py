@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 
 from ssd1b.errors import InputError
+from ssd1b.inputs import ADAPTER_KEY
 from ssd1b.weights.files import Shape
 
 _CONTROLNET, _T2I_ADAPTER, _CONTROL_LORA = "a ControlNet", "a T2I-Adapter", "a Control-LoRA"
@@ -27,11 +28,7 @@ _KINDS: tuple[tuple[str, str], ...] = (
         r"(^|\.)(control_model|controlnet_cond_embedding|controlnet_down_blocks|controlnet_mid_block"
         r"|input_hint_block|zero_convs)\.",
     ),
-    (
-        _ADAPTER,
-        r"lora_(down|up|mid|A|B)\b|\.lora\.(down|up)\.|lora_linear_layer|\.hada_[wt]\d|\.lokr_[wt]\d"
-        r"|\.dora_scale$|\.oft_blocks$|\.(diff|diff_b)$|^lora_(unet|te)",
-    ),
+    (_ADAPTER, ADAPTER_KEY.pattern),
     (_IP_ADAPTER, r"^(ip_adapter|image_proj)\.|to_k_ip\."),
     ("a motion module (AnimateDiff)", r"motion_modules\."),
     (_T2I_ADAPTER, r"^(adapter\.)?body\.\d+\.(resnets|block1|in_conv)\."),

@@ -197,7 +197,11 @@ HOSTILE = {
     "a ControlNet": ({"control_model.input_blocks.0.0.weight": (4, 4)}, "not an adapter but a ControlNet"),
     "an embedding": ({"clip_l": (2, 16), "clip_g": (2, 24)}, "not an adapter but an embedding"),
     "nothing": ({}, "not an adapter: it has no tensors"),
-    "something": ({"x": (2,)}, "not an adapter: x is unknown name"),
+    "a wrong shape": (
+        {"x.alpha": (2,), "x.lora_up.weight": (4, 2), "x.lora_down.weight": (2, 4)},
+        r"not an adapter: x\.alpha: alpha has the shape \[2\]: it must be one number",
+    ),
+    "something": ({"x": (2,)}, "not an adapter: x: unknown name"),
     "Stable Diffusion 1": (
         {f"{KEY}.lora_down.weight": (2, 768), f"{KEY}.lora_up.weight": (16, 2)},
         "for a Stable Diffusion 1 model: it takes text of 768 channels, and this model's has 40",

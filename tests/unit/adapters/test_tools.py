@@ -21,8 +21,8 @@ from ssd1b.actions.adapters import (
 from ssd1b.adapters.combining import combined, copied
 from ssd1b.adapters.dialects import DIALECTS, spelled
 from ssd1b.adapters.low_rank import decompose, decompose_product
-from ssd1b.adapters.matching import match, own_layout
-from ssd1b.adapters.merging import find_changes, merge
+from ssd1b.adapters.matching import match, own_layout, own_layouts
+from ssd1b.adapters.merging import find_changes, fit_advice, merge
 from ssd1b.adapters.names import PARTS, Module, shapes
 from ssd1b.adapters.projection import Subspaces, project, subspaces
 from ssd1b.adapters.ranks import RULES, Cut
@@ -306,8 +306,45 @@ def test_the_layout_of_a_file(tmp_path: Path) -> None:
     for name in ("mini-sdxl", "mini-ssd-1b"):
         layout = model_layout(name)
         path = write_lora(tmp_path / f"{name}.safetensors", random_lora(layout, attention(layout)), layout)
-        assert own_layout(open_adapter(path)).name == "mini-sdxl"  # all of the smaller one's names are there
+        assert own_layout(open_adapter(path)).name == name  # though all names of the smaller one are both's
+    path = write_lora(tmp_path / "few.safetensors", random_lora(MINI, attention(MINI)[:1]), MINI)
+    assert [each.name for each in own_layouts(open_adapter(path))] == ["mini-sdxl", "mini-ssd-1b"]
     assert {*DIALECTS} == {"kohya", "comfyui", "diffusers"}
+
+
+def test_loras_of_different_models_are_merged_only_for_a_given_one(tmp_path: Path) -> None:
+    student = model_layout("mini-ssd-1b")
+    large, small, either = (
+        str(write_lora(tmp_path / f"{name}.safetensors", random_lora(layout, chosen, rank=1), layout))
+        for name, layout, chosen in (
+            ("large", MINI, attention(MINI)), ("small", student, attention(student)),
+            ("either", MINI, attention(MINI)[:2]),
+        )
+    )  # fmt: skip
+    out = Output(path=str(tmp_path / "out.safetensors"), dry_run=True)
+    for given in ([large, small], [either, large, small], [large, either, small]):
+        with pytest.raises(
+            InputError, match=r"large.* is for mini-sdxl, and .*small.* for mini-ssd-1b: give --model, the"
+        ):
+            merge_adapters(given, out)
+    for given, assumed in (
+        ([either, small], "mini-ssd-1b"),
+        ([either], "mini-sdxl"),
+        ([small], student.name),
+    ):
+        assert merge_adapters(given, out).assumed == assumed
+    (advice,) = fit_advice([lora_of(small)], MINI, "mini-sdxl")
+    assert advice == "lora small: it is for ssd-1b, whose blocks have the names of other blocks in mini-sdxl"
+    assert not [
+        *fit_advice(map(lora_of, (large, either)), MINI, "x"),
+        *fit_advice([lora_of(large)], student, "x"),
+    ]
+    with pytest.raises(
+        InputError, match=r"small.* is for ssd-1b, whose .* in mini-sdxl: give --model, such as"
+    ):
+        merge_adapters([large, small], out, model="mini-sdxl")
+    report = merge_adapters([large, small], out, model="mini-ssd-1b")
+    assert report.assumed is None and report.modules == len(attention(student))
 
 
 def orthonormal(rows: int, columns: int) -> Tensor:

@@ -113,6 +113,21 @@ def test_wrong_ways_to_compute(run, tiny_model, arguments, words):
     assert all(word in done.err for word in words), done.err
 
 
+def test_words_are_drawn_in_the_prompts_of_the_second_pass(generate, tmp_path):
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "x.txt").write_text("red")
+    found = generate(
+        "a cube", "--negative", "__x__ a", "--hires-scale", "1.125", "--hires-prompt", "a __x__ <lora:y:1>",
+        "--hires-negative", "{fog|fog}", "--wildcard-folder", "words", "--steps", "1", "--json",
+    )  # fmt: skip
+    settings = json.loads(found.out)["settings"]
+    assert [settings[name] for name in ("negative_prompt", "hires_prompt", "hires_negative_prompt")] == [
+        "red a", "a red <lora:y:1>", "fog"
+    ]  # fmt: skip
+    taken = "advice: taken literally: '<lora:y:1>' (a LoRA or another network: see --lora-folder)\n"
+    assert found.err.count("taken literally") == 1 and taken in found.err
+
+
 def test_one_number_is_the_side_of_a_square(generate, tmp_path, image_at):
     generate("a cube", "--size", "72", "--out", "cube.png")
     assert image_at(tmp_path / "cube.png").size == (72, 72)

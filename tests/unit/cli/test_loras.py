@@ -1,10 +1,13 @@
 """Adapters on the command line: images, their recipes, and what a file is."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from adapter_files import attention, random_lora, write_lora
 from ssd1b.layouts import model_layout
@@ -35,6 +38,23 @@ def test_generate_inspect_and_rerun(run, tiny_model: Path, lora: Path) -> None:
     assert again.code == 0 and "bit-equal" in again.err
     wrong = run("generate", "a cat <lora:pixel:0.1>", *given, "--lora-folder", lora.parent)
     assert wrong.code == 2 and wrong.err.count("\n") == 1 and "did you mean 'pixels'" in wrong.err
+
+
+def test_keys_that_match_nothing_are_advice(run, tiny_model: Path, lora: Path) -> None:
+    tensors = load_file(lora)
+    odd = {f"{key}.x": tensor.clone() for key, tensor in tensors.items()} | {
+        "bundle_emb.x.clip_l": torch.ones(1, 8)
+    }
+    few = dict([*tensors.items()][:3])
+    save_file(few | odd, lora)
+    expected = (
+        rf"advice: lora pixels: {len(tensors)} of {len(tensors) + 4} keys match nothing "
+        rf"in {tiny_model.name}, such as \S+\.x: see ssd1b inspect\n"
+    )
+    made = run("generate", "a cat", "--model", tiny_model, "--size", 64, "--steps", 1, "--lora", lora)
+    baked = run("lora", "bake", tiny_model, "--lora", lora, "--out", "new", "--dry-run")
+    for each in (made, baked):
+        assert each.code == 0 and len(re.findall(expected, each.err)) == 1, each.err
 
 
 def test_a_few_step_adapter_brings_its_settings_also_as_a_tag(run, tiny_model: Path, lora: Path) -> None:
@@ -98,6 +118,7 @@ def test_tools(run, tmp_path: Path) -> None:
         write_lora(tmp_path / f"{name}.safetensors", adapter, layout)
     converted = run("lora", "convert", "a.safetensors", "--dialect", "comfyui", "--out", "c.safetensors")
     assert (converted.code, converted.out) == (0, "c.safetensors\n") and "modules  4" in converted.err
+    assert "model    mini-sdxl, assumed" in converted.err
     merged = run("lora", "merge", "a.safetensors:0.5", "b.safetensors", "--out", "d.safetensors", "--json")
     assert json.loads(merged.out)["ranks"] == {"4": 4}
     resized = run("lora", "resize", "d.safetensors", "--rank", 2, "--dry-run", "--out", "e.safetensors")

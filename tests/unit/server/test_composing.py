@@ -157,6 +157,16 @@ def test_what_is_wrong_is_said(
     assert str(folder) not in answer.text
 
 
+def test_words_are_drawn_in_the_prompts_of_the_second_pass(server: Server) -> None:
+    texts = {"hires_prompt": "a __colours__ cat-toy", "hires_negative_prompt": "{x|x} deepneg"}
+    found = settings(server, "a __colours__ cube", hires_scale=1.25, **texts)
+    assert found["hires_prompt"] == f"a {found['prompt'].split()[1]} cat-toy", "the same seed draws"
+    assert found["hires_negative_prompt"] == "x deepneg"
+    assert {each["word"] for each in found["embeddings"]} == {"cat-toy", "deepneg"}
+    refused = post(server, "x", hires_scale=1.25, hires_prompt="a <lora:x:1>")
+    assert refused.status_code == 422 and "leave '<lora:x:1>' out of the prompt" in refused.json()["error"]
+
+
 def test_changed_files_count_at_once(server: Server, folder: Path) -> None:
     (folder / "styles.csv").write_text(STYLES + "New,new {prompt},\n")
     assert settings(server, "a cube", styles=["New"])["prompt"] == "new a cube"

@@ -1,6 +1,7 @@
 """LoRAs of the server's folder: listed, used by name and in prompts, swapped, and never named by a path."""
 
 import io
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,14 +9,16 @@ from typing import Any
 
 import pytest
 import requests
+import torch
 import webuiapi
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from adapter_files import attention, random_lora, write_lora
 from server_process import Server, ServerProcess, finished, serving
 from server_workers import Plan
 from ssd1b.layouts import model_layout
-from ssd1b.loras import MOST
+from ssd1b.loras import MOST, PEFT_CONFIG, PEFT_FILE
 
 pytestmark = pytest.mark.enable_socket
 
@@ -143,6 +146,40 @@ def test_a_few_step_lora_is_listed_with_its_settings_and_jobs_use_and_are_judged
         assert line == "steps 20: mine is made for exactly 3 (what the student was trained for)"
     finally:
         new.unlink()
+
+
+def test_keys_that_match_nothing_are_advice(server: Server, folder: Path) -> None:
+    new = write(folder / "odd.safetensors", 5)
+    tensors = load_file(new)
+    save_file(tensors | {"odd": torch.ones(1)}, new)
+    try:
+        body = {"prompt": "a cube", "steps": 20, "loras": [{"name": "odd"}]}
+        checked = requests.post(f"{server.url}/v1/check", json=body, timeout=60).json()
+        for advice in (checked["advice"], post(server, **body).json()["advice"]):
+            (line,) = advice
+            assert line.startswith(
+                f"lora odd: 1 of {len(tensors) + 1} keys match nothing in mini-ssd-1b, such"
+            )
+    finally:
+        new.unlink()
+
+
+def test_a_folder_of_peft_is_named_by_itself(server: Server, folder: Path) -> None:
+    peft = folder / "styles" / "chalk"
+    write(peft / PEFT_FILE, 6)
+    (peft / PEFT_CONFIG).write_text('{"lora_alpha": 2, "r": 2}')
+    try:
+        listed = requests.get(f"{server.url}/v1/loras", timeout=60).json()["loras"]
+        assert "styles/chalk" in [each["name"] for each in listed]
+        for body in ({"prompt": "a cube <lora:chalk:1>"}, {"loras": [{"name": "styles/chalk"}]}):
+            job = post(server, **body).json()
+            assert job["settings"]["loras"] == [{"name": "styles/chalk", "unet": 1.0, "text": 1.0}]
+            (image,) = finished(server.url, job["id"])["images"]
+        file = requests.get(server.url + image["url"], timeout=60).content
+        read = requests.post(f"{server.url}/v1/read", data=file, timeout=60).json()
+        assert read["settings"]["loras"] == job["settings"]["loras"] and read["unreproduced"] == []
+    finally:
+        shutil.rmtree(peft)
 
 
 def test_a_server_without_a_folder_has_none(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_published_sizes() -> None:
         ("lllite_unet_input_blocks_4_1.down.0.weight", "a ControlNet-LLLite"),
         ("controlnet_x_embedder.weight", "a ControlNet for Flux or Stable Diffusion 3"),
         ("double_blocks.0.img_attn.qkv.weight", "a Flux model"),
-        ("lora_unet_x.lora_down.weight", "a LoRA"),
+        ("lora_unet_x.lora_down.weight", "a LoRA: use --lora$"),
         ("image_proj.proj.weight", "an IP-Adapter"),
         ("anything", "it contains anything"),
     ],
