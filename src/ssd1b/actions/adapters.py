@@ -16,7 +16,7 @@ from ssd1b.adapters.merging import find_changes, fit_advice, open_lora
 from ssd1b.adapters.names import PARTS, Module, modules
 from ssd1b.adapters.ranks import Cut
 from ssd1b.adapters.reading import AdapterFile
-from ssd1b.errors import InputError, unknown
+from ssd1b.errors import ConflictError, InputError, unknown
 from ssd1b.files import expand_path, named
 from ssd1b.layouts import ModelLayout
 from ssd1b.loras import SUFFIX, TRANSFERS, Lora, lora_of, read_lora
@@ -328,6 +328,8 @@ def bake_adapters(
     """
     path = Path(expand_path(out))
     single = path.suffix.lower() == SUFFIX
+    if path.is_file() and not single:
+        raise ConflictError(f"{named(path)} is a file: a model is a folder, or a file that ends in {SUFFIX}")
     check_free(path, overwrite=overwrite and single)
     given = [read_lora(each) if isinstance(each, str) else each for each in loras]
     found = Model.find(model, offline=True).with_loras(given)

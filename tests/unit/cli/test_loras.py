@@ -164,3 +164,16 @@ def test_tools_refuse_in_one_line(arguments: list[str], message: str, run, tmp_p
     refused = run("lora", *arguments)
     assert refused.code == 2 and refused.err.count("\n") == 1 and message in refused.err, refused.err
     assert [each.name for each in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_file_is_never_replaced_by_a_models_folder(run, tmp_path: Path) -> None:
+    (tmp_path / "kept.png").write_text("another's")
+    layout = model_layout("mini-ssd-1b")
+    write_lora(tmp_path / "a.safetensors", random_lora(layout, attention(layout)[:1]), layout)
+    refused = run(
+        "lora", "bake", "mini-ssd-1b", "--out", "kept.png", "--overwrite", "--lora", "a.safetensors"
+    )
+    assert (
+        refused.code == 2 and "kept.png is a file: a model is a folder, or a file that ends in" in refused.err
+    )
+    assert (tmp_path / "kept.png").read_text() == "another's"
