@@ -23,7 +23,7 @@ from ssd1b.controls import BUILT_IN
 from ssd1b.decoding import MAX_FILE_BYTES
 from ssd1b.errors import InputError, NotFoundError, printable
 from ssd1b.execution import DEFAULT
-from ssd1b.files import expand_path, named, open_regular, reason
+from ssd1b.files import disk_error, expand_path, named, open_regular, reason
 from ssd1b.images import Picture, read_recipe
 from ssd1b.inputs import InputFile
 from ssd1b.pipeline import Pipeline, Watch, ignore
@@ -184,8 +184,16 @@ class _Places:
 
     def __init__(self, image: str, folder: str | None) -> None:
         self._given = None if folder is None else Path(expand_path(folder))
-        if self._given is not None and not self._given.is_dir():
-            raise NotFoundError(f"{named(self._given)}: no such folder, in which inputs are looked for")
+        self._others: list[str] = []
+        if self._given is not None:
+            try:
+                self._others = sorted(map(str, self._given.iterdir()))
+            except (FileNotFoundError, NotADirectoryError):
+                raise NotFoundError(
+                    f"{named(self._given)}: no such folder, in which inputs are looked for"
+                ) from None
+            except OSError as error:
+                raise disk_error(f"cannot read {named(self._given)}", error) from None
         self._folders = [*([self._given] if self._given else []), Path(image).parent, *BUILT_IN.values()]
 
     def find(self, name: str, wanted: InputFile, most: int) -> InputFile:
@@ -201,8 +209,8 @@ class _Places:
         """
         file = re.split(r"[\\/]", wanted.path)[-1]  # the recipe may come from another system
         places = [*(str(folder / file) for folder in self._folders if file), wanted.path]
-        if self._given is not None and most == MAX_FILE_BYTES:  # networks would take minutes to read
-            places += [str(each) for each in sorted(self._given.iterdir())]
+        if most == MAX_FILE_BYTES:  # networks would take minutes to read
+            places += self._others
         for place in places:
             try:
                 candidate = InputFile.of(place, most=most)
