@@ -178,3 +178,20 @@ def finished(url: str, job: str) -> dict[str, Any]:
             return answer
         time.sleep(0.02)
     raise AssertionError(answer)
+
+
+SMALL = {"prompt": "a cube", "steps": 2, "width": 64, "height": 64}
+"""A job that is soon done."""
+
+
+def with_units(server: Server, *units: Any, way: str = "txt2img", **body: Any) -> requests.Response:
+    """Generate through AUTOMATIC1111's API with units of its ControlNet extension."""
+    scripts = {"ControlNet": {"args": units}}
+    return requests.post(
+        f"{server.url}/sdapi/v1/{way}", json={**SMALL, "alwayson_scripts": scripts, **body}, timeout=60
+    )
+
+
+def newest(server: Server) -> dict[str, Any]:
+    """Return the settings of the newest job."""
+    return requests.get(f"{server.url}/v1/jobs?limit=1", timeout=60).json()["jobs"][0]["settings"]

@@ -9,15 +9,14 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional as F
 
+from control_training import control_in_training
 from ssd1b.finetune.controlnet import write_controlnet
-from ssd1b.finetune.networks import Networks, prepare
+from ssd1b.finetune.networks import Networks
 from ssd1b.finetune.prior import loss_terms
 from ssd1b.finetune.settings import make_settings
-from ssd1b.layouts import KOALA_1B, SDXL, SSD_1B, VEGA, ControlNetLayout, ModelLayout, UNetLayout, encoder_of
+from ssd1b.layouts import KOALA_1B, SDXL, SSD_1B, VEGA, ModelLayout, UNetLayout
 from ssd1b.model import Model
-from ssd1b.models.controlnet import ControlNet
 from ssd1b.models.text import Conditioning
-from ssd1b.models.unet import UNet
 from ssd1b.training.batches import LatentBatch
 from ssd1b.training.objective import Objective
 from ssd1b.weights.checkpoint import ModelInfo
@@ -40,18 +39,6 @@ def few(depth: UNetLayout) -> UNetLayout:
 
 LAYOUTS = {name: few(tiny(each).unet) for name, each in
            {"sdxl": SDXL, "ssd-1b": SSD_1B, "vega": VEGA, "koala-1b": KOALA_1B}.items()}  # fmt: skip
-
-
-def in_training(layout: UNetLayout) -> Networks:
-    """A ControlNet with the model's encoder, whose outputs are no longer zero."""
-    torch.manual_seed(0)
-    unet, control = UNet(layout), ControlNet(ControlNetLayout(encoder=encoder_of(layout)))
-    control.copy_encoder(unet)
-    for layer in (*control.controlnet_down_blocks, control.controlnet_mid_block):
-        torch.nn.init.normal_(layer.weight, std=0.1)  # type: ignore[arg-type]
-    networks = Networks(unet, None, {}, control)
-    prepare(networks, SETTINGS)
-    return networks
 
 
 def batch(layout: UNetLayout) -> LatentBatch:
@@ -90,7 +77,7 @@ def predicted(unet: UNet2DConditionModel, control: ControlNetModel, given: tuple
 def test_loss_and_gradients_are_those_of_diffusers(name: str) -> None:
     """As in diffusers' ``train_controlnet_sdxl.py``, with the same noise and timesteps."""
     layout = LAYOUTS[name]
-    networks, data = in_training(layout), batch(layout)
+    networks, data = control_in_training(layout, SETTINGS), batch(layout)
     unet, theirs = oracle_of(networks)
     torch.manual_seed(2)
     predict = networks.predictor(data.controls, torch.float32)
@@ -116,7 +103,7 @@ def test_loss_and_gradients_are_those_of_diffusers(name: str) -> None:
 def test_diffusers_opens_the_folder(tmp_path: Path) -> None:
     layout: ModelLayout = replace(DRAWABLE, unet=LAYOUTS["ssd-1b"])
     save_folder(tmp_path / "model", ModelInfo(layout=layout), random_weights(layout))
-    networks, data = in_training(layout.unet), batch(layout.unet)
+    networks, data = control_in_training(layout.unet, SETTINGS), batch(layout.unet)
     assert networks.controlnet is not None and data.controls is not None
     model = Model.find(str(tmp_path / "model"))
     write_controlnet(tmp_path / "controlnet", networks.controlnet, model, {"x": "y"}, overwrite=False)

@@ -4,15 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from control_training import control_in_training
 from ssd1b.errors import InputError
 from ssd1b.finetune.controlnet import new_controlnet
-from ssd1b.finetune.networks import Networks, prepare
+from ssd1b.finetune.networks import Networks
 from ssd1b.finetune.prior import weighted_error
 from ssd1b.finetune.settings import make_settings
-from ssd1b.layouts import ControlNetLayout, encoder_of
 from ssd1b.model import Model
-from ssd1b.models.controlnet import ControlNet
-from ssd1b.models.unet import UNet
 from ssd1b.training.gradient_checkpointing import checkpoint_gradients
 from ssd1b.training.objective import Example
 from ssd1b.training.trained import trained_parameters
@@ -20,18 +18,6 @@ from tiny import DRAWABLE, inputs
 
 GIVEN = inputs(DRAWABLE.unet, 8, 8)
 SETTINGS = make_settings(None, {"method": "controlnet"}, size=64)
-
-
-def learning() -> Networks:
-    """Networks after some steps: the outputs are no longer zero."""
-    torch.manual_seed(0)
-    unet, control = UNet(DRAWABLE.unet), ControlNet(ControlNetLayout(encoder=encoder_of(DRAWABLE.unet)))
-    control.copy_encoder(unet)
-    for layer in (*control.controlnet_down_blocks, control.controlnet_mid_block):
-        torch.nn.init.normal_(layer.weight, std=0.1)  # type: ignore[arg-type]
-    networks = Networks(unet, None, {}, control)
-    prepare(networks, SETTINGS)
-    return networks
 
 
 def gradients(networks: Networks, controls: Tensor) -> dict[str, Tensor]:
@@ -83,7 +69,7 @@ def test_each_source_may_have_controls_of_its_own() -> None:
 
 
 def test_gradients_reach_the_controlnet_alone_and_checkpointing_keeps_them() -> None:
-    networks, recomputed = learning(), learning()
+    networks, recomputed = (control_in_training(DRAWABLE.unet, SETTINGS) for _ in range(2))
     checkpoint_gradients(recomputed)
     controls = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     plain = gradients(networks, controls)
@@ -95,7 +81,7 @@ def test_gradients_reach_the_controlnet_alone_and_checkpointing_keeps_them() -> 
 
 
 def test_grey_control_images_are_colours_of_equal_levels() -> None:
-    networks = learning()
+    networks = control_in_training(DRAWABLE.unet, SETTINGS)
     grey = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         one, three, dark = (

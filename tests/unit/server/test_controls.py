@@ -13,7 +13,7 @@ import webuiapi
 from safetensors.torch import save_file
 
 from picture_files import as_bytes, smooth
-from server_process import Server, ServerProcess, finished, serving
+from server_process import SMALL, Server, ServerProcess, finished, newest, serving, with_units
 from server_workers import Plan
 from ssd1b.controls import BUILT_IN, MOST, STEMS
 from ssd1b.layouts import T2IAdapterLayout, model_layout
@@ -22,7 +22,6 @@ from ssd1b.models.t2i_adapter import T2IAdapter
 pytestmark = pytest.mark.enable_socket
 
 SQUARE, WIDE = (base64.b64encode(as_bytes(smooth(*size))).decode() for size in ((64, 64), (128, 64)))
-SMALL = {"prompt": "a cube", "steps": 2, "width": 64, "height": 64}
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +52,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[S
 
 def post(server: Server, *controls: Any, **body: Any) -> requests.Response:
     return requests.post(f"{server.url}/v1/jobs", json={**SMALL, "controls": controls, **body}, timeout=60)
-
-
-def generate(server: Server, *units: Any, way: str = "txt2img", **body: Any) -> requests.Response:
-    scripts = {"ControlNet": {"args": units}}
-    return requests.post(
-        f"{server.url}/sdapi/v1/{way}", json={**SMALL, "alwayson_scripts": scripts, **body}, timeout=60
-    )
-
-
-def newest(server: Server) -> dict[str, Any]:
-    return requests.get(f"{server.url}/v1/jobs?limit=1", timeout=60).json()["jobs"][0]["settings"]
 
 
 def test_the_folder_is_listed_with_what_fits(server: Server, folder: Path) -> None:
@@ -180,7 +168,7 @@ def test_webuiapi_lists_and_uses_them(server: Server) -> None:
     {"image": WIDE, "model": "mini-control", "resize_mode": "Scale to Fit (Inner Fit)", "lowvram": True},
 ])  # fmt: skip
 def test_units_of_other_clients(server: Server, unit: dict[str, Any]) -> None:
-    answer = generate(server, unit, {"enabled": False, "model": "unknown"})
+    answer = with_units(server, unit, {"enabled": False, "model": "unknown"})
     assert answer.status_code == 200, answer.text
     settings = newest(server)
     (control,) = settings["controls"]
@@ -209,18 +197,18 @@ def test_units_of_other_clients(server: Server, unit: dict[str, Any]) -> None:
 def test_what_is_not_available_is_refused_in_a_line(
     server: Server, unit: dict[str, Any], status: int, words: str
 ) -> None:
-    answer = generate(server, {"image": SQUARE, "model": "mini-control", **unit})
+    answer = with_units(server, {"image": SQUARE, "model": "mini-control", **unit})
     assert answer.status_code == status and words in answer.json()["detail"], answer.text
     assert "\n" not in answer.json()["detail"] and len(answer.text) < 500
 
 
 def test_a_request_may_have_no_other_scripts_and_the_lists_are_as_clients_ask(server: Server) -> None:
     scripts = {"ADetailer": {"args": [{"ad_model": "x"}]}}
-    answer = generate(server, alwayson_scripts=scripts)
+    answer = with_units(server, alwayson_scripts=scripts)
     assert answer.status_code == 422 and "Script not found: 'ADetailer'" in answer.json()["detail"]
     for args in ("x", [1]):
         scripts = {"controlnet": {"args": args}}
-        answer = generate(server, alwayson_scripts=scripts)
+        answer = with_units(server, alwayson_scripts=scripts)
         assert answer.status_code == 422 and "list of objects" in answer.json()["detail"]
     kinds = requests.get(f"{server.url}/controlnet/control_types", timeout=60).json()["control_types"]
     assert kinds["Canny"]["default_option"] == "canny" and "sketch" in kinds["All"]["model_list"]

@@ -11,7 +11,7 @@ import webuiapi
 
 from image_prompt_files import write_adapter, write_encoder
 from picture_files import as_bytes, smooth
-from server_process import Server, ServerProcess, finished, serving
+from server_process import SMALL, Server, ServerProcess, finished, newest, serving, with_units
 from server_workers import Plan
 from ssd1b.image_prompts import MOST_IMAGE_PROMPTS
 from upscaler_files import write_compact
@@ -19,7 +19,6 @@ from upscaler_files import write_compact
 pytestmark = pytest.mark.enable_socket
 
 PICTURE = base64.b64encode(as_bytes(smooth(64, 48))).decode()
-SMALL = {"prompt": "a cube", "steps": 2, "width": 64, "height": 64}
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +41,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[S
 def post(server: Server, *prompts: Any, **body: Any) -> requests.Response:
     given = {**SMALL, "image_prompts": prompts, **body}
     return requests.post(f"{server.url}/v1/jobs", json=given, timeout=60)
-
-
-def generate(server: Server, *units: Any, way: str = "txt2img", **body: Any) -> requests.Response:
-    scripts = {"ControlNet": {"args": units}}
-    return requests.post(
-        f"{server.url}/sdapi/v1/{way}", json={**SMALL, "alwayson_scripts": scripts, **body}, timeout=60
-    )
-
-
-def newest(server: Server) -> dict[str, Any]:
-    return requests.get(f"{server.url}/v1/jobs?limit=1", timeout=60).json()["jobs"][0]["settings"]
 
 
 def test_the_folder_is_listed_with_what_fits(server: Server, folder: Path) -> None:
@@ -134,7 +122,7 @@ def test_units_of_automatic1111s_extension(server: Server) -> None:
     assert (prompt["adapter"], prompt["scale"], prompt["end"]) == ("ip-adapter_mini", 0.6, 0.8)
     assert control["model"] == "mini-control"
     # Without a picture, that of img2img.
-    answer = generate(
+    answer = with_units(
         server, {"module": "ip-adapter_clip_sdxl", "model": "ip-adapter_mini [12345678]"}, way="img2img",
         init_images=[PICTURE],
     )  # fmt: skip
@@ -163,7 +151,7 @@ def test_units_of_automatic1111s_extension(server: Server) -> None:
 )
 def test_units_that_are_not_available(server: Server, unit: dict[str, Any], status: int, words: str) -> None:
     plain = {"image": PICTURE, "module": "ip-adapter-auto", "model": "ip-adapter_mini"}
-    answer = generate(server, {**plain, **unit})
+    answer = with_units(server, {**plain, **unit})
     assert answer.status_code == status and words in answer.json()["detail"], answer.text
 
 
