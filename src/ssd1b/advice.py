@@ -31,7 +31,7 @@ class AdvisedRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advised:
-    """What is recommended for a model or a few-step LoRA.
+    """Recommended settings of a model or a few-step LoRA.
 
     Attributes:
         ranges: of settings with numbers.
@@ -68,7 +68,7 @@ FAMILIES: Mapping[str, Advised] = {
         ranges=_SSD_1B_RANGES, samplers=("unipc", "euler", "ddpm"), others="highly recommended are"
     )
 }
-"""What is recommended for the models of a family, by the names of ``layouts.UNETS``."""
+"""Recommended settings by family, a name of ``layouts.UNETS``."""
 
 
 def advised(family: str, few_steps: Recognised | None = None) -> Advised:

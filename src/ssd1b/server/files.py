@@ -383,7 +383,7 @@ class Files:
 
 
 KINDS = {"loras": "lora", "image_prompts": "ip-adapter", "embeddings": "embedding"}
-"""What a file of a setting's folder is called."""
+"""Names for messages, by setting."""
 
 _UPLOAD = re.compile(rf"[0-9a-f]{{64}}(?:{'|'.join(map(re.escape, FORMATS.values()))})")
 """The name of a client's picture."""

@@ -334,7 +334,7 @@ def advice_answers(advised: Advised) -> list[AdviceAnswer]:
 
 
 class FewStepsAnswer(BaseModel):
-    """What a few-step LoRA was made for."""
+    """Recommended settings of a few-step LoRA."""
 
     kind: str
     settings: dict[str, Any] = Field(description="Used by jobs that do not set them.")

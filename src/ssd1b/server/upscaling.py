@@ -23,8 +23,8 @@ IDLE = 60.0
 class Upscaling:
     """A process that enlarges images.
 
-    It starts with the first image, and is ended when its client leaves, so that none waits for what nobody
-    wants.
+    The process starts with the first image. It is terminated when the client of the current image
+    disconnects, so that other clients do not wait for it.
 
     Args:
         device: where networks run; None for the accelerator, or else the CPU.

@@ -53,7 +53,7 @@ _IP_ADAPTER_MODULES = ("ip-adapter-auto", "ip-adapter_clip_sdxl", "ip-adapter_cl
 """Image encoders; here the one that belongs to the IP-Adapter is used, as with the first."""
 
 _IP_ADAPTER = "ip-adapter"
-"""What modules and models of IP-Adapters begin with."""
+"""Prefix of IP-Adapter modules and models."""
 
 
 class Units(NamedTuple):

@@ -475,7 +475,7 @@ async def upscalers(service: TheService) -> list[dict[str, Any]]:
 
 
 class Extras(BaseModel):
-    """What is done with images that were generated before: here, they are enlarged."""
+    """Options for upscaling existing images."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -1,4 +1,4 @@
-"""What is learned of a caption in a pass: one of its lines, its tags in another order, a trigger word."""
+"""Captions during training: choose a line, shuffle and drop tags, prepend a trigger word."""
 
 import re
 from collections.abc import Sequence
