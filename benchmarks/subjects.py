@@ -62,8 +62,7 @@ class Method:
         model: which learns.
         strength: of the adapter, when images are generated.
         trained: the method whose adapter it is, if it is not trained for this one.
-        transfer: how an adapter of the larger miniature is moved to the smaller one; without it, the larger
-            one generates.
+        transfer: how the adapter is moved to the other miniature, which then generates; None leaves it.
     """
 
     steps: int
@@ -285,16 +284,18 @@ def load(base: Pipeline, method: Method, run: Path) -> tuple[Pipeline, dict[str,
         word = run.parents[1].name
         return base, {"embeddings": (embedding_of(run / f"{word}.safetensors", word),)}
     if method.transfer:
+        to, origin = (MODEL, LARGER) if method.model == LARGER else (LARGER, MODEL)
         moved = Output(path=str(run / f"{method.transfer}.safetensors"), overwrite=True)
         convert_adapter(
             str(run / "adapter.safetensors"),
             moved,
-            to=MODEL,
-            teacher=LARGER,
+            to=to,
+            teacher=None if method.transfer == "name" else origin,
             transfer=method.transfer,
             partial=True,
         )
-        return base, {"loras": (lora_of(moved.path, unet=method.strength),)}
+        pipeline = base if to == MODEL else Pipeline.load(LARGER, device="cpu", offline=True, threads="auto")
+        return pipeline, {"loras": (lora_of(moved.path, unet=method.strength),)}
     loras = {"loras": (lora_of(run / "adapter.safetensors", unet=method.strength),)} if method.steps else {}
     if method.model == LARGER:
         return Pipeline.load(LARGER, device="cpu", offline=True, threads="auto"), loras

@@ -30,7 +30,7 @@ PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 MAX_CONFIG_BYTES = 2**20
 
 TRANSFERS = ("kept", "projection", "name")
-"""How an adapter is moved to a smaller model: through the layer map; also projected onto the subspaces of its
+"""How an adapter is moved to another model: through the layer maps; also projected onto the subspaces of its
 weights; or by names alone, as other programs do."""
 
 Strength = Annotated[float, Range(-100, 100)]

@@ -11,7 +11,7 @@ from torch import Tensor
 from ssd1b.actions.loading import Progress, silent
 from ssd1b.adapters.combining import Made, Read, combined, copied, extracted, projected
 from ssd1b.adapters.dialects import DIALECTS, PEFT_HEADER, Piece, spelled
-from ssd1b.adapters.matching import carried_share, match, own_layout, own_layouts, smaller_origin
+from ssd1b.adapters.matching import carried_share, match, own_layout, own_layouts
 from ssd1b.adapters.merging import find_changes, fit_advice, open_lora
 from ssd1b.adapters.names import PARTS, Module, modules
 from ssd1b.adapters.ranks import Cut
@@ -43,7 +43,7 @@ class AdapterReport:
         ranks: number of modules by rank; those without one are not counted.
         bytes: size of the tensors.
         assumed: the published model that the adapter was taken to be for; None if a model was given.
-        through: the larger model whose names an adapter that was moved had; None for the model's own.
+        through: the model whose names an adapter that was moved had; None for the model's own.
         carried: share of the UNet's change that the model gets, 0 to 1; None if it is not known.
         kept: share of the change that the ranks keep, 0 to 1, by the sum of squares; None if all is kept.
         left_out: the reason for each key of the files that is not in the result.
@@ -160,10 +160,10 @@ def convert_adapter(
         source: the file, or PEFT's folder.
         output: the new file.
         model: the model that the adapter is for; None finds it among the published ones.
-        to: the model to move it to, through the layer map; None for the same one.
+        to: the model to move it to, through the layer maps; None for the same one.
         transfer: how it is moved, one of ``loras.TRANSFERS``.
-        teacher: the model that the adapter was trained for; None finds its layout by the names, and takes
-            the smaller model's if all fit. The transfer "projection" needs it.
+        teacher: the model that the adapter was trained for; None finds its layout by the names and blocks.
+            The transfer "projection" needs it, "name" takes none.
         share: with the transfer "projection", the share of a weight's energy that its subspace holds.
         partial: leave out keys that match nothing, instead of refusing the file.
         progress: shows how much is done.
@@ -176,11 +176,13 @@ def convert_adapter(
         raise unknown("transfer", transfer, TRANSFERS)
     if transfer == "projection" and (to is None or teacher is None):
         raise InputError("the transfer projection needs both models: give --to and --teacher")
+    if transfer == "name" and teacher is not None:
+        raise InputError("the transfer name takes the names as those of --to: leave out --teacher")
     adapter = open_lora(lora_of(source))
     target = _found(to or model)
     layout = own_layout(adapter) if target is None else target.layout
-    larger = _found(teacher)
-    found = match(adapter, layout, by_name=transfer == "name", source=larger and larger.layout)
+    origin = _found(teacher)
+    found = match(adapter, layout, by_name=transfer == "name", source=origin and origin.layout)
     if found.unknown and not partial:
         key, why = next(iter(found.unknown.items()))
         raise InputError(
@@ -188,9 +190,9 @@ def convert_adapter(
             f"{why}; --partial leaves them out"
         )
     if transfer == "projection":
-        assert larger is not None and target is not None
+        assert origin is not None and target is not None
         pieces = _collected(
-            projected(found, _reader(larger), _reader(target), share, output.dtype_of([adapter.path])),
+            projected(found, _reader(origin), _reader(target), share, output.dtype_of([adapter.path])),
             len(found.targets), progress,
         )[0]  # fmt: skip
     else:
@@ -221,8 +223,8 @@ def merge_adapters(
         loras: the files with their strengths.
         output: the new file.
         cut: the rank of each module; None adds up the ranks, which is exact.
-        model: the model that they are for; None finds it among the published ones. Files for a larger one
-            go through the layer map. Its weights are needed for kinds whose change depends on them, such as
+        model: the model that they are for; None finds it among the published ones. Files for another one
+            go through the layer maps. Its weights are needed for kinds whose change depends on them, such as
             DoRA.
         progress: shows how much is done.
 
@@ -235,12 +237,6 @@ def merge_adapters(
     files = [open_lora(each) for each in given]
     target = _found(model)
     layout = _common_layout(files) if target is None else target.layout
-    for each in files:
-        if (origin := smaller_origin(match(each, layout))) is not None:
-            raise InputError(
-                f"{named(each.path)} is for {origin}, whose blocks have the names of other blocks in "
-                f"{model or layout.name}: give --model, such as {origin}"
-            )
     changes = find_changes(given, layout)
     count = len({(part, key.rpartition(".")[0]) for part, changed in changes.items() for key in changed})
     made = combined(

@@ -21,7 +21,6 @@ from ssd1b.adapters.projection import project, subspaces
 from ssd1b.adapters.ranks import Cut
 from ssd1b.adapters.reading import NUMBERS, AdapterFile, ModuleWeights
 from ssd1b.errors import InputError, prefix_errors, shown
-from ssd1b.layer_map import LayerMap
 from ssd1b.layouts import ModelLayout
 from ssd1b.weights.files import Shape
 
@@ -137,21 +136,20 @@ def extracted(
 
 
 def projected(found: Match, source: Read, target: Read, share: float, dtype: torch.dtype) -> Iterator[Made]:
-    """Move a LoRA to a smaller model by the subspaces of both models' weights; see ``projection``.
+    """Move a LoRA to another model by the subspaces of both models' weights; see ``projection``.
 
     What is not in the UNet is copied, since both models have the same text encoders.
 
     Args:
-        found: the LoRA, matched to the smaller model.
+        found: the LoRA, matched to the other model.
         source: reads the model that it was trained for.
-        target: reads the smaller model.
+        target: reads the other model.
         share: of a weight's energy that its subspace holds, 0 to 1.
         dtype: number format of the result.
 
     Raises:
         InputError: a module is no plain LoRA, or a number overflows.
     """
-    places = LayerMap.between(found.layout.unet, found.source.unet).keys
     for module, weights in found.targets.items():
         piece = _copied(found.adapter, weights)
         if module.part == "unet":
@@ -160,8 +158,10 @@ def projected(found: Match, source: Read, target: Read, share: float, dtype: tor
                     f"{shown(weights.name)} is {weights.label}, which cannot be projected: "
                     "make it a LoRA first, with ssd1b lora resize"
                 )
-            name = f"{module.name}.weight"
-            spaces = (subspaces(source("unet", places[name]), share), subspaces(target("unet", name), share))
+            spaces = (
+                subspaces(read("unet", f"{each.name}.weight"), share)
+                for read, each in ((source, found.origins[module]), (target, module))
+            )
             up, down = piece.tensors["up"], piece.tensors["down"]
             moved = project(up.flatten(1), down.flatten(1), *spaces)
             tensors = {"up": moved[0].reshape(up.shape), "down": moved[1].reshape(down.shape)}

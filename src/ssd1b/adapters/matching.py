@@ -1,15 +1,17 @@
-"""Matching an adapter's modules to a model's, also to one from which blocks were removed.
+"""Matching an adapter's modules to a model's, also to one with more or fewer blocks.
 
 An adapter for SDXL changes blocks that SSD-1B, Vega and other distilled models do not have, and its blocks of
 the same number are not the same blocks: SSD-1B's fourth one is SDXL's seventh. So it is matched to SDXL's
 modules, and the layer map of the distillation says where each is in the smaller model. What belongs to
-removed blocks is left out. By name alone, as in other programs, blocks would get the changes of others.
+removed blocks is left out. The same maps lead from a smaller model to the larger one, and from one student to
+another. By name alone, as in other programs, blocks would get the changes of others.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
@@ -43,9 +45,10 @@ class Match:
     Attributes:
         adapter: the file.
         layout: the model's layout.
-        source: the layout that the names in the file belong to: ``layout``, or one with more blocks.
+        source: the layout that the names in the file belong to: ``layout``, or one with other blocks.
         through: readable name of the source, such as "sdxl"; None if it is the model's own.
         targets: the tensors that change each module of the model.
+        origins: the module of the source to which the tensors of each target belong.
         removed: the tensors for modules of the source that the model does not have.
         unmatched: the reason for each key of the file that changes nothing.
     """
@@ -55,6 +58,7 @@ class Match:
     source: ModelLayout
     through: str | None
     targets: Mapping[Module, ModuleWeights]
+    origins: Mapping[Module, Module]
     removed: Mapping[Module, ModuleWeights]
     unmatched: Mapping[str, str]
 
@@ -82,43 +86,37 @@ def match(
 ) -> Match:
     """Find the modules of a model that an adapter changes.
 
-    The names are the model's own if all of the UNet's fit. Otherwise they are those of the layout in
-    ``layouts.UNETS``, at the model's widths, with which most modules fit, if the model is a part of it. Of
-    several, it is the one of which the file changes every transformer block.
+    The names are those of the layout with which most modules fit: the model's own, or one of
+    ``layouts.UNETS`` at the model's widths. Of several, it is the one of which the file changes every
+    transformer block.
 
     Args:
         adapter: the file.
         layout: the model's layout.
-        by_name: never go through a larger layout, as other programs.
-        source: the layout that the names belong to; None finds it.
+        by_name: take the names as the model's own, as other programs do.
+        source: the layout that the names belong to; None finds it. ``by_name`` needs none.
 
     Raises:
         InputError: the adapter is for another family, or fits no module.
     """
     _check_family(adapter, layout.unet)
-    best, score = _score(adapter, source or layout)
-    name, through = None, None
-    if source is not None and source.unet != layout.unet:
-        name, through = source.name, _map(layout.unet, source.unet)
-    elif len(best) < len(adapter.modules) and not by_name:
-        for family, candidate, layer_map in larger_layouts(layout.unet):
-            larger = replace(layout, unet=candidate)
-            found, its_score = _score(adapter, larger)
-            if its_score > score:
-                score, best, source, name, through = its_score, found, larger, family, layer_map
-    source = source or layout
+    if by_name or source is not None:
+        found = _given(adapter, layout, layout if by_name or source is None else source)
+    else:
+        found = max(_possible(adapter, layout), key=lambda each: each.score)
+    source, places = found.layout, found.places
     targets: dict[Module, ModuleWeights] = {}
+    origins: dict[Module, Module] = {}
     removed: dict[Module, ModuleWeights] = {}
     unmatched = dict(adapter.unread)
-    places = None if through is None else _places(through)
     for weights in adapter.modules.values():
-        module = best.get(weights.name)
+        module = found.modules.get(weights.name)
         if module is None:
             unmatched |= dict.fromkeys(weights.keys.values(), _misfit(weights, source))
-        elif places is None or module.part != "unet":
-            targets[module] = weights
-        elif kept := places.get(module.name):
-            targets |= {Module("unet", each): weights for each in kept}
+        elif kept := [module.name] if places is None or module.part != "unet" else places[module.name]:
+            changed = [Module(module.part, each) for each in kept]
+            targets |= dict.fromkeys(changed, weights)
+            origins |= dict.fromkeys(changed, module)
         else:
             removed[module] = weights
             where = family_of(layout.unet) or "this model"
@@ -127,9 +125,53 @@ def match(
         key, why = next(iter(unmatched.items()))
         raise InputError(f"{named(adapter.path)}: it fits no module of this model: {first_few([key])}: {why}")
     return Match(
-        adapter=adapter, layout=layout, source=source, through=name, targets=targets, removed=removed,
-        unmatched=unmatched,
+        adapter=adapter, layout=layout, source=source, through=found.name, targets=targets, origins=origins,
+        removed=removed, unmatched=unmatched,
     )  # fmt: skip
+
+
+class _Source(NamedTuple):
+    """A layout that an adapter's names may belong to.
+
+    Attributes:
+        layout: the layout.
+        name: readable name, such as "sdxl"; None if it is the model's own.
+        places: the model's modules for each of its UNet's; None if they are the same.
+        modules: the module of each name in the file that fits.
+        score: how well it fits, see ``_score``.
+    """
+
+    layout: ModelLayout
+    name: str | None
+    places: Mapping[str, list[str]] | None
+    modules: dict[str, Module]
+    score: tuple[int, bool]
+
+
+def _given(adapter: AdapterFile, layout: ModelLayout, source: ModelLayout) -> _Source:
+    """Take the names as those of a source.
+
+    Raises:
+        InputError: no layer map leads from it to the model.
+    """
+    if source.unet == layout.unet:
+        return _Source(source, None, None, *_score(adapter, source))
+    places = _places(layout.unet, source.unet)
+    if places is None:
+        raise InputError(f"no layer map leads from {source.name} to {layout.name}")
+    return _Source(source, source.name, places, *_score(adapter, source))
+
+
+def _possible(adapter: AdapterFile, layout: ModelLayout) -> Iterator[_Source]:
+    """Yield the model's own layout, and unless every name and block fits, the published ones."""
+    yield (own := _given(adapter, layout, layout))
+    if own.score == (len(adapter.modules), True):
+        return
+    for name, unet in _at_widths_of(layout.unet):
+        places = _places(layout.unet, unet)
+        if places is not None and unet != layout.unet:
+            candidate = replace(layout, unet=unet)
+            yield _Source(candidate, name, places, *_score(adapter, candidate))
 
 
 def own_layout(adapter: AdapterFile) -> ModelLayout:
@@ -163,23 +205,6 @@ def _score(adapter: AdapterFile, layout: ModelLayout) -> tuple[dict[str, Module]
     names = (module.name for module in found.values() if module.part == "unet")
     blocks = {block[0] for name in names if (block := _TRANSFORMER_BLOCK.match(name))}
     return found, (len(found), len(blocks) == layout.unet.transformer_blocks)
-
-
-def smaller_origin(found: Match) -> str | None:
-    """Return the smaller model, of ``layouts.UNETS``, that an adapter matched by name was made for, or None.
-
-    Its blocks have the names of other blocks in the larger model, and the layer map has no way back.
-    """
-    fitting, complete = _score(found.adapter, found.layout)[1]
-    if found.through is not None or complete:
-        return None
-    ours = found.layout.unet
-    for name, known in UNETS.items():
-        if len(known.levels) == len(ours.levels):
-            candidate = replace(found.layout, unet=_at_widths_of(ours, known))
-            if _score(found.adapter, candidate)[1] == (fitting, True):
-                return name
-    return None
 
 
 def carried_share(found: Match) -> float | None:
@@ -258,39 +283,51 @@ def _misfit(weights: ModuleWeights, layout: ModelLayout) -> str:
 
 def larger_layouts(unet: UNetLayout) -> Iterator[tuple[str, UNetLayout, LayerMap]]:
     """Yield the published layouts that a UNet can be a part of, at its widths, with their layer maps."""
-    for name, known in UNETS.items():
-        if len(known.levels) != len(unet.levels):
-            continue
-        candidate = _at_widths_of(unet, known)
+    for name, candidate in _at_widths_of(unet):
         try:
-            found = _map(unet, candidate)
+            found = LayerMap.between(unet, candidate)
         except InputError:
             continue
         if candidate != unet:
             yield name, candidate, found
 
 
-def _at_widths_of(unet: UNetLayout, known: UNetLayout) -> UNetLayout:
-    """Return a layout with the blocks of a known one of as many levels, at a UNet's widths."""
-    levels = tuple(
-        replace(theirs, channels=ours.channels)
-        for theirs, ours in zip(known.levels, unet.levels, strict=True)
-    )
-    return replace(unet, levels=levels, mid=known.mid)
+def _at_widths_of(unet: UNetLayout) -> Iterator[tuple[str, UNetLayout]]:
+    """Yield the published layouts of as many levels as a UNet, at its widths, by name."""
+    for name, known in UNETS.items():
+        if len(known.levels) == len(unet.levels):
+            levels = tuple(
+                replace(theirs, channels=ours.channels)
+                for theirs, ours in zip(known.levels, unet.levels, strict=True)
+            )
+            yield name, replace(unet, levels=levels, mid=known.mid)
 
 
-@lru_cache(maxsize=32)
-def _map(student: UNetLayout, teacher: UNetLayout) -> LayerMap:
-    return LayerMap.between(student, teacher)
+@lru_cache(maxsize=64)
+def _places(target: UNetLayout, source: UNetLayout) -> Mapping[str, list[str]] | None:
+    """Return the target's modules for each of the source's, through a layout that has the blocks of both.
+
+    A block that the target lacks has no place there. None if there is no such layout.
+    """
+    for common in (source, target, *(candidate for _, candidate in _at_widths_of(target))):
+        try:
+            ours, theirs = (_weights(each, common) for each in (target, source))
+        except InputError:
+            continue
+        found: dict[str, list[str]] = {}
+        for name, shared in ours.items():
+            found.setdefault(shared, []).append(name)
+        return {name: found.get(shared, []) for name, shared in theirs.items()}
+    return None
 
 
-def _places(layer_map: LayerMap) -> dict[str, list[str]]:
-    """Return the model's modules for each module of the larger layout."""
-    found: dict[str, list[str]] = {}
-    for ours, theirs in layer_map.keys.items():
-        if ours.endswith(".weight"):
-            found.setdefault(theirs.removesuffix(".weight"), []).append(ours.removesuffix(".weight"))
-    return found
+def _weights(unet: UNetLayout, larger: UNetLayout) -> dict[str, str]:
+    """Return the larger layout's module for each of a UNet's that have a weight."""
+    return {
+        ours.removesuffix(".weight"): theirs.removesuffix(".weight")
+        for ours, theirs in LayerMap.between(unet, larger).keys.items()
+        if ours.endswith(".weight")
+    }
 
 
 def _check_family(adapter: AdapterFile, unet: UNetLayout) -> None:

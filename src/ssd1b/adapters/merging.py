@@ -19,7 +19,7 @@ from ssd1b.adapters.kinds import (
     rows_of,
     weight_change,
 )
-from ssd1b.adapters.matching import Match, match, smaller_origin
+from ssd1b.adapters.matching import Match, match
 from ssd1b.adapters.names import PARTS
 from ssd1b.adapters.reading import AdapterFile, ModuleWeights, open_adapter
 from ssd1b.errors import InputError
@@ -125,8 +125,6 @@ def _advice(
             f"{len(unknown)} of {found.adapter.key_count} keys match nothing in {model}, such as "
             f"{first_few([next(iter(unknown))])}: see ssd1b inspect"
         )
-    if origin := smaller_origin(found):
-        lines.append(f"it is for {origin}, whose blocks have the names of other blocks in {model}")
     return lines
 
 

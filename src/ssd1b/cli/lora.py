@@ -79,7 +79,7 @@ def cut_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.argument("file", type=PATH, metavar="FILE|FOLDER")
 @output_options
 @model_option
-@click.option("--to", metavar="MODEL", help="Move it to this smaller model, such as ssd-1b or a student.")
+@click.option("--to", metavar="MODEL", help="Move it to this model, such as ssd-1b or a student.")
 @click.option(
     "--transfer", metavar="NAME", default="kept", show_default=True,
     help=f"How it is moved: {', '.join(TRANSFERS)}.",
@@ -96,11 +96,11 @@ def convert_command(
     teacher: str | None,
     partial: bool,
 ) -> None:
-    """Write an adapter in another spelling, or for a smaller model.
+    """Write an adapter in another spelling, or for another model.
 
     FILE may be a folder of PEFT. Without --to and --dtype every number stays, and the metadata. With --to, it
-    goes through the layer map from which the model was distilled, and what belongs to removed blocks is left
-    out.
+    goes through the layer maps from which models were distilled, and what belongs to blocks that the model
+    lacks is left out.
 
     \b
     Examples:

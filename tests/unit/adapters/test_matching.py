@@ -23,7 +23,7 @@ from ssd1b.adapters.names import PARTS, Module, dictionary, modules, shapes
 from ssd1b.adapters.reading import open_adapter
 from ssd1b.errors import ConflictError, InputError
 from ssd1b.layer_map import LayerMap
-from ssd1b.layouts import SDXL, SSD_1B, VEGA, ModelLayout, model_layout
+from ssd1b.layouts import SDXL, SSD_1B, VEGA, ModelLayout, UNetLayout, model_layout
 from ssd1b.loras import lora_of, read_lora
 from tiny import TINY, tiny
 
@@ -119,11 +119,26 @@ def test_an_adapter_for_the_model_itself_is_carried_as_a_whole(tmp_path: Path) -
     assert found.through is None and carried_share(found) == 1
 
 
-def test_a_student_of_a_student(tmp_path: Path) -> None:
-    small = tiny(VEGA)
-    path = write_lora(tmp_path / "a.safetensors", random_lora(TINY, attention(TINY)), TINY)
-    found = match(open_adapter(path), small)
-    assert found.through in ("sdxl", "ssd-1b") and found.targets.keys() == {*attention(small)}
+@pytest.mark.parametrize(
+    ("of", "on", "through"),
+    [(SSD_1B, SDXL, "ssd-1b"), (VEGA, SDXL, "vega"), (VEGA, SSD_1B, "vega"), (SSD_1B, VEGA, "ssd-1b")],
+)
+def test_an_adapter_for_a_student_goes_through_the_layer_maps(
+    of: UNetLayout, on: UNetLayout, through: str, tmp_path: Path
+) -> None:
+    source, target = tiny(of), tiny(on)
+    path = write_lora(tmp_path / "a.safetensors", random_lora(source, attention(source)), source)
+    found = match(open_adapter(path), target)
+    theirs, ours = (LayerMap.between(each.unet, LARGE.unet).keys for each in (source, target))
+    shared = {theirs[f"{module.name}.weight"]: module for module in attention(source)}
+    origins = {
+        module: shared[place] for module in attention(target)
+        if (place := ours[f"{module.name}.weight"]) in shared
+    }  # fmt: skip
+    assert found.through == through and found.origins == origins
+    assert found.removed.keys() == {*shared.values()} - {*origins.values()}
+    by_name = match(open_adapter(path), target, by_name=True)
+    assert by_name.through is None and by_name.origins == {each: each for each in by_name.targets}
 
 
 def test_reasons(tmp_path: Path) -> None:
