@@ -202,6 +202,12 @@ def methods() -> dict[str, Method]:
         f"before, {LARGER}": Method(steps=0, options=(), model=LARGER),
         LARGER: source,
         **{f"moved by {each}": replace(source, transfer=each, trained=LARGER) for each in TRANSFERS},
+        **{
+            f"moved by kept, at {strength}": replace(
+                source, transfer="kept", trained=LARGER, strength=strength
+            )
+            for strength in (1.5, 2.0)
+        },
         MODEL: small,
         **{
             f"moved back by {each}": replace(small, transfer=each, trained=MODEL)

@@ -2,9 +2,11 @@
 
     python benchmarks/picture.py --model /tmp/ssd-1b --layout ssd-1b --size 512 --steps 20
     python benchmarks/picture.py --model /tmp/ssd-1b --engines ssd1b --size 1024 --steps 1 -- --memory low
+    python benchmarks/picture.py --model /tmp/ssd-1b --dtype bfloat16 --few-steps 4 --rounds 3
 
-The model is created if it does not exist: published shapes, random weights, float16. Arguments after ``--``
-are passed to ``ssd1b generate``. Prints wall-clock seconds and the peak memory of the process.
+With ``--few-steps`` a third case is this package with so many steps without guidance, as few-step models take
+them. The model is created if it does not exist: published shapes, random weights, float16. Arguments after
+``--`` are passed to ``ssd1b generate``. Prints wall-clock seconds and the peak memory of the process.
 """
 
 import argparse
@@ -74,6 +76,8 @@ def main() -> None:
     parser.add_argument("--model", required=True, type=Path)
     parser.add_argument("--layout", default="ssd-1b")
     parser.add_argument("--engines", default="ssd1b,diffusers")
+    parser.add_argument("--few-steps", type=int)
+    parser.add_argument("--rounds", type=int, default=1, help="of all cases in turn")
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=9.0)
@@ -83,15 +87,25 @@ def main() -> None:
     if not given.model.exists():
         write_model(given.model, given.layout)
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"size": given.size, "steps": given.steps, "guidance": given.guidance}
-        theirs = [str(given.model), given.dtype, *map(str, settings.values()), f"{folder}/theirs.png"]
+        theirs = map(str, (given.model, given.dtype, given.size, given.steps, given.guidance))
+
+        def ours(steps: int, guidance: float) -> list[str]:
+            command = generate_command(
+                given.model, given.dtype, size=given.size, steps=steps, guidance=guidance, out=folder
+            )
+            return [*command, *given.rest]
+
         commands = {
-            "ssd1b": [*generate_command(given.model, given.dtype, **settings, out=folder), *given.rest],
-            "diffusers": [sys.executable, "-c", DIFFUSERS, *theirs],
+            "ssd1b": ours(given.steps, given.guidance),
+            "diffusers": [sys.executable, "-c", DIFFUSERS, *theirs, f"{folder}/theirs.png"],
         }
-        for engine in given.engines.split(","):
+        steps = dict.fromkeys(given.engines.split(","), given.steps)
+        if given.few_steps is not None:
+            commands["ssd1b, few steps"] = [*ours(given.few_steps, 1.0), "--sampler", "lcm"]
+            steps["ssd1b, few steps"] = given.few_steps
+        for engine in list(steps) * given.rounds:
             seconds, memory = run(commands[engine])
-            row = {"engine": engine, "layout": given.layout, "size": given.size, "steps": given.steps}
+            row = {"engine": engine, "layout": given.layout, "size": given.size, "steps": steps[engine]}
             row |= {"dtype": given.dtype, "options": " ".join(given.rest)}
             print(json.dumps(row | {"seconds": round(seconds, 1), "gigabytes": round(memory / 1e9, 2)}))
 
