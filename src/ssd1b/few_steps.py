@@ -122,8 +122,9 @@ GUIDANCE_EMBEDDED = FewSteps(
 
 KINDS: tuple[FewSteps, ...] = (
     FewSteps(
-        name="mini-ssd-1b-turbo", pattern=re.compile("mini-ssd-1b-turbo"), settings=_DDIM, steps=(4, 8),
-        samplers=_TRAILING, source="docs/guide/few-steps.md",
+        name="mini-ssd-1b-turbo", pattern=re.compile("mini-ssd-1b-turbo"),
+        settings={**_LCM, "schedule": "trailing"}, steps=(4, 8), samplers=("lcm",),
+        source="docs/guide/few-steps.md",
     ),
     FewSteps(
         name="Hyper-SD with guidance", pattern=re.compile(r"hyper[-_ ]?sd(xl)?.*(?<![a-z])cfg"),

@@ -74,7 +74,7 @@ SPEEDS: Mapping[str, SpeedPreset] = MappingProxyType({
         settings={},
         variants={"mini-ssd-1b": "mini-ssd-1b-turbo"},
         price="4 steps of one pass in a distilled variant; on mini-ssd-1b 4 passes instead of 40, -4 points "
-        "of right images (-11 to +3), -11 of right and clean ones (-18 to -4)",
+        "of right images (-12 to +4), -1 of right and clean ones (-9 to +8)",
     ),
 })  # fmt: skip
 """Values of ``--speed``."""

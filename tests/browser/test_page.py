@@ -320,7 +320,7 @@ def values(page: Page) -> dict[str, str]:
 def test_a_few_step_model_or_lora_sets_its_settings_and_is_judged_by_its_own_ranges(page: Page) -> None:
     names = ("steps", "guidance_scale", "sampler", "schedule", "timesteps")
     plain = dict(zip(names, ("20", "4", "unipc", "automatic", ""), strict=True))
-    turbo = dict(zip(names, ("4", "1", "ddim", "trailing", ""), strict=True))
+    turbo = dict(zip(names, ("4", "1", "lcm", "trailing", ""), strict=True))
     model, notes = page.locator("#model"), page.locator("#steps-note")
     assert values(page) == plain
     put(page, "steps", "25")
@@ -347,7 +347,7 @@ def test_a_few_step_model_or_lora_sets_its_settings_and_is_judged_by_its_own_ran
     checked = asked.value.json()
     assert (checked["settings"]["timesteps"], checked["steps"]) == ("999,749,499,249", 4)
     assert [line.partition(":")[0] for line in checked["advice"]] == ["negative prompt"]
-    dmd = {**turbo, "sampler": "lcm", "schedule": "automatic", "timesteps": "999,749,499,249"}
+    dmd = {**turbo, "schedule": "automatic", "timesteps": "999,749,499,249"}
     assert values(page) == dmd
     expect(notes).to_have_text("4 is recommended. README of DMD2, tianweiy/DMD2")
     expect(page.locator(".plot")).to_have_count(0)

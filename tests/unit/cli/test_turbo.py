@@ -25,7 +25,7 @@ from ssd1b.tabletop.judge.judge import load_judge
 from ssd1b.weights.hub import LORAS, available_models, known_source
 
 TURBO, BASE = "mini-ssd-1b-turbo", "mini-ssd-1b"
-RECOMMENDED = {"sampler": "ddim", "schedule": "trailing", "steps": 4, "guidance_scale": 1.0}
+RECOMMENDED = {"sampler": "lcm", "schedule": "trailing", "steps": 4, "guidance_scale": 1.0}
 
 
 def test_the_model_is_its_base_with_the_lora_and_others_come_on_top() -> None:
@@ -74,7 +74,7 @@ def test_it_is_listed_and_inspected(run) -> None:
     description = json.loads(run("inspect", TURBO, "--json").out)
     assert RECOMMENDED.items() <= description["settings"].items() and description["layout"] == BASE
     assert description["few_steps"]["kind"] == TURBO and description["few_steps"]["settings"] == RECOMMENDED
-    assert "few steps    mini-ssd-1b-turbo: sampler ddim" in run("inspect", TURBO).out
+    assert "few steps    mini-ssd-1b-turbo: sampler lcm" in run("inspect", TURBO).out
     assert any(LORAS[TURBO].name in note for note in description["notes"])
 
 
@@ -101,7 +101,7 @@ def test_the_server_serves_it_with_the_advice_of_its_kind(tmp_path: Path) -> Non
         TURBO: {"guidance_scale": (1, 1), "steps": (4, 8)},
         BASE: {"guidance_scale": (2, 19), "steps": (15, 25)},
     }  # fmt: skip
-    assert "ddim" in models[TURBO].samplers and "unipc" in models[BASE].samplers
+    assert "lcm" in models[TURBO].samplers and "unipc" in models[BASE].samplers
     assert none == [] and ["negative prompt" in line for line in ignored] == [True]
     assert [line.split()[0] for line in far] == ["guidance_scale", "steps", "sampler"]
     assert "mini-ssd-1b-turbo is made for 4 to 8" in far[1]

@@ -624,10 +624,10 @@ def test_a_few_step_model_is_chosen_by_each_api_and_brings_its_settings(tmp_path
         job = ask("/v1/jobs", model=turbo)
         assert (job["settings"]["steps"], job["settings"]["guidance_scale"], job["advice"]) == (4, 1.0, [])
         image = client.images.generate(model=turbo, prompt="x").data
-        assert image and "Steps: 4, Sampler: DDIM" in image_of(image[0].b64_json or "").text["parameters"]  # type: ignore[attr-defined]
+        assert image and "Steps: 4, Sampler: LCM" in image_of(image[0].b64_json or "").text["parameters"]  # type: ignore[attr-defined]
         for model in requests.get(f"{server.url}/sdapi/v1/sd-models", timeout=60).json():
             name = model["model_name"]
-            expected = (name, 4, 1.0, "DDIM") if name == turbo else (name, 20, 4.0, "UniPC")
+            expected = (name, 4, 1.0, "LCM") if name == turbo else (name, 20, 4.0, "UniPC")
             for known in (name, model["title"], model["filename"], model["hash"]):
                 assert made(known) == expected
         checked = ask("/v1/check", model=turbo, steps=30, guidance_scale=7, negative_prompt="y")
