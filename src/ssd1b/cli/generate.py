@@ -113,7 +113,7 @@ def command(
         click.echo(found.note, err=True)
     loras = [lora for each in settled for lora in each.loras]
     for line in (
-        *advise(settled[0], pipeline.layout.size, pipeline.info.family, few_steps),
+        *advise(settled[0], pipeline.layout.size, pipeline.info.family, few_steps, overrides),
         *fit_advice(loras, pipeline.layout, pipeline.identity.name),
     ):
         click.echo(f"advice: {line}", err=True)

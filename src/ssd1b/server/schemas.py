@@ -256,7 +256,9 @@ class JobAnswer(BaseModel):
     steps: int
     eta: float | None = Field(description="Estimated seconds until it is done.")
     images: list[ImageAnswer]
-    advice: list[str] = Field([], description="What to expect of settings outside the recommended ranges.")
+    advice: list[str] = Field(
+        [], description="What to expect of settings outside the recommended ranges, and which have no effect."
+    )
     error: str | None = None
     code: str | None = None
 

@@ -86,6 +86,7 @@ from ssd1b.settings import (
     INPUTS,
     SEED_SETTINGS,
     SEEDS,
+    SETTINGS,
     GenerationSettings,
     Preset,
     Seed,
@@ -332,7 +333,9 @@ class Service:
             if given.get(name) is not None:
                 given[name] = find(given[name])
 
-    def advice(self, model: str, settings: GenerationSettings) -> list[str]:
+    def advice(
+        self, model: str, settings: GenerationSettings, given: Mapping[str, Any] | None = None
+    ) -> list[str]:
         """Say what to expect of settings outside the recommended ranges, and of LoRAs with unknown keys.
 
         Nothing is said of a model that is gone.
@@ -340,12 +343,17 @@ class Service:
         Args:
             model: name of the model.
             settings: of an image, whose files have no folders.
+            given: what the client set, by name; None takes what differs from the defaults.
         """
         if (found := self.models.get(model)) is None:
             return []
+        if given is None:
+            defaults = {**DEFAULTS, **self.defaults(model)}
+            values = {name: getattr(settings, name) for name in SETTINGS}
+            given = {name: value for name, value in values.items() if value != defaults.get(name)}
         located = self.files.located(settings)
         return [
-            *advise(located, found.layout.size, found.info.family, found.few_steps),
+            *advise(located, found.layout.size, found.info.family, found.few_steps, given),
             *fit_advice(located.loras, found.layout, model),
         ]
 

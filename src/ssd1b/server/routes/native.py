@@ -1,7 +1,7 @@
 """The native API: jobs, models and images."""
 
 import base64
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, cast
 
@@ -101,7 +101,7 @@ async def submit(
     """Queue a job and return at once. Poll `/v1/jobs/{id}` or follow `/v1/jobs/{id}/events`."""
     request = await submitted(service, body, client, dialect="native", idempotency=idempotency_key)
     response.headers["Location"] = f"/v1/jobs/{request.id}"
-    return answer(service, request)
+    return answer(service, request, body.given())
 
 
 async def submitted(
@@ -315,8 +315,8 @@ async def styles(service: TheService) -> Styles:
     return Styles(styles=[StyleAnswer(**asdict(each)) for each in service.styles()])
 
 
-def answer(service: Service, request: Request) -> JobAnswer:
-    """Describe a request."""
+def answer(service: Service, request: Request, given: Mapping[str, Any] | None = None) -> JobAnswer:
+    """Describe a request; ``given`` is what its client set, if that is known."""
     first = request.images[0].job.settings
     return JobAnswer(
         id=request.id, state=cast(State, request.state), model=request.model, prompt=first.prompt,
@@ -324,7 +324,7 @@ def answer(service: Service, request: Request) -> JobAnswer:
         started=request.started, finished=request.finished, position=service.position(request),
         step=request.step, steps=first.total_steps, eta=service.eta(request),
         images=[_image(image) for image in request.images],
-        advice=service.advice(request.model, first),
+        advice=service.advice(request.model, first, given),
         error=request.error, code=code_of(request),
     )  # fmt: skip
 

@@ -183,7 +183,7 @@ async def check(body: JobBody, service: TheService) -> Checked:
     )
     return Checked(
         settings=client_settings(found),
-        advice=service.advice(name, found),
+        advice=service.advice(name, found, body.given()),
         tokens=max(len(each.ids(found.prompt)) for each in model.tokenizers),
         chunks=chunk_count(model.tokenizers, [found.prompt], words_of(found.embeddings)),
         steps=found.start.steps, passes=service.passes(name, found), ahead=len(service.waiting()),
