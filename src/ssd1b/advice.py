@@ -215,6 +215,12 @@ def advise(
             f"size {settings.width}x{settings.height}: the model was trained on {listed}; at other sizes "
             f"expect objects that are cut off or repeated ({source})"
         )
+    width, height = settings.final_size
+    if settings.hires and width < settings.width and height < settings.height:
+        lines.append(
+            f"hires size {width}x{height}: the second pass is smaller than the first, of "
+            f"{settings.width}x{settings.height}, whose detail is lost"
+        )
     return lines + without_effect(settings, given, guidance_embedded=embeds)
 
 

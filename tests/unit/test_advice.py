@@ -86,6 +86,19 @@ def test_a_miniature_has_a_size_of_its_own():
     assert advice.startswith("size 1024x1024: the model was trained on 128x128;")
 
 
+@pytest.mark.parametrize(("width", "height", "smaller"), [(512, 768, True), (512, 1536, False)])
+def test_a_second_pass_that_is_smaller_is_said(width, height, smaller):
+    lines = advise(settings(hires_width=width, hires_height=height), 1024, "ssd-1b")
+    assert (
+        lines
+        == [
+            f"hires size {width}x{height}: the second pass is smaller than the first, of 1024x1024, whose detail "
+            "is lost"
+        ]
+        * smaller
+    )
+
+
 PICTURE = InputFile(path="picture.png", sha256="0" * 64)
 SIZE = {"width": 128, "height": 128}
 START: dict[str, object] = {"init_image": PICTURE, **SIZE}
