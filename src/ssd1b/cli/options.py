@@ -132,10 +132,13 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
         "--prediction", metavar="NAME",
         help="Prediction type, epsilon or v, if the model's files do not say.",
     )  # fmt: skip
-    @click.option("--vae", type=PATH, metavar="FILE", help="File with a VAE instead of the model's.")
-    @click.option("--unet", type=PATH, metavar="FILE", help="File with a UNet instead of the model's.")
-    @click.option("--text-encoder", type=PATH, metavar="FILE", help="The same for the first text encoder.")
-    @click.option("--text-encoder-2", type=PATH, metavar="FILE", help="The same for the second one.")
+    @click.option(
+        "--vae", type=PATH, metavar="FILE|FOLDER",
+        help="Take the VAE from this file, or from this folder in diffusers' format.",
+    )  # fmt: skip
+    @click.option("--unet", type=PATH, metavar="FILE|FOLDER", help="The same for the UNet.")
+    @click.option("--text-encoder", type=PATH, metavar="FILE|FOLDER", help="For the first text encoder.")
+    @click.option("--text-encoder-2", type=PATH, metavar="FILE|FOLDER", help="For the second one.")
     @wraps(command)
     def bundled(*args: Any, threads: str, **options: Any) -> None:
         diffusers_prediction(options["prediction"])

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ssd1b.errors import ConflictError, InputError, unknown
 from ssd1b.files import METADATA, named
-from ssd1b.layouts import ControlNetLayout
+from ssd1b.layouts import STEMS, ControlNetLayout
 from ssd1b.saving import check_free, writing
 from ssd1b.weights import configs
 from ssd1b.weights.checkpoint import SDXL_SCHEDULER, SETTINGS_FILE, ModelInfo
 from ssd1b.weights.detect import layout_of
 from ssd1b.weights.files import first_few, is_finite, write_json, write_tensors
-from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS, STEMS, to_original
+from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS, to_original
 from ssd1b.weights.prediction import VELOCITY, VELOCITY_KEY, ZERO_SNR_KEY
 from ssd1b.weights.vocabulary import (
     PADDING,
