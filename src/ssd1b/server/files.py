@@ -365,8 +365,8 @@ class Files:
 
     # Upscalers
 
-    def upscaler(self, name: Any) -> str | InputFile:
-        """Return an upscaler by the name of ``UPSCALERS``, of AUTOMATIC1111, or of a network's file.
+    def upscaler(self, name: Any, allowed: Collection[str] = UPSCALERS) -> str | InputFile:
+        """Return an upscaler by the name of one of ``allowed``, of AUTOMATIC1111, or of a network's file.
 
         Raises:
             InputError: there is none of that name, or the file cannot be read.
@@ -374,11 +374,11 @@ class Files:
         if not isinstance(name, str):
             raise InputError(f"upscaler is {shown(name)}: it must be a name")
         if is_upscaler(name):
-            return resolve_upscaler(name)
+            return resolve_upscaler(name, allowed, self.names("hires_upscaler"))
         if name not in (files := self.names("hires_upscaler")) and len(Path(name).parts) == 1:
             name = next((each for each in files if Path(each).name == name), name)
         if name not in files:
-            raise unknown("upscaler", name, [*UPSCALERS, *files])
+            raise unknown("upscaler", name, [*allowed, *files])
         return _upscaler(files[name], _stamp(files[name]))
 
 

@@ -96,6 +96,7 @@ from ssd1b.settings import (
     with_drawn_seed,
 )
 from ssd1b.styles import Style
+from ssd1b.upscalers import PIXEL_UPSCALERS
 from ssd1b.validation import Text, check
 
 log = logging.getLogger("ssd1b.server")
@@ -834,7 +835,7 @@ class Service:
         if self.draining:
             raise DrainingError("the server is shutting down")
         with self.files.public():
-            by = await asyncio.to_thread(self.files.upscaler, upscaler)
+            by = await asyncio.to_thread(self.files.upscaler, upscaler, PIXEL_UPSCALERS)
             return await self.upscaling.enlarge(data, by, scale, **options)
 
     # What is going on
