@@ -14,6 +14,7 @@ from ssd1b.errors import InputError, shown, unknown
 from ssd1b.image_prompts import LAYERS, MOST_IMAGE_PROMPTS, ImagePrompt
 from ssd1b.inputs import InputFile
 from ssd1b.loras import MOST, Lora
+from ssd1b.server.errors import with_fields
 from ssd1b.server.files import control_name, file_name, lora_name
 from ssd1b.server.options import ServerOptions
 from ssd1b.settings import INPUTS, OPTIONS, RANDOM_SEED, SEEDS, SETTINGS, GenerationSettings, read_size
@@ -160,7 +161,7 @@ def _schema(name: str) -> dict[str, Any]:
     else:
         schema = TypeAdapter(get_type_hints(GenerationSettings, include_extras=True)[name]).json_schema()
     if setting.help:
-        schema["description"] = setting.help
+        schema["description"] = with_fields(setting.help)
     if isinstance(setting.default, int | float | str):
         schema["default"] = setting.default
     return schema
