@@ -152,7 +152,7 @@ class Pipeline:
     @classmethod
     def load(
         cls,
-        model: str = DEFAULT_MODEL,
+        model: str | Model = DEFAULT_MODEL,
         *,
         device: str | None = None,
         dtype: str | None = None,
@@ -169,7 +169,8 @@ class Pipeline:
 
         Args:
             model: a name that ``ssd1b models`` lists, a folder in diffusers' format, a single safetensors
-                file, or a hub id, ``owner/name`` or ``owner/name@revision``.
+                file, or a hub id, ``owner/name`` or ``owner/name@revision``; or one that was found already,
+                for which the other arguments that find it are not used.
             device: "cpu", "cuda", "cuda:1", "mps"; None is the accelerator, or else the CPU.
             dtype: "fp32", "bf16", "fp16"; None is the fastest on the device.
             offline: never use the network.
@@ -195,7 +196,7 @@ class Pipeline:
         half = reads_half(execution, number_format)
         if isinstance(networks, Mapping):
             networks = [NetworkFile.of(network, path) for network, path in networks.items()]
-        found = Model.find(
+        found = model if isinstance(model, Model) else Model.find(
             model, offline=offline, half=half, prediction=prediction, token=token, paths=paths,
             networks=networks,
         )  # fmt: skip

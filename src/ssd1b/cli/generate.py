@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import click
@@ -25,7 +26,16 @@ from ssd1b.cli.paths import echo_path
 from ssd1b.composing import HIRES_PROMPTS, Composer
 from ssd1b.errors import InputError
 from ssd1b.prompts import NO_PROMPT
-from ssd1b.settings import SEEDS, Count, GenerationSettings, Preset, few_step_loras, numbered
+from ssd1b.settings import (
+    SEEDS,
+    Count,
+    GenerationSettings,
+    Preset,
+    few_step_loras,
+    numbered,
+    random_seed,
+    resolve_settings,
+)
 from ssd1b.validation import check
 
 
@@ -86,12 +96,19 @@ def command(
 
     from ssd1b.adapters.merging import fit_advice
     from ssd1b.cli import display
+    from ssd1b.decoding import read_source
     from ssd1b.images import check_destination
     from ssd1b.progress import above_bar
+    from ssd1b.speed.checking import check_networks
 
     folder = check_destination(out, image_format)
-    pipeline = choice.loading().load(choice.name)
-    first = pipeline.settings(composed[0].prompt, preset=preset, **overrides)
+    loading = choice.loading()
+    model = loading.find(choice.name)
+    complete = partial(
+        resolve_settings, family=model.info.family,
+        model_defaults={"seed": random_seed(), **model.info.defaults}, preset=preset,
+    )  # fmt: skip
+    first = complete(composed[0].prompt, **overrides)
 
     def settings_of(index: int) -> GenerationSettings:
         """Complete the settings of an image. Its number decides what is drawn of a prompt's alternatives."""
@@ -100,23 +117,28 @@ def command(
             prompts[index // count], first.negative_prompt, (first.seed + index) % SEEDS, first.embeddings,
             {name: getattr(first, name) for name in HIRES_PROMPTS},
         )  # fmt: skip
-        given = {
+        given: dict[str, Any] = {
             **overrides, **made.hires, "negative_prompt": made.negative, "loras": (*first.loras, *made.loras),
             "embeddings": (*first.embeddings, *made.embeddings), "seed": seeds.seed,
             "variation_seed": seeds.variation_seed,
         }  # fmt: skip
-        return pipeline.settings(made.prompt, preset=preset, **given)
+        return complete(made.prompt, **given)
 
     settled = [settings_of(number * count) for number in range(len(prompts))]
-    few_steps = None if pipeline.adapting is None else pipeline.adapting.model.few_steps
+    few_steps = model.few_steps
     for found in (*([few_steps] if few_steps else []), *few_step_loras(settled[0].loras)):
         click.echo(found.note, err=True)
     loras = [lora for each in settled for lora in each.loras]
     for line in (
-        *advise(settled[0], pipeline.layout.size, pipeline.info.family, few_steps, overrides),
-        *fit_advice(loras, pipeline.layout, pipeline.identity.name),
+        *advise(settled[0], model.layout.size, model.info.family, few_steps, overrides),
+        *fit_advice(loras, model.layout, model.identity.name),
     ):
         click.echo(f"advice: {line}", err=True)
+    for each in settled:  # before the weights are read, which may take minutes
+        if each.init_image is not None:
+            read_source(each.init_image, each.mask, each.layout)
+        check_networks(each, model.layout)
+    pipeline = loading.load(model)
     for each in settled:
         check_destination(out, image_format, pipeline.recipe(each))
     total = len(prompts) * count

@@ -21,7 +21,6 @@ import torch
 
 from ssd1b.actions.upscale import Enlarged
 from ssd1b.adapters.merging import fit_advice
-from ssd1b.adapters.vectors import read_vectors
 from ssd1b.advice import advise
 from ssd1b.composing import HIRES_PROMPTS, Composed
 from ssd1b.controls import Control
@@ -95,6 +94,7 @@ from ssd1b.settings import (
     resolve_settings,
     with_drawn_seed,
 )
+from ssd1b.speed.checking import check_networks
 from ssd1b.styles import Style
 from ssd1b.upscalers import PIXEL_UPSCALERS
 from ssd1b.validation import Text, check
@@ -380,14 +380,10 @@ class Service:
         if found.init_image is not None:
             # Past the cache, which would keep clients' pictures in the server's memory.
             read_source.__wrapped__(found.init_image, found.mask, found.layout)
-        self.files.check_loras(found.loras, model.layout)
         if (found.controls or found.image_prompts) and self.options.backend != DEFAULT.backend:
             what = "controls" if found.controls else "image prompts"
             raise InputError(f"{what} are not available on this server, which uses {self.options.backend}")
-        self.files.check_controls(found, model.layout)
-        self.files.check_image_prompts(found, model.layout)
-        if found.embeddings:
-            read_vectors(found.embeddings, model.layout)
+        check_networks(found, model.layout)
 
     def _located(self, upload: InputFile) -> InputFile:
         return replace(upload, path=str(self.files.path(upload)))

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from adapter_files import attention, random_lora, write_lora
 from ssd1b.layouts import model_layout
+from ssd1b.pipeline import Pipeline
 from tiny import DRAWABLE
 
 
@@ -38,6 +39,17 @@ def test_generate_inspect_and_rerun(run, tiny_model: Path, lora: Path) -> None:
     assert again.code == 0 and "bit-equal" in again.err
     wrong = run("generate", "a cat <lora:pixel:0.1>", *given, "--lora-folder", lora.parent)
     assert wrong.code == 2 and wrong.err.count("\n") == 1 and "did you mean 'pixels'" in wrong.err
+
+
+def test_a_lora_that_fits_nothing_is_refused_before_weights_are_read(
+    run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pipeline, "load", None)
+    pair = {"up": torch.ones(8, 1), "down": torch.ones(1, 8)}
+    tensors = {f"lora_unet_other.lora_{which}.weight": tensor for which, tensor in pair.items()}
+    save_file(tensors, tmp_path / "other.safetensors")
+    refused = run("generate", "a cat", "--model", tiny_model, "--lora", "other.safetensors")
+    assert refused.code == 2 and "other.safetensors" in refused.err.splitlines()[-1]
 
 
 def test_keys_that_match_nothing_are_advice(run, tiny_model: Path, lora: Path) -> None:
