@@ -168,6 +168,10 @@ def test_tools(run, tmp_path: Path) -> None:
         (["merge", "--out", "b.safetensors"], "missing argument"),
         (["combine"], "unknown command 'combine'"),
         (["bake", "mini-ssd-1b", "--lora", "none.safetensors", "--out", "b"], "none.safetensors"),
+        (
+            ["bake", "mini-sdxl", "--lora", "a.safetensors", "--out", "b.safetensors", "--dry-run"],
+            "b.safetensors: a single file cannot hold a tokenizer other than CLIP's; write a folder",
+        ),
     ],
 )
 def test_tools_refuse_in_one_line(arguments: list[str], message: str, run, tmp_path: Path) -> None:
