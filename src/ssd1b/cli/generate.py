@@ -11,6 +11,7 @@ import click
 from ssd1b.advice import advise
 from ssd1b.cli.command import Command
 from ssd1b.cli.composing import composing_options
+from ssd1b.cli.messages import print_advice
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
@@ -129,11 +130,11 @@ def command(
     for found in (*([few_steps] if few_steps else []), *few_step_loras(settled[0].loras)):
         click.echo(found.note, err=True)
     loras = [lora for each in settled for lora in each.loras]
-    for line in (
+    for advice in (
         *advise(settled[0], model.layout.size, model.info.family, few_steps, overrides),
         *fit_advice(loras, model.layout, model.identity.name),
     ):
-        click.echo(f"advice: {line}", err=True)
+        print_advice(advice)
     for each in settled:  # before the weights are read, which may take minutes
         if each.init_image is not None:
             read_source(each.init_image, each.mask, each.layout)

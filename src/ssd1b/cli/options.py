@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 
 from ssd1b.cli.command import TEXT
-from ssd1b.cli.messages import format_warnings, notify
+from ssd1b.cli.messages import format_warnings, notify, print_advice
 from ssd1b.cli.paths import PATH
 from ssd1b.cluster.options import ClusterOptions, option_names
 from ssd1b.composing import HIRES_PROMPTS
@@ -371,7 +371,7 @@ def check_settings(
     used = {words[which] for text in texts for _, _, which in find_words(text, words)}
     for word in words:
         if word not in used:
-            click.echo(f"advice: no prompt has the word {shown(word)} of an embedding", err=True)
+            print_advice(f"no prompt has the word {shown(word)} of an embedding")
     if found:
         notes = {
             NETWORK: "see --lora-folder",
@@ -382,7 +382,7 @@ def check_settings(
             f"{shown(piece)} ({feature}: {notes.get(feature, 'not supported yet')})"
             for feature, piece in found.items()
         )
-        click.echo(f"advice: taken literally: {pieces}", err=True)
+        print_advice(f"taken literally: {pieces}")
 
 
 def read_prompts(path: str) -> list[str]:

@@ -65,7 +65,13 @@ def test_keys_that_match_nothing_are_advice(run, tiny_model: Path, lora: Path) -
     )
     made = run("generate", "a cat", "--model", tiny_model, "--size", 64, "--steps", 1, "--lora", lora)
     baked = run("lora", "bake", tiny_model, "--lora", lora, "--out", "new", "--dry-run")
-    for each in (made, baked):
+    swept = run(
+        "sweep", "a cat", "--model", tiny_model, "--lora", lora, "--axis", "lora-strength=0.5,1", "--dry-run",
+        "--out", "cells",
+    )  # fmt: skip
+    Path("rows.txt").write_text("a cat\na dog\n")
+    rows = run("bulk", "rows.txt", "--model", tiny_model, "--lora", lora, "--dry-run", "--out", "images")
+    for each in (made, baked, swept, rows):
         assert each.code == 0 and len(re.findall(expected, each.err)) == 1, each.err
 
 
