@@ -107,6 +107,17 @@ ALIASES: Mapping[str, str] = {
 """Other names of settings, which are those of options and of a sweep's axes."""
 
 
+ELSEWHERE: Mapping[str, str] = {
+    "speed": "model chooses a few-step variant, such as mini-ssd-1b-turbo, and feature_reuse is a setting",
+    "negative_preset": "preset takes these names, too",
+    **dict.fromkeys(
+        ("device", "dtype", "threads", "compile", "quantize", "memory", "backend", "offline", "prediction"),
+        "the server was started with it",
+    ),
+}
+"""What the command line has as options and a job does not have as fields, and what has it instead."""
+
+
 def client_settings(settings: GenerationSettings) -> dict[str, Any]:
     """Return an image's prompt and those of its settings that a client can send again."""
     names = ("prompt", *CLIENT_SETTINGS)
@@ -210,6 +221,8 @@ class JobBody(SettingsFields):
         """
         extra = self.model_extra or {}
         for name in extra.keys() - ALIASES.keys():
+            if name in ELSEWHERE:
+                raise InputError(f"there is no field {name!r}: {ELSEWHERE[name]}")
             raise unknown("setting", name, type(self).model_fields)
         own = JobBody.__annotations__
         found = {

@@ -121,6 +121,8 @@ def test_what_is_no_request_is_refused_as_json(server: Server, sent: bytes) -> N
         (b'{"promt": "x"}', "prompt is missing: did you mean it by 'promt'?"),
         (b'{"prompt": "x", "cfg": 3, "guidance": 3}', "guidance and guidance_scale are the same setting"),
         (b'{"prompt": "x", "size": "64x64", "width": 64}', "size and width are the same setting"),
+        (b'{"prompt": "x", "speed": "turbo"}', "there is no field 'speed': model chooses a few-step variant"),
+        (b'{"prompt": "x", "dtype": "fp16"}', "there is no field 'dtype': the server was started with it"),
         (b'{"prompt": "x", "size": 64}', "size is 64: it must be a text like 1024x768"),
         (b'{"prompt": 7}', "prompt is 7: it must be text"),
         (b'{"prompt": "a", "priority": 99}', "priority is 99: it must be at most 10"),
