@@ -17,7 +17,7 @@ from ssd1b.diffusion.denoiser import Denoise, Guidance, Predict, PredictPair, de
 from ssd1b.diffusion.inpainting import Mask, cell_mask, inpainting
 from ssd1b.diffusion.noise import centred, noise_source, slerp
 from ssd1b.diffusion.samplers import SAMPLERS, Step
-from ssd1b.diffusion.schedule import drawn_schedule, lower_levels, steps_for
+from ssd1b.diffusion.schedule import NoiseSchedule, StepSchedule, drawn_schedule, lower_levels, steps_for
 from ssd1b.diffusion.upscaling import Enlarged, covering, cut, enlarge_latents
 from ssd1b.embeddings import words_of
 from ssd1b.enlarging import enlarge, load_network
@@ -115,6 +115,24 @@ def _source(settings: GenerationSettings) -> Source:
 def _kept(image: Image.Image, settings: GenerationSettings) -> Image.Image:
     """Restore what the settings' mask keeps."""
     return image if settings.init_image is None else put_back(image, _source(settings))
+
+
+def levels_of(settings: GenerationSettings, start: Start, noise_schedule: NoiseSchedule) -> StepSchedule:
+    """Return the noise levels of one run of the sampler.
+
+    Args:
+        settings: of the run.
+        start: the part of the schedule that is run.
+        noise_schedule: of the model.
+
+    Raises:
+        InputError: as ``steps_for``: the schedule has fewer levels, or a timestep is none of the model's.
+    """
+    found = steps_for(
+        noise_schedule, start.schedule_steps, grid=SAMPLERS[settings.sampler].grid,
+        schedule=settings.schedule, timesteps=settings.timestep_list,
+    )  # fmt: skip
+    return found.last(start.steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,10 +352,7 @@ class Pipeline:
         common = batch[0]
         sampler = SAMPLERS[common.sampler]
         noise_schedule = self.info.noise_schedule
-        levels = steps_for(
-            noise_schedule, start.schedule_steps, grid=sampler.grid, schedule=common.schedule,
-            timesteps=common.timestep_list,
-        ).last(start.steps)  # fmt: skip
+        levels = levels_of(common, start, noise_schedule)
         begin, end = common.guidance_interval
         # A UNet that embeds the guidance scale (guidance distillation) needs no second pass.
         scale = 1.0 if self.layout.unet.guidance_embed_dim else common.guidance_scale

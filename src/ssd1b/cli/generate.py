@@ -4,7 +4,7 @@ import json
 import time
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -38,6 +38,9 @@ from ssd1b.settings import (
     resolve_settings,
 )
 from ssd1b.validation import check
+
+if TYPE_CHECKING:
+    from ssd1b.weights.checkpoint import ModelInfo
 
 
 @click.command("generate", cls=Command)
@@ -97,10 +100,8 @@ def command(
 
     from ssd1b.adapters.merging import fit_advice
     from ssd1b.cli import display
-    from ssd1b.decoding import read_source
     from ssd1b.images import check_destination
     from ssd1b.progress import above_bar
-    from ssd1b.speed.checking import check_networks
 
     folder = check_destination(out, image_format)
     loading = choice.loading()
@@ -136,9 +137,7 @@ def command(
     ):
         print_advice(advice)
     for each in settled:  # before the weights are read, which may take minutes
-        if each.init_image is not None:
-            read_source(each.init_image, each.mask, each.layout)
-        check_networks(each, model.layout)
+        _check(each, model.info)
     pipeline = loading.load(model)
     for each in settled:
         check_destination(out, image_format, pipeline.recipe(each))
@@ -160,6 +159,23 @@ def command(
     end = time.perf_counter()
     images = "1 image" if total == 1 else f"{total} images"
     click.echo(f"{images}: loading {loaded - begin:.1f} s, generating {end - loaded:.1f} s", err=True)
+
+
+def _check(settings: GenerationSettings, info: "ModelInfo") -> None:
+    """Check what an image is generated from, and its noise levels, against a model.
+
+    Raises:
+        InputError: a picture, its mask or a network does not fit, or the schedule has fewer levels.
+    """
+    from ssd1b.decoding import read_source
+    from ssd1b.pipeline import levels_of
+    from ssd1b.speed.checking import check_networks
+
+    if settings.init_image is not None:
+        read_source(settings.init_image, settings.mask, settings.layout)
+    check_networks(settings, info.layout)
+    for run in settings.passes:
+        levels_of(*run, info.noise_schedule)
 
 
 def _json_line(path: str, settings: GenerationSettings, seconds: float) -> str:

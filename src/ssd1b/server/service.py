@@ -57,6 +57,7 @@ from ssd1b.jobs.worker import Worker
 from ssd1b.loras import MOST, Lora
 from ssd1b.model import Model
 from ssd1b.numerals import byte_size
+from ssd1b.pipeline import levels_of
 from ssd1b.presets import PRESETS, load_preset
 from ssd1b.prompts import NETWORK, unsupported
 from ssd1b.runtime import choose_device, choose_dtype
@@ -374,9 +375,10 @@ class Service:
             if network := unsupported(getattr(found, name) or "").get(NETWORK):
                 why = "not available here" if "loras" in self.files.folders else "this server has no LoRAs"
                 raise InputError(f"{why}: leave {shown(network)} out of the prompt")
-        for number, (run, _) in enumerate(found.passes):
+        for number, (run, start) in enumerate(found.passes):
             with prefix_errors("second pass") if number else nullcontext():
                 self.options.check({name: getattr(run, name) for name in self.options.ranges})
+                levels_of(run, start, model.info.noise_schedule)
         if found.init_image is not None:
             # Past the cache, which would keep clients' pictures in the server's memory.
             read_source.__wrapped__(found.init_image, found.mask, found.layout)

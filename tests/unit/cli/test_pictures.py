@@ -92,6 +92,7 @@ def test_inspect_prints_the_command(drawn, run, tmp_path):
         (["--from", "photo.png", "--resize-mode", "fit"], "unknown resize mode 'fit'"),
         (["--from", "photo.png", "--mask", "square.png"], "mask is 64x64 and the picture 72x64"),
         (["--from", "photo.png", "--mask", "black.png"], "the mask is black everywhere"),
+        (["--timesteps", "1000,500,300,100"], "timesteps begin with 1000: the model's are 0 to 999"),
     ],
 )
 def test_errors_are_one_line_before_weights_are_read(run, tiny_model, tmp_path, monkeypatch, options, words):

@@ -151,6 +151,7 @@ def test_a_malformed_body_is_explained(server: Server, body: bytes, message: str
         ("/v1/images/generations", {"size": "4096x64"}, "width is 4096: it must be a multiple of 8 from 64"),
         ("/v1/jobs", {"width": 264, "height": 256}, "size is 264x256: this server allows at most 65536"),
         ("/v1/jobs", {"count": 2000}, "count is 2000: this server allows 1 to 8 images"),
+        ("/v1/jobs", {"timesteps": "1000,500,300,100"}, "timesteps begin with 1000: the model's are 0"),
         ("/v1/check", {"count": 9}, "count is 9: this server allows 1 to 8 images"),
         ("/v1/images/generations", {"n": 2000}, "n is 2000: this server allows 1 to 8 images"),
         ("/sdapi/v1/txt2img", {"batch_size": 3, "n_iter": 3}, "batch_size * n_iter is 9: this server allows"),
