@@ -1,11 +1,13 @@
-"""Recommended ranges of settings with their sources, and the advice printed outside of them."""
+"""Advice on settings: recommended ranges with their sources, and settings that have no effect."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import NamedTuple
 
 from ssd1b.few_steps import GUIDANCE_EMBEDDED, Recognised
 from ssd1b.sampler_names import SAMPLERS
-from ssd1b.settings import ARTICLE, CARD, GenerationSettings, few_step_loras
+from ssd1b.settings import ARTICLE, CARD, DEFAULTS, RANDOM_SEED, GenerationSettings, few_step_loras
 
 FULL_SIZE = 1024
 """Side in pixels of the square images that SDXL and its distilled models were trained on."""
@@ -99,10 +101,89 @@ def advised(family: str, few_steps: Recognised | None = None) -> Advised:
     )  # fmt: skip
 
 
-def advise(
-    settings: GenerationSettings, model_size: int, family: str, few_steps: Recognised | None = None
+class Condition(NamedTuple):
+    """When settings have an effect.
+
+    Attributes:
+        settings: fields of ``GenerationSettings``. Other ones that have no effect alone are refused; see
+            ``settings.check_needs``.
+        needs: the condition in words, after "no effect without".
+        met: whether it holds in a pass.
+        second: only the second pass counts; otherwise one of all passes is enough.
+    """
+
+    settings: tuple[str, ...]
+    needs: str
+    met: Callable[[GenerationSettings], bool]
+    second: bool = False
+
+
+def _is_guided(run: GenerationSettings) -> bool:
+    return run.guidance_scale != 1
+
+
+CONDITIONS: tuple[Condition, ...] = (
+    Condition(("variation_seed",), "variation_strength", lambda run: run.variation_strength > 0),
+    Condition(
+        ("seed_resize_width", "seed_resize_height"), "another size of the image",
+        lambda run: (run.seed_resize_width, run.seed_resize_height) != (run.width, run.height),
+    ),
+    Condition(
+        ("guidance_rescale", "guidance_interval"), "classifier-free guidance: guidance_scale is 1, or "
+        "embedded by the UNet", _is_guided,
+    ),
+    Condition(
+        ("hires_negative_prompt",), "classifier-free guidance in the second pass", _is_guided, second=True
+    ),
+    Condition(("gamma",), "sampler tcd", lambda run: run.sampler == "tcd"),
+    Condition(
+        ("resize_mode",), "controls, or init_image with mask_area whole",
+        lambda run: bool(run.controls) or (run.init_image is not None and run.mask_area == "whole"),
+    ),
+    Condition(("strength_steps",), "init_image", lambda run: run.init_image is not None),
+    Condition(("mask_change",), "mask", lambda run: run.mask is not None),
+    Condition(
+        ("mask_content",), "mask or outpaint", lambda run: run.mask is not None or run.outpaint is not None
+    ),
+    Condition(("mask_padding",), "mask_area masked", lambda run: run.mask_area == "masked"),
+    Condition(("outpaint_fill",), "outpaint", lambda run: run.outpaint is not None),
+)  # fmt: skip
+"""Settings that do nothing unless a condition is met."""
+
+
+def without_effect(
+    settings: GenerationSettings, given: Mapping[str, object], *, guidance_embedded: bool = False
 ) -> list[str]:
-    """Write one line for each setting outside its recommended range.
+    """Write a line for each condition that is not met, with the settings that have no effect therefore.
+
+    Args:
+        settings: of an image.
+        given: what the user set, by name. Nothing is said of other settings, of default values, and of seeds
+            left to chance.
+        guidance_embedded: the model embeds the guidance scale, and takes no second forward pass for it.
+    """
+    chosen = [
+        name for name, value in given.items()
+        if value not in (None, RANDOM_SEED)
+        and (tuple(value) if isinstance(value, list) else value) != DEFAULTS.get(name)
+    ]  # fmt: skip
+    runs = [replace(run, guidance_scale=1.0) if guidance_embedded else run for run, _ in settings.passes]
+    lines: list[str] = []
+    for each in CONDITIONS:
+        names = [name for name in each.settings if name in chosen]
+        if names and not any(map(each.met, runs[1:] if each.second else runs)):
+            lines.append(f"{', '.join(names)}: no effect without {each.needs}")
+    return lines
+
+
+def advise(
+    settings: GenerationSettings,
+    model_size: int,
+    family: str,
+    few_steps: Recognised | None = None,
+    given: Mapping[str, object] = MappingProxyType({}),
+) -> list[str]:
+    """Write one line for each setting outside its recommended range, or without effect.
 
     Args:
         settings: the settings, which are not changed.
@@ -110,6 +191,7 @@ def advise(
         family: a name of ``layouts.UNETS``. Only size is checked where nothing else is recommended.
         few_steps: what ``Model.few_steps`` says. A few-step model or LoRA is judged by its own kind's ranges;
             LoRAs' files are looked into, where they are.
+        given: what the user set, by name, of which a line says what has no effect; see ``without_effect``.
     """
     found = [*([few_steps] if few_steps else []), *few_step_loras(settings.loras)]
     embeds = few_steps is not None and few_steps.kind is GUIDANCE_EMBEDDED
@@ -133,7 +215,13 @@ def advise(
             f"size {settings.width}x{settings.height}: the model was trained on {listed}; at other sizes "
             f"expect objects that are cut off or repeated ({source})"
         )
-    return lines
+    width, height = settings.final_size
+    if settings.hires and width < settings.width and height < settings.height:
+        lines.append(
+            f"hires size {width}x{height}: the second pass is smaller than the first, of "
+            f"{settings.width}x{settings.height}, whose detail is lost"
+        )
+    return lines + without_effect(settings, given, guidance_embedded=embeds)
 
 
 def _outside(settings: GenerationSettings, wanted: Advised) -> list[str]:

@@ -8,6 +8,7 @@ Pillow is imported on first use, because settings are checked without it.
 """
 
 import io
+import re
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -31,6 +32,18 @@ RESIZE_MODES = {
     "stretch": "scale width and height separately",
 }
 """How a picture is fitted to another size; AUTOMATIC1111's "Crop and resize" and "Just resize"."""
+
+_OTHERS = {
+    re.compile(rb"GIF8[79]a"): "GIF",
+    re.compile(rb"BM.{4}\0{4}", re.DOTALL): "BMP",
+    re.compile(rb"II[*+]\0|MM\0[*+]"): "TIFF",
+    re.compile(rb".{4}ftypavi[fs]", re.DOTALL): "AVIF",
+    re.compile(rb".{4}ftyp(hei[cxms]|hev[cm]|mif1|msf1)", re.DOTALL): "HEIC",
+    re.compile(rb"\xff\x0a|\0{3}\x0cJXL "): "JPEG XL",
+    re.compile(rb"\s*(<\?xml[^>]*>\s*)?<svg\b"): "SVG",
+    re.compile(rb"%PDF-"): "PDF",
+}
+"""Formats of images that are not read, by how their files begin, for errors."""
 
 _ASPECT_TOLERANCE = 0.02
 """Largest relative difference between the aspect ratios of a picture and its mask: rounded sizes pass."""
@@ -60,7 +73,9 @@ def opened(data: bytes) -> Generator[Any, None, None]:
         raise InputError(f"the image is too large: at most {MAX_READ_PIXELS} pixels are allowed") from None
     # Pillow raises many types of exceptions for damaged files.
     except Exception as error:
-        raise InputError("not a readable PNG, JPEG or WebP: another format, or damaged") from error
+        kind = next((name for pattern, name in _OTHERS.items() if pattern.match(data)), None)
+        why = f"it is a {kind}, convert it" if kind else "another format, or damaged"
+        raise InputError(f"not a readable PNG, JPEG or WebP: {why}") from error
 
 
 def identify_picture(path: str) -> InputFile:

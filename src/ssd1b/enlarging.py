@@ -58,6 +58,7 @@ class Network(NamedTuple):
         whole: it divides images itself.
         device: where it runs.
         dtype: its number format.
+        architecture: spandrel's name of it, such as "ESRGAN".
     """
 
     run: Callable[[Tensor], Tensor]
@@ -66,6 +67,7 @@ class Network(NamedTuple):
     whole: bool
     device: torch.device
     dtype: torch.dtype
+    architecture: str = "unknown"
 
 
 @lru_cache(maxsize=1)
@@ -108,7 +110,7 @@ def load_network(file: InputFile, device: torch.device) -> Network:
     dtype = torch.float16 if found.supports_half and device.type == "cuda" else torch.float32
     found.to(device, dtype).eval()
     whole = found.tiling == spandrel.ModelTiling.INTERNAL
-    return Network(found, found.scale, channels, whole, device, dtype)
+    return Network(found, found.scale, channels, whole, device, dtype, found.architecture.name)
 
 
 def import_spandrel() -> Any:

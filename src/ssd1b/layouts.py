@@ -6,6 +6,12 @@ SSD-1B, Vega and KOALA. Parameter counts are contracts, checked on meta tensors 
 
 from dataclasses import dataclass, field, replace
 
+STEMS: dict[str, str] = {
+    **dict.fromkeys(("unet", "vae"), "diffusion_pytorch_model"),
+    **dict.fromkeys(("text_encoder", "text_encoder_2"), "model"),
+}
+"""Names of the weight files in a network's folder, without suffix, by the folder's name in a model."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:

@@ -21,7 +21,7 @@ from ssd1b.models.text import TextEncoder, TextEncoders
 from ssd1b.models.tokenizer import CLIPTokenizer
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
-from ssd1b.recipe import MAX_NETWORK_BYTES, ModelIdentity, NetworkFile
+from ssd1b.recipe import ModelIdentity, NetworkFile
 from ssd1b.settings import DEFAULT_MODEL
 from ssd1b.weights import hub
 from ssd1b.weights.checkpoint import SETTINGS_FILE, Checkpoint, Layout, ModelInfo
@@ -100,7 +100,8 @@ class Model:
         is_lora = name in hub.LORAS and found.path == hub.BUILT_IN[name]  # and not a path of that name
         replaced = tuple(networks)
         for each in replaced:
-            each.file.verified(most=MAX_NETWORK_BYTES)
+            for file, most in each.files.items():
+                file.verified(most=most)
         return cls(
             name=name, path=found.path, commit=found.commit, half=half, prediction=prediction,
             networks=replaced, own=(lora_of(hub.LORAS[name]),) if is_lora else (),
@@ -139,7 +140,10 @@ class Model:
         """
         found = open_checkpoint(self.path, half=self.half, prediction=self.prediction)
         for each in self.networks:
-            found = with_network(found, each.network, Path(each.file.path), prediction=self.prediction)
+            found = with_network(
+                found, each.network, Path(each.file.path), prediction=self.prediction,
+                config=None if each.config is None else Path(each.config.path),
+            )  # fmt: skip
         return found
 
     @cached_property
@@ -221,7 +225,7 @@ class Model:
         for lora in self.own:
             digest.update(f"lora {lora.file.sha256}\n".encode())
         for each in sorted(self.networks, key=lambda each: each.network):
-            digest.update(f"{each.network} {each.file.sha256}\n".encode())
+            digest.update(f"{each.network} {' '.join(file.sha256 for file in each.files)}\n".encode())
         if self.prediction is not None:
             digest.update(f"prediction {self.prediction}\n".encode())
         return digest.hexdigest()

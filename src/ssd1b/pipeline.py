@@ -17,7 +17,7 @@ from ssd1b.diffusion.denoiser import Denoise, Guidance, Predict, PredictPair, de
 from ssd1b.diffusion.inpainting import Mask, cell_mask, inpainting
 from ssd1b.diffusion.noise import centred, noise_source, slerp
 from ssd1b.diffusion.samplers import SAMPLERS, Step
-from ssd1b.diffusion.schedule import drawn_schedule, lower_levels, steps_for
+from ssd1b.diffusion.schedule import NoiseSchedule, StepSchedule, drawn_schedule, lower_levels, steps_for
 from ssd1b.diffusion.upscaling import Enlarged, covering, cut, enlarge_latents
 from ssd1b.embeddings import words_of
 from ssd1b.enlarging import enlarge, load_network
@@ -117,6 +117,24 @@ def _kept(image: Image.Image, settings: GenerationSettings) -> Image.Image:
     return image if settings.init_image is None else put_back(image, _source(settings))
 
 
+def levels_of(settings: GenerationSettings, start: Start, noise_schedule: NoiseSchedule) -> StepSchedule:
+    """Return the noise levels of one run of the sampler.
+
+    Args:
+        settings: of the run.
+        start: the part of the schedule that is run.
+        noise_schedule: of the model.
+
+    Raises:
+        InputError: as ``steps_for``: the schedule has fewer levels, or a timestep is none of the model's.
+    """
+    found = steps_for(
+        noise_schedule, start.schedule_steps, grid=SAMPLERS[settings.sampler].grid,
+        schedule=settings.schedule, timesteps=settings.timestep_list,
+    )  # fmt: skip
+    return found.last(start.steps)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
     """A text-to-image model, ready to generate.
@@ -152,7 +170,7 @@ class Pipeline:
     @classmethod
     def load(
         cls,
-        model: str = DEFAULT_MODEL,
+        model: str | Model = DEFAULT_MODEL,
         *,
         device: str | None = None,
         dtype: str | None = None,
@@ -169,7 +187,8 @@ class Pipeline:
 
         Args:
             model: a name that ``ssd1b models`` lists, a folder in diffusers' format, a single safetensors
-                file, or a hub id, ``owner/name`` or ``owner/name@revision``.
+                file, or a hub id, ``owner/name`` or ``owner/name@revision``; or one that was found already,
+                for which the other arguments that find it are not used.
             device: "cpu", "cuda", "cuda:1", "mps"; None is the accelerator, or else the CPU.
             dtype: "fp32", "bf16", "fp16"; None is the fastest on the device.
             offline: never use the network.
@@ -195,7 +214,7 @@ class Pipeline:
         half = reads_half(execution, number_format)
         if isinstance(networks, Mapping):
             networks = [NetworkFile.of(network, path) for network, path in networks.items()]
-        found = Model.find(
+        found = model if isinstance(model, Model) else Model.find(
             model, offline=offline, half=half, prediction=prediction, token=token, paths=paths,
             networks=networks,
         )  # fmt: skip
@@ -333,10 +352,7 @@ class Pipeline:
         common = batch[0]
         sampler = SAMPLERS[common.sampler]
         noise_schedule = self.info.noise_schedule
-        levels = steps_for(
-            noise_schedule, start.schedule_steps, grid=sampler.grid, schedule=common.schedule,
-            timesteps=common.timestep_list,
-        ).last(start.steps)  # fmt: skip
+        levels = levels_of(common, start, noise_schedule)
         begin, end = common.guidance_interval
         # A UNet that embeds the guidance scale (guidance distillation) needs no second pass.
         scale = 1.0 if self.layout.unet.guidance_embed_dim else common.guidance_scale

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ssd1b import automatic1111
-from ssd1b.errors import InputError, shown, unknown
+from ssd1b.errors import InputError, NotFoundError, shown, unknown
 from ssd1b.execution import DEFAULT, Execution
-from ssd1b.files import read_shapes
+from ssd1b.files import expand_path, named, read_shapes
 from ssd1b.inputs import InputFile, with_paths
+from ssd1b.layouts import STEMS
 from ssd1b.loras import PEFT_CONFIG, PEFT_FILE, write_tags
 from ssd1b.numerals import number, whole_number
 from ssd1b.sampler_names import SAMPLERS, SCHEDULES
@@ -36,6 +37,11 @@ NETWORKS = ("vae", "unet", "text_encoder", "text_encoder_2")
 MAX_NETWORK_BYTES = 64 * 2**30
 """Maximum size of a file with a network; SDXL's UNet in float32 has 10 GB."""
 
+MAX_CONFIG_BYTES = 2**20
+
+CONFIG = "config.json"
+"""Name of the configuration beside the weights in a network's folder, in diffusers' format."""
+
 
 @validated
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,23 +51,50 @@ class NetworkFile:
     Attributes:
         network: one of ``NETWORKS``.
         file: the file, identified by its content.
+        config: diffusers' ``config.json`` of the network, which has what its tensors do not show; None for a
+            file that is not called as in a network's folder, or has none beside it.
     """
 
     network: Annotated[str, OneOf("network", NETWORKS)]
     file: InputFile
+    config: InputFile | None = None
+
+    @property
+    def files(self) -> Mapping[InputFile, int]:
+        """The files, and their maximum sizes in bytes."""
+        return {self.file: MAX_NETWORK_BYTES} | ({self.config: MAX_CONFIG_BYTES} if self.config else {})
 
     @classmethod
     def of(cls, network: str, path: str) -> "NetworkFile":
-        """Identify a file.
+        """Identify a file, and the configuration beside it.
+
+        Args:
+            network: one of ``NETWORKS``.
+            path: a safetensors file, or the network's folder in diffusers' format.
 
         Raises:
+            NotFoundError: there is no such file, or no weights in the folder.
             InputError: there is no such network, or the file cannot be read or is not safetensors.
         """
         if network not in NETWORKS:  # a misspelled name is found before its file is read
             raise unknown("network", network, NETWORKS)
-        file = InputFile.of(path, most=MAX_NETWORK_BYTES)
+        place, names = Path(expand_path(path)), _weight_files(network)
+        if place.is_dir():
+            found = next((place / name for name in names if (place / name).is_file()), None)
+            if found is None:
+                raise NotFoundError(f"{named(path)}: no {names[0]}, which a {network} has, in this folder")
+            place = found
+        file = InputFile.of(place, most=MAX_NETWORK_BYTES)
         read_shapes(file.path)  # another kind of file is found before anything is loaded
-        return cls(network=network, file=file)
+        beside = place.with_name(CONFIG)
+        has_config = place.name in names and beside.is_file()
+        config = InputFile.of(beside, most=MAX_CONFIG_BYTES) if has_config else None
+        return cls(network=network, file=file, config=config)
+
+
+def _weight_files(network: str) -> tuple[str, ...]:
+    """Name the weight files of a network's folder, the preferred one first."""
+    return tuple(f"{STEMS[network]}{variant}.safetensors" for variant in ("", ".fp16"))
 
 
 @validated

@@ -8,7 +8,7 @@ Sources are ``latent_upscale_modes`` of ``modules/shared_items.py`` and ``module
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -70,15 +70,21 @@ _NAMES = {_key(each): name for name, found in UPSCALERS.items() for each in (nam
 _NAMES["latentbilinear"] = "latent"
 
 
-def resolve_upscaler(name: str) -> str:
+def resolve_upscaler(name: str, allowed: Collection[str] = UPSCALERS, files: Collection[str] = ()) -> str:
     """Find the canonical name of an upscaler ("Latent (bicubic)" -> latent-bicubic).
 
+    Args:
+        name: in any spelling.
+        allowed: ``UPSCALERS`` or ``PIXEL_UPSCALERS``.
+        files: what else is allowed, for the error.
+
     Raises:
-        InputError: the name is unknown.
+        InputError: the name is unknown, or not allowed.
     """
-    if not is_upscaler(name):
-        raise unknown("upscaler", name, UPSCALERS)
-    return _NAMES[_key(name)]
+    found = _NAMES.get(_key(name))
+    if found is None or found not in allowed:
+        raise unknown("upscaler" if found is None else "upscaler of pixels", name, [*allowed, *files])
+    return found
 
 
 def is_upscaler(name: str) -> bool:
@@ -86,15 +92,21 @@ def is_upscaler(name: str) -> bool:
     return _key(name) in _NAMES
 
 
-def find_upscaler(text: str) -> str | InputFile:
+def find_upscaler(text: str, allowed: Collection[str] = UPSCALERS) -> str | InputFile:
     """Find an upscaler: the canonical name of one, or the file of a network.
+
+    Args:
+        text: name or path.
+        allowed: as for ``resolve_upscaler``.
 
     Raises:
         NotFoundError: there is no such file.
         InputError: the name is unknown, or the file is not safetensors.
     """
     is_path = os.path.basename(text) != text or Path(text).suffix or os.path.lexists(text)
-    return identify_network(text) if is_path and not is_upscaler(text) else resolve_upscaler(text)
+    if is_path and not is_upscaler(text):
+        return identify_network(text)
+    return resolve_upscaler(text, allowed, ["a .safetensors file"])
 
 
 def identify_network(path: str | Path) -> InputFile:

@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 
-from ssd1b.errors import InputError, NotFoundError, shown, unknown
+from ssd1b.errors import InputError, NotFoundError, prefix_errors, shown, unknown
 from ssd1b.files import decode_text, expand_path, named, read_file
 
 MOST_DRAWS = 1000
@@ -30,7 +30,9 @@ _MAX_FILE_BYTES = 16 * 2**20
 _WILDCARD = re.compile(r"__([\w*/ .-]{1,200}?)__")
 _SIGNS = re.compile(r"[{}|]|[^{}|]+")
 _COUNT = re.compile(r"\s*(\d{1,3})?(-)?(\d{1,3})?\s*\$\$")
-_WEIGHT = re.compile(r"\s*(\d+\.?\d*|\.\d+)::")
+_WEIGHT = re.compile(r"\s*([^\s:]{1,400})::")
+_PLAIN = re.compile(r"\d+\.?\d*|\.\d+")
+_MOST_WEIGHT = 1e6
 
 
 @dataclass(frozen=True)
@@ -141,16 +143,37 @@ def _drawn(options: Sequence[str], chance: random.Random) -> str:
         words, separator, rest = first.partition("$$")
         if separator:
             between, first = words, rest
-    texts, weights = [], []
-    for option in (first, *options[1:]):
-        weight = _WEIGHT.match(option)
-        texts.append(option[weight.end() :] if weight else option)
-        weights.append(float(weight[1]) if weight else 1.0)
+    where = shown("{" + "|".join(options) + "}")
+    with prefix_errors(where):
+        weighted = [_weighted(option) for option in (first, *options[1:])]
+    weights, texts = [weight for weight, _ in weighted], [text for _, text in weighted]
     if low > high:
-        raise InputError(f"{shown('{' + '|'.join(options) + '}')} asks for {low} to {high} words")
+        raise InputError(f"{where} asks for {low} to {high} words")
+    if not any(weights):
+        raise InputError(f"{where}: all weights are 0, so that nothing can be drawn")
     number = min(chance.randint(low, high), sum(weight > 0 for weight in weights))
     chosen: list[int] = []
     for _ in range(number):
         left = [0.0 if place in chosen else weight for place, weight in enumerate(weights)]
         chosen += chance.choices(range(len(texts)), left)
     return between.join(texts[place].strip() if number > 1 else texts[place] for place in chosen)
+
+
+def _weighted(option: str) -> tuple[float, str]:
+    """Divide an option into its weight, 1 without one, and its text.
+
+    Raises:
+        InputError: what stands before "::" is a number, but no weight.
+    """
+    match = _WEIGHT.match(option)
+    try:
+        weight = float(match[1]) if match else 1.0
+    except ValueError:  # a text with two colons
+        return 1.0, option
+    if match is None:
+        return weight, option
+    if not _PLAIN.fullmatch(match[1]) or weight > _MOST_WEIGHT:
+        raise InputError(
+            f"weight is {shown(match[1])}: it must be from 0 to {_MOST_WEIGHT:.0f} in plain digits, like 0.5"
+        )
+    return weight, option[match.end() :]

@@ -8,6 +8,7 @@ import time
 import click
 import pytest
 
+from ssd1b.cli import main
 from ssd1b.cli.app import COMMANDS, cli
 from ssd1b.cli.command import TEXT, Command
 from ssd1b.server.options import OPTIONS as SERVER_OPTIONS
@@ -159,6 +160,18 @@ def test_no_option_takes_numbers_in_other_digits_or_empty_names(command):
     negatives = {"negative_prompt", "hires_negative_prompt"}
     allowed = {"prompts", "hires_prompt", "axes", "outpaint", "timesteps"} | negatives
     assert {each.name for each in found.params if each.type is TEXT} <= allowed
+
+
+GROUPS = [name for name in COMMANDS if isinstance(cli.get_command(CONTEXT, name), click.Group)]
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_group_without_a_command_prints_its_help(name, capsys):
+    """On standard error with exit code 2, as uv does; ssd1b itself answers with its help."""
+    assert main([name]) == 2
+    told = capsys.readouterr()
+    assert main([name, "--help"]) == 0
+    assert (told.out, told.err) == ("", capsys.readouterr().out)
 
 
 def test_every_command_bears_its_name():

@@ -1,9 +1,10 @@
 import pytest
 
-from ssd1b.advice import SIZES, advise
+from ssd1b.advice import CONDITIONS, SIZES, advise, without_effect
+from ssd1b.inputs import InputFile
 from ssd1b.layouts import UNETS
 from ssd1b.presets import PRESETS
-from ssd1b.settings import ARTICLE, CARD, resolve_settings
+from ssd1b.settings import ARTICLE, CARD, SETTINGS, check_needs, resolve_settings
 
 
 def settings(family="ssd-1b", **given):
@@ -83,3 +84,86 @@ def test_a_miniature_has_a_size_of_its_own():
     assert advise(settings(width=128, height=128), 128, "ssd-1b") == []
     (advice,) = advise(settings(), 128, "ssd-1b")
     assert advice.startswith("size 1024x1024: the model was trained on 128x128;")
+
+
+@pytest.mark.parametrize(("width", "height", "smaller"), [(512, 768, True), (512, 1536, False)])
+def test_a_second_pass_that_is_smaller_is_said(width, height, smaller):
+    lines = advise(settings(hires_width=width, hires_height=height), 1024, "ssd-1b")
+    line = f"hires size {width}x{height}: the second pass is smaller than the first, of 1024x1024, whose "
+    assert lines == [f"{line}detail is lost"] * smaller
+
+
+PICTURE = InputFile(path="picture.png", sha256="0" * 64)
+SIZE = {"width": 128, "height": 128}
+START: dict[str, object] = {"init_image": PICTURE, **SIZE}
+MASKED = {**START, "mask": PICTURE}
+
+
+@pytest.mark.parametrize(
+    ("given", "enough"),
+    [
+        ({"variation_seed": 7}, {"variation_strength": 0.1}),
+        ({"seed_resize_width": 128, "seed_resize_height": 128, **SIZE}, {"width": 256}),
+        ({"guidance_rescale": 0.5, "guidance_scale": 1}, {"guidance_scale": 2}),
+        ({"guidance_interval": [0.2, 0.8], "guidance_scale": 1},
+         {"hires_scale": 2, "hires_guidance_scale": 5}),
+        ({"hires_negative_prompt": "blur", "hires_scale": 2, "hires_guidance_scale": 1},
+         {"hires_guidance_scale": 5}),
+        ({"gamma": 0.5}, {"sampler": "tcd"}),
+        ({"gamma": 0.5, "hires_scale": 2}, {"hires_sampler": "tcd"}),
+        ({"resize_mode": "stretch"}, START),
+        ({"resize_mode": "stretch", **MASKED, "mask_area": "masked"}, {"mask_area": "whole"}),
+        ({"strength_steps": "a1111"}, START),
+        ({"mask_change": "black"}, MASKED),
+        ({"mask_content": "fill", **START}, {"outpaint": "left=64"}),
+        ({"mask_padding": 8, **MASKED}, {"mask_area": "masked"}),
+        ({"outpaint_fill": "reflect", **START}, {"outpaint": "left=64"}),
+    ],
+)  # fmt: skip
+def test_a_setting_without_effect_is_said_until_what_it_needs_is_set(given, enough):
+    (line,) = without_effect(settings(**given), given)
+    name = next(iter(given))
+    assert line.startswith(name)
+    assert ": no effect without " in line
+    assert not without_effect(settings(**given), {}), "what the user did not set"
+    both = given | enough
+    assert without_effect(settings(**both), both) == []
+
+
+def test_a_model_that_embeds_the_guidance_scale_does_not_rescale_it():
+    given = {"guidance_rescale": 0.5}
+    assert without_effect(settings(**given), given) == []
+    (line,) = without_effect(settings(**given), given, guidance_embedded=True)
+    assert line.startswith("guidance_rescale: no effect without classifier-free guidance")
+
+
+def test_defaults_and_random_seeds_that_are_spelled_out_are_quiet():
+    given = {"variation_seed": -1, "gamma": 0.3, "guidance_interval": [0, 1], "mask_content": "original"}
+    assert without_effect(settings(), given) == []
+
+
+ALWAYS = {
+    "negative_prompt", "prompt_editing", "guidance_scale", "feature_reuse", "loras", "controls",
+    "image_prompts", "embeddings", "steps", "sampler", "schedule", "timesteps", "seed", "variation_strength",
+    "width", "height", "init_image", "mask_area", "hires_scale", "hires_width", "hires_height",
+    "original_size", "crop_top_left", "target_size",
+}  # fmt: skip
+"""Settings that have an effect alone, are refused otherwise, or have advice of their own."""
+
+
+def test_every_setting_has_an_effect_or_says_why_not():
+    conditional = {name for each in CONDITIONS for name in each.settings}
+    refused = set()
+    for name in SETTINGS:
+        try:
+            check_needs({name: "given"})
+        except ValueError:
+            refused.add(name)
+    assert {*SETTINGS} == ALWAYS | conditional | refused
+    assert not ALWAYS & (conditional | refused)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_setting_of_a_preset_has_an_effect(name):
+    given = PRESETS[name].settings
+    assert without_effect(settings(**given), given) == []

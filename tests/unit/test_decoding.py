@@ -191,12 +191,14 @@ def truncated() -> bytes:
     [
         (b"", "not a readable PNG, JPEG or WebP"),
         (b"just text", "not a readable PNG, JPEG or WebP"),
-        (b"GIF89a" + bytes(100), "not a readable PNG, JPEG or WebP"),
+        (b"GIF89a" + bytes(100), "not a readable PNG, JPEG or WebP: it is a GIF, convert it"),
+        (b"BM" + bytes(100), "not a readable PNG, JPEG or WebP: it is a BMP, convert it"),
+        (bytes(4) + b"ftypheic" + bytes(100), "not a readable PNG, JPEG or WebP: it is a HEIC, convert it"),
         (bomb(50_000, 50_000), "too large: at most 33554432 pixels"),
         (bomb(2**31 - 1, 2**31 - 1), "too large"),
         (bomb(0, 64), "not a readable"),
     ],
-    ids=["empty", "text", "another format", "bomb", "largest bomb", "no width"],
+    ids=["empty", "text", "GIF", "BMP", "HEIC", "bomb", "largest bomb", "no width"],
 )
 def test_what_is_no_picture_is_refused_in_one_line(tmp_path: Path, data: bytes, words: str) -> None:
     (tmp_path / "a.png").write_bytes(data)

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from ssd1b.errors import ConflictError, InputError
 from ssd1b.files import METADATA, hash_file
+from ssd1b.layouts import STEMS
 from ssd1b.model import Model
 from ssd1b.pipeline import Pipeline
 from ssd1b.recipe import NetworkFile, read_json, write_json
@@ -56,6 +57,47 @@ def test_all_networks_of_another_model_make_its_images(tiny_model: Path, tmp_pat
     found = Pipeline.load(str(tiny_model), device="cpu", networks=networks).generate("a cat", **given)[0]
     assert found.image.tobytes() == expected.image.tobytes()
     assert read_json(write_json(found.recipe)) == found.recipe
+
+
+@pytest.mark.parametrize("names", [False, True], ids=["folder", "file"])
+def test_parts_of_a_diffusers_folder_bring_their_configuration(
+    names: bool, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Heads, norm groups and others of this layout show in no tensor."""
+    folder = tmp_path / "other"
+    save_folder(folder, ModelInfo(layout=DRAWABLE), OTHER)
+    paths = {part: folder / part / (f"{STEMS[part]}.safetensors" if names else "") for part in STEMS}
+    networks = [NetworkFile.of(part, str(path)) for part, path in paths.items()]
+    found = Model.find(str(tiny_model), networks=networks)
+    for part in STEMS:
+        state = found.network(part, device="cpu", dtype=torch.float32).state_dict()
+        assert all(torch.equal(state[name], tensor) for name, tensor in OTHER[part].items())
+    assert found.layout == replace(DRAWABLE, name=found.layout.name)
+    digest = found.digest(hash_file)
+    config = folder / "vae" / "config.json"
+    config.write_text(config.read_text().replace('"scaling_factor": 0.', '"scaling_factor": 1.'))
+    with pytest.raises(ConflictError, match=r"config\.json has changed"):
+        Model.find(str(tiny_model), networks=networks)
+    changed = [NetworkFile.of(part, str(path)) for part, path in paths.items()]
+    assert Model.find(str(tiny_model), networks=changed).digest(hash_file) != digest
+
+
+@pytest.mark.parametrize(
+    ("network", "part", "message"),
+    [
+        ("vae", "unet", "it has no vae, only unet"),
+        ("vae", "text_encoder", "text_encoder: no diffusion_pytorch_model.safetensors, which a vae has"),
+        ("unet", "scheduler", "scheduler: no diffusion_pytorch_model.safetensors, which a unet has"),
+    ],
+)
+def test_the_folder_of_another_network(
+    network: str, part: str, message: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "other"
+    save_folder(folder, ModelInfo(layout=DRAWABLE), OTHER)
+    with pytest.raises(InputError, match=message):
+        given = NetworkFile.of(network, str(folder / part))
+        _ = Model.find(str(tiny_model), networks=[given]).checkpoint
 
 
 @pytest.mark.parametrize("network", ["unet", "text_encoder"])

@@ -42,6 +42,7 @@ def folder(tmp_path: Path) -> Path:
         ("{1-2$$ and $$a|b}", {"a", "b", "a and b", "b and a"}),
         ("{9$$a|b}", {"a, b", "b, a"}),
         ("{0::a|b}", {"b"}),
+        ("{x::a|b ::c}", {"x::a", "b ::c"}),
         ("{1$$a}", {"a"}),
         ("{a} {b {c} | }", {"{a} b {c} ", "{a}  "}),
         ("{a|b", {"{a|b"}), ("a|b}", {"a|b}"}), ("plain", {"plain"}), ("{}", {"{}"}),
@@ -77,6 +78,9 @@ def test_files(folder: Path) -> None:
         ("__empty__", r"empty.txt has no lines to draw"),
         ("__loop__", "more than 1000 wildcards"),
         ("{3-2$$a|b}", r"asks for 3 to 2 words"),
+        ("{-1::a|b}", r"'{-1::a\|b}': weight is '-1': it must be from 0 to 1000000 in plain digits"),
+        *((f"{{a|{weight}::b}}", "weight is") for weight in ("nan", "inf", "1e400", "+1", "1e3", "9" * 400)),
+        ("{0::a|0::b}", r"'{0::a\|0::b}': all weights are 0"),
     ],
 )
 def test_mistakes(text: str, message: str, folder: Path) -> None:

@@ -24,7 +24,7 @@ from ssd1b.model import NETWORKS, Model
 from ssd1b.runtime import choose_dtype
 from ssd1b.saving import check_free, writing
 from ssd1b.weights.files import FLOATS, first_few, read_header, write_tensors
-from ssd1b.weights.writing import save_folder, save_single_file
+from ssd1b.weights.writing import check_single_file, save_folder, save_single_file
 
 _CPU = torch.device("cpu")
 
@@ -333,6 +333,8 @@ def bake_adapters(
     chosen = None if dtype is None else choose_dtype(dtype, _CPU)
     for advice in fit_advice(given, found.layout, found.identity.name):
         notify(advice)
+    if single:
+        check_single_file(path, found.layout)
     if dry_run:
         return out
     weights: dict[str, dict[str, Tensor]] = {}

@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ssd1b.actions.lab import Workplace, workplace
+from ssd1b.actions.lab import Workplace, advise_on_loras, workplace
 from ssd1b.actions.loading import AUTO, Loading, Progress, silent
 from ssd1b.bulk.rows import Row, count_rows, read_rows
 from ssd1b.bulk.shards import Destination, Shard, divide, index_of
@@ -89,6 +89,7 @@ def generate_bulk(
     *,
     retry: bool = False,
     dry_run: bool = False,
+    advise: Callable[[str], object] = lambda line: None,
     progress: Progress = silent,
 ) -> Generated:
     """Generate the missing shards. An interrupted run continues where it was, with the same files.
@@ -99,6 +100,7 @@ def generate_bulk(
         loading: how the model is found and loaded.
         retry: generate shards with failed rows again.
         dry_run: read and check all rows, and write nothing.
+        advise: called with a line for each adapter that does not fit the model as a whole, before it is used.
         progress: shows the share that is done.
 
     Raises:
@@ -112,7 +114,7 @@ def generate_bulk(
     published = {name for name in destination.published() if index_of(name) % n == k - 1}
     table = read_rows(what.rows, keep=what.keep)
     table = chain([next(table)], table)  # before anything is written or started: it finds wrong columns
-    found, names = Generated(), set[str]()
+    found, names, said = Generated(), set[str](), set[tuple[str, str]]()
     with ExitStack() as stack:
         if loading.cluster and not dry_run and work.is_dir():
             with _alone(work, what.out):  # now, because a cluster takes half a minute to start
@@ -133,6 +135,7 @@ def generate_bulk(
                     advance(len(shard.rows))
                     continue
             found.shards += 1
+            advise_on_loras(shard.jobs.values(), place.describe, advise, said)
             if dry_run:
                 failures = [row.error for row in shard.rows if row.error]
                 advance(len(shard.rows))

@@ -8,6 +8,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ssd1b.actions.rerun import is_known, reproduction_command
 from ssd1b.adapters.control_loras import open_control_lora
 from ssd1b.adapters.ip_adapters import open_ip_adapter
@@ -17,9 +19,10 @@ from ssd1b.adapters.names import dictionary
 from ssd1b.adapters.reading import AdapterFile
 from ssd1b.controls import BUILT_IN, STEMS, find_network
 from ssd1b.embeddings import read_embedding
+from ssd1b.enlarging import load_network
 from ssd1b.errors import InputError, shown
 from ssd1b.few_steps import Recognised, recognise
-from ssd1b.files import expand_path
+from ssd1b.files import expand_path, named
 from ssd1b.images import read_recipe
 from ssd1b.layouts import (
     NAMED,
@@ -35,16 +38,19 @@ from ssd1b.loras import lora_of
 from ssd1b.model import Model
 from ssd1b.recipe import Recipe
 from ssd1b.settings import resolve_settings
+from ssd1b.upscalers import identify_network
 from ssd1b.weights.checkpoint import Checkpoint, Layout, Part
 from ssd1b.weights.controls import MisfitError, open_control
-from ssd1b.weights.files import read_header
+from ssd1b.weights.files import first_few, read_header
 from ssd1b.weights.other_models import (
     control_kind,
     is_adapter_file,
     is_control_file,
     is_embedding_file,
     is_ip_adapter_file,
+    other_model_kind,
 )
+from ssd1b.weights.spellings import sections
 
 
 def describe_image(path: str) -> dict[str, Any]:
@@ -243,6 +249,31 @@ def describe_ip_adapter(name: str, model: str | None = None) -> dict[str, Any]:
         **_sizes(file),
         "models": fits,
     }
+
+
+def is_upscaler(name: str) -> bool:
+    """Whether a name is a file without any network of a model; such are those that enlarge images."""
+    return _is_file_of(Path(expand_path(name)), lambda tensors: not sections(tensors))
+
+
+def describe_upscaler(name: str) -> dict[str, Any]:
+    """Return the architecture of a network that enlarges images, its factor and its channels.
+
+    Raises:
+        InputError: the file is damaged or no such network, or spandrel, which knows them, is not installed.
+    """
+    file = identify_network(expand_path(name))
+    tensors = read_header(Path(file.path)).tensors
+    try:
+        network = load_network(file, torch.device("cpu"))
+    except InputError as error:
+        what = other_model_kind(tensors) or f"it contains {first_few(tensors) or 'nothing'}"
+        why = str(error).removeprefix(f"{named(file.path)}: ")
+        raise InputError(f"{named(file.path)}: no network of SDXL's family; {what}; {why}") from None
+    return {
+        "path": file.path, "architecture": network.architecture, "scale": network.scale,
+        "channels": network.channels, **_sizes(Path(file.path)),
+    }  # fmt: skip
 
 
 def _few_steps(found: Recognised | None) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ import torch
 from ssd1b.actions.cluster import cluster_executor
 from ssd1b.actions.loading import AUTO, Loading, Progress, silent
 from ssd1b.actions.worlds import WORLDS
+from ssd1b.adapters.merging import fit_advice
 from ssd1b.cluster.actor import Open
 from ssd1b.errors import ConflictError, shown
 from ssd1b.files import hash_file
@@ -122,6 +123,30 @@ def _open_there(described: Callable[[str], ModelDescription], name: str, there: 
     return partial(_open, name, described(name).fingerprint, there, hash_file)
 
 
+def advise_on_loras(
+    jobs: Iterable[Job],
+    describe: Callable[[str], ModelDescription],
+    advise: Callable[[str], object],
+    said: set[tuple[str, str]],
+) -> None:
+    """Say once of each adapter and model that the adapter does not fit as a whole; see ``fit_advice``.
+
+    Args:
+        jobs: to be generated.
+        describe: describes a model by its name.
+        advise: called with each line.
+        said: model and SHA-256 of adapters that were looked at; they are added.
+    """
+    for job in jobs:
+        for lora in job.settings.loras:
+            layout = describe(job.model).layout
+            if layout is None or (key := (job.model, lora.file.sha256)) in said:
+                continue
+            said.add(key)
+            for each in fit_advice([lora], layout, Path(job.model).name):
+                advise(each)
+
+
 def draw_with_progress(plan: Plan, place: Workplace, progress: Progress) -> None:
     """Generate the jobs of a plan, as ``draw_jobs``; progress is by estimated cost."""
     costs = plan.costs
@@ -150,6 +175,7 @@ def sweep(
     retry: bool = False,
     dry_run: bool = False,
     begin: Callable[[Plan], object] = lambda plan: None,
+    advise: Callable[[str], object] = lambda line: None,
     progress: Progress = silent,
 ) -> Swept:
     """Generate and measure the missing cells of a sweep; see ``write_report`` for the results.
@@ -161,6 +187,7 @@ def sweep(
         retry: generate failed cells again.
         dry_run: generate nothing.
         begin: called with the plan before anything is generated.
+        advise: called then with a line for each adapter that does not fit a model as a whole.
         progress: shows the share that is done.
 
     Raises:
@@ -171,6 +198,7 @@ def sweep(
         jobs = expand(what, place.describe, device=place.device, dtype=place.dtype)
         planned = plan(jobs, store, retry=retry)
         begin(planned)
+        advise_on_loras(planned.jobs, place.describe, advise, set())
         if not dry_run:
             record(what, planned.jobs, store)
             draw_with_progress(planned, place, progress)

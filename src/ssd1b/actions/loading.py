@@ -13,6 +13,7 @@ from ssd1b.execution import DEFAULT, Execution
 from ssd1b.model import Model
 from ssd1b.pipeline import Pipeline, reads_half
 from ssd1b.recipe import NetworkFile
+from ssd1b.runtime import choose_device, choose_dtype
 from ssd1b.settings import DEFAULT_MODEL
 from ssd1b.threads import Threads
 
@@ -61,8 +62,8 @@ class Loading:
     notify: Notify = lambda message: None
     cluster: ClusterOptions | None = None
 
-    def load(self, model: str = DEFAULT_MODEL) -> Pipeline:
-        """Load a model.
+    def load(self, model: str | Model = DEFAULT_MODEL) -> Pipeline:
+        """Load a model, by name or as ``find`` found it.
 
         Raises:
             InputError: as ``Pipeline.load``.
@@ -73,16 +74,17 @@ class Loading:
             threads=self.threads, notify=self.notify,
         )  # fmt: skip
 
-    def find(self, model: str, dtype: torch.dtype) -> Model:
+    def find(self, model: str = DEFAULT_MODEL, dtype: torch.dtype | None = None) -> Model:
         """Find a model, without reading its weights: the files that ``load`` would read.
 
         Args:
             model: its name.
-            dtype: the number format that it would be loaded in.
+            dtype: the number format that it would be loaded in; None is that of this machine.
 
         Raises:
             InputError: there is no such model.
         """
+        dtype = dtype or choose_dtype(self.dtype, choose_device(self.device))
         return Model.find(
             model, offline=self.offline, half=reads_half(self.execution, dtype), prediction=self.prediction,
             token=self.token, paths=self.paths, networks=self.networks,

@@ -27,7 +27,7 @@ from ssd1b.files import disk_error, expand_path, named, open_regular, reason
 from ssd1b.images import Picture, read_recipe
 from ssd1b.inputs import InputFile
 from ssd1b.pipeline import Pipeline, Watch, ignore
-from ssd1b.recipe import MAX_NETWORK_BYTES, ModelIdentity, NetworkFile, Parameters, Recipe
+from ssd1b.recipe import MAX_CONFIG_BYTES, MAX_NETWORK_BYTES, ModelIdentity, NetworkFile, Parameters, Recipe
 from ssd1b.runtime import choose_device
 from ssd1b.sampler_names import AUTOMATIC
 from ssd1b.settings import DEFAULT_MODEL, INPUTS, SETTINGS, GenerationSettings, Prompt, check_overrides
@@ -165,8 +165,12 @@ def find_networks(
     """Find the files that replaced networks of a model; arguments, places and errors as ``find_inputs``."""
     places = _Places(image, folder)
     return tuple(
-        replace(each, file=places.find(each.network, each.file, MAX_NETWORK_BYTES)) for each in networks
-    )
+        replace(
+            each, file=places.find(each.network, each.file, MAX_NETWORK_BYTES),
+            config=each.config and places.find(f"{each.network} config", each.config, MAX_CONFIG_BYTES),
+        )
+        for each in networks
+    )  # fmt: skip
 
 
 _LISTED = {"loras": "lora", "embeddings": "embedding", "controls": "control", "image_prompts": "ip-adapter"}

@@ -90,13 +90,11 @@ class Upscaler:
         """
         tile = check("tile", tile, Tile)
         scale = None if scale is None else check("scale", scale, Scale)
-        found = find_upscaler(model) if isinstance(model, str) else model
+        found = find_upscaler(model, PIXEL_UPSCALERS) if isinstance(model, str) else model
         label = upscaler_label(found)
         if isinstance(found, InputFile):
             network = load_network(found, choose_device(device))
             return cls(by=network, label=label, scale=scale or float(network.scale), tile=tile)
-        if found not in PIXEL_UPSCALERS:
-            raise unknown("upscaler of pixels", found, PIXEL_UPSCALERS)
         return cls(by=found, label=label, scale=scale or SCALE, tile=tile)
 
     def size(self, image: Image.Image) -> tuple[int, int]:

@@ -121,6 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except click.exceptions.Exit as done:  # --help and --version
         return done.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:  # a group without a command
+        click.echo(error.format_message(), err=True)
+        return WRONG_INPUT
     except KeyboardInterrupt as interrupt:
         click.echo(": ".join(["interrupted", *interrupt.args]), err=True)
         # CPython records an interrupt that passed through exec(), which dataclasses use, and would then exit

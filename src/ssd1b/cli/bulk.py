@@ -9,7 +9,7 @@ import click
 from platformdirs import user_cache_path
 
 from ssd1b.cli.command import AGAIN, Command
-from ssd1b.cli.messages import SHOWN_REASONS, report_failures
+from ssd1b.cli.messages import SHOWN_REASONS, print_advice, report_failures
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
@@ -120,7 +120,9 @@ def command(
         part=share, form=image_format, arrangement=arrangement,
     )  # fmt: skip
     folder = Path(work) if work is not None else _work(out, is_url(out), share)
-    done = generate_bulk(what, folder, choice.loading(), retry=retry, dry_run=dry_run, progress=progress)
+    done = generate_bulk(
+        what, folder, choice.loading(), retry=retry, dry_run=dry_run, advise=print_advice, progress=progress
+    )
     verb = "would be generated" if dry_run else "generated"
     click.echo(
         f"{counted(done.rows, 'row')}: {counted(done.shards, 'shard')} {verb}, {done.known} known"

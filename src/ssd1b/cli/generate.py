@@ -3,13 +3,15 @@
 import json
 import time
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ssd1b.advice import advise
 from ssd1b.cli.command import Command
 from ssd1b.cli.composing import composing_options
+from ssd1b.cli.messages import print_advice
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
@@ -25,8 +27,20 @@ from ssd1b.cli.paths import echo_path
 from ssd1b.composing import HIRES_PROMPTS, Composer
 from ssd1b.errors import InputError
 from ssd1b.prompts import NO_PROMPT
-from ssd1b.settings import SEEDS, Count, GenerationSettings, Preset, few_step_loras, numbered
+from ssd1b.settings import (
+    SEEDS,
+    Count,
+    GenerationSettings,
+    Preset,
+    few_step_loras,
+    numbered,
+    random_seed,
+    resolve_settings,
+)
 from ssd1b.validation import check
+
+if TYPE_CHECKING:
+    from ssd1b.weights.checkpoint import ModelInfo
 
 
 @click.command("generate", cls=Command)
@@ -90,8 +104,13 @@ def command(
     from ssd1b.progress import above_bar
 
     folder = check_destination(out, image_format)
-    pipeline = choice.loading().load(choice.name)
-    first = pipeline.settings(composed[0].prompt, preset=preset, **overrides)
+    loading = choice.loading()
+    model = loading.find(choice.name)
+    complete = partial(
+        resolve_settings, family=model.info.family,
+        model_defaults={"seed": random_seed(), **model.info.defaults}, preset=preset,
+    )  # fmt: skip
+    first = complete(composed[0].prompt, **overrides)
 
     def settings_of(index: int) -> GenerationSettings:
         """Complete the settings of an image. Its number decides what is drawn of a prompt's alternatives."""
@@ -100,23 +119,26 @@ def command(
             prompts[index // count], first.negative_prompt, (first.seed + index) % SEEDS, first.embeddings,
             {name: getattr(first, name) for name in HIRES_PROMPTS},
         )  # fmt: skip
-        given = {
+        given: dict[str, Any] = {
             **overrides, **made.hires, "negative_prompt": made.negative, "loras": (*first.loras, *made.loras),
             "embeddings": (*first.embeddings, *made.embeddings), "seed": seeds.seed,
             "variation_seed": seeds.variation_seed,
         }  # fmt: skip
-        return pipeline.settings(made.prompt, preset=preset, **given)
+        return complete(made.prompt, **given)
 
     settled = [settings_of(number * count) for number in range(len(prompts))]
-    few_steps = None if pipeline.adapting is None else pipeline.adapting.model.few_steps
+    few_steps = model.few_steps
     for found in (*([few_steps] if few_steps else []), *few_step_loras(settled[0].loras)):
         click.echo(found.note, err=True)
     loras = [lora for each in settled for lora in each.loras]
-    for line in (
-        *advise(settled[0], pipeline.layout.size, pipeline.info.family, few_steps),
-        *fit_advice(loras, pipeline.layout, pipeline.identity.name),
+    for advice in (
+        *advise(settled[0], model.layout.size, model.info.family, few_steps, overrides),
+        *fit_advice(loras, model.layout, model.identity.name),
     ):
-        click.echo(f"advice: {line}", err=True)
+        print_advice(advice)
+    for each in settled:  # before the weights are read, which may take minutes
+        _check(each, model.info)
+    pipeline = loading.load(model)
     for each in settled:
         check_destination(out, image_format, pipeline.recipe(each))
     total = len(prompts) * count
@@ -137,6 +159,23 @@ def command(
     end = time.perf_counter()
     images = "1 image" if total == 1 else f"{total} images"
     click.echo(f"{images}: loading {loaded - begin:.1f} s, generating {end - loaded:.1f} s", err=True)
+
+
+def _check(settings: GenerationSettings, info: "ModelInfo") -> None:
+    """Check what an image is generated from, and its noise levels, against a model.
+
+    Raises:
+        InputError: a picture, its mask or a network does not fit, or the schedule has fewer levels.
+    """
+    from ssd1b.decoding import read_source
+    from ssd1b.pipeline import levels_of
+    from ssd1b.speed.checking import check_networks
+
+    if settings.init_image is not None:
+        read_source(settings.init_image, settings.mask, settings.layout)
+    check_networks(settings, info.layout)
+    for run in settings.passes:
+        levels_of(*run, info.noise_schedule)
 
 
 def _json_line(path: str, settings: GenerationSettings, seconds: float) -> str:

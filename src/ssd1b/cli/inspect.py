@@ -25,7 +25,7 @@ _DEFAULTS = ("sampler", "schedule", "steps", "guidance_scale", "guidance_rescale
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(subject: str, model: str | None, as_json: bool) -> None:
-    """Describe a model, an adapter such as a LoRA, an embedding, a ControlNet, or the settings of an image.
+    """Describe a model, a LoRA, an embedding, a ControlNet, an upscaler, or the settings of an image.
 
     Nothing is downloaded.
 
@@ -48,6 +48,8 @@ def command(subject: str, model: str | None, as_json: bool) -> None:
         facts, as_text = actions.describe_control(subject, model), _control_text
     elif actions.is_ip_adapter(subject):
         facts, as_text = actions.describe_ip_adapter(subject, model), _ip_adapter_text
+    elif actions.is_upscaler(subject):
+        facts, as_text = actions.describe_upscaler(subject), _upscaler_text
     else:
         facts, as_text = actions.describe_model(subject), _model_text
     click.echo(json_line(facts) if as_json else as_text(facts))
@@ -115,6 +117,12 @@ def _ip_adapter_text(facts: dict[str, Any]) -> str:
     if facts["kind"]:
         rows |= {"tokens": facts["tokens"], "image encoder": f"{facts['image_channels']} channels"}
     return f"{_listed(rows)}\n\n{_fits(facts)}"
+
+
+def _upscaler_text(facts: dict[str, Any]) -> str:
+    """Format a network that enlarges images."""
+    rows = {"upscaler": facts["path"], "architecture": facts["architecture"], "scale": f"{facts['scale']}x"}
+    return _listed(rows | {"channels": facts["channels"], **_sizes(facts)})
 
 
 def _sizes(facts: dict[str, Any]) -> dict[str, str]:

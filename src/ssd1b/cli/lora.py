@@ -10,6 +10,7 @@ import click
 from ssd1b.adapters.ranks import RULES, Cut
 from ssd1b.cli.app import Group
 from ssd1b.cli.inspect import adapter_text
+from ssd1b.cli.messages import print_advice
 from ssd1b.cli.paths import PATH, echo_path
 from ssd1b.cli.table import columns, json_line
 from ssd1b.errors import line
@@ -232,7 +233,7 @@ def bake_command(
 
     path = bake_adapters(
         model, given, out, dtype=dtype, overwrite=overwrite, dry_run=dry_run, progress=progress,
-        notify=lambda advice: click.echo(line(f"advice: {advice}"), err=True),
+        notify=print_advice,
     )  # fmt: skip
     if not dry_run:
         echo_path(path)

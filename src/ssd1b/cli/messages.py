@@ -24,6 +24,11 @@ def warn(message: str) -> None:
     click.echo(line(f"warning: {message}"), err=True)
 
 
+def print_advice(message: str) -> None:
+    """Print advice as one line."""
+    click.echo(line(f"advice: {message}"), err=True)
+
+
 def report_failures(failed: Counter[str], of: str, advice: str, *, most: int | None = SHOWN_REASONS) -> None:
     """Print why images failed, the commonest reason first; if any did, end the command with ``SOME_FAILED``.
 

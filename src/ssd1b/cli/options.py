@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 
 from ssd1b.cli.command import TEXT
-from ssd1b.cli.messages import format_warnings, notify
+from ssd1b.cli.messages import format_warnings, notify, print_advice
 from ssd1b.cli.paths import PATH
 from ssd1b.cluster.options import ClusterOptions, option_names
 from ssd1b.composing import HIRES_PROMPTS
@@ -132,10 +132,13 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
         "--prediction", metavar="NAME",
         help="Prediction type, epsilon or v, if the model's files do not say.",
     )  # fmt: skip
-    @click.option("--vae", type=PATH, metavar="FILE", help="File with a VAE instead of the model's.")
-    @click.option("--unet", type=PATH, metavar="FILE", help="File with a UNet instead of the model's.")
-    @click.option("--text-encoder", type=PATH, metavar="FILE", help="The same for the first text encoder.")
-    @click.option("--text-encoder-2", type=PATH, metavar="FILE", help="The same for the second one.")
+    @click.option(
+        "--vae", type=PATH, metavar="FILE|FOLDER",
+        help="Take the VAE from this file, or from this folder in diffusers' format.",
+    )  # fmt: skip
+    @click.option("--unet", type=PATH, metavar="FILE|FOLDER", help="The same for the UNet.")
+    @click.option("--text-encoder", type=PATH, metavar="FILE|FOLDER", help="For the first text encoder.")
+    @click.option("--text-encoder-2", type=PATH, metavar="FILE|FOLDER", help="For the second one.")
     @wraps(command)
     def bundled(*args: Any, threads: str, **options: Any) -> None:
         diffusers_prediction(options["prediction"])
@@ -368,7 +371,7 @@ def check_settings(
     used = {words[which] for text in texts for _, _, which in find_words(text, words)}
     for word in words:
         if word not in used:
-            click.echo(f"advice: no prompt has the word {shown(word)} of an embedding", err=True)
+            print_advice(f"no prompt has the word {shown(word)} of an embedding")
     if found:
         notes = {
             NETWORK: "see --lora-folder",
@@ -379,7 +382,7 @@ def check_settings(
             f"{shown(piece)} ({feature}: {notes.get(feature, 'not supported yet')})"
             for feature, piece in found.items()
         )
-        click.echo(f"advice: taken literally: {pieces}", err=True)
+        print_advice(f"taken literally: {pieces}")
 
 
 def read_prompts(path: str) -> list[str]:

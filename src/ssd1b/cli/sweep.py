@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 
 from ssd1b.cli.command import AGAIN, TEXT, Command
-from ssd1b.cli.messages import report_failures
+from ssd1b.cli.messages import print_advice, report_failures
 from ssd1b.cli.options import (
     ModelChoice,
     check_settings,
@@ -99,8 +99,9 @@ def command(
         prompts=tuple(prompts), axes=tuple(found), model=choice.name, preset=preset, settings=overrides
     )
     done = sweep(
-        what, Path(out), choice.loading(), retry=retry, dry_run=dry_run, begin=_report, progress=progress
-    )
+        what, Path(out), choice.loading(), retry=retry, dry_run=dry_run, begin=_report, advise=print_advice,
+        progress=progress,
+    )  # fmt: skip
     if dry_run:
         return
     click.echo(f"{done.images} images in {named(out)}")

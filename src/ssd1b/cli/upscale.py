@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _needs(arguments: Any) -> tuple[str, ...]:
-    return ("spandrel",) if isinstance(find_upscaler(arguments["model"]), InputFile) else ()
+    return ("spandrel",) if isinstance(find_upscaler(arguments["model"], PIXEL_UPSCALERS), InputFile) else ()
 
 
 @click.command("upscale", cls=Command, needs=_needs)

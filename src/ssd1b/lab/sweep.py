@@ -17,6 +17,7 @@ from ssd1b.inputs import with_tables
 from ssd1b.jobs.job import Job, environment, make_job, seeded_job
 from ssd1b.jobs.store import Store
 from ssd1b.lab.axes import AXES, FIELD_AXES, LORA_STRENGTH, Axis, Value, applied
+from ssd1b.layouts import ModelLayout
 from ssd1b.model import Model
 from ssd1b.models.tokenizer import CLIPTokenizer
 from ssd1b.prompts import NO_PROMPT
@@ -131,6 +132,7 @@ class ModelDescription(NamedTuple):
         tokenizers: the tokenizers of both text encoders.
         world: name of the world that it was trained on, if it declares one.
         embeds_guidance: its UNet takes the guidance scale as an input, so that guidance needs no second pass.
+        layout: the layouts of its networks, which adapters are matched to; None if it is not known.
     """
 
     path: Path
@@ -140,6 +142,7 @@ class ModelDescription(NamedTuple):
     tokenizers: tuple[CLIPTokenizer, ...]
     world: str | None = None
     embeds_guidance: bool = False
+    layout: ModelLayout | None = None
 
 
 def describe(
@@ -171,6 +174,7 @@ def describe(
         tokenizers=found.tokenizers,
         world=found.info.world,
         embeds_guidance=found.layout.unet.guidance_embed_dim is not None,
+        layout=found.layout,
     )
 
 

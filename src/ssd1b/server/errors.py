@@ -1,5 +1,6 @@
 """Errors as each dialect sends them: status, code, envelope, and whether to try again."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,30 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ssd1b import errors
 from ssd1b.errors import InputError, line
 from ssd1b.jobs.queue import CANCELLED, Request
+from ssd1b.settings import OPTIONS, SETTINGS
+
+FIELDS: Mapping[str, str] = {
+    **{flag: each.name for each in SETTINGS.values() for flag in each.flags},
+    **{f"--{name}": name.replace("-", "_") for name, group in OPTIONS.items() if len(group) == 2},
+}
+"""Fields of the native API by option of the command line; ``--size``, for two settings, is a field, too."""
+
+_QUOTED = re.compile(r"""((?<!\w)'[^']*'|(?<!\w)"[^"]*")""")
+_OPTION = re.compile(r"( \()?(--[a-z][a-z0-9-]*)(?(1)\))")
+
+
+def with_fields(message: str) -> str:
+    """Replace the options of settings in a message by fields; those in parentheses are left out.
+
+    What the message quotes, such as a client's own words, stays.
+    """
+
+    def field(option: re.Match[str]) -> str:
+        found = FIELDS.get(option[2])
+        return option[0] if found is None else "" if option[1] else found
+
+    pieces = _QUOTED.split(message)
+    return "".join(each if number % 2 else _OPTION.sub(field, each) for number, each in enumerate(pieces))
 
 
 class QueueFullError(errors.UnavailableError):
@@ -88,7 +113,7 @@ def openai_problem(error: InputError, param: str | None = None) -> dict[str, Any
 
 def _openai_problem(status: int, code: str, message: str, param: str | None) -> dict[str, Any]:
     kind = {429: "rate_limit_error"}.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"message": line(message), "type": kind, "param": param, "code": code}
+    return {"message": line(with_fields(message)), "type": kind, "param": param, "code": code}
 
 
 def answer(path: str, error: InputError) -> JSONResponse:
@@ -113,8 +138,8 @@ def respond(
         problem = _openai_problem(status, code, message, None)
         return JSONResponse({"error": problem}, status if status != 422 else 400, headers)
     if path.startswith(("/sdapi/", "/controlnet/")):
-        return JSONResponse({"detail": line(message)}, status, headers)
-    return JSONResponse({"error": line(message), "code": code}, status, headers)
+        return JSONResponse({"detail": line(with_fields(message))}, status, headers)
+    return JSONResponse({"error": line(with_fields(message)), "code": code}, status, headers)
 
 
 def too_large(scope: Scope) -> TooLargeError:

@@ -19,7 +19,6 @@ from typing import Any
 from ssd1b.actions.inspect import trigger_words
 from ssd1b.adapters.ip_adapters import open_ip_adapter
 from ssd1b.adapters.matching import match
-from ssd1b.adapters.merging import match_file
 from ssd1b.adapters.reading import open_adapter
 from ssd1b.composing import Composer
 from ssd1b.controls import BUILT_IN, MAX_BYTES, STEMS, Control, find_network
@@ -31,12 +30,11 @@ from ssd1b.files import disk_error, expand_path, named
 from ssd1b.image_prompts import ImagePrompt, find_encoder
 from ssd1b.images import FORMATS
 from ssd1b.inputs import SUFFIX, InputFile, files_by_name, name_in, only_file, with_paths, without_suffix
-from ssd1b.layouts import ModelLayout, T2IAdapterLayout
+from ssd1b.layouts import ModelLayout
 from ssd1b.loras import Lora, lora_of, place_of
 from ssd1b.saving import replacing
 from ssd1b.settings import GenerationSettings
-from ssd1b.speed.controlling import check_t2i_adapter, fitting_control
-from ssd1b.speed.image_prompting import check_image_prompt
+from ssd1b.speed.controlling import fitting_control
 from ssd1b.styles import Style, read_styles
 from ssd1b.upscalers import UPSCALERS, identify_network, is_upscaler, resolve_upscaler
 from ssd1b.weights.checkpoint import ModelInfo
@@ -251,15 +249,6 @@ class Files:
         """
         return identified(self.path_of("loras", name), unet=unet, text=text)
 
-    def check_loras(self, loras: Iterable[Lora], layout: ModelLayout) -> None:
-        """Check that LoRAs, which are located, fit a model.
-
-        Raises:
-            InputError: one does not, or is damaged.
-        """
-        for lora in loras:
-            match_file(lora, layout)
-
     def same_loras(self, loras: Iterable[Lora]) -> list[dict[str, Any]]:
         """Describe LoRAs of a picture for clients; none if files with other contents or names are here."""
         found: list[dict[str, Any]] = []
@@ -310,18 +299,6 @@ class Files:
         path, found = paths[name if name in paths else same[0]]
         return Control(model=_network(path, _stamp(path)), picture=picture, **{**found, **options})
 
-    def check_controls(self, settings: GenerationSettings, layout: ModelLayout) -> None:
-        """Check that the controls of an image, which are located, fit a model and the image's sizes.
-
-        Raises:
-            InputError: one does not, or is damaged.
-        """
-        for control in settings.controls:
-            (part,) = fitting_control(Path(control.model.path), layout).parts.values()
-            if isinstance(part.layout, T2IAdapterLayout):
-                for run, _ in settings.passes:
-                    check_t2i_adapter(control, part.layout, run.layout)
-
     def same_control(self, control: Control) -> Control | None:
         """Find the network of a picture's control here; None if it is not.
 
@@ -354,19 +331,10 @@ class Files:
             **options,
         )  # fmt: skip
 
-    def check_image_prompts(self, settings: GenerationSettings, layout: ModelLayout) -> None:
-        """Check that the IP-Adapters of an image, which are located, fit a model and their encoders.
-
-        Raises:
-            InputError: one does not, or is damaged.
-        """
-        for prompt in settings.image_prompts:
-            check_image_prompt(prompt, layout.unet)
-
     # Upscalers
 
-    def upscaler(self, name: Any) -> str | InputFile:
-        """Return an upscaler by the name of ``UPSCALERS``, of AUTOMATIC1111, or of a network's file.
+    def upscaler(self, name: Any, allowed: Collection[str] = UPSCALERS) -> str | InputFile:
+        """Return an upscaler by the name of one of ``allowed``, of AUTOMATIC1111, or of a network's file.
 
         Raises:
             InputError: there is none of that name, or the file cannot be read.
@@ -374,11 +342,11 @@ class Files:
         if not isinstance(name, str):
             raise InputError(f"upscaler is {shown(name)}: it must be a name")
         if is_upscaler(name):
-            return resolve_upscaler(name)
+            return resolve_upscaler(name, allowed, self.names("hires_upscaler"))
         if name not in (files := self.names("hires_upscaler")) and len(Path(name).parts) == 1:
             name = next((each for each in files if Path(each).name == name), name)
         if name not in files:
-            raise unknown("upscaler", name, [*UPSCALERS, *files])
+            raise unknown("upscaler", name, [*allowed, *files])
         return _upscaler(files[name], _stamp(files[name]))
 
 

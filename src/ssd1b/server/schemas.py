@@ -14,6 +14,7 @@ from ssd1b.errors import InputError, shown, unknown
 from ssd1b.image_prompts import LAYERS, MOST_IMAGE_PROMPTS, ImagePrompt
 from ssd1b.inputs import InputFile
 from ssd1b.loras import MOST, Lora
+from ssd1b.server.errors import with_fields
 from ssd1b.server.files import control_name, file_name, lora_name
 from ssd1b.server.options import ServerOptions
 from ssd1b.settings import INPUTS, OPTIONS, RANDOM_SEED, SEEDS, SETTINGS, GenerationSettings, read_size
@@ -106,6 +107,17 @@ ALIASES: Mapping[str, str] = {
 """Other names of settings, which are those of options and of a sweep's axes."""
 
 
+ELSEWHERE: Mapping[str, str] = {
+    "speed": "model chooses a few-step variant, such as mini-ssd-1b-turbo, and feature_reuse is a setting",
+    "negative_preset": "preset takes these names, too",
+    **dict.fromkeys(
+        ("device", "dtype", "threads", "compile", "quantize", "memory", "backend", "offline", "prediction"),
+        "the server was started with it",
+    ),
+}
+"""What the command line has as options and a job does not have as fields, and what has it instead."""
+
+
 def client_settings(settings: GenerationSettings) -> dict[str, Any]:
     """Return an image's prompt and those of its settings that a client can send again."""
     names = ("prompt", *CLIENT_SETTINGS)
@@ -160,7 +172,7 @@ def _schema(name: str) -> dict[str, Any]:
     else:
         schema = TypeAdapter(get_type_hints(GenerationSettings, include_extras=True)[name]).json_schema()
     if setting.help:
-        schema["description"] = setting.help
+        schema["description"] = with_fields(setting.help)
     if isinstance(setting.default, int | float | str):
         schema["default"] = setting.default
     return schema
@@ -209,6 +221,8 @@ class JobBody(SettingsFields):
         """
         extra = self.model_extra or {}
         for name in extra.keys() - ALIASES.keys():
+            if name in ELSEWHERE:
+                raise InputError(f"there is no field {name!r}: {ELSEWHERE[name]}")
             raise unknown("setting", name, type(self).model_fields)
         own = JobBody.__annotations__
         found = {
@@ -256,7 +270,9 @@ class JobAnswer(BaseModel):
     steps: int
     eta: float | None = Field(description="Estimated seconds until it is done.")
     images: list[ImageAnswer]
-    advice: list[str] = Field([], description="What to expect of settings outside the recommended ranges.")
+    advice: list[str] = Field(
+        [], description="What to expect of settings outside the recommended ranges, and which have no effect."
+    )
     error: str | None = None
     code: str | None = None
 

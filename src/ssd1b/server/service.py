@@ -21,7 +21,6 @@ import torch
 
 from ssd1b.actions.upscale import Enlarged
 from ssd1b.adapters.merging import fit_advice
-from ssd1b.adapters.vectors import read_vectors
 from ssd1b.advice import advise
 from ssd1b.composing import HIRES_PROMPTS, Composed
 from ssd1b.controls import Control
@@ -58,6 +57,7 @@ from ssd1b.jobs.worker import Worker
 from ssd1b.loras import MOST, Lora
 from ssd1b.model import Model
 from ssd1b.numerals import byte_size
+from ssd1b.pipeline import levels_of
 from ssd1b.presets import PRESETS, load_preset
 from ssd1b.prompts import NETWORK, unsupported
 from ssd1b.runtime import choose_device, choose_dtype
@@ -86,6 +86,7 @@ from ssd1b.settings import (
     INPUTS,
     SEED_SETTINGS,
     SEEDS,
+    SETTINGS,
     GenerationSettings,
     Preset,
     Seed,
@@ -94,7 +95,9 @@ from ssd1b.settings import (
     resolve_settings,
     with_drawn_seed,
 )
+from ssd1b.speed.checking import check_networks
 from ssd1b.styles import Style
+from ssd1b.upscalers import PIXEL_UPSCALERS
 from ssd1b.validation import Text, check
 
 log = logging.getLogger("ssd1b.server")
@@ -332,7 +335,9 @@ class Service:
             if given.get(name) is not None:
                 given[name] = find(given[name])
 
-    def advice(self, model: str, settings: GenerationSettings) -> list[str]:
+    def advice(
+        self, model: str, settings: GenerationSettings, given: Mapping[str, Any] | None = None
+    ) -> list[str]:
         """Say what to expect of settings outside the recommended ranges, and of LoRAs with unknown keys.
 
         Nothing is said of a model that is gone.
@@ -340,12 +345,17 @@ class Service:
         Args:
             model: name of the model.
             settings: of an image, whose files have no folders.
+            given: what the client set, by name; None takes what differs from the defaults.
         """
         if (found := self.models.get(model)) is None:
             return []
+        if given is None:
+            defaults = {**DEFAULTS, **self.defaults(model)}
+            values = {name: getattr(settings, name) for name in SETTINGS}
+            given = {name: value for name, value in values.items() if value != defaults.get(name)}
         located = self.files.located(settings)
         return [
-            *advise(located, found.layout.size, found.info.family, found.few_steps),
+            *advise(located, found.layout.size, found.info.family, found.few_steps, given),
             *fit_advice(located.loras, found.layout, model),
         ]
 
@@ -365,20 +375,17 @@ class Service:
             if network := unsupported(getattr(found, name) or "").get(NETWORK):
                 why = "not available here" if "loras" in self.files.folders else "this server has no LoRAs"
                 raise InputError(f"{why}: leave {shown(network)} out of the prompt")
-        for number, (run, _) in enumerate(found.passes):
+        for number, (run, start) in enumerate(found.passes):
             with prefix_errors("second pass") if number else nullcontext():
                 self.options.check({name: getattr(run, name) for name in self.options.ranges})
+                levels_of(run, start, model.info.noise_schedule)
         if found.init_image is not None:
             # Past the cache, which would keep clients' pictures in the server's memory.
             read_source.__wrapped__(found.init_image, found.mask, found.layout)
-        self.files.check_loras(found.loras, model.layout)
         if (found.controls or found.image_prompts) and self.options.backend != DEFAULT.backend:
             what = "controls" if found.controls else "image prompts"
             raise InputError(f"{what} are not available on this server, which uses {self.options.backend}")
-        self.files.check_controls(found, model.layout)
-        self.files.check_image_prompts(found, model.layout)
-        if found.embeddings:
-            read_vectors(found.embeddings, model.layout)
+        check_networks(found, model.layout)
 
     def _located(self, upload: InputFile) -> InputFile:
         return replace(upload, path=str(self.files.path(upload)))
@@ -826,7 +833,7 @@ class Service:
         if self.draining:
             raise DrainingError("the server is shutting down")
         with self.files.public():
-            by = await asyncio.to_thread(self.files.upscaler, upscaler)
+            by = await asyncio.to_thread(self.files.upscaler, upscaler, PIXEL_UPSCALERS)
             return await self.upscaling.enlarge(data, by, scale, **options)
 
     # What is going on

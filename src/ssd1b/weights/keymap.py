@@ -21,12 +21,6 @@ from ssd1b.weights.spellings import plain_text_name
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 """The networks of a model by folder name."""
 
-STEMS: dict[str, str] = {
-    **dict.fromkeys(("unet", "vae"), "diffusion_pytorch_model"),
-    **dict.fromkeys(("text_encoder", "text_encoder_2"), "model"),
-}
-"""Names of the weight files in a folder, without suffix."""
-
 ORIGINAL_PREFIXES: dict[str, str] = {
     "unet": "model.diffusion_model.",
     "vae": "first_stage_model.",

@@ -12,12 +12,12 @@ from typing import Any
 
 from ssd1b.errors import InputError, NotFoundError, shown
 from ssd1b.files import METADATA, check_link, check_path, check_regular, named
-from ssd1b.layouts import VAELayout
+from ssd1b.layouts import STEMS, VAELayout
 from ssd1b.weights import configs
 from ssd1b.weights.checkpoint import SDXL_SCHEDULER, SETTINGS_FILE, Checkpoint, Part
 from ssd1b.weights.detect import make_part
 from ssd1b.weights.files import Header, first_few, parse_json, read_header, read_json
-from ssd1b.weights.keymap import PARTS, STEMS
+from ssd1b.weights.keymap import PARTS
 from ssd1b.weights.other_models import other_model_kind
 from ssd1b.weights.prediction import (
     EPSILON,
@@ -67,7 +67,12 @@ def open_checkpoint(path: Path, *, half: bool = False, prediction: str | None = 
 
 
 def with_network(
-    checkpoint: Checkpoint, part: str, path: Path, *, prediction: str | None = None
+    checkpoint: Checkpoint,
+    part: str,
+    path: Path,
+    *,
+    config: Path | None = None,
+    prediction: str | None = None,
 ) -> Checkpoint:
     """Replace a network of a model by the one in a file, which may hold others, too.
 
@@ -78,14 +83,13 @@ def with_network(
         checkpoint: the model.
         part: one of ``keymap.PARTS``.
         path: a safetensors file with a network alone, in any spelling, or with a whole model.
+        config: diffusers' ``config.json`` of the network; None takes what is in the file's metadata.
         prediction: what the user declares.
 
     Raises:
-        InputError: the file does not have that network.
+        InputError: the file does not have that network, or it does not fit the configuration.
     """
-    other = open_single_file(path)
-    if part not in other.parts:
-        raise InputError(f"{named(path)}: it has no {part}, only {', '.join(other.parts)}")
+    other = open_single_file(path, only=part, config=config)
     changed = replace(checkpoint, parts={**checkpoint.parts, part: other.parts[part]})
     if part == "unet" and other.prediction and prediction is None:
         type_ = next(iter(other.prediction.values()))
@@ -217,11 +221,16 @@ def _shards(index: Path) -> dict[Path, Header]:
     return {index.parent / name: header for name, header in headers.items()}
 
 
-def open_single_file(path: Path) -> Checkpoint:
+def open_single_file(path: Path, *, only: str | None = None, config: Path | None = None) -> Checkpoint:
     """Describe a single-file checkpoint, or a bare UNet or VAE in either spelling.
 
+    Args:
+        path: the file.
+        only: the one network of ``keymap.PARTS`` to describe; None describes all.
+        config: diffusers' ``config.json`` of that network, instead of what is in the file's metadata.
+
     Raises:
-        InputError: the file is not safetensors, or has no network of SDXL's family.
+        InputError: the file is not safetensors, or has no such network of SDXL's family.
     """
     header = read_header(path)
     edm = [name for name in _EDM if name in header.tensors]
@@ -231,7 +240,9 @@ def open_single_file(path: Path) -> Checkpoint:
         )
     where = f"{path}: metadata"
     metadata = parse_json(header.metadata[METADATA], where) if METADATA in header.metadata else {}
-    parts = _parts(path, header, metadata)
+    if only is not None and config is not None:
+        metadata = {**metadata, only: read_json(config)}
+    parts = _parts(path, header, metadata, only, own_config=config is not None)
     used = {name for part in parts.values() for tensor in part.tensors.values() for name in tensor.names}
     prediction = declared_predictions(header.metadata, header.tensors)
     scheduler = _table(metadata, "scheduler", path)
@@ -252,16 +263,23 @@ def open_single_file(path: Path) -> Checkpoint:
     )
 
 
-def _parts(path: Path, header: Header, metadata: Mapping[str, Any]) -> dict[str, Part]:
-    """Describe the networks of a file.
+def _parts(
+    path: Path, header: Header, metadata: Mapping[str, Any], only: str | None, *, own_config: bool
+) -> dict[str, Part]:
+    """Describe the networks of a file, or one of them.
+
+    A text encoder with a configuration of its own is the one that is asked for; others are known by width.
 
     Raises:
         InputError: there is none, or one is invalid; the error says what the file is if that is known.
     """
-    found = sections(header.tensors)
+    is_text = own_config and only in ("text_encoder", "text_encoder_2")
+    found = sections(header.tensors, text=only if is_text else None)
     parts = {}
     try:
-        for part in PARTS:
+        if found and only is not None and only not in found:
+            raise InputError(f"{named(path)}: it has no {only}, only {', '.join(found)}")
+        for part in PARTS if only is None else (only,):
             if part in found:
                 table = locate_tensors(part, path, found[part], header)
                 parts[part] = make_part(part, table, _table(metadata, part, path), f"{path}: {part}")

@@ -89,13 +89,14 @@ class Section(NamedTuple):
     stored: dict[str, str]
 
 
-def sections(tensors: Mapping[str, tuple[str, Shape]]) -> dict[str, list[Section]]:
+def sections(tensors: Mapping[str, tuple[str, Shape]], text: str | None = None) -> dict[str, list[Section]]:
     """Find the networks of a file.
 
     A network can occur under several prefixes: twice, or with a few tensors elsewhere.
 
     Args:
         tensors: number format and shape of every tensor.
+        text: the text encoder that tensors without a prefix belong to; None decides by their width.
 
     Returns:
         The sections of each network in order of preference: most tensors first, then the widest numbers.
@@ -107,7 +108,7 @@ def sections(tensors: Mapping[str, tuple[str, Shape]]) -> dict[str, list[Section
         if part:
             prefixed.setdefault(part, {}).setdefault(name.removesuffix(rest), {})[rest] = name
     bare: dict[str, dict[str, dict[str, str]]] = {}
-    text = _bare_text_encoder(tensors, places)
+    text = text or _bare_text_encoder(tensors, places)
     for name, (part, rest) in places.items():
         word = _BARE.get(rest.partition(".")[0])
         network = text if word == "text" else word

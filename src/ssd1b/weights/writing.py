@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ssd1b.errors import ConflictError, InputError, unknown
 from ssd1b.files import METADATA, named
-from ssd1b.layouts import ControlNetLayout
+from ssd1b.layouts import STEMS, ControlNetLayout, ModelLayout
 from ssd1b.saving import check_free, writing
 from ssd1b.weights import configs
 from ssd1b.weights.checkpoint import SDXL_SCHEDULER, SETTINGS_FILE, ModelInfo
 from ssd1b.weights.detect import layout_of
 from ssd1b.weights.files import first_few, is_finite, write_json, write_tensors
-from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS, STEMS, to_original
+from ssd1b.weights.keymap import ORIGINAL_PREFIXES, PARTS, to_original
 from ssd1b.weights.prediction import VELOCITY, VELOCITY_KEY, ZERO_SNR_KEY
 from ssd1b.weights.vocabulary import (
     PADDING,
@@ -103,6 +103,18 @@ def _model_index(info: ModelInfo, part_configs: Mapping[str, Mapping[str, Any]])
     }
 
 
+def check_single_file(path: Path, layout: ModelLayout) -> None:
+    """Check that a single file can hold a model of a layout.
+
+    Raises:
+        InputError: the vocabulary is not CLIP's, as that of the miniatures; the format holds no tokenizer.
+    """
+    if {layout.text_encoder.vocab_size, layout.text_encoder_2.vocab_size} != {VOCABULARY_SIZE}:
+        raise InputError(
+            f"{named(path)}: a single file cannot hold a tokenizer other than CLIP's; write a folder"
+        )
+
+
 def save_single_file(
     path: Path,
     info: ModelInfo,
@@ -127,9 +139,7 @@ def save_single_file(
             cannot hold a tokenizer), the file exists, or the disk is full.
     """
     check_free(path, overwrite=overwrite)
-    sizes = {info.layout.text_encoder.vocab_size, info.layout.text_encoder_2.vocab_size}
-    if sizes != {VOCABULARY_SIZE}:
-        raise InputError(f"{path}: a single file cannot hold a tokenizer other than CLIP's; write a folder")
+    check_single_file(path, info.layout)
     if spelling not in PUBLISHED:
         raise unknown("spelling", spelling, PUBLISHED)
     part_configs = _part_configs(info)

@@ -199,9 +199,10 @@ def test_pictures_are_never_overwritten(generate, tmp_path):
 
 
 def test_advice_is_called_advice(generate):
-    lines = generate("a cube", "--size", "72").err.splitlines()
+    lines = generate("a cube", "--size", "72", "--variation-seed", "7").err.splitlines()
     assert lines[0].startswith("advice: size 72x72: the model was trained on 64x64")
-    assert len(lines) == 2  # and the time
+    assert lines[1] == "advice: variation_seed: no effect without variation_strength"
+    assert len(lines) == 3  # and the time
 
 
 def test_a_terminal_gets_a_progress_bar_that_spares_the_paths(generate, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 
 from ssd1b.actions.rerun import reproduction_command
 from ssd1b.cli import generate
+from ssd1b.enlarging import load_network
 from ssd1b.images import Picture, read_recipe, save_picture
 from ssd1b.layouts import SSD_1B_MINI, ControlNetLayout, encoder_of
 from ssd1b.models.controlnet import ControlNet
@@ -24,6 +26,7 @@ from ssd1b.recipe import ModelIdentity, Parameters, Recipe
 from ssd1b.sampler_names import SAMPLERS, SCHEDULES
 from ssd1b.settings import GenerationSettings, resolve_settings
 from ssd1b.weights import hub
+from upscaler_files import write_compact
 
 
 def test_model_as_text(run, tiny_model, tiny_layout):
@@ -56,6 +59,21 @@ def test_one_network_says_what_it_lacks(run, tiny_model):
     assert result.code == 0
     assert "note: " in result.out and "not a complete model: it has vae but no unet" in result.out
     assert "trained for" not in result.out
+
+
+def test_an_upscaler(run, tmp_path, monkeypatch):
+    path = write_compact(tmp_path / "4x-tiny.safetensors", scale=4)
+    text = run("inspect", path).out
+    rows = dict(line.split(maxsplit=1) for line in text.splitlines())
+    assert (rows["architecture"], rows["scale"], rows["channels"]) == ("RealESRGAN Compact", "4x", "3")
+    assert json.loads(run("inspect", path, "--json").out)["scale"] == 4
+    monkeypatch.setitem(sys.modules, "spandrel", None)
+    monkeypatch.setattr("ssd1b.extras.find_spec", lambda name: None)
+    load_network.cache_clear()
+    refused = run("inspect", path)
+    assert refused.code == 2
+    assert "no network of SDXL's family; it contains body.0.bias, " in refused.err
+    assert "pip install 'ssd1b[upscale]'" in refused.err
 
 
 def test_picture(run, picture_of):

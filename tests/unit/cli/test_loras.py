@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from adapter_files import attention, random_lora, write_lora
 from ssd1b.layouts import model_layout
+from ssd1b.pipeline import Pipeline
 from tiny import DRAWABLE
 
 
@@ -40,6 +41,17 @@ def test_generate_inspect_and_rerun(run, tiny_model: Path, lora: Path) -> None:
     assert wrong.code == 2 and wrong.err.count("\n") == 1 and "did you mean 'pixels'" in wrong.err
 
 
+def test_a_lora_that_fits_nothing_is_refused_before_weights_are_read(
+    run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pipeline, "load", None)
+    pair = {"up": torch.ones(8, 1), "down": torch.ones(1, 8)}
+    tensors = {f"lora_unet_other.lora_{which}.weight": tensor for which, tensor in pair.items()}
+    save_file(tensors, tmp_path / "other.safetensors")
+    refused = run("generate", "a cat", "--model", tiny_model, "--lora", "other.safetensors")
+    assert refused.code == 2 and "other.safetensors" in refused.err.splitlines()[-1]
+
+
 def test_keys_that_match_nothing_are_advice(run, tiny_model: Path, lora: Path) -> None:
     tensors = load_file(lora)
     odd = {f"{key}.x": tensor.clone() for key, tensor in tensors.items()} | {
@@ -53,7 +65,13 @@ def test_keys_that_match_nothing_are_advice(run, tiny_model: Path, lora: Path) -
     )
     made = run("generate", "a cat", "--model", tiny_model, "--size", 64, "--steps", 1, "--lora", lora)
     baked = run("lora", "bake", tiny_model, "--lora", lora, "--out", "new", "--dry-run")
-    for each in (made, baked):
+    swept = run(
+        "sweep", "a cat", "--model", tiny_model, "--lora", lora, "--axis", "lora-strength=0.5,1", "--dry-run",
+        "--out", "cells",
+    )  # fmt: skip
+    Path("rows.txt").write_text("a cat\na dog\n")
+    rows = run("bulk", "rows.txt", "--model", tiny_model, "--lora", lora, "--dry-run", "--out", "images")
+    for each in (made, baked, swept, rows):
         assert each.code == 0 and len(re.findall(expected, each.err)) == 1, each.err
 
 
@@ -156,6 +174,10 @@ def test_tools(run, tmp_path: Path) -> None:
         (["merge", "--out", "b.safetensors"], "missing argument"),
         (["combine"], "unknown command 'combine'"),
         (["bake", "mini-ssd-1b", "--lora", "none.safetensors", "--out", "b"], "none.safetensors"),
+        (
+            ["bake", "mini-sdxl", "--lora", "a.safetensors", "--out", "b.safetensors", "--dry-run"],
+            "b.safetensors: a single file cannot hold a tokenizer other than CLIP's; write a folder",
+        ),
     ],
 )
 def test_tools_refuse_in_one_line(arguments: list[str], message: str, run, tmp_path: Path) -> None:

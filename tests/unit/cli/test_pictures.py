@@ -10,6 +10,7 @@ from PIL import Image
 
 from ssd1b.decoding import picture_size, read_source
 from ssd1b.images import read_recipe
+from ssd1b.pipeline import Pipeline
 from ssd1b.recipe import Recipe
 
 
@@ -91,9 +92,11 @@ def test_inspect_prints_the_command(drawn, run, tmp_path):
         (["--from", "photo.png", "--resize-mode", "fit"], "unknown resize mode 'fit'"),
         (["--from", "photo.png", "--mask", "square.png"], "mask is 64x64 and the picture 72x64"),
         (["--from", "photo.png", "--mask", "black.png"], "the mask is black everywhere"),
+        (["--timesteps", "1000,500,300,100"], "timesteps begin with 1000: the model's are 0 to 999"),
     ],
 )
-def test_errors_are_one_line(run, tiny_model, tmp_path, options, words):
+def test_errors_are_one_line_before_weights_are_read(run, tiny_model, tmp_path, monkeypatch, options, words):
+    monkeypatch.setattr(Pipeline, "load", None)
     (tmp_path / "note.txt").write_text("no picture")
     Image.new("L", (64, 64), 255).save(tmp_path / "square.png")
     Image.new("L", (72, 64)).save(tmp_path / "black.png")

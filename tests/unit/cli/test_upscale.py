@@ -119,6 +119,7 @@ def test_folders_formats_and_json(capsys: pytest.CaptureFixture[str]) -> None:
         (("good.png", "bad.png"), "bad.png: not a readable PNG, JPEG or WebP"),
         (("empty",), "empty: no PNG, JPEG or WebP in this folder"),
         (("good.png", "--model", "latent"), "unknown upscaler of pixels 'latent'"),
+        (("good.png", "--model", "x"), "'x': allowed: a .safetensors file, bicubic, lanczos, nearest\n"),
         (("good.png", "--model", "lanzcos"), "did you mean 'lanczos'"),
         (("good.png", "--model", "no.safetensors"), "no.safetensors"),
         (("good.png", "--model", "good.png"), "only intact safetensors files"),

@@ -599,6 +599,22 @@ def test_the_native_api_takes_the_names_of_options(server: Server) -> None:
     assert [settings[name] for name in names] == [128, 64, 3, "blurry"]
 
 
+def test_settings_without_effect_are_advice_and_what_an_answer_says_is_quiet(server: Server) -> None:
+    def advice(path: str, **body: Any) -> tuple[list[str], dict[str, Any]]:
+        answer = requests.post(f"{server.url}{path}", json=body, timeout=60).json()
+        return [each for each in answer["advice"] if "no effect" in each], answer["settings"]
+
+    given = {"prompt": "a cube", "variation_seed": 7, "mask_padding": 8}
+    lines = [
+        "variation_seed: no effect without variation_strength",
+        "mask_padding: no effect without mask_area masked",
+    ]
+    for path in ("/v1/check", "/v1/jobs"):
+        assert advice(path, **given)[0] == lines
+        plain, settings = advice(path, prompt="a cube", seed=3)
+        assert plain == [] == advice(path, **settings)[0]
+
+
 # Models of few steps, whose settings differ from those of others.
 
 

@@ -109,6 +109,7 @@ def test_an_image_of_the_gallery_is_enlarged_with_its_recipe(server: Server) -> 
     [
         ({"upscaler": "2x-tin"}, 422, "unknown upscaler '2x-tin': did you mean 'compact/2x-tiny'"),
         ({"upscaler": "latent"}, 422, "unknown upscaler of pixels 'latent'"),
+        ({"upscaler": "x"}, 422, "'x': allowed: bicubic, compact/2x-tiny, damaged, lanczos, nearest"),
         ({"upscaler": "damaged"}, 422, "damaged.safetensors"),
         ({"upscaler": "../compact/2x-tiny"}, 422, "unknown upscaler"),
         ({"upscaler": "/etc/hostname"}, 422, "unknown upscaler"),

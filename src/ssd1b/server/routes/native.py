@@ -1,7 +1,7 @@
 """The native API: jobs, models and images."""
 
 import base64
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, cast
 
@@ -13,7 +13,7 @@ from ssd1b.advice import advised
 from ssd1b.controls import PREPROCESSORS
 from ssd1b.errors import ConflictError, InputError, NotFoundError, line, unknown
 from ssd1b.jobs.queue import CANCELLED, FAILED, FINISHED, Image, Request
-from ssd1b.server.errors import code_of
+from ssd1b.server.errors import code_of, with_fields
 from ssd1b.server.files import ControlFacts, LoraFacts
 from ssd1b.server.schemas import (
     ControlAnswer,
@@ -101,7 +101,7 @@ async def submit(
     """Queue a job and return at once. Poll `/v1/jobs/{id}` or follow `/v1/jobs/{id}/events`."""
     request = await submitted(service, body, client, dialect="native", idempotency=idempotency_key)
     response.headers["Location"] = f"/v1/jobs/{request.id}"
-    return answer(service, request)
+    return answer(service, request, body.given())
 
 
 async def submitted(
@@ -255,7 +255,7 @@ async def loras(service: TheService) -> Loras:
 
 def _lora(name: str, facts: LoraFacts | InputError) -> LoraAnswer:
     if isinstance(facts, InputError):
-        return LoraAnswer(name=name, families={}, trigger_words=[], error=line(str(facts)))
+        return LoraAnswer(name=name, families={}, trigger_words=[], error=line(with_fields(str(facts))))
     few, wanted = facts.few_steps, advised("", facts.few_steps)
     return LoraAnswer(
         name=name, families=dict(facts.families), trigger_words=list(facts.trigger_words),
@@ -277,7 +277,7 @@ async def controls(service: TheService) -> Controls:
 
 def _control(name: str, facts: ControlFacts | InputError) -> ControlAnswer:
     if isinstance(facts, InputError):
-        return ControlAnswer(name=name, models=[], error=line(str(facts)))
+        return ControlAnswer(name=name, models=[], error=line(with_fields(str(facts))))
     return ControlAnswer(name=name, kind=cast(Any, facts.kind), models=list(facts.models))
 
 
@@ -287,7 +287,7 @@ async def ip_adapters(service: TheService) -> IPAdapters:
     found = await service.ip_adapters()
     return IPAdapters(
         ip_adapters=[
-            IPAdapterAnswer(name=name, models=[], error=line(str(each)))
+            IPAdapterAnswer(name=name, models=[], error=line(with_fields(str(each))))
             if isinstance(each, InputError)
             else IPAdapterAnswer(name=name, models=each)
             for name, each in found.items()
@@ -301,7 +301,7 @@ async def embeddings(service: TheService) -> Embeddings:
     found = await service.embeddings()
     return Embeddings(
         embeddings=[
-            EmbeddingAnswer(name=name, error=line(str(each)))
+            EmbeddingAnswer(name=name, error=line(with_fields(str(each))))
             if isinstance(each, InputError)
             else EmbeddingAnswer(name=name, word=each.word, vectors=each.vectors)
             for name, each in found.items()
@@ -315,8 +315,8 @@ async def styles(service: TheService) -> Styles:
     return Styles(styles=[StyleAnswer(**asdict(each)) for each in service.styles()])
 
 
-def answer(service: Service, request: Request) -> JobAnswer:
-    """Describe a request."""
+def answer(service: Service, request: Request, given: Mapping[str, Any] | None = None) -> JobAnswer:
+    """Describe a request; ``given`` is what its client set, if that is known."""
     first = request.images[0].job.settings
     return JobAnswer(
         id=request.id, state=cast(State, request.state), model=request.model, prompt=first.prompt,
@@ -324,8 +324,8 @@ def answer(service: Service, request: Request) -> JobAnswer:
         started=request.started, finished=request.finished, position=service.position(request),
         step=request.step, steps=first.total_steps, eta=service.eta(request),
         images=[_image(image) for image in request.images],
-        advice=service.advice(request.model, first),
-        error=request.error, code=code_of(request),
+        advice=service.advice(request.model, first, given),
+        error=request.error and with_fields(request.error), code=code_of(request),
     )  # fmt: skip
 
 
@@ -333,7 +333,8 @@ def _image(image: Image) -> ImageAnswer:
     if image.made is None:
         return ImageAnswer(id=image.id, state="waiting", seed=image.job.settings.seed)
     if image.error is not None:
-        return ImageAnswer(id=image.id, state="failed", seed=image.job.settings.seed, error=image.error)
+        error = with_fields(image.error)
+        return ImageAnswer(id=image.id, state="failed", seed=image.job.settings.seed, error=error)
     return ImageAnswer(
         id=image.id, state="done", seed=image.job.settings.seed, url=f"/v1/pictures/{image.id}"
     )

@@ -16,6 +16,7 @@ from ssd1b.model import Model
 from ssd1b.models.text import chunk_count
 from ssd1b.presets import PRESETS
 from ssd1b.sampler_names import AUTOMATIC, SAMPLERS, SCHEDULES
+from ssd1b.server.errors import with_fields
 from ssd1b.server.routes.native import EXACT, MAX_PICTURES, TheService
 from ssd1b.server.schemas import (
     CLIENT_SETTINGS,
@@ -161,7 +162,7 @@ def _setting(name: str, ranges: Mapping[str, Range]) -> SettingAnswer:
     )  # fmt: skip
     default = setting.default if isinstance(setting.default, int | float | str | tuple) else None
     kind = "picture" if setting.kind is InputFile else setting.kind.__name__
-    return SettingAnswer(name=name, kind=kind, default=default, help=setting.help, **bounds)
+    return SettingAnswer(name=name, kind=kind, default=default, help=with_fields(setting.help), **bounds)
 
 
 @cache
@@ -183,7 +184,7 @@ async def check(body: JobBody, service: TheService) -> Checked:
     )
     return Checked(
         settings=client_settings(found),
-        advice=service.advice(name, found),
+        advice=service.advice(name, found, body.given()),
         tokens=max(len(each.ids(found.prompt)) for each in model.tokenizers),
         chunks=chunk_count(model.tokenizers, [found.prompt], words_of(found.embeddings)),
         steps=found.start.steps, passes=service.passes(name, found), ahead=len(service.waiting()),
