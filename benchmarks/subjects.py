@@ -95,11 +95,13 @@ METHODS = {
     "full, images of the class": Method(steps=400, options=FULL, prior="images"),
     "full, prompts of the class": Method(steps=400, options=FULL, prior="prompts"),
     **{f"LoRA, {steps} steps": Method(steps=steps, options=LORA) for steps in (50, 100, 200, 800, 1600)},
+    **{f"full, {steps} steps": Method(steps=steps, options=FULL) for steps in (100, 200)},
 }
 METHODS.update(
     {
         f"{name}, at {strength}": replace(METHODS[name], strength=strength, trained=name)
         for name in (
+            "LoRA",
             "LoRA, prompts of the class",
             "LoRA at 3e-4, prompts of the class",
             "LoRA at 3e-4, 300 steps, prompts of scenes at weight 4",
@@ -158,7 +160,7 @@ def main() -> None:
                     "others": rate(load_judge(), others, draw(pipeline, others, settings)),
                     "validation": validation_losses(run),
                 }
-                before = rows.get("before" if pipeline is base else BEFORE_LARGER, row)
+                before = rows.get(BEFORE_LARGER if draws_larger(method) else "before", row)
                 row["estimates"] = {
                     what: {
                         "share": estimate(row[what])._asdict(),
@@ -297,9 +299,14 @@ def load(base: Pipeline, method: Method, run: Path) -> tuple[Pipeline, dict[str,
         pipeline = base if to == MODEL else Pipeline.load(LARGER, device="cpu", offline=True, threads="auto")
         return pipeline, {"loras": (lora_of(moved.path, unet=method.strength),)}
     loras = {"loras": (lora_of(run / "adapter.safetensors", unet=method.strength),)} if method.steps else {}
-    if method.model == LARGER:
+    if draws_larger(method):
         return Pipeline.load(LARGER, device="cpu", offline=True, threads="auto"), loras
     return base, loras
+
+
+def draws_larger(method: Method | None) -> bool:
+    """Whether the larger miniature generates a method's images."""
+    return method is not None and method.model == LARGER and method.transfer is None
 
 
 def draw(pipeline: Pipeline, chosen: Sequence[Case], settings: dict[str, Any]) -> NDArray[np.uint8]:

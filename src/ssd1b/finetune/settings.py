@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,16 +86,41 @@ _COMMON = {
     "train.validation_steps": 100,
 }
 
-_ONLY: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("token", "init_word", "template", "vectors"), ("textual-inversion",)),
+OF_METHOD: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("kind", "rank", "alpha", "rslora", "targets", "blocks"), ("lora",)),
+    **dict.fromkeys(("text_encoders", "train.text_rate"), ("lora", "full")),
+    **dict.fromkeys(("prior", "prior_prompts", "prior_weight"), ("lora", "full")),
+    **dict.fromkeys(("token", "vectors", "init_word", "template"), ("textual-inversion",)),
     **dict.fromkeys(("init_control", "sample_controls"), ("controlnet",)),
-    **dict.fromkeys(("train.muon_rate",), ("full", "controlnet")),
+    **dict.fromkeys(("data.controls", "data.control_column"), ("controlnet",)),
+    **dict.fromkeys(("train.muon_rate", "train.muon_decay"), ("full", "controlnet")),
+    "int8_base": ("lora", "textual-inversion", "controlnet"),
+    "train.fsdp": ("full",),
+    "data.trigger": ("lora", "full", "textual-inversion"),
 }
-"""Methods that a setting is for; the others need its default."""
+"""Methods that a setting has an effect with; settings that are not listed have one with all methods."""
 
-_ADAPTER = ("kind", "rank", "alpha", "rslora", "targets", "blocks")
-_NOT_FOR_CONTROLNETS = (*_ADAPTER, "text_encoders", "prior", "prior_prompts", "data.trigger")
-"""Settings that a ControlNet has no use for: it is not an adapter, and the model's text keeps its meaning."""
+NEEDED: Mapping[str, tuple[str, Callable[["FinetuneSettings"], object]]] = {
+    "prior_weight": (
+        "prior (--prior) or prior_prompts (--prior-prompt)", lambda made: made.prior or made.prior_prompts
+    ),
+    "min_snr": ("weighting min-snr (--weighting)", lambda made: made.weighting == "min-snr"),
+    "train.text_rate": ("text_encoders (--text-encoders)", lambda made: made.text_encoders),
+    "train.muon_decay": ("muon_rate", lambda made: made.train.muon_rate),
+    "train.betas": ("optimizer adamw or adamw-8bit", lambda made: made.train.optimizer != "adafactor"),
+    "train.decay": ("decay_steps or decay_share", lambda made: made.train.decay_steps),
+    "train.validation_steps": (
+        "validation (--validation) or samples (--sample)", lambda made: made.validation or made.samples
+    ),
+    "data.unmasked_weight": (
+        "masks (--masks)", lambda made: any(each.masks for each in made.data.all_sources)
+    ),
+    "data.caption_variants": (
+        "shuffle_captions or tag_dropout, and cache_captions",
+        lambda made: made.data.variation and made.data.cache_captions,
+    ),
+}  # fmt: skip
+"""What a setting has no effect without."""
 
 _REPLACED = {"train.steps": "epochs", "data.path": "data.sources", "data.sources": "data.path"}
 """Settings that replace another one of a lower layer."""
@@ -175,47 +200,14 @@ class FinetuneSettings:
 
     def __post_init__(self) -> None:
         """Check combinations of fields."""
-        if self.prior_weight != 1 and self.prior is None and not self.prior_prompts:
-            raise InputError("prior_weight needs prior (--prior) or prior_prompts (--prior-prompt)")
-        if self.int8_base and self.method == "full":
-            raise InputError("int8_base (--int8-base) is for frozen weights: method full trains all of them")
-        if self.train.fsdp and (self.method != "full" or self.text_encoders):
-            raise InputError("fsdp is for method full without text_encoders")
-        if self.train.text_rate is not None and not self.text_encoders:
-            raise InputError("text_rate needs text_encoders (--text-encoders)")
+        if self.train.fsdp and self.text_encoders:
+            raise InputError("fsdp shards the UNet only: leave out text_encoders")
         if self.learns_text and self.data.cache_captions:
             raise InputError("cache_captions is for frozen text encoders: leave it out")
-        for name, methods in _ONLY.items():
-            if self.method not in methods and self._is_given(name):
-                setting = name.rpartition(".")[2]
-                raise InputError(f"{setting} is for method {' and '.join(methods)}, got {self.method}")
         if self.method == "textual-inversion":
             self._check_inversion()
-        self._check_controls()
-
-    def _is_given(self, name: str) -> bool:
-        """Whether a setting differs from its default."""
-        table, _, key = name.rpartition(".")
-        of = getattr(self, table) if table else self
-        return getattr(of, key) != next(each.default for each in fields(of) if each.name == key)
-
-    def _check_controls(self) -> None:
-        sources = self.data.all_sources
-        if self.method != "controlnet":
-            if self.data.controls or any(each.controls for each in sources):
-                raise InputError(f"controls is for method controlnet, got {self.method}")
-            return
-        given = [name.rpartition(".")[2] for name in _NOT_FOR_CONTROLNETS if self._is_given(name)]
-        given += ["trigger" for each in sources if each.trigger]
-        if given:
-            raise InputError(f"method controlnet has no {given[0]}: leave it out")
-        if not all(each.controls for each in sources):
-            raise InputError("method controlnet needs controls (--controls): beside, edges or a folder")
-        if len(self.sample_controls) not in {min(1, len(self.samples)), len(self.samples)}:
-            raise InputError(
-                "samples of method controlnet need sample_controls (--sample-control), one for all or one "
-                f"for each: got {len(self.samples)} samples with {len(self.sample_controls)}"
-            )
+        if self.method == "controlnet":
+            self._check_controls()
 
     def _check_inversion(self) -> None:
         if self.token is None:
@@ -224,10 +216,15 @@ class FinetuneSettings:
             raise InputError(
                 f"token {shown(self.token)} names the file, too: it needs a letter or a digit, and no /"
             )
-        if self.text_encoders:
-            raise InputError("textual-inversion keeps the text encoders frozen: leave out text_encoders")
-        if self.prior is not None or self.prior_prompts:
-            raise InputError("textual-inversion changes no other word: leave out prior and prior_prompts")
+
+    def _check_controls(self) -> None:
+        if not all(each.controls for each in self.data.all_sources):
+            raise InputError("method controlnet needs controls (--controls): beside, edges or a folder")
+        if len(self.sample_controls) not in {min(1, len(self.samples)), len(self.samples)}:
+            raise InputError(
+                "samples of method controlnet need sample_controls (--sample-control), one for all or one "
+                f"for each: got {len(self.samples)} samples with {len(self.sample_controls)}"
+            )
 
     @property
     def learns_text(self) -> bool:
@@ -281,6 +278,8 @@ def make_settings(
 ) -> FinetuneSettings:
     """Combine the method's defaults, a preset, a TOML file, and options.
 
+    What a preset sets for other methods is left out.
+
     Args:
         file: the TOML file: fields of ``FinetuneSettings``, with the tables ``[train]`` and ``[data]``.
         given: options with their names; those of the tables as ``train.steps`` and ``data.path``.
@@ -289,29 +288,49 @@ def make_settings(
         preset: one of ``PRESETS``.
 
     Raises:
-        InputError: there is no such preset, the file cannot be read, or a setting is unknown or out of range.
+        InputError: there is no such preset, the file cannot be read, a setting is unknown or out of range, or
+            one of the file or the options has no effect.
     """
     if preset is not None and preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
     where = file or "settings"
     options = {name: value for name, value in given.items() if value is not None and value != ()}
-    layers = [
-        {} if preset is None else PRESETS[preset].settings,
-        {} if file is None else _flat(read_table(_toml(file)), where),
-        options,
-    ]
-    over = {name: value for layer in layers for name, value in layer.items()}
-    defaults = {"data.size": size, **_COMMON, **_TRAIN.get(str(over.get("method", "lora")), {})}
+    preset_layer = {} if preset is None else PRESETS[preset].settings
+    file_layer = {} if file is None else _flat(read_table(_toml(file)), where)
+    over = {**preset_layer, **file_layer, **options}
+    method = str(over.get("method", "lora"))
+    preset_layer = {n: each for n, each in preset_layer.items() if method in OF_METHOD.get(n, (method,))}
+    defaults = {"data.size": size, **_COMMON, **_TRAIN.get(method, {})}
     if over.get("text_encoders"):
         defaults["data.cache_captions"] = False
     merged: dict[str, Any] = {}
-    for layer in (defaults, *layers):
+    for layer in (defaults, preset_layer, file_layer, options):
         for name in layer.keys() & _REPLACED:
             if _REPLACED[name] in layer:
                 raise InputError(f"{where}: give {name} or {_REPLACED[name]}, not both")
             merged.pop(_REPLACED[name], None)
         merged |= layer
-    return parse(FinetuneSettings, nested(merged), where)
+    made = parse(FinetuneSettings, nested(merged), where)
+    _check_effects(made, {**file_layer, **options}, where)
+    return made
+
+
+def _check_effects(made: FinetuneSettings, given: Mapping[str, Any], where: str) -> None:
+    """Check that each given setting has an effect; one that is False is as good as not given.
+
+    Raises:
+        InputError: one has none.
+    """
+    tables = [each for each in given.get("data.sources", ()) if isinstance(each, Mapping)]
+    sources = {f"data.{key}": value for table in tables for key, value in table.items()}
+    for name in (name for name, value in {**sources, **given}.items() if value is not False):
+        setting = name.rpartition(".")[2]
+        methods = OF_METHOD.get(name, (made.method,))
+        if made.method not in methods:
+            raise InputError(f"{where}: {setting} is for method {' or '.join(methods)}, got {made.method}")
+        what, is_there = NEEDED.get(name, ("", lambda made: True))
+        if not is_there(made):
+            raise InputError(f"{where}: {setting} needs {what}")
 
 
 def _flat(table: Mapping[str, Any], where: str) -> dict[str, Any]:

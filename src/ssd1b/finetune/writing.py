@@ -63,8 +63,10 @@ def check_names(settings: FinetuneSettings, names: str) -> None:
     """Check that a file with these names can contain the adapter.
 
     Raises:
-        InputError: it cannot.
+        InputError: it cannot, or no adapter is trained.
     """
+    if names != "kohya" and settings.method != "lora":
+        raise InputError(f"names (--names) is for method lora, got {settings.method}")
     if names == "diffusers" and settings.kind not in ("lora", "dora"):
         raise InputError(
             f"diffusers has no names for {settings.kind}: allowed are lora, dora; or kohya's names"

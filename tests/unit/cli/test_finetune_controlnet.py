@@ -208,7 +208,7 @@ def test_a_dry_run_counts_the_memory_and_writes_nothing(run, tmp_path, model):
 @pytest.mark.parametrize(
     ("more", "error"),
     [
-        (["--rank", 2], "method controlnet has no rank: leave it out"),
+        (["--rank", 2], "rank is for method lora, got controlnet"),
         (["--controls", "edge"], "controls is 'edge': it must be beside, edges or a folder of controls"),
         (["--sample", "a cube", "--sample-control", "x.png"], "x.png"),
         (["--init-control", "nothing"], "unknown control model 'nothing'"),

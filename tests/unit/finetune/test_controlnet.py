@@ -29,21 +29,11 @@ def gradients(networks: Networks, controls: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"kind": "dora"}, "method controlnet has no kind: leave it out"),
-        ({"alpha": 2.0}, "has no alpha"),
-        ({"targets": "all"}, "has no targets"),
-        ({"blocks": ("up_blocks.0",)}, "has no blocks"),
-        ({"data.trigger": "sks"}, "has no trigger"),
-        ({"data.path": None, "data.sources": [{"path": "x", "trigger": "sks"}]}, "has no trigger"),
-        ({"text_encoders": True}, "has no text_encoders"),
-        ({"prior_prompts": ("a dog",)}, "has no prior_prompts"),
-        ({"token": "my-cat"}, "token is for method textual-inversion, got controlnet"),
-        ({"train.fsdp": True}, "fsdp is for method full"),
-        ({"method": "lora"}, "controls is for method controlnet, got lora"),
         (
-            {"method": "full", "data.controls": None, "init_control": "x"},
-            "init_control is for method controlnet",
+            {"data.path": None, "data.sources": [{"path": "x", "trigger": "sks"}]},
+            "trigger is for method lora",
         ),
+        ({"method": "lora"}, "controls is for method controlnet, got lora"),
         ({"data.controls": None}, r"needs controls \(--controls\): beside, edges or a folder"),
         (
             {"samples": ("a", "b", "c")},
@@ -53,7 +43,9 @@ def gradients(networks: Networks, controls: Tensor) -> dict[str, Tensor]:
         ({"sample_controls": ("x",)}, "got 0 samples with 1"),
     ],
 )
-def test_what_a_controlnet_has_no_use_for_is_refused(given: dict[str, object], message: str) -> None:
+def test_combinations_that_no_controlnet_can_learn_from_are_refused(
+    given: dict[str, object], message: str
+) -> None:
     common = {"method": "controlnet", "data.path": "x", "data.controls": "edges"}
     with pytest.raises(InputError, match=message):
         make_settings(None, {**common, **given}, size=64)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ssd1b.errors import InputError
 from ssd1b.finetune import cost, int8_base
 from ssd1b.finetune.cost import plan_finetune
 from ssd1b.finetune.int8_base import store_in_int8
@@ -190,9 +189,7 @@ def test_the_dry_run_counts_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plans[0].parameters == plans[1].parameters and plans[0].trained == plans[1].trained
 
 
-def test_whole_models_refuse_it(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"int8_base .* is for frozen weights: method full trains all"):
-        settings(method="full")
+def test_a_file_can_ask_for_it(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("int8_base = true\n[data]\npath = 'y'\n")
     assert make_settings(str(file), {}, size=64).int8_base

@@ -112,9 +112,10 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(InputError, match="kind"):
         settings(kind="lorra")
     file = tmp_path / "run.toml"
-    file.write_text("rank = 8\nmethod = 'full'\n[train]\nsteps = 7\n[data]\npath = 'y'\n")
+    file.write_text("noise_offset = 0.5\nmethod = 'full'\n[train]\nsteps = 7\n[data]\npath = 'y'\n")
     made = make_settings(str(file), {"train.steps": 9, "data.path": None}, size=64)
-    assert (made.rank, made.train.steps, made.train.learning_rate, made.data.path) == (8, 9, 1e-6, "y")
+    found = (made.noise_offset, made.train.steps, made.train.learning_rate, made.data.path)
+    assert found == (0.5, 9, 1e-6, "y")
     file.write_text("rnak = 8\n[data]\npath = 'y'\n")
     with pytest.raises(InputError, match="rnak"):
         make_settings(str(file), {}, size=64)
