@@ -24,6 +24,7 @@ from ssd1b.distill.steps.cost import memory, step_macs
 from ssd1b.distill.steps.run import LORA_FILE, check_layouts, check_pair, config_of, run
 from ssd1b.distill.steps.stages import (
     StepStage,
+    check_used,
     checked,
     read_step_stages,
     with_teachers_guidance,
@@ -99,8 +100,8 @@ def make_step_stages(
         seed: of data and noise.
 
     Raises:
-        InputError: the file is invalid, a setting is out of range, or both or neither of file and method are
-            given.
+        InputError: the file is invalid, a setting is out of range or has no effect with the method, or both
+            or neither of file and method are given.
     """
     if (file is None) == (method is None):
         raise InputError("give --steps-method, or --stages with a file whose stages have methods")
@@ -109,6 +110,7 @@ def make_step_stages(
     else:
         stages = checked([StepStage(method=str(method))])
     if inference_steps is not None:
+        check_used(stages[-1].method, ["inference_steps"])
         stages = [*stages[:-1], replace(stages[-1], inference_steps=inference_steps)]
     stages = stages if rank is None else [replace(each, rank=rank) for each in stages]
     stages = stages if steps is None else with_total_steps(stages, steps)

@@ -21,6 +21,7 @@ from ssd1b.distill.teacher import objective_of, teacher_record
 from ssd1b.errors import InputError
 from ssd1b.few_steps import OWN_SETTINGS, STUDENTS, FewSteps
 from ssd1b.files import METADATA, expand_path
+from ssd1b.layer_map import parameters
 from ssd1b.layouts import ModelLayout, UNetLayout
 from ssd1b.loras import read_lora
 from ssd1b.model import Model
@@ -85,7 +86,7 @@ def check_layouts(teacher: ModelLayout, student: ModelLayout) -> None:
     """Check that a teacher can teach a student, by their layouts.
 
     Raises:
-        InputError: latents or prompts of the two differ.
+        InputError: latents or prompts of the two differ, or the student is the larger one.
     """
     for what, ours, theirs in (
         ("autoencoders", student.vae, teacher.vae),
@@ -95,13 +96,20 @@ def check_layouts(teacher: ModelLayout, student: ModelLayout) -> None:
     ):
         if ours != theirs:
             raise InputError(f"{student.name} cannot learn from {teacher.name}: the models have other {what}")
+    # The input for a guidance scale, which only a distilled model has, makes none larger.
+    large, small = (parameters(replace(each.unet, guidance_embed_dim=None)) for each in (student, teacher))
+    if large > small:
+        raise InputError(
+            f"{student.name} cannot learn from {teacher.name}: it is larger, with {large:,} parameters "
+            f"instead of {small:,}; a student is of its teacher's size or smaller"
+        )
 
 
 def check_pair(teacher: Model, student: Model) -> None:
     """Check that a teacher can teach a student.
 
     Raises:
-        InputError: latents, prompts or noise of the two differ.
+        InputError: latents, prompts or noise of the two differ, or the student is the larger one.
     """
     check_layouts(teacher.layout, student.layout)
     if _noise(teacher) != _noise(student):
