@@ -173,6 +173,7 @@ def distill_steps(
     teacher: str, student: str, stages: Sequence[StepStage], data: str, out: Path, *,
     cache: Path | None = None, device: str | None = None, offline: bool = False,
     prediction: str | None = None, resume: bool = False, overwrite: bool = False,
+    notify: Notify = lambda message: None,
 ) -> StudentFiles | None:  # fmt: skip
     """Train a student that needs few steps, and write it to ``out/model`` and ``out/model.safetensors``.
 
@@ -192,6 +193,7 @@ def distill_steps(
         prediction: what both models predict, "epsilon" or "v", if their files do not say.
         resume: continue the stage that was interrupted.
         overwrite: also replace files of another origin.
+        notify: called with a message before slow steps, in the first process.
 
     Returns:
         The paths of the model; None in all processes of ``torchrun`` except the first one.
@@ -219,7 +221,16 @@ def distill_steps(
         config: dict[str, Any] = config_of(taught, started, data, stages)
         group.decide(partial(record_config, out / CONFIG_FILE, config, begun=has_run(out)))
         made = run(
-            out, taught, started, stages, source, group, device=place, resume=resume, overwrite=overwrite
+            out,
+            taught,
+            started,
+            stages,
+            source,
+            group,
+            device=place,
+            resume=resume,
+            overwrite=overwrite,
+            notify=notify if group.first else lambda message: None,
         )
         return made if group.first else None
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from ssd1b.errors import ConflictError, NotFoundError
 from ssd1b.files import named
-from ssd1b.progress import progress_bar
+from ssd1b.progress import progress_bar, update_unmeasured
 from ssd1b.saving import claim_folder
 from ssd1b.training import checkpoints
 from ssd1b.training.batches import Batch, Batches, Share
@@ -115,7 +115,7 @@ def run(
             *means, stop = processes.mean([*terms.values(), float(stop_requested.is_set())])
             means_by_name = dict(zip(terms, means, strict=True))
             log.add(means_by_name)
-            bar.update()
+            update_unmeasured(bar) if step == start else bar.update()
             if "loss" in means_by_name:
                 bar.set_postfix(loss=f"{means_by_name['loss']:.4f}", refresh=False)
             done = step + 1

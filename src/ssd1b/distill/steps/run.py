@@ -30,7 +30,7 @@ from ssd1b.models.unet import UNet
 from ssd1b.saving import replacing
 from ssd1b.training.batches import LatentBatch
 from ssd1b.training.digests import digest_of_modules, digest_of_tensors
-from ssd1b.training.kernels import use_fast_cpu_kernels
+from ssd1b.training.kernels import speed_up
 from ssd1b.training.loop import run as run_task
 from ssd1b.training.objective import Objective
 from ssd1b.training.precision import convert_frozen, training_dtype
@@ -135,6 +135,7 @@ def config_of(teacher: Model, student: Model, data: str, stages: Sequence[StepSt
 def run(
     out: Path, teacher: Model, student: Model, stages: Sequence[StepStage], data: Data, group: Group, *,
     device: str = "cpu", resume: bool = False, overwrite: bool = False,
+    notify: Callable[[str], None] = lambda message: None,
 ) -> StudentFiles:  # fmt: skip
     """Train stage after stage, then write the student with the other networks of the student's model.
 
@@ -151,6 +152,7 @@ def run(
         device: to train on.
         resume: continue the stage that was stopped.
         overwrite: as ``write_model``.
+        notify: called with a message before slow steps.
 
     Raises:
         InputError: the models do not fit together, or a training fails.
@@ -169,7 +171,9 @@ def run(
         folder = out / f"stage-{number}"
         if not group.decide(_weights(folder).exists):
             before = None if number == 1 else trained(number - 1)
-            _train(folder, stage, teacher, student, layout, before, data, group, device, resume=resume)
+            _train(
+                folder, stage, teacher, student, layout, before, data, group, device, notify, resume=resume
+            )
 
     def finish() -> StudentFiles:
         unet, file = trained(len(stages)), out / LORA_FILE
@@ -189,7 +193,7 @@ def run(
 
 def _train(
     folder: Path, stage: StepStage, teacher: Model, student: Model, layout: UNetLayout, before: UNet | None,
-    data: Data, group: Group, device: str, *, resume: bool,
+    data: Data, group: Group, device: str, notify: Callable[[str], None], *, resume: bool,
 ) -> None:  # fmt: skip
     dtype = training_dtype(device)
     text = student.text_encoders(partial(student.network, device=device, dtype=dtype))
@@ -209,9 +213,7 @@ def _train(
     learners = [each.to(device) for each in (learning, critic) if each is not None]
     convert_frozen(learning, dtype)
     if device == "cpu":
-        use_fast_cpu_kernels(frozen, dtype)
-        for each in learners if not stage.train.gradient_checkpointing else ():
-            use_fast_cpu_kernels(each, dtype)
+        speed_up(frozen, learners, dtype, stage.train, notify)
     processes = Processes(torch.device(device), stage.train)
     task = METHODS[stage.method](Setup(
         student=learning, teacher=frozen, critic=critic,
