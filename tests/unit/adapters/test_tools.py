@@ -317,6 +317,7 @@ def test_extracting_what_was_baked(tmp_path: Path, tiny_model: Path) -> None:
     out = Output(path=str(tmp_path / "b.safetensors"), dtype="fp32")
     report = extract_adapter(str(tiny_model), folder, out, cut=Cut(rank=3), small=True)
     assert report.ranks == {3: len(some(DRAWABLE))} and report.kept == pytest.approx(1.0, abs=1e-6)
+    assert metadata_of(Path(out.path))["ss_sd_model_name"] == tiny_model.name
     before, after = changes_of(path, DRAWABLE), changes_of(Path(out.path), DRAWABLE)
     assert before.keys() == after.keys()
     for key, change in before.items():
