@@ -1,6 +1,7 @@
 """Progress of long work: a bar with the time left on a terminal, and a line now and then in a log file."""
 
 import sys
+import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -58,3 +59,12 @@ def progress_bar(
         items, leave=False, ncols=0, bar_format=style, delay=SECONDS, mininterval=SECONDS,
         maxinterval=SECONDS, **common,
     )  # fmt: skip
+
+
+def update_unmeasured(bar: "tqdm[Any]") -> None:
+    """Count an item that says nothing about the time of the others, such as a first step that compiles."""
+    bar.n += 1
+    bar.initial = bar.last_print_n = bar.n
+    bar.last_print_t = time.time()
+    if not isinstance(bar, _Lines):
+        bar.refresh()

@@ -42,8 +42,24 @@ def test_a_terminal_gets_a_bar_that_is_erased_unless_kept(monkeypatch):
         assert ("\n" in terminal.getvalue()) == keep
 
 
+def test_an_unmeasured_item_is_not_in_the_time_left(monkeypatch):
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    now = [1000.0]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    with progress_bar(total=102, unit="step", start=1) as bar:
+        now[0] += 600
+        progress.update_unmeasured(bar)
+        assert "2/102" in terminal.getvalue() and "<?" in terminal.getvalue()
+        for _ in range(10):
+            now[0] += 2
+            bar.update()
+        assert "12/102 [10:20<03:00" in terminal.getvalue()
+
+
 def test_a_hidden_bar(capsys):
     with progress_bar(total=2, hidden=True) as bar:
         time.sleep(0.1)
+        progress.update_unmeasured(bar)
         bar.update()
     assert capsys.readouterr().err == ""

@@ -31,6 +31,12 @@ _CPU = torch.device("cpu")
 _STALE = ("format", PEFT_HEADER, "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 """Metadata that are no longer true when tensors are written anew."""
 
+_BASE = (
+    "ss_sd_model_name", "ss_sd_model_hash", "ss_new_sd_model_hash", "ss_base_model_version",
+    "ss_vae_name", "ss_vae_hash", "ss_new_vae_hash",
+)  # fmt: skip
+"""Metadata about the model that an adapter is for."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterReport:
@@ -154,22 +160,23 @@ def convert_adapter(
 ) -> AdapterReport:
     """Write an adapter in another program's spelling, or for another model.
 
-    Without ``to`` no number changes, nor does the metadata.
+    Without ``to`` no number changes, nor does the metadata. With it, the metadata name the new model.
 
     Args:
         source: the file, or PEFT's folder.
         output: the new file.
-        model: the model that the adapter is for; None finds it among the published ones.
+        model: the model that the adapter is for, if it is not moved; None finds it among the published ones.
         to: the model to move it to, through the layer maps; None for the same one.
         transfer: how it is moved, one of ``loras.TRANSFERS``.
-        teacher: the model that the adapter was trained for; None finds its layout by the names and blocks.
-            The transfer "projection" needs it, "name" takes none.
+        teacher: the model that the adapter was trained for, if it is moved; None finds its layout by the
+            names and blocks. The transfer "projection" needs it, "name" takes none.
         share: with the transfer "projection", the share of a weight's energy that its subspace holds.
         partial: leave out keys that match nothing, instead of refusing the file.
         progress: shows how much is done.
 
     Raises:
-        InputError: the file is no adapter or does not fit; keys match nothing; or as ``Output.write``.
+        InputError: the file is no adapter or does not fit; it was made for another model than ``teacher``;
+            ``to`` is the teacher; keys match nothing; or as ``Output.write``.
     """
     output.check()
     if transfer not in TRANSFERS:
@@ -178,10 +185,16 @@ def convert_adapter(
         raise InputError("the transfer projection needs both models: give --to and --teacher")
     if transfer == "name" and teacher is not None:
         raise InputError("the transfer name takes the names as those of --to: leave out --teacher")
+    if to is None and teacher is not None:
+        raise InputError("--teacher is for an adapter that is moved: give --to, too, or take --model")
+    if to is not None and model is not None:
+        raise InputError("--model is for an adapter that stays: with --to, give the model as --teacher")
     adapter = open_lora(lora_of(source))
     target = _found(to or model)
     layout = own_layout(adapter) if target is None else target.layout
     origin = _found(teacher)
+    if origin and target and (origin.path.resolve(), origin.own) == (target.path.resolve(), target.own):
+        raise InputError(f"--to and --teacher are the same model, {named(target.name)}: give two")
     found = match(adapter, layout, by_name=transfer == "name", source=origin and origin.layout)
     if found.unknown and not partial:
         key, why = next(iter(found.unknown.items()))
@@ -202,7 +215,7 @@ def convert_adapter(
             pieces = {module: piece.to(dtype) for module, piece in pieces.items()}
     extra = adapter.raw(found.bundled)
     return output.write(
-        pieces, layout, _kept_metadata([adapter]), extra,
+        pieces, layout, _kept_metadata([adapter], target if to else None), extra,
         assumed=layout.name if target is None else None,
         through=found.through, carried=carried_share(found) if to else None,
         left_out={key: why for key, why in found.unmatched.items() if key not in extra},
@@ -246,7 +259,7 @@ def merge_adapters(
     pieces, kept = _collected(made, count, progress)
     left_out = {key: why for each in files for key, why in match(each, layout).unmatched.items()}
     return output.write(
-        pieces, layout, _kept_metadata(files) | _network_metadata(pieces),
+        pieces, layout, _kept_metadata(files, target) | _network_metadata(pieces),
         assumed=layout.name if target is None else None,
         left_out=left_out, kept=None if cut is None else kept,
     )  # fmt: skip
@@ -289,8 +302,9 @@ def extract_adapter(
     dtype = torch.float16 if output.dtype is None else choose_dtype(output.dtype, _CPU)
     made = extracted(_reader(first), _reader(second), chosen, layout, cut=cut, dtype=dtype, small=small)
     pieces, kept = _collected(made, len(chosen), progress)
-    metadata = {"ss_base_model_version": "sdxl_base_v1-0"} | _network_metadata(pieces)
-    return output.write(pieces, layout, metadata, left_out={}, kept=kept)
+    return output.write(
+        pieces, layout, _base_metadata(first) | _network_metadata(pieces), left_out={}, kept=kept
+    )
 
 
 def bake_adapters(
@@ -401,13 +415,24 @@ def _collected(
     return pieces, kept / energy if energy else None
 
 
-def _kept_metadata(files: Sequence[AdapterFile]) -> dict[str, str]:
-    """Return the metadata that all files agree on, and that stay true."""
+def _kept_metadata(files: Sequence[AdapterFile], model: Model | None) -> dict[str, str]:
+    """Return the metadata that all files agree on and that stay true, with those of a new model, if any."""
     first, *others = (each.metadata for each in files)
-    return {
+    stale = _STALE if model is None else (*_STALE, *_BASE)
+    kept = {
         key: text for key, text in first.items()
-        if key not in _STALE and all(each.get(key) == text for each in others)
+        if key not in stale and all(each.get(key) == text for each in others)
     }  # fmt: skip
+    return kept if model is None else kept | _base_metadata(model)
+
+
+def _base_metadata(model: Model) -> dict[str, str]:
+    """Name the model that an adapter is for, as sd-scripts and ``finetune`` do."""
+    family = model.info.family
+    return {
+        "ss_sd_model_name": Path(model.name).name,
+        "ss_base_model_version": "sdxl_base_v1-0" if family == "sdxl" else family,
+    }
 
 
 def _network_metadata(pieces: Mapping[Module, Piece]) -> dict[str, str]:

@@ -240,7 +240,8 @@ def distill_model(
         cluster: the Ray cluster to train on; None for this machine, or for the processes of ``torchrun``.
             Model, data and folders must have the same paths on its machines, and ``out`` and ``cache`` must
             be on a disk that all of them share.
-        notify: called with a message if the cluster has no room, and when processes are started again.
+        notify: called with a message before slow steps, in the first process of this machine; if the cluster
+            has no room; and when its processes are started again.
 
     Returns:
         The paths of the model; None in all processes of ``torchrun`` except the first one.
@@ -256,7 +257,7 @@ def distill_model(
         "overwrite": overwrite,
     }  # fmt: skip
     if cluster is None:
-        return _distill(teacher, stages, data, out, resume=resume, **options)
+        return _distill(teacher, stages, data, out, resume=resume, notify=notify, **options)
     # Processes that are started again continue the run.
     work = partial(_distill, teacher, stages, data, out, resume=True, **options)
     minutes = max(each.train.timeout_minutes for each in stages)
@@ -270,6 +271,7 @@ def distill_model(
 def _distill(
     teacher: str, stages: Sequence[Stage], data: str, out: Path, *, student: str | None, cache: Path | None,
     device: str | None, offline: bool, prediction: str | None, resume: bool, overwrite: bool,
+    notify: Notify = lambda message: None,
 ) -> StudentFiles | None:  # fmt: skip
     """Do what each process does."""
     place = str(choose_device(device))
@@ -287,7 +289,10 @@ def _distill(
         planned = group.decide(partial(plan, found.layout.unet, stages, measure))
         config = config_of(teachers, data, planned)
         group.decide(partial(record_config, out / CONFIG_FILE, config, begun=has_run(out)))
-        made = run(out, planned, teachers, source, group, device=place, resume=resume, overwrite=overwrite)
+        made = run(
+            out, planned, teachers, source, group, device=place, resume=resume, overwrite=overwrite,
+            notify=notify if group.first else lambda message: None,
+        )  # fmt: skip
         return made if group.first else None
 
 

@@ -24,6 +24,7 @@ from ssd1b.distill.steps.cost import memory, step_macs
 from ssd1b.distill.steps.run import LORA_FILE, check_layouts, check_pair, config_of, run
 from ssd1b.distill.steps.stages import (
     StepStage,
+    check_used,
     checked,
     read_step_stages,
     with_teachers_guidance,
@@ -99,8 +100,8 @@ def make_step_stages(
         seed: of data and noise.
 
     Raises:
-        InputError: the file is invalid, a setting is out of range, or both or neither of file and method are
-            given.
+        InputError: the file is invalid, a setting is out of range or has no effect with the method, or both
+            or neither of file and method are given.
     """
     if (file is None) == (method is None):
         raise InputError("give --steps-method, or --stages with a file whose stages have methods")
@@ -109,6 +110,7 @@ def make_step_stages(
     else:
         stages = checked([StepStage(method=str(method))])
     if inference_steps is not None:
+        check_used(stages[-1].method, ["inference_steps"])
         stages = [*stages[:-1], replace(stages[-1], inference_steps=inference_steps)]
     stages = stages if rank is None else [replace(each, rank=rank) for each in stages]
     stages = stages if steps is None else with_total_steps(stages, steps)
@@ -171,6 +173,7 @@ def distill_steps(
     teacher: str, student: str, stages: Sequence[StepStage], data: str, out: Path, *,
     cache: Path | None = None, device: str | None = None, offline: bool = False,
     prediction: str | None = None, resume: bool = False, overwrite: bool = False,
+    notify: Notify = lambda message: None,
 ) -> StudentFiles | None:  # fmt: skip
     """Train a student that needs few steps, and write it to ``out/model`` and ``out/model.safetensors``.
 
@@ -190,6 +193,7 @@ def distill_steps(
         prediction: what both models predict, "epsilon" or "v", if their files do not say.
         resume: continue the stage that was interrupted.
         overwrite: also replace files of another origin.
+        notify: called with a message before slow steps, in the first process.
 
     Returns:
         The paths of the model; None in all processes of ``torchrun`` except the first one.
@@ -217,7 +221,16 @@ def distill_steps(
         config: dict[str, Any] = config_of(taught, started, data, stages)
         group.decide(partial(record_config, out / CONFIG_FILE, config, begun=has_run(out)))
         made = run(
-            out, taught, started, stages, source, group, device=place, resume=resume, overwrite=overwrite
+            out,
+            taught,
+            started,
+            stages,
+            source,
+            group,
+            device=place,
+            resume=resume,
+            overwrite=overwrite,
+            notify=notify if group.first else lambda message: None,
         )
         return made if group.first else None
 

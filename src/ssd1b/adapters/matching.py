@@ -97,9 +97,11 @@ def match(
         source: the layout that the names belong to; None finds it. ``by_name`` needs none.
 
     Raises:
-        InputError: the adapter is for another family, or fits no module.
+        InputError: the adapter is for another family or another source, or fits no module.
     """
     _check_family(adapter, layout.unet)
+    if source is not None:
+        _check_source(adapter, source)
     if by_name or source is not None:
         found = _given(adapter, layout, layout if by_name or source is None else source)
     else:
@@ -172,6 +174,21 @@ def _possible(adapter: AdapterFile, layout: ModelLayout) -> Iterator[_Source]:
         if places is not None and unet != layout.unet:
             candidate = replace(layout, unet=unet)
             yield _Source(candidate, name, places, *_score(adapter, candidate))
+
+
+def _check_source(adapter: AdapterFile, source: ModelLayout) -> None:
+    """Check that no published layout at the widths of a source fits an adapter better.
+
+    Raises:
+        InputError: one does: the names would be taken for those of other blocks.
+    """
+    best = max(_possible(adapter, source), key=lambda each: each.score)
+    if best.name is not None:
+        name = next((name for name, unet in NAMED.items() if unet == best.layout.unet), best.name)
+        raise InputError(
+            f"{named(adapter.path)} changes the blocks of {name}, not those of the teacher, {source.name}: "
+            "give the model that it was trained for"
+        )
 
 
 def own_layout(adapter: AdapterFile) -> ModelLayout:

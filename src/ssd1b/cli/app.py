@@ -13,7 +13,7 @@ import click
 
 from ssd1b.cli.command import Command
 from ssd1b.cli.messages import format_warnings
-from ssd1b.errors import InputError, line, unknown
+from ssd1b.errors import InputError, line, shown, unknown
 from ssd1b.extras import EXTRAS, install
 from ssd1b.files import named, reason
 
@@ -46,6 +46,9 @@ INTERRUPTED = 130
 """Exit codes. Shells expect 128 + SIGINT after Ctrl-C."""
 
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+
+_COMPILER_FAILED = re.compile(r"(?:\w+: )?CppCompileError: .*?Output:\s*(?P<output>.*)", re.DOTALL)
+"""What torch raises if a C++ compiler fails, with its command and output; torch is not imported for it."""
 
 _SMALLER = "out of memory: take a smaller --size, 16 bits (--dtype bf16) or a smaller --model"
 
@@ -159,10 +162,18 @@ def _explain(error: Exception) -> str | None:
             return _SMALLER
         case OSError(errno=int()):  # a folder that may not be entered, a disk that fails
             return f"{named(error.filename)}: {reason(error)}" if error.filename else reason(error)
+        case RuntimeError() if compiling := _COMPILER_FAILED.match(f"{type(error).__name__}: {error}"):
+            return f"the C++ compiler of torch.compile failed: {_first_error(compiling['output'])}"
         case RuntimeError() if _OUT_OF_MEMORY.search(str(error)):
             return _SMALLER
         case _:
             return None
+
+
+def _first_error(output: str) -> str:
+    """Return the first line of a compiler's output that says what is wrong."""
+    lines = [stripped for each in output.splitlines() if (stripped := each.strip())] or ["it says nothing"]
+    return shown(next((each for each in lines if "error" in each), lines[0]))
 
 
 def _fail(message: str) -> int:

@@ -198,7 +198,9 @@ def _steps(
     if dry_run:
         click.echo(_steps_text(plan_steps(teacher, student, chosen, device=device, notify=notify)))
         return
-    made = distill_steps(teacher, student, chosen, str(data), Path(str(out)), device=device, **common)
+    made = distill_steps(
+        teacher, student, chosen, str(data), Path(str(out)), device=device, notify=notify, **common
+    )
     for path in made or ():
         if path is not None:
             echo_path(path)

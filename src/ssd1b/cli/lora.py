@@ -85,7 +85,9 @@ def cut_options(command: Callable[..., None]) -> Callable[..., None]:
     "--transfer", metavar="NAME", default="kept", show_default=True,
     help=f"How it is moved: {', '.join(TRANSFERS)}.",
 )  # fmt: skip
-@click.option("--teacher", metavar="MODEL", help="The model that it was trained for. Default: by its names.")
+@click.option(
+    "--teacher", metavar="MODEL", help="With --to: the model that it was trained for. Default: by its names."
+)
 @click.option("--partial", is_flag=True, help="Leave out keys that match nothing, instead of refusing.")
 def convert_command(
     file: str,
@@ -101,7 +103,7 @@ def convert_command(
 
     FILE may be a folder of PEFT. Without --to and --dtype every number stays, and the metadata. With --to, it
     goes through the layer maps from which models were distilled, and what belongs to blocks that the model
-    lacks is left out.
+    lacks is left out. The metadata then name the new model.
 
     \b
     Examples:

@@ -158,6 +158,7 @@ def config_of(
 def run(
     out: Path, planned: Sequence[PlannedStage], teachers: Mapping[str | None, Model], data: Data,
     group: Group, *, device: str = "cpu", resume: bool = False, overwrite: bool = False,
+    notify: Callable[[str], None] = lambda message: None,
 ) -> StudentFiles:  # fmt: skip
     """Cut and train stage after stage, then write the student with the other networks of its last teacher.
 
@@ -173,6 +174,7 @@ def run(
         device: to train on.
         resume: continue the stage that was stopped.
         overwrite: as ``write_model``.
+        notify: called with a message before slow steps.
 
     Raises:
         InputError: teachers have different layouts, or a training fails.
@@ -193,7 +195,7 @@ def run(
             group.check_same(f"the UNet of {teacher.name}", partial(digest_of_modules, [unet], ""))
             before = unet if number == 1 else _load_student(each.cut.teacher, out / f"stage-{number - 1}")
             student = student_of(before, each.cut).float()
-            _train(folder, each, unet, student, teacher, data, group, device=device, resume=resume)
+            _train(folder, each, unet, student, teacher, data, group, notify, device=device, resume=resume)
     last = planned[-1]
 
     def finish() -> StudentFiles:
@@ -214,7 +216,7 @@ def join_processes(device: str, trains: Sequence[LoopSettings]) -> Group:
 
 def _train(
     folder: Path, planned: PlannedStage, unet: UNet, student: UNet, teacher: Model, data: Data,
-    group: Group, *, device: str, resume: bool,
+    group: Group, notify: Callable[[str], None], *, device: str, resume: bool,
 ) -> None:  # fmt: skip
     stage = planned.stage
     dtype = training_dtype(device)
@@ -225,7 +227,7 @@ def _train(
     group.check_same("the training data", lambda: digest_of_tensors({"latents": batches[0].latents}))
     trained = distill(
         folder, unet, student.to(device), planned.layers, batches, objective,
-        settings=stage.train, weights=stage.weights, level=stage.features, resume=resume,
+        settings=stage.train, weights=stage.weights, level=stage.features, resume=resume, notify=notify,
         validate=make_sample_validator(teacher, stage.captions, vae, text) if stage.captions else None,
     )  # fmt: skip
     group.decide(partial(_write_student, folder, trained))

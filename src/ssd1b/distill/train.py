@@ -1,5 +1,6 @@
 """One stage of a distillation: a student is trained on data and on its teacher's outputs."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from ssd1b.errors import InputError, unknown
 from ssd1b.layer_map import LayerMap
 from ssd1b.models.unet import UNet
 from ssd1b.training.batches import Batches, LatentBatch
-from ssd1b.training.kernels import use_fast_cpu_kernels
+from ssd1b.training.kernels import speed_up
 from ssd1b.training.loop import Validate, train
 from ssd1b.training.objective import Objective
 from ssd1b.training.precision import computing_in
@@ -37,6 +38,7 @@ def distill(
     out: Path, teacher: UNet, student: UNet, layers: LayerMap, data: Batches[LatentBatch],
     objective: Objective, *, settings: LoopSettings, weights: Weights, level: str = "layer",
     resume: bool = False, validate: Validate | None = None,
+    notify: Callable[[str], None] = lambda message: None,
 ) -> UNet:  # fmt: skip
     """Train a student against its teacher (Gupta et al. 2024, 2401.02677).
 
@@ -52,6 +54,7 @@ def distill(
         level: of the features to compare, a key of ``LEVELS``.
         resume: continue the run in ``out``.
         validate: see ``loop.train``.
+        notify: called with a message before slow steps.
 
     Returns:
         The student with its averaged parameters.
@@ -67,9 +70,7 @@ def distill(
     dtype = objective.dtype
     teacher.to(objective.device, dtype).requires_grad_(False).eval()
     if objective.device == "cpu":
-        use_fast_cpu_kernels(teacher, dtype)
-        if not settings.gradient_checkpointing:  # the two cannot be combined
-            use_fast_cpu_kernels(student, dtype)
+        speed_up(teacher, [student], dtype, settings, notify)
 
     def loss(module: nn.Module, batch: LatentBatch) -> dict[str, Tensor]:
         example = objective(batch)

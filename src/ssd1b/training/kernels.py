@@ -1,6 +1,7 @@
 """Fast training on CPUs: attention kernels, memory layout, compiled blocks."""
 
 import shutil
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,31 @@ from torch.nn.utils import parametrize
 
 from ssd1b.models.attention import Attention, TransformerBlock, plain_attention
 from ssd1b.models.text import TextAttention, TextEncoder
+from ssd1b.training.settings import LoopSettings
+
+COMPILED_STEPS = 200
+"""Fewest steps for which faster steps on a CPU pay for the compiler's minutes."""
+
+
+def speed_up(
+    teacher: nn.Module, learning: Iterable[nn.Module], dtype: torch.dtype, settings: LoopSettings,
+    notify: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Speed up a teacher and what learns from it on a CPU; compile if there are enough steps to pay for it.
+
+    Args:
+        teacher: a frozen UNet on a CPU.
+        learning: the trained networks, on a CPU. With gradient checkpointing they stay as they are: a
+            compiled block cannot be recomputed.
+        dtype: number format in which all will compute.
+        settings: of the run.
+        notify: called with a message if the first steps will compile.
+    """
+    compiled = settings.steps >= COMPILED_STEPS and shutil.which("g++") is not None
+    for each in (teacher, *(() if settings.gradient_checkpointing else learning)):
+        use_fast_cpu_kernels(each, dtype, compiled=compiled)
+    if compiled:
+        notify("compiling the blocks, once: the first steps take minutes, the others are faster for it")
 
 
 def use_fast_cpu_kernels(model: nn.Module, dtype: torch.dtype, *, compiled: bool = True) -> None:

@@ -7,6 +7,7 @@ anywhere therefore ends with the same weights as one that was not.
 import multiprocessing
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing, contextmanager
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from ssd1b.errors import ConflictError, NotFoundError
 from ssd1b.files import named
-from ssd1b.progress import progress_bar
+from ssd1b.progress import progress_bar, update_unmeasured
 from ssd1b.saving import claim_folder
 from ssd1b.training import checkpoints
 from ssd1b.training.batches import Batch, Batches, Share
@@ -111,11 +112,12 @@ def run(
     reader = closing(_read_ahead(share, start, settings.steps, changed))
     with _stop_on_signals(), log as log, bar, reader as ahead:
         for step, parts in enumerate(ahead, start):
-            terms = task.update(step, parts)
+            with _signals_held_back():
+                terms = task.update(step, parts)
             *means, stop = processes.mean([*terms.values(), float(stop_requested.is_set())])
             means_by_name = dict(zip(terms, means, strict=True))
             log.add(means_by_name)
-            bar.update()
+            update_unmeasured(bar) if step == start else bar.update()
             if "loss" in means_by_name:
                 bar.set_postfix(loss=f"{means_by_name['loss']:.4f}", refresh=False)
             done = step + 1
@@ -191,6 +193,23 @@ def _begin_to_read(weights: Iterable[Tensor], worker: int) -> None:
             storage = each.untyped_storage()
             if storage.resizable():
                 storage.resize_(0)
+
+
+@contextmanager
+def _signals_held_back() -> Generator[None, None, None]:
+    """Hold back the signals that request a stop, which waits for the end of the step anyway.
+
+    Ctrl-C in a terminal and ``timeout`` signal the whole process group, also the C++ compilers that a step
+    may start: they would end, and the step with them. Processes inherit what is held back.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -180,6 +180,8 @@ def json_text(value: Mapping[str, Any]) -> str:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file, with the metadata "format": "pt" that transformers and diffusers require.
 
+    The same tensors and metadata, in any order, are the same bytes.
+
     Raises:
         OSError: the file cannot be written.
     """
@@ -192,9 +194,27 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     folder.mkdir()
     try:
         save_file(contiguous, folder / path.name, metadata={"format": "pt", **metadata})
+        _sort_metadata(folder / path.name)
         (folder / path.name).chmod(mode)  # safetensors creates files that other users cannot read
         os.replace(folder / path.name, path)
     except SafetensorError as error:
         raise OSError(str(error)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata in the header of a new file, in place.
+
+    safetensors writes them in a random order, and files are identified by their bytes. It sorts the tensors
+    itself.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > length:
+            raise OSError(f"the header of {len(text)} bytes does not fit into {length}")
+        file.seek(8)
+        file.write(text.ljust(length))

@@ -1,7 +1,9 @@
 """Converting, merging, resizing and extracting change what they say, and nothing else."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -115,6 +117,55 @@ def test_pefts_folder_becomes_a_file(tmp_path: Path) -> None:
     for module, tensors in adapter.items():
         weight = changes[module.part, f"{module.name}.weight"]
         torch.testing.assert_close(weight, 2 * delta(tensors, tuple(weight.shape)))
+
+
+@pytest.mark.parametrize("transfer", ["kept", "projection"])
+@pytest.mark.parametrize(("made_for", "other"), [("mini-ssd-1b", "mini-sdxl"), ("mini-sdxl", "mini-ssd-1b")])
+def test_the_teacher_is_the_model_that_a_file_was_made_for(
+    made_for: str, other: str, transfer: str, tmp_path: Path
+) -> None:
+    layout = model_layout(made_for)
+    path = write_lora(tmp_path / "a.safetensors", random_lora(layout, attention(layout)), layout)
+    out = Output(path=str(tmp_path / "b.safetensors"))
+    with pytest.raises(
+        InputError,
+        match=rf"a.safetensors changes the blocks of {made_for}, not those of the teacher, {other}",
+    ):
+        convert_adapter(str(path), out, to=made_for, teacher=other, transfer=transfer, partial=True)
+    with pytest.raises(InputError, match=f"--to and --teacher are the same model, {made_for}"):
+        convert_adapter(str(path), out, to=made_for, teacher=made_for, transfer=transfer)
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_teacher_needs_a_move_and_a_move_takes_no_model(tmp_path: Path) -> None:
+    path = str(write_lora(tmp_path / "a.safetensors", random_lora(MINI, attention(MINI)[:1]), MINI))
+    out = Output(path=str(tmp_path / "b.safetensors"))
+    with pytest.raises(InputError, match="give --to, too, or take --model"):
+        convert_adapter(path, out, teacher="mini-sdxl")
+    with pytest.raises(InputError, match="with --to, give the model as --teacher"):
+        convert_adapter(path, out, model="mini-sdxl", to="mini-ssd-1b")
+
+
+def test_the_metadata_of_an_adapter_for_another_model_name_that_model(tmp_path: Path) -> None:
+    about = {
+        "ss_base_model_version": "sdxl_base_v1-0", "ss_sd_model_name": "base.safetensors", "ss_steps": "7",
+        "ss_sd_model_hash": "1234", "ss_new_sd_model_hash": "0" * 64,
+    }  # fmt: skip
+    path = str(write_lora(tmp_path / "a.safetensors", random_lora(MINI, attention(MINI)[:4]), MINI, **about))
+    new = {"ss_base_model_version": "ssd-1b", "ss_sd_model_name": "mini-ssd-1b", "ss_steps": "7"}
+
+    def written_by(make: Callable[..., object], **given: str) -> dict[str, str]:
+        out = tmp_path / "b.safetensors"
+        make(output=Output(path=str(out), overwrite=True), **given)
+        return metadata_of(out)
+
+    for found in (
+        written_by(partial(convert_adapter, path), to="mini-ssd-1b"),
+        written_by(partial(merge_adapters, [path]), model="mini-ssd-1b"),
+    ):
+        assert {key: found.get(key) for key in about} == {**dict.fromkeys(about), **new}
+    kept = written_by(partial(convert_adapter, path))
+    assert {key: kept.get(key) for key in about} == about
 
 
 def test_a_move_to_a_smaller_model_is_what_a_merge_through_the_layer_map_is(tmp_path: Path) -> None:
@@ -266,6 +317,7 @@ def test_extracting_what_was_baked(tmp_path: Path, tiny_model: Path) -> None:
     out = Output(path=str(tmp_path / "b.safetensors"), dtype="fp32")
     report = extract_adapter(str(tiny_model), folder, out, cut=Cut(rank=3), small=True)
     assert report.ranks == {3: len(some(DRAWABLE))} and report.kept == pytest.approx(1.0, abs=1e-6)
+    assert metadata_of(Path(out.path))["ss_sd_model_name"] == tiny_model.name
     before, after = changes_of(path, DRAWABLE), changes_of(Path(out.path), DRAWABLE)
     assert before.keys() == after.keys()
     for key, change in before.items():

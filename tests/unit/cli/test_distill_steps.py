@@ -191,6 +191,11 @@ def test_a_lora_is_trained_over_the_stages_and_makes_the_model_of_the_student(ru
         (["--steps-method", "lcm", "--student", "mini-sdxl", "--ray", "local"], "on one machine"),
         (["--steps-method", "lcm", "--stages", "ssd-1b", "--student", "no-such"], "no-such"),
         (["--steps-method", "lcm", "--student", "ssd-1b"], "the models have other autoencoders"),
+        (
+            ["--steps-method", "lcm", "--student", "mini-sdxl", "--rank", 4],
+            "mini-sdxl cannot learn from mini-ssd-1b: it is larger",
+        ),
+        (["--steps-method", "guidance", "--inference-steps", 4], "inference_steps has no effect"),
     ],
 )
 def test_wrong_calls_are_refused_in_one_line(run, tmp_path, options, problem):

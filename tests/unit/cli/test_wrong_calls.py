@@ -381,3 +381,25 @@ def test_reader_that_leaves_is_no_error():
             [sys.executable, "-m", "ssd1b", "--help"], stdout=closed, stderr=subprocess.PIPE, text=True
         )
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_compiler_that_fails_is_one_line(run, monkeypatch: pytest.MonkeyPatch, wrapped: bool) -> None:
+    from torch._inductor.exc import CppCompileError, InductorError
+
+    output = (
+        "a.cpp: In function 'kernel':\na.cpp:3: fatal error: omp.h: No such file\ncompilation terminated."
+    )
+    error: Exception = CppCompileError(["g++", "a.cpp", "-O3"], output)
+    if wrapped:
+        error = InductorError(error, None)
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ssd1b.actions.steps.make_step_stages", fail)
+    result = run("distill", "--teacher", "mini-sdxl", "--steps-method", "lcm", "--dry-run")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == (
+        "error: the C++ compiler of torch.compile failed: 'a.cpp:3: fatal error: omp.h: No such file'\n"
+    )

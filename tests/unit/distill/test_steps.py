@@ -8,8 +8,8 @@ import copy
 import re
 import signal
 from contextlib import redirect_stdout
-from dataclasses import replace
-from itertools import pairwise
+from dataclasses import fields, replace
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from ssd1b.diffusion.schedule import NoiseSchedule
 from ssd1b.distill.steps.methods import METHODS, bounded, consistency_grid
 from ssd1b.distill.steps.names import METHOD_NAMES
 from ssd1b.distill.steps.setup import Conditions, Given, Setup
-from ssd1b.distill.steps.stages import StepStage, read_step_stages, with_total_steps
+from ssd1b.distill.steps.stages import USED_BY, StepStage, read_step_stages, with_total_steps
 from ssd1b.distill.steps.trajectory import CLEAN, Estimate, Trajectory, spread
 from ssd1b.errors import InputError
 from ssd1b.models.text import Conditioning
@@ -342,7 +342,8 @@ LAST = "checkpoints/step-00000008.safetensors"
 
 
 def go(method: str, out: Path, *, resume: bool = False) -> None:
-    made = setup(StepStage(method=method, guidance=2.0, critic_updates=2, train=SHORT))
+    own = {"critic_updates": 2} if method == "dmd" else {}
+    made = setup(StepStage(method=method, guidance=2.0, train=SHORT, **own))
     run(METHODS[method](made), Images(0.1), SHORT, made.processes, out, resume=resume, label="test")
 
 
@@ -403,6 +404,16 @@ def test_the_guides_stages_are_valid(tmp_path: Path) -> None:
         ('[[stages]]\nmethod = "lcm"\nsolver_steps = 4\ninference_steps = 8', "at most the 4 solver_steps"),
         ('[[stages]]\nmethod = "dmd"\ntrain = { steps = 4 }', "never update the student"),
         ('[[stages]]\nmethod = "lcm"\ninference_steps = 51', "inference_steps is 51"),
+        (
+            '[[stages]]\nmethod = "lcm"\nteacher_steps = 3',
+            "stage 1 of .*: teacher_steps has no effect with the method lcm: it is for progressive",
+        ),
+        (
+            '[[stages]]\nmethod = "progressive"\nloss = "huber"',
+            "loss has no effect .* progressive: it is for lcm, tcd",
+        ),
+        ('[[stages]]\nmethod = "guidance"\ninference_steps = 4', "it is for progressive, lcm, tcd, dmd"),
+        ('[[stages]]\nmethod = "lcm"\nguidance = 1.0\nguidance_rescale = 0.5', "this stage has none"),
     ],
 )
 def test_what_is_wrong_with_stages_is_said_in_one_line(tmp_path: Path, text: str, problem: str) -> None:
@@ -411,3 +422,17 @@ def test_what_is_wrong_with_stages_is_said_in_one_line(tmp_path: Path, text: str
     with pytest.raises(InputError, match=problem) as caught:
         read_step_stages(file)
     assert "\n" not in str(caught.value)
+
+
+def test_every_setting_of_some_methods_is_refused_by_the_others() -> None:
+    other: dict[str, object] = {
+        "inference_steps": 3, "teacher_steps": 3, "starts": "noise", "solver_steps": 20, "ends": "phases",
+        "loss": "l2", "critic_updates": 3, "critic_rate": 0.1, "critic": "student", "simulate": False,
+    }  # fmt: skip
+    assert other.keys() == USED_BY.keys() < {each.name for each in fields(StepStage)}
+    for (name, value), method in product(other.items(), METHOD_NAMES):
+        if method in USED_BY[name]:
+            assert getattr(StepStage(method=method, **{name: value}), name) == value
+        else:
+            with pytest.raises(InputError, match=f"{name} has no effect with the method {method}"):
+                StepStage(method=method, **{name: value})

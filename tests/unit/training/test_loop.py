@@ -126,6 +126,27 @@ def test_a_stopped_run_goes_on_bit_by_bit(
     assert_same(tensors(tmp_path / "cut" / last), tensors(expected.out / last))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_a_step_starts_outlives_the_signal_that_stops_the_run(tmp_path: Path, number: int) -> None:
+    """As a compiler in the terminal's process group."""
+    ended: list[int] = []
+
+    def compiling(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        if not ended:
+            child = subprocess.Popen(["sleep", "0.2"])
+            os.kill(child.pid, number)
+            os.kill(os.getpid(), number)
+            ended.append(child.wait())
+        return loss(model, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(make_model(), Numbers(), compiling, SETTINGS, tmp_path, resume=False, label="test")
+    assert ended == [0] and (tmp_path / "checkpoints/step-00000001.safetensors").exists()
+    child = subprocess.Popen(["sleep", "60"])  # signals are as before
+    os.kill(child.pid, number)
+    assert child.wait() == -number
+
+
 def slowly(out: Path) -> None:
     """What the child process of the next test does: a run that lasts long enough to be stopped."""
 

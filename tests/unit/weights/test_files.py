@@ -25,6 +25,7 @@ from ssd1b.weights.files import (
     parse_json,
     read_header,
     read_json,
+    read_tensors,
     write_json,
     write_tensors,
 )
@@ -42,6 +43,30 @@ def test_header(small):
     header = read_header(small)
     assert header.tensors == {"a": ("F32", (2, 3)), "b": ("F16", (4,))}
     assert header.metadata == {"format": "pt", "made by": "a test"}
+
+
+def test_equal_tensors_and_metadata_are_the_same_bytes_in_any_order(tmp_path):
+    tensors = {"b": torch.ones(3), "a": torch.arange(4, dtype=torch.int64), "c": torch.ones(1)}
+    metadata = {str(number): f'{number} é \u2028 \x7f \x01 \n / \\ " \N{WHALE}' for number in range(20)}
+    contents = set()
+    for number in range(4):  # the library's order is another in each map
+        path = tmp_path / f"{number}.safetensors"
+        reverse = bool(number % 2)
+        given = [dict(sorted(each.items(), reverse=reverse)) for each in (tensors, metadata)]
+        write_tensors(path, *given)
+        contents.add(path.read_bytes())
+    assert len(contents) == 1
+    assert read_header(path).metadata == {"format": "pt", **metadata}
+    (content,) = contents
+    length = int.from_bytes(content[:8], "little")
+    assert length % 8 == 0 and list(json.loads(content[8 : 8 + length])["__metadata__"])[-2:] == [
+        "9",
+        "format",
+    ]
+    save_file(tensors, tmp_path / "plain.safetensors", metadata={"format": "pt", **metadata})
+    plain = (tmp_path / "plain.safetensors").read_bytes()
+    assert len(plain) == len(content) and plain[8 + length :] == content[8 + length :]
+    assert all(each.equal(tensors[name]) for name, each in read_tensors(path).items())
 
 
 class Canary:

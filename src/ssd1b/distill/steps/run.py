@@ -21,6 +21,7 @@ from ssd1b.distill.teacher import objective_of, teacher_record
 from ssd1b.errors import InputError
 from ssd1b.few_steps import OWN_SETTINGS, STUDENTS, FewSteps
 from ssd1b.files import METADATA, expand_path
+from ssd1b.layer_map import parameters
 from ssd1b.layouts import ModelLayout, UNetLayout
 from ssd1b.loras import read_lora
 from ssd1b.model import Model
@@ -29,7 +30,7 @@ from ssd1b.models.unet import UNet
 from ssd1b.saving import replacing
 from ssd1b.training.batches import LatentBatch
 from ssd1b.training.digests import digest_of_modules, digest_of_tensors
-from ssd1b.training.kernels import use_fast_cpu_kernels
+from ssd1b.training.kernels import speed_up
 from ssd1b.training.loop import run as run_task
 from ssd1b.training.objective import Objective
 from ssd1b.training.precision import convert_frozen, training_dtype
@@ -85,7 +86,7 @@ def check_layouts(teacher: ModelLayout, student: ModelLayout) -> None:
     """Check that a teacher can teach a student, by their layouts.
 
     Raises:
-        InputError: latents or prompts of the two differ.
+        InputError: latents or prompts of the two differ, or the student is the larger one.
     """
     for what, ours, theirs in (
         ("autoencoders", student.vae, teacher.vae),
@@ -95,13 +96,20 @@ def check_layouts(teacher: ModelLayout, student: ModelLayout) -> None:
     ):
         if ours != theirs:
             raise InputError(f"{student.name} cannot learn from {teacher.name}: the models have other {what}")
+    # The input for a guidance scale, which only a distilled model has, makes none larger.
+    large, small = (parameters(replace(each.unet, guidance_embed_dim=None)) for each in (student, teacher))
+    if large > small:
+        raise InputError(
+            f"{student.name} cannot learn from {teacher.name}: it is larger, with {large:,} parameters "
+            f"instead of {small:,}; a student is of its teacher's size or smaller"
+        )
 
 
 def check_pair(teacher: Model, student: Model) -> None:
     """Check that a teacher can teach a student.
 
     Raises:
-        InputError: latents, prompts or noise of the two differ.
+        InputError: latents, prompts or noise of the two differ, or the student is the larger one.
     """
     check_layouts(teacher.layout, student.layout)
     if _noise(teacher) != _noise(student):
@@ -127,6 +135,7 @@ def config_of(teacher: Model, student: Model, data: str, stages: Sequence[StepSt
 def run(
     out: Path, teacher: Model, student: Model, stages: Sequence[StepStage], data: Data, group: Group, *,
     device: str = "cpu", resume: bool = False, overwrite: bool = False,
+    notify: Callable[[str], None] = lambda message: None,
 ) -> StudentFiles:  # fmt: skip
     """Train stage after stage, then write the student with the other networks of the student's model.
 
@@ -143,6 +152,7 @@ def run(
         device: to train on.
         resume: continue the stage that was stopped.
         overwrite: as ``write_model``.
+        notify: called with a message before slow steps.
 
     Raises:
         InputError: the models do not fit together, or a training fails.
@@ -161,7 +171,9 @@ def run(
         folder = out / f"stage-{number}"
         if not group.decide(_weights(folder).exists):
             before = None if number == 1 else trained(number - 1)
-            _train(folder, stage, teacher, student, layout, before, data, group, device, resume=resume)
+            _train(
+                folder, stage, teacher, student, layout, before, data, group, device, notify, resume=resume
+            )
 
     def finish() -> StudentFiles:
         unet, file = trained(len(stages)), out / LORA_FILE
@@ -181,7 +193,7 @@ def run(
 
 def _train(
     folder: Path, stage: StepStage, teacher: Model, student: Model, layout: UNetLayout, before: UNet | None,
-    data: Data, group: Group, device: str, *, resume: bool,
+    data: Data, group: Group, device: str, notify: Callable[[str], None], *, resume: bool,
 ) -> None:  # fmt: skip
     dtype = training_dtype(device)
     text = student.text_encoders(partial(student.network, device=device, dtype=dtype))
@@ -201,9 +213,7 @@ def _train(
     learners = [each.to(device) for each in (learning, critic) if each is not None]
     convert_frozen(learning, dtype)
     if device == "cpu":
-        use_fast_cpu_kernels(frozen, dtype)
-        for each in learners if not stage.train.gradient_checkpointing else ():
-            use_fast_cpu_kernels(each, dtype)
+        speed_up(frozen, learners, dtype, stage.train, notify)
     processes = Processes(torch.device(device), stage.train)
     task = METHODS[stage.method](Setup(
         student=learning, teacher=frozen, critic=critic,

@@ -16,8 +16,8 @@ critic_updates = 5
 train = { steps = 5000, learning_rate = 1e-5 }
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +27,7 @@ from ssd1b.distill.steps.names import METHOD_NAMES
 from ssd1b.errors import InputError, shown, unknown
 from ssd1b.table_files import read_table
 from ssd1b.training.settings import LoopSettings, Rate
-from ssd1b.validation import Flag, Items, Name, OneOf, Range, parse, validated
+from ssd1b.validation import Flag, Items, Name, OneOf, Range, parse, prefix_errors, validated
 
 TRAIN = LoopSettings(
     steps=2_000, batch_size=16, learning_rate=1e-5, betas=(0.9, 0.999), warmup_share=0.05,
@@ -38,6 +38,20 @@ TRAIN = LoopSettings(
 Scale = Annotated[float, Range(1, 100)]
 
 SMALLEST_GRID = 2
+
+USED_BY: Mapping[str, tuple[str, ...]] = {
+    "inference_steps": ("progressive", "lcm", "tcd", "dmd"),
+    "teacher_steps": ("progressive",),
+    "starts": ("progressive",),
+    "solver_steps": ("lcm", "tcd"),
+    "ends": ("tcd",),
+    "loss": ("lcm", "tcd"),
+    "critic_updates": ("dmd",),
+    "critic_rate": ("dmd",),
+    "critic": ("dmd",),
+    "simulate": ("dmd",),
+}
+"""The methods that use a setting; all use the others."""
 
 
 @validated
@@ -91,10 +105,15 @@ class StepStage:
 
     def __post_init__(self) -> None:
         """Check combinations of fields."""
+        defaults = {each.name: each.default for each in fields(self)}
+        check_used(self.method, [name for name in USED_BY if getattr(self, name) != defaults[name]])
         if isinstance(self.guidance, tuple) and self.guidance[0] >= self.guidance[1]:
             raise InputError(f"guidance is {list(self.guidance)}: the first scale must be the smaller one")
         if self.learns_from == "before" and self.guidance not in (None, 1.0):
             raise InputError("a stage that learns from the one before has no guidance: leave it out")
+        unguided = self.learns_from == "before" or self.guidance == 1.0  # None is what the teacher recommends
+        if self.guidance_rescale and unguided:
+            raise InputError("guidance_rescale changes guidance, and this stage has none: leave it out")
         if self.start_lora is not None and self.rank is None:
             raise InputError("start_lora needs rank: that of the file")
         if self.rank is not None and self.embeds_guidance:
@@ -121,11 +140,23 @@ class StepStage:
         return isinstance(self.guidance, tuple)
 
 
+def check_used(method: str, names: Iterable[str]) -> None:
+    """Check that a method uses the settings that are given for it.
+
+    Raises:
+        InputError: it does not use one of them, which would have no effect.
+    """
+    for name in names:
+        if method not in (methods := USED_BY.get(name, (method,))):
+            raise InputError(f"{name} has no effect with the method {method}: it is for {', '.join(methods)}")
+
+
 def read_step_stages(path: Path) -> list[StepStage]:
     """Read a TOML file of stages.
 
     Raises:
-        InputError: the file is invalid, or the first stage learns from the one before.
+        InputError: the file is invalid, a stage has a setting that its method does not use, or the first
+            stage learns from the one before.
     """
     table: dict[str, Any] = read_table(path)
     for key in table:
@@ -140,7 +171,10 @@ def read_step_stages(path: Path) -> list[StepStage]:
         if "method" not in each:
             raise InputError(f"{where} has no method: cut layers and distill steps in two runs")
         train = with_changes(common, each.get("train", {}), f"train of {where}")
-        stages.append(parse(StepStage, {**each, "train": fitting(train, where)}, where))
+        stage = parse(StepStage, {**each, "train": fitting(train, where)}, where)
+        with prefix_errors(where):
+            check_used(stage.method, each)  # also those that are the default
+        stages.append(stage)
     return checked(stages)
 
 
