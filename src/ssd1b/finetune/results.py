@@ -1,5 +1,6 @@
 """Write the results of a fine-tuning: adapter, embedding, ControlNet or model, the best so far, a card."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -175,6 +176,10 @@ def card(
     }[settings.method]  # fmt: skip
     prompt = word or (f"{settings.data.trigger}, ..." if settings.data.trigger else "...")
     use_best = f"--unet {BEST} --model {model}" if settings.method == "full" else use.format(BEST)
+    ends = [losses.get(step, math.nan) for step in (0, settings.train.steps)]
+    changed = [] if not all(map(math.isfinite, ends)) else [
+        f"Its loss on held-out images was {ends[0]:.5g} before the training and {ends[1]:.5g} after it.", "",
+    ]  # fmt: skip
     validated = [] if best is None else [
         f"`{BEST}` is of step {best}, whose loss on held-out images was the lowest, {losses[best]:.5g}.", "",
         f'    ssd1b generate "{prompt}" {use_best}', "",
@@ -185,6 +190,7 @@ def card(
         f"{what}, trained from `{model}` by ssd1b {version('ssd1b')} on {pictures} images for "
         f"{settings.train.steps} steps of {settings.train.batch_size}.", "",
         f'    ssd1b generate "{prompt}" {use.format(written[0].name)}', "",
+        *changed,
         *validated,
         "## Settings", "", *_rows(listed), "",
     ])  # fmt: skip

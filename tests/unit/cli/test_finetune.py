@@ -91,7 +91,19 @@ def test_an_adapter_is_trained_saved_and_applied(run, tmp_path, model, pictures,
     again = run(*call(model, pictures, "--kind", "dora"))
     assert again.code == 2 and "continue it with --resume" in again.err
     other = run(*call(model, pictures, "--kind", "lora", "--resume"))
-    assert other.code == 2 and "a run with other settings" in other.err
+    assert other.code == 2 and "kind is 'lora', the run in out has 'dora'" in other.err, "what differs"
+    longer = run(*call(model, pictures, "--kind", "dora", "--resume", steps=4))
+    assert longer.code == 2 and "train.steps is 4, the run in out has 3" in longer.err
+
+    # A run continues with the data that it began with.
+    (pictures / "0.txt").write_text("another caption")
+    edited = run(*call(model, pictures, "--kind", "dora", "--resume"))
+    assert edited.code == 2 and "captions changed; restore" in edited.err and edited.err.count("\n") == 1
+    smooth(64, 64, seed=9).save(pictures / "9.png")
+    (pictures / "9.txt").write_text("picture 9")
+    more = run(*call(model, pictures, "--kind", "dora", "--resume"))
+    assert more.code == 2 and "4 usable images then, 5 now" in more.err
+    assert json.loads((tmp_path / "out/data.json").read_text())["read_as"]["images"] == 4
 
 
 def test_unusable_data_leave_no_run(run, tmp_path, model, pictures):
@@ -183,7 +195,7 @@ def test_text_encoders_are_trained_saved_and_applied(run, tmp_path, worded_model
         for line in map(json.loads, (tmp_path / "out/log.jsonl").read_text().splitlines())
         if "validation_loss" in line
     ]
-    assert len(losses) == len(set(losses)) == 3
+    assert len(losses) == len(set(losses)) == 4, "before the first step, too"
 
     before, after = Model.find(str(worded_model)), Model.find(str(worded_model))
     after = after.with_loras([Lora(file=InputFile.of(path, most=2**24))])
@@ -269,7 +281,7 @@ def test_a_whole_model_is_trained_with_validation_and_samples(run, tmp_path, mod
     assert result.code == 0, result.err
     lines = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
     losses = [line["validation_loss"] for line in lines if "validation_loss" in line]
-    assert len(losses) == 3 and len(set(losses)) == 3
+    assert len(losses) == 4 and len(set(losses)) == 4
     for name in ("out/model", "out/model.safetensors"):
         opened = Pipeline.load(str(tmp_path / name), dtype="fp32", device="cpu")
         before = Model.find(str(model)).network("unet", dtype=torch.float32).state_dict()
@@ -308,7 +320,7 @@ def test_overfitting_is_reported_and_the_best_model_kept_also_after_resuming(mod
 
 def test_the_best_model_is_that_of_its_step(run, tmp_path, model, pictures, monkeypatch):
     (tmp_path / "run.toml").write_text("[train]\nvalidation_steps = 1\ncheckpoint_steps = 2\n")
-    losses = iter([3.0, 1.0, 2.0, 1.0, 2.0, 3.0])
+    losses = iter([0.5, 3.0, 1.0, 2.0, 4.0, 1.0, 2.0, 3.0])
     monkeypatch.setattr(validation, "_BATCHES", 1)
     monkeypatch.setattr(validation, "weighted_error", lambda *_: torch.tensor(next(losses)))
     given = ["--file", "run.toml", "--validation", pictures]
@@ -323,7 +335,9 @@ def test_the_best_model_is_that_of_its_step(run, tmp_path, model, pictures, monk
     assert any(not best[name].equal(last[name]) for name in last)
     with safe_open(tmp_path / "out/best.safetensors", "pt") as file:
         assert file.metadata()["ss_steps"] == "2"
-    assert "`best.safetensors` is of step 2" in (tmp_path / "out/README.md").read_text()
+    about = (tmp_path / "out/README.md").read_text()
+    assert "`best.safetensors` is of step 2" in about, "nothing is learned before the first step"
+    assert "was 0.5 before the training and 2 after it" in about
 
     whole = run(*call(model, pictures, *given, "--method", "full", out="whole"))
     assert whole.code == 0 and "whole/best.safetensors" in whole.out
@@ -368,6 +382,9 @@ def test_options_reach_the_run_and_its_length_is_printed(run, tmp_path, model, p
         "finetune", "--model", model, "--data", f"{other}:4", "--dry-run", "--epochs", 2, "--device", "cpu"
     )
     assert dry.code == 0 and "time on cpu" in dry.out, dry.err
+    assert "data: 1 image (4 with repeats): 8 steps of 1, 2 passes" in dry.out and not list(
+        other.glob("*.json")
+    )
 
 
 def test_zero_terminal_snr_is_declared_by_the_model_that_was_trained_so(run, tmp_path, model, pictures):
@@ -401,6 +418,22 @@ def test_a_dry_run_reports_memory_by_part_and_writes_nothing(run, tmp_path, mode
     assert f"{total:,} in the UNet and both text encoders" in text.out
 
 
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        (["--data", "nosuch"], "nosuch: no such folder"),
+        (["--masks", "nosuch"], "masks is 'nosuch'"),
+        (["--zero-terminal-snr"], "zero_terminal_snr needs a model that predicts v"),
+        (WORD[:4], "no caption has the word 'my-cat'"),
+        (["--validation", "nosuch"], "nosuch: no such folder"),
+    ],
+)
+def test_a_dry_run_checks_what_the_run_does(run, model, pictures, more, error):
+    data = [] if "--data" in more else ["--data", pictures]
+    result = run("finetune", "--model", model, "--dry-run", "--device", "cpu", *data, *more)
+    assert result.code == 2 and error in result.err and result.err.count("\n") == 1, result.err
+
+
 def test_a_gradient_that_explodes_leaves_no_adapter(run, tmp_path, model, pictures, monkeypatch):
     def broken(predict, example):
         return predict(*example.inputs).mean() * float("nan")
@@ -415,6 +448,7 @@ def test_a_gradient_that_explodes_leaves_no_adapter(run, tmp_path, model, pictur
     ("more", "error"),
     [
         (["--kind", "lorra"], "lora"),
+        (["--method", "ful"], "error: unknown method 'ful': did you mean 'full'?"),
         (["--rank", 0], "rank"),
         (["--prior-weight", 2], "prior_weight needs prior"),
         (["--prior-weight", -1, "--prior-prompt", "x"], "prior_weight"),
@@ -444,4 +478,5 @@ def test_a_gradient_that_explodes_leaves_no_adapter(run, tmp_path, model, pictur
 def test_mistakes_end_in_one_line(run, tmp_path, model, pictures, more, error):
     result = run(*call(model, pictures, *more))
     assert result.code == 2 and error in result.err and result.err.count("\n") == 1, result.err
-    assert not (tmp_path / "out/adapter.safetensors").exists()
+    made = {path.name for path in (tmp_path / "out").glob("[!.]*")}
+    assert not made & {"adapter.safetensors", "finetune.json", "data.json", "encoded"}, "no half a run"
