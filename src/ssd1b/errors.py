@@ -83,7 +83,8 @@ def prefix_errors(where: str) -> Generator[None, None, None]:
 def shown(value: object, most: int = SHOWN) -> str:
     """Format any value for a message, as one printable line of at most so many characters."""
     try:
-        text = repr(value[: most + 1]) if isinstance(value, str) else printable(" ".join(str(value).split()))
+        plain = str(value).lower() if isinstance(value, bool) else value  # as in TOML and JSON
+        text = repr(value[: most + 1]) if isinstance(value, str) else printable(" ".join(str(plain).split()))
     except (ValueError, RecursionError):  # an integer of thousands of digits, a list of thousands of lists
         return f"a value that is too large ({type(value).__name__})"
     return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ssd1b.controls import Control
-from ssd1b.distill.run import join_processes, record_config
+from ssd1b.distill.run import MODEL_FILE, join_processes, record_config
 from ssd1b.errors import ConflictError, InputError
 from ssd1b.files import named
 from ssd1b.finetune.controlnet import control_layout, new_controlnet, sample_controls, start_of
@@ -99,6 +99,10 @@ def finetune(
 
         done = _train(results, settings, controls, cache or out, group, place, notify, record, begun=begun)
         written = group.decide(partial(results.write, *done))
+        if settings.method == "full" and group.first and all(path.name != MODEL_FILE for path in written):
+            notify(
+                f"no {MODEL_FILE}: single files have no place for the model's vocabulary, which is not CLIP's"
+            )
     return written if group.first else []
 
 

@@ -77,7 +77,9 @@ def test_an_adapter_is_trained_saved_and_applied(run, tmp_path, model, pictures,
     assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("2", "2")
     assert metadata["ss_num_train_images"] == "4"
     assert metadata["ss_sd_model_name"] == model.name, "a name, no path"
-    assert "| rank | 2 |" in (tmp_path / "out/README.md").read_text()
+    about = (tmp_path / "out/README.md").read_text()
+    assert "| rank | 2 |" in about and "| alpha | 2 |" in about and "| rslora | false |" in about
+    assert "| blocks |" not in about and "None" not in about and "vectors" not in about
 
     lora = Lora(file=InputFile.of(path, most=2**24))
     merged = Model.find(str(model)).with_loras([lora]).network("unet", dtype=torch.float32)
@@ -241,6 +243,15 @@ def test_a_word_that_no_caption_has_is_a_mistake(run, tmp_path, worded_model, pi
     assert run(*call(worded_model, pictures, *WORD[:4])).code == 0
 
 
+def test_a_missing_file_and_a_hard_crop_are_told(run, tmp_path, model, pictures, monkeypatch):
+    monkeypatch.setattr("ssd1b.distill.run.VOCABULARY_SIZE", 1)
+    smooth(320, 64, seed=8).save(pictures / "0.png")
+    with pytest.warns(UserWarning, match=r"1 image with more than half cropped \(0\.png\): no bucket"):
+        result = run(*call(model, pictures, "--method", "full", steps=1))
+    assert result.code == 0 and not (tmp_path / "out/model.safetensors").exists(), result.err
+    assert "no model.safetensors: single files have no place for" in result.err
+
+
 def test_a_whole_model_has_its_text_encoders(run, tmp_path, worded_model, pictures):
     result = run(*call(worded_model, pictures, "--method", "full", "--text-encoders", "--prior-prompt", "a"))
     assert result.code == 0, result.err
@@ -262,6 +273,7 @@ def test_what_the_model_knew_is_learned_beside(run, tmp_path, model, pictures, m
     more = ["--prior", of_class, "--prior-prompt", "a thing", "--prior-prompt", "another", "--method", method]
     result = run(*call(model, pictures, "--file", "run.toml", "--prior-weight", 2, *more))
     assert result.code == 0, result.err
+    assert "no model.safetensors" not in result.err
     lines = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
     for line in lines:
         assert line["loss"] == pytest.approx(

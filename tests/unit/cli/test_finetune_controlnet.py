@@ -227,13 +227,13 @@ def test_controls_are_needed_for_every_image(run, tmp_path, model, pictures):
     assert result.code == 2 and "needs controls (--controls): beside, edges or a folder" in result.err
     (pictures / "2.control.png").unlink()
     result = run(*call(model, pictures, controls="beside"))
-    assert result.code == 2 and "1 control: missing (2.png)" in result.err
+    assert result.code == 2 and "control: missing (1: 2.png)" in result.err
     held_out = tmp_path / "held out"
     held_out.mkdir()
     smooth(64, 64, seed=7).save(held_out / "x.png")
     (held_out / "x.txt").write_text("x")
     result = run(*call(model, pictures, "--validation", held_out, controls=str(pictures)))
-    assert result.code == 2 and "1 control: missing (x.png)" in result.err, "its own are beside it"
+    assert result.code == 2 and "control: missing (1: x.png)" in result.err, "its own are beside it"
 
 
 def test_what_is_not_finite_is_not_written(run, tmp_path, model, pictures, monkeypatch):

@@ -16,6 +16,7 @@ from ssd1b.errors import ConflictError, InputError, shown
 from ssd1b.files import named
 from ssd1b.models.text import Conditioning, TextEncoders, Tokens
 from ssd1b.models.vae import VAE
+from ssd1b.numerals import counted
 from ssd1b.runtime import DTYPES
 from ssd1b.saving import check_renewable, renewing
 from ssd1b.training.batches import LatentBatch
@@ -38,7 +39,10 @@ from ssd1b.training.data.pictures import digest_of
 from ssd1b.training.data.scan import Report, Scanned, scan
 from ssd1b.training.data.sources import ALPHA, BESIDE, EDGES, Source, open_sources
 from ssd1b.validation import Flag, Items, Name, OneOf, Range, validated
-from ssd1b.weights.files import read_json, write_json
+from ssd1b.weights.files import first_few, read_json, write_json
+
+_LEAST_KEPT = 0.5
+"""Share of an image that the crop leaves without a warning."""
 
 _MOST_SEEN = 2**24
 """Largest number of images in a pass, each as often as it is repeated."""
@@ -379,7 +383,23 @@ def scan_data(
     _check_report(found, settings, report)
     if data.seen > _MOST_SEEN:
         raise InputError(f"repeats make {data.seen} images in a pass: at most {_MOST_SEEN} are allowed")
+    _warn_of_crops(data)
     return data
+
+
+def _warn_of_crops(data: ScannedData) -> None:
+    """Warn of images that lose more than half of their area to the crop."""
+    cropped: list[str] = []
+    for each in _place_all(data.scanned, data.settings, seed=0):
+        resized, bucket = each.placement.resized, each.placement.bucket
+        if bucket.height * bucket.width < _LEAST_KEPT * resized.height * resized.width:
+            cropped.append(each.scanned.example.key)
+    if cropped:
+        warnings.warn(
+            f"{counted(len(cropped), 'image')} with more than half cropped ({first_few(cropped)}): no bucket "
+            f"is as long (max_ratio is {data.settings.max_ratio:g})",
+            stacklevel=3,
+        )
 
 
 def open_data(
