@@ -7,9 +7,9 @@ from difflib import get_close_matches
 _COMPARED = 200
 """Characters of a name that are compared with the valid ones, since the time grows quadratically."""
 
-_LISTED, _LONGEST = 24, 300
-"""Most valid names that a message lists, and most characters of them: all samplers and models, but not all
-options or axes."""
+_ALL, _NEAREST, _LONGEST = 30, 24, 300
+"""Up to ``_ALL`` valid names are all listed, such as the keys of a table. Of more, such as all axes, only the
+nearest ones are, and at most so many characters of them."""
 
 
 class InputError(ValueError):
@@ -56,13 +56,15 @@ def unknown(
 ) -> InputError:
     """Build the error for a name that is not in ``allowed``; it suggests the nearest valid name.
 
-    Of many names only the nearest ones are listed.
+    Up to 30 names are all listed, of more the nearest ones.
     """
     names = sorted(allowed)
-    nearest = get_close_matches(given[:_COMPARED].lower(), names, n=_LISTED, cutoff=0.0)
+    nearest = get_close_matches(given[:_COMPARED].lower(), names, n=_NEAREST, cutoff=0.0)
     near = get_close_matches(given[:_COMPARED].lower(), nearest, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    while len(nearest) > 1 and len(", ".join(nearest)) > _LONGEST:
+    if len(names) <= _ALL and len(", ".join(names)) <= LINE // 2:
+        nearest = names
+    while nearest is not names and len(nearest) > 1 and len(", ".join(nearest)) > _LONGEST:
         nearest = nearest[:-1]
     left_out = len(names) - len(nearest)
     listed = names if left_out <= 0 else [*sorted(nearest), f"and {left_out} more"]
@@ -81,7 +83,8 @@ def prefix_errors(where: str) -> Generator[None, None, None]:
 def shown(value: object, most: int = SHOWN) -> str:
     """Format any value for a message, as one printable line of at most so many characters."""
     try:
-        text = repr(value[: most + 1]) if isinstance(value, str) else printable(" ".join(str(value).split()))
+        plain = str(value).lower() if isinstance(value, bool) else value  # as in TOML and JSON
+        text = repr(value[: most + 1]) if isinstance(value, str) else printable(" ".join(str(plain).split()))
     except (ValueError, RecursionError):  # an integer of thousands of digits, a list of thousands of lists
         return f"a value that is too large ({type(value).__name__})"
     return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -54,3 +54,11 @@ def byte_size(count: int) -> str:
         size /= 1000
         del units[0]
     return f"{size:.3g} {units[0]}"
+
+
+def duration(seconds: float) -> str:
+    """Write a time in the largest unit of which it has two: "36 hours", "3.5 days"."""
+    units = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
+    name, size = next((each for each in units if seconds >= 2 * each[1]), units[-1])
+    count = seconds / size
+    return f"{count:,.0f} {name}" if count >= 100 else f"{count:.3g} {name}"

@@ -31,6 +31,7 @@ from ssd1b.models.layers import guidance_embedding
 from ssd1b.models.text import Conditioning, TextEncoders, chunk_count
 from ssd1b.models.unet import PromptKV, UNet
 from ssd1b.models.vae import VAE
+from ssd1b.numerals import counted
 from ssd1b.recipe import ModelIdentity, NetworkFile, Recipe
 from ssd1b.runtime import choose_device, choose_dtype, dtype_name
 from ssd1b.settings import (
@@ -546,7 +547,7 @@ class Pipeline:
                     "text_encoder_2": self.text.encoder_2}  # fmt: skip
         for part, network in networks.items():
             if broken := broken_tensors(network):
-                what = f"{len(broken)} tensors hold NaN or infinity: {first_few(broken)}"
+                what = f"NaN or infinity in {counted(len(broken), 'tensor')}: {first_few(broken)}"
                 raise FailedError(f"{self.identity.source}: {part}: {what}")
 
     def _predictors(

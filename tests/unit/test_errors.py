@@ -47,6 +47,7 @@ def test_unknown_names_are_compared_and_shown_in_part():
     listed = str(unknown("preset", long[3], long))
     assert long[3] in listed and "more" in listed and len(listed) < 450
     assert long[0] * 20 in str(unknown("column", "y", [long[0] * 20])), "one name is always listed"
+    assert "k25" in str(unknown("key", "zz", [f"k{number}" for number in range(30)])), "all keys of a table"
     error = unknown("sampler", "eulr" + "\x1b" * 10**6, ["euler", "heun"])
     assert isinstance(error, InputError)
     assert len(str(error)) < 200 and "\x1b" not in str(error)

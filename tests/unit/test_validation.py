@@ -82,7 +82,7 @@ def test_numbers_of_numpy_become_plain_ones() -> None:
 WRONG = [
     ({"nmber": 3}, "here: unknown key 'nmber': did you mean 'number'"),
     ({}, "here: number is missing"),
-    ({"number": True}, "here: number is True: it must be a whole number from 0 to 100"),
+    ({"number": True}, "here: number is true: it must be a whole number from 0 to 100"),
     ({"number": 1.5}, "number is 1.5: it must be a whole number"),
     ({"number": 1.0}, "number is 1.0"),
     ({"number": "1"}, "number is '1'"),

@@ -284,7 +284,7 @@ def _distill(
         found = find(teacher)
         stages = with_target(stages, student, found.layout.unet)
         teachers = {None: found, **{name: find(name) for name in _other_teachers(stages)}}
-        source = open_training_data(data, cache or out, found)
+        source = open_training_data(data, cache or out, found, out=out, resumed=has_run(out))
         measure = partial(measure_importance, found, source, place, source=data, out=out)
         planned = group.decide(partial(plan, found.layout.unet, stages, measure))
         config = config_of(teachers, data, planned)
@@ -301,8 +301,17 @@ def _other_teachers(stages: Sequence[Stage]) -> list[str]:
     return sorted({each.teacher for each in stages if each.teacher is not None})
 
 
-def open_training_data(name: str, cache: Path | None, teacher: Model) -> Data:
+def open_training_data(
+    name: str, cache: Path | None, teacher: Model, *, out: Path | None = None, resumed: bool = False
+) -> Data:
     """Return the function that makes a stage's batches from data by name, see ``distill_model``.
+
+    Args:
+        name: of the data.
+        cache: folder for encoded images.
+        teacher: a model with the VAE and the text encoders of the run.
+        out: folder of the run, for the report on the data; None for ``cache``.
+        resumed: whether ``out`` contains a run that is continued, which needs the same data.
 
     Raises:
         InputError: there is no place to keep encoded images, or the model is not of Tabletop.
@@ -318,6 +327,6 @@ def open_training_data(name: str, cache: Path | None, teacher: Model) -> Data:
         return lambda vae, text, train: captioned_latents(vae, text, cache, train, world=TABLETOP_DATA[name])
     settings = DataSettings(path=name, size=teacher.layout.size)
     return lambda vae, text, train: open_data(
-        settings, vae=vae, text=text, cache=cache / "encoded", report=cache / "data.json",
-        batch_size=train.batch_size, seed=train.seed,
+        settings, vae=vae, text=text, cache=cache / "encoded", report=(out or cache) / "data.json",
+        batch_size=train.batch_size, seed=train.seed, resumed=resumed,
     )  # fmt: skip

@@ -1,15 +1,19 @@
 """Fine-tune a model on captioned images."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ssd1b.distill.teacher import find_or_describe
+from ssd1b.errors import InputError
 from ssd1b.finetune.cost import FinetunePlan, plan_finetune
-from ssd1b.finetune.run import finetune
+from ssd1b.finetune.data import OWN, check_data, data_of, passes
+from ssd1b.finetune.run import check_model, finetune
 from ssd1b.finetune.settings import make_settings
 from ssd1b.model import Model
-from ssd1b.training.data.batches import count_images
+from ssd1b.training.data.batches import scan_data
 
 
 def finetune_model(
@@ -41,9 +45,11 @@ def finetune_model(
 
 def plan_finetuning(
     model: str, file: str | None, given: Mapping[str, Any], *, preset: str | None = None,
-    device: str | None = None,
+    device: str | None = None, prediction: str | None = None,
 ) -> FinetunePlan:  # fmt: skip
-    """Plan a fine-tuning, without downloading anything. Images are counted if the settings have epochs.
+    """Plan a fine-tuning, without downloading, encoding or writing anything.
+
+    If the settings name data, their images and captions are checked as a run does.
 
     Args:
         model: a model on disk, or the name of a layout if there are no weights.
@@ -51,12 +57,26 @@ def plan_finetuning(
         given: as in ``finetune_model``.
         preset: as in ``finetune_model``.
         device: to estimate for; None for the fastest one.
+        prediction: as in ``finetune_model``.
 
     Raises:
-        InputError: no such model, or a setting is wrong.
+        InputError: no such model, a setting is wrong, or the data are unusable.
     """
     layout, found = find_or_describe(model)
     settings = make_settings(file, given, size=layout.size, preset=preset)
-    if settings.epochs is not None:
-        settings = settings.for_images(count_images(settings.data))
-    return plan_finetune(layout, found, settings, device)
+    if found is not None:
+        found = found if prediction is None else Model.find(model, offline=True, prediction=prediction)
+        check_model(found)
+        if settings.zero_terminal_snr:
+            found = found.with_zero_snr()
+    images = None
+    if settings.data.all_sources:
+        with TemporaryDirectory() as cache:
+            read = partial(scan_data, cache=Path(cache), captions=settings.captions)
+            scanned = {report: read(data) for report, data in data_of(settings).items()}
+            check_data(scanned, settings)
+        settings = settings.for_images(scanned[OWN].seen)
+        images = passes(settings, scanned[OWN])
+    elif settings.epochs is not None:
+        raise InputError("epochs (--epochs) are passes over images: name them, such as --data pictures")
+    return plan_finetune(layout, found, settings, device, images)

@@ -217,7 +217,7 @@ def distill_steps(
         )
         check_pair(taught, started)
         stages = with_teachers_guidance(list(stages), _recommended_guidance(taught))
-        source = open_training_data(data, cache or out, started)
+        source = open_training_data(data, cache or out, started, out=out, resumed=has_run(out))
         config: dict[str, Any] = config_of(taught, started, data, stages)
         group.decide(partial(record_config, out / CONFIG_FILE, config, begun=has_run(out)))
         made = run(

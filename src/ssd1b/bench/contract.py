@@ -12,6 +12,7 @@ from ssd1b.files import hash_file
 from ssd1b.layouts import TextLayout
 from ssd1b.model import empty_network
 from ssd1b.models.tokenizer import BEGIN, END, CLIPTokenizer
+from ssd1b.numerals import counted
 from ssd1b.runtime import dtype_name
 from ssd1b.weights.checkpoint import Checkpoint
 from ssd1b.weights.files import first_few, is_finite
@@ -99,7 +100,7 @@ def network(checkpoint: Checkpoint, part: str) -> Finding:
     tensors = read_part(checkpoint, part)
     broken = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if broken:
-        raise InputError(f"{len(broken)} tensors hold NaN or infinity: {first_few(broken)}")
+        raise InputError(f"NaN or infinity in {counted(len(broken), 'tensor')}: {first_few(broken)}")
     largest = max(float(tensor.float().abs().max()) for tensor in tensors.values() if tensor.numel())
     formats = [dtype_name(dtype) for dtype in stored.dtypes]
     origin = "as published" if published else "of a layout that was not published"

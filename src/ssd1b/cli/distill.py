@@ -16,7 +16,7 @@ from ssd1b.cluster.options import ClusterOptions
 from ssd1b.distill.steps.names import METHOD_NAMES, is_step_file
 from ssd1b.errors import InputError, unknown
 from ssd1b.files import expand_path
-from ssd1b.numerals import byte_size
+from ssd1b.numerals import byte_size, duration
 from ssd1b.table_files import read_table
 from ssd1b.training.settings import LoopSettings
 from ssd1b.validation import validate
@@ -213,14 +213,14 @@ def _steps_text(plan: "StepPlan") -> str:
         made_for = "" if stage.method == "guidance" else str(stage.inference_steps)
         rows.append([
             f"stage {number}", stage.method, made_for, stage.learns_from, str(train.steps),
-            str(train.batch_size), f"{each.macs / 1e9:,.4g}", _duration(each.seconds),
+            str(train.batch_size), f"{each.macs / 1e9:,.4g}", duration(each.seconds),
         ])  # fmt: skip
     head = ["", "METHOD", "FOR STEPS", "LEARNS FROM", "STEPS", "BATCH", "GMACS PER IMAGE", "TIME"]
     numbered = [f"STAGE {number}" for number in range(1, len(plan.stages) + 1)]
     needs = [each.memory for each in plan.stages]
     memory = [[what, *(byte_size(each[what]) for each in needs)] for what in needs[0]]
     memory.append(["total", *(byte_size(sum(each.values())) for each in needs)])
-    total = _duration(sum(each.seconds for each in plan.stages))
+    total = duration(sum(each.seconds for each in plan.stages))
     return "\n\n".join([
         f"{plan.teacher} ({plan.parameters[0]:,} parameters) teaches {plan.student} ({plan.parameters[1]:,})",
         columns([head, *rows], right=(2, 4, 5, 6, 7)),
@@ -249,7 +249,7 @@ def _text(plan: "DistillationPlan") -> str:
         rows.append([
             f"stage {number}", _removed(each.stage.cut), f"{each.parameters:,}",
             f"{100 * each.parameters / plan.parameters:.1f} %", f"{each.macs / 1e9:,.4g}",
-            f"{plan.macs / each.macs:.2f}", str(train.steps), str(train.batch_size), _duration(each.seconds),
+            f"{plan.macs / each.macs:.2f}", str(train.steps), str(train.batch_size), duration(each.seconds),
         ])  # fmt: skip
     head = ["", "REMOVES", "PARAMETERS", "SHARE", "GMACS", "FASTER", "STEPS", "BATCH", "TIME"]
     maps = [each.stage.layers for each in plan.stages]
@@ -261,7 +261,7 @@ def _text(plan: "DistillationPlan") -> str:
     needs = [each.memory for each in plan.stages]
     memory = [[what, *(byte_size(each[what]) for each in needs)] for what in needs[0]]
     memory.append(["total", *(byte_size(sum(each.values())) for each in needs)])
-    total = _duration(sum(each.seconds for each in plan.stages))
+    total = duration(sum(each.seconds for each in plan.stages))
     size = plan.layout.size
     return "\n\n".join([
         f"{plan.model} at {size}x{size}" + ("" if plan.has_weights else "; its weights are not on disk"),
@@ -285,10 +285,3 @@ def _spans(blocks: Sequence[int]) -> str:
     starts = [block for block in blocks if block - 1 not in blocks]
     ends = [block for block in blocks if block + 1 not in blocks]
     return " ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True)) or "-"
-
-
-def _duration(seconds: float) -> str:
-    units = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
-    name, size = next((each for each in units if seconds >= 2 * each[1]), units[-1])
-    count = seconds / size
-    return f"{count:,.0f} {name}" if count >= 100 else f"{count:.3g} {name}"

@@ -14,7 +14,7 @@ from ssd1b.errors import InputError, prefix_errors, shown, unknown
 from ssd1b.files import expand_path
 from ssd1b.finetune.presets import PRESETS
 from ssd1b.inputs import divide
-from ssd1b.numerals import byte_size, whole_number
+from ssd1b.numerals import byte_size, counted, duration, whole_number
 
 if TYPE_CHECKING:
     from ssd1b.finetune.cost import FinetunePlan
@@ -202,7 +202,9 @@ def command(
         "sample_controls": sample_control, **_sources(data),
     }  # fmt: skip
     if dry_run:
-        click.echo(_text(plan_finetuning(model, file, given, preset=preset, device=device)))
+        click.echo(
+            _text(plan_finetuning(model, file, given, preset=preset, device=device, prediction=prediction))
+        )
         return
     for path in finetune_model(
         model, file, given, Path(str(out)), preset=preset, offline=offline, prediction=prediction,
@@ -229,18 +231,20 @@ def _text(plan: "FinetunePlan") -> str:
     share = 100 * plan.trained / plan.parameters
     networks = "the UNet and both text encoders" if plan.text_encoders else "the UNet"
     what = {
-        "lora": f"adapters of {plan.modules} modules",
+        "lora": f"adapters of {counted(plan.modules, 'module')}",
         "full": f"all of {networks}",
-        "textual-inversion": f"{plan.vectors} vectors for each text encoder",
+        "textual-inversion": f"{counted(plan.vectors, 'vector')} for each text encoder",
         "controlnet": "a ControlNet",
     }[plan.method]
     share_of = f"{share:.3g} % of the" if plan.method != "controlnet" else "beside the"
     memory = [[purpose, byte_size(size)] for purpose, size in plan.memory.items()]
     memory.append(["total", byte_size(sum(plan.memory.values()))])
+    steps = [] if plan.images is None else [f"data: {plan.images}"]
     return "\n\n".join([
+        *steps,
         f"trained: {what}, {plan.trained:,} parameters, {share_of} "
         f"{plan.parameters:,} in {networks}",
         columns([[f"MEMORY, {plan.dtype} on {plan.device}", ""], *memory], right=(1,)),
-        f"time on {plan.device}: {plan.seconds / 60:,.3g} minutes at {plan.speed.rate / 1e9:,.3g} GMACs per "
+        f"time on {plan.device}: {duration(plan.seconds)} at {plan.speed.rate / 1e9:,.3g} GMACs per "
         f"second, {plan.speed.how}",
     ])  # fmt: skip

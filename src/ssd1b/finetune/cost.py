@@ -50,6 +50,7 @@ class FinetunePlan:
         trained: number of trained parameters.
         parameters: of the UNet, and of both text encoders if they are in memory.
         memory: bytes on the device during a step, by purpose.
+        images: numbers of images, steps and passes; None if there are no data.
         seconds: estimated training time, without encoding the data.
         speed: of the device, as measured.
         device: that the estimates are for.
@@ -63,6 +64,7 @@ class FinetunePlan:
     trained: int
     parameters: int
     memory: Mapping[str, int]
+    images: str | None
     seconds: float
     speed: Throughput
     device: str
@@ -70,8 +72,9 @@ class FinetunePlan:
 
 
 def plan_finetune(
-    layout: ModelLayout, model: Model | None, settings: FinetuneSettings, device: str | None = None
-) -> FinetunePlan:
+    layout: ModelLayout, model: Model | None, settings: FinetuneSettings, device: str | None = None,
+    images: str | None = None,
+) -> FinetunePlan:  # fmt: skip
     """Plan a fine-tuning; nothing is downloaded or written.
 
     Args:
@@ -79,13 +82,14 @@ def plan_finetune(
         model: with weights, to measure the device's speed; None if they are not on disk.
         settings: of the run.
         device: to estimate for; None for the fastest one.
+        images: see ``FinetunePlan``.
 
     Raises:
         InputError: the settings choose no module.
     """
     place = str(choose_device(device))
     dtype, cells, train = training_dtype(place), settings.data.size // layout.vae.factor, settings.train
-    networks = _networks(layout, settings)
+    networks = described_networks(layout, settings)
     total = sum(each.numel() for network in networks.parts.values() for each in network.parameters())
     encoders = [each for each in networks.parts.values() if isinstance(each, TextEncoder)]
     prepare(networks, settings)
@@ -130,11 +134,13 @@ def plan_finetune(
     return FinetunePlan(
         method=settings.method, modules=modules, vectors=settings.vectors if settings.token else 0,
         text_encoders=bool(encoders), trained=trained, parameters=total, memory=memory, speed=speed,
-        device=place, seconds=train.steps * train.batch_size * step / speed.rate, dtype=dtype_name(dtype),
+        device=place, dtype=dtype_name(dtype), images=images,
+        seconds=train.steps * train.batch_size * step / speed.rate,
     )  # fmt: skip
 
 
-def _networks(layout: ModelLayout, settings: FinetuneSettings) -> Networks:
+def described_networks(layout: ModelLayout, settings: FinetuneSettings) -> Networks:
+    """Return a run's networks on the meta device, without weights."""
     texts = (layout.text_encoder, layout.text_encoder_2)
     with torch.device("meta"):
         encoders = (TextEncoder(texts[0]), TextEncoder(texts[1])) if settings.learns_text else None

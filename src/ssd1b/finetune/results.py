@@ -1,5 +1,6 @@
 """Write the results of a fine-tuning: adapter, embedding, ControlNet or model, the best so far, a card."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -12,10 +13,11 @@ from ssd1b.finetune.controlnet import control_metadata, prove_controlnet, write_
 from ssd1b.finetune.inversion import embedding_metadata, prove_embedding, write_embedding
 from ssd1b.finetune.layers import trained_adapters
 from ssd1b.finetune.networks import Networks
-from ssd1b.finetune.settings import FinetuneSettings
+from ssd1b.finetune.settings import OF_METHOD, FinetuneSettings
 from ssd1b.finetune.validation import BEST, best_step, losses_in
 from ssd1b.finetune.writing import Adapters, kohya_metadata, prove_saving, write_adapter
 from ssd1b.model import Model
+from ssd1b.numerals import counted
 from ssd1b.saving import renewing
 from ssd1b.training.data.batches import PictureBatches
 from ssd1b.training.logs import FILE as LOG_FILE
@@ -164,7 +166,7 @@ def card(
         "lora": (f"A {settings.kind} of rank {settings.rank}{both}", None, f"--lora {{}} --model {model}"),
         "full": ("The UNet and both text encoders" if both else "A whole UNet", None, "--model {}"),
         "textual-inversion": (
-            f"An embedding of {settings.vectors} vectors for the word `{settings.token}`",
+            f"An embedding of {counted(settings.vectors, 'vector')} for the word `{settings.token}`",
             f"... {settings.token}",
             f'--embedding "{{}}:{settings.token}" --model {model}',
         ),
@@ -175,24 +177,36 @@ def card(
     }[settings.method]  # fmt: skip
     prompt = word or (f"{settings.data.trigger}, ..." if settings.data.trigger else "...")
     use_best = f"--unet {BEST} --model {model}" if settings.method == "full" else use.format(BEST)
+    ends = [losses.get(step, math.nan) for step in (0, settings.train.steps)]
+    changed = [] if not all(map(math.isfinite, ends)) else [
+        f"Its loss on held-out images was {ends[0]:.5g} before the training and {ends[1]:.5g} after it.", "",
+    ]  # fmt: skip
     validated = [] if best is None else [
         f"`{BEST}` is of step {best}, whose loss on held-out images was the lowest, {losses[best]:.5g}.", "",
         f'    ssd1b generate "{prompt}" {use_best}', "",
     ]  # fmt: skip
     listed = {name: value for name, value in asdict(settings).items() if name not in ("data", "validation")}
+    listed["alpha"] = settings.rank if settings.alpha is None else settings.alpha
     return "\n".join([
         f"# {written[0].parent.absolute().name}", "",
-        f"{what}, trained from `{model}` by ssd1b {version('ssd1b')} on {pictures} images for "
-        f"{settings.train.steps} steps of {settings.train.batch_size}.", "",
+        f"{what}, trained from `{model}` by ssd1b {version('ssd1b')} on {counted(pictures, 'image')} for "
+        f"{counted(settings.train.steps, 'step')} of {settings.train.batch_size}.", "",
         f'    ssd1b generate "{prompt}" {use.format(written[0].name)}', "",
+        *changed,
         *validated,
-        "## Settings", "", *_rows(listed), "",
+        "## Settings", "", *_rows(listed, settings.method), "",
     ])  # fmt: skip
 
 
-def _rows(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+def _rows(values: Mapping[str, Any], method: str, prefix: str = "") -> list[str]:
+    """Return the rows of the settings that the method has and that are not empty, as a file has them."""
     found: list[str] = [] if prefix else ["| setting | value |", "|---|---|"]
-    for name, value in values.items():
-        nested = isinstance(value, dict)
-        found += _rows(value, f"{name}.") if nested else [f"| {prefix}{name} | {value} |"]
+    for key, value in values.items():
+        name = prefix + key
+        if isinstance(value, dict):
+            found += _rows(value, method, f"{name}.")
+        elif value not in (None, ()) and method in OF_METHOD.get(name, (method,)):
+            several = isinstance(value, tuple | list)
+            text = ", ".join(map(str, value)) if several else str(value)
+            found.append(f"| {name} | {text.lower() if isinstance(value, bool) else text} |")
     return found

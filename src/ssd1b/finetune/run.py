@@ -1,7 +1,8 @@
 """A fine-tuning: data are encoded, encoders that learn nothing leave memory, and the rest is trained."""
 
 import copy
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -11,10 +12,13 @@ import torch
 from torch import Tensor
 
 from ssd1b.controls import Control
-from ssd1b.distill.run import join_processes, record_config
-from ssd1b.errors import ConflictError, InputError, shown
+from ssd1b.distill.run import MODEL_FILE, join_processes, record_config
+from ssd1b.errors import ConflictError, InputError
+from ssd1b.files import named
 from ssd1b.finetune.controlnet import control_layout, new_controlnet, sample_controls, start_of
-from ssd1b.finetune.inversion import check_captions, new_vectors
+from ssd1b.finetune.cost import described_networks
+from ssd1b.finetune.data import HELD_OUT, OF_CLASS, OWN, check_data, data_of, passes
+from ssd1b.finetune.inversion import new_vectors
 from ssd1b.finetune.networks import Networks, prepare
 from ssd1b.finetune.prior import Pairs, Predict, Preservation, loss_terms, without_adapters
 from ssd1b.finetune.results import Results, result_names
@@ -29,8 +33,7 @@ from ssd1b.runtime import choose_device
 from ssd1b.saving import check_renewable, claim_folder
 from ssd1b.training.batches import Batches, LatentBatch
 from ssd1b.training.checkpoints import FOLDER as CHECKPOINTS
-from ssd1b.training.data.batches import DataSettings, PictureBatches, open_data
-from ssd1b.training.data.captions import with_trigger
+from ssd1b.training.data.batches import PictureBatches, encode_data, scan_data
 from ssd1b.training.digests import digest_of_modules
 from ssd1b.training.kernels import use_fast_cpu_kernels, use_fast_cpu_text_kernels
 from ssd1b.training.logs import FILE as LOG_FILE
@@ -38,6 +41,8 @@ from ssd1b.training.loop import Validate, train
 from ssd1b.training.objective import Objective
 from ssd1b.training.precision import convert_frozen, training_dtype
 from ssd1b.training.processes import Group, check_shares, report_lost_processes
+from ssd1b.training.records import differences
+from ssd1b.weights.files import read_json
 
 CONFIG_FILE = "finetune.json"
 _COMPILED_STEPS = 200
@@ -85,10 +90,19 @@ def finetune(
     with report_lost_processes():
         check_shares(settings.train, group.count)
         group.check_shared(out)
-        group.decide(partial(_begin, out, model, settings, names, resume=resume, overwrite=overwrite))
+        config = _config(model, settings, names)
+        begun = group.decide(partial(_begin, out, settings, config, resume=resume, overwrite=overwrite))
         results = Results(out=out, model=model, names=names, metadata=metadata, overwrite=overwrite)
-        done = _train(results, settings, controls, cache or out, group, place, notify, resume=resume)
+
+        def record() -> None:
+            group.decide(partial(record_config, out / CONFIG_FILE, config, begun=begun))
+
+        done = _train(results, settings, controls, cache or out, group, place, notify, record, begun=begun)
         written = group.decide(partial(results.write, *done))
+        if settings.method == "full" and group.first and all(path.name != MODEL_FILE for path in written):
+            notify(
+                f"no {MODEL_FILE}: single files have no place for the model's vocabulary, which is not CLIP's"
+            )
     return written if group.first else []
 
 
@@ -104,14 +118,22 @@ def check_model(model: Model) -> None:
         raise InputError(f"{model.name} {kind}: only models that generate from text can be fine-tuned")
 
 
+def _config(model: Model, settings: FinetuneSettings, names: str) -> dict[str, Any]:
+    """Return everything that decides a run, beside its data, as JSON has it."""
+    plain = json.dumps({
+        "model": model.name, "commit": model.commit, "names": names, "settings": asdict(settings),
+    })  # fmt: skip
+    return json.loads(plain)
+
+
 def _begin(
-    out: Path, model: Model, settings: FinetuneSettings, names: str, *, resume: bool, overwrite: bool
-) -> None:
-    """Write the run's configuration, or compare it with that of the run to resume."""
+    out: Path, settings: FinetuneSettings, config: Mapping[str, Any], *, resume: bool, overwrite: bool
+) -> bool:
+    """Check the run's folder; return whether it contains a run that trained, which has these settings."""
     results = result_names(settings)
     for name in results:
         check_renewable(out / name, overwrite=overwrite)
-    left = (CHECKPOINTS, *results)  # a run whose data were unusable leaves none of them
+    left = (CHECKPOINTS, *results)  # a run that ended before its first checkpoint leaves none of them
     begun = (out / CONFIG_FILE).exists() and any((out / name).exists() for name in left)
     if begun and not resume:
         raise ConflictError(
@@ -119,16 +141,35 @@ def _begin(
         )
     if not begun:
         claim_folder(out)
-    of = {"model": model.name, "commit": model.commit, "names": names, "settings": asdict(settings)}
-    record_config(out / CONFIG_FILE, of, begun=begun)
+        return False
+    recorded = read_json(out / CONFIG_FILE)
+    given, there = ({**each, **each["settings"]} for each in (config, {"settings": {}, **recorded}))
+    del given["settings"]
+    if other := differences(given, there, f"the run in {named(out)}"):
+        raise ConflictError(f"{other}: a run is continued with its own settings; or name another folder")
+    return True
 
 
 def _train(
     results: Results, settings: FinetuneSettings, controls: Sequence[Control], cache: Path, group: Group,
-    device: str, notify: Callable[[str], None], *, resume: bool,
+    device: str, notify: Callable[[str], None], record: Callable[[], None], *, begun: bool,
 ) -> tuple[FinetuneSettings, Networks, PictureBatches]:  # fmt: skip
-    """Train; return also the settings with the steps that ``epochs`` are, and the data."""
+    """Train; return also the settings with the steps that ``epochs`` are, and the data.
+
+    What a user may have to correct is checked before weights are read and images encoded.
+    """
     model, out = results.model, results.out
+    prepare(described_networks(model.layout, settings), settings)
+    scanned = {
+        report: group.first_before_others(
+            partial(
+                scan_data, data, cache=cache / "encoded", report=out / report, captions=settings.captions,
+                resumed=begun,
+            )
+        )
+        for report, data in data_of(settings).items()
+    }  # fmt: skip
+    check_data(scanned, settings)
     dtype, learns_text = training_dtype(device), settings.learns_text
     load = partial(model.network, device=device)
     text: TextEncoders | None = model.text_encoders(
@@ -136,7 +177,18 @@ def _train(
     )
     vae: VAE | None = load("vae", dtype=torch.float32)
     assert text is not None and vae is not None
-    own, of_class, held_out = _open_data(settings, vae, text, out, cache, group)
+    vectors = new_vectors(text, settings) if settings.token else {}
+    opened = {
+        report: group.first_before_others(
+            partial(
+                encode_data, data, vae=vae, text=text, cache=cache / "encoded", report=out / report,
+                batch_size=settings.train.batch_size, seed=settings.train.seed, words=settings.words,
+            )
+        )
+        for report, data in scanned.items()
+    }  # fmt: skip
+    own, of_class, held_out = (opened.get(report) for report in (OWN, OF_CLASS, HELD_OUT))
+    assert own is not None
     settings = settings.for_images(own.seen)
     batches: Batches[Any] = own if of_class is None else Pairs(own, of_class)
     objective = Objective(
@@ -153,7 +205,6 @@ def _train(
     kept = text.tokenize(settings.prior_prompts) if settings.prior_prompts else []
     # Tensors from inference mode could not take part in a training.
     prompts = Conditioning(*(part.clone() for part in text.encode(kept))) if kept else None
-    vectors = new_vectors(text, settings) if settings.token else {}
     encoders = (text.encoder, text.encoder_2) if learns_text else None
     del vae, text  # cached data need no encoders: they leave memory before the UNet enters it
 
@@ -182,52 +233,14 @@ def _train(
         return loss_terms(objective, predict, encoded, prior, settings.prior_weight)
 
     if group.first:
-        notify(passes(settings, own))
+        notify(f"training on {passes(settings, own)}")
+    record()
     trained = train(
-        networks, batches, loss, settings.train, out, resume=resume, label="finetune",
+        networks, batches, loss, settings.train, out, resume=begun, label="finetune",
         validate=together(checks),
     )  # fmt: skip
     assert isinstance(trained, Networks)
     return settings, trained, own
-
-
-def _open_data(
-    settings: FinetuneSettings, vae: VAE, text: TextEncoders, out: Path, cache: Path, group: Group
-) -> tuple[PictureBatches, PictureBatches | None, PictureBatches | None]:
-    """Return the images to learn, those of the class, and those that are held out."""
-
-    def read(data: DataSettings, report: str) -> PictureBatches:
-        encode = partial(
-            open_data, data, vae=vae, text=text, cache=cache / "encoded", report=out / report,
-            batch_size=settings.train.batch_size, seed=settings.train.seed,
-            captions=settings.captions, words=settings.words,
-        )  # fmt: skip
-        return group.first_before_others(encode)
-
-    data, of_class, held_out = settings.data, settings.prior, settings.validation
-    own = read(data, "data.json")
-    if own.masks is None and any(each.masks for each in data.all_sources):
-        raise InputError(f"masks is {shown(settings.data.masks)}, but no image has one")
-    if settings.token is not None:
-        scanned = [picture.scanned for few in own.pictures for picture in few]
-        captions = (with_trigger(text, s.example.trigger) for s in scanned for text in s.captions)
-        check_captions(captions, settings.token)
-    return (
-        own,
-        None if of_class is None else read(data.of_others(of_class), "prior.json"),
-        None if held_out is None else read(data.held_out(held_out), "validation.json"),
-    )
-
-
-def passes(settings: FinetuneSettings, data: PictureBatches) -> str:
-    """Say how many images are learned, and how often."""
-    repeated = f" ({data.seen} with repeats)" if data.seen != data.different else ""
-    train = settings.train
-    count = train.steps * train.batch_size / data.seen
-    return (
-        f"training on {data.different} images{repeated}: {train.steps} steps of {train.batch_size}, "
-        f"{count:.3g} passes"
-    )
 
 
 def _before(unet: UNet, settings: FinetuneSettings, dtype: torch.dtype) -> Predict:

@@ -299,6 +299,8 @@ def make_settings(
     file_layer = {} if file is None else _flat(read_table(_toml(file)), where)
     over = {**preset_layer, **file_layer, **options}
     method = str(over.get("method", "lora"))
+    if method not in _TRAIN:  # before its defaults are missed
+        raise unknown("method", method, _TRAIN)
     preset_layer = {n: each for n, each in preset_layer.items() if method in OF_METHOD.get(n, (method,))}
     defaults = {"data.size": size, **_COMMON, **_TRAIN.get(method, {})}
     if over.get("text_encoders"):

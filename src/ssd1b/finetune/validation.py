@@ -125,8 +125,8 @@ def make_loss_validator(
 
 
 def best_step(losses: Mapping[int, float]) -> int | None:
-    """Return the first step with the lowest loss; None if no loss is finite."""
-    finite = {step: loss for step, loss in losses.items() if math.isfinite(loss)}
+    """Return the first step with the lowest loss; None if none is finite. Step 0 is the untrained model."""
+    finite = {step: loss for step, loss in losses.items() if step > 0 and math.isfinite(loss)}
     return min(finite, key=lambda step: finite[step], default=None)
 
 

@@ -42,7 +42,8 @@ class Log:
         self._window: list[Mapping[str, float]] = []
         self._clock = time.perf_counter()
         if self._path.exists() and not silent:
-            kept = [line for line in _lines(self._path) if 0 < _step(line) <= start]
+            # A run that starts again validates before its first step again.
+            kept = [line for line in _lines(self._path) if start and 0 <= _step(line) <= start]
             with replacing(self._path) as aside:
                 aside.write_text("".join(f"{line}\n" for line in kept))
 
@@ -118,8 +119,8 @@ def _image(picture: Tensor) -> Image.Image:
 
 
 def _step(line: str) -> int:
-    """Return the step of a line; 0 for one that was cut off."""
+    """Return the step of a line; -1 for one that was cut off."""
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
-        return 0
+        return -1

@@ -91,8 +91,8 @@ def run(
         out: folder for ``log.jsonl``, ``tensorboard/`` and ``checkpoints/``.
         resume: continue from the newest valid checkpoint in ``out``, if there is one.
         label: of the progress bar.
-        validate: is called with the number of finished steps in every process; the first one's answer goes
-            into the log.
+        validate: is called with the number of finished steps in every process, first with 0; the first one's
+            answer goes into the log.
 
     Raises:
         InputError: ``out`` contains a run and ``resume`` is False; too many gradients in a row were
@@ -104,14 +104,21 @@ def run(
     start = _start(out, learners, processes, resume=resume)
     share = Share(batches=batches, parts=processes.parts, count=settings.micro_batches)
 
+    def validate_after(done: int) -> None:
+        if validate is not None and settings.validates_after(done):
+            with torch.no_grad():
+                log.write(done, validate(done))
+
     bar = progress_bar(
         total=settings.steps, start=start, label=label, unit="step", keep=True, hidden=not processes.first
     )
-    log = closing(Log(out, start, silent=not processes.first))
+    log = Log(out, start, silent=not processes.first)
     changed = checkpoints.named_tensors(learners).values()
     reader = closing(_read_ahead(share, start, settings.steps, changed))
-    with _stop_on_signals(), log as log, bar, reader as ahead:
+    with _stop_on_signals(), closing(log), bar, reader as ahead:
         for step, parts in enumerate(ahead, start):
+            if step == 0:  # here, because the log may start a thread, and the reader is forked by now
+                validate_after(0)
             with _signals_held_back():
                 terms = task.update(step, parts)
             *means, stop = processes.mean([*terms.values(), float(stop_requested.is_set())])
@@ -121,12 +128,10 @@ def run(
             if "loss" in means_by_name:
                 bar.set_postfix(loss=f"{means_by_name['loss']:.4f}", refresh=False)
             done = step + 1
-            if done % settings.log_steps == 0:
+            if settings.logs_after(done):
                 skipped = sum(each.guard.skipped for each in learners.values())
                 log.write_means(done, {"rate_share": settings.share(step), "skipped": skipped})
-            if validate is not None and settings.validates_after(done):
-                with torch.no_grad():
-                    log.write(done, validate(done))
+            validate_after(done)
             if stop or settings.saves_after(done):
                 checkpoints.save(out / FOLDER, done, settings, learners, processes)
             if stop:

@@ -61,8 +61,9 @@ class LoopSettings:
         seed: of everything random.
         checkpoint_steps: steps between checkpoints. The newest two and the last one before the decay are
             kept.
-        log_steps: steps between lines of the log.
-        validation_steps: steps between validations; None disables them.
+        log_steps: steps between lines of the log; the last step has one, too.
+        validation_steps: steps between validations, which are also before the first step and after the last;
+            None disables them.
         fsdp: shard weights, gradients and optimiser states among the processes (FSDP2), if they do not fit on
             one device; with adamw only.
         gradient_checkpointing: recompute blocks in the backward pass: about a third more time for a fraction
@@ -125,5 +126,11 @@ class LoopSettings:
         return steps % self.checkpoint_steps == 0 or steps in (self.steps, self.steps - self.decay_steps)
 
     def validates_after(self, steps: int) -> bool:
-        """Return whether a validation is due after this number of steps."""
-        return self.validation_steps is not None and steps % self.validation_steps == 0
+        """Return whether a validation is due after this number of steps: also after none, and after all."""
+        if self.validation_steps is None:
+            return False
+        return steps % self.validation_steps == 0 or steps == self.steps
+
+    def logs_after(self, steps: int) -> bool:
+        """Return whether a line of the log is due after this number of steps: also after the last."""
+        return steps % self.log_steps == 0 or steps == self.steps

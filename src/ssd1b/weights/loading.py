@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ssd1b.errors import InputError
 from ssd1b.files import reason
+from ssd1b.numerals import counted
 from ssd1b.weights.checkpoint import Checkpoint, Part
 from ssd1b.weights.files import Shape, first_few, is_finite, open_file
 from ssd1b.weights.stored import StoredTensor
@@ -97,7 +98,7 @@ def read_part(
         tensors[name] = tensor
     where = f"{checkpoint.path}: {part}"
     if broken:
-        raise InputError(f"{where}: {len(broken)} tensors hold NaN or infinity: {first_few(broken)}")
+        raise InputError(f"{where}: NaN or infinity in {counted(len(broken), 'tensor')}: {first_few(broken)}")
     if overflowing:
         raise InputError(
             f"{where}: {len(overflowing)} tensors overflow in {dtype}: {first_few(overflowing)}; use bfloat16"

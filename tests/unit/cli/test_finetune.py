@@ -77,7 +77,9 @@ def test_an_adapter_is_trained_saved_and_applied(run, tmp_path, model, pictures,
     assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("2", "2")
     assert metadata["ss_num_train_images"] == "4"
     assert metadata["ss_sd_model_name"] == model.name, "a name, no path"
-    assert "| rank | 2 |" in (tmp_path / "out/README.md").read_text()
+    about = (tmp_path / "out/README.md").read_text()
+    assert "| rank | 2 |" in about and "| alpha | 2 |" in about and "| rslora | false |" in about
+    assert "| blocks |" not in about and "None" not in about and "vectors" not in about
 
     lora = Lora(file=InputFile.of(path, most=2**24))
     merged = Model.find(str(model)).with_loras([lora]).network("unet", dtype=torch.float32)
@@ -91,7 +93,19 @@ def test_an_adapter_is_trained_saved_and_applied(run, tmp_path, model, pictures,
     again = run(*call(model, pictures, "--kind", "dora"))
     assert again.code == 2 and "continue it with --resume" in again.err
     other = run(*call(model, pictures, "--kind", "lora", "--resume"))
-    assert other.code == 2 and "a run with other settings" in other.err
+    assert other.code == 2 and "kind is 'lora', the run in out has 'dora'" in other.err, "what differs"
+    longer = run(*call(model, pictures, "--kind", "dora", "--resume", steps=4))
+    assert longer.code == 2 and "train.steps is 4, the run in out has 3" in longer.err
+
+    # A run continues with the data that it began with.
+    (pictures / "0.txt").write_text("another caption")
+    edited = run(*call(model, pictures, "--kind", "dora", "--resume"))
+    assert edited.code == 2 and "captions changed; restore" in edited.err and edited.err.count("\n") == 1
+    smooth(64, 64, seed=9).save(pictures / "9.png")
+    (pictures / "9.txt").write_text("picture 9")
+    more = run(*call(model, pictures, "--kind", "dora", "--resume"))
+    assert more.code == 2 and "4 usable images then, 5 now" in more.err
+    assert json.loads((tmp_path / "out/data.json").read_text())["read_as"]["images"] == 4
 
 
 def test_unusable_data_leave_no_run(run, tmp_path, model, pictures):
@@ -183,7 +197,7 @@ def test_text_encoders_are_trained_saved_and_applied(run, tmp_path, worded_model
         for line in map(json.loads, (tmp_path / "out/log.jsonl").read_text().splitlines())
         if "validation_loss" in line
     ]
-    assert len(losses) == len(set(losses)) == 3
+    assert len(losses) == len(set(losses)) == 4, "before the first step, too"
 
     before, after = Model.find(str(worded_model)), Model.find(str(worded_model))
     after = after.with_loras([Lora(file=InputFile.of(path, most=2**24))])
@@ -229,6 +243,15 @@ def test_a_word_that_no_caption_has_is_a_mistake(run, tmp_path, worded_model, pi
     assert run(*call(worded_model, pictures, *WORD[:4])).code == 0
 
 
+def test_a_missing_file_and_a_hard_crop_are_told(run, tmp_path, model, pictures, monkeypatch):
+    monkeypatch.setattr("ssd1b.distill.run.VOCABULARY_SIZE", 1)
+    smooth(320, 64, seed=8).save(pictures / "0.png")
+    with pytest.warns(UserWarning, match=r"1 image with more than half cropped \(0\.png\): no bucket"):
+        result = run(*call(model, pictures, "--method", "full", steps=1))
+    assert result.code == 0 and not (tmp_path / "out/model.safetensors").exists(), result.err
+    assert "no model.safetensors: single files have no place for" in result.err
+
+
 def test_a_whole_model_has_its_text_encoders(run, tmp_path, worded_model, pictures):
     result = run(*call(worded_model, pictures, "--method", "full", "--text-encoders", "--prior-prompt", "a"))
     assert result.code == 0, result.err
@@ -250,6 +273,7 @@ def test_what_the_model_knew_is_learned_beside(run, tmp_path, model, pictures, m
     more = ["--prior", of_class, "--prior-prompt", "a thing", "--prior-prompt", "another", "--method", method]
     result = run(*call(model, pictures, "--file", "run.toml", "--prior-weight", 2, *more))
     assert result.code == 0, result.err
+    assert "no model.safetensors" not in result.err
     lines = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
     for line in lines:
         assert line["loss"] == pytest.approx(
@@ -269,7 +293,7 @@ def test_a_whole_model_is_trained_with_validation_and_samples(run, tmp_path, mod
     assert result.code == 0, result.err
     lines = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
     losses = [line["validation_loss"] for line in lines if "validation_loss" in line]
-    assert len(losses) == 3 and len(set(losses)) == 3
+    assert len(losses) == 4 and len(set(losses)) == 4
     for name in ("out/model", "out/model.safetensors"):
         opened = Pipeline.load(str(tmp_path / name), dtype="fp32", device="cpu")
         before = Model.find(str(model)).network("unet", dtype=torch.float32).state_dict()
@@ -308,7 +332,7 @@ def test_overfitting_is_reported_and_the_best_model_kept_also_after_resuming(mod
 
 def test_the_best_model_is_that_of_its_step(run, tmp_path, model, pictures, monkeypatch):
     (tmp_path / "run.toml").write_text("[train]\nvalidation_steps = 1\ncheckpoint_steps = 2\n")
-    losses = iter([3.0, 1.0, 2.0, 1.0, 2.0, 3.0])
+    losses = iter([0.5, 3.0, 1.0, 2.0, 4.0, 1.0, 2.0, 3.0])
     monkeypatch.setattr(validation, "_BATCHES", 1)
     monkeypatch.setattr(validation, "weighted_error", lambda *_: torch.tensor(next(losses)))
     given = ["--file", "run.toml", "--validation", pictures]
@@ -323,7 +347,9 @@ def test_the_best_model_is_that_of_its_step(run, tmp_path, model, pictures, monk
     assert any(not best[name].equal(last[name]) for name in last)
     with safe_open(tmp_path / "out/best.safetensors", "pt") as file:
         assert file.metadata()["ss_steps"] == "2"
-    assert "`best.safetensors` is of step 2" in (tmp_path / "out/README.md").read_text()
+    about = (tmp_path / "out/README.md").read_text()
+    assert "`best.safetensors` is of step 2" in about, "nothing is learned before the first step"
+    assert "was 0.5 before the training and 2 after it" in about
 
     whole = run(*call(model, pictures, *given, "--method", "full", out="whole"))
     assert whole.code == 0 and "whole/best.safetensors" in whole.out
@@ -368,6 +394,9 @@ def test_options_reach_the_run_and_its_length_is_printed(run, tmp_path, model, p
         "finetune", "--model", model, "--data", f"{other}:4", "--dry-run", "--epochs", 2, "--device", "cpu"
     )
     assert dry.code == 0 and "time on cpu" in dry.out, dry.err
+    assert "data: 1 image (4 with repeats): 8 steps of 1, 2 passes" in dry.out and not list(
+        other.glob("*.json")
+    )
 
 
 def test_zero_terminal_snr_is_declared_by_the_model_that_was_trained_so(run, tmp_path, model, pictures):
@@ -401,6 +430,22 @@ def test_a_dry_run_reports_memory_by_part_and_writes_nothing(run, tmp_path, mode
     assert f"{total:,} in the UNet and both text encoders" in text.out
 
 
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        (["--data", "nosuch"], "nosuch: no such folder"),
+        (["--masks", "nosuch"], "masks is 'nosuch'"),
+        (["--zero-terminal-snr"], "zero_terminal_snr needs a model that predicts v"),
+        (WORD[:4], "no caption has the word 'my-cat'"),
+        (["--validation", "nosuch"], "nosuch: no such folder"),
+    ],
+)
+def test_a_dry_run_checks_what_the_run_does(run, model, pictures, more, error):
+    data = [] if "--data" in more else ["--data", pictures]
+    result = run("finetune", "--model", model, "--dry-run", "--device", "cpu", *data, *more)
+    assert result.code == 2 and error in result.err and result.err.count("\n") == 1, result.err
+
+
 def test_a_gradient_that_explodes_leaves_no_adapter(run, tmp_path, model, pictures, monkeypatch):
     def broken(predict, example):
         return predict(*example.inputs).mean() * float("nan")
@@ -415,6 +460,7 @@ def test_a_gradient_that_explodes_leaves_no_adapter(run, tmp_path, model, pictur
     ("more", "error"),
     [
         (["--kind", "lorra"], "lora"),
+        (["--method", "ful"], "error: unknown method 'ful': did you mean 'full'?"),
         (["--rank", 0], "rank"),
         (["--prior-weight", 2], "prior_weight needs prior"),
         (["--prior-weight", -1, "--prior-prompt", "x"], "prior_weight"),
@@ -444,4 +490,5 @@ def test_a_gradient_that_explodes_leaves_no_adapter(run, tmp_path, model, pictur
 def test_mistakes_end_in_one_line(run, tmp_path, model, pictures, more, error):
     result = run(*call(model, pictures, *more))
     assert result.code == 2 and error in result.err and result.err.count("\n") == 1, result.err
-    assert not (tmp_path / "out/adapter.safetensors").exists()
+    made = {path.name for path in (tmp_path / "out").glob("[!.]*")}
+    assert not made & {"adapter.safetensors", "finetune.json", "data.json", "encoded"}, "no half a run"

@@ -141,7 +141,7 @@ def test_a_run_that_was_stopped_resumes_to_the_same_bits(run, tmp_path, model, p
 def test_samples_follow_their_pictures_and_the_best_network_is_kept(
     run, tmp_path, model, pictures, monkeypatch
 ):
-    drawn, losses = [], iter([3.0, 1.0, 2.0])
+    drawn, losses = [], iter([9.0, 3.0, 1.0, 2.0])
     watch = validation.make_sample_validator
 
     def watched(*args, **options):
@@ -165,8 +165,8 @@ def test_samples_follow_their_pictures_and_the_best_network_is_kept(
     more = ["--file", "run.toml", "--validation", pictures, *samples]
     result = run(*call(model, pictures, *more))
     assert result.out.split() == ["out/controlnet", "out/best.safetensors", "out/README.md"], result.err
-    assert len(drawn) == 3 and drawn[0].shape == (3, 64, 128)
-    assert not drawn[0].equal(drawn[2]), "they are those of the network as it is then"
+    assert len(drawn) == 4 and drawn[0].shape == (3, 64, 128)
+    assert not drawn[1].equal(drawn[3]), "they are those of the network as it is then"
     assert "`best.safetensors` is of step 2" in (tmp_path / "out/README.md").read_text()
     assert run("inspect", "out/best.safetensors", "--model", model).code == 0
     assert any(
@@ -174,10 +174,10 @@ def test_samples_follow_their_pictures_and_the_best_network_is_kept(
         for name, each in load_file(tmp_path / "out/best.safetensors").items()
     )
     # Without edges, what the network reads is the picture itself.
-    losses = iter([3.0])
+    losses = iter([9.0, 3.0])
     more = [*more[2:], "--validation-steps", 1]
     assert run(*call(model, pictures, *more, controls="beside", out="beside", steps=1)).code == 0
-    assert not drawn[3].equal(drawn[0])
+    assert not drawn[5].equal(drawn[1])
 
 
 @pytest.mark.parametrize("more", [[], ["--gradient-checkpointing", "--int8-base"]])
@@ -227,13 +227,13 @@ def test_controls_are_needed_for_every_image(run, tmp_path, model, pictures):
     assert result.code == 2 and "needs controls (--controls): beside, edges or a folder" in result.err
     (pictures / "2.control.png").unlink()
     result = run(*call(model, pictures, controls="beside"))
-    assert result.code == 2 and "1 control: missing (2.png)" in result.err
+    assert result.code == 2 and "control: missing (1: 2.png)" in result.err
     held_out = tmp_path / "held out"
     held_out.mkdir()
     smooth(64, 64, seed=7).save(held_out / "x.png")
     (held_out / "x.txt").write_text("x")
     result = run(*call(model, pictures, "--validation", held_out, controls=str(pictures)))
-    assert result.code == 2 and "1 control: missing (x.png)" in result.err, "its own are beside it"
+    assert result.code == 2 and "control: missing (1: x.png)" in result.err, "its own are beside it"
 
 
 def test_what_is_not_finite_is_not_written(run, tmp_path, model, pictures, monkeypatch):

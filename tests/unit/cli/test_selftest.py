@@ -162,7 +162,7 @@ def cut(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "check", "message"),
     [
-        (nan, "vae", "1 tensors hold NaN or infinity: post_quant_conv.bias"),
+        (nan, "vae", "NaN or infinity in 1 tensor: post_quant_conv.bias"),
         (missing, "unet", "1 tensors are missing: conv_out.bias"),
         (another_vocabulary, "tokenizer", "1 of CLIP's tokens are missing or have other ids: !"),
         (no_weights, "files", "text_encoder"),

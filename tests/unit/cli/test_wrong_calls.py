@@ -300,7 +300,7 @@ def test_weights_that_are_no_numbers_are_named_though_they_were_only_mapped(refu
     weights["conv_out.bias"][0] = float("nan")
     save_file(weights, file, metadata={"format": "pt"})
     line = refuse("generate", "a cube", "--out", "out", "--dtype", "fp32", "--model", model)
-    assert "unet: 1 tensors hold NaN or infinity: conv_out.bias" in line
+    assert "unet: NaN or infinity in 1 tensor: conv_out.bias" in line
 
 
 def test_other_errors_are_bugs_and_show_where(run, monkeypatch, tiny_model):

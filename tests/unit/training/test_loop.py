@@ -447,7 +447,7 @@ def test_tensorboard_is_told_too_and_can_be_missing(tmp_path: Path, monkeypatch:
 
 
 def test_validation_sees_the_average_and_changes_nothing(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, validation_steps=6)
+    settings = replace(SETTINGS, validation_steps=6, log_steps=100)
     seen = {}
 
     def validate(average: nn.Module, step: int) -> dict[str, float]:
@@ -468,7 +468,9 @@ def test_validation_sees_the_average_and_changes_nothing(tmp_path: Path) -> None
     )
     assert_same(last.state_dict(), run(tmp_path / "other"))
     assert_same(seen[12], last.state_dict())
-    assert [row["validation/score"] for row in rows(tmp_path / "one") if "validation/score" in row] == [6, 12]
+    written = rows(tmp_path / "one")
+    assert [row["step"] for row in written if "loss" in row] == [12], "a short run has a line, too"
+    assert [row["validation/score"] for row in written if "validation/score" in row] == [0, 6, 12]
 
 
 def one_step(out: Path, **changes: object) -> dict[str, Tensor]:

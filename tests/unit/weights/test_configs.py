@@ -173,7 +173,7 @@ def test_text_layouts_survive(layout):
         ({**SSD_1B_CONFIG, "transformer_layers_per_block": [1, [2, 0], 4]}, "mixes"),
         ({"projection_class_embeddings_input_dim": 1536}, "must exceed 6 x 256"),
         ({"addition_time_embed_dim": None}, "addition_time_embed_dim is missing"),
-        ({"norm_num_groups": True}, "norm_num_groups is True: it must be a whole number"),
+        ({"norm_num_groups": True}, "norm_num_groups is true: it must be a whole number"),
     ],
 )  # fmt: skip
 def test_a_unet_that_this_package_does_not_compute_is_named(change, message):

@@ -102,7 +102,7 @@ def test_nan_and_infinity_are_named(folder, value):
     for name in bad:
         tensors[name].view(-1)[-1] = value
     save_file(tensors, unet_file(folder))
-    with pytest.raises(InputError, match=f"unet: 2 tensors hold NaN or infinity: {', '.join(bad)}"):
+    with pytest.raises(InputError, match=f"unet: NaN or infinity in 2 tensors: {', '.join(bad)}"):
         load_unet(folder, torch.bfloat16)
     # Weights that stay in the mapped file are not read before they are used.
     assert loading.broken_tensors(load_unet(folder)) == bad

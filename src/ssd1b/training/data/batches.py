@@ -1,6 +1,5 @@
 """Batches of captioned images: settings and entry point."""
 
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ssd1b.embeddings import Words
-from ssd1b.errors import InputError
+from ssd1b.errors import ConflictError, InputError, shown
 from ssd1b.files import named
 from ssd1b.models.text import Conditioning, TextEncoders, Tokens
 from ssd1b.models.vae import VAE
+from ssd1b.numerals import counted
 from ssd1b.runtime import DTYPES
 from ssd1b.saving import check_renewable, renewing
 from ssd1b.training.batches import LatentBatch
@@ -35,10 +35,14 @@ from ssd1b.training.data.encoding import (
 )
 from ssd1b.training.data.examples import Columns
 from ssd1b.training.data.order import Order
+from ssd1b.training.data.pictures import digest_of
 from ssd1b.training.data.scan import Report, Scanned, scan
 from ssd1b.training.data.sources import ALPHA, BESIDE, EDGES, Source, open_sources
 from ssd1b.validation import Flag, Items, Name, OneOf, Range, validated
-from ssd1b.weights.files import write_json
+from ssd1b.weights.files import first_few, read_json, write_json
+
+_LEAST_KEPT = 0.5
+"""Share of an image that the crop leaves without a warning."""
 
 _MOST_SEEN = 2**24
 """Largest number of images in a pass, each as often as it is repeated."""
@@ -278,6 +282,126 @@ class PictureBatches:
         return {**self.report.facts(), "buckets": buckets, **masks, **controls}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScannedData:
+    """Images and captions that were checked, and are not encoded yet.
+
+    Attributes:
+        settings: of the data.
+        scanned: the usable images, each once.
+        found: report of the others.
+    """
+
+    settings: DataSettings
+    scanned: Sequence[Scanned]
+    found: Report
+
+    @property
+    def seen(self) -> int:
+        """Number of images in a pass, each as often as it is repeated."""
+        return sum(each.example.repeats for each in self.scanned)
+
+    @property
+    def different(self) -> int:
+        """Number of different images."""
+        return len({each.example.key for each in self.scanned})
+
+    @property
+    def captions(self) -> list[str]:
+        """All captions, with their triggers."""
+        return [with_trigger(text, each.example.trigger) for each in self.scanned for text in each.captions]
+
+    def check_masks(self) -> None:
+        """Check that masks were found, if they were asked for.
+
+        Raises:
+            InputError: no image has one.
+        """
+        asked = next((each.masks for each in self.settings.all_sources if each.masks), None)
+        if asked is not None and all(each.mask is None for each in self.scanned):
+            raise InputError(f"masks is {shown(asked)}, but no image has one")
+
+    def digests(self) -> dict[str, Any]:
+        """Return what decides the batches beside the settings: images and captions, in their order."""
+        images = [(each.digest, each.mask, each.control, each.example.repeats) for each in self.scanned]
+        return {
+            "images": len(self.scanned),
+            "images_digest": digest_of(repr(images).encode()),
+            "captions_digest": digest_of(repr([each.captions for each in self.scanned]).encode()),
+        }
+
+    def check_unchanged(self, report: Path) -> None:
+        """Check that the data are those of an earlier start, by the report that it wrote.
+
+        Raises:
+            ConflictError: they are others.
+        """
+        before = read_json(report).get("read_as") if report.exists() else None
+        now = self.digests()
+        if not isinstance(before, dict) or before == now:  # older versions recorded none
+            return
+        kinds = [
+            kind for kind in ("images", "captions") if before.get(f"{kind}_digest") != now[f"{kind}_digest"]
+        ]
+        changed = f"{' and '.join(kinds)} changed"
+        if before.get("images") != now["images"]:
+            changed = f"{before.get('images')} usable images then, {now['images']} now"
+        where = ", ".join(each.path for each in self.settings.all_sources)
+        raise ConflictError(
+            f"{shown(where)} is not as it was when the run in {named(report.parent)} began: {changed}; "
+            "restore it, or begin a new run in another folder"
+        )
+
+
+def scan_data(
+    settings: DataSettings, *, cache: Path, report: Path | None = None, captions: Sequence[str] = (),
+    resumed: bool = False,
+) -> ScannedData:  # fmt: skip
+    """List a source, and check its images and captions; nothing is encoded.
+
+    Args:
+        settings: of the data.
+        cache: folder for converted tables.
+        report: as in ``open_data``; None to write none.
+        captions: as in ``open_data``.
+        resumed: as in ``open_data``.
+
+    Raises:
+        InputError: as ``open_data``.
+    """
+    if report is not None:
+        check_renewable(report)
+    examples = open_sources(settings.all_sources, settings.columns, cache=cache)
+    if captions:
+        examples = [replace(each, captions=partial(tuple, captions)) for each in examples]
+    scanned, found = scan(
+        examples, min_side=settings.min_side or settings.size // 4, caption_lines=settings.caption_lines
+    )
+    data = ScannedData(settings=settings, scanned=scanned, found=found)
+    if resumed and report is not None:
+        data.check_unchanged(report)
+    _check_report(found, settings, report)
+    if data.seen > _MOST_SEEN:
+        raise InputError(f"repeats make {data.seen} images in a pass: at most {_MOST_SEEN} are allowed")
+    _warn_of_crops(data)
+    return data
+
+
+def _warn_of_crops(data: ScannedData) -> None:
+    """Warn of images that lose more than half of their area to the crop."""
+    cropped: list[str] = []
+    for each in _place_all(data.scanned, data.settings, seed=0):
+        resized, bucket = each.placement.resized, each.placement.bucket
+        if bucket.height * bucket.width < _LEAST_KEPT * resized.height * resized.width:
+            cropped.append(each.scanned.example.key)
+    if cropped:
+        warnings.warn(
+            f"{counted(len(cropped), 'image')} with more than half cropped ({first_few(cropped)}): no bucket "
+            f"is as long (max_ratio is {data.settings.max_ratio:g})",
+            stacklevel=3,
+        )
+
+
 def open_data(
     settings: DataSettings,
     *,
@@ -289,6 +413,7 @@ def open_data(
     seed: int,
     captions: Sequence[str] = (),
     words: Words = (),
+    resumed: bool = False,
 ) -> PictureBatches:
     """Scan a source, encode what the caches lack, and return its batches.
 
@@ -304,22 +429,30 @@ def open_data(
         seed: of crops, order, captions and caption dropout.
         captions: of every image instead of its own, of which each use draws one.
         words: see ``PictureBatches``; embeddings that are cached have none.
+        resumed: whether ``report`` is of the run that is continued, which needs the same data.
 
     Raises:
-        InputError: there is no such source, or too many of its examples are unusable.
+        InputError: there is no such source, too many of its examples are unusable, or the data of a run that
+            is continued have changed.
     """
-    check_renewable(report)
-    dtype = DTYPES[settings.dtype]
-    examples = open_sources(settings.all_sources, settings.columns, cache=cache)
-    if captions:
-        examples = [replace(each, captions=partial(tuple, captions)) for each in examples]
-    scanned, found = scan(
-        examples, min_side=settings.min_side or settings.size // 4, caption_lines=settings.caption_lines
+    data = scan_data(settings, cache=cache, report=report, captions=captions, resumed=resumed)
+    return encode_data(
+        data, vae=vae, text=text, cache=cache, report=report, batch_size=batch_size, seed=seed, words=words
     )
-    _check_report(found, settings, report)
-    _check_repeats(scanned)
 
-    pictures = _place_all(scanned, settings, seed)
+
+def encode_data(
+    data: ScannedData, *, vae: VAE, text: TextEncoders, cache: Path, report: Path, batch_size: int, seed: int,
+    words: Words = (),
+) -> PictureBatches:  # fmt: skip
+    """Encode what the caches lack of scanned data, and return their batches; see ``open_data``.
+
+    Raises:
+        InputError: too many images cannot be decoded.
+    """
+    settings, found = data.settings, data.found
+    dtype = DTYPES[settings.dtype]
+    pictures = _place_all(data.scanned, settings, seed)
     latents = latents_cache(cache, vae, dtype)
     both = [*pictures, *(each.mirror for each in pictures)] if settings.flip else pictures
     troubles = encode_pictures(both, vae, latents, dtype)
@@ -350,36 +483,21 @@ def open_data(
         report=found,
         words=words,
     )
-    _write_report(report, batches.facts())
+    _write_report(report, {**batches.facts(), "read_as": data.digests()})
     if found.count:
         warnings.warn(f"{found}; the list is in {named(report)}", stacklevel=2)
     return batches
 
 
-def count_images(settings: DataSettings) -> int:
-    """Return the number of images in a pass, each as often as it is repeated; none is opened or checked.
-
-    Raises:
-        InputError: there is no such source.
-    """
-    with tempfile.TemporaryDirectory() as cache:
-        examples = open_sources(settings.all_sources, settings.columns, cache=Path(cache))
-    return sum(each.repeats for each in examples)
-
-
-def _check_report(found: Report, settings: DataSettings, path: Path) -> None:
+def _check_report(found: Report, settings: DataSettings, path: Path | None) -> None:
     """Raise ``InputError`` if too many examples are unusable, after writing the report."""
     try:
         found.check(settings.max_unusable)
-    except InputError:
+    except InputError as error:
+        if path is None:
+            raise
         _write_report(path, found.facts())
-        raise
-
-
-def _check_repeats(scanned: Sequence[Scanned]) -> None:
-    seen = sum(each.example.repeats for each in scanned)
-    if seen > _MOST_SEEN:
-        raise InputError(f"repeats make {seen} images in a pass: at most {_MOST_SEEN} are allowed")
+        raise InputError(f"{error}; the list is in {named(path)}") from None
 
 
 def _with_variants(picture: Placed, settings: DataSettings) -> Placed:

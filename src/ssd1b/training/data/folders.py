@@ -185,4 +185,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _text(path: Path) -> list[str]:
-    return [decoded(read(path))]
+    try:
+        return [decoded(read(path))]
+    except Unusable as trouble:  # the report names the image
+        raise Unusable(f"{path.suffix} file: {trouble}") from None

@@ -11,7 +11,7 @@ from ssd1b.progress import progress_bar
 from ssd1b.training.data.captions import lines_of
 from ssd1b.training.data.examples import Example, Unusable
 from ssd1b.training.data.pictures import Size, digest_of, is_transparent, size_of
-from ssd1b.validation import Text, check
+from ssd1b.validation import MAX_TEXT, Text, check
 from ssd1b.weights.files import first_few
 
 MAX_CAPTIONS = 1000
@@ -74,7 +74,7 @@ class Report:
     def __str__(self) -> str:
         """Describe the problems in one line, the most frequent one first."""
         by_number = sorted(self.unusable.items(), key=lambda each: -len(each[1]))
-        kinds = "; ".join(f"{len(keys)} {reason} ({first_few(keys)})" for reason, keys in by_number)
+        kinds = "; ".join(f"{reason} ({len(keys)}: {first_few(keys)})" for reason, keys in by_number)
         return f"{self.count} of {self.total} images cannot be used" + (f": {kinds}" if kinds else "")
 
     def facts(self) -> dict[str, Any]:
@@ -155,10 +155,12 @@ def _checked_caption(caption: str) -> str:
     caption = caption.strip()
     if not caption:
         raise Unusable("caption empty")
+    if len(caption) > MAX_TEXT:
+        raise Unusable(f"caption longer than {MAX_TEXT} characters")
     try:
         return check("caption", caption, Text)
     except InputError as error:
-        raise Unusable("caption too long or no text") from error
+        raise Unusable("caption with a null or an invalid character") from error
 
 
 def in_threads(function: Callable[[Item], Result], items: Sequence[Item], *, label: str) -> Iterator[Result]:

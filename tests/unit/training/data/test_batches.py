@@ -16,12 +16,12 @@ from PIL import Image
 
 from picture_files import as_bytes, smooth
 from ssd1b.edges import canny
-from ssd1b.errors import FailedError, InputError
+from ssd1b.errors import ConflictError, FailedError, InputError
 from ssd1b.models.text import FIRST_VECTOR, Conditioning, TextEncoders
 from ssd1b.models.vae import VAE
 from ssd1b.pipeline import Pipeline
 from ssd1b.training.data import batches as batches_module
-from ssd1b.training.data.batches import DataSettings, PictureBatches, open_data
+from ssd1b.training.data.batches import DataSettings, PictureBatches, open_data, scan_data
 from ssd1b.training.data.encoding import read
 from ssd1b.training.data.pictures import decode_and_crop
 from ssd1b.training.objective import Objective
@@ -103,7 +103,9 @@ def test_batches_hold_what_a_fresh_look_at_the_files_gives(
     opened: Callable[..., PictureBatches], mini: Pipeline, source: Path, tmp_path: Path
 ) -> None:
     batches = opened(caption_dropout=0)
-    assert json.loads((tmp_path / "report.json").read_text()) == {
+    facts = json.loads((tmp_path / "report.json").read_text())
+    assert facts.pop("read_as")["images"] == 6
+    assert facts == {
         "pictures": 6, "unusable": {}, "buckets": {"80x48": 4, "64x64": 2},
     }  # fmt: skip
     seen = set()
@@ -211,9 +213,12 @@ def test_what_cannot_be_decoded_is_left_out_and_counted(
     cut = (source / "2.png").read_bytes()
     (source / "2.png").write_bytes(cut[: len(cut) * 2 // 3])  # its header is whole
     (source / "5.txt").unlink()
-    with pytest.raises(InputError, match=r"^2 of 6 images .*; allowed are 30% \(max_unusable\)$") as error:
+    with pytest.raises(
+        InputError,
+        match=r"^2 of 6 images .*; allowed are 30% \(max_unusable\); the list is in .*report\.json$",
+    ) as error:
         opened(max_unusable=0.3)
-    assert "1 picture damaged (2.png)" in str(error.value)
+    assert "picture damaged (1: 2.png)" in str(error.value)
     with pytest.warns(UserWarning, match=r"2 of 6 images cannot be used.*2\.png.*report\.json"):
         batches = opened(max_unusable=0.5)
     assert batches.report.unusable == {"caption missing": ["5.png"], "picture damaged": ["2.png"]}
@@ -223,6 +228,28 @@ def test_what_cannot_be_decoded_is_left_out_and_counted(
     for step in range(6):
         assert again.order[step] == batches.order[step]
         assert again[step].latents.equal(batches[step].latents)
+
+
+def test_a_continued_run_refuses_other_data(
+    opened: Callable[..., PictureBatches], source: Path, tmp_path: Path
+) -> None:
+    settings, report = opened().settings, tmp_path / "report.json"
+
+    def check() -> None:
+        scan_data(settings, cache=tmp_path / "cache", report=report, resumed=True)
+
+    check()
+    (source / "0.png").write_bytes(as_bytes(smooth(96, 48, 9)))
+    with pytest.raises(ConflictError, match="began: images changed; restore"):
+        check()
+    (source / "0.txt").write_text("another caption")
+    with pytest.raises(ConflictError, match="images and captions changed"):
+        check()
+    (source / "1.png").unlink()
+    with pytest.raises(ConflictError, match="6 usable images then, 5 now"):
+        check()
+    (tmp_path / "older.json").write_text('{"pictures": 6}')
+    scan_data(settings, cache=tmp_path / "cache").check_unchanged(tmp_path / "older.json")
 
 
 def test_captions_and_dropout_are_drawn_by_the_step(mini: Pipeline, tmp_path: Path) -> None:
@@ -395,7 +422,7 @@ def test_masks_weigh_the_cells_of_their_images(
     elsewhere = pickle.loads(pickle.dumps(batches))
     assert elsewhere.settings == batches.settings
     (source / "1.mask.png").write_bytes(as_bytes(left)[:70])
-    with pytest.warns(UserWarning, match=r"mask: picture damaged \(1\.png\)"):
+    with pytest.warns(UserWarning, match=r"mask: picture damaged \(1: 1\.png\)"):
         assert opened(masks="beside", max_unusable=0.5).masks is None
 
 
@@ -489,7 +516,7 @@ def test_control_images_are_cropped_and_mirrored_as_their_images(
     together = opened(**given, batch_size=4)
     assert all(together[step].controls.shape[:2] == (4, 3) for step in range(3)), "grey beside colours"
     (folder / "3.webp").unlink()
-    with pytest.warns(UserWarning, match=r"1 of 6 images cannot be used: 1 control: missing \(3\.png\)"):
+    with pytest.warns(UserWarning, match=r"1 of 6 images cannot be used: control: missing \(1: 3\.png\)"):
         assert opened(**given, max_unusable=0.5).different == 5
-    with pytest.raises(InputError, match=r"1 control: missing \(3\.png\); allowed are 10%"):
+    with pytest.raises(InputError, match=r"control: missing \(1: 3\.png\); allowed are 10%"):
         opened(**given)

@@ -49,6 +49,7 @@ def test_a_folder_with_text_files(tmp_path: Path) -> None:
         "g.png": b"<html>", "g.txt": "no picture",
         "h.webp": as_bytes(smooth(40, 8), "WEBP"), "h.txt": "flat",
         "i.png": PNG, "i.txt": "x" * 10_001,
+        "j.png": PNG, "j.txt": "a\0b",
         "notes.txt": "of nothing", ".hidden.png": PNG,
     })  # fmt: skip
     good, bad = scanned(opened(folder))
@@ -56,11 +57,12 @@ def test_a_folder_with_text_files(tmp_path: Path) -> None:
     assert bad == {
         "caption missing": ["c.png"],
         "caption empty": ["d.png"],
-        "caption is not UTF-8": ["e.png"],
+        ".txt file: caption is not UTF-8": ["e.png"],
         "picture damaged": ["f.png"],
         "no PNG, JPEG or WebP": ["g.png"],
         "picture smaller than 16 pixels": ["h.webp"],
-        "caption too long or no text": ["i.png"],
+        "caption longer than 10000 characters": ["i.png"],
+        "caption with a null or an invalid character": ["j.png"],
     }
 
 

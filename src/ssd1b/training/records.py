@@ -1,0 +1,39 @@
+"""What decides a run, as recorded in its folder, compared with what a continued run was given."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ssd1b.errors import shown
+
+_NAMED, _WIDTH = 3, 60
+"""Most settings that a message names, and most characters of a value there."""
+
+
+def differences(given: Mapping[str, Any], recorded: Mapping[str, Any], where: str) -> str | None:
+    """Say which settings differ from the recorded ones; None if none does.
+
+    Args:
+        given: settings and tables of settings, as JSON has them.
+        recorded: likewise; other entries than those of ``given`` are passed over.
+        where: what was recorded, such as "the run in out".
+    """
+    ours, theirs = dict(_flat(given)), dict(_flat({name: recorded.get(name) for name in given}))
+    other = [name for name in (*ours, *theirs) if ours.get(name) != theirs.get(name)]
+    other = [*dict.fromkeys(other)]
+    if not other:
+        return None
+    told = [f"{name} is {_said(ours, name)}, {where} has {_said(theirs, name)}" for name in other[:_NAMED]]
+    return "; ".join([*told, *([f"and {len(other) - _NAMED} more"] if len(other) > _NAMED else [])])
+
+
+def _said(values: Mapping[str, Any], name: str) -> str:
+    value = values.get(name)
+    return "none" if value is None else shown(value, _WIDTH)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        inside = isinstance(value, Mapping) and bool(value)
+        found += _flat(value, f"{prefix}{name}.") if inside else [(prefix + name, value)]
+    return found
