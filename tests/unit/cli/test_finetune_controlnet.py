@@ -108,7 +108,7 @@ def test_a_controlnet_starts_as_nothing_and_learns_alone(run, tmp_path, model, p
     assert drawn[0] != drawn[1]
 
     again = run(*call(model, pictures, controls="beside", out="out"), "--resume")
-    assert again.code == 2 and "a run with other settings" in again.err
+    assert again.code == 2 and "data.controls is 'beside', the run in out has 'edges'" in again.err
     # Training goes on from a ControlNet, whose layout is its own.
     further = run(*call(model, pictures, "--init-control", "out/controlnet", out="further", steps=1))
     assert further.code == 0, further.err
