@@ -18,6 +18,7 @@ from ssd1b.distill.teacher import objective_of, teacher_record
 from ssd1b.distill.train import distill, student_of
 from ssd1b.distill.validation import make_sample_validator
 from ssd1b.errors import ConflictError, InputError
+from ssd1b.files import named
 from ssd1b.layouts import UNetLayout
 from ssd1b.model import Model
 from ssd1b.models.text import TextEncoders
@@ -30,6 +31,7 @@ from ssd1b.training.checkpoints import FOLDER as CHECKPOINTS
 from ssd1b.training.digests import digest_of_modules, digest_of_tensors
 from ssd1b.training.precision import training_dtype
 from ssd1b.training.processes import Group, check_shares, is_visible
+from ssd1b.training.records import differences
 from ssd1b.training.settings import LoopSettings
 from ssd1b.weights.files import read_json, read_tensors, write_json, write_tensors
 from ssd1b.weights.keymap import PARTS
@@ -125,11 +127,8 @@ def record_config(path: Path, config: Mapping[str, Any], *, begun: bool) -> None
         with renewing(path) as aside:
             write_json(aside, {**plain, "ssd1b_version": version("ssd1b")})
         return
-    there = read_json(path)
-    if other := [name for name in plain if there.get(name) != plain[name]]:
-        raise ConflictError(
-            f"{path.parent} contains a run with other {', '.join(other)}: name another folder"
-        )
+    if other := differences(plain, read_json(path), f"the run in {named(path.parent)}"):
+        raise ConflictError(f"{other}: a run is continued with its own settings; or name another folder")
 
 
 def has_run(out: Path) -> bool:

@@ -35,7 +35,7 @@ from ssd1b.training.batches import Batches, LatentBatch
 from ssd1b.training.checkpoints import FOLDER as CHECKPOINTS
 from ssd1b.training.data.batches import PictureBatches, encode_data, scan_data
 from ssd1b.training.digests import digest_of_modules
-from ssd1b.training.kernels import use_fast_cpu_kernels, use_fast_cpu_text_kernels
+from ssd1b.training.kernels import COMPILED_STEPS, use_fast_cpu_kernels, use_fast_cpu_text_kernels
 from ssd1b.training.logs import FILE as LOG_FILE
 from ssd1b.training.loop import Validate, train
 from ssd1b.training.objective import Objective
@@ -45,8 +45,6 @@ from ssd1b.training.records import differences
 from ssd1b.weights.files import read_json
 
 CONFIG_FILE = "finetune.json"
-_COMPILED_STEPS = 200
-"""Fewest steps for which faster steps on a CPU pay for the compiler's minute."""
 
 
 def finetune(
@@ -256,7 +254,7 @@ def _speed_up(networks: Networks, settings: FinetuneSettings, dtype: torch.dtype
         if isinstance(network, TextEncoder):
             use_fast_cpu_text_kernels(network)
     # A compiled block cannot be recomputed, and compiling takes a minute.
-    if settings.train.steps >= _COMPILED_STEPS and not settings.train.gradient_checkpointing:
+    if settings.train.steps >= COMPILED_STEPS and not settings.train.gradient_checkpointing:
         # Blocks of a ControlNet and of its UNet, with gradients and without, need more compilations than
         # torch allows.
         for network in filter(None, (networks.unet, networks.controlnet)):

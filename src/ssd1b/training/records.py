@@ -1,7 +1,7 @@
 """What decides a run, as recorded in its folder, compared with what a continued run was given."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from ssd1b.errors import shown
 
@@ -18,12 +18,11 @@ def differences(given: Mapping[str, Any], recorded: Mapping[str, Any], where: st
         where: what was recorded, such as "the run in out".
     """
     ours, theirs = dict(_flat(given)), dict(_flat({name: recorded.get(name) for name in given}))
-    other = [name for name in (*ours, *theirs) if ours.get(name) != theirs.get(name)]
-    other = [*dict.fromkeys(other)]
+    other = [name for name in dict.fromkeys([*ours, *theirs]) if ours.get(name) != theirs.get(name)]
     if not other:
         return None
-    told = [f"{name} is {_said(ours, name)}, {where} has {_said(theirs, name)}" for name in other[:_NAMED]]
-    return "; ".join([*told, *([f"and {len(other) - _NAMED} more"] if len(other) > _NAMED else [])])
+    first = [f"{name} is {_said(ours, name)}, {where} has {_said(theirs, name)}" for name in other[:_NAMED]]
+    return "; ".join([*first, *([f"and {len(other) - _NAMED} more"] if len(other) > _NAMED else [])])
 
 
 def _said(values: Mapping[str, Any], name: str) -> str:
@@ -32,8 +31,14 @@ def _said(values: Mapping[str, Any], name: str) -> str:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """List values by path, such as "stages.2.train.steps"; tables and lists of tables are entered."""
     found: list[tuple[str, Any]] = []
     for name, value in values.items():
-        inside = isinstance(value, Mapping) and bool(value)
-        found += _flat(value, f"{prefix}{name}.") if inside else [(prefix + name, value)]
+        inside = value
+        if isinstance(value, list) and all(isinstance(each, Mapping) for each in cast(list[Any], value)):
+            inside = {str(number): each for number, each in enumerate(cast(list[Any], value), 1)}
+        if isinstance(inside, Mapping) and inside:
+            found += _flat(cast(Mapping[str, Any], inside), f"{prefix}{name}.")
+        else:
+            found.append((prefix + name, value))
     return found

@@ -97,7 +97,7 @@ def test_a_student_is_made_in_stages_and_opens_in_both_formats(run, tmp_path, te
     refused = run(*call)
     assert refused.code == 2 and "already contains a run: continue it with --resume" in refused.err
     other = run(*call, "--resume", "--seed", 5)
-    assert other.code == 2 and "other stages" in other.err
+    assert other.code == 2 and "stages.1.train.seed is 5, the run in" in other.err
 
     result = run(*call, "--resume")
     assert (result.code, result.out.split()) == (0, ["out/model", "out/model.safetensors"]), result.err

@@ -176,7 +176,7 @@ def test_a_folder_that_holds_a_distillation_is_gone_on_with_only_if_asked(refuse
     (tmp_path / "out/distill.json").write_text('{"teachers": []}')
     call = ["distill", *MINI, "--student", "ssd-1b"]
     assert "out already contains a run: continue it with --resume" in refuse(*call)
-    assert "out contains a run with other teachers" in refuse(*call, "--resume")
+    assert "the run in out has none" in refuse(*call, "--resume")
 
 
 def test_a_teacher_of_another_world(refuse, tiny_model):
