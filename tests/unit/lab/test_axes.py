@@ -120,7 +120,7 @@ def test_other_names(written: str, name: str) -> None:
 def test_what_is_wrong_is_said_in_a_line(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message.replace("(", r"\(").replace("+", r"\+")) as error:
         parse_axis(text)
-    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
 @given(st.sampled_from(AXES), st.text(max_size=60))
