@@ -151,7 +151,7 @@ Tensors = dict[str, Tensor]
          "1 tensors are unknown: x"),
         ("sdxl", lambda t: t.pop("input_hint_block.0.weight"), "conv_in.weight is missing"),
         ("sdxl", lambda t: t.pop("middle_block_out.0.bias"), "1 tensors are missing: controlnet_mid_block"),
-        ("sdxl", lambda t: t["input_blocks.4.1.proj_in.up"].fill_(torch.nan), "hold NaN or infinity"),
+        ("sdxl", lambda t: t["input_blocks.4.1.proj_in.up"].fill_(torch.nan), "NaN or infinity in 1 tensor"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_in_one_line(
