@@ -137,6 +137,18 @@ def test_a_signal_that_arrives_just_before_the_main_thread_waits_is_sent_again(t
     assert (done.returncode, done.stderr) == (130, b"interrupted\n")
 
 
+def test_an_interrupt_of_which_compiled_code_made_another_exception(tmp_path):
+    code = (
+        "import signal; from ssd1b.cli import process\n"
+        "def main():\n"
+        "    try: signal.raise_signal(signal.SIGINT)\n"
+        "    except KeyboardInterrupt: raise ValueError('validator') from None\n"
+        "process.main = main; raise SystemExit(process.run())"
+    )
+    done = _with_default_signals([sys.executable, "-c", code], tmp_path)
+    assert (done.returncode, done.stderr) == (130, b"interrupted\n")
+
+
 def test_control_c_while_modules_are_imported(tmp_path):
     """torch among them; before our handler is there, Python itself may print a traceback."""
     begun = (

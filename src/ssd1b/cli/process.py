@@ -67,12 +67,16 @@ def run() -> int:
     _handle_signals()
     try:
         return main()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)  # noqa: T201
-        return INTERRUPTED
-    except SystemExit as ended:  # by a signal
-        print("terminated", file=sys.stderr)  # noqa: T201
-        return ended.code if isinstance(ended.code, int) else 1
+    except BaseException as error:
+        # Compiled code, such as pydantic's builder of validators, makes another exception of an interrupt.
+        ended = _raised[-1] if _raised and isinstance(error, Exception) else error
+        if isinstance(ended, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)  # noqa: T201
+            return INTERRUPTED
+        if isinstance(ended, SystemExit):  # by a signal
+            print("terminated", file=sys.stderr)  # noqa: T201
+            return ended.code if isinstance(ended.code, int) else 1
+        raise
     finally:
         _waiting.clear()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to interrupt
@@ -106,6 +110,9 @@ def _handle_signals() -> None:
 _waiting: set[int] = set()
 """Numbers of signals that are to be raised as soon as they can be."""
 
+_raised: list[BaseException] = []
+"""Exceptions that handlers of signals raised."""
+
 _sent_again: set[int] = set()
 """Those of ``_waiting`` that were sent again and did not arrive yet."""
 
@@ -125,7 +132,8 @@ def _raising(kind: type[BaseException], *arguments: object) -> Callable[[int, Fr
             _raise_later(number)
         else:
             _waiting.discard(number)
-            raise kind(*arguments)
+            _raised.append(kind(*arguments))
+            raise _raised[-1]
 
     return handle
 

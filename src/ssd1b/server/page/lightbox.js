@@ -5,7 +5,7 @@ import { Dialog } from "./modal.js";
 import { Icon, IconButton, nameOf, Picture, shownValue } from "./parts.js";
 import { Actions } from "./result.js";
 import { note, now, set, undoLast, useStore } from "./store.js";
-import { html, useEffect, useRef, useState } from "./vendor/preact.js";
+import { html, useRef, useState } from "./vendor/preact.js";
 
 const ORDER = [
   "negative_prompt", "seed", "steps", "guidance_scale", "guidance_rescale", "guidance_interval", "feature_reuse", "sampler",
@@ -47,11 +47,10 @@ function Wipe({ left, right, fit }) {
     slide.current.value = (100 * (event.clientX - box.left)) / box.width;
     at(slide.current.value);
   };
-  useEffect(() => at(50), []);
   return html`
     <div class="wiping">
       <div class="wipe ${fit ? "fitted" : ""}" ref=${stage} onPointerDown=${drag} onPointerMove=${drag}
-        style=${fit ? { "--ratio": right.settings.width / right.settings.height, "--fit": fit } : {}}>
+        style=${{ "--at": "50%", ...(fit ? { "--ratio": right.settings.width / right.settings.height, "--fit": fit } : {}) }}>
         <${Picture} path=${right.url} alt="Right: ${right.settings.prompt}, seed ${right.settings.seed}" />
         <${Picture} path=${left.url} class="over" alt=${left.settings ? `Left: ${left.settings.prompt}, seed ${left.settings.seed}` : "Left: the picture before"} />
         <span class="edge" aria-hidden="true"></span>
