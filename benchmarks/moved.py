@@ -21,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
-from subjects import GENTLE, LARGER, MODEL, Method, dashed, draw, load, rate, train
+from subjects import GENTLE, LARGER, MODEL, Method, dashed, draw, estimates, load, rate, train
 
 from ssd1b.adapters.low_rank import decompose
 from ssd1b.adapters.names import modules
 from ssd1b.evaluate.reconstruction import reconstruct
-from ssd1b.evaluate.statistics import difference, estimate
+from ssd1b.evaluate.statistics import estimate
 from ssd1b.loras import TRANSFERS
 from ssd1b.model import Model
 from ssd1b.pipeline import Pipeline
@@ -180,13 +180,7 @@ def main() -> None:
                 "kept": adapter.right(kept, draw(pipeline, kept, settings)),
             }
             before = rows.get("before" if pipeline is base else f"before, {LARGER}", row)
-            row["estimates"] = {
-                what: {
-                    "share": estimate(row[what])._asdict(),
-                    "change": difference(before[what], row[what])._asdict(),
-                }
-                for what in ("effect", "kept")
-            }
+            row["estimates"] = estimates(row, before, ("effect", "kept"))
             rows[run] = row
             sheet = np.concatenate(list(images[:SHOWN]), axis=1)
             Image.fromarray(sheet).save(folder / f"{dashed(run)}.png")

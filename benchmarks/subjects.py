@@ -161,18 +161,23 @@ def main() -> None:
                     "validation": validation_losses(run),
                 }
                 before = rows.get(BEFORE_LARGER if draws_larger(method) else "before", row)
-                row["estimates"] = {
-                    what: {
-                        "share": estimate(row[what])._asdict(),
-                        "change": difference(before[what], row[what])._asdict(),
-                    }
-                    for what in ("subject", "others")
-                }
+                row["estimates"] = estimates(row, before, ("subject", "others"))
                 rows[name] = row
                 sheet = np.concatenate(list(images[:SHOWN]), axis=1)
                 Image.fromarray(sheet).save(given.out / f"{dashed(f'{key}-{name}')}.png")
                 result.write_text(json.dumps(found) + "\n")
                 print(key, name, trained, json.dumps(row["estimates"]), flush=True)
+
+
+def estimates(row: dict[str, Any], before: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Estimate the share of each list of answers, and its change from those before."""
+    return {
+        name: {
+            "share": estimate(row[name])._asdict(),
+            "change": difference(before[name], row[name])._asdict(),
+        }
+        for name in names
+    }
 
 
 def dashed(name: str) -> str:

@@ -169,9 +169,9 @@ GROUPS = [name for name in COMMANDS if isinstance(cli.get_command(CONTEXT, name)
 def test_a_group_without_a_command_prints_its_help(name, capsys):
     """On standard error with exit code 2, as uv does; ssd1b itself answers with its help."""
     assert main([name]) == 2
-    told = capsys.readouterr()
+    captured = capsys.readouterr()
     assert main([name, "--help"]) == 0
-    assert (told.out, told.err) == ("", capsys.readouterr().out)
+    assert (captured.out, captured.err) == ("", capsys.readouterr().out)
 
 
 def test_every_command_bears_its_name():

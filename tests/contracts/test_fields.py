@@ -1,4 +1,4 @@
-"""What a server says names the fields of its API, and not the options of the command line."""
+"""Messages of the server name API fields, not command-line options."""
 
 import ast
 import re

@@ -48,7 +48,7 @@ INTERRUPTED = 130
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 _COMPILER_FAILED = re.compile(r"(?:\w+: )?CppCompileError: .*?Output:\s*(?P<output>.*)", re.DOTALL)
-"""What torch raises if a C++ compiler fails, with its command and output; torch is not imported for it."""
+"""torch's error when a C++ compiler fails, matched as text so that torch need not be imported."""
 
 _SMALLER = "out of memory: take a smaller --size, 16 bits (--dtype bf16) or a smaller --model"
 

@@ -115,7 +115,7 @@ ELSEWHERE: Mapping[str, str] = {
         "the server was started with it",
     ),
 }
-"""What the command line has as options and a job does not have as fields, and what has it instead."""
+"""Command-line options that are not fields of a job, each with its replacement."""
 
 
 def client_settings(settings: GenerationSettings) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What decides a run, as recorded in its folder, compared with what a continued run was given."""
+"""Compare the recorded configuration of a run with the one it is resumed with."""
 
 from collections.abc import Mapping
 from typing import Any, cast
