@@ -137,16 +137,30 @@ def test_a_signal_that_arrives_just_before_the_main_thread_waits_is_sent_again(t
     assert (done.returncode, done.stderr) == (130, b"interrupted\n")
 
 
-def test_an_interrupt_of_which_compiled_code_made_another_exception(tmp_path):
+@pytest.mark.parametrize("kind", ["ValueError", "InputError"])
+def test_an_interrupt_that_compiled_code_replaced_by_an_error(tmp_path, kind):
     code = (
-        "import signal; from ssd1b.cli import process\n"
-        "def main():\n"
+        "import signal; from ssd1b.cli import app, process; from ssd1b.errors import InputError\n"
+        "def invoke(context):\n"
         "    try: signal.raise_signal(signal.SIGINT)\n"
-        "    except KeyboardInterrupt: raise ValueError('validator') from None\n"
-        "process.main = main; raise SystemExit(process.run())"
+        f"    except KeyboardInterrupt: raise {kind}('no Unicode') from None\n"
+        "app.cli.invoke = invoke; raise SystemExit(process.run())"
+    )
+    done = _with_default_signals([sys.executable, "-c", code, "env"], tmp_path)
+    assert (done.returncode, done.stderr) == (130, b"interrupted\n")
+
+
+def test_an_interrupt_during_a_validation_waits_for_its_end(tmp_path):
+    code = (
+        "import signal, time; from ssd1b.cli import process\n"
+        "from pydantic import AfterValidator, TypeAdapter; from typing import Annotated\n"
+        "def check(value): signal.raise_signal(signal.SIGINT); print('checked'); return value\n"
+        "number = TypeAdapter(Annotated[int, AfterValidator(check)])\n"
+        "process.main = lambda: (number.validate_python(3), time.sleep(60))\n"
+        "raise SystemExit(process.run())"
     )
     done = _with_default_signals([sys.executable, "-c", code], tmp_path)
-    assert (done.returncode, done.stderr) == (130, b"interrupted\n")
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"checked\n", b"interrupted\n")
 
 
 def test_control_c_while_modules_are_imported(tmp_path):

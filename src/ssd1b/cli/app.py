@@ -53,6 +53,10 @@ _COMPILER_FAILED = re.compile(r"(?:\w+: )?CppCompileError: .*?Output:\s*(?P<outp
 _SMALLER = "out of memory: take a smaller --size, 16 bits (--dtype bf16) or a smaller --model"
 
 
+raised_by_signals: list[BaseException] = []
+"""Exceptions that the handlers of signals raised in this process, the last one last."""
+
+
 class Group(click.Group):
     """A group whose error for an unknown command names the nearest one."""
 
@@ -118,9 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     try:
-        with cli.make_context("ssd1b", list(sys.argv[1:] if arguments is None else arguments)) as context:
-            cli.invoke(context)
-        sys.stdout.flush()
+        _invoke(list(sys.argv[1:] if arguments is None else arguments))
         return 0
     except click.exceptions.Exit as done:  # --help and --version
         return done.exit_code
@@ -142,6 +144,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if explanation is None:
             raise
         return _fail(explanation)
+
+
+def _invoke(arguments: list[str]) -> None:
+    try:
+        with cli.make_context("ssd1b", arguments) as context:
+            cli.invoke(context)
+        sys.stdout.flush()
+    except Exception as error:
+        # Compiled code may have replaced an interrupt by an error, and our code that error by another one.
+        if raised_by_signals:
+            raise raised_by_signals[-1] from error
+        raise
 
 
 def _explain(error: Exception) -> str | None:

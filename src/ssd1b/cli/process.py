@@ -6,6 +6,7 @@ in any process.
 
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from ssd1b.cli.app import INTERRUPTED, main
+from ssd1b.cli.app import INTERRUPTED, main, raised_by_signals
 from ssd1b.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ _ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasat
 SPINS = "10000"
 """Spins of a GNU OpenMP thread before it sleeps: about 0.1 ms, the time between two operations. The default
 is thirty times as long, during which a waiting thread keeps a core that the last working one may need."""
+
+
+_PYDANTIC = re.compile(r"[/\\]pydantic[/\\]")
+"""Found in the name of each of pydantic's files."""
 
 
 class _Output(io.FileIO):
@@ -67,16 +72,12 @@ def run() -> int:
     _handle_signals()
     try:
         return main()
-    except BaseException as error:
-        # Compiled code, such as pydantic's builder of validators, makes another exception of an interrupt.
-        ended = _raised[-1] if _raised and isinstance(error, Exception) else error
-        if isinstance(ended, KeyboardInterrupt):
-            print("interrupted", file=sys.stderr)  # noqa: T201
-            return INTERRUPTED
-        if isinstance(ended, SystemExit):  # by a signal
-            print("terminated", file=sys.stderr)  # noqa: T201
-            return ended.code if isinstance(ended.code, int) else 1
-        raise
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
+    except SystemExit as ended:  # by a signal
+        print("terminated", file=sys.stderr)  # noqa: T201
+        return ended.code if isinstance(ended.code, int) else 1
     finally:
         _waiting.clear()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to interrupt
@@ -110,37 +111,38 @@ def _handle_signals() -> None:
 _waiting: set[int] = set()
 """Numbers of signals that are to be raised as soon as they can be."""
 
-_raised: list[BaseException] = []
-"""Exceptions that handlers of signals raised."""
-
 _sent_again: set[int] = set()
 """Those of ``_waiting`` that were sent again and did not arrive yet."""
 
 
 def _raising(kind: type[BaseException], *arguments: object) -> Callable[[int, FrameType | None], None]:
-    """Return a handler that raises an exception as soon as no import is under way.
-
-    C++ that initialises a module may discard an exception, report another one, or abort the process.
-    """
+    """Return a handler that raises an exception as soon as it cannot get lost (see ``_loses``)."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         if number in _sent_again:
             _sent_again.discard(number)
             if number not in _waiting:  # it was raised meanwhile
                 return
-        if _importing(frame):
+        if _loses(frame):
             _raise_later(number)
         else:
             _waiting.discard(number)
-            _raised.append(kind(*arguments))
-            raise _raised[-1]
+            raised_by_signals.append(kind(*arguments))
+            raise raised_by_signals[-1]
 
     return handle
 
 
-def _importing(frame: FrameType | None) -> bool:
+def _loses(frame: FrameType | None) -> bool:
+    """Return whether the frame was called by compiled code that would replace an exception.
+
+    C++ that initialises a module may discard an exception, report another one, or abort the process; pydantic
+    may report that a value is invalid.
+    """
     while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib._bootstrap"):
+        if frame.f_code.co_filename.startswith("<frozen importlib._bootstrap") or _PYDANTIC.search(
+            frame.f_code.co_filename
+        ):
             return True
         frame = frame.f_back
     return False
