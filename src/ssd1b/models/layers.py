@@ -58,6 +58,14 @@ class TimestepEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(x)))
 
 
+def silu_(x: Tensor) -> Tensor:
+    """Apply SiLU, in place unless gradients are recorded.
+
+    A feature map of the VAE takes half a gigabyte at 1024x1024, and its first use as long as the operation.
+    """
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 class ResnetBlock(nn.Module):
     """Residual block: twice norm, SiLU and convolution, with the time embedding added in between.
 
@@ -84,11 +92,12 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """Apply the block; ``embedding`` is ``[B, time_channels]``."""
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(silu_(self.norm1(x)))
         if embedding is not None:
             h = h + self.time_emb_proj(F.silu(embedding))[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
-        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        h = self.conv2(silu_(self.norm2(h)))
+        x = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return h + x if torch.is_grad_enabled() else h.add_(x)
 
 
 class Downsample(nn.Module):

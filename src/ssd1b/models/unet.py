@@ -8,12 +8,18 @@ from itertools import repeat
 from typing import NamedTuple, TypeAlias, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssd1b.layouts import UNetLayout
 from ssd1b.models.attention import KeysValues, SpatialTransformer, TransformerBlock
-from ssd1b.models.layers import Downsample, ResnetBlock, TimestepEmbedding, Upsample, sinusoidal_embedding
+from ssd1b.models.layers import (
+    Downsample,
+    ResnetBlock,
+    TimestepEmbedding,
+    Upsample,
+    silu_,
+    sinusoidal_embedding,
+)
 from ssd1b.tensors import Latents, PooledEmbeds, PromptEmbeds, TimeIds, Timesteps, UNetLatents
 
 RESNET_EPS = 1e-5
@@ -210,7 +216,7 @@ class UNet(Encoder):
         x = down[0].down(x, embedding, contexts, skips, levels)
         x = deep(x) if deep_features is None else deep_features(x, deep)
         x = up[-1].up(x, embedding, contexts, skips)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(silu_(self.conv_norm_out(x)))
 
 
 def contexts_of(prompt_embeds: PromptEmbeds | PromptKV) -> Iterator[Tensor | KeysValues]:

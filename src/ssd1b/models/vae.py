@@ -8,12 +8,11 @@ import warnings
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssd1b.layouts import VAELayout
 from ssd1b.models.attention import Attention
-from ssd1b.models.layers import Downsample, ResnetBlock, Upsample
+from ssd1b.models.layers import Downsample, ResnetBlock, Upsample, silu_
 from ssd1b.tensors import Latents, Pixels
 
 EPS = 1e-6
@@ -203,7 +202,7 @@ class Encoder(nn.Module):
         x = self.conv_in(pixels)
         for stage in self.down_blocks:
             x = stage(x)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        return self.conv_out(silu_(self.conv_norm_out(self.mid_block(x))))
 
 
 class Decoder(nn.Module):
@@ -226,7 +225,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(latents))
         for stage in self.up_blocks:
             x = stage(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(silu_(self.conv_norm_out(x)))
 
 
 def _transitions(channels: tuple[int, ...]) -> list[tuple[int, int, bool]]:
