@@ -101,6 +101,10 @@ def advised(family: str, few_steps: Recognised | None = None) -> Advised:
     )  # fmt: skip
 
 
+FEW_STEP_SAMPLERS = ("lcm", "tcd")
+"""Samplers that add new noise at each step, for models that remove all of it at once."""
+
+
 class Condition(NamedTuple):
     """When settings have an effect.
 
@@ -195,7 +199,13 @@ def advise(
     """
     found = [*([few_steps] if few_steps else []), *few_step_loras(settings.loras)]
     embeds = few_steps is not None and few_steps.kind is GUIDANCE_EMBEDDED
-    lines = [line for each in found or [None] for line in _outside(settings, advised(family, each))]
+    if not found and settings.sampler in FEW_STEP_SAMPLERS:
+        sampler = SAMPLERS[settings.sampler].a1111
+        lines = [
+            f"sampler {sampler}: it is made for few-step models and LoRAs, and this model is not known as one"
+        ]
+    else:
+        lines = [line for each in found or [None] for line in _outside(settings, advised(family, each))]
     if found and settings.schedule == "leading":
         lines.append(
             f"schedule leading: it starts below the top, and greys the image ({found[0].kind.source})"

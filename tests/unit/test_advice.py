@@ -53,8 +53,16 @@ def test_the_edges_of_the_advice_belong_to_it(given):
     assert advise(settings(**given), 1024, "ssd-1b") == []
 
 
+@pytest.mark.parametrize(("sampler", "name"), [("lcm", "LCM"), ("tcd", "TCD")])
+@pytest.mark.parametrize("family", ["ssd-1b", "sdxl"])
+def test_a_sampler_for_few_step_models_on_another_one(sampler, name, family):
+    """The advice for many steps would be of no help."""
+    (advice,) = advise(settings(sampler=sampler, steps=4, guidance_scale=1), 1024, family)
+    assert advice.startswith(f"sampler {name}: it is made for few-step models and LoRAs, and this model")
+
+
 def test_several_departures_give_a_line_each():
-    far = settings(guidance_scale=25, steps=5, sampler="LCM", width=512)
+    far = settings(guidance_scale=25, steps=5, sampler="DDIM", width=512)
     assert [line.split()[0] for line in advise(far, 1024, "ssd-1b")] == [
         "guidance_scale",
         "steps",
