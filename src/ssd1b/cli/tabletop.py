@@ -8,6 +8,7 @@ import click
 
 from ssd1b.cli.app import Group
 from ssd1b.cli.command import RESUME
+from ssd1b.cli.messages import notify
 from ssd1b.cli.options import ModelChoice
 from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, echo_path, out_option, overwrite_option
 from ssd1b.cli.table import columns, percent
@@ -235,6 +236,6 @@ def train_command(
         first = Path(expand_path(start)) if part == "judge" else hub.resolve(start, offline=True).path
     made = train_part(
         part, Path(run), start=first, steps=steps, batch_size=batch_size, seed=seed, world=world,
-        resume=resume, device=place,
+        resume=resume, device=place, notify=notify,
     )  # fmt: skip
     echo_path(made)

@@ -35,7 +35,12 @@ from ssd1b.training.batches import Batches, LatentBatch
 from ssd1b.training.checkpoints import FOLDER as CHECKPOINTS
 from ssd1b.training.data.batches import PictureBatches, encode_data, scan_data
 from ssd1b.training.digests import digest_of_modules
-from ssd1b.training.kernels import COMPILED_STEPS, use_fast_cpu_kernels, use_fast_cpu_text_kernels
+from ssd1b.training.kernels import (
+    COMPILED_STEPS,
+    COMPILING,
+    use_fast_cpu_kernels,
+    use_fast_cpu_text_kernels,
+)
 from ssd1b.training.logs import FILE as LOG_FILE
 from ssd1b.training.loop import Validate, train
 from ssd1b.training.objective import Objective
@@ -66,7 +71,8 @@ def finetune(
         metadata: write metadata into the adapter, the embedding or the ControlNet.
         resume: continue the run in ``out``.
         overwrite: also replace files of another origin.
-        notify: called with the numbers of images, steps and passes before the training.
+        notify: called before the training with the numbers of images, steps and passes, and with a message
+            if the first steps will compile.
 
     Returns:
         The files and folders written; nothing in all processes of ``torchrun`` except the first one.
@@ -217,8 +223,7 @@ def _train(
     prepare(networks, settings)
     convert_frozen(networks, dtype)
     group.decide(partial(results.prove, settings, networks))
-    if device == "cpu":
-        _speed_up(networks, settings, dtype)
+    compiles = device == "cpu" and _speed_up(networks, settings, dtype)
 
     def loss(module: Any, batch: Any) -> dict[str, Tensor]:
         def encode(drawn: Tensor) -> Conditioning:
@@ -232,6 +237,8 @@ def _train(
 
     if group.first:
         notify(f"training on {passes(settings, own)}")
+        if compiles:
+            notify(COMPILING)
     record()
     trained = train(
         networks, batches, loss, settings.train, out, resume=begun, label="finetune",
@@ -248,17 +255,19 @@ def _before(unet: UNet, settings: FinetuneSettings, dtype: torch.dtype) -> Predi
     return partial(_without_adapters, unet)
 
 
-def _speed_up(networks: Networks, settings: FinetuneSettings, dtype: torch.dtype) -> None:
-    """Take the kernels that are fast on a CPU."""
+def _speed_up(networks: Networks, settings: FinetuneSettings, dtype: torch.dtype) -> bool:
+    """Take the kernels that are fast on a CPU; return whether blocks will be compiled."""
     for network in networks.parts.values():
         if isinstance(network, TextEncoder):
             use_fast_cpu_text_kernels(network)
     # A compiled block cannot be recomputed, and compiling takes a minute.
-    if settings.train.steps >= COMPILED_STEPS and not settings.train.gradient_checkpointing:
-        # Blocks of a ControlNet and of its UNet, with gradients and without, need more compilations than
-        # torch allows.
-        for network in filter(None, (networks.unet, networks.controlnet)):
-            use_fast_cpu_kernels(network, dtype, compiled=networks.controlnet is None)
+    if settings.train.steps < COMPILED_STEPS or settings.train.gradient_checkpointing:
+        return False
+    # Blocks of a ControlNet and of its UNet, with gradients and without, need more compilations than torch
+    # allows.
+    trained = filter(None, (networks.unet, networks.controlnet))
+    compiled = networks.controlnet is None
+    return any([use_fast_cpu_kernels(network, dtype, compiled=compiled) for network in trained])
 
 
 def _without_adapters(unet: UNet, *inputs: Tensor) -> Tensor:

@@ -14,6 +14,9 @@ from ssd1b.training.settings import LoopSettings
 COMPILED_STEPS = 200
 """Fewest steps for which faster steps on a CPU pay for the compiler's minutes."""
 
+COMPILING = "compiling the blocks, once: the first steps take minutes, the others are faster for it"
+"""Said before a training whose first steps compile."""
+
 
 def speed_up(
     teacher: nn.Module, learning: Iterable[nn.Module], dtype: torch.dtype, settings: LoopSettings,
@@ -29,22 +32,25 @@ def speed_up(
         settings: of the run.
         notify: called with a message if the first steps will compile.
     """
-    compiled = settings.steps >= COMPILED_STEPS and shutil.which("g++") is not None
-    for each in (teacher, *(() if settings.gradient_checkpointing else learning)):
-        use_fast_cpu_kernels(each, dtype, compiled=compiled)
-    if compiled:
-        notify("compiling the blocks, once: the first steps take minutes, the others are faster for it")
+    worthwhile = settings.steps >= COMPILED_STEPS
+    networks = (teacher, *(() if settings.gradient_checkpointing else learning))
+    if any([use_fast_cpu_kernels(each, dtype, compiled=worthwhile) for each in networks]):
+        notify(COMPILING)
 
 
-def use_fast_cpu_kernels(model: nn.Module, dtype: torch.dtype, *, compiled: bool = True) -> None:
+def use_fast_cpu_kernels(model: nn.Module, dtype: torch.dtype, *, compiled: bool = True) -> bool:
     """Speed up a UNet's training on a CPU (measurements in docs/log); only last digits of results change.
 
     Args:
         model: on a CPU; the UNet, or a network that contains one.
         dtype: number format in which it will compute.
-        compiled: compile transformer blocks, too.
+        compiled: compile transformer blocks, too, if there is a compiler.
+
+    Returns:
+        Whether blocks will be compiled when they first run.
     """
-    compiles = compiled and shutil.which("g++")
+    compiles = compiled and shutil.which("g++") is not None
+    will_compile = False
     if dtype is torch.float32:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in model.modules():
@@ -53,6 +59,8 @@ def use_fast_cpu_kernels(model: nn.Module, dtype: torch.dtype, *, compiled: bool
         # Blocks of one width share a compilation. Convolution blocks take minutes and gain nothing.
         if isinstance(module, TransformerBlock) and compiles and not _is_parametrized(module):
             module.compile()
+            will_compile = True
+    return will_compile
 
 
 def _is_parametrized(block: nn.Module) -> bool:

@@ -1,6 +1,7 @@
 """``ssd1b models`` and ``ssd1b tabletop``."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -100,14 +101,15 @@ def test_the_judge_is_examined_with_spoiled_pictures_and_without(run, tmp_path):
 def test_train_hands_its_options_on(run, monkeypatch):
     told = {}
 
-    def train_part(part: str, run: Path, **options: object) -> Path:
+    def train_part(part: str, run: Path, *, notify: Callable[[str], None], **options: object) -> Path:
+        notify("a message")
         told.update(options)
         return run / part
 
     monkeypatch.setattr(assemble, "train_part", train_part)
     options = ["--from", "mini-sdxl", "--steps", 5, "--seed", 8, "--resume"]
     result = run("tabletop", "train", "vae", "--out", "mini", *options)
-    assert (result.code, result.out) == (0, "mini/vae\n")
+    assert (result.code, result.out) == (0, "mini/vae\n") and "a message" in result.err
     assert (told.pop("start") / "model_index.json").exists()
     expected = {"steps": 5, "batch_size": None, "seed": 8, "world": "plain", "resume": True, "device": "cpu"}
     assert told == expected

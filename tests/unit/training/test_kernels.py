@@ -16,10 +16,10 @@ from tiny import DRAWABLE
 def test_blocks_are_compiled_once_a_width_where_there_is_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     unet = UNet(MINI_SDXL.unet)
     monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
-    kernels.use_fast_cpu_kernels(unet, torch.float32)
+    assert not kernels.use_fast_cpu_kernels(unet, torch.float32)
     assert all(module._compiled_call_impl is None for module in unet.modules())
     monkeypatch.setattr(kernels.shutil, "which", lambda name: "/usr/bin/g++")
-    kernels.use_fast_cpu_kernels(unet, torch.float32)
+    assert kernels.use_fast_cpu_kernels(unet, torch.float32)
     compiled = [module for module in unet.modules() if module._compiled_call_impl is not None]
     assert len(compiled) == unet.layout.transformer_blocks
 
@@ -47,5 +47,5 @@ def test_blocks_with_parametrized_layers_are_not_compiled(monkeypatch: pytest.Mo
     unet = UNet(DRAWABLE.unet)
     adapt(unet, make_settings(None, {"kind": "dora", "data.path": "x"}, size=64))
     monkeypatch.setattr(kernels.shutil, "which", lambda name: "/usr/bin/g++")
-    kernels.use_fast_cpu_kernels(unet, torch.float32)
+    assert not kernels.use_fast_cpu_kernels(unet, torch.float32)
     assert all(module._compiled_call_impl is None for module in unet.modules())

@@ -1,6 +1,7 @@
 """Training of the miniature's parts, each in a subfolder of one run, and assembly of the model."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -76,6 +77,7 @@ def train_part(
     part: str, run: Path, *,
     start: Path | None = None, steps: int | None = None, batch_size: int | None = None,
     seed: int | None = None, world: str = "plain", resume: bool = False, device: str = "cpu",
+    notify: Callable[[str], None] = lambda message: None,
 ) -> Path:  # fmt: skip
     """Train one part of the miniature in ``run``; the UNet comes last and completes the model.
 
@@ -94,6 +96,7 @@ def train_part(
         world: a key of ``WORLDS``, the same for all parts.
         resume: continue the part's training.
         device: to train on.
+        notify: called with a message if the first steps will compile.
 
     Returns:
         The file of the part's weights, or for the UNet and the image encoder the model's folder, for control
@@ -108,6 +111,7 @@ def train_part(
         raise unknown("world", world, WORLDS)
     settings = _part_settings(part, start, {"steps": steps, "batch_size": batch_size, "seed": seed})
     how: Any = {"settings": settings, "world": world, "resume": resume, "device": device}
+    compiling = {**how, "notify": notify}
     if part == "vae":
         first = start and _read_network(start, part)
         return _save(train_vae.train_vae(run / part, start=first, **how), run / part)
@@ -124,15 +128,15 @@ def train_part(
         judge = start and load_judge(start)
         return _save(train_judge.train_judge(run / part, vae, start=judge, **how), run / part)
     if part == "control":
-        return _train_control(run, start or Model.find("mini-ssd-1b", offline=True).path, how)
+        return _train_control(run, start or Model.find("mini-ssd-1b", offline=True).path, compiling)
 
     check_renewable(run / "model")
     companions = _companions(run, start)
     beside = (companions.vae.to(device), companions.text, run)
     if start is None:
-        unet = train_unet.train_unet(run / part, *beside, **how)
+        unet = train_unet.train_unet(run / part, *beside, **compiling)
     else:
-        unet = train_unet.finetune_unet(run / part, _read_network(start, part), *beside, **how)
+        unet = train_unet.finetune_unet(run / part, _read_network(start, part), *beside, **compiling)
     _save(unet, run / part)
     return assemble(run / "model", unet, companions)
 

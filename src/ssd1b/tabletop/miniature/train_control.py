@@ -6,6 +6,7 @@ zero at the start. Where solids are is decided in the first steps of a generatio
 drawn more often.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from ssd1b.tabletop.miniature.train_unet import MAX_WEIGHT, CaptionedLatents, ca
 from ssd1b.tabletop.world.scenes import WORLDS, World, scene
 from ssd1b.tabletop.world.views import SIZE, photograph, view
 from ssd1b.training.batches import LatentBatch, control_levels
-from ssd1b.training.kernels import use_fast_cpu_kernels, use_fast_cpu_text_kernels
+from ssd1b.training.kernels import COMPILING, use_fast_cpu_kernels, use_fast_cpu_text_kernels
 from ssd1b.training.loop import train
 from ssd1b.training.objective import Objective
 from ssd1b.training.precision import computing_in, convert_frozen, training_dtype
@@ -59,6 +60,7 @@ class Edges:
 def train_control(
     out: Path, unet: UNet, vae: VAE, text: TextEncoders, cache: Path, *, settings: LoopSettings = SETTINGS,
     world: str = "plain", resume: bool = False, device: str = "cpu",
+    notify: Callable[[str], None] = lambda message: None,
 ) -> ControlNet:  # fmt: skip
     """Train a ControlNet with the resnets of a UNet's encoder.
 
@@ -72,6 +74,7 @@ def train_control(
         world: a key of ``WORLDS``.
         resume: continue the run in ``out``.
         device: to train on.
+        notify: called with a message if the first steps will compile.
     """
     torch.manual_seed(settings.seed)
     dtype = training_dtype(device)
@@ -81,7 +84,8 @@ def train_control(
     for encoder in (text.encoder, text.encoder_2):
         encoder.requires_grad_(False).to(device)
     if device == "cpu":
-        use_fast_cpu_kernels(model, dtype)
+        if use_fast_cpu_kernels(model, dtype):
+            notify(COMPILING)
         use_fast_cpu_text_kernels(text.encoder)
         use_fast_cpu_text_kernels(text.encoder_2)
     convert_frozen(model, dtype)

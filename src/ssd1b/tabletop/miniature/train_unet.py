@@ -7,7 +7,7 @@ afterwards. Finetuning trains the UNet alone.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from ssd1b.tabletop.world.views import View, photograph, view
 from ssd1b.tensors import from_levels
 from ssd1b.training.batches import LatentBatch
 from ssd1b.training.digests import digest_of_encoder
-from ssd1b.training.kernels import use_fast_cpu_kernels, use_fast_cpu_text_kernels
+from ssd1b.training.kernels import COMPILING, use_fast_cpu_kernels, use_fast_cpu_text_kernels
 from ssd1b.training.loop import train
 from ssd1b.training.objective import Objective, noised
 from ssd1b.training.precision import computing_in, training_dtype
@@ -188,6 +188,7 @@ def captioned_latents(
 def train_unet(
     out: Path, vae: VAE, text: TextEncoders, cache: Path, *, settings: LoopSettings = SETTINGS,
     world: str = "plain", resume: bool = False, device: str = "cpu",
+    notify: Callable[[str], None] = lambda message: None,
 ) -> UNet:  # fmt: skip
     """Train ``SDXL_MINI`` and its text encoders against a frozen autoencoder.
 
@@ -200,12 +201,14 @@ def train_unet(
         world: a key of ``WORLDS``.
         resume: continue the run in ``out``.
         device: to train on.
+        notify: called with a message if the first steps will compile.
     """
     torch.manual_seed(settings.seed)
     dtype = training_dtype(device)
     model = initialised(UNet(SDXL_MINI)).to(device)
     if device == "cpu":
-        use_fast_cpu_kernels(model, dtype)
+        if use_fast_cpu_kernels(model, dtype):
+            notify(COMPILING)
         use_fast_cpu_text_kernels(text.encoder)
         use_fast_cpu_text_kernels(text.encoder_2)
     learner = JointModel(model, text).requires_grad_(True).to(device)
@@ -236,6 +239,7 @@ def train_unet(
 def finetune_unet(
     out: Path, unet: UNet, vae: VAE, text: TextEncoders, cache: Path, *, settings: LoopSettings = FINETUNING,
     world: str = "plain", resume: bool = False, device: str = "cpu",
+    notify: Callable[[str], None] = lambda message: None,
 ) -> UNet:  # fmt: skip
     """Finetune a float32 UNet with frozen text encoders, which makes a step a quarter shorter.
 
@@ -245,8 +249,8 @@ def finetune_unet(
     unet.requires_grad_(True).to(device)
     text.encoder.to(device)
     text.encoder_2.to(device)
-    if device == "cpu":
-        use_fast_cpu_kernels(unet, dtype)
+    if device == "cpu" and use_fast_cpu_kernels(unet, dtype):
+        notify(COMPILING)
     objective = Objective(text=text, device=device, dtype=dtype, max_weight=MAX_WEIGHT)
 
     def loss(module: nn.Module, batch: LatentBatch) -> dict[str, Tensor]:
