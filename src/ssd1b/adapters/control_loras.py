@@ -16,6 +16,7 @@ from ssd1b.errors import InputError, prefix_errors
 from ssd1b.layer_map import shapes as unet_shapes
 from ssd1b.layouts import ControlNetLayout, UNetLayout, encoder_of
 from ssd1b.models.unet import skip_channels
+from ssd1b.numerals import counted
 from ssd1b.weights.checkpoint import Checkpoint, Part
 from ssd1b.weights.controls import CONTROLNET, HINT, MisfitError, hint_widths
 from ssd1b.weights.detect import Shapes
@@ -95,7 +96,9 @@ def _tensors(path: Path, header: Header) -> tuple[dict[str, StoredTensor], dict[
         for our, transform in ours.get(name, ()):
             add_tensor(full, our, file=path, stored=name, header=header, transform=transform)
     if unknown := [name for name in ours.keys() ^ {*plain, *(f"{each}.weight" for each in pairs)}]:
-        raise InputError(f"not a Control-LoRA: {len(unknown)} tensors are unknown: {first_few(unknown)}")
+        raise InputError(
+            f"not a Control-LoRA: {counted(len(unknown), 'unknown tensor')}: {first_few(unknown)}"
+        )
     products: dict[str, LowRank] = {}
     for name in pairs:
         ((our, _),) = ours[f"{name}.weight"]

@@ -16,6 +16,7 @@ from ssd1b.errors import InputError, prefix_errors
 from ssd1b.layer_map import transformers
 from ssd1b.layouts import IPAdapterLayout, ResamplerLayout, UNetLayout
 from ssd1b.models.ip_adapter import HEAD_DIM
+from ssd1b.numerals import counted
 from ssd1b.weights.checkpoint import Checkpoint, Part
 from ssd1b.weights.controls import MisfitError
 from ssd1b.weights.detect import Shapes, detect_shape
@@ -133,7 +134,7 @@ def _check_kind(header: Header) -> None:
             raise InputError(f"an IP-Adapter of a kind that is not supported: {kind}")
     others = [name for name in names if not name.startswith(_PROJECTION) and not _KEY.fullmatch(name)]
     if others:
-        raise InputError(f"{len(others)} tensors are unknown: {first_few(others)}")
+        raise InputError(f"{counted(len(others), 'unknown tensor')}: {first_few(others)}")
 
 
 def _widths(header: Header) -> dict[int, int]:

@@ -153,30 +153,30 @@ def _bytes(storages: dict[int, torch.UntypedStorage]) -> int:
 
 
 def measure_speed(
-    teacher: Callable[[], UNet] | None, macs: int, cells: int, dtype: torch.dtype, device: str, *,
+    load: Callable[[], UNet] | None, macs: int, cells: int, dtype: torch.dtype, device: str, *,
     batch_size: int,
 ) -> Throughput:  # fmt: skip
-    """Measure the speed of a device: a forward pass of the teacher, or a matrix product without one.
+    """Measure the speed of a device: a forward pass of a UNet, or a matrix product without one.
 
     Args:
-        teacher: loads the teacher.
-        macs: of the teacher's forward pass for one image.
+        load: loads the teacher, or the model that is fine-tuned.
+        macs: of its forward pass for one image.
         cells: side of the latents.
         dtype: number format of the computation.
         device: to measure.
         batch_size: of the training; fewer images are timed if they are slow.
     """
     product = _product_rate(dtype, device)
-    if teacher is None or macs / product > _LONGEST_FORWARD:
+    if load is None or macs / product > _LONGEST_FORWARD:
         return Throughput(product, f"upper bound from a large matrix product in {dtype_name(dtype)}")
-    unet = teacher().to(device, dtype)
+    unet = load().to(device, dtype)
     count = max(1, min(batch_size, int(_LONG_ENOUGH * product / macs)))
     inputs = example_inputs(unet.layout, count, cells, cells).to(device, dtype)
     with torch.inference_mode():
         seconds = _timed(lambda: unet(*inputs), device) / count
     return Throughput(
         macs / seconds,
-        f"from a forward pass of the teacher in {dtype_name(dtype)}, {seconds:.3g} s per image",
+        f"from a forward pass in {dtype_name(dtype)}, {seconds:.3g} s per image",
     )
 
 

@@ -25,6 +25,7 @@ from ssd1b.layouts import (
     VisionLayout,
     family_of,
 )
+from ssd1b.numerals import counted
 from ssd1b.weights.files import first_few
 from ssd1b.weights.fitting import check_fit, check_unet
 from ssd1b.weights.keymap import PARTS
@@ -221,7 +222,7 @@ class Checkpoint(ModelMetadata):
             found += _format_notes(name, part)
         if self.unused_tensors:
             names = first_few(self.unused_tensors)
-            found.append(f"{len(self.unused_tensors)} tensors are not needed and ignored: {names}")
+            found.append(f"{counted(len(self.unused_tensors), 'tensor')} not needed and ignored: {names}")
         return tuple(found)
 
 

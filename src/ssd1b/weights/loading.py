@@ -101,7 +101,8 @@ def read_part(
         raise InputError(f"{where}: NaN or infinity in {counted(len(broken), 'tensor')}: {first_few(broken)}")
     if overflowing:
         raise InputError(
-            f"{where}: {len(overflowing)} tensors overflow in {dtype}: {first_few(overflowing)}; use bfloat16"
+            f"{where}: {counted(len(overflowing), 'tensor')} too large for {dtype}: {first_few(overflowing)}"
+            "; use bfloat16"
         )
     return tensors
 
@@ -166,13 +167,13 @@ def check_tensors(wanted: Mapping[str, Shape], part: Part, where: str) -> None:
     if missing:
         near = get_close_matches(missing[0], unknown, n=1, cutoff=0.8)
         hint = f" (is {near[0]} meant for the first?)" if near else ""
-        problems.append(f"{len(missing)} tensors are missing: {first_few(missing)}{hint}")
+        problems.append(f"{counted(len(missing), 'missing tensor')}: {first_few(missing)}{hint}")
     if unknown:
-        problems.append(f"{len(unknown)} are unknown: {first_few(unknown)}")
+        problems.append(f"{counted(len(unknown), 'unknown tensor')}: {first_few(unknown)}")
     if misshaped:
         shapes = first_few(
             f"{name} {list(given[name])} instead of {list(wanted[name])}" for name in misshaped
         )
-        problems.append(f"{len(misshaped)} have another shape: {shapes}")
+        problems.append(f"{counted(len(misshaped), 'tensor')} of another shape: {shapes}")
     if problems:
         raise InputError(f"{where}: {'; '.join(problems)}")

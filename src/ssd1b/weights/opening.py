@@ -13,6 +13,7 @@ from typing import Any
 from ssd1b.errors import InputError, NotFoundError, shown
 from ssd1b.files import METADATA, check_link, check_path, check_regular, named
 from ssd1b.layouts import STEMS, VAELayout
+from ssd1b.numerals import counted
 from ssd1b.weights import configs
 from ssd1b.weights.checkpoint import SDXL_SCHEDULER, SETTINGS_FILE, Checkpoint, Part
 from ssd1b.weights.detect import make_part
@@ -216,7 +217,7 @@ def _shards(index: Path) -> dict[Path, Header]:
     missing = [tensor for tensor, name in weight_map.items() if tensor not in headers[name].tensors]
     if missing:
         raise InputError(
-            f"{index}: {len(missing)} tensors are not in the files it lists: {first_few(missing)}"
+            f"{index}: {counted(len(missing), 'tensor')} not in the files it lists: {first_few(missing)}"
         )
     return {index.parent / name: header for name, header in headers.items()}
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ssd1b.errors import ConflictError, InputError, unknown
 from ssd1b.files import METADATA, named
 from ssd1b.layouts import STEMS, ControlNetLayout, ModelLayout
+from ssd1b.numerals import counted
 from ssd1b.saving import check_free, writing
 from ssd1b.weights import configs
 from ssd1b.weights.checkpoint import SDXL_SCHEDULER, SETTINGS_FILE, ModelInfo
@@ -289,5 +290,7 @@ def _prepared(
     broken = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if broken:
         number_format = "" if dtype is None else f" in {dtype}"
-        raise InputError(f"{part}: {len(broken)} tensors are not finite{number_format}: {first_few(broken)}")
+        raise InputError(
+            f"{part}: NaN or infinity in {counted(len(broken), 'tensor')}{number_format}: {first_few(broken)}"
+        )
     return tensors

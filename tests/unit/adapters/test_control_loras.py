@@ -148,9 +148,9 @@ Tensors = dict[str, Tensor]
         ("sdxl", lambda t: t.update({"input_blocks.4.1.proj_in.up": torch.ones(17, RANK)}),
          "its tensors are not the model's: down_blocks.1.attentions.0.proj_in.weight"),
         ("sdxl", lambda t: t.update({"x.up": torch.ones(2, 2), "x.down": torch.ones(2, 2)}),
-         "1 tensors are unknown: x"),
+         "1 unknown tensor: x"),
         ("sdxl", lambda t: t.pop("input_hint_block.0.weight"), "conv_in.weight is missing"),
-        ("sdxl", lambda t: t.pop("middle_block_out.0.bias"), "1 tensors are missing: controlnet_mid_block"),
+        ("sdxl", lambda t: t.pop("middle_block_out.0.bias"), "1 missing tensor: controlnet_mid_block"),
         ("sdxl", lambda t: t["input_blocks.4.1.proj_in.up"].fill_(torch.nan), "NaN or infinity in 1 tensor"),
     ],
 )  # fmt: skip

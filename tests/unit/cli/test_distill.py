@@ -307,7 +307,7 @@ def test_a_budget_is_filled_by_what_is_measured_on_data(run, tmp_path, teacher, 
     (line,) = [line for line in result.out.splitlines() if line.startswith("stage 1")]
     share = float(line.split("%")[0].split()[-1])
     assert 55 < share <= 60
-    assert "from a forward pass of the teacher" in result.out
+    assert "from a forward pass in" in result.out
     # Progress has lines of its own if it takes long.
     assert [line for line in result.err.splitlines() if line.endswith("...")] == [
         "measuring the importance of the teacher's blocks on tabletop ...",

@@ -163,7 +163,7 @@ def cut(copy: Path) -> None:
     ("damage", "check", "message"),
     [
         (nan, "vae", "NaN or infinity in 1 tensor: post_quant_conv.bias"),
-        (missing, "unet", "1 tensors are missing: conv_out.bias"),
+        (missing, "unet", "1 missing tensor: conv_out.bias"),
         (another_vocabulary, "tokenizer", "1 of CLIP's tokens are missing or have other ids: !"),
         (no_weights, "files", "text_encoder"),
         (cut, "files", "damaged"),

@@ -80,10 +80,10 @@ def test_missing_unknown_and_misshaped_tensors_are_named_before_anything_is_read
     with pytest.raises(InputError) as error:
         load_component(modules(TINY)["unet"], checkpoint, "unet", dtype=torch.float32)
     assert str(error.value) == (
-        f"{folder}: unet: 1 tensors are missing: mid_block.resnets.0.conv1.weight "
+        f"{folder}: unet: 1 missing tensor: mid_block.resnets.0.conv1.weight "
         "(is mid_block.resnets.0.conv1.wieght meant for the first?); "
-        "1 are unknown: mid_block.resnets.0.conv1.wieght; "
-        "1 have another shape: mid_block.resnets.0.conv2.bias [3] instead of [32]"
+        "1 unknown tensor: mid_block.resnets.0.conv1.wieght; "
+        "1 tensor of another shape: mid_block.resnets.0.conv2.bias [3] instead of [32]"
     )
 
 
@@ -112,7 +112,7 @@ def test_numbers_that_do_not_fit_the_wanted_format_are_named(folder):
     tensors = load_file(unet_file(folder))
     tensors["conv_in.weight"][0, 0, 0, 0] = 1e5
     save_file(tensors, unet_file(folder))
-    with pytest.raises(InputError, match=r"1 tensors overflow in torch\.float16: conv_in\.weight"):
+    with pytest.raises(InputError, match=r"1 tensor too large for torch\.float16: conv_in\.weight"):
         load_unet(folder, torch.float16)
     load_unet(folder, torch.bfloat16)
 

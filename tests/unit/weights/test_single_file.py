@@ -165,9 +165,7 @@ def test_leftovers_of_training_are_ignored_and_told(tmp_path, tiny_file):
         "denoiser.sigmas",
         "model_ema.decay",
     )
-    assert checkpoint.notes == (
-        f"4 tensors are not needed and ignored: {first_few(checkpoint.unused_tensors)}",
-    )
+    assert checkpoint.notes == (f"4 tensors not needed and ignored: {first_few(checkpoint.unused_tensors)}",)
     for part, module in modules(TINY).items():
         load_component(module, checkpoint, part, dtype=torch.float32)
 
@@ -180,7 +178,7 @@ def test_unknown_tensors_of_a_network_are_named_when_it_is_loaded(tmp_path, tiny
         metadata=metadata(tiny_file),
     )
     checkpoint = open_checkpoint(tmp_path / "x.safetensors")
-    with pytest.raises(InputError, match="unet: 1 are unknown"):
+    with pytest.raises(InputError, match="unet: 1 unknown tensor"):
         load_component(modules(TINY)["unet"], checkpoint, "unet", dtype=torch.float32)
 
 
