@@ -19,6 +19,7 @@ from ssd1b.models.unet_inputs import UNetInputs
 from ssd1b.pipeline import Pipeline
 from ssd1b.speed import torchao_quant
 from ssd1b.speed.backends import prepare
+from ssd1b.speed.graphs import SWITCH, RecordedForward
 from ssd1b.speed.torchao_quant import QUANTIZATIONS, Quantization, check_quantization
 from tiny import LAYOUTS, inputs
 
@@ -89,6 +90,33 @@ def test_a_prepared_unet_predicts_the_same() -> None:
         expected = unet(*given)
         prepare(unet)
         assert relative_error(unet(*given), expected) < 1e-4
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="CUDA graphs")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_recorded_step_predicts_the_same(dtype: torch.dtype) -> None:
+    unet, given = unet_on_device(dtype)
+    plain, _ = unet_on_device(dtype)
+    prepare(unet)
+    assert isinstance(unet.forward, RecordedForward)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.02
+    with torch.inference_mode():
+        for call in range(4):
+            changed = given._replace(latents=given.latents + call, timesteps=given.timesteps / (1 + call))
+            assert relative_error(unet(*changed), plain(*changed)) < tolerance
+    assert unet.forward._works and [*unet.forward._found.values()] != [None]
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="CUDA graphs")
+def test_images_of_several_sizes_with_recorded_steps_equal_those_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recorded = load()
+    monkeypatch.setenv(SWITCH, "0")
+    plain = load()
+    for overrides in ({}, {"width": 192}, {"guidance_interval": (0.2, 0.8)}, {}):
+        assert np.abs(pixels(recorded, **overrides) - pixels(plain, **overrides)).max() <= 2, "of 255 levels"
+    assert recorded.unet.forward._works
 
 
 # Compilation cannot trace the runtime type checks of the tests, so it runs in a separate process.

@@ -21,6 +21,7 @@ from ssd1b.models.vision import ImageEncoder
 from ssd1b.speed.blocks import use_blocks
 from ssd1b.speed.compiling import compile_network
 from ssd1b.speed.fusing import fuse, with_fused
+from ssd1b.speed.graphs import forget_records, record_forward
 from ssd1b.speed.int8_cpu import int8_is_fast, quantize_products
 from ssd1b.speed.offloading import LazyNetwork, ModelSlot
 from ssd1b.speed.openvino import OpenVINOBackend, check_openvino
@@ -162,9 +163,11 @@ class TorchBackend:
         by_torchao = options.quantized in ("int8", "fp8") and not on_cpu
         if part == "unet" and (by_torchao or (options.compiled and on_cpu)):
             replace_modules(network, self.load(model, part))
+            forget_records(network)
             return
         tensors = model.tensors(part, with_fused(names), device=self.device, dtype=self.dtype)
         load_tensors(network, tensors)
+        forget_records(network)
 
     def _load_weight_only(self, model: Model, part: str) -> nn.Module:
         """Read a network in 16 bits and quantize its weights to int8, layer by layer."""
@@ -225,7 +228,7 @@ CONTROL_NETWORKS: dict[str, Callable[[Any], nn.Module]] = {
 
 
 def prepare(network: nn.Module, *, compiled: bool = False, quantized: str | None = None) -> None:
-    """Fuse, quantize, pack and compile a network, in place. Inference only afterwards.
+    """Fuse, quantize, pack and compile or record a network, in place. Inference only afterwards.
 
     Args:
         network: the network, on its device.
@@ -251,3 +254,5 @@ def prepare(network: nn.Module, *, compiled: bool = False, quantized: str | None
         )  # the fastest for convolutions on accelerators
     if compiled:
         compile_network(network)
+    elif isinstance(network, UNet):
+        record_forward(network)

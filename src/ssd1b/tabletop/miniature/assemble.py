@@ -111,7 +111,7 @@ def train_part(
         raise unknown("world", world, WORLDS)
     settings = _part_settings(part, start, {"steps": steps, "batch_size": batch_size, "seed": seed})
     how: Any = {"settings": settings, "world": world, "resume": resume, "device": device}
-    compiling = {**how, "notify": notify}
+    compiling: Any = {**how, "notify": notify}
     if part == "vae":
         first = start and _read_network(start, part)
         return _save(train_vae.train_vae(run / part, start=first, **how), run / part)
