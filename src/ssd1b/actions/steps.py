@@ -9,17 +9,20 @@ from typing import Any
 
 import torch
 
-from ssd1b.actions.distill import open_training_data
+from ssd1b.actions.distill import distill_model, make_stages, open_training_data
 from ssd1b.actions.loading import Notify
 from ssd1b.distill.cost import Throughput, measure_speed
 from ssd1b.distill.run import (
     CONFIG_FILE,
+    MODEL_FOLDER,
     StudentFiles,
     check_run_folder,
     has_run,
     join_processes,
     record_config,
 )
+from ssd1b.distill.stages import Stage
+from ssd1b.distill.stages import with_total_steps as with_total_steps_cut
 from ssd1b.distill.steps.cost import memory, step_macs
 from ssd1b.distill.steps.run import LORA_FILE, check_layouts, check_pair, config_of, run
 from ssd1b.distill.steps.stages import (
@@ -41,6 +44,9 @@ from ssd1b.saving import check_renewable
 from ssd1b.settings import GUIDANCE_DEFAULTS
 from ssd1b.training.precision import training_dtype
 from ssd1b.training.processes import report_lost_processes
+
+CUT_FOLDER = "cut"
+"""Folder in the run's, for the stages that cut layers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,15 +125,35 @@ def make_step_stages(
     return [replace(each, train=replace(each.train, **changes)) for each in stages]
 
 
+def make_combined_stages(
+    file: Path, *, inference_steps: int | None = None, rank: int | None = None, steps: int | None = None,
+    batch_size: int | None = None, seed: int | None = None,
+) -> tuple[list[Stage], list[StepStage]]:  # fmt: skip
+    """Make the stages of a file that first cut layers, then distill steps.
+
+    Arguments are those of ``make_step_stages``; ``steps`` is the total of both.
+
+    Raises:
+        InputError: see there, and ``distill.make_stages``.
+    """
+    cut = make_stages(str(file), batch_size=batch_size, seed=seed)
+    few = make_step_stages(file, inference_steps=inference_steps, rank=rank, batch_size=batch_size, seed=seed)
+    if steps is None:
+        return cut, few
+    own, others = (sum(each.train.steps for each in stages) for stages in (cut, few))
+    share = min(max(1, steps * own // (own + others)), max(1, steps - 1))
+    return with_total_steps_cut(cut, share), with_total_steps(few, max(1, steps - share))
+
+
 def plan_steps(
-    teacher: str, student: str, stages: Sequence[StepStage], *, device: str | None = None,
+    teacher: str, student: str | ModelLayout, stages: Sequence[StepStage], *, device: str | None = None,
     notify: Notify = lambda message: None,
 ) -> StepPlan:  # fmt: skip
     """Estimate the cost of a step distillation, without downloading anything.
 
     Args:
         teacher: a model on disk, or the name of a layout if there are no weights.
-        student: the same.
+        student: the same; or the layout of a student that is still to be cut.
         stages: in order.
         device: to estimate for; None for the fastest one.
         notify: called with a message before slow steps.
@@ -137,7 +163,8 @@ def plan_steps(
     """
     place = str(choose_device(device))
     dtype = training_dtype(place)
-    (layout, found), (smaller, started) = find_or_describe(teacher), find_or_describe(student)
+    layout, found = find_or_describe(teacher)
+    smaller, started = (student, None) if isinstance(student, ModelLayout) else find_or_describe(student)
     check_layouts(layout, smaller)
     if found and started:
         check_pair(found, started)
@@ -160,7 +187,8 @@ def plan_steps(
             memory=memory(each, layout.unet, smaller.unet, cells, dtype, place),
         ))  # fmt: skip
     return StepPlan(
-        teacher=teacher, student=student, parameters=(parameters(layout.unet), parameters(smaller.unet)),
+        teacher=teacher, student=student if isinstance(student, str) else student.name,
+        parameters=(parameters(layout.unet), parameters(smaller.unet)),
         stages=costs, device=place, dtype=dtype_name(dtype), speed=speed,
     )  # fmt: skip
 
@@ -233,6 +261,36 @@ def distill_steps(
             notify=notify if group.first else lambda message: None,
         )
         return made if group.first else None
+
+
+def distill_combined(
+    teacher: str, cut: Sequence[Stage], stages: Sequence[StepStage], data: str, out: Path, *,
+    student: str | None = None, cache: Path | None = None, resume: bool = False, overwrite: bool = False,
+    **options: Any,
+) -> StudentFiles | None:  # fmt: skip
+    """Cut a student out of the teacher, in ``out/cut``, then distill its steps, as ``distill_steps``.
+
+    The same teacher teaches both. Other arguments are those of ``distill.distill_model`` and
+    ``distill_steps``.
+
+    Args:
+        teacher: a model's name.
+        cut: stages that cut layers.
+        stages: stages with a method.
+        data: training data.
+        out: folder of the run.
+        student: what the last stage of ``cut`` ends with, if it does not say.
+        cache: folder for encoded images; None for ``out``.
+        resume: continue the stage that was interrupted.
+        overwrite: also replace files of another origin.
+        options: device, offline, prediction and notify.
+    """
+    check_run_folder(out, resume=resume, overwrite=overwrite)  # not only after hours
+    common: dict[str, Any] = {
+        "cache": cache or out, "resume": resume, "overwrite": overwrite, **options
+    }  # fmt: skip
+    distill_model(teacher, cut, data, out / CUT_FOLDER, student=student, **common)
+    return distill_steps(teacher, str(out / CUT_FOLDER / MODEL_FOLDER), stages, data, out, **common)
 
 
 def _recommended_guidance(teacher: Model) -> float:

@@ -1,6 +1,7 @@
 """``ssd1b distill``: cut a student out of any model of SDXL's family, and train it against that teacher."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from ssd1b.cli.options import ray_options
 from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, echo_path, out_option, overwrite_option
 from ssd1b.cli.table import columns
 from ssd1b.cluster.options import ClusterOptions
-from ssd1b.distill.steps.names import METHOD_NAMES, is_step_file
+from ssd1b.distill.steps.names import METHOD_NAMES, split_stages
 from ssd1b.errors import InputError, unknown
 from ssd1b.files import expand_path
 from ssd1b.numerals import byte_size, duration
@@ -24,6 +25,7 @@ from ssd1b.validation import validate
 if TYPE_CHECKING:
     from ssd1b.actions.distill import DistillationPlan
     from ssd1b.actions.steps import StepPlan
+    from ssd1b.distill.stages import Stage
     from ssd1b.layer_map import LayerMap
 
 
@@ -110,8 +112,9 @@ def command(
     layers. The model is written to OUT/model in diffusers' format, and to OUT/model.safetensors for other
     programs.
 
-    With --steps-method, or a file of --stages that names methods, nothing is cut: the student, a model of the
-    teacher's size or smaller, learns to generate in few steps, and without the second pass of guidance.
+    With --steps-method, nothing is cut: the student, a model of the teacher's size or smaller, learns to
+    generate in few steps, and without the second pass of guidance. A file of --stages can name methods, too;
+    its stages without one come first, and cut.
 
     A dry run downloads nothing: if the teacher's weights are not on disk, its layout is enough. With --out it
     writes a diagram of both UNets (layers.png) and the source of each tensor (layers.tsv).
@@ -129,16 +132,17 @@ def command(
     if dry_run and cluster is not None:
         raise InputError("--dry-run estimates for this machine: leave out --ray")
 
-    file = _step_file(stages)
+    file, cuts = _step_file(stages)
     if steps_method is not None or file is not None:
         if cluster is not None:
             raise InputError("steps are distilled on one machine, or with torchrun: leave out --ray")
         _steps(
-            teacher, student or teacher, data, out,
+            teacher, student, data, out,
             stages={
-                "file": file, "method": steps_method, "inference_steps": inference_steps, "rank": rank,
-                **numbers,
+                "file": file, "inference_steps": inference_steps, "rank": rank, **numbers,
+                **({} if steps_method is None else {"method": steps_method}),
             },
+            cuts=cuts and steps_method is None,
             dry_run=dry_run,
             common={
                 "cache": cache and Path(cache), "offline": offline, "prediction": prediction,
@@ -151,13 +155,7 @@ def command(
         if value is not None:
             raise InputError(f"{option} needs --steps-method, or --stages with methods")
 
-    from ssd1b.actions.distill import (
-        LAYER_FILES,
-        distill_model,
-        make_stages,
-        plan_distillation,
-        write_layers,
-    )
+    from ssd1b.actions.distill import distill_model, make_stages
 
     chosen = make_stages(stages, **numbers)
     place = cache or out
@@ -165,45 +163,84 @@ def command(
         "student": student, "cache": None if place is None else Path(place), "device": device
     }  # fmt: skip
     if dry_run:
-        check_outputs(out, LAYER_FILES, overwrite=overwrite)
-        planned = plan_distillation(teacher, chosen, data=data, notify=notify, **common)
-        click.echo(_text(planned))
-        written = [] if out is None else write_layers(Path(out), planned, overwrite=overwrite)
-    else:
-        made = distill_model(
-            teacher, chosen, str(data), Path(str(out)), offline=offline, prediction=prediction, resume=resume,
-            overwrite=overwrite, cluster=cluster, notify=notify, **common,
-        )  # fmt: skip
-        written = made or ()
-    for path in written:
+        _plan_cut(teacher, chosen, data, out, overwrite=overwrite, **common)
+        return
+    made = distill_model(
+        teacher, chosen, str(data), Path(str(out)), offline=offline, prediction=prediction, resume=resume,
+        overwrite=overwrite, cluster=cluster, notify=notify, **common,
+    )  # fmt: skip
+    _echo_paths(made or ())
+
+
+def _plan_cut(
+    teacher: str, stages: "Sequence[Stage]", data: str | None, out: str | None, *, overwrite: bool,
+    **common: Any,
+) -> "DistillationPlan":  # fmt: skip
+    """Print what stages that cut layers would do; with ``out``, also write the layers there."""
+    from ssd1b.actions.distill import LAYER_FILES, plan_distillation, write_layers
+
+    check_outputs(out, LAYER_FILES, overwrite=overwrite)
+    planned = plan_distillation(teacher, stages, data=data, notify=notify, **common)
+    click.echo(_text(planned))
+    _echo_paths([] if out is None else write_layers(Path(out), planned, overwrite=overwrite))
+    return planned
+
+
+def _echo_paths(paths: Iterable[Path | None]) -> None:
+    for path in paths:
         if path is not None:
             echo_path(path)
 
 
-def _step_file(stages: str | None) -> Path | None:
-    """Return the path of a file of stages if they are of a step distillation."""
+def _step_file(stages: str | None) -> tuple[Path | None, bool]:
+    """Return the path of a file of stages if some have methods, and whether others before them cut layers."""
     if stages is None or not stages.lower().endswith(".toml"):
-        return None
+        return None, False
     path = Path(expand_path(stages))
-    return path if is_step_file(read_table(path)) else None
+    cut, methods = split_stages(read_table(path).get("stages"))
+    return (path if methods else None), bool(cut)
 
 
 def _steps(
-    teacher: str, student: str, data: str | None, out: str | None, *, stages: Mapping[str, Any],
-    dry_run: bool, common: Mapping[str, Any], device: str | None,
+    teacher: str, student: str | None, data: str | None, out: str | None, *, stages: Mapping[str, Any],
+    cuts: bool, dry_run: bool, common: Mapping[str, Any], device: str | None,
 ) -> None:  # fmt: skip
-    from ssd1b.actions.steps import distill_steps, make_step_stages, plan_steps
-
-    chosen = make_step_stages(**stages)
-    if dry_run:
-        click.echo(_steps_text(plan_steps(teacher, student, chosen, device=device, notify=notify)))
-        return
-    made = distill_steps(
-        teacher, student, chosen, str(data), Path(str(out)), device=device, notify=notify, **common
+    from ssd1b.actions.steps import (
+        distill_combined,
+        distill_steps,
+        make_combined_stages,
+        make_step_stages,
+        plan_steps,
     )
-    for path in made or ():
-        if path is not None:
-            echo_path(path)
+
+    place: dict[str, Any] = {"device": device, "notify": notify}
+    cut, chosen = make_combined_stages(**stages) if cuts else ([], make_step_stages(**stages))
+    start: Any = student or teacher
+    if dry_run and cut:
+        cache = common["cache"] or (out and Path(out))
+        planned = _plan_cut(
+            teacher,
+            cut,
+            data,
+            out,
+            overwrite=common["overwrite"],
+            student=student,
+            cache=cache,
+            device=device,
+        )
+        click.echo()
+        last = planned.stages[-1].stage.layers.student
+        start = replace(planned.layout, name="the cut student", unet=last)
+    if dry_run:
+        click.echo(_steps_text(plan_steps(teacher, start, chosen, **place)))
+        return
+    if cut:
+        made = distill_combined(
+            teacher, cut, chosen, str(data), Path(str(out)), student=student, **place, **common
+        )
+    else:
+        made = distill_steps(teacher, start, chosen, str(data), Path(str(out)), **place, **common)
+    _echo_paths(made or ())
 
 
 def _steps_text(plan: "StepPlan") -> str:

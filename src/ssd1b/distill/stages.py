@@ -15,6 +15,8 @@ teacher = "path/to/another"      # of the same layout as the first
 weights = { task = 1.0, output = 0.5, features = 0.5, normalised = false }
 train = { steps = 5000, validation_steps = 500 }
 captions = ["a lighthouse at dusk"]   # generated at each validation
+
+Stages with a method, which distill steps, come after these; see ``steps.stages``.
 """
 
 from collections.abc import Mapping
@@ -24,6 +26,7 @@ from typing import Annotated, Any, Literal
 
 from ssd1b.distill.features import LEVELS
 from ssd1b.distill.losses import Weights
+from ssd1b.distill.steps.names import split_stages
 from ssd1b.errors import InputError, NotFoundError, prefix_errors, shown, unknown
 from ssd1b.files import expand_path
 from ssd1b.layer_map import BLOCK_RULES
@@ -128,7 +131,7 @@ def share_of(student: str | Depths | None) -> float | None:
 
 
 def read_stages(name: str) -> list[Stage]:
-    """Read shipped stages by name, or a TOML file.
+    """Read the stages that cut layers: shipped ones by name, or those of a TOML file before its first method.
 
     Raises:
         InputError: there are no such stages, or the file is invalid.
@@ -141,9 +144,9 @@ def read_stages(name: str) -> list[Stage]:
     for key in table:
         if key not in ("train", "stages"):
             raise unknown(f"key in {path}", key, ("train", "stages"))
-    stages = table.get("stages")
-    if not isinstance(stages, list) or not stages:
-        raise InputError(f"{path} has no stages: each is a table [[stages]]")
+    stages, _ = split_stages(table.get("stages"))
+    if not stages:
+        raise InputError(f"{path} has no stages that cut layers: each is a table [[stages]] without method")
     if len(stages) > MAX_STAGES:
         raise InputError(f"{path} has {len(stages)} stages: allowed are {MAX_STAGES}")
     common = with_changes(TRAIN, table.get("train", {}), f"train of {path}")

@@ -1,6 +1,7 @@
 """``ssd1b distill --steps-method``: a larger model teaches a smaller one to need few steps."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from ssd1b.distill.steps.stages import StepStage
 from ssd1b.errors import InputError
 from ssd1b.evaluate.cost import unet_macs
 from ssd1b.few_steps import recognise_file
-from ssd1b.layouts import KOALA_700M, SDXL_MINI, SSD_1B, SSD_1B_MINI, ModelLayout, VAELayout
+from ssd1b.layouts import KOALA_700M, SDXL_MINI, SSD_1B, SSD_1B_MINI, VEGA, ModelLayout, VAELayout
 from ssd1b.loras import read_lora
 from ssd1b.model import Model
 from ssd1b.models.text import TextEncoder
@@ -101,6 +102,55 @@ def test_a_larger_teacher_teaches_in_stages_and_the_student_says_how_it_is_used(
     assert settings.guidance_scale == 1.0
     config = json.loads((tmp_path / "out/distill.json").read_text())
     assert [each["guidance"] for each in config["stages"]] == [3.0, 3.0], "the teacher's recommendation"
+
+
+COMBINED = """
+[train]
+batch_size = 2
+[[stages]]
+student = { mid = 0, down = [[0, 0], [2, 2], [2, 2]], up = [[0, 0, 0], [2, 1, 1], [2, 2, 2]] }
+train = { steps = 3 }
+[[stages]]
+train = { steps = 1 }
+[[stages]]
+method = "lcm"
+train = { steps = 2 }
+"""
+
+
+def test_stages_that_cut_come_before_those_with_methods_in_one_run(run, tmp_path, models, monkeypatch):
+    teacher, _ = models
+    Path(tmp_path, "all.toml").write_text(COMBINED)
+    call = ["distill", "--teacher", teacher, "--student", "vega", "--stages", "all.toml", "--device", "cpu"]
+    planned = run(*call, "--dry-run", "--steps", 60, "--out", "plan", "--inference-steps", 3)
+    assert planned.code == 0, planned.err
+    first, layers, second = planned.out.partition("plan/layers.png\nplan/layers.tsv\n")
+    assert layers and re.findall(r"^stage \d .* (\d+) +2 +\S+ \w+$", first, re.MULTILINE) == ["30", "10"]
+    assert "teaches the cut student" in second and re.search(r"stage 1 +lcm +3 +teacher +20 ", second)
+
+    trained, train = [], running._train
+
+    def stopped(folder, *rest, **options):
+        trained.append(folder.name)
+        if len(trained) == 1:
+            raise KeyboardInterrupt
+        train(folder, *rest, **options)
+
+    monkeypatch.setattr(running, "_train", stopped)
+    call += ["--data", "tabletop", "--out", "out"]
+    assert run(*call).code == 130
+    again = run(*call)
+    assert again.code == 2 and "out/cut already contains a run: continue it with --resume" in again.err
+    result = run(*call, "--resume")
+    assert (result.code, result.out.split()) == (0, ["out/model", "out/model.safetensors"]), result.err
+    made = Model.find(str(tmp_path / "out/model"))
+    assert made.layout.unet.levels == replace(tiny(VEGA), vae=AUTOENCODER).unet.levels
+    assert made.few_steps is not None and made.few_steps.kind.name == "LCM student"
+    cut = load_file(tmp_path / "out/cut/model/unet/diffusion_pytorch_model.safetensors")
+    few = load_file(tmp_path / "out/model/unet/diffusion_pytorch_model.safetensors")
+    assert cut.keys() == few.keys() and not cut["conv_in.weight"].equal(few["conv_in.weight"])
+    config = json.loads((tmp_path / "out/distill.json").read_text())
+    assert config["student"]["model"] == "out/cut/model"
 
 
 def test_a_range_of_guidance_becomes_an_input_of_the_student(run, tmp_path, models):

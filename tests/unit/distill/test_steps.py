@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from killing import kill_often, kills_in_child
 from ssd1b.diffusion.schedule import NoiseSchedule
+from ssd1b.distill.stages import read_stages
 from ssd1b.distill.steps.methods import METHODS, bounded, consistency_grid
 from ssd1b.distill.steps.names import METHOD_NAMES
 from ssd1b.distill.steps.setup import Conditions, Given, Setup
@@ -383,10 +384,14 @@ def test_stages_are_read_with_their_defaults(tmp_path: Path) -> None:
 
 def test_the_guides_stages_are_valid(tmp_path: Path) -> None:
     page = Path(__file__).parents[3] / "docs/guide/few-steps.md"
-    (text,) = re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    texts = re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     file = tmp_path / "turbo.toml"
-    file.write_text(text, encoding="utf-8")
-    assert [each.method for each in read_step_stages(file)] == ["progressive", "progressive", "dmd"]
+    methods = []
+    for text in texts:
+        file.write_text(text, encoding="utf-8")
+        methods.append([each.method for each in read_step_stages(file)])
+    assert methods == [["progressive", "progressive", "dmd"], ["tcd", "dmd"]]
+    assert [each.student for each in read_stages(str(file))] == ["ssd-1b"]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 
 from ssd1b.diffusion.spacing import LCM_TIMESTEPS
 from ssd1b.distill.stages import MAX_STAGES, fitting, with_changes
-from ssd1b.distill.steps.names import METHOD_NAMES
+from ssd1b.distill.steps.names import METHOD_NAMES, split_stages
 from ssd1b.errors import InputError, shown, unknown
 from ssd1b.table_files import read_table
 from ssd1b.training.settings import LoopSettings, Rate
@@ -152,11 +152,11 @@ def check_used(method: str, names: Iterable[str]) -> None:
 
 
 def read_step_stages(path: Path) -> list[StepStage]:
-    """Read a TOML file of stages.
+    """Read the stages of a TOML file from its first method on; those before it cut layers.
 
     Raises:
-        InputError: the file is invalid, a stage has a setting that its method does not use, or the first
-            stage learns from the one before.
+        InputError: the file is invalid, a later stage has no method or a setting that its method does not
+            use, or the first one learns from the one before.
     """
     table: dict[str, Any] = read_table(path)
     for key in table:
@@ -164,12 +164,13 @@ def read_step_stages(path: Path) -> list[StepStage]:
             raise unknown(f"key in {path}", key, ("train", "stages"))
     common = with_changes(TRAIN, table.get("train", {}), f"train of {path}")
     stages: list[StepStage] = []
-    for number, each in enumerate(table["stages"][: MAX_STAGES + 1], 1):
+    cut, methods = split_stages(table["stages"])
+    for number, each in enumerate(methods[: MAX_STAGES + 1], 1 + len(cut)):
         where = f"stage {number} of {path}"
         if not isinstance(each, Mapping):
             raise InputError(f"{where} is {shown(each)}: it must be a table")
         if "method" not in each:
-            raise InputError(f"{where} has no method: cut layers and distill steps in two runs")
+            raise InputError(f"{where} has no method: stages that cut layers come first")
         train = with_changes(common, each.get("train", {}), f"train of {where}")
         stage = parse(StepStage, {**each, "train": fitting(train, where)}, where)
         with prefix_errors(where):
