@@ -14,11 +14,11 @@ from ssd1b.cli.options import ray_options
 from ssd1b.cli.paths import OUT_FOLDER, PATH, check_outputs, echo_path, out_option, overwrite_option
 from ssd1b.cli.table import columns
 from ssd1b.cluster.options import ClusterOptions
-from ssd1b.distill.steps.names import METHOD_NAMES, split_stages
+from ssd1b.distill.stage_files import read_stage_tables
+from ssd1b.distill.steps.names import METHOD_NAMES
 from ssd1b.errors import InputError, unknown
 from ssd1b.files import expand_path
 from ssd1b.numerals import byte_size, duration
-from ssd1b.table_files import read_table
 from ssd1b.training.settings import LoopSettings
 from ssd1b.validation import validate
 
@@ -197,8 +197,8 @@ def _step_file(stages: str | None) -> tuple[Path | None, bool]:
     if stages is None or not stages.lower().endswith(".toml"):
         return None, False
     path = Path(expand_path(stages))
-    cut, methods = split_stages(read_table(path).get("stages"))
-    return (path if methods else None), bool(cut)
+    tables = read_stage_tables(path)
+    return (path if tables.methods else None), bool(tables.cut)
 
 
 def _steps(

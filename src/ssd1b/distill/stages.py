@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal
 
 from ssd1b.distill.features import LEVELS
 from ssd1b.distill.losses import Weights
-from ssd1b.distill.steps.names import split_stages
+from ssd1b.distill.stage_files import read_stage_tables
 from ssd1b.errors import InputError, NotFoundError, prefix_errors, shown, unknown
 from ssd1b.files import expand_path
 from ssd1b.layer_map import BLOCK_RULES
@@ -140,16 +140,12 @@ def read_stages(name: str) -> list[Stage]:
     path = shipped.get(name) or Path(expand_path(name))
     if path.suffix.lower() != ".toml":
         raise unknown("stages", name, [*shipped, "a .toml file"], NotFoundError)
-    table: dict[str, Any] = read_table(path)
-    for key in table:
-        if key not in ("train", "stages"):
-            raise unknown(f"key in {path}", key, ("train", "stages"))
-    stages, _ = split_stages(table.get("stages"))
-    if not stages:
+    tables = read_stage_tables(path)
+    if not (stages := tables.cut):
         raise InputError(f"{path} has no stages that cut layers: each is a table [[stages]] without method")
     if len(stages) > MAX_STAGES:
         raise InputError(f"{path} has {len(stages)} stages: allowed are {MAX_STAGES}")
-    common = with_changes(TRAIN, table.get("train", {}), f"train of {path}")
+    common = with_changes(TRAIN, tables.train, f"train of {path}")
     return [_stage(each, common, f"stage {number} of {path}") for number, each in enumerate(stages, 1)]
 
 

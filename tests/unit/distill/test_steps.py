@@ -397,6 +397,9 @@ def test_the_guides_stages_are_valid(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
+        ("", "has no stages with a method"),
+        ("stages = 3", "has no stages with a method"),
+        ('[[stages]]\nstudent = "50%"', "has no stages with a method"),
         ('[[stages]]\nmethod = "lmc"', "unknown method 'lmc': did you mean 'lcm'"),
         ('[[stages]]\nmethod = "lcm"\nguidence = 2.0', "guidance"),
         ('[[stages]]\nmethod = "lcm"\n[[stages]]\nstudent = "50%"', "stage 2 of .* has no method"),

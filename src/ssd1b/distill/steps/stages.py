@@ -19,13 +19,13 @@ train = { steps = 5000, learning_rate = 1e-5 }
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from ssd1b.diffusion.spacing import LCM_TIMESTEPS
+from ssd1b.distill.stage_files import read_stage_tables
 from ssd1b.distill.stages import MAX_STAGES, fitting, with_changes
-from ssd1b.distill.steps.names import METHOD_NAMES, split_stages
-from ssd1b.errors import InputError, shown, unknown
-from ssd1b.table_files import read_table
+from ssd1b.distill.steps.names import METHOD_NAMES
+from ssd1b.errors import InputError, shown
 from ssd1b.training.settings import LoopSettings, Rate
 from ssd1b.validation import Flag, Items, Name, OneOf, Range, parse, prefix_errors, validated
 
@@ -158,14 +158,12 @@ def read_step_stages(path: Path) -> list[StepStage]:
         InputError: the file is invalid, a later stage has no method or a setting that its method does not
             use, or the first one learns from the one before.
     """
-    table: dict[str, Any] = read_table(path)
-    for key in table:
-        if key not in ("train", "stages"):
-            raise unknown(f"key in {path}", key, ("train", "stages"))
-    common = with_changes(TRAIN, table.get("train", {}), f"train of {path}")
+    tables = read_stage_tables(path)
+    if not tables.methods:
+        raise InputError(f"{path} has no stages with a method")
+    common = with_changes(TRAIN, tables.train, f"train of {path}")
     stages: list[StepStage] = []
-    cut, methods = split_stages(table["stages"])
-    for number, each in enumerate(methods[: MAX_STAGES + 1], 1 + len(cut)):
+    for number, each in enumerate(tables.methods[: MAX_STAGES + 1], 1 + len(tables.cut)):
         where = f"stage {number} of {path}"
         if not isinstance(each, Mapping):
             raise InputError(f"{where} is {shown(each)}: it must be a table")
