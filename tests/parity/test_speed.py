@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ssd1b.layouts import CLIP_MINI_2, VAE_MINI
-from ssd1b.models.layers import Upsample
+from ssd1b.models.layers import ResnetBlock, Upsample
 from ssd1b.models.text import TextEncoder
 from ssd1b.models.unet import UNet
 from ssd1b.models.vae import VAE
@@ -125,6 +125,21 @@ def test_folded_kernels_follow_the_network() -> None:
     assert folded.phases.weight.dtype == torch.float32
     model.half()
     assert folded.phases.weight.dtype == torch.float16
+
+
+@pytest.mark.parametrize("channels", [8, 16], ids=["same width", "shortcut"])
+def test_a_block_without_gradients_overwrites_only_its_own_maps(channels: int) -> None:
+    torch.manual_seed(0)
+    block = ResnetBlock(8, channels, groups=4, eps=1e-5, time_channels=12)
+    x, embedding = torch.randn(2, 8, 4, 4), torch.randn(2, 12)
+    before = x.clone()
+    block(x, embedding).sum().backward()
+    assert block.norm1.weight.grad is not None
+    expected = block(x, embedding).detach()
+    block.requires_grad_(False)
+    assert block(x, embedding).equal(expected) and x.equal(before)
+    with torch.inference_mode():
+        assert block(x, embedding).equal(expected) and x.equal(before)
 
 
 @needs_operators

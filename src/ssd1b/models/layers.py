@@ -59,11 +59,11 @@ class TimestepEmbedding(nn.Module):
 
 
 def silu_(x: Tensor) -> Tensor:
-    """Apply SiLU, in place unless gradients are recorded.
+    """Apply SiLU, in place unless a gradient needs the input.
 
     A feature map of the VAE takes half a gigabyte at 1024x1024, and its first use as long as the operation.
     """
-    return F.silu(x, inplace=not torch.is_grad_enabled())
+    return F.silu(x, inplace=not x.requires_grad)
 
 
 class ResnetBlock(nn.Module):
@@ -97,7 +97,7 @@ class ResnetBlock(nn.Module):
             h = h + self.time_emb_proj(F.silu(embedding))[:, :, None, None]
         h = self.conv2(silu_(self.norm2(h)))
         x = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return h + x if torch.is_grad_enabled() else h.add_(x)
+        return h + x if h.requires_grad else h.add_(x)
 
 
 class Downsample(nn.Module):
