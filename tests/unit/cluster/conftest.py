@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ssd1b.cluster.connection import connected
+from waiting import wait_for
 
 # Before Ray is imported, as ``ssd1b.cluster.connection`` does it.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -38,6 +39,13 @@ class Nodes:
             while len(self._nodes) < NODES:
                 self._nodes.append(self._cluster.add_node(num_cpus=1, wait=False))
 
+    def are_alone(self) -> bool:
+        """Whether Ray counts these nodes: new ones take seconds to join, and killed ones to be missed."""
+        import ray
+
+        alive = [each for each in ray.nodes() if each["Alive"] and each["Resources"].get("CPU")]
+        return len(alive) == NODES
+
     def kill(self, number: int) -> None:
         """Kill all processes of a node."""
         self._cluster.remove_node(self._nodes.pop(number), allow_graceful=False)
@@ -59,4 +67,5 @@ def all_nodes() -> Iterator[Nodes]:
 @pytest.fixture
 def nodes(all_nodes: Nodes) -> Nodes:
     all_nodes.fill()
+    wait_for(all_nodes.are_alone)
     return all_nodes
