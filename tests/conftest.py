@@ -43,13 +43,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Run the tests of a file in one process, which makes what they share once.
 
     Those of a cluster run in one process, too: two clusters would starve each other. ``--dist loadgroup``
-    does the same by a mark, but has no effect with pytest 9.2 and xdist 3.8.
+    does the same by a mark, but has no effect with pytest 9.2 and xdist 3.8. They come first, since they take
+    minutes, in which the other processes would have nothing left to do.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             return "cluster" if nodeid.startswith("tests/unit/cluster/") else nodeid.split("::")[0]
+
+        def _assign_work_unit(self, node: Any) -> None:
+            if "cluster" in self.workqueue:
+                self.workqueue.move_to_end("cluster", last=False)
+            super()._assign_work_unit(node)
 
     return Scheduling(config, log)
 
