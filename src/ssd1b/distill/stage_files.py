@@ -9,7 +9,7 @@ from ssd1b.table_files import read_table
 
 
 class StageTables(NamedTuple):
-    """What a file says, not yet validated.
+    """Contents of a stages file, before validation.
 
     Attributes:
         train: defaults of all stages' training loops.

@@ -120,7 +120,7 @@ NEEDED: Mapping[str, tuple[str, Callable[["FinetuneSettings"], object]]] = {
         lambda made: made.data.variation and made.data.cache_captions,
     ),
 }  # fmt: skip
-"""What each setting requires to have an effect."""
+"""Conditions under which each setting has an effect."""
 
 _REPLACED = {"train.steps": "epochs", "data.path": "data.sources", "data.sources": "data.path"}
 """Settings that replace another one of a lower layer."""

@@ -25,7 +25,7 @@ KEPT = 4
 
 _ROOM = 11 * 10**9
 """Bytes of a GPU's memory from which forward passes are recorded. A record keeps the memory of the feature
-maps, about 1 GB at 1024x1024, which the decoder then cannot use."""
+maps (an estimated 1 GB at 1024x1024), which the decoder then cannot use."""
 
 _TOLERANCE = 0.02
 """Largest relative difference (L2 norm) of a replay from the forward pass; more than rounding in 16 bits."""

@@ -1,4 +1,4 @@
-"""What is recorded, replayed and dropped. Recording itself needs a GPU; here it is imitated."""
+"""Recording, replaying and dropping of CUDA graphs, with a fake recorder that runs on the CPU."""
 
 import warnings
 from collections.abc import Callable
